@@ -1,0 +1,93 @@
+"""What a Small-E checkpoint is: sizes, special tokens and the classes that read it."""
+
+from transformers import PreTrainedConfig
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_smalle.SmallEConfig",
+    "AutoModel": "modeling_smalle.SmallEModel",
+    "AutoModelForTextToWaveform": "modeling_smalle.SmallEForTextToSpeech",
+    "AutoProcessor": "processing_smalle.SmallEProcessor",
+}
+
+# Every codebook shares this layout: three special tokens, then the codes.
+AUDIO_PAD, AUDIO_HEAD, AUDIO_TAIL, NUM_AUDIO_SPECIALS = 0, 1, 2, 3
+
+
+class SmallEConfig(PreTrainedConfig):
+    """Configuration of Small-E (arXiv 2406.04467). The defaults are the paper's shape.
+
+    Args:
+        vocab_size: entries of the text tokenizer.
+        hidden_size: width of the text encoder, the audio encoder and the audio decoder.
+        intermediate_size: width of the gated feed-forward layers.
+        text_layers, num_attention_heads, rope_theta: the non-causal text encoder.
+        audio_encoder_layers, audio_decoder_layers: linear-attention blocks before and after the cross-attention.
+        mixer: sequence mixer of those blocks and of the position block, one of `mixers_smalle.MIXERS`.
+        mixer_heads, expand_k, expand_v: heads of a mixer; its key and value widths relative to `hidden_size`.
+        gate_low_rank, gate_logit_normalizer: the decay gate, `logsigmoid(low_rank(x)) / normalizer`.
+        position_size: width d_b of the sinusoidal positions and of the block that runs over them (at most 64
+            in the paper).
+        num_codebooks, codebook_size, frame_rate, sampling_rate: the audio codec; frames and samples per second.
+        max_text_tokens, max_audio_frames: limits of one input; longer ones are refused.
+    """
+
+    model_type = "smalle"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 256
+    hidden_size: int = 512
+    intermediate_size: int = 816
+    text_layers: int = 9
+    num_attention_heads: int = 8
+    rope_theta: float = 10000.0
+    audio_encoder_layers: int = 6
+    audio_decoder_layers: int = 6
+    mixer: str = "gla"
+    mixer_heads: int = 2
+    expand_k: float = 1.0
+    expand_v: float = 2.0
+    gate_low_rank: int = 16
+    gate_logit_normalizer: float = 16.0
+    position_size: int = 64
+    num_codebooks: int = 4
+    codebook_size: int = 1024
+    frame_rate: float = 75.0
+    sampling_rate: int = 24000
+    dropout: float = 0.0
+    norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    max_text_tokens: int = 4096
+    max_audio_frames: int = 65536
+    use_cache: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        self._check_sizes()
+
+    def _check_sizes(self):
+        positive = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "mixer_heads",
+                    "num_codebooks", "codebook_size", "frame_rate", "sampling_rate")  # fmt: skip
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number.")
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of 2 * num_attention_heads="
+                f"{2 * self.num_attention_heads} (rotary positions turn pairs of each head)."
+            )
+        for name in ("expand_k", "expand_v"):
+            width = self.hidden_size * getattr(self, name)
+            if width % self.mixer_heads:
+                raise ValueError(f"hidden_size * {name} = {width} must be a multiple of mixer_heads={self.mixer_heads}.")
+        if self.position_size % 2:
+            raise ValueError(f"position_size={self.position_size} must be even: half sines, half cosines.")
+
+    @property
+    def audio_vocab_size(self) -> int:
+        """Entries of one codebook with its special tokens."""
+        return self.codebook_size + NUM_AUDIO_SPECIALS

@@ -1,0 +1,215 @@
+"""Codecs: shapes, padding, storage, EnCodec with Vocos, and what they refuse."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import EncodecConfig, EncodecModel
+
+from smalle.codec_smalle import EncodecCodec, SmallECodec, SmallECodecConfig, codebook_usage, load_codec, load_vocos
+from smalle.vocos_smalle import Vocos, VocosConfig, convert_original, inverse_stft
+
+TINY = {
+    "latent_size": 16,
+    "num_codebooks": 3,
+    "codebook_size": 32,
+    "encoder_hidden_size": 16,
+    "encoder_intermediate_size": 32,
+    "encoder_num_layers": 2,
+    "vocos_hidden_size": 16,
+    "vocos_intermediate_size": 32,
+    "vocos_num_layers": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def codec():
+    torch.manual_seed(0)
+    codec = SmallECodec(SmallECodecConfig(**TINY)).eval()
+    torch.nn.init.normal_(codec.encoder.out.weight, std=0.3)  # so that the convolutions matter
+    torch.nn.init.normal_(codec.encoder.projection.weight, std=0.05)
+    return codec
+
+
+@pytest.fixture(scope="module")
+def encodec():
+    torch.manual_seed(0)
+    model = EncodecModel(EncodecConfig(hidden_size=16, num_filters=2, num_lstm_layers=1)).eval()
+    for layer in model.quantizer.layers:
+        torch.nn.init.normal_(layer.codebook.embed)
+    vocos = Vocos(
+        VocosConfig(input_channels=16, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_bandwidths=4)
+    )
+    return EncodecCodec(model, vocos).eval()
+
+
+@pytest.fixture(params=["codec", "encodec"])
+def any_codec(request):
+    return request.getfixturevalue(request.param)
+
+
+def noise(*shape):
+    return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+@settings(max_examples=15, deadline=None)
+@given(length=st.integers(1, 5000))
+def test_frames_are_length_over_hop_rounded_up(codec, length):
+    codes = codec.encode(noise(1, length))
+    frames = -(-length // 480)
+    assert codes.shape == (1, 3, frames) and codes.dtype == torch.int64
+    assert codec.decode(codes).shape == (1, 480 * frames)
+
+
+def test_both_calls_of_every_codec(any_codec):
+    codes = any_codec.encode(noise(2, 4000))
+    frames = -(-4000 // any_codec.hop_length)
+    assert codes.shape == (2, any_codec.num_codebooks, frames) and codes.dtype == torch.int64
+    assert 0 <= codes.min() and codes.max() < any_codec.codebook_size
+    waveform = any_codec.decode(codes)
+    assert waveform.shape == (2, frames * any_codec.hop_length) and waveform.dtype == torch.float32
+    assert any_codec.frame_rate * any_codec.hop_length == any_codec.sampling_rate == 24000
+
+
+def test_padded_batch_equals_single_runs(any_codec):
+    waveform, lengths = noise(3, 6000), [6000, 3333, 500]
+    codes = any_codec.encode(waveform, torch.tensor(lengths))
+    for row, length in enumerate(lengths):
+        alone = any_codec.encode(waveform[row : row + 1, :length])[0]
+        assert torch.equal(codes[row, :, : alone.shape[1]], alone)
+
+
+def test_residual_encoder_starts_at_zero():
+    codec = SmallECodec(SmallECodecConfig(**TINY))
+    features = codec.analyse(noise(1, 4800))
+    expected = codec.encoder.projection(features.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(codec.encoder(features), expected)
+
+
+def test_same_after_save_and_load(codec, tmp_path):
+    codec.save_pretrained(tmp_path)
+    loaded, waveform = load_codec(str(tmp_path)), noise(1, 4800)
+    codes = codec.encode(waveform)
+    assert torch.equal(loaded.encode(waveform), codes)
+    assert torch.equal(loaded.decode(codes), codec.decode(codes))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_storage_computes_in_float32(codec, dtype, tmp_path):
+    half = SmallECodec(codec.config)
+    half.load_state_dict(codec.state_dict())
+    half.to(dtype).save_pretrained(tmp_path)
+    loaded = load_codec(str(tmp_path))
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    codes = codec.encode(noise(1, 4800))
+    assert (loaded.encode(noise(1, 4800)) == codes).float().mean() > 0.8
+    torch.testing.assert_close(loaded.decode(codes), codec.decode(codes), atol=0.1, rtol=0.1)
+    assert half.encode(noise(1, 4800)).shape == codes.shape and half.decode(codes).isfinite().all()
+
+
+def test_codes_sum_their_codebooks_vectors(codec):
+    codes = torch.randint(32, (1, 3, 5))
+    books = codec.quantizer.codebooks
+    expected = sum(books[q, codes[0, q]] for q in range(3)).T
+    torch.testing.assert_close(codec.embed(codes)[0], expected)
+
+
+def test_quantizer_finds_its_own_codes():
+    codec = SmallECodec(SmallECodecConfig(**TINY))
+    codec.quantizer.codebooks *= torch.tensor([1.0, 1e-2, 1e-4])[:, None, None]
+    codes = torch.randint(32, (2, 3, 7))
+    assert torch.equal(codec.quantizer.encode(codec.embed(codes)), codes)
+
+
+def test_codebook_usage():
+    codes = torch.tensor([[[0, 1, 2, 3], [0, 0, 0, 0]]])
+    share, perplexity = codebook_usage(codes, 8)
+    torch.testing.assert_close(share, torch.tensor([0.5, 0.125]))
+    torch.testing.assert_close(perplexity, torch.tensor([4.0, 1.0]))
+
+
+def test_inverse_transform_undoes_the_transform():
+    window, waveform = torch.hann_window(64), noise(1, 640)
+    spectrum = torch.stft(waveform, 64, 16, window=window, return_complex=True)
+    torch.testing.assert_close(inverse_stft(spectrum.transpose(1, 2), 64, 16, "center"), waveform, atol=1e-5, rtol=1e-4)
+
+
+def test_encodec_codec_saves_and_loads(encodec, tmp_path):
+    encodec.save_pretrained(tmp_path)
+    loaded = load_codec(str(tmp_path))
+    codes = encodec.encode(noise(1, 3200))
+    assert isinstance(loaded, EncodecCodec) and codes.shape == (1, 4, 10)
+    assert torch.equal(loaded.encode(noise(1, 3200)), codes)
+    assert torch.equal(loaded.decode(codes), encodec.decode(codes))
+
+
+def original_state(vocos):
+    """The state dict that the vocos package would hold for the same weights."""
+    renamed = {
+        ("head." if name.startswith("out.") else "backbone.") + name: value
+        for name, value in vocos.state_dict().items()
+    }
+    return {**renamed, "head.istft.window": torch.hann_window(1280), "feature_extractor.x": torch.zeros(1)}
+
+
+def test_original_vocos_checkpoint_converts(encodec, tmp_path):
+    vocos, features = encodec.vocos, noise(1, 16, 6)
+    torch.save(original_state(vocos), tmp_path / "pytorch_model.bin")
+    head = "head:\n  init_args:\n    dim: 8\n    n_fft: 1280\n    hop_length: 320\n    padding: same\n"
+    (tmp_path / "config.yaml").write_text("backbone:\n  init_args:\n    dim: 8\n" + head)
+    converted = load_vocos(str(tmp_path))
+    assert converted.config.num_bandwidths == 4 and converted.config.padding == "same"
+    assert torch.equal(converted(features, 1), vocos(features, 1))
+
+
+@pytest.mark.parametrize(
+    "waveform, lengths, message",
+    [
+        (torch.zeros(100), None, "batch dimension"),
+        (torch.zeros(1, 1, 100), None, "expected"),
+        (torch.zeros(1, 100, dtype=torch.int16), None, "32768"),
+        (torch.zeros(1, 0), None, "nothing to encode"),
+        (torch.full((1, 100), float("nan")), None, "NaN"),
+        (torch.zeros(2, 100), [100, 0], "lengths"),
+        (torch.zeros(2, 100), [100, 101], "lengths"),
+        (torch.zeros(2, 100), [100], "lengths"),
+    ],
+)
+def test_bad_audio_is_refused(any_codec, waveform, lengths, message):
+    with pytest.raises(ValueError, match=message):
+        any_codec.encode(waveform, lengths)
+
+
+@pytest.mark.parametrize(
+    "codes, message",
+    [
+        (lambda q, k: torch.zeros(1, q + 1, 4, dtype=torch.int64), "shape"),
+        (lambda q, k: torch.zeros(q, 4, dtype=torch.int64), "shape"),
+        (lambda q, k: torch.zeros(1, q, 0, dtype=torch.int64), "shape"),
+        (lambda q, k: torch.zeros(1, q, 4), "integers"),
+        (lambda q, k: torch.full((1, q, 4), k), "special tokens"),
+        (lambda q, k: torch.full((1, q, 4), -1), "special tokens"),
+    ],
+)
+def test_bad_codes_are_refused(any_codec, codes, message):
+    with pytest.raises(ValueError, match=message):
+        any_codec.decode(codes(any_codec.num_codebooks, any_codec.codebook_size))
+
+
+def test_unknown_codecs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no codec at"):
+        load_codec(str(tmp_path / "nowhere"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mimi"}))
+    with pytest.raises(ValueError, match="mimi"):
+        load_codec(str(tmp_path))
+
+
+def test_bad_sizes_are_refused():
+    with pytest.raises(ValueError, match="hop_length"):
+        SmallECodecConfig(hop_length=500)
+    with pytest.raises(ValueError, match="no backbone"):
+        convert_original({"weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="bandwidth_id"):
+        Vocos(VocosConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1))(torch.zeros(1, 128, 2), 1)

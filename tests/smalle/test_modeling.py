@@ -1,0 +1,129 @@
+"""The model: padded = unpadded, cached = full, save -> load = same, PACA's maps, the loss."""
+
+import pytest
+import torch
+
+from smalle import SmallEConfig, SmallEForTextToSpeech
+
+
+def batch(config, batch_size=2, text=9, frames=70, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, config.vocab_size, (batch_size, text), generator=random)
+    shape = (batch_size, frames, config.num_codebooks)
+    return ids, torch.randint(0, config.audio_vocab_size, shape, generator=random)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_equals_unpadded(tiny_model, tiny_config, side):
+    ids, codes = batch(tiny_config, 1)
+    alone = tiny_model(input_ids=ids, audio_codes=codes, use_cache=True)
+
+    def pad(x, amount):
+        widths = (amount, 0) if side == "left" else (0, amount)
+        return torch.nn.functional.pad(x, (0, 0) * (x.ndim - 2) + widths)
+
+    text_mask, audio_mask = pad(torch.ones(1, 9), 4), pad(torch.ones(1, 70), 11)
+    padded = tiny_model(
+        input_ids=pad(ids, 4), attention_mask=text_mask, audio_codes=pad(codes, 11), audio_attention_mask=audio_mask,
+        use_cache=True,
+    )  # fmt: skip
+    assert torch.allclose(padded.logits[audio_mask.bool()], alone.logits[0], atol=1e-4)
+    for got, wanted in zip(padded.past_key_values.recurrent, alone.past_key_values.recurrent):
+        assert torch.allclose(got, wanted, atol=1e-4)
+
+
+@torch.no_grad()
+def test_steps_with_state_equal_the_whole_sequence(tiny_model, tiny_config):
+    ids, codes = batch(tiny_config)
+    whole = tiny_model(input_ids=ids, audio_codes=codes, use_cache=True)
+    out = tiny_model(input_ids=ids, audio_codes=codes[:, :66], use_cache=True)
+    logits = [out.logits]
+    for t in range(66, 70):
+        out = tiny_model(audio_codes=codes[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+        logits.append(out.logits)
+    assert torch.allclose(torch.cat(logits, 1), whole.logits, atol=1e-4)
+    for got, wanted in zip(out.past_key_values.recurrent, whole.past_key_values.recurrent):
+        assert torch.allclose(got, wanted, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_audio_path_is_causal_and_the_text_path_is_not(tiny_model, tiny_config):
+    ids, codes = batch(tiny_config)
+    before = tiny_model(input_ids=ids, audio_codes=codes).logits
+    later = codes.clone()
+    later[:, 40:] = (later[:, 40:] + 1) % tiny_config.audio_vocab_size
+    after = tiny_model(input_ids=ids, audio_codes=later).logits
+    assert torch.allclose(before[:, :40], after[:, :40], atol=1e-5)
+    assert not torch.allclose(before[:, 40:], after[:, 40:], atol=1e-3)
+    other = ids.clone()
+    other[:, -1] = 3
+    assert not torch.allclose(before[:, 0], tiny_model(input_ids=other, audio_codes=codes).logits[:, 0], atol=1e-4)
+
+
+@torch.no_grad()
+def test_attention_maps_are_distributions_over_the_unmasked_text(tiny_model, tiny_config):
+    ids, codes = batch(tiny_config)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    out = tiny_model(input_ids=ids, attention_mask=mask, audio_codes=codes, output_attentions=True)
+    for attention in out.attentions:
+        assert attention.shape == (2, 70, 9)
+        assert torch.allclose(attention.sum(-1), torch.ones(2, 70), atol=1e-5)
+        assert attention[0, :, :4].max() < 1e-6
+
+
+def test_save_and_load_give_the_same_model(tiny_model, tiny_config, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
+    ids, codes = batch(tiny_config)
+    with torch.no_grad():
+        got = again(input_ids=ids, audio_codes=codes).logits
+        assert torch.equal(got, tiny_model(input_ids=ids, audio_codes=codes).logits)
+    assert again.config.num_codebooks == tiny_config.num_codebooks
+
+
+def test_loss_is_the_mean_cross_entropy_of_unmasked_labels(tiny_model, tiny_config):
+    ids, codes = batch(tiny_config)
+    labels = codes.roll(-1, 1)
+    labels[:, -1] = -100
+    labels[0, :, 2] = -100
+    out = tiny_model(input_ids=ids, audio_codes=codes, labels=labels)
+    log_probs = out.logits.log_softmax(-1)
+    keep = labels != -100
+    wanted = -log_probs[keep].gather(-1, labels[keep][:, None]).mean()
+    assert torch.allclose(out.loss, wanted, atol=1e-5)
+    count = int(keep.sum())
+    summed = tiny_model(input_ids=ids, audio_codes=codes, labels=labels, num_items_in_batch=2 * count).loss
+    assert torch.allclose(summed * 2, wanted, atol=1e-5)
+
+
+def test_every_parameter_gets_a_gradient(tiny_config):
+    model = SmallEForTextToSpeech(tiny_config)
+    ids, codes = batch(tiny_config)
+    model(input_ids=ids, audio_codes=codes, labels=codes).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_paper_shape_has_64_million_parameters():
+    with torch.device("meta"):
+        count = sum(p.numel() for p in SmallEForTextToSpeech(SmallEConfig()).parameters())
+    assert 62e6 < count < 68e6
+
+
+@pytest.mark.parametrize("wrong", [dict(hidden_size=30), dict(num_codebooks=0), dict(position_size=15), dict(expand_v=0.99)])
+def test_impossible_sizes_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SmallEConfig(**{"hidden_size": 32, "num_attention_heads": 2, **wrong})
+
+
+def test_wrong_inputs_are_refused(tiny_model, tiny_config):
+    ids, codes = batch(tiny_config)
+    with pytest.raises(ValueError, match="audio_codes has shape"):
+        tiny_model(input_ids=ids, audio_codes=codes[..., :2])
+    with pytest.raises(ValueError, match="attention_mask has shape"):
+        tiny_model(input_ids=ids, attention_mask=torch.ones(2, 3), audio_codes=codes)
+    with pytest.raises(ValueError, match="either input_ids"):
+        tiny_model(audio_codes=codes)
+    with pytest.raises(ValueError, match="mixer='lstm'"):
+        SmallEForTextToSpeech(SmallEConfig(mixer="lstm"))

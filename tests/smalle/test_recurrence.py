@@ -1,0 +1,60 @@
+"""The recurrence: chunked = naive = step by step, masked steps change nothing, gradients are right."""
+
+import pytest
+import torch
+
+from smalle.recurrence_smalle import chunked, naive, recurrence
+
+torch.manual_seed(0)
+
+
+def inputs(length, strength=1.0, dtype=torch.float32, heads=2, key=8, value=12):
+    q, k = torch.randn(2, 2, length, heads, key, dtype=dtype)
+    v = torch.randn(2, length, heads, value, dtype=dtype)
+    decay = -strength * torch.rand(2, length, heads, key, dtype=dtype)
+    return q, k, v, decay, torch.randn(2, heads, key, value)
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("length", [1, 15, 64, 65, 200])
+@pytest.mark.parametrize("strength", [0.05, 1.0, 8.0])
+def test_chunked_equals_naive_with_its_final_state(length, strength):
+    q, k, v, decay, state = inputs(length, strength)
+    for got, wanted in zip(chunked(q, k, v, decay, state), naive(q, k, v, decay, state)):
+        assert relative(got, wanted) < 1e-5
+
+
+def test_two_halves_with_state_equal_the_whole():
+    q, k, v, decay, state = inputs(150)
+    whole, last = chunked(q, k, v, decay, state)
+    first, state = chunked(*(x[:, :70] for x in (q, k, v, decay)), state)
+    second, state = chunked(*(x[:, 70:] for x in (q, k, v, decay)), state)
+    assert relative(torch.cat((first, second), 1), whole) < 1e-5
+    assert relative(state, last) < 1e-5
+
+
+def test_long_sequences_with_strong_decay_stay_finite():
+    q, k, v, decay, state = inputs(8000, strength=8.0, heads=1)
+    out, last = chunked(q, k, v, decay, state)
+    assert out.isfinite().all() and last.isfinite().all()
+
+
+def test_gradients_equal_those_of_float64():
+    q, k, v, decay, state = inputs(70)
+
+    def gradients(function, dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v, decay, state)]
+        out, last = function(*leaves)
+        (out.sum() + (last**2).sum()).backward()
+        return [leaf.grad for leaf in leaves]
+
+    for got, wanted in zip(gradients(chunked, torch.float32), gradients(naive, torch.float64)):
+        assert relative(got.double(), wanted) < 1e-4
+
+
+def test_unknown_kernel_is_refused():
+    with pytest.raises(ValueError, match="expected 'auto'"):
+        recurrence(*inputs(3), kernel="cuda")

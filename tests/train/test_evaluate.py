@@ -1,0 +1,175 @@
+"""The evaluation program, with a fake checkpoint that answers the public contract."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import BatchFeature
+
+from train import evaluate
+
+JUDGE = """
+import argparse, json, pathlib
+p = argparse.ArgumentParser(); p.add_argument("manifest"); p.add_argument("--out"); p.add_argument("--threads")
+a = p.parse_args()
+rows = [json.loads(line) for line in pathlib.Path(a.manifest).read_text().splitlines()]
+pathlib.Path(a.out).write_text(json.dumps({"summary": {"wer": 0.0, "heard": len(rows)}, "rows": rows}))
+"""
+
+
+class FakeProcessor:
+    """Text length as input; decodes one code to 320 samples of its own value."""
+
+    sampling_rate = 24000
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, text, voice=None, audio=None, audio_text=None, sampling_rate=None, return_tensors=None):
+        if voice == "nobody":
+            raise ValueError("voice 'nobody' is not one of ['somebody']")
+        texts = [text] if isinstance(text, str) else text
+        self.calls.append(SimpleNamespace(texts=texts, voice=voice, audio=audio, audio_text=audio_text))
+        return BatchFeature({"input_ids": torch.tensor([[len(t)] for t in texts])})
+
+    def decode(self, sequences):
+        return [np.repeat(row[:, 0].numpy() / 1000, 320).astype(np.float32) for row in sequences]
+
+
+class FakeModel(torch.nn.Module):
+    """As many random frames as the text has letters, padded on the right."""
+
+    device = torch.device("cpu")
+
+    def generate(self, input_ids, return_dict_in_generate, scale=1000):
+        lengths = input_ids[:, 0]
+        codes = torch.randint(scale, (len(lengths), int(lengths.max()) + 3, 4))
+        return SimpleNamespace(sequences=codes, lengths=lengths)
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    fake = FakeProcessor()
+    monkeypatch.setattr(evaluate, "load", lambda settings: (fake, FakeModel()))
+    return fake
+
+
+@pytest.fixture
+def sentences(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("A sentence of some length.\n\nShort.\nAnother sentence, longer than the first one.\n")
+    return path
+
+
+def run(capsys, *argv):
+    assert evaluate.main([str(a) for a in argv]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def waves(folder):
+    return {path.name: soundfile.read(path)[0] for path in sorted(folder.glob("*.wav"))}
+
+
+def test_every_line_becomes_a_recording_of_its_own_length(processor, sentences, tmp_path, capsys):
+    result = run(capsys, "mini", sentences, tmp_path / "out", "--batch-size", 2)
+    folder = tmp_path / "out" / result["folder"].rsplit("/", 1)[1]
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    assert [row["audio"] for row in rows] == ["0001.wav", "0002.wav", "0003.wav"]
+    assert [len(wave) for wave in waves(folder).values()] == [320 * len(row["text"]) for row in rows]
+    assert result["utterances"] == 3 and result["speed"] > 0
+    assert not list(folder.glob(".*"))
+
+
+def test_name_of_the_folder_holds_what_changes_a_number(tmp_path):
+    base = evaluate.Settings("a/mini", tmp_path / "lines.txt")
+    changes = [{"seed": 1}, {"voice": "x"}, {"batch_size": 1}, {"dtype": "bfloat16"}, {"device": "cuda"},
+               {"generate": {"temperature": 0.5}}, {"checkpoint": "a/other"}, {"clone": True}]
+    names = {evaluate.Settings(**{"checkpoint": "a/mini", "texts": base.texts, **change}).name for change in changes}
+    assert len(names | {base.name}) == len(changes) + 1
+
+
+def test_resumed_run_equals_an_unbroken_one(processor, sentences, tmp_path, capsys):
+    folder = tmp_path / "out" / run(capsys, "mini", sentences, tmp_path / "out", "--batch-size", 2)["folder"]
+    whole = waves(folder)
+    kept = (folder / "0001.wav").stat().st_mtime_ns
+    (folder / "0002.wav").unlink()
+    run(capsys, "mini", sentences, tmp_path / "out", "--batch-size", 2)
+    assert all(np.array_equal(whole[name], wave) for name, wave in waves(folder).items())
+    assert (folder / "0001.wav").stat().st_mtime_ns == kept
+
+
+def test_finished_run_is_judged_without_the_model(processor, sentences, tmp_path, capsys, monkeypatch):
+    first = run(capsys, "mini", sentences, tmp_path / "out")
+    monkeypatch.setattr(evaluate, "load", None)
+    judge = tmp_path / "judge.py"
+    judge.write_text(JUDGE)
+    result = run(capsys, "mini", sentences, tmp_path / "out", "--judge", judge, "--judge-python", sys.executable)
+    report = json.loads((tmp_path / "out" / result["folder"] / "report.json").read_text())
+    assert result["wer"] == 0.0 and result["heard"] == 3 and result["speed"] == first["speed"]
+    assert report["settings"]["seed"] == 0 and len(report["rows"]) == 3
+
+
+def test_failing_judge_keeps_the_recordings(processor, sentences, tmp_path, capsys):
+    judge = tmp_path / "judge.py"
+    judge.write_text("raise SystemExit(3)")
+    assert evaluate.main(["mini", str(sentences), str(tmp_path / "out"), "--judge", str(judge)]) == 1
+    assert "exit code 3" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").rglob("*.wav"))) == 3
+
+
+def test_clone_takes_prompt_and_reference(processor, tmp_path, capsys):
+    soundfile.write(tmp_path / "prompt.wav", np.full((800, 2), 0.25), 16000)
+    row = {"audio": "prompt.wav", "audio_text": "What it says.", "text": "What to say.", "reference": "prompt.wav"}
+    manifest = tmp_path / "clone.jsonl"
+    manifest.write_text(json.dumps(row) + "\n" + json.dumps({**row, "text": "More.", "reference": None}) + "\n")
+    result = run(capsys, "mini", tmp_path / "out", "--clone", manifest)
+    assert sorted(call.texts for call in processor.calls) == [["More."], ["What to say."]]
+    assert all(call.audio.shape == (800,) and call.audio_text == "What it says." for call in processor.calls)
+    rows = (tmp_path / "out" / result["folder"] / "manifest.jsonl").read_text().splitlines()
+    assert json.loads(rows[0])["reference"] == str(tmp_path / "prompt.wav") and "reference" not in json.loads(rows[1])
+
+
+def test_options_reach_generate(processor, sentences, tmp_path, capsys):
+    result = run(capsys, "mini", sentences, tmp_path / "out", "--generate", "scale=1")
+    assert all(not wave.any() for wave in waves(tmp_path / "out" / result["folder"]).values())
+    assert result["folder"].endswith("scale-1")
+
+
+def test_what_is_not_finite_becomes_silence(tmp_path):
+    evaluate.write_wave(tmp_path / "a.wav", np.array([np.nan, np.inf, -2.0]), 24000)
+    assert soundfile.read(tmp_path / "a.wav")[0] == pytest.approx([0, 1, -1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["mini", "OUT"], "either SENTENCES or --clone"),
+        (["mini", "LINES", "OUT", "--clone", "LINES"], "either SENTENCES or --clone"),
+        (["mini", "missing.txt", "OUT"], "missing.txt cannot be read"),
+        (["mini", "EMPTY", "OUT"], "holds no text"),
+        (["mini", "OUT", "--clone", "LINES"], "line 1: expected a JSON object"),
+        (["mini", "LINES", "OUT", "--batch-size", "0"], "at least 1, got 0"),
+        (["mini", "LINES", "OUT", "--generate", "temperature"], "expected KEY=VALUE"),
+        (["mini", "LINES", "OUT", "--judge", "nothing.py"], "judge nothing.py does not exist"),
+        (["mini", "LINES", "OUT", "--voice", "nobody"], "voice 'nobody' is not one of"),
+    ],
+)
+def test_bad_input_is_named_and_exits_with_2(processor, sentences, tmp_path, capsys, argv, says):
+    (tmp_path / "empty.txt").write_text("\n")
+    places = {"OUT": tmp_path / "out", "LINES": sentences, "EMPTY": tmp_path / "empty.txt"}
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([str(places.get(a, a)) for a in argv])
+    assert stopped.value.code == 2 and says in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.wav"))
+
+
+def test_recordings_of_other_texts_are_not_mixed_in(processor, sentences, tmp_path, capsys):
+    run(capsys, "mini", sentences, tmp_path / "out")
+    sentences.write_text("Something else.\n")
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["mini", str(sentences), str(tmp_path / "out")])
+    assert stopped.value.code == 2 and "other weights or texts" in capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""Speaking a plan with Kokoro: batches, checks and files. Weights are random; nothing is downloaded."""
+import json
+import wave
+
+import numpy as np
+import pytest
+import torch
+
+from train.kokoro import lstm_weights, pad_to
+from train.kokoro_model import SAMPLES_PER_FRAME, SAMPLING_RATE, Kokoro
+from train.synthesize import Sentence, decoder_batches, finish, read_plan, trim, usable, write_metadata
+
+ROW = {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speaker": "mix", "voice": {"a": 1.5, "b": -0.5},
+       "speed": 1.0}
+VOICES = {"a": torch.zeros(510, 256), "b": torch.zeros(510, 256)}
+
+
+def write_plan(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def tone(seconds, before=0.0, behind=0.0):
+    sound = 0.5 * np.sin(2 * np.pi * 220 * np.arange(int(seconds * SAMPLING_RATE)) / SAMPLING_RATE)
+    return np.pad(sound, (int(before * SAMPLING_RATE), int(behind * SAMPLING_RATE))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Kokoro({"a": 43, "b": 44}).eval()
+
+
+def test_tokenize_drops_unknown_phonemes(model):
+    assert model.tokenize("aXb") == [0, 43, 44, 0]
+
+
+def test_ragged_plan_matches_batch_of_one(model):
+    tokens, styles = torch.randint(1, 178, (2, 9)), torch.randn(2, 256)
+    tokens[1, 6:] = 0
+    features, durations = model.plan(tokens, torch.tensor([9, 6]), styles, torch.ones(2))
+    alone, durations_alone = model.plan(tokens[1:, :6], torch.tensor([6]), styles[1:], torch.ones(1))
+    torch.testing.assert_close(features[1, :6], alone[0], atol=1e-4, rtol=1e-3)
+    assert durations[1].tolist() == durations_alone[0].tolist() + [0, 0, 0]
+
+
+def test_ragged_speech_matches_batch_of_one(model):
+    features, styles = torch.randn(2, 16, 1152), torch.randn(2, 256)
+    both = model.speak(features, torch.tensor([15, 9]), styles, noise=0.0)
+    alone = model.speak(features[1:, :10], torch.tensor([9]), styles[1:], noise=0.0)
+    end = 9 * SAMPLES_PER_FRAME - 20  # the last window is divided by a smaller sum at the end of an array
+    error = (both[1, :end] - alone[0, :end]).abs() / alone.abs().max()
+    assert error.quantile(0.99) < 1e-3  # where the source is silent its phase is a matter of rounding
+
+
+def test_lstm_of_onnx_gate_order():
+    lstm = torch.nn.LSTM(3, 2, bidirectional=True)
+    state = lstm.state_dict()
+
+    def onnx_order(kind, suffix):
+        i, f, c, o = state[f"{kind}_l0{suffix}"].chunk(4)
+        return torch.cat([i, o, f, c])
+
+    w, r = (torch.stack([onnx_order(kind, s) for s in ("", "_reverse")]) for kind in ("weight_ih", "weight_hh"))
+    b = torch.stack([torch.cat([onnx_order(k, s) for k in ("bias_ih", "bias_hh")]) for s in ("", "_reverse")])
+    for name, value in lstm_weights("x", w, r, b).items():
+        torch.testing.assert_close(value, state[name.removeprefix("x.")])
+
+
+def test_padding_keeps_scale_and_shift_apart():
+    assert pad_to(torch.tensor([1.0, 2.0]), torch.Size([6]), halves=True).tolist() == [1, 0, 0, 2, 0, 0]
+
+
+def test_decoder_batches_hold_every_sentence_once_within_its_length():
+    sentences = [Sentence(ROW, [0], torch.zeros(256), durations=np.array([n])) for n in (10, 900, 31, 32, 33, 200)]
+    batches = list(decoder_batches(sentences, seconds=20))
+    assert sorted(s.frames for _, batch in batches for s in batch) == [10, 31, 32, 33, 200, 900]
+    assert all(s.frames < length for length, batch in batches for s in batch)
+
+
+def test_trim_leaves_a_tenth_before_and_a_fifth_behind():
+    trimmed = trim(tone(1.0, before=0.5, behind=0.8))
+    assert len(trimmed) == pytest.approx(1.3 * SAMPLING_RATE, abs=SAMPLING_RATE // 100)
+    assert len(trim(tone(1.0))) == SAMPLING_RATE
+
+
+def test_usable_wants_a_human_pace():
+    text = "A sentence of some forty characters here."
+    assert usable(tone(3.0), text) and not usable(tone(1.0), text) and not usable(tone(12.0), text)
+    assert usable(tone(3.0), "Short.")
+
+
+@pytest.mark.parametrize("audio", [np.full(SAMPLING_RATE, np.nan, np.float32), 0.01 * tone(1.0)])
+def test_broken_audio_is_not_written(audio, tmp_path):
+    assert finish(audio, ROW, tmp_path) == 0
+    assert not list(tmp_path.rglob("*.wav"))
+
+
+def test_metadata_lists_what_was_written(tmp_path):
+    seconds = finish(tone(1.0), ROW, tmp_path)
+    write_metadata([ROW, {**ROW, "id": "s2"}], tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(r["file_name"], r["duration"]) for r in rows] == [("mix/s1.wav", seconds)]
+    with wave.open(str(tmp_path / "mix" / "s1.wav")) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, SAMPLING_RATE)
+
+
+@pytest.mark.parametrize("change", [{"voice": {"c": 1.0}}, {"voice": {}}, {"speed": 0}, {"speed": None},
+                                    {"id": "../s1"}, {"speaker": ".."}, {"speaker": "/tmp"}, {"id": "s1"}])
+def test_a_bad_row_is_named(change, tmp_path):
+    plan = write_plan(tmp_path / "plan.jsonl", ROW, {**ROW, "id": "s0", **change})
+    with pytest.raises(ValueError, match=r"plan\.jsonl:2"):
+        read_plan(plan, VOICES)

@@ -1,0 +1,78 @@
+"""Puts a checkpoint together in the form of a Hub repository: weights, code, codec, tokenizer, voices.
+
+usage: python -m train.assemble MODEL CODEC VOICES.yaml OUT [--card CARD.md]
+
+MODEL: output folder of train.train (weights and tokenizer). CODEC: folder of train.codec. VOICES.yaml: default: NAME,
+voices: {NAME: {audio: recording, text: transcript}}. Weights are stored in half precision and load as float32.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+
+import torch
+import yaml
+from transformers import AutoTokenizer, GenerationConfig
+
+import smalle
+from smalle.codec_smalle import load_codec
+from smalle.processing_smalle import SmallEProcessor, save_voice
+
+CODE = sorted(pathlib.Path(smalle.__file__).parent.glob("*_smalle.py"))
+GENERATION = {"do_sample": True, "top_k": 100, "temperature": 1.0, "max_seconds": 60}
+
+
+def save_half(model, folder):
+    """Weights in fp16, which halves the folder; the configuration says float32, so that they load as float32."""
+    model.half().save_pretrained(folder)
+    path = pathlib.Path(folder) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
+
+
+def assemble(model_folder, codec_folder, voices_file, out, generation=None, card=None):
+    """Writes OUT; returns its size in bytes."""
+    partial = pathlib.Path(f"{out}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "voices").mkdir(parents=True)
+    settings = {**GENERATION, **(generation or {})}
+    model = smalle.SmallEForTextToSpeech.from_pretrained(model_folder, dtype=torch.float32)
+    config = model.config
+    model.generation_config = GenerationConfig(
+        max_new_tokens=int(settings.pop("max_seconds") * config.frame_rate), pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, **settings,
+    )  # fmt: skip
+    save_half(model, partial)
+    recipe = yaml.safe_load(pathlib.Path(voices_file).read_text())
+    processor = SmallEProcessor(
+        AutoTokenizer.from_pretrained(model_folder), voices=sorted(recipe["voices"]), default_voice=recipe["default"],
+        sampling_rate=config.sampling_rate,
+    )  # fmt: skip
+    processor._codec = load_codec(codec_folder)
+    for name, voice in recipe["voices"].items():
+        audio = pathlib.Path(voices_file).parent / voice["audio"]
+        save_voice(partial / "voices" / f"{name}.safetensors", *processor.encode_voice(audio, voice["text"]))
+    processor.source = str(partial)
+    processor.save_pretrained(partial)
+    save_half(processor.codec, partial / "codec")
+    for path in CODE:
+        shutil.copy(path, partial)
+    if card:
+        shutil.copy(card, partial / "README.md")
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    return sum(path.stat().st_size for path in pathlib.Path(out).rglob("*") if path.is_file())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "codec", "voices", "out"):
+        parser.add_argument(name)
+    parser.add_argument("--card")
+    arguments = parser.parse_args()
+    size = assemble(arguments.model, arguments.codec, arguments.voices, arguments.out, card=arguments.card)
+    print(f"{arguments.out}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

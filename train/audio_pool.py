@@ -1,0 +1,116 @@
+"""Speech held in memory as 16-bit samples, and random pieces of it.
+
+A corpus is a folder with metadata.jsonl: one JSON object a line with `file_name` (relative to the folder) and, where
+known, `speaker` and `duration`. A speakers.json beside it names the voices that a blended speaker is made of.
+"""
+
+import json
+import pathlib
+import random
+import wave
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+
+def read_audio(path, sampling_rate):
+    """Mono int16 samples of a file. WAV of 16 bits goes through the standard library, the rest through soundfile."""
+    path = str(path)
+    try:
+        if not path.lower().endswith(".wav"):
+            raise wave.Error
+        with wave.open(path, "rb") as file:
+            if file.getsampwidth() != 2:
+                raise wave.Error
+            rate, channels = file.getframerate(), file.getnchannels()
+            samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, channels)
+    except wave.Error:
+        import soundfile
+
+        samples, rate = soundfile.read(path, dtype="int16", always_2d=True)
+    if rate != sampling_rate:
+        raise ValueError(f"{path} has a sampling rate of {rate}; expected {sampling_rate}: resample it first")
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(1).astype(np.int16)
+
+
+def list_files(corpora, exclude_speakers=()):
+    """[(path, seconds or None)] of the corpora, without the excluded speakers and every blend that they are part of."""
+    excluded, found = set(exclude_speakers), []
+    for folder in map(pathlib.Path, corpora):
+        if not (folder / "metadata.jsonl").is_file():
+            raise ValueError(f"{folder} has no metadata.jsonl; expected a corpus folder with one JSON object a line")
+        blends = {}
+        if (folder / "speakers.json").is_file():
+            blends = json.loads((folder / "speakers.json").read_text(encoding="utf-8"))
+        for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            voices = {row.get("speaker")} | {voice for voice, _ in blends.get(row.get("speaker"), ())}
+            if not voices & excluded:
+                found.append((folder / row["file_name"], row.get("duration")))
+    if not found:
+        raise ValueError(f"no files in {list(map(str, corpora))} after leaving out {sorted(excluded)}")
+    return found
+
+
+def load_corpus(corpora, sampling_rate, exclude_speakers=(), max_hours=None, threads=16, seed=0):
+    """List of int16 arrays: the files of the corpora in a fixed random order until `max_hours` are there."""
+    files = list_files(corpora, exclude_speakers)
+    random.Random(seed).shuffle(files)
+    limit = float("inf") if max_hours is None else max_hours * 3600 * sampling_rate
+    audio, total, failed = [], 0, []
+    bar = tqdm(total=len(files), desc="loading audio", unit="file", mininterval=2)
+
+    def load(path):
+        try:
+            return read_audio(path, sampling_rate)
+        except (OSError, RuntimeError, EOFError) as error:  # soundfile's errors are RuntimeErrors
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(files), 128):
+            group = [path for path, _ in files[start : start + 128]]
+            for path, samples in zip(group, pool.map(load, group), strict=True):
+                if isinstance(samples, np.ndarray) and len(samples):
+                    audio.append(samples)
+                    total += len(samples)
+                else:
+                    failed.append(f"{path}: {samples}")
+                bar.update()
+            if total >= limit:
+                break
+    bar.close()
+    if failed:
+        print(f"{len(failed)} files could not be read, first {failed[0]}", flush=True)
+    if not audio:
+        raise ValueError(f"none of {len(files)} files could be read, first {failed[0]}")
+    return audio
+
+
+class AudioPool:
+    """All samples on one device; pieces of `size` samples that never cross from one file into the next."""
+
+    def __init__(self, audio, size, device, seed=0):
+        audio = [np.pad(samples, (0, max(0, size - len(samples)))) for samples in audio]
+        lengths = torch.tensor([len(samples) for samples in audio])
+        self.samples = torch.from_numpy(np.concatenate(audio)).to(device)
+        self.offsets = (lengths.cumsum(0) - lengths).to(device)
+        self.choices = (lengths - size + 1).cumsum(0).to(device)  # how many pieces there are up to each file
+        self.total = int(self.choices[-1])
+        self.steps = torch.arange(size, device=device)
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def __len__(self):
+        return len(self.samples)
+
+    def pieces(self, count, gain_db=(0.0, 0.0)):
+        """(count, size) float32, each scaled by a gain drawn from the range."""
+        device = self.samples.device
+        choice = torch.randint(self.total, (count,), generator=self.generator, device=device)
+        file = torch.searchsorted(self.choices, choice, right=True)
+        before = torch.where(file > 0, self.choices[file - 1], 0)
+        start = self.offsets[file] + choice - before
+        low, high = gain_db
+        gain = low + (high - low) * torch.rand(count, 1, generator=self.generator, device=device)
+        return self.samples[start[:, None] + self.steps].float() * (10 ** (gain / 20) / 32768)

@@ -1,0 +1,335 @@
+"""Speaks the lines of a text file, or clones the voices of a manifest, with a checkpoint; a judge may listen.
+
+    python -m train.evaluate CHECKPOINT SENTENCES.txt OUT [--voice NAME] [--seed N] [--judge score.py]
+    python -m train.evaluate CHECKPOINT OUT --clone MANIFEST.jsonl
+
+Every option that changes a number stands in the name of the folder under OUT. It gets 0001.wav, ..., manifest.jsonl
+and report.json. Recordings that lie there already are kept, so an interrupted run goes on where it stopped, and a
+finished one can be judged later, without the model.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a result depends on. `texts` is the file of sentences or of prompts, `generate` goes to `model.generate`."""
+
+    checkpoint: str
+    texts: Path
+    clone: bool = False
+    voice: str | None = None
+    seed: int = 0
+    batch_size: int = 8
+    dtype: str = "float32"
+    device: str = "cpu"
+    generate: dict = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        voice = "clone" if self.clone else self.voice or "default"
+        parts = [Path(self.checkpoint).resolve().name, self.texts.stem, f"voice-{voice}", f"seed-{self.seed}",
+                 f"batch-{self.batch_size}", self.dtype, self.device]
+        parts += [f"{key}-{value}" for key, value in sorted(self.generate.items())]
+        return "_".join(parts).replace(os.sep, "-")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording to make: its text, the prompt whose voice it takes, a recording to compare it with."""
+
+    text: str
+    audio: Path | None = None
+    audio_text: str | None = None
+    reference: Path | None = None
+
+
+def read_sentences(path: Path) -> list[Utterance]:
+    """One utterance for each line that is not empty. Raises ValueError when there is none."""
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    utterances = [Utterance(line) for line in lines if line]
+    if not utterances:
+        raise ValueError(f"{path} holds no text: give a file with one sentence a line")
+    return utterances
+
+
+def read_prompts(path: Path) -> list[Utterance]:
+    """Rows {"audio", "audio_text", "text", "reference"?}, paths relative to the manifest. ValueError names the line."""
+    utterances = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            files = {key: path.parent.resolve() / row[key] for key in ("audio", "reference") if row.get(key)}
+            utterance = Utterance(row["text"], files["audio"], row["audio_text"], files.get("reference"))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f'{path}, line {number}: expected a JSON object with "audio", "audio_text" and "text"; '
+                             f"got {line[:60]!r}") from error
+        for file in files.values():
+            if not file.is_file():
+                raise ValueError(f"{path}, line {number}: {file} does not exist")
+        utterances.append(utterance)
+    if not utterances:
+        raise ValueError(f"{path} holds no rows")
+    return utterances
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file; ValueError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as text: {error}") from error
+
+
+def weights_digest(checkpoint: str) -> str | None:
+    """SHA-256 over the safetensors files of a local checkpoint, None for one on the Hub."""
+    files = sorted(Path(checkpoint).rglob("*.safetensors")) if Path(checkpoint).is_dir() else []
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest() if files else None
+
+
+def write_json(path: Path, value) -> None:
+    """Writes JSON under a temporary name, then renames it."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text under a temporary name, then renames it."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def write_wave(path: Path, wave: np.ndarray, sampling_rate: int) -> None:
+    """Writes 16-bit PCM under a temporary name, then renames it. What is not finite becomes silence."""
+    part = path.with_name(f".{path.name}.part")
+    wave = np.clip(np.nan_to_num(np.asarray(wave, dtype=np.float32).reshape(-1), nan=0.0), -1.0, 1.0)
+    soundfile.write(part, wave, sampling_rate, format="WAV", subtype="PCM_16")
+    part.replace(path)
+
+
+def claim_folder(out: Path, settings: Settings, utterances: list[Utterance]) -> Path:
+    """The folder of these settings, made where it is missing.
+
+    Raises ValueError when it holds recordings of other weights or other texts under the same name.
+    """
+    folder = out / settings.name
+    made_from = {"weights": weights_digest(settings.checkpoint), "texts": [u.text for u in utterances],
+                 "prompts": [str(u.audio) for u in utterances if u.audio]}
+    record = folder / "made_from.json"
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != made_from:
+        raise ValueError(f"{folder} holds recordings of other weights or texts: delete it, or name another OUT")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(record, made_from)
+    return folder
+
+
+def load(settings: Settings):
+    """(processor, model) of a checkpoint, the model in its dtype on its device. ValueError where there is none."""
+    from transformers import AutoModelForTextToWaveform, AutoProcessor
+
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {settings.device!r} is not available here: use --device cpu")
+    try:
+        processor = AutoProcessor.from_pretrained(settings.checkpoint, trust_remote_code=True)
+        model = AutoModelForTextToWaveform.from_pretrained(
+            settings.checkpoint, trust_remote_code=True, dtype=getattr(torch, settings.dtype)
+        )
+    except OSError as error:
+        raise ValueError(f"checkpoint {settings.checkpoint!r} cannot be loaded: {error}") from error
+    return processor, model.to(settings.device).eval()
+
+
+def encode(processor, batch: list[Utterance], voice: str | None):
+    """The processor's inputs for one batch; a batch of clones holds one utterance."""
+    if batch[0].audio is None:
+        return processor([u.text for u in batch], return_tensors="pt", **({"voice": voice} if voice else {}))
+    (utterance,) = batch
+    wave, sampling_rate = soundfile.read(utterance.audio, dtype="float32", always_2d=True)
+    return processor(utterance.text, audio=wave.mean(axis=1), audio_text=utterance.audio_text,
+                     sampling_rate=sampling_rate, return_tensors="pt")
+
+
+@torch.no_grad()
+def speak(processor, model, inputs, **options) -> list[np.ndarray]:
+    """One float32 wave (samples,) at `processor.sampling_rate` for each row of the inputs."""
+    try:
+        output = model.generate(**inputs.to(model.device), return_dict_in_generate=True, **options)
+    except ValueError as error:  # a fault of the model's, to be seen with its traceback
+        raise RuntimeError(f"generation failed: {error}") from error
+    # Each row alone and cut to its length: padding never reaches the codec.
+    rows = zip(output.sequences, output.lengths.tolist(), strict=True)
+    return [processor.decode(codes[None, :length])[0] for codes, length in rows]
+
+
+def missing_batches(folder: Path, utterances: list[Utterance], size: int) -> list[list[int]]:
+    """Indices of the batches in which a recording is missing.
+
+    The batches themselves never depend on what lies there: a resumed run draws the same numbers as an unbroken one.
+    Texts of like length share a batch.
+    """
+    order = sorted(range(len(utterances)), key=lambda i: (len(utterances[i].text), i))
+    batches = [order[start:start + size] for start in range(0, len(order), size)]
+    return [batch for batch in batches if not all(wave_path(folder, i).is_file() for i in batch)]
+
+
+def wave_path(folder: Path, index: int) -> Path:
+    """Where the recording of one utterance lies."""
+    return folder / f"{index + 1:04d}.wav"
+
+
+def make_recordings(settings: Settings, utterances: list[Utterance], folder: Path) -> dict | None:
+    """Speaks what is missing.
+
+    Returns {"audio_seconds", "work_seconds", "speed"}, or None when nothing was missing. Work is generating and
+    decoding, without loading; the first batch, which warms up, counts only where it is the only one.
+    """
+    todo = missing_batches(folder, utterances, 1 if settings.clone else settings.batch_size)
+    if not todo:
+        return None
+    processor, model = load(settings)
+    times = []
+    with tqdm(total=sum(map(len, todo)), desc="speaking", unit="utterance") as bar:
+        for batch in todo:
+            inputs = encode(processor, [utterances[i] for i in batch], settings.voice)
+            torch.manual_seed(settings.seed + batch[0])
+            start = time.perf_counter()
+            waves = speak(processor, model, inputs, **settings.generate)
+            times.append((sum(map(len, waves)) / processor.sampling_rate, time.perf_counter() - start))
+            for index, wave in zip(batch, waves, strict=True):
+                if not wave_path(folder, index).is_file():
+                    write_wave(wave_path(folder, index), wave, processor.sampling_rate)
+            bar.update(len(batch))
+    audio, work = np.sum(times[1:] or times, axis=0)
+    return {"audio_seconds": round(float(audio), 2), "work_seconds": round(float(work), 2),
+            "speed": round(float(audio / work), 2)}
+
+
+def write_manifest(folder: Path, utterances: list[Utterance]) -> Path:
+    """Lists the recordings as a judge reads them: {"audio", "text", "reference"?}."""
+    rows = []
+    for index, utterance in enumerate(utterances):
+        rows.append({"audio": wave_path(folder, index).name, "text": utterance.text})
+        if utterance.reference:
+            rows[-1]["reference"] = str(utterance.reference)
+    path = folder / "manifest.jsonl"
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def judge_recordings(judge: Path, python: str, manifest: Path, threads: int) -> dict:
+    """What the judge reports: {"summary", "rows"}. Called as PYTHON JUDGE MANIFEST --out FILE --threads N."""
+    part = manifest.with_name(".judge.json.part")
+    command = [python, str(judge), str(manifest), "--out", str(part), "--threads", str(threads)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    report = json.loads(part.read_text(encoding="utf-8"))
+    part.unlink()
+    return report
+
+
+def evaluate(settings: Settings, out: Path, judge: Path | None = None, judge_python: str = sys.executable,
+             threads: int = 1) -> dict:
+    """Speaks, judges where a judge is given, and writes report.json.
+
+    Returns {"folder", "utterances", "audio_seconds"?, "work_seconds"?, "speed"?, and the judge's summary}: seconds of
+    audio for each second of work is the speed. Raises ValueError for bad input, CalledProcessError when a judge fails.
+    """
+    utterances = (read_prompts if settings.clone else read_sentences)(settings.texts)
+    folder = claim_folder(out, settings, utterances)
+    path = folder / "report.json"
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    timing = make_recordings(settings, utterances, folder)
+    manifest = write_manifest(folder, utterances)
+    report = {**report, **({"timing": timing} if timing else {})}
+    report["settings"] = {**asdict(settings), "texts": str(settings.texts)}
+    write_json(path, report)
+    if judge is not None:
+        report |= judge_recordings(judge, judge_python, manifest, threads)
+        write_json(path, report)
+    counts = {"folder": str(folder), "utterances": len(utterances)}
+    return {**counts, **report.get("timing", {}), **report.get("summary", {})}
+
+
+def option(text: str) -> tuple[str, object]:
+    """KEY=VALUE as a pair; the value is JSON where it can be."""
+    key, equals, value = text.partition("=")
+    if not (equals and key.isidentifier()):
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, for example temperature=0.8; got {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="train.evaluate", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder or Hub name")
+    parser.add_argument("sentences", type=Path, nargs="?", help="text file, one sentence a line")
+    parser.add_argument("out", type=Path, help="folder that gets the folder of this run")
+    parser.add_argument("--clone", type=Path, metavar="MANIFEST",
+                        help='rows {"audio", "audio_text", "text", "reference"?}')
+    parser.add_argument("--voice", help="one of the checkpoint's voices; its default otherwise")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=8, help="clones are made one by one")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--generate", type=option, action="append", default=[], metavar="KEY=VALUE",
+                        help="an option of model.generate, as often as needed")
+    parser.add_argument("--threads", type=int, help="CPU threads of the model and of the judge")
+    parser.add_argument("--judge", type=Path, help="program that scores a manifest")
+    parser.add_argument("--judge-python", default=sys.executable, help="the Python that runs the judge")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; 2 on bad input, 1 when the judge fails."""
+    parser = arguments()
+    args = parser.parse_intermixed_args(argv)
+    if (args.sentences is None) == (args.clone is None):
+        parser.error("give either SENTENCES or --clone MANIFEST")
+    if args.clone and args.voice:
+        parser.error("--voice has no meaning beside --clone: the prompts are the voices")
+    if args.batch_size < 1:
+        parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.judge and not args.judge.is_file():
+        parser.error(f"judge {args.judge} does not exist")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    settings = Settings(args.checkpoint, args.clone or args.sentences, args.clone is not None, args.voice, args.seed,
+                        1 if args.clone else args.batch_size, args.dtype, args.device, dict(args.generate))
+    try:
+        summary = evaluate(settings, args.out, args.judge, args.judge_python, args.threads or 1)
+    except ValueError as error:
+        parser.error(str(error))
+    except subprocess.CalledProcessError as error:
+        message = f"the judge failed with exit code {error.returncode}; the recordings are kept"
+        print(f"{parser.prog}: {message}", file=sys.stderr)
+        return 1
+    print(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Trains Small-E with the Trainer of transformers.
+
+usage: python -m train.train RECIPE.yaml [key.subkey=value ...] [--resume]
+
+The recipe has four parts: `model` (fields of SmallEConfig), `data`, `objective`, `training` (TrainingArguments).
+It may name an `init` checkpoint to start from. The averaged weights, the tokenizer and the recipe end up in
+training.output_dir; `--resume` goes on from its last checkpoint and gives what an uninterrupted run gives.
+"""
+
+import argparse
+import pathlib
+import shutil
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+import yaml
+from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from smalle import SmallEConfig, SmallEForTextToSpeech
+
+from .alignment import forward_sum_loss
+from .data import CodesDataset, Collator, SpeakerBatchSampler
+from .ema import EMACallback
+
+
+class SmallETrainer(Trainer):
+    """Cross-entropy weighted by codebook, with the forward-sum loss on PACA's maps; logs each part."""
+
+    def __init__(self, *args, sampler=None, eval_sampler=None, objective=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sampler, self.eval_sampler, self.objective = sampler, eval_sampler, objective
+        self.parts = []
+
+    def _loader(self, dataset, sampler):
+        workers = self.args.dataloader_num_workers
+        return torch.utils.data.DataLoader(
+            dataset, batch_sampler=sampler, collate_fn=self.data_collator, num_workers=workers,
+            persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+
+    def get_train_dataloader(self):
+        return self._loader(self.train_dataset, self.sampler)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        return self._loader(eval_dataset or self.eval_dataset, self.eval_sampler)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        weight = self.objective["alignment_weight"]
+        out = model(**inputs, output_attentions=weight > 0)
+        losses = F.cross_entropy(out.logits.float().flatten(0, 2), labels.flatten(), reduction="none")
+        codebooks = losses.view(labels.shape).sum((0, 1)) / (labels != -100).sum((0, 1)).clamp(min=1)
+        weights = torch.tensor(self.objective["codebook_weights"], device=codebooks.device)
+        loss = (codebooks * weights).sum() / weights.sum()
+        parts = {f"loss_{q}": value for q, value in enumerate(codebooks.detach())}
+        if weight:
+            masks = inputs["audio_attention_mask"], inputs["attention_mask"]
+            for name, attention in zip(("align_first", "align_last"), out.attentions):
+                parts[name] = forward_sum_loss(attention, *masks)
+            loss = loss + weight * (parts["align_first"] + parts["align_last"])
+        if model.training:
+            self.parts.append(torch.stack([value.detach() for value in parts.values()]))
+            self.part_names = list(parts)
+        out.loss = loss
+        return (loss, out) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
+
+    def log(self, logs, *args, **kwargs):
+        if self.parts and "loss" in logs:
+            means = torch.stack(self.parts).mean(0).tolist()
+            logs.update({name: round(value, 4) for name, value in zip(self.part_names, means)})
+            self.parts = []
+        super().log(logs, *args, **kwargs)
+
+
+class Deadline(TrainerCallback):
+    """Saves and stops after so many minutes."""
+
+    def __init__(self, minutes):
+        self.end = time.time() + 60 * minutes
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if time.time() > self.end:
+            control.should_save = control.should_training_stop = True
+
+
+def read_recipe(path, overrides):
+    """The YAML with `key.subkey=value` overrides."""
+    recipe = yaml.safe_load(pathlib.Path(path).read_text())
+    for override in overrides:
+        keys, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"{override!r}: expected key.subkey=value.")
+        *parents, last = keys.split(".")
+        part = recipe
+        for key in parents:
+            part = part.setdefault(key, {})
+        part[last] = yaml.safe_load(value)
+    return recipe
+
+
+def build_trainer(recipe):
+    """The Trainer that a recipe describes."""
+    data, objective, training = recipe["data"], recipe["objective"], dict(recipe["training"])
+    minutes = training.pop("minutes", None)
+    arguments = TrainingArguments(remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), **training)
+    set_seed(arguments.seed)
+    tokenizer = AutoTokenizer.from_pretrained(data["tokenizer"])
+    if recipe.get("init"):
+        model = SmallEForTextToSpeech.from_pretrained(recipe["init"], dtype=torch.float32)
+    else:
+        model = SmallEForTextToSpeech(SmallEConfig(vocab_size=len(tokenizer), **recipe["model"]))
+    config = model.config
+    if len(objective["codebook_weights"]) != config.num_codebooks:
+        raise ValueError(f"objective.codebook_weights: expected {config.num_codebooks} numbers, one for each codebook.")
+    train, evaluation = (CodesDataset(data[name], config.num_codebooks) for name in ("train", "eval"))
+    max_frames = int(data["max_seconds"] * config.frame_rate)
+    sampler = SpeakerBatchSampler(
+        train.lengths, train.speakers, data["frames_per_batch"], max_frames, arguments.seed, data["single"]
+    )
+    eval_batches = SpeakerBatchSampler(
+        evaluation.lengths, evaluation.speakers, data["frames_per_batch"], max_frames
+    ).epoch(0)[: data["eval_batches"]]
+    callbacks = [EMACallback(model, objective["ema"])] + ([Deadline(minutes)] if minutes else [])
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters; "
+          f"{train.lengths.sum() / config.frame_rate / 3600:.1f} hours, {len(sampler.epoch(0))} batches an epoch", flush=True)  # fmt: skip
+    return SmallETrainer(
+        model=model, args=arguments, train_dataset=train, eval_dataset=evaluation, sampler=sampler,
+        eval_sampler=eval_batches, objective=objective, processing_class=tokenizer, callbacks=callbacks,
+        data_collator=Collator(tokenizer, config.num_codebooks, objective["text_dropout"]),
+    )  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    recipe = read_recipe(arguments.recipe, arguments.overrides)
+    trainer = build_trainer(recipe)
+    trainer.train(resume_from_checkpoint=arguments.resume or None)
+    trainer.save_model()
+    shutil.copy(arguments.recipe, trainer.args.output_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
