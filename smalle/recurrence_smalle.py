@@ -11,25 +11,30 @@ import torch
 CHUNK, BLOCK = 64, 16
 
 
+def wide(x):
+    """At least fp32: the precision of states and decays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def zero_state(k, v):
-    return k.new_zeros(k.shape[0], k.shape[2], k.shape[3], v.shape[3], dtype=torch.float32)
+    return wide(k.new_zeros(k.shape[0], k.shape[2], k.shape[3], v.shape[3]))
 
 
 def naive(q, k, v, log_decay, state=None):
     """Step by step. Returns outputs (B, T, H, V) and the final state."""
-    state = zero_state(k, v) if state is None else state.float()
+    state = zero_state(k, v) if state is None else wide(state)
     outputs = []
     for t in range(q.shape[1]):
         output, state = step(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], log_decay[:, t : t + 1], state)
         outputs.append(output)
-    return torch.cat(outputs, 1), state
+    return torch.cat(outputs, 1).to(v.dtype), state
 
 
 def step(q, k, v, log_decay, state):
     """One step: inputs with T = 1."""
-    q, k, v, decay = q[:, 0].float(), k[:, 0].float(), v[:, 0].float(), log_decay[:, 0].float().exp()
+    q, k, v, decay = wide(q[:, 0]), wide(k[:, 0]), wide(v[:, 0]), wide(log_decay[:, 0]).exp()
     state = state * decay[..., None] + k[..., None] * v[..., None, :]
-    return (q[..., None, :] @ state).transpose(1, 2).to(v.dtype), state
+    return (q[..., None, :] @ state).transpose(1, 2), state
 
 
 def chunked(q, k, v, log_decay, state=None):
@@ -42,15 +47,15 @@ def chunked(q, k, v, log_decay, state=None):
     pad = -length % CHUNK
     q, k, v, g = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, pad)) for x in (q, k, v, log_decay))
     q, k, v, g = (x.unflatten(1, (-1, CHUNK)).permute(0, 3, 1, 2, 4) for x in (q, k, v, g))  # (B, H, N, C, D)
-    q, k, b = q.float(), k.float(), g.float().cumsum(3)
+    q, k, b = wide(q), wide(k), wide(g).cumsum(3)
     last = b[:, :, :, -1:]
     updates = (k * (last - b).exp()).transpose(-1, -2) @ v.to(k.dtype)
     decays = last.exp().transpose(-1, -2)
-    state = q.new_zeros(batch, heads, q.shape[-1], v.shape[-1]) if state is None else state.float()
+    state = q.new_zeros(batch, heads, q.shape[-1], v.shape[-1]) if state is None else wide(state)
     before = []
     for n in range(q.shape[2]):
         before.append(state)
-        state = state * decays[:, :, n] + updates[:, :, n].float()
+        state = state * decays[:, :, n] + updates[:, :, n].to(state.dtype)
     across = (q * b.exp()) @ torch.stack(before, 2)
     output = across + _within_chunks(q, k, v.to(k.dtype), b)
     return output.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :length].to(dtype), state

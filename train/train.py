@@ -2,12 +2,14 @@
 
 usage: python -m train.train RECIPE.yaml [key.subkey=value ...] [--resume]
 
-The recipe has four parts: `model` (fields of SmallEConfig), `data`, `objective`, `training` (TrainingArguments).
+The recipe has four parts: `model` (fields of SmallEConfig), `data`, `objective`, `training` (TrainingArguments, and
+`minutes`, which ends the run and paces its learning rate by the clock instead of by steps).
 It may name an `init` checkpoint to start from. The averaged weights, the tokenizer and the recipe end up in
 training.output_dir; `--resume` goes on from its last checkpoint and gives what an uninterrupted run gives.
 """
 
 import argparse
+import math
 import pathlib
 import shutil
 import sys
@@ -28,9 +30,10 @@ from .ema import EMACallback
 class SmallETrainer(Trainer):
     """Cross-entropy weighted by codebook, with the forward-sum loss on PACA's maps; logs each part."""
 
-    def __init__(self, *args, sampler=None, eval_sampler=None, objective=None, **kwargs):
+    def __init__(self, *args, sampler=None, eval_sampler=None, objective=None, clock=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.sampler, self.eval_sampler, self.objective = sampler, eval_sampler, objective
+        self.clock = clock
         self.parts = []
 
     def _loader(self, dataset, sampler):
@@ -45,6 +48,12 @@ class SmallETrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         return self._loader(eval_dataset or self.eval_dataset, self.eval_sampler)
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if self.clock is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.clock)
+        return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs.pop("labels")
@@ -79,14 +88,29 @@ class SmallETrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-class Deadline(TrainerCallback):
-    """Saves and stops after so many minutes."""
+class Clock(TrainerCallback):
+    """Training by the clock: saves and stops after so many minutes, and paces the learning rate by the time spent.
 
-    def __init__(self, minutes):
-        self.end = time.time() + 60 * minutes
+    As the factor of a LambdaLR: linear warm-up over steps, then a cosine over the time down to `floor`.
+    """
+
+    def __init__(self, minutes, warmup_steps, floor=0.03):
+        self.minutes, self.warmup_steps, self.floor, self.start = minutes, warmup_steps, floor, time.time()
+
+    @property
+    def spent(self):
+        """Share of the time that has passed."""
+        return min(1.0, (time.time() - self.start) / (60 * self.minutes))
+
+    def __call__(self, step):
+        cosine = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * self.spent))
+        return min(1.0, (step + 1) / max(1, self.warmup_steps)) * cosine
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = time.time()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if time.time() > self.end:
+        if self.spent >= 1:
             control.should_save = control.should_training_stop = True
 
 
@@ -127,12 +151,13 @@ def build_trainer(recipe):
     eval_batches = SpeakerBatchSampler(
         evaluation.lengths, evaluation.speakers, data["frames_per_batch"], max_frames
     ).epoch(0)[: data["eval_batches"]]
-    callbacks = [EMACallback(model, objective["ema"])] + ([Deadline(minutes)] if minutes else [])
+    clock = Clock(minutes, arguments.warmup_steps) if minutes else None
+    callbacks = [EMACallback(model, objective["ema"])] + ([clock] if clock else [])
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters; "
           f"{train.lengths.sum() / config.frame_rate / 3600:.1f} hours, {len(sampler.epoch(0))} batches an epoch", flush=True)  # fmt: skip
     return SmallETrainer(
         model=model, args=arguments, train_dataset=train, eval_dataset=evaluation, sampler=sampler,
-        eval_sampler=eval_batches, objective=objective, processing_class=tokenizer, callbacks=callbacks,
+        eval_sampler=eval_batches, objective=objective, clock=clock, processing_class=tokenizer, callbacks=callbacks,
         data_collator=Collator(tokenizer, config.num_codebooks, objective["text_dropout"]),
     )  # fmt: skip
 
