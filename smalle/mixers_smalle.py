@@ -38,7 +38,7 @@ class GatedLinearAttention(nn.Module):
             keep = mask[:, :, None, None]
             k, decay = k * keep, decay * keep
         out, state = recurrence(q * q.shape[-1] ** -0.5, k, v, decay, state, self.kernel)
-        out = self.norm(out.to(x.dtype)) * F.silu(gate)
+        out = self.norm(out.to(self.norm.weight.dtype)) * F.silu(gate)
         return self.o_proj(out.flatten(-2)), state
 
 

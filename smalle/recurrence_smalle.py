@@ -8,7 +8,7 @@ import importlib
 
 import torch
 
-CHUNK, BLOCK = 64, 16
+CHUNK, BLOCK, SEGMENT = 64, 16, 64
 
 
 def wide(x):
@@ -38,44 +38,63 @@ def step(q, k, v, log_decay, state):
 
 
 def chunked(q, k, v, log_decay, state=None):
-    """All steps in parallel within chunks of 64. Stable for log decays down to -8 a step.
+    """All steps in parallel: chunks of 64 steps, segments of 64 chunks. Stable for log decays down to -8 a step.
 
-    Every exponent is taken relative to a point between query and key, so that no factor can overflow: the end of
-    the preceding block for pairs in different blocks of 16, the middle of the block for pairs in one block.
+    Every exponent is taken relative to a point between query and key, so that no factor can overflow: the boundary
+    between the two halves that they stand in, or the middle of the block of 16 that they share.
     """
-    dtype, (batch, length, heads, _) = v.dtype, q.shape
-    pad = -length % CHUNK
-    q, k, v, g = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, pad)) for x in (q, k, v, log_decay))
+    outputs = []
+    for parts in zip(*(x.split(CHUNK * SEGMENT, 1) for x in (q, k, v, log_decay))):
+        output, state = _segment(*parts, state)
+        outputs.append(output)
+    return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0], state
+
+
+def _segment(q, k, v, g, state):
+    """Up to 64 chunks. Names as in the paper on GLA: b is the running sum of log decays inside a chunk."""
+    dtype, length, pad = v.dtype, q.shape[1], -q.shape[1] % CHUNK
+    q, k, v, g = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, pad)) if pad else x for x in (q, k, v, g))
     q, k, v, g = (x.unflatten(1, (-1, CHUNK)).permute(0, 3, 1, 2, 4) for x in (q, k, v, g))  # (B, H, N, C, D)
     q, k, b = wide(q), wide(k), wide(g).cumsum(3)
+    if not torch.is_autocast_enabled(q.device.type):
+        v = v.to(q.dtype)
     last = b[:, :, :, -1:]
-    updates = (k * (last - b).exp()).transpose(-1, -2) @ v.to(k.dtype)
-    decays = last.exp().transpose(-1, -2)
-    state = q.new_zeros(batch, heads, q.shape[-1], v.shape[-1]) if state is None else wide(state)
-    before = []
-    for n in range(q.shape[2]):
-        before.append(state)
-        state = state * decays[:, :, n] + updates[:, :, n].to(state.dtype)
-    across = (q * b.exp()) @ torch.stack(before, 2)
-    output = across + _within_chunks(q, k, v.to(k.dtype), b)
-    return output.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :length].to(dtype), state
+    updates = (k * (last - b).exp()).transpose(-1, -2) @ v
+    states = _scan(last.squeeze(3), updates, state)
+    output = (q * b.exp()) @ states[:, :, :-1] + _within_chunks(q, k, v, b)
+    return output.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :length].to(dtype), wide(states[:, :, -1])
+
+
+def _scan(decay, updates, state):
+    """States before each chunk and after the last: log decays (B, H, N, K), updates (B, H, N, K, V) -> (B, H, N + 1, K, V).
+
+    All at once: state n is the sum over earlier chunks m of exp(decay of chunks m + 1 .. n - 1) times update m.
+    """
+    total = torch.nn.functional.pad(decay.cumsum(2), (0, 0, 1, 0)).transpose(2, 3)  # (B, H, K, N + 1)
+    exponent = total[..., :, None] - total[..., None, 1:]
+    past = torch.ones(exponent.shape[-2:], dtype=torch.bool, device=decay.device).tril(-1)
+    weights = exponent.masked_fill(~past, -torch.inf).exp()
+    states = (weights @ updates.transpose(2, 3).to(weights.dtype)).transpose(2, 3)
+    return states if state is None else states + total.exp().transpose(2, 3)[..., None] * wide(state)[:, :, None]
 
 
 def _within_chunks(q, k, v, b):
-    """Contribution of the keys of the same chunk. Inputs (B, H, N, C, D); b is the running sum of the log decay."""
+    """Contribution of the keys of the same chunk: blocks of 16 directly, then halves of 32, then of 64."""
     qs, ks, vs, bs = (x.unflatten(3, (-1, BLOCK)) for x in (q, k, v, b))
     middle = bs[..., BLOCK // 2 - 1 : BLOCK // 2, :]
     scores = (qs * (bs - middle).exp()) @ (ks * (middle - bs).exp()).transpose(-1, -2)
     causal = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=q.device).tril()
-    within = scores.masked_fill(~causal, 0) @ vs  # (B, H, N, C/16, 16, V)
-    outputs = [within[:, :, :, 0]]
-    for i in range(1, CHUNK // BLOCK):
-        start = i * BLOCK
-        reference = b[:, :, :, start - 1 : start]
-        queries = qs[:, :, :, i] * (bs[:, :, :, i] - reference).exp()
-        keys = k[:, :, :, :start] * (reference - b[:, :, :, :start]).exp()
-        outputs.append(within[:, :, :, i] + queries @ keys.transpose(-1, -2) @ v[:, :, :, :start])
-    return torch.cat(outputs, 3)
+    output = (scores.masked_fill(~causal, 0) @ vs).flatten(3, 4)
+    size = BLOCK
+    while size < CHUNK:
+        (_, q2), (k1, _), (v1, _), (b1, b2), (o1, o2) = (
+            x.unflatten(3, (-1, 2, size)).unbind(4) for x in (q, k, v, b, output)
+        )
+        boundary = b1[..., -1:, :]
+        scores = (q2 * (b2 - boundary).exp()) @ (k1 * (boundary - b1).exp()).transpose(-1, -2)
+        output = torch.stack((o1, o2 + scores @ v1), 4).flatten(3, 5)
+        size *= 2
+    return output
 
 
 def _fla_chunk_gla():

@@ -2,8 +2,8 @@
 
 import random
 
-import datasets
 import numpy as np
+import pyarrow.parquet
 import torch
 
 from smalle.configuration_smalle import AUDIO_PAD, AUDIO_TAIL
@@ -17,12 +17,12 @@ class CodesDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, path, num_codebooks):
-        table = datasets.Dataset.from_parquet(path)
-        column = table.data.column("codes").combine_chunks()
-        column = column.chunk(0) if hasattr(column, "chunk") else column
+        with open(path, "rb") as file:
+            table = pyarrow.parquet.ParquetFile(file).read().combine_chunks()
+        column = table.column("codes").chunk(0)
         self.offsets = column.offsets.to_numpy() // num_codebooks
         self.codes = column.values.to_numpy().reshape(-1, num_codebooks)
-        self.texts, self.speakers = table["text"][:], table["speaker"][:]
+        self.texts, self.speakers = table.column("text").to_pylist(), table.column("speaker").to_pylist()
 
     def __len__(self):
         return len(self.texts)

@@ -12,6 +12,7 @@ import random
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import torch
 import tqdm
 
@@ -67,8 +68,8 @@ def prepare(corpora, codec, exclude=(), batch_seconds=400, threads=8):
 
 def write(rows, path):
     """One parquet file, complete or not at all."""
-    data = datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
-    data.to_parquet(f"{path}.partial")
+    table = pyarrow.table({name: [row[name] for row in rows] for name in FEATURES}, schema=FEATURES.arrow_schema)
+    pyarrow.parquet.write_table(table, f"{path}.partial", row_group_size=1000)
     os.replace(f"{path}.partial", path)
     return path
 

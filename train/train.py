@@ -66,9 +66,9 @@ class SmallETrainer(Trainer):
         parts = {f"loss_{q}": value for q, value in enumerate(codebooks.detach())}
         if weight:
             masks = inputs["audio_attention_mask"], inputs["attention_mask"]
-            for name, attention in zip(("align_first", "align_last"), out.attentions):
-                parts[name] = forward_sum_loss(attention, *masks)
-            loss = loss + weight * (parts["align_first"] + parts["align_last"])
+            both = torch.cat(out.attentions), *(mask.repeat(2, 1) for mask in masks)  # one pass over time for both maps
+            parts["alignment"] = forward_sum_loss(*both)
+            loss = loss + 2 * weight * parts["alignment"]
         if model.training:
             self.parts.append(torch.stack([value.detach() for value in parts.values()]))
             self.part_names = list(parts)

@@ -3,13 +3,21 @@
 import pytest
 import torch
 
-from smalle import SmallEConfig, SmallEForTextToSpeech
+from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
+from train.assemble import assemble
 
 TINY = dict(
     vocab_size=64, hidden_size=32, intermediate_size=48, text_layers=2, num_attention_heads=2, audio_encoder_layers=1,
     audio_decoder_layers=2, mixer_heads=2, expand_k=0.5, expand_v=1.0, position_size=16, num_codebooks=3,
     codebook_size=20, frame_rate=50.0,
 )  # fmt: skip
+
+VOICES = """\
+default: anna
+voices:
+  anna: {audio: anna.wav, text: It is a door.}
+  ben: {audio: ben.wav, text: Nobody asked!}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +33,22 @@ def tiny_model(tiny_config):
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))
     return model
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_model, tiny_codec, tiny_tokenizer, record, tmp_path_factory):
+    """Folder with two voices of different lengths; speaks for at most 6 seconds. Tests only read it."""
+    work = tmp_path_factory.mktemp("checkpoint")
+    tiny_model.save_pretrained(work / "model")
+    tiny_tokenizer.save_pretrained(work / "model")
+    tiny_codec.save_pretrained(work / "codec")
+    record(work / "anna.wav", 0.5, 200)
+    record(work / "ben.wav", 0.3, 100)
+    (work / "voices.yaml").write_text(VOICES)
+    assemble(work / "model", work / "codec", work / "voices.yaml", work / "tiny", {"max_seconds": 6})
+    return work / "tiny"
+
+
+@pytest.fixture
+def processor(tiny_checkpoint):
+    return SmallEProcessor.from_pretrained(tiny_checkpoint)

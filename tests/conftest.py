@@ -1,0 +1,48 @@
+"""Small parts that need no download: a tokenizer, a codec with random weights, recordings of a hum."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from smalle.codec_smalle import SmallECodec, SmallECodecConfig
+from train.tokenizer import train_tokenizer
+
+SENTENCES = [
+    "The quick brown fox jumps over the lazy dog.",
+    "Pack my box with five dozen liquor jugs, please!",
+    "\"Why?\" he asked; it's a half-open door: nobody knew.",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    return train_tokenizer(SENTENCES * 3, vocab_size=64)
+
+
+@pytest.fixture(scope="session")
+def tiny_codec():
+    """3 codebooks of 20 at 50 frames a second, as the tiny model expects."""
+    torch.manual_seed(0)
+    config = SmallECodecConfig(
+        latent_size=16, num_codebooks=3, codebook_size=20, encoder_hidden_size=16, encoder_intermediate_size=32,
+        encoder_num_layers=1, vocos_hidden_size=16, vocos_intermediate_size=32, vocos_num_layers=1,
+    )  # fmt: skip
+    codec = SmallECodec(config).eval()
+    torch.nn.init.normal_(codec.encoder.projection.weight, std=0.05)
+    return codec
+
+
+@pytest.fixture(scope="session")
+def record():
+    """Writes a wav of a hum in noise and returns it: float32 (channels, L), 16-bit exact."""
+
+    def write(path, seconds=0.5, pitch=120.0, sampling_rate=24000, channels=1):
+        time = np.arange(int(seconds * sampling_rate)) / sampling_rate
+        noise = np.random.default_rng(0).normal(size=len(time))
+        hum = sum(np.sin(2 * np.pi * pitch * harmonic * time) / harmonic for harmonic in range(1, 6))
+        samples = (3000 * hum + 500 * noise).astype(np.int16)
+        soundfile.write(path, np.tile(samples[:, None], channels), sampling_rate, subtype="PCM_16")
+        return np.tile(samples / np.float32(32768), (channels, 1))
+
+    return write
