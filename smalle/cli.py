@@ -60,6 +60,7 @@ def write_wav(path, samples, sampling_rate):
 
 def load(name):
     """Processor and model of a checkpoint, local or on the Hub."""
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     import smalle
@@ -69,7 +70,7 @@ def load(name):
     try:
         processor = smalle.SmallEProcessor.from_pretrained(name)
         return processor, smalle.SmallEForTextToSpeech.from_pretrained(name).eval()
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"The checkpoint {name} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
@@ -85,13 +86,13 @@ def say(arguments):
     started = time.perf_counter()
     inputs = processor(text, voice=arguments.voice, audio=arguments.clone, audio_text=arguments.clone_text)
     expected = int(len(text) / 15 * model.config.frame_rate) + 1  # people speak about 15 characters a second
-    with tqdm(total=expected, unit="frame", desc="speaking", file=sys.stderr) as bar:
+    with tqdm(total=expected, unit="frame", desc="speaking", file=sys.stderr, leave=False) as bar:
         def step(_):
             bar.total = max(bar.total, bar.n + 1)
             bar.update()
 
         output = model.generate(**inputs, seed=arguments.seed, progress=step, return_dict_in_generate=True)
-        bar.total = bar.n
+        bar.total, bar.leave = bar.n, True  # an error leaves its message alone
         bar.refresh()
     samples = processor.decode(output.sequences)[0]
     write_wav(arguments.output, samples, processor.sampling_rate)

