@@ -28,6 +28,8 @@ try:
 except ImportError:
     soxr = None
 
+NUMBER = re.compile(r"(\d+(?:,\d{3}(?!\d))*(?:\.\d+)?)(?:(st|nd|rd|th)\b)?", re.IGNORECASE)
+NUMBER_EDGE = re.compile(r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", re.IGNORECASE)  # A4, 5kg
 DIGITS = "zero one two three four five six seven eight nine".split()
 
 
@@ -62,10 +64,12 @@ def read_recording(path):
 
 def spell_number(match):
     """Digits as words; one by one where there are too many for a number, or num2words is not installed."""
-    digits = match[0].replace(",", "")
+    digits, ordinal = match[1].replace(",", ""), match[2]
     if num2words is None or len(digits) > 15:
         return " ".join("point" if c == "." else DIGITS[int(c)] for c in digits)
-    return num2words(float(digits) if "." in digits else int(digits)).replace(",", "")
+    number = float(digits) if "." in digits else int(digits)
+    kind = "ordinal" if ordinal and "." not in digits else "cardinal"
+    return num2words(number, to=kind).replace(",", "")
 
 
 class SmallEProcessor(ProcessorMixin):
@@ -153,7 +157,7 @@ class SmallEProcessor(ProcessorMixin):
 
     def normalize(self, text):
         """Text as the tokenizer knows it: numbers in words, accents and unknown characters removed, a final mark."""
-        text = re.sub(r"\d+(,\d{3}(?!\d))*(\.\d+)?", spell_number, text)
+        text = NUMBER.sub(spell_number, NUMBER_EDGE.sub(" ", text))
         text = unicodedata.normalize("NFKD", text.replace("&", " and ").replace("%", " percent"))
         text = text.translate(str.maketrans("‘’ʼ“”–—…", "'''\"\"--."))
         known = {c for token in self.tokenizer.get_vocab() if not token.startswith("[") for c in token}
