@@ -2,8 +2,9 @@
 
 usage: python -m train.assemble MODEL CODEC VOICES.yaml OUT [--card CARD.md]
 
-MODEL: output folder of train.train (weights and tokenizer). CODEC: folder of train.codec. VOICES.yaml: default: NAME,
-voices: {NAME: {audio: recording, text: transcript}}. Weights are stored in half precision and load as float32.
+MODEL: output folder of train.train, or one of its checkpoints, whose averaged weights are taken. CODEC: folder of
+train.codec. VOICES.yaml: default: NAME, voices: {NAME: {audio: recording, text: transcript}}, paths from where the
+command runs. Weights are stored in half precision and load as float32.
 """
 
 import argparse
@@ -13,11 +14,14 @@ import shutil
 
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig
 
 import smalle
 from smalle.codec_smalle import load_codec
 from smalle.processing_smalle import SmallEProcessor, save_voice
+
+from .ema import EMACallback
 
 CODE = sorted(pathlib.Path(smalle.__file__).parent.glob("*_smalle.py"))
 GENERATION = {"do_sample": True, "top_k": 100, "temperature": 1.0, "max_seconds": 60}
@@ -37,6 +41,9 @@ def assemble(model_folder, codec_folder, voices_file, out, generation=None, card
     (partial / "voices").mkdir(parents=True)
     settings = {**GENERATION, **(generation or {})}
     model = smalle.SmallEForTextToSpeech.from_pretrained(model_folder, dtype=torch.float32)
+    averaged = pathlib.Path(model_folder) / EMACallback.FILE
+    if averaged.is_file():
+        model.load_state_dict(load_file(averaged))
     config = model.config
     model.generation_config = GenerationConfig(
         max_new_tokens=int(settings.pop("max_seconds") * config.frame_rate), pad_token_id=config.pad_token_id,
@@ -50,8 +57,8 @@ def assemble(model_folder, codec_folder, voices_file, out, generation=None, card
     )  # fmt: skip
     processor._codec = load_codec(codec_folder)
     for name, voice in recipe["voices"].items():
-        audio = pathlib.Path(voices_file).parent / voice["audio"]
-        save_voice(partial / "voices" / f"{name}.safetensors", *processor.encode_voice(audio, voice["text"]))
+        codes, text = processor.encode_voice(voice["audio"], voice["text"])
+        save_voice(partial / "voices" / f"{name}.safetensors", codes, text)
     processor.source = str(partial)
     processor.save_pretrained(partial)
     save_half(processor.codec, partial / "codec")

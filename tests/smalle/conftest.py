@@ -15,8 +15,8 @@ TINY = dict(
 VOICES = """\
 default: anna
 voices:
-  anna: {audio: anna.wav, text: It is a door.}
-  ben: {audio: ben.wav, text: Nobody asked!}
+  anna: {audio: WORK/anna.wav, text: It is a door.}
+  ben: {audio: WORK/ben.wav, text: Nobody asked!}
 """
 
 
@@ -44,7 +44,7 @@ def tiny_checkpoint(tiny_model, tiny_codec, tiny_tokenizer, record, tmp_path_fac
     tiny_codec.save_pretrained(work / "codec")
     record(work / "anna.wav", 0.5, 200)
     record(work / "ben.wav", 0.3, 100)
-    (work / "voices.yaml").write_text(VOICES)
+    (work / "voices.yaml").write_text(VOICES.replace("WORK", str(work)))
     assemble(work / "model", work / "codec", work / "voices.yaml", work / "tiny", {"max_seconds": 6})
     return work / "tiny"
 

@@ -131,7 +131,7 @@ def test_wrong_recipes_are_refused(work):
 
 
 def test_assembled_checkpoint_speaks(work, trained):
-    voice = {"audio": "corpus/3.wav", "text": TEXTS[3]}
+    voice = {"audio": str(work / "corpus" / "3.wav"), "text": TEXTS[3]}
     (work / "voices.yaml").write_text(yaml.safe_dump({"default": "three", "voices": {"three": voice}}))
     call(assemble, trained, work / "codec", work / "voices.yaml", work / "checkpoint")
     processor = SmallEProcessor.from_pretrained(work / "checkpoint")

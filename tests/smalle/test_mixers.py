@@ -1,0 +1,372 @@
+"""Every mixer: parts with state = the whole, masked steps change nothing, right gradients, and the model with it.
+
+Where transformers has a plain implementation of the same layer, ours equals it.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from smalle import SmallEConfig, SmallEForTextToSpeech
+from smalle.deltanet_smalle import delta_naive, delta_rule
+from smalle.mamba_smalle import selective_scan
+from smalle.mixers_smalle import MIXERS, build_mixer
+from smalle.recurrence_smalle import exact, naive, recurrence
+
+each_mixer = pytest.mark.parametrize("name", sorted(MIXERS))
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def close(got, wanted, limit=1e-5):
+    """Tensors, or states of several, are equal up to a relative error."""
+    got, wanted = ((x,) if torch.is_tensor(x) else x for x in (got, wanted))
+    return len(got) == len(wanted) and all(relative(a, b) < limit for a, b in zip(got, wanted))
+
+
+def mixer(config, name, size=16, heads=2, noise=0.1):
+    """A mixer whose every part matters: the model's initial values, with noise on top."""
+    torch.manual_seed(1)
+    config = SmallEConfig(**{**config.to_dict(), "mixer": name, "state_size": 4})
+    module = build_mixer(config, size, heads, 1)
+    module.apply(lambda part: hasattr(part, "init_parameters") and part.init_parameters())
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
+    return module
+
+
+def inputs(length, size=16, batch=2):
+    return torch.randn(batch, length, size, generator=torch.Generator().manual_seed(length))
+
+
+def pieces(module, x, sizes, state=None):
+    """Outputs and final state of x, fed in parts."""
+    outputs = []
+    for part in x.split(sizes, 1):
+        y, state = module(part, None, state)
+        outputs.append(y)
+    return torch.cat(outputs, 1), state
+
+
+@each_mixer
+@torch.no_grad()
+def test_whole_in_two_parts_and_step_by_step_are_equal(tiny_config, name):
+    module, x = mixer(tiny_config, name), inputs(75)
+    whole, last = module(x)
+    for sizes in ([41, 34], [1] * 75):
+        out, state = pieces(module, x, sizes)
+        assert close(out, whole) and close(state, last)
+
+
+@each_mixer
+@torch.no_grad()
+@pytest.mark.parametrize("size, heads", [(64, 1), (48, 3)])
+def test_other_widths_work(tiny_config, name, size, heads):
+    module, x = mixer(tiny_config, name, size, heads), inputs(9, size)
+    whole, last = module(x)
+    out, state = pieces(module, x, [4, 5])
+    assert whole.shape == x.shape and close(out, whole) and close(state, last)
+
+
+@each_mixer
+@torch.no_grad()
+@pytest.mark.parametrize("before, after", [(5, 0), (0, 7), (3, 2), (70, 0)])
+def test_masked_steps_on_either_side_change_nothing(tiny_config, name, before, after):
+    module, x = mixer(tiny_config, name), inputs(21)
+    _, start = module(inputs(4))
+    for state in (None, start):
+        wanted, last = module(x, None, state)
+        padded = torch.cat((inputs(before), x, inputs(after)), 1)
+        mask = torch.zeros(padded.shape[:2])
+        mask[:, before : before + 21] = 1
+        got, got_last = module(padded, mask, state)
+        assert close(got[:, before : before + 21], wanted) and close(got_last, last)
+
+
+@each_mixer
+@torch.no_grad()
+def test_rows_with_masks_of_their_own_equal_single_rows(tiny_config, name):
+    module, x = mixer(tiny_config, name), inputs(20, batch=3)
+    mask = torch.rand(3, 20, generator=torch.Generator().manual_seed(0)) < torch.tensor([[0.8], [0.3], [1.0]])
+    got, state = module(x, mask)
+    for row in range(3):
+        wanted, last = module(x[row][mask[row]][None])
+        assert close(got[row][mask[row]][None], wanted)
+        assert close([part[row : row + 1] for part in ([state] if torch.is_tensor(state) else state)],
+                     [last] if torch.is_tensor(last) else last)  # fmt: skip
+
+
+@each_mixer
+@torch.no_grad()
+def test_a_masked_single_step_keeps_the_state(tiny_config, name):
+    module = mixer(tiny_config, name)
+    _, state = module(inputs(9))
+    _, after = module(inputs(1), torch.zeros(2, 1), state)
+    assert close(after, state, 1e-6)
+
+
+@each_mixer
+def test_gradients_equal_those_of_double_precision_and_reach_the_initial_state(tiny_config, name):
+    module, x = mixer(tiny_config, name), inputs(37)
+    with torch.no_grad():
+        _, state = module(inputs(5))
+    state = (state,) if torch.is_tensor(state) else state
+
+    def gradients(dtype):
+        module.to(dtype).zero_grad()
+        leaves = [part.detach().to(dtype).requires_grad_() for part in (x, *state)]
+        out, last = module(leaves[0], None, leaves[1] if len(state) == 1 else tuple(leaves[1:]))
+        weight = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)
+        loss = (out * weight).sum()
+        for part in (last,) if torch.is_tensor(last) else last:
+            loss = loss + (part.to(dtype) ** 2).sum()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in module.named_parameters()}, [leaf.grad for leaf in leaves]
+
+    single, single_leaves = gradients(torch.float32)
+    double, double_leaves = gradients(torch.float64)
+    for got, wanted in zip(single_leaves, double_leaves):
+        assert wanted.abs().max() > 0 and relative(got, wanted) < 1e-4
+    for part in single:
+        assert relative(single[part], double[part]) < 1e-4 or double[part].abs().max() < 1e-8, part
+
+
+def stays_finite(module, length):
+    x = 3 * inputs(length, batch=1)
+    out, state = module(x)
+    out.sum().backward()
+    assert out.isfinite().all() and all(p.grad.isfinite().all() for p in module.parameters())
+    assert all(part.isfinite().all() for part in ((state,) if torch.is_tensor(state) else state))
+
+
+@each_mixer
+def test_2000_steps_stay_finite(tiny_config, name):
+    stays_finite(mixer(tiny_config, name), 2000)
+
+
+@pytest.mark.slow
+@each_mixer
+def test_8000_steps_stay_finite(tiny_config, name):
+    stays_finite(mixer(tiny_config, name), 8000)
+
+
+STRONG = {"rwkv5": ("decay", 3.4), "rwkv6": ("decay", 3.4), "rwkv7": ("decay", 9.0), "mamba": ("A_log", 5.0),
+          "mamba2": ("A_log", 5.0), "gated_deltanet": ("A_log", 5.0)}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", STRONG)
+@pytest.mark.parametrize("every", [1, 3])
+def test_strong_decays_are_exact(tiny_config, name, every):
+    module, x = mixer(tiny_config, name), inputs(150)
+    parameter, value = STRONG[name]
+    getattr(module, parameter)[::every] = value
+    whole, last = module(x)
+    out, state = pieces(module, x, [1] * 150)
+    assert close(out, whole) and close(state, last)
+
+
+def recurrence_inputs(length, form, dtype=torch.float32, heads=2, key=8, value=12):
+    """Decays between none and -30 a step, weak and strong ones mixed."""
+    torch.manual_seed(length)
+    shared = 1 if form == "head" else heads
+    q, k = torch.randn(2, 2, length, shared, key, dtype=dtype)
+    v = torch.randn(2, length, heads, value, dtype=dtype)
+    decay = -30 * torch.rand(2, length, heads, 1 if form == "head" else key, dtype=dtype) ** 8
+    bonus = torch.randn(heads, key, dtype=dtype) if form == "bonus" else None
+    return q, k, v, decay, torch.randn(2, heads, key, value, dtype=dtype), bonus
+
+
+@pytest.mark.parametrize("form", ["channel", "head", "bonus"])
+@pytest.mark.parametrize("length", [1, 2, 15, 64, 65, 200])
+def test_exact_recurrence_equals_naive(form, length):
+    arguments = recurrence_inputs(length, form)
+    wanted = naive(*arguments)
+    assert close(exact(*arguments), wanted, 2e-6)
+    assert close(exact(*arguments[:4], None, arguments[5]), naive(*arguments[:4], None, arguments[5]), 2e-6)
+    if form != "channel":
+        assert close(recurrence(*arguments[:5], bonus=arguments[5]), wanted, 2e-6)
+
+
+@pytest.mark.parametrize("form", ["channel", "head", "bonus"])
+def test_gradients_of_the_exact_recurrence_equal_those_of_naive_in_double_precision(form):
+    def gradients(function, dtype):
+        leaves = [None if x is None else x.to(dtype).requires_grad_() for x in recurrence_inputs(70, form)]
+        out, last = function(*leaves)
+        (out.sum() + (last**2).sum()).backward()
+        return [leaf.grad for leaf in leaves if leaf is not None]
+
+    assert close(gradients(exact, torch.float32), gradients(naive, torch.float64), 1e-4)
+
+
+def delta_inputs(length, form, heads=2, key=8, value=12):
+    torch.manual_seed(length)
+    q, k, a = nn.functional.normalize(torch.randn(3, 2, length, heads, key), dim=-1)
+    v, rate = torch.randn(2, length, heads, value), torch.rand(2, length, heads, 1)
+    decay = (-30 * torch.rand(2, length, heads, 1) ** 8) if form == "head" else -torch.rand(2, length, heads, key)
+    return q, k, v, a, -rate * a * decay.exp().amin(-1, keepdim=True), decay, torch.randn(2, heads, key, value)
+
+
+@pytest.mark.parametrize("form", ["channel", "head"])
+@pytest.mark.parametrize("length", [1, 2, 15, 64, 65, 200])
+def test_delta_rule_in_chunks_equals_step_by_step(form, length):
+    arguments = delta_inputs(length, form)
+    assert close(delta_rule(*arguments), delta_naive(*arguments), 5e-6)
+    assert close(delta_rule(*arguments[:-1]), delta_naive(*arguments[:-1]), 5e-6)
+
+
+def test_delta_rule_equals_that_of_qwen3_next():
+    reference = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next")
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 2, 100, 2, 8)
+    v, g, beta = torch.randn(2, 100, 2, 12), -torch.rand(2, 100, 2), torch.rand(2, 100, 2)
+    state = torch.randn(2, 2, 8, 12)
+    unit = nn.functional.normalize(k, dim=-1)
+    query, rate, decay = nn.functional.normalize(q, dim=-1) * 8**-0.5, beta[..., None], g[..., None]
+    got = delta_rule(query, rate * unit, v, unit, -rate * decay.exp() * unit, decay, state)
+    for function in (reference.torch_recurrent_gated_delta_rule, reference.torch_chunk_gated_delta_rule):
+        wanted = function(q, k, v, g=g, beta=beta, initial_state=state, output_final_state=True, use_qk_l2norm_in_kernel=True)
+        assert close(got, wanted)
+
+
+def test_long_selective_scans_that_save_memory_have_the_same_gradients():
+    torch.manual_seed(0)
+    x, dt = torch.randn(1, 600, 3), torch.rand(1, 600, 3)
+    A, B, C = -torch.rand(3, 4), torch.randn(1, 600, 4), torch.randn(1, 600, 4)
+
+    def gradients(parts):
+        leaves = [part.clone().requires_grad_() for part in (x, dt, A, B, C)]
+        state, total = None, 0
+        for start in range(0, 600, parts):
+            rows = slice(start, start + parts)
+            y, state = selective_scan(
+                leaves[0][:, rows], leaves[1][:, rows], leaves[2], leaves[3][:, rows], leaves[4][:, rows], state
+            )
+            total = total + (y**2).sum()
+        (total + state.sum()).backward()
+        return [leaf.grad for leaf in leaves]
+
+    assert close(gradients(600), gradients(60))
+
+
+def renamed(module, names):
+    """State dict with the names of another implementation."""
+    weights = {}
+    for name, value in module.state_dict().items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs) if name.startswith(ours) else name
+        weights[name] = value
+    return weights
+
+
+@torch.no_grad()
+def test_mamba_equals_that_of_transformers(tiny_config):
+    reference = pytest.importorskip("transformers.models.mamba.modeling_mamba")
+    config = reference.MambaConfig(hidden_size=16, state_size=4, expand=1, num_hidden_layers=1, use_associative_scan=False)
+    module, other = mixer(tiny_config, "mamba"), reference.MambaMixer(config, 0).eval()
+    other.load_state_dict(renamed(module, {"conv.": "conv1d.", "o_proj": "out_proj"}))
+    x = inputs(40)
+    assert close(module(x)[0], other(x))
+
+
+@torch.no_grad()
+def test_mamba2_equals_that_of_transformers(tiny_config):
+    reference = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
+    config = reference.Mamba2Config(
+        hidden_size=16, state_size=4, expand=1, num_heads=2, head_dim=8, n_groups=1, chunk_size=16, num_hidden_layers=1
+    )
+    module, other = mixer(tiny_config, "mamba2"), reference.Mamba2Mixer(config, 0).eval()
+    other.load_state_dict(renamed(module, {"conv.": "conv1d.", "o_proj": "out_proj"}))
+    x = inputs(40)
+    assert close(module(x)[0], other(x))
+
+
+def model_with(config, name):
+    torch.manual_seed(0)
+    return SmallEForTextToSpeech(SmallEConfig(**{**config.to_dict(), "mixer": name, "state_size": 4}))
+
+
+def speech(config):
+    torch.manual_seed(2)
+    return torch.randint(3, config.vocab_size, (2, 7)), torch.randint(0, config.audio_vocab_size, (2, 12, config.num_codebooks))
+
+
+@each_mixer
+def test_model_trains_a_step_and_loads_what_it_saved(tiny_config, name, tmp_path):
+    model, (ids, codes) = model_with(tiny_config, name), speech(tiny_config)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    losses = []
+    for _ in range(2):
+        loss = model(input_ids=ids, audio_codes=codes, labels=codes).loss
+        loss.backward()
+        assert [part for part, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[1] < losses[0]
+    model.eval().save_pretrained(tmp_path)
+    again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        wanted = model(input_ids=ids, audio_codes=codes).logits
+        assert torch.equal(again(input_ids=ids, audio_codes=codes).logits, wanted)
+
+
+@each_mixer
+def test_generated_batch_equals_single_texts_and_prompts(tiny_config, name):
+    model = model_with(tiny_config, name).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ids, mask = torch.randint(3, 60, (2, 8)), torch.ones(2, 8).long()
+    prompts, prompt_mask = torch.randint(0, 20, (2, 6, 3)), torch.ones(2, 6).long()
+    mask[1, :3] = prompt_mask[1, 4:] = 0
+    settings = dict(do_sample=False, return_dict_in_generate=True, max_new_tokens=8)
+    both = model.generate(ids, mask, prompts, prompt_mask, **settings)
+    for row in range(2):
+        alone = model.generate(ids[row][mask[row].bool()][None], None, prompts[row][prompt_mask[row].bool()][None], **settings)
+        length = int(alone.lengths[0])
+        assert both.lengths[row] == length and torch.equal(both.sequences[row, :length], alone.sequences[0])
+
+
+@each_mixer
+@torch.no_grad()
+def test_a_state_can_be_mapped_row_by_row(tiny_config, name):
+    model, (ids, codes) = model_with(tiny_config, name).eval(), speech(tiny_config)
+    state = model(input_ids=ids, audio_codes=codes, use_cache=True).past_key_values
+    second = state.map(lambda x: x[1:])
+    wanted = model(audio_codes=codes[:, :1], past_key_values=state).logits[1:]
+    assert relative(model(audio_codes=codes[1:, :1], past_key_values=second).logits, wanted) < 1e-5
+
+
+@each_mixer
+def test_initial_values_are_finite_and_not_left_to_chance(tiny_config, name):
+    first, second = (dict(model_with(tiny_config, name).named_parameters()) for _ in range(2))
+    assert all(value.isfinite().all() and torch.equal(value, second[part]) for part, value in first.items())
+
+
+@torch.no_grad()
+def test_initial_decays_are_spread_as_published(tiny_config):
+    def own(name):
+        return model_with(tiny_config, name).model.audio_decoder[1].mixer
+
+    decay = own("rwkv6").decay  # the last block
+    assert abs(float(decay[0]) + 6) < 1e-5 and abs(float(decay[-1]) + 1) < 1e-5 and (decay.diff() > 0).all()
+    assert torch.equal(own("mamba").A_log.exp().round(), torch.arange(1.0, 5).expand(32, 4))
+    for name, shortest in (("mamba", 1e-3), ("mamba2", 1e-3), ("gated_deltanet", 1e-3)):
+        module = own(name)
+        step = nn.functional.softplus(module.dt_proj.bias if name == "mamba" else module.dt_bias)
+        assert step.min() >= 0.99 * shortest and step.max() <= 0.101
+    assert (own("mamba2").A_log.exp() >= 1).all() and (own("mamba2").A_log.exp() <= 16).all()
+
+
+@pytest.mark.parametrize("name", ["gla", "retnet", "rwkv6", "rwkv7", "mamba2", "gated_deltanet"])
+def test_heads_that_do_not_fit_are_refused(tiny_config, name):
+    with pytest.raises(ValueError, match="multiple of the mixer's heads"):
+        mixer(tiny_config, name, 16, 3)
+
+
+def test_odd_rotations_are_refused(tiny_config):
+    with pytest.raises(ValueError, match="must be even"):
+        mixer(tiny_config, "retnet", 4, 2)
