@@ -50,6 +50,7 @@ class SmallECodecConfig(PreTrainedConfig):
     vocos_intermediate_size: int = 960
     vocos_num_layers: int = 7
     vocos_n_fft: int = 1920
+    vocos_upsampling: int = 1
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -79,6 +80,7 @@ class SmallECodecConfig(PreTrainedConfig):
             num_hidden_layers=self.vocos_num_layers,
             n_fft=self.vocos_n_fft,
             hop_length=self.hop_length,
+            upsampling=self.vocos_upsampling,
             sampling_rate=self.sampling_rate,
         )
 

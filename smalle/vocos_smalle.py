@@ -19,7 +19,8 @@ MAX_LOG_MAGNITUDE = math.log(1e2)
 class VocosConfig(PreTrainedConfig):
     """Sizes of a Vocos decoder. `num_bandwidths` > 0 conditions every norm but the last on a bandwidth id.
 
-    `padding`: "same" gives `T * hop_length` samples for T frames, "center" gives `(T - 1) * hop_length`.
+    `upsampling`: spectral frames for each feature frame, hop_length / upsampling samples apart. `hop_length`: samples of
+    a feature frame. `padding`: "same" gives `T * hop_length` samples for T frames, "center" gives `(T - 1) * hop_length`.
     """
 
     model_type = "smalle_vocos"
@@ -31,6 +32,7 @@ class VocosConfig(PreTrainedConfig):
     kernel_size: int = 7
     n_fft: int = 1280
     hop_length: int = 320
+    upsampling: int = 1
     padding: str = "same"
     num_bandwidths: int = 0
     sampling_rate: int = 24000
@@ -39,8 +41,15 @@ class VocosConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.padding not in ("same", "center"):
             raise ValueError(f"padding is {self.padding!r}; expected 'same' or 'center'")
-        if self.padding == "same" and (self.n_fft - self.hop_length) % 2:
-            raise ValueError(f"n_fft is {self.n_fft}; expected hop_length, {self.hop_length}, plus an even number")
+        if self.upsampling < 1 or self.hop_length % self.upsampling:
+            raise ValueError(f"upsampling is {self.upsampling}; expected a divisor of hop_length, {self.hop_length}")
+        if self.padding == "same" and (self.n_fft - self.spectral_hop) % 2:
+            raise ValueError(f"n_fft is {self.n_fft}; expected {self.spectral_hop} (hop / upsampling) plus an even number")
+
+    @property
+    def spectral_hop(self):
+        """Samples between two spectral frames."""
+        return self.hop_length // self.upsampling
 
 
 @functools.lru_cache(maxsize=32)
@@ -148,7 +157,7 @@ class Vocos(PreTrainedModel):
             for _ in range(layers)
         )
         self.final_layer_norm = PlainLayerNorm(size)
-        self.out = nn.Linear(size, config.n_fft + 2)
+        self.out = nn.Linear(size, config.upsampling * (config.n_fft + 2))
         self.post_init()
 
     def _init_weights(self, module):
@@ -164,10 +173,11 @@ class Vocos(PreTrainedModel):
         x = self.norm(x, condition).transpose(1, 2)
         for block in self.convnext:
             x = block(x, condition)
-        magnitude, phase = self.out(self.final_layer_norm(x.transpose(1, 2))).float().chunk(2, dim=-1)
+        x = self.out(self.final_layer_norm(x.transpose(1, 2))).unflatten(-1, (self.config.upsampling, -1)).flatten(1, 2)
+        magnitude, phase = x.float().chunk(2, dim=-1)
         # clamped before exp: the same values as clipping at 1e2 after it, and no inf * 0 in the gradient
         spectrum = torch.polar(torch.exp(magnitude.clamp(max=MAX_LOG_MAGNITUDE)), phase)
-        return inverse_stft(spectrum, self.config.n_fft, self.config.hop_length, self.config.padding)
+        return inverse_stft(spectrum, self.config.n_fft, self.config.spectral_hop, self.config.padding)
 
     def _condition(self, features, bandwidth_id):
         if features.dim() != 3 or features.shape[1] != self.config.input_channels or not features.shape[2]:

@@ -337,13 +337,18 @@ def train(recipe, stage, fresh=False):
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     options = recipe[stage]
-    config = SmallECodecConfig(**recipe["codec"])
-    codec = SmallECodec(config) if stage == "reconstruction" else SmallECodec.from_pretrained(options["start"])
+    if options["start"]:  # what does not fit another shape of the decoder starts anew
+        codec = SmallECodec.from_pretrained(options["start"], ignore_mismatched_sizes=True, **recipe["codec"])
+    else:
+        codec = SmallECodec(SmallECodecConfig(**recipe["codec"]))
     codec.to(device)
     pool, held = load_pools(recipe, codec.config, device)
     if stage == "reconstruction":
         gain = recipe["data"]["gain_db"]
-        anchor = start_from_kmeans(codec, pool, options["start_pieces"], options["kmeans_iterations"], gain)
+        if options["start"]:
+            anchor = torch.linalg.pinv(codec.encoder.projection.weight.detach())
+        else:
+            anchor = start_from_kmeans(codec, pool, options["start_pieces"], options["kmeans_iterations"], gain)
         learner = Reconstruction(codec, pool, held, options, recipe["data"]["gain_db"], anchor)
     else:
         learner = AdversarialDecoder(codec, pool, held, options, recipe["data"]["gain_db"])

@@ -136,6 +136,15 @@ def test_inverse_transform_undoes_the_transform():
     torch.testing.assert_close(inverse_stft(spectrum.transpose(1, 2), 64, 16, "center"), waveform, atol=1e-5, rtol=1e-4)
 
 
+def test_upsampling_makes_several_spectral_frames_of_a_feature_frame():
+    config = dict(input_channels=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1, hop_length=40)
+    vocos = Vocos(VocosConfig(n_fft=80, upsampling=2, **config))
+    assert vocos.out.out_features == 2 * (80 + 2)
+    assert vocos(torch.randn(2, 4, 7)).shape == (2, 7 * 40)
+    with pytest.raises(ValueError, match="divisor of hop_length"):
+        VocosConfig(n_fft=80, upsampling=3, **config)
+
+
 def test_encodec_codec_saves_and_loads(encodec, tmp_path):
     encodec.save_pretrained(tmp_path)
     loaded = load_codec(str(tmp_path))
