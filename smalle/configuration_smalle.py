@@ -22,9 +22,15 @@ class SmallEConfig(PreTrainedConfig):
         intermediate_size: width of the gated feed-forward layers.
         text_layers, num_attention_heads, rope_theta: the non-causal text encoder.
         audio_encoder_layers, audio_decoder_layers: linear-attention blocks before and after the cross-attention.
-        mixer: sequence mixer of those blocks and of the position block, one of `mixers_smalle.MIXERS`.
-        mixer_heads, expand_k, expand_v: heads of a mixer; its key and value widths relative to `hidden_size`.
-        gate_low_rank, gate_logit_normalizer: the decay gate, `logsigmoid(low_rank(x)) / normalizer`.
+        mixer: sequence mixer of those blocks and of the position block: "gla", "retnet", "rwkv5" (v5.2), "rwkv6",
+            "rwkv7", "mamba", "mamba2" or "gated_deltanet".
+        mixer_heads: heads of a mixer in the audio encoder and decoder; the position block has one. Mamba has none;
+            RWKV, Mamba-2 and Gated DeltaNet were published with narrower heads (64 to 256) than the paper's GLA.
+        expand_k, expand_v: key and value widths of GLA, RetNet and Gated DeltaNet relative to `hidden_size`; expand_v
+            is also the inner width of Mamba and Mamba-2. RWKV uses neither.
+        gate_low_rank, gate_logit_normalizer: GLA's decay gate, `logsigmoid(low_rank(x)) / normalizer`.
+        state_size: states of each channel of Mamba (None: 16) and of each head of Mamba-2 (None: 128).
+        conv_size: steps that the short convolutions of Mamba, Mamba-2 and Gated DeltaNet see.
         position_size: width d_b of the sinusoidal positions and of the block that runs over them (at most 64
             in the paper).
         num_codebooks, codebook_size, frame_rate, sampling_rate: the audio codec; frames and samples per second.
@@ -48,6 +54,8 @@ class SmallEConfig(PreTrainedConfig):
     expand_v: float = 2.0
     gate_low_rank: int = 16
     gate_logit_normalizer: float = 16.0
+    state_size: int | None = None
+    conv_size: int = 4
     position_size: int = 64
     num_codebooks: int = 4
     codebook_size: int = 1024
@@ -84,6 +92,8 @@ class SmallEConfig(PreTrainedConfig):
             width = self.hidden_size * getattr(self, name)
             if width % self.mixer_heads:
                 raise ValueError(f"hidden_size * {name} = {width} must be a multiple of mixer_heads={self.mixer_heads}.")
+        if self.state_size is not None and self.state_size < 1:
+            raise ValueError(f"state_size={self.state_size}: expected a positive number or None.")
         if self.position_size % 2:
             raise ValueError(f"position_size={self.position_size} must be even: half sines, half cosines.")
 

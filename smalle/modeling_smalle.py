@@ -1,6 +1,6 @@
 """Small-E: text encoder -> (audio encoder -> Position-Aware Cross-Attention -> audio decoder) -> one head per codebook."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +20,25 @@ class SmallEState:
     """All that the model needs to go on: a value, never changed in place.
 
     text_keys, text_values (B, N, D); positions (B, N, d_b); text_mask (B, N) bool, True where there is text;
-    recurrent: the state (B, H, K, V) of each block, audio encoder first, then the position block, then the decoder.
+    recurrent: the state of each block, audio encoder first, then the position block, then the decoder: (B, H, K, V), or
+    a tuple of tensors with B rows where the mixer remembers more than one.
     """
 
     text_keys: torch.FloatTensor
     text_values: torch.FloatTensor
     positions: torch.FloatTensor
     text_mask: torch.BoolTensor
-    recurrent: tuple[torch.FloatTensor, ...] | None = None
+    recurrent: tuple[torch.FloatTensor | tuple[torch.FloatTensor, ...], ...] | None = None
 
     def map(self, function):
         """The same state with `function` applied to every tensor (select rows, move to a device)."""
-        tensors = [function(x) for x in (self.text_keys, self.text_values, self.positions, self.text_mask)]
-        recurrent = None if self.recurrent is None else tuple(function(x) for x in self.recurrent)
-        return SmallEState(*tensors, recurrent)
+
+        def each(x):
+            if isinstance(x, tuple):
+                return tuple(each(part) for part in x)
+            return None if x is None else function(x)
+
+        return SmallEState(*(each(getattr(self, field.name)) for field in fields(self)))
 
 
 @dataclass
@@ -109,10 +114,10 @@ class TextEncoderLayer(GradientCheckpointingLayer):
 class LinearAttentionBlock(GradientCheckpointingLayer):
     """A recurrent sequence mixer, then a gated feed-forward layer, pre-norm: one LCLM block of the paper."""
 
-    def __init__(self, config, hidden_size, num_heads, intermediate_size):
+    def __init__(self, config, hidden_size, num_heads, intermediate_size, index=0):
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, eps=config.norm_eps)
-        self.mixer = build_mixer(config, hidden_size, num_heads)
+        self.mixer = build_mixer(config, hidden_size, num_heads, index)
         self.norm2 = nn.LayerNorm(hidden_size, eps=config.norm_eps)
         self.mlp = GatedMLP(hidden_size, intermediate_size)
         self.dropout = nn.Dropout(config.dropout)
@@ -180,6 +185,8 @@ class SmallEPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
+        if hasattr(module, "init_parameters"):
+            module.init_parameters()
         config = self.config
         depth = config.text_layers if isinstance(module, TextEncoderLayer) else (
             config.audio_encoder_layers + config.audio_decoder_layers
@@ -202,12 +209,14 @@ class SmallEModel(SmallEPreTrainedModel):
         self.text_norm = nn.LayerNorm(size, eps=config.norm_eps)
         self.audio_embedding = nn.Embedding(config.num_codebooks * config.audio_vocab_size, size)
 
-        def blocks(count):
-            return nn.ModuleList(LinearAttentionBlock(config, size, config.mixer_heads, width) for _ in range(count))
+        def blocks(count, first=0):
+            return nn.ModuleList(
+                LinearAttentionBlock(config, size, config.mixer_heads, width, first + n) for n in range(count)
+            )
 
         self.audio_encoder = blocks(config.audio_encoder_layers)
         self.cross_attention = PositionAwareCrossAttention(config)
-        self.audio_decoder = blocks(config.audio_decoder_layers)
+        self.audio_decoder = blocks(config.audio_decoder_layers, config.audio_encoder_layers)
         self.audio_norm = nn.LayerNorm(size, eps=config.norm_eps)
         self.gradient_checkpointing = False
         self.post_init()

@@ -17,13 +17,14 @@ each_mixer = pytest.mark.parametrize("name", sorted(MIXERS))
 
 
 def relative(a, b):
-    return float((a.double() - b.double()).norm() / b.double().norm())
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm())
 
 
 def close(got, wanted, limit=1e-5):
     """Tensors, or states of several, are equal up to a relative error."""
     got, wanted = ((x,) if torch.is_tensor(x) else x for x in (got, wanted))
-    return len(got) == len(wanted) and all(relative(a, b) < limit for a, b in zip(got, wanted))
+    return len(got) == len(wanted) and all(relative(a, b) < limit for a, b in zip(got, wanted, strict=True))
 
 
 def mixer(config, name, size=16, heads=2, noise=0.1):
@@ -128,7 +129,7 @@ def test_gradients_equal_those_of_double_precision_and_reach_the_initial_state(t
 
     single, single_leaves = gradients(torch.float32)
     double, double_leaves = gradients(torch.float64)
-    for got, wanted in zip(single_leaves, double_leaves):
+    for got, wanted in zip(single_leaves, double_leaves, strict=True):
         assert wanted.abs().max() > 0 and relative(got, wanted) < 1e-4
     for part in single:
         assert relative(single[part], double[part]) < 1e-4 or double[part].abs().max() < 1e-8, part
@@ -228,8 +229,72 @@ def test_delta_rule_equals_that_of_qwen3_next():
     query, rate, decay = nn.functional.normalize(q, dim=-1) * 8**-0.5, beta[..., None], g[..., None]
     got = delta_rule(query, rate * unit, v, unit, -rate * decay.exp() * unit, decay, state)
     for function in (reference.torch_recurrent_gated_delta_rule, reference.torch_chunk_gated_delta_rule):
-        wanted = function(q, k, v, g=g, beta=beta, initial_state=state, output_final_state=True, use_qk_l2norm_in_kernel=True)
-        assert close(got, wanted)
+        settings = dict(initial_state=state, output_final_state=True, use_qk_l2norm_in_kernel=True)
+        assert close(got, function(q, k, v, g=g, beta=beta, **settings))
+
+
+def with_changes(x):
+    """Each step of x (T, D) and the change from it to the step before."""
+    return zip(x, torch.cat((torch.zeros_like(x[:1]), x[:-1])) - x, strict=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["rwkv5", "rwkv6"])
+def test_rwkv5_and_6_equal_the_papers_steps(tiny_config, name):
+    m, x = mixer(tiny_config, name), inputs(20, batch=1)[0]
+    share, state, outputs = dict(zip(m.names, m.shares, strict=True)), torch.zeros(2, 8, 8), []
+    for now, change in with_changes(x):
+        w = torch.exp(-torch.exp(m.decay))
+        mu = share
+        if name == "rwkv6":
+            low = torch.tanh((now + change * m.share[0]) @ m.share_down).view(5, 32)
+            mu = {part: share[part] + low[n] @ m.share_up[n] for n, part in enumerate("wkvrg")}
+            w = torch.exp(-torch.exp(m.decay + torch.tanh((now + change * mu["w"]) @ m.decay_down) @ m.decay_up))
+        r, k, v, g = (getattr(m, f"{part}_proj")(now + change * mu[part]) for part in "rkvg")
+        update = k.view(2, 8, 1) * v.view(2, 1, 8)
+        out = r.view(2, 1, 8) @ (state + m.bonus.view(2, 8, 1) * update)
+        state = w.view(2, 8, 1) * state + update
+        normed = nn.functional.group_norm(out.view(1, 16), 2, m.norm.weight, m.norm.bias, 64e-5)[0]
+        outputs.append(m.o_proj(normed * nn.functional.silu(g)))
+    got, (last, _) = m(x[None])
+    assert close((got[0], last[0]), (torch.stack(outputs), state))
+
+
+@torch.no_grad()
+def test_rwkv7_equals_the_papers_steps(tiny_config):
+    m, x, state, outputs = mixer(tiny_config, "rwkv7"), inputs(20, batch=1)[0], torch.zeros(2, 8, 8), []
+    for now, change in with_changes(x):
+        xr, xw, xk, xv, xa, xg = (now + change * share for share in m.shares)
+        w = m.decay + torch.tanh(xw @ m.decay_down) @ m.decay_up
+        w = torch.exp(-torch.exp(-nn.functional.softplus(-w) - 0.5)).view(2, 1, 8)
+        a = torch.sigmoid(m.rate + xa @ m.rate_down @ m.rate_up)
+        r, k, v = m.r_proj(xr), m.k_proj(xk), m.v_proj(xv)
+        kappa = nn.functional.normalize((k * m.key_scale).view(2, 1, 8), dim=-1)
+        k = k * (1 + (a - 1) * m.key_rate)
+        state = state * w - (state @ kappa.mT) @ (kappa * a.view(2, 1, 8)) + v.view(2, 8, 1) * k.view(2, 1, 8)
+        out = nn.functional.group_norm((state @ r.view(2, 8, 1)).view(1, 16), 2, m.norm.weight, m.norm.bias, 64e-5)[0]
+        out = out + ((r * k * m.bonus).view(2, 8).sum(-1, keepdim=True) * v.view(2, 8)).view(16)
+        outputs.append(m.o_proj(out * (torch.sigmoid(xg @ m.gate_down) @ m.gate_up)))
+    got, (last, _) = m(x[None])
+    assert close((got[0], last[0]), (torch.stack(outputs), state.mT))
+
+
+@torch.no_grad()
+def test_retention_equals_its_parallel_form(tiny_config):
+    module, x = mixer(tiny_config, "retnet"), inputs(30)
+    q, k, v, gate = (
+        layer(x).unflatten(-1, (2, -1)).transpose(1, 2)
+        for layer in (module.q_proj, module.k_proj, module.v_proj, module.g_proj)
+    )
+    half = q.shape[-1] // 2
+    age = torch.arange(30)[:, None] - torch.arange(30)
+    spin = torch.exp(1j * age[..., None] * 10000.0 ** -torch.linspace(0, 1, half))
+    q, k = (torch.complex(part[..., :half], part[..., half:]) for part in (q, k))
+    scores = torch.einsum("bhid,ijd,bhjd->bhij", q.conj(), spin.conj(), k).real * (2 * half) ** -0.5
+    gamma = 1 - 2.0 ** -torch.tensor([5.0, 6.0])
+    out = (scores * (gamma[:, None, None] ** age).tril()) @ v
+    out = module.norm(out) * nn.functional.silu(gate)
+    assert close(module(x)[0], module.o_proj(out.transpose(1, 2).flatten(-2)))
 
 
 def test_long_selective_scans_that_save_memory_have_the_same_gradients():
@@ -265,7 +330,8 @@ def renamed(module, names):
 @torch.no_grad()
 def test_mamba_equals_that_of_transformers(tiny_config):
     reference = pytest.importorskip("transformers.models.mamba.modeling_mamba")
-    config = reference.MambaConfig(hidden_size=16, state_size=4, expand=1, num_hidden_layers=1, use_associative_scan=False)
+    sizes = dict(hidden_size=16, state_size=4, expand=1, num_hidden_layers=1)
+    config = reference.MambaConfig(**sizes, use_associative_scan=False)
     module, other = mixer(tiny_config, "mamba"), reference.MambaMixer(config, 0).eval()
     other.load_state_dict(renamed(module, {"conv.": "conv1d.", "o_proj": "out_proj"}))
     x = inputs(40)
@@ -291,7 +357,8 @@ def model_with(config, name):
 
 def speech(config):
     torch.manual_seed(2)
-    return torch.randint(3, config.vocab_size, (2, 7)), torch.randint(0, config.audio_vocab_size, (2, 12, config.num_codebooks))
+    codes = torch.randint(0, config.audio_vocab_size, (2, 12, config.num_codebooks))
+    return torch.randint(3, config.vocab_size, (2, 7)), codes
 
 
 @each_mixer
@@ -304,7 +371,7 @@ def test_model_trains_a_step_and_loads_what_it_saved(tiny_config, name, tmp_path
         loss.backward()
         assert [part for part, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[1] < losses[0]
     model.eval().save_pretrained(tmp_path)
     again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
@@ -325,9 +392,34 @@ def test_generated_batch_equals_single_texts_and_prompts(tiny_config, name):
     settings = dict(do_sample=False, return_dict_in_generate=True, max_new_tokens=8)
     both = model.generate(ids, mask, prompts, prompt_mask, **settings)
     for row in range(2):
-        alone = model.generate(ids[row][mask[row].bool()][None], None, prompts[row][prompt_mask[row].bool()][None], **settings)
+        text, prompt = ids[row][mask[row].bool()][None], prompts[row][prompt_mask[row].bool()][None]
+        alone = model.generate(text, None, prompt, **settings)
         length = int(alone.lengths[0])
         assert both.lengths[row] == length and torch.equal(both.sequences[row, :length], alone.sequences[0])
+
+
+@each_mixer
+def test_checkpointing_changes_nothing_and_half_precision_little_and_no_states(tiny_config, name):
+    model, (ids, codes) = model_with(tiny_config, name), speech(tiny_config)
+
+    def gradient():
+        model.zero_grad()
+        out = model(input_ids=ids, audio_codes=codes, labels=codes, use_cache=True)
+        out.loss.backward()
+        return out.logits, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    logits, wanted = gradient()
+    with torch.autocast("cpu", torch.bfloat16):
+        near, finite = gradient()
+        assert relative(near, logits) < 0.02 and finite.isfinite().all()
+    model.gradient_checkpointing_enable()
+    model.train()
+    assert relative(gradient()[1], wanted) < 1e-5
+    model.bfloat16().eval()
+    state = model(input_ids=ids, audio_codes=codes, use_cache=True).past_key_values
+    state = model(audio_codes=codes[:, :1], past_key_values=state, use_cache=True).past_key_values
+    for part in state.recurrent:
+        assert {x.dtype for x in ((part,) if torch.is_tensor(part) else part)} == {torch.float32}
 
 
 @each_mixer
