@@ -4,9 +4,9 @@ import argparse
 import os
 import pathlib
 import sys
-import tempfile
 import time
-import wave
+
+from .wav_smalle import write_wav
 
 DEFAULT_MODEL = pathlib.Path(__file__).resolve().parent.parent / "checkpoints" / "smalle-mini"
 
@@ -38,24 +38,6 @@ def check(arguments):
     looks_local = arguments.model.startswith((".", "/", "~")) or arguments.model.count("/") != 1 or local.parent.is_dir()
     if looks_local and not (local / "config.json").is_file():
         raise ValueError(f"There is no checkpoint at {arguments.model}: expected a folder with config.json, or a Hub name.")
-
-
-def write_wav(path, samples, sampling_rate):
-    """16-bit mono wav, complete or not at all."""
-    path = pathlib.Path(path)
-    data = (samples.clamp(-1, 1) * 32767).short().numpy().tobytes()
-    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as raw, wave.open(raw) as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(sampling_rate)
-            file.writeframes(data)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
 
 
 def load(name):

@@ -17,10 +17,13 @@ class SmallEConfig(PreTrainedConfig):
     """Configuration of Small-E (arXiv 2406.04467). The defaults are the paper's shape.
 
     Args:
+        architecture: "small-e", or "decoder-only", the paper's baseline: one causal transformer over text, then audio.
         vocab_size: entries of the text tokenizer.
         hidden_size: width of the text encoder, the audio encoder and the audio decoder.
         intermediate_size: width of the gated feed-forward layers.
         text_layers, num_attention_heads, rope_theta: the non-causal text encoder.
+        decoder_layers: layers of the decoder-only transformer, which has the heads and rope_theta above and nothing of
+            what follows up to the codec.
         audio_encoder_layers, audio_decoder_layers: linear-attention blocks before and after the cross-attention.
         mixer: sequence mixer of those blocks and of the position block: "gla", "retnet", "rwkv5" (v5.2), "rwkv6",
             "rwkv7", "mamba", "mamba2" or "gated_deltanet".
@@ -31,21 +34,26 @@ class SmallEConfig(PreTrainedConfig):
         gate_low_rank, gate_logit_normalizer: GLA's decay gate, `logsigmoid(low_rank(x)) / normalizer`.
         state_size: states of each channel of Mamba (None: 16) and of each head of Mamba-2 (None: 128).
         conv_size: steps that the short convolutions of Mamba, Mamba-2 and Gated DeltaNet see.
+        cross_attention: "paca" (Position-Aware Cross-Attention), or "plain", multi-head attention to text with
+            positions (the paper's ablation).
         position_size: width d_b of the sinusoidal positions and of the block that runs over them (at most 64
             in the paper).
         num_codebooks, codebook_size, frame_rate, sampling_rate: the audio codec; frames and samples per second.
+        tie_word_embeddings: the head's weight is that of the audio embedding.
         max_text_tokens, max_audio_frames: limits of one input; longer ones are refused.
     """
 
     model_type = "smalle"
     keys_to_ignore_at_inference = ["past_key_values"]
 
+    architecture: str = "small-e"
     vocab_size: int = 256
     hidden_size: int = 512
     intermediate_size: int = 816
     text_layers: int = 9
     num_attention_heads: int = 8
     rope_theta: float = 10000.0
+    decoder_layers: int = 12
     audio_encoder_layers: int = 6
     audio_decoder_layers: int = 6
     mixer: str = "gla"
@@ -56,6 +64,7 @@ class SmallEConfig(PreTrainedConfig):
     gate_logit_normalizer: float = 16.0
     state_size: int | None = None
     conv_size: int = 4
+    cross_attention: str = "paca"
     position_size: int = 64
     num_codebooks: int = 4
     codebook_size: int = 1024
@@ -75,11 +84,18 @@ class SmallEConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        self._check_names()
         self._check_sizes()
+
+    def _check_names(self):
+        known = {"architecture": ("small-e", "decoder-only"), "cross_attention": ("paca", "plain")}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}.")
 
     def _check_sizes(self):
         positive = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "mixer_heads",
-                    "num_codebooks", "codebook_size", "frame_rate", "sampling_rate")  # fmt: skip
+                    "decoder_layers", "num_codebooks", "codebook_size", "frame_rate", "sampling_rate")  # fmt: skip
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a positive number.")

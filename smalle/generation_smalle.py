@@ -1,87 +1,48 @@
-"""The delay pattern, sampling, and generate() for delayed codebooks."""
-
-import copy
-from dataclasses import dataclass
+"""generate(): a text that is read once, delayed codebooks that are written step by step."""
 
 import torch
+import torch.nn.functional as F
 from transformers import GenerationMixin
-from transformers.utils import ModelOutput
+from transformers.generation import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
 
-from .configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL, NUM_AUDIO_SPECIALS
+from .alignment_smalle import monotonicity
+from .configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL
+from .delay_smalle import delay, undelay, undelay_steps
+from .generation_config_smalle import speech_config
+from .generation_state_smalle import GenerationState, SmallEGenerateOutput
+from .sampling_smalle import REPETITION_WINDOW, draw, penalise_repetition, sampling_settings
 
 UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
 NO_CODE = -1  # fills `sequences` after the end of a row
 
 
-def delay(codes, end=AUDIO_TAIL):
-    """Delayed grid of codes (T, Q): (T + Q, Q), codebook q delayed by q + 1 steps (MusicGen's pattern, Small-E's heads).
+def guide(logits, scales):
+    """Classifier-free guidance (Ho and Salimans 2022): logits (G·B, Q, V), those to follow first -> (B, Q, V).
 
-    Codes are shifted by the number of special tokens; AUDIO_HEAD stands before a codebook's first code, `end` after
-    its last.
+    Moves the first B rows away from each branch behind them, by (scale - 1) times their difference.
     """
-    length, num_codebooks = codes.shape
-    grid = codes.new_full((length + num_codebooks, num_codebooks), end)
-    for q in range(num_codebooks):
-        grid[: q + 1, q] = AUDIO_HEAD
-        grid[q + 1 : q + 1 + length, q] = codes[:, q] + NUM_AUDIO_SPECIALS
-    return grid
+    wanted, *branches = logits.chunk(1 + len(scales))
+    return wanted + sum((scale - 1) * (wanted - other) for scale, other in zip(scales, branches))
 
 
-def undelay(grid):
-    """Inverse of `delay`: grid (B, T + Q, Q) -> codes (B, T, Q). Special tokens come out negative."""
-    num_codebooks = grid.shape[-1]
-    length = max(0, grid.shape[1] - num_codebooks)
-    return torch.stack([grid[:, q + 1 : q + 1 + length, q] for q in range(num_codebooks)], -1) - NUM_AUDIO_SPECIALS
+def join_texts(texts, pad):
+    """(ids, mask) pairs of different width, left-padded to the widest and one behind the other: ids, mask (G·B, N)."""
+    widest = max(ids.shape[1] for ids, _ in texts)
+    masks = [torch.ones_like(ids) if mask is None else mask for ids, mask in texts]
+    ids = torch.cat([F.pad(ids, (widest - ids.shape[1], 0), value=pad) for ids, _ in texts])
+    return ids, torch.cat([F.pad(mask, (widest - mask.shape[1], 0)) for mask in masks])
 
 
-@dataclass
-class GenerationState:
-    """Where generate() stopped; hand it back as `past_key_values=` to go on.
-
-    model: the model's state; grid (B, W, Q): the last delayed steps, the newest not yet read by the model;
-    forced (B, F, Q): steps to come that a prompt has fixed, UNKNOWN where it has not; remaining (B,): steps that a
-    row needs to end, 0 when done, -1 while it speaks; maps: alignments of steps whose frames are not complete.
-    """
-
-    model: object
-    grid: torch.LongTensor
-    forced: torch.LongTensor
-    remaining: torch.LongTensor
-    maps: tuple[torch.FloatTensor, ...] = ()
+def first_codebook(window, batch):
+    """Tokens of the first codebook that are new, as transformers' processors and criteria see them: (B, T)."""
+    new = [step[:batch, 0] for step in window[1:]]
+    return torch.stack(new, 1) if new else window[0].new_zeros(batch, 0)
 
 
-@dataclass
-class SmallEGenerateOutput(ModelOutput):
-    """sequences (B, T, Q): new codes, undelayed, -1 after a row's end; lengths (B,): new frames of each row;
-    alignments (B, T, N): where in the text each new frame was read, on request; past_key_values: to go on from."""
-
-    sequences: torch.LongTensor = None
-    lengths: torch.LongTensor = None
-    alignments: torch.FloatTensor | None = None
-    past_key_values: GenerationState | None = None
-
-
-def sample(logits, top_k, temperature, top_p, generator=None):
-    """One token of each row of logits (B, V) -> (B,). top_k = 1 is greedy."""
-    if top_k == 1:
-        return logits.argmax(-1)
-    logits = logits / temperature
-    if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[:, -1:], -torch.inf)
-    if top_p < 1:
-        ordered, order = logits.sort(-1, descending=True)
-        beyond = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1) >= top_p
-        logits = logits.masked_fill(beyond.gather(-1, order.argsort(-1)), -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-
-
-def per_codebook(name, value, num_codebooks, default):
-    """A setting for every codebook: a number sets the first and leaves `default` for the rest; a list sets each."""
-    if not isinstance(value, (list, tuple)):
-        return [value] + [default] * (num_codebooks - 1)
-    if len(value) != num_codebooks:
-        raise ValueError(f"{name}={value!r}: expected one number or a list of {num_codebooks}, one for each codebook.")
-    return list(value)
+def best_rows(scores, candidates, kept):
+    """Indices of the rows to keep, best first: scores (B * candidates,) -> (B * kept,)."""
+    order = scores.view(-1, candidates).argsort(dim=1, descending=True, stable=True)[:, :kept]
+    return (order + candidates * torch.arange(len(order), device=order.device)[:, None]).flatten()
 
 
 class SmallEGenerationMixin(GenerationMixin):
@@ -89,113 +50,181 @@ class SmallEGenerationMixin(GenerationMixin):
 
     @torch.no_grad()
     def generate(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
-                 past_key_values=None, generation_config=None, seed=None, output_alignments=False, progress=None, **kwargs):  # fmt: skip
-        """Speaks.
+                 past_key_values=None, generation_config=None, seed=None, output_alignments=False, progress=None,
+                 logits_processor=None, stopping_criteria=None, unprompted_input_ids=None,
+                 unprompted_attention_mask=None, **kwargs):  # fmt: skip
+        """Speaks: samples, or is greedy with do_sample=False.
 
         Args:
             input_ids (B, N), attention_mask (B, N): text; with a prompt, the prompt's transcript and then the text.
             audio_codes (B, P, Q): undelayed codes of a prompt to continue; audio_attention_mask (B, P): 1 on its
                 frames, padding on either side.
             past_key_values: that of a former output, in place of all inputs above: goes on where that stopped.
-            generation_config, **kwargs: do_sample, top_k, top_p, temperature (a number is for the first codebook,
-                the others stay greedy; or a list with one for each codebook), max_new_tokens and min_new_tokens (new
-                frames), return_dict_in_generate.
+            generation_config, **kwargs: do_sample; top_k, top_p, min_p, temperature, repetition_penalty of the last 50
+                frames' codes, the prompt's too (a number is for the first codebook, the others stay greedy; or a list
+                with one for each codebook); max_new_tokens and min_new_tokens (new frames), max_time (seconds);
+                num_return_sequences: speeches of each text, next to each other; best_of: speeches of each text of
+                which those are kept that read it most steadily (`alignment_smalle.monotonicity`); guidance_scale: keeps
+                closer to the text, away from speech without one; voice_guidance_scale: closer to the prompt's voice;
+                return_dict_in_generate, output_scores.
             seed: makes the same speech again; without it the global random state is used.
             output_alignments: return where in the text each frame was read.
             progress: called after each step with the number of rows that still speak.
+            logits_processor, stopping_criteria: of transformers, called with the first codebook's new tokens (B, T)
+                so far: code + 3, AUDIO_TAIL from a row's end on; and with its scores (B, V), before sampling, or the
+                scores so far. A row that a criterion stops has as many frames as the criterion saw tokens, and is done.
+            unprompted_input_ids, unprompted_attention_mask (B, M): the text alone, without the prompt's transcript;
+                needed for voice_guidance_scale.
 
         Returns:
             codes (B, T, Q), or `SmallEGenerateOutput` with return_dict_in_generate=True.
+
+        Raises:
+            ValueError for inputs and settings that are wrong or unknown, and for beam search and the like.
         """
         config = self._speech_config(generation_config, kwargs)
-        settings = self._sampling_settings(config)
-        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        criteria = StoppingCriteriaList(stopping_criteria or [])
+        if config.max_time is not None:
+            criteria.append(MaxTimeCriteria(config.max_time))
         state = past_key_values
         if state is None:
-            state = self._start(input_ids, attention_mask, audio_codes, audio_attention_mask)
+            unprompted = (unprompted_input_ids, unprompted_attention_mask)
+            state = self._start(config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted)
         elif input_ids is not None or audio_codes is not None:
-            raise ValueError("past_key_values= goes on with a former text: give either that or input_ids and audio_codes.")
-        num_codebooks = self.config.num_codebooks
+            raise ValueError("past_key_values= goes on with a former text: give that, or input_ids and audio_codes.")
+        candidates = max(config.best_of, config.num_return_sequences)
+        if candidates > 1:
+            state = state.select(torch.arange(len(state.remaining), device=self.device).repeat_interleave(candidates))
+        output_alignments = output_alignments or config.best_of > 1
+        self._check_state(state, config, output_alignments)
+        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        output = self._speak(
+            state, config, generator, LogitsProcessorList(logits_processor or []), criteria, output_alignments, progress
+        )
+        if config.best_of > 1:
+            steadiness = monotonicity(output.alignments, output.lengths, state.model.text_mask[: len(output.lengths)])
+            output = output.select(best_rows(steadiness, candidates, config.num_return_sequences))
+        return output if config.return_dict_in_generate else output.sequences
+
+    def _speak(self, state, config, generator, processors, criteria, output_alignments, progress):
+        """Writes step after step until every row has ended: `SmallEGenerateOutput`."""
+        num_codebooks, batch, branches = self.config.num_codebooks, len(state.remaining), 1 + len(state.branches)
+        settings = sampling_settings(config, num_codebooks)
+        scales = [getattr(config, name) for name in state.branches]
         model_state, forced, remaining = state.model, state.forced, state.remaining
-        window, maps = list(state.grid.unbind(1)), list(state.maps)
+        window, maps, scores = list(state.grid.unbind(1)), list(state.maps), list(state.scores)
         while len(window) - num_codebooks < config.max_new_tokens and (remaining != 0).any():
-            out = self(audio_codes=window[-1][:, None], audio_attention_mask=(remaining != 0)[:, None],
+            out = self(audio_codes=window[-1][:, None], audio_attention_mask=(remaining != 0).repeat(branches)[:, None],
                        past_key_values=model_state, use_cache=True, output_attentions=output_alignments)  # fmt: skip
             model_state = out.past_key_values
-            logits = self._allowed(out.logits[:, -1].float(), remaining, len(window) - 1 < config.min_new_tokens)
-            step = torch.stack([sample(logits[:, q], *settings[q], generator) for q in range(num_codebooks)], 1)
+            logits = guide(out.logits[:, -1].float(), scales)
+            logits = self._processed(logits, state.history, window, settings, processors)
+            logits = self._allowed(logits, remaining, len(window) - 1 < config.min_new_tokens)
+            step, drawn_from = draw(logits, settings, generator)
+            step = step.repeat(branches, 1)
             if forced.shape[1]:
                 step, forced = torch.where(forced[:, 0] == UNKNOWN, step, forced[:, 0]), forced[:, 1:]
-            ending = (remaining < 0) & (step[:, 0] == AUDIO_TAIL)
+            ending = (remaining < 0) & (step[:batch, 0] == AUDIO_TAIL)
             remaining = torch.where(ending, num_codebooks - 1, torch.where(remaining > 0, remaining - 1, remaining))
             window.append(step)
             if output_alignments:
-                maps.append(out.attentions[-1][:, -1])
+                maps.append(out.attentions[-1][:batch, -1])
+            if config.output_scores:
+                scores.append(drawn_from)
+            if criteria:  # a stopped row says AUDIO_TAIL next
+                stopped = criteria(first_codebook(window, batch), tuple(x[:, 0] for x in scores) or None)
+                remaining = torch.where((remaining < 0) & stopped, num_codebooks, remaining)
             if progress is not None:
                 progress(int((remaining < 0).sum()))
         grid = torch.stack(window, 1)
-        pending = tuple(maps[max(0, len(window) - num_codebooks) :]) if output_alignments else ()
-        state = GenerationState(model_state, grid[:, -num_codebooks:], forced, remaining, pending)
-        return self._finish(grid, maps, state, config, output_alignments)
+        history = torch.cat((state.history, grid[:batch, :-num_codebooks]), 1)[:, -REPETITION_WINDOW:]
+        pending = max(0, len(window) - num_codebooks)
+        state = GenerationState(model_state, grid[:, -num_codebooks:], forced, remaining, history,
+                                tuple(maps[pending:]), tuple(scores[pending:]), state.branches)  # fmt: skip
+        return self._finish(grid[:batch], maps, scores, state, output_alignments, config.output_scores)
 
-    def _finish(self, grid, maps, state, config, output_alignments):
-        """Undelays the grid and cuts every row at its end."""
+    def _finish(self, grid, maps, scores, state, output_alignments, output_scores):
+        """Undelays the grid (B, W, Q) and cuts every row at its end."""
         codes = undelay(grid)
         ended = grid[:, 1:, 0] == AUDIO_TAIL
         ends = torch.where(ended.any(1), ended.int().argmax(1), ended.shape[1]).clamp(max=codes.shape[1])
         longest = int(ends.max())
         inside = torch.arange(longest, device=grid.device) < ends[:, None]
-        codes = codes[:, :longest].masked_fill(~inside[..., None], NO_CODE)
-        if not config.return_dict_in_generate:
-            return codes
-        alignments = torch.stack(maps, 1)[:, :longest] if output_alignments and maps else None
-        return SmallEGenerateOutput(sequences=codes, lengths=ends, alignments=alignments, past_key_values=state)
+        output = SmallEGenerateOutput(
+            sequences=codes[:, :longest].masked_fill(~inside[..., None], NO_CODE), lengths=ends, past_key_values=state
+        )
+        if output_alignments:
+            empty = torch.zeros(len(grid), 0, state.model.text_mask.shape[1], device=grid.device)
+            output.alignments = torch.stack(maps, 1)[:, :longest] if maps else empty
+        if output_scores and scores:
+            output.scores = undelay_steps(torch.stack(scores, 1))[:, :longest]
+        return output
 
     def _speech_config(self, generation_config, kwargs):
-        """The generation configuration of this call; unknown settings are refused."""
-        config = copy.deepcopy(generation_config if generation_config is not None else self.generation_config)
-        unknown = config.update(**kwargs)
-        if unknown:
-            raise ValueError(f"generate() does not know {sorted(unknown)}; see its documentation for what it takes.")
-        for name, refused in (("num_beams", 1), ("num_return_sequences", 1)):
-            if (getattr(config, name, None) or 1) != refused:
-                raise ValueError(f"{name}={getattr(config, name)}: this model samples or is greedy, one speech a text.")
-        if config.max_new_tokens is None:
-            config.max_new_tokens = int(60 * self.config.frame_rate)
-        config.min_new_tokens = config.min_new_tokens or 1
-        if config.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={config.max_new_tokens}: expected at least one frame.")
-        return config
+        """The generation configuration of this call."""
+        defaults = generation_config if generation_config is not None else self.generation_config
+        return speech_config(defaults, kwargs, self.config.frame_rate)
 
-    def _sampling_settings(self, config):
-        """(top_k, temperature, top_p) of each codebook."""
-        num_codebooks = self.config.num_codebooks
-        if config.do_sample is False:
-            return [(1, 1.0, 1.0)] * num_codebooks
-        top_k = per_codebook("top_k", 100 if config.top_k is None else config.top_k, num_codebooks, 1)
-        temperature = per_codebook("temperature", config.temperature or 1.0, num_codebooks, 1.0)
-        top_p = per_codebook("top_p", config.top_p or 1.0, num_codebooks, 1.0)
-        if min(top_k) < 0 or min(temperature) <= 0 or min(top_p) <= 0:
-            raise ValueError(
-                f"top_k={top_k}, temperature={temperature}, top_p={top_p}: expected top_k >= 0 (0: no limit), "
-                "temperature > 0 and 0 < top_p <= 1."
-            )
-        return list(zip(top_k, temperature, top_p))
+    def _check_state(self, state, config, output_alignments):
+        """Refuses to go on with what the former call did not begin."""
+        steps = state.grid.shape[1] - 1
+        begun = {
+            "guidance_scale": config.guidance_scale == 1 or "guidance_scale" in state.branches,
+            "voice_guidance_scale": config.voice_guidance_scale == 1 or "voice_guidance_scale" in state.branches,
+            "output_alignments (and best_of)": not output_alignments or len(state.maps) == steps,
+            "output_scores": not config.output_scores or len(state.scores) == steps,
+        }
+        for name, right in begun.items():
+            if not right:
+                raise ValueError(f"{name}: the call that past_key_values comes from did not ask for it; ask there too.")
 
-    def _start(self, input_ids, attention_mask, audio_codes, audio_attention_mask):
-        """Reads the text and the prompt, all but the prompt's last step."""
+    def _processed(self, logits, history, window, settings, processors):
+        """Repetition penalties of every codebook, then the caller's processors on the first: logits (B, Q, V)."""
+        batch = len(logits)
+        if any(setting.repetition_penalty != 1 for setting in settings):
+            recent = torch.stack([*history.unbind(1), *(step[:batch] for step in window)][-REPETITION_WINDOW:], 1)
+            logits = torch.stack([
+                penalise_repetition(logits[:, q], recent[..., q], setting.repetition_penalty)
+                for q, setting in enumerate(settings)
+            ], 1)  # fmt: skip
+        if processors:
+            first = processors(first_codebook(window, batch), logits[:, 0])
+            logits = torch.cat((first[:, None], logits[:, 1:]), 1)
+        return logits
+
+    def _start(self, config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted):
+        """The state of new texts, and of a branch for each guidance, before the first new step."""
         if input_ids is None:
             raise ValueError("generate() needs input_ids (a text) or past_key_values (of a former output).")
-        config, (batch, length) = self.config, input_ids.shape
-        if length > config.max_text_tokens:
-            raise ValueError(f"The text has {length} tokens, the limit is {config.max_text_tokens}: split the text.")
-        prompts = self._check_prompts(batch, audio_codes, audio_attention_mask)
+        batch, length = input_ids.shape
+        if length > self.config.max_text_tokens:
+            limit = self.config.max_text_tokens
+            raise ValueError(f"The text has {length} tokens, the limit is {limit}: split the text.")
+        voices = self._check_prompts(batch, audio_codes, audio_attention_mask)
+        texts, prompts, branches = [(input_ids, attention_mask)], list(voices), []
+        if config.guidance_scale != 1:
+            marks = input_ids.new_tensor([self.config.bos_token_id, self.config.eos_token_id])
+            texts.append((marks.expand(batch, -1), None))  # a dropped text, as in training
+            prompts, branches = prompts + voices, [*branches, "guidance_scale"]
+        if config.voice_guidance_scale != 1:
+            if unprompted[0] is None or len(unprompted[0]) != batch:
+                raise ValueError(
+                    "voice_guidance_scale needs unprompted_input_ids, each text without its prompt's transcript: "
+                    "processor(..., unprompted=True) gives them."
+                )
+            texts.append(unprompted)
+            prompts, branches = prompts + [voice[:0] for voice in voices], [*branches, "voice_guidance_scale"]
+        return self._read(*join_texts(texts, self.config.pad_token_id), prompts, tuple(branches))
+
+    def _read(self, input_ids, attention_mask, prompts, branches):
+        """Reads texts (G·B, N) and prompts, all but the prompts' last step."""
+        num_codebooks, batch = self.config.num_codebooks, len(prompts) // (1 + len(branches))
         grids = [delay(prompt, UNKNOWN) for prompt in prompts]
         longest = max(len(grid) for grid in grids)
         grid = torch.stack([
-            torch.cat((x.new_full((longest - len(x), config.num_codebooks), AUDIO_PAD), x)) for x in grids
+            torch.cat((x.new_full((longest - len(x), num_codebooks), AUDIO_PAD), x)) for x in grids
         ])  # left padding: what is to come starts in the same column for every row
-        newest = longest - config.num_codebooks
+        newest = longest - num_codebooks
         start = torch.tensor([longest - len(x) for x in grids], device=input_ids.device)
         mask = torch.arange(newest, device=input_ids.device) >= start[:, None]
         state = self.model.encode_text(input_ids, attention_mask)
@@ -205,7 +234,10 @@ class SmallEGenerationMixin(GenerationMixin):
             )
             state = out.past_key_values
         remaining = torch.full((batch,), -1, device=input_ids.device)
-        return GenerationState(state, grid[:, newest : newest + 1], grid[:, newest + 1 :], remaining)
+        history = grid[:batch, :newest][:, -REPETITION_WINDOW:]
+        return GenerationState(
+            state, grid[:, newest : newest + 1], grid[:, newest + 1 :], remaining, history, branches=branches
+        )
 
     def _check_prompts(self, batch, codes, mask):
         """Prompts as a list of (P, Q) codes, one for each text."""

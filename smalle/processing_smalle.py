@@ -1,6 +1,7 @@
 """Text and voices to tensors; codes to audio."""
 
 import os
+import pathlib
 import re
 import unicodedata
 
@@ -11,7 +12,9 @@ from safetensors.torch import save_file
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
+from .alignment_smalle import monotonic_path, word_times
 from .codec_smalle import load_codec
+from .wav_smalle import write_wav
 
 try:
     from num2words import num2words
@@ -30,6 +33,7 @@ except ImportError:
 
 NUMBER = re.compile(r"(\d+(?:,\d{3}(?!\d))*(?:\.\d+)?)(?:(st|nd|rd|th)\b)?", re.IGNORECASE)
 NUMBER_EDGE = re.compile(r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", re.IGNORECASE)  # A4, 5kg
+WORD = re.compile(r"\w+(?:['-]\w+)*")
 DIGITS = "zero one two three four five six seven eight nine".split()
 
 
@@ -121,7 +125,8 @@ class SmallEProcessor(ProcessorMixin):
     def model_input_names(self):
         return ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
 
-    def __call__(self, text=None, voice=None, audio=None, audio_text=None, sampling_rate=None, return_tensors="pt", **kwargs):
+    def __call__(self, text=None, voice=None, audio=None, audio_text=None, sampling_rate=None, unprompted=False,
+                 return_tensors="pt", **kwargs):  # fmt: skip
         """Inputs of `generate()` for a text or a list of texts.
 
         Args:
@@ -129,6 +134,8 @@ class SmallEProcessor(ProcessorMixin):
             voice: name of a preset, or path of a voice file; or a list with one for each text.
             audio, audio_text, sampling_rate: a voice to clone: waveform (L,) or (channels, L), or the path of a
                 recording; what it says; samples a second of a waveform.
+            unprompted: also return unprompted_input_ids, unprompted_attention_mask (B, M), the texts alone, which
+                `generate(voice_guidance_scale=...)` needs.
 
         Returns:
             input_ids, attention_mask (B, N), left-padded; with a voice also audio_codes (B, P, Q), undelayed, and
@@ -136,24 +143,39 @@ class SmallEProcessor(ProcessorMixin):
         """
         if return_tensors != "pt" or kwargs:
             raise ValueError(f"return_tensors={return_tensors!r}, {kwargs}: this processor returns 'pt', nothing else.")
-        texts = [text] if isinstance(text, str) else text
-        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) for t in texts):
-            raise ValueError(f"text={text!r}: expected a string or a list of strings.")
+        texts = self._texts(text)
         if audio is not None:
             if voice is not None:
                 raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
             prompts = [self.encode_voice(audio, audio_text, sampling_rate)] * len(texts)
         else:
-            voices = voice if isinstance(voice, (list, tuple)) else [voice or self.default_voice] * len(texts)
-            if len(voices) != len(texts):
-                raise ValueError(f"{len(voices)} voices for {len(texts)} texts: expected one voice or one for each text.")
-            prompts = [self._voice(name) for name in voices]
-        joined = [" ".join(filter(None, (said, self.normalize(t)))) for (_, said), t in zip(prompts, texts)]
-        tokens = self.tokenizer(joined, padding=True, padding_side="left", return_tensors="pt")
-        data = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+            prompts = self._voices(voice, len(texts))
+        texts = [self.normalize(t) for t in texts]
+        data = self._tokens([" ".join(filter(None, (said, t))) for (_, said), t in zip(prompts, texts)])
         if any(codes is not None for codes, _ in prompts):
             data.update(self._pad_prompts([codes for codes, _ in prompts]))
+        if unprompted:
+            data.update({f"unprompted_{name}": tensor for name, tensor in self._tokens(texts).items()})
         return BatchFeature(data)
+
+    def _texts(self, text):
+        """One text or several as a list."""
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"text={text!r}: expected a string or a list of strings.")
+        return list(texts)
+
+    def _tokens(self, texts):
+        """input_ids and attention_mask (B, N), left-padded."""
+        tokens = self.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
+        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+    def _voices(self, voice, count):
+        """(codes, transcript) of the prompt of each text."""
+        voices = voice if isinstance(voice, (list, tuple)) else [voice or self.default_voice] * count
+        if len(voices) != count:
+            raise ValueError(f"{len(voices)} voices for {count} texts: expected one voice or one for each text.")
+        return [self._voice(name) for name in voices]
 
     def normalize(self, text):
         """Text as the tokenizer knows it: numbers in words, accents and unknown characters removed, a final mark."""
@@ -230,6 +252,76 @@ class SmallEProcessor(ProcessorMixin):
         return waves
 
     batch_decode = decode
+
+    def timestamps(self, output, text, voice=None, audio_text=None):
+        """When each word was said.
+
+        Args:
+            output: of `generate(..., output_alignments=True, return_dict_in_generate=True)`, or its alignments
+                (B, T, N) if no row ended early.
+            text, voice, audio_text: as the processor was given them. With num_return_sequences, one text for each
+                group of rows.
+
+        Returns:
+            for each row, {"word", "start", "end"} of the words of the normalised text, in seconds from the start of the
+            new speech; in order, not overlapping, inside the audio. A word that was not read starts where it ends.
+        """
+        maps = output if torch.is_tensor(output) else output.alignments
+        if maps is None or maps.ndim != 3:
+            raise ValueError("No alignments (B, T, N): call generate with output_alignments=True.")
+        lengths = [maps.shape[1]] * len(maps) if torch.is_tensor(output) else output.lengths.tolist()
+        texts = [self.normalize(t) for t in self._texts(text)]
+        clone = [(None, self.normalize(audio_text))] * len(texts) if audio_text else None
+        prompts = clone or self._voices(voice, len(texts))
+        if len(maps) % len(texts):
+            raise ValueError(f"{len(maps)} rows of alignments for {len(texts)} texts: give what was spoken.")
+        each = len(maps) // len(texts)
+        return [
+            self._word_times(maps[row, :length].float().cpu().numpy(), prompts[row // each][1], texts[row // each])
+            for row, length in enumerate(lengths)
+        ]
+
+    def _word_times(self, alignment, said, text):
+        """Words with their times, of one alignment (T, N), left-padded: the columns from the text's first token on."""
+        joined = " ".join(filter(None, (said, text)))
+        tokens = self.tokenizer(joined, return_offsets_mapping=True)
+        offsets, begin = tokens["offset_mapping"], len(joined) - len(text)
+        if len(offsets) > alignment.shape[1]:
+            raise ValueError(
+                f"The alignments are of {alignment.shape[1]} tokens, text and prompt have {len(offsets)}: give the "
+                "same text and voice as to the processor."
+            )
+        first = next(n for n, (_, end) in enumerate(offsets) if end > begin)
+        path = monotonic_path(alignment[:, alignment.shape[1] - len(offsets) + first :])
+        words = [(match.start() + begin, match.end() + begin) for match in WORD.finditer(text)]
+        times = word_times(path, offsets[first:], words, self.codec.frame_rate)
+        return [
+            {"word": joined[slice(*word)], "start": start, "end": end}
+            for word, (start, end) in zip(words, times)
+        ]
+
+    def save_audio(self, audio, saving_path):
+        """Writes 16-bit wav files, each complete or not at all; returns their paths.
+
+        Args:
+            audio: waveform (L,) or a list of them, as `decode` gives them.
+            saving_path: a file for each waveform (one path, or a list), or a folder, which is made if need be and gets
+                0.wav, 1.wav...
+        """
+        waves = [audio] if getattr(audio, "ndim", 0) == 1 else list(audio)
+        if isinstance(saving_path, (list, tuple)):
+            paths = list(map(pathlib.Path, saving_path))
+        elif pathlib.Path(saving_path).suffix == ".wav":
+            paths = [pathlib.Path(saving_path)]
+        else:
+            folder = pathlib.Path(saving_path)
+            folder.mkdir(parents=True, exist_ok=True)
+            paths = [folder / f"{index}.wav" for index in range(len(waves))]
+        if len(paths) != len(waves):
+            raise ValueError(f"saving_path names {len(paths)} files for {len(waves)} waveforms: name a folder or each.")
+        for path, wave in zip(paths, waves):
+            write_wav(path, torch.as_tensor(wave).float().cpu(), self.sampling_rate)
+        return paths
 
     def save_pretrained(self, save_directory, **kwargs):
         """Also saves the voices and, where it is one of ours or loaded, the codec."""

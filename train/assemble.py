@@ -43,7 +43,9 @@ def assemble(model_folder, codec_folder, voices_file, out, generation=None, card
     model = smalle.SmallEForTextToSpeech.from_pretrained(model_folder, dtype=torch.float32)
     averaged = pathlib.Path(model_folder) / EMACallback.FILE
     if averaged.is_file():
-        model.load_state_dict(load_file(averaged))
+        average = load_file(averaged)
+        tied = {name: average[source] for name, source in model.all_tied_weights_keys.items()}
+        model.load_state_dict({**average, **tied})
     config = model.config
     model.generation_config = GenerationConfig(
         max_new_tokens=int(settings.pop("max_seconds") * config.frame_rate), pad_token_id=config.pad_token_id,

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import torch
 
 from smalle.configuration_smalle import AUDIO_PAD, AUDIO_TAIL
-from smalle.generation_smalle import delay
+from smalle.delay_smalle import delay
 
 
 class CodesDataset(torch.utils.data.Dataset):

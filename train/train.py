@@ -27,7 +27,7 @@ from .ema import EMACallback
 
 
 class SmallETrainer(Trainer):
-    """Cross-entropy weighted by codebook, with the forward-sum loss on PACA's maps; logs each part."""
+    """Cross-entropy weighted by codebook, with the forward-sum loss on each map of the text; logs each part."""
 
     def __init__(self, *args, sampler=None, eval_sampler=None, objective=None, clock=None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -64,10 +64,10 @@ class SmallETrainer(Trainer):
         loss = (codebooks * weights).sum() / weights.sum()
         parts = {f"loss_{q}": value for q, value in enumerate(codebooks.detach())}
         if weight:
-            masks = inputs["audio_attention_mask"], inputs["attention_mask"]
-            both = torch.cat(out.attentions), *(mask.repeat(2, 1) for mask in masks)  # one pass over time for both maps
-            parts["alignment"] = forward_sum_loss(*both)
-            loss = loss + 2 * weight * parts["alignment"]
+            masks, count = (inputs["audio_attention_mask"], inputs["attention_mask"]), len(out.attentions)
+            maps = torch.cat(out.attentions), *(mask.repeat(count, 1) for mask in masks)  # one pass over time for all
+            parts["alignment"] = forward_sum_loss(*maps)
+            loss = loss + count * weight * parts["alignment"]
         if model.training:
             self.parts.append(torch.stack([value.detach() for value in parts.values()]))
             self.part_names = list(parts)
@@ -116,6 +116,11 @@ def build_trainer(recipe):
     config = model.config
     if len(objective["codebook_weights"]) != config.num_codebooks:
         raise ValueError(f"objective.codebook_weights: expected {config.num_codebooks} numbers, one for each codebook.")
+    if objective["alignment_weight"] and config.architecture == "decoder-only":
+        raise ValueError(
+            f"objective.alignment_weight={objective['alignment_weight']}: expected 0, for a decoder-only transformer "
+            "has no map of the text."
+        )
     train, evaluation = (CodesDataset(data[name], config.num_codebooks) for name in ("train", "eval"))
     max_frames = int(data["max_seconds"] * config.frame_rate)
     sampler = SpeakerBatchSampler(

@@ -26,13 +26,23 @@ def tiny_config():
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_config):
-    torch.manual_seed(0)
-    model = SmallEForTextToSpeech(tiny_config).eval()
-    with torch.no_grad():  # initial weights are near zero: make every part matter
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return model
+def make_tiny():
+    """Makes a tiny model whose configuration has some changes."""
+
+    def make(**changes):
+        torch.manual_seed(0)
+        model = SmallEForTextToSpeech(SmallEConfig(**{**TINY, **changes})).eval()
+        with torch.no_grad():  # initial weights are near zero: make every part matter
+            for parameter in model.parameters():
+                parameter.add_(0.15 * torch.randn_like(parameter))
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_tiny):
+    return make_tiny()
 
 
 @pytest.fixture(scope="session")

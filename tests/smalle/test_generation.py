@@ -1,12 +1,25 @@
-"""Delay pattern and generate(): batch = single, stopped and continued = at once, seeds, prompts, stopping."""
+"""Delay pattern and generate(): batch = single, stopped and continued = at once, seeds, prompts, stopping, sampling,
+guidance, several speeches of a text, processors and criteria of transformers."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.generation import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    MinLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    StoppingCriteria,
+)
 
+from smalle.alignment_smalle import monotonicity
 from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_TAIL, NUM_AUDIO_SPECIALS
-from smalle.generation_smalle import delay, undelay
+from smalle.delay_smalle import delay, undelay, undelay_steps
+from smalle.generation_smalle import best_rows
+from smalle.sampling_smalle import SamplingSettings, penalise_repetition, sampling_settings, warp
 
 
 @given(st.integers(0, 12), st.integers(1, 6))
@@ -113,17 +126,27 @@ def test_every_row_stops_by_itself(tiny_model, tiny_config, monkeypatch):
 
 
 def test_first_codebook_is_sampled_and_the_rest_greedy_by_default(tiny_model, tiny_config):
-    settings = tiny_model._sampling_settings(tiny_model._speech_config(None, {}))
-    assert settings == [(100, 1.0, 1.0)] + [(1, 1.0, 1.0)] * (tiny_config.num_codebooks - 1)
-    listed = tiny_model._sampling_settings(tiny_model._speech_config(None, {"top_k": [5, 4, 3]}))
-    assert [s[0] for s in listed] == [5, 4, 3]
+    def chosen(**kwargs):
+        return sampling_settings(tiny_model._speech_config(None, kwargs), tiny_config.num_codebooks)
+
+    assert chosen() == [SamplingSettings(top_k=100)] + [SamplingSettings(top_k=1)] * (tiny_config.num_codebooks - 1)
+    assert [s.top_k for s in chosen(top_k=[5, 4, 3])] == [5, 4, 3]
+    assert [s.repetition_penalty for s in chosen(repetition_penalty=1.2)] == [1.2, 1, 1]
+    assert [s.min_p for s in chosen(min_p=[0.1, 0.2, 0.3])] == [0.1, 0.2, 0.3]
+    assert chosen(do_sample=False, temperature=3.0) == [SamplingSettings()] * tiny_config.num_codebooks
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from([
         ({"top_k": [1, 2]}, "top_k"), ({"temperature": -1.0}, "temperature"), ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"num_beams": 4}, "num_beams"), ({"unheard_of": 1}, "unheard_of"), ({"num_return_sequences": 2}, "num_return"),
+        ({"temperature": 0.0}, "temperature"), ({"min_p": 1.5}, "min_p"), ({"top_p": [0.5, 0.0, 1.0]}, "top_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"), ({"unheard_of": 1}, "unheard_of"),
+        ({"num_beams": 4}, "num_beams.*greedy"), ({"penalty_alpha": 0.6}, "penalty_alpha.*greedy"),
+        ({"assistant_model": object()}, "assistant_model.*greedy"), ({"typical_p": 0.5}, "typical_p.*logits_processor"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup"), ({"dola_layers": "high"}, "dola_layers"),
+        ({"num_return_sequences": 0}, "num_return_sequences"), ({"num_return_sequences": 3, "best_of": 2}, "best_of"),
+        ({"guidance_scale": -1.0}, "guidance_scale"), ({"voice_guidance_scale": 2.0}, "unprompted"),
     ])
 )  # fmt: skip
 def test_wrong_settings_are_refused(tiny_model, tiny_config, wrong):
@@ -143,3 +166,200 @@ def test_wrong_inputs_are_refused(tiny_model, tiny_config):
         tiny_model.generate()
     with pytest.raises(ValueError, match="split the text"):
         tiny_model.generate(torch.full((1, tiny_config.max_text_tokens + 1), 5))
+
+
+def prompts_of(config):
+    """Codes and mask of two prompts of 7 and 4 frames."""
+    random = torch.Generator().manual_seed(3)
+    codes = torch.randint(config.codebook_size, (2, 7, config.num_codebooks), generator=random)
+    mask = torch.ones(2, 7).long()
+    mask[1, 4:] = 0
+    return codes, mask
+
+
+GUIDED = [{"guidance_scale": 2.5}, {"voice_guidance_scale": 3.0}, {"guidance_scale": 2.0, "voice_guidance_scale": 1.5}]
+
+
+def guided(model, config, rows, scales, **kwargs):
+    """Greedy speech of some rows of two texts with prompts; the last 4 tokens are the text, the others the prompt's."""
+    ids, mask = texts(config)
+    codes, codes_mask = prompts_of(config)
+    inputs = {"attention_mask": mask[rows], "audio_codes": codes[rows], "audio_attention_mask": codes_mask[rows]}
+    target = {"unprompted_input_ids": ids[rows, -4:], "unprompted_attention_mask": mask[rows, -4:]}
+    return greedy(model, ids[rows], **inputs, **target, **scales, **kwargs)
+
+
+@pytest.mark.parametrize("scales", GUIDED)
+def test_guided_batch_equals_single_runs_and_differs_from_unguided(tiny_model, tiny_config, scales):
+    both = guided(tiny_model, tiny_config, [0, 1], scales, max_new_tokens=15)
+    free = guided(tiny_model, tiny_config, [0, 1], {}, max_new_tokens=15)
+    assert not torch.equal(both.sequences, free.sequences)
+    for row in range(2):
+        alone = guided(tiny_model, tiny_config, [row], scales, max_new_tokens=15)
+        length = int(alone.lengths[0])
+        assert both.lengths[row] == length
+        assert torch.equal(both.sequences[row, :length], alone.sequences[0])
+
+
+def test_guidance_of_one_is_no_guidance(tiny_model, tiny_config):
+    free = guided(tiny_model, tiny_config, [0, 1], {}, max_new_tokens=15)
+    one = guided(tiny_model, tiny_config, [0, 1], {"guidance_scale": 1.0, "voice_guidance_scale": 1}, max_new_tokens=15)
+    assert torch.equal(free.sequences, one.sequences) and one.past_key_values.branches == ()
+
+
+def test_text_guidance_is_the_formula_on_two_whole_passes(tiny_model, tiny_config):
+    ids, _ = texts(tiny_config, (9,))
+    out = greedy(tiny_model, ids, max_new_tokens=12, min_new_tokens=12, guidance_scale=3.0, output_scores=True)
+    inputs = delay(out.sequences[0])[None]
+    bare = torch.tensor([[tiny_config.bos_token_id, tiny_config.eos_token_id]])
+    with torch.no_grad():
+        text, none = (tiny_model(input_ids=x, audio_codes=inputs).logits for x in (ids, bare))
+    expected = undelay_steps(none + 3.0 * (text - none))[:, :10, :, NUM_AUDIO_SPECIALS:]  # later steps read AUDIO_TAIL
+    assert torch.allclose(out.scores[:, :10, :, NUM_AUDIO_SPECIALS:], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("scales", GUIDED)
+def test_guided_stopped_and_continued_equals_at_once(tiny_model, tiny_config, scales):
+    options = {"output_scores": True, "repetition_penalty": [1.3] * tiny_config.num_codebooks, **scales}
+    whole = guided(tiny_model, tiny_config, [0, 1], options, max_new_tokens=20)
+    part = guided(tiny_model, tiny_config, [0, 1], options, max_new_tokens=8)
+    rest = greedy(tiny_model, past_key_values=part.past_key_values, max_new_tokens=12, **options)
+    assert torch.equal(torch.cat((part.sequences, rest.sequences), 1), whole.sequences)
+    assert torch.allclose(torch.cat((part.scores, rest.scores), 1), whole.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("wanted", [{"guidance_scale": 2.0}, {"output_scores": True}, {"output_alignments": True}])
+def test_what_the_first_call_did_not_begin_cannot_be_continued(tiny_model, tiny_config, wanted):
+    part = greedy(tiny_model, *texts(tiny_config), max_new_tokens=5)
+    with pytest.raises(ValueError, match=next(iter(wanted))):
+        greedy(tiny_model, past_key_values=part.past_key_values, max_new_tokens=5, **wanted)
+
+
+def test_scores_are_of_the_codes(tiny_model, tiny_config):
+    ids, mask = texts(tiny_config)
+    length = {"max_new_tokens": 9, "min_new_tokens": 9}
+    out = greedy(tiny_model, ids, mask, *prompts_of(tiny_config), output_scores=True, **length)
+    assert out.scores.shape == (2, 9, tiny_config.num_codebooks, tiny_config.audio_vocab_size)
+    assert torch.equal(out.scores.argmax(-1) - NUM_AUDIO_SPECIALS, out.sequences)
+    drawn = tiny_model.generate(
+        ids, mask, max_new_tokens=9, seed=1, top_k=[5, 5, 5], output_scores=True, return_dict_in_generate=True
+    )
+    inside = drawn.sequences[..., :1] >= 0
+    picked = drawn.scores.gather(-1, (drawn.sequences + NUM_AUDIO_SPECIALS)[..., None])[..., 0]
+    assert picked[inside.expand_as(picked)].isfinite().all()
+    assert (drawn.scores.isfinite().sum(-1) <= 5).all()
+
+
+def test_several_speeches_of_a_text_differ_when_sampled_and_are_equal_when_greedy(tiny_model, tiny_config):
+    ids, mask = texts(tiny_config)
+    length = {"max_new_tokens": 12, "min_new_tokens": 12}
+    one = greedy(tiny_model, ids, mask, *prompts_of(tiny_config), **length)
+    same = greedy(tiny_model, ids, mask, *prompts_of(tiny_config), num_return_sequences=3, **length)
+    assert torch.equal(same.sequences, one.sequences.repeat_interleave(3, 0))
+    drawn = tiny_model.generate(ids, mask, num_return_sequences=3, seed=1, temperature=2.0, **length)
+    assert drawn.shape[0] == 6 and len({tuple(row.flatten().tolist()) for row in drawn}) == 6
+
+
+def test_best_of_keeps_the_best_rows_of_each_text(tiny_model, tiny_config):
+    assert best_rows(torch.tensor([-3.0, -1, -2, -5, -5, -4]), 3, 1).tolist() == [1, 5]
+    assert best_rows(torch.tensor([-3.0, -1, -2, -5, -5, -4]), 3, 2).tolist() == [1, 2, 5, 3]
+
+
+def test_best_of_returns_the_steadiest_of_the_candidates(tiny_model, tiny_config):
+    ids, mask = texts(tiny_config)
+    options = {"seed": 1, "temperature": 2.0, "max_new_tokens": 12, "return_dict_in_generate": True}
+    many = tiny_model.generate(ids, mask, num_return_sequences=4, output_alignments=True, **options)
+    best = tiny_model.generate(ids, mask, best_of=4, **options)
+    steadiness = monotonicity(many.alignments, many.lengths, mask.repeat_interleave(4, 0)).view(2, 4)
+    for row, kept in enumerate((steadiness.argmax(1) + torch.tensor([0, 4])).tolist()):
+        assert best.lengths[row] == many.lengths[kept]
+        assert torch.equal(best.sequences[row, : best.lengths[row]], many.sequences[kept, : best.lengths[row]])
+    more = tiny_model.generate(past_key_values=best.past_key_values, seed=2, max_new_tokens=4)
+    assert len(more) == 2
+
+
+class OnlyEven(LogitsProcessor):
+    """Forbids odd codes, and remembers what it was called with."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, input_ids, scores):
+        self.seen.append(input_ids)
+        odd = (torch.arange(scores.shape[-1]) - NUM_AUDIO_SPECIALS) % 2 == 1
+        odd[:NUM_AUDIO_SPECIALS] = False
+        return scores.masked_fill(odd, -torch.inf)
+
+
+def test_processors_see_and_change_the_first_codebook(tiny_model, tiny_config):
+    ids, mask = texts(tiny_config)
+    even = OnlyEven()
+    codes = tiny_model.generate(
+        ids, mask, *prompts_of(tiny_config), seed=1, max_new_tokens=9, min_new_tokens=9, logits_processor=[even]
+    )
+    assert (codes[..., 0] % 2 == 0).all() and (codes[..., 1:] % 2 == 1).any()
+    assert even.seen[0].shape == (2, 0)
+    assert torch.equal(even.seen[9] - NUM_AUDIO_SPECIALS, codes[..., 0])
+
+
+def test_processors_of_transformers_work(tiny_model, tiny_config, monkeypatch):
+    ids, mask = texts(tiny_config)
+    processors = LogitsProcessorList([NoRepeatNGramLogitsProcessor(1)])
+    codes = greedy(tiny_model, ids, mask, max_new_tokens=9, min_new_tokens=9, logits_processor=processors).sequences
+    assert all(len(set(row.tolist())) == 9 for row in codes[..., 0])
+    plain = greedy(tiny_model, ids, mask, max_new_tokens=9).sequences
+    assert not all(len(set(row.tolist())) == 9 for row in plain[..., 0])
+    monkeypatch.setattr(tiny_model, "forward", tiny_model.forward)
+    at_least = MinLengthLogitsProcessor(9, AUDIO_TAIL, device="cpu")
+    out = greedy(ending_model(tiny_model, 5), ids, mask, max_new_tokens=20, logits_processor=[at_least])
+    assert out.lengths.tolist() == [9, 9]
+
+
+def test_repetition_penalty_keeps_from_saying_the_same(tiny_model, tiny_config):
+    logits = torch.tensor([[1.0, -1, 1, 2, -2, 4]])
+    assert penalise_repetition(logits, torch.tensor([[0, 3, 4, 3]]), 2.0).tolist() == [[1, -1, 1, 1, -4, 4]]
+    ids, mask = texts(tiny_config)
+    plain, penalised = (
+        greedy(tiny_model, ids, mask, max_new_tokens=15, repetition_penalty=penalty).sequences[..., 0]
+        for penalty in (1.0, 100.0)
+    )
+    assert len(penalised[0].unique()) > len(plain[0].unique())
+
+
+@given(st.lists(st.floats(-5, 5), min_size=6, max_size=6), st.floats(0, 1))
+def test_min_p_keeps_what_is_likely_enough(logits, min_p):
+    logits = torch.tensor([logits])
+    kept = warp(logits, SamplingSettings(top_k=0, min_p=min_p)).isfinite()
+    probs = logits.softmax(-1)
+    assert torch.equal(kept, probs >= min_p * probs.max())
+
+
+class StopRow(StoppingCriteria):
+    """Stops one row at a number of tokens."""
+
+    def __init__(self, row, length):
+        self.row, self.length = row, length
+
+    def __call__(self, input_ids, scores, **kwargs):
+        done = torch.zeros(len(input_ids), dtype=torch.bool)
+        done[self.row] = input_ids.shape[1] >= self.length
+        return done
+
+
+def test_a_criterion_stops_its_row_alone(tiny_model, tiny_config):
+    ids, mask = texts(tiny_config)
+    length = {"max_new_tokens": 12, "min_new_tokens": 12}
+    free = greedy(tiny_model, ids, mask, *prompts_of(tiny_config), **length)
+    out = greedy(tiny_model, ids, mask, *prompts_of(tiny_config), stopping_criteria=[StopRow(1, 5)], **length)
+    assert out.lengths.tolist() == [12, 5]
+    assert torch.equal(out.sequences[0], free.sequences[0])
+    assert torch.equal(out.sequences[1, :5, 0], free.sequences[1, :5, 0])  # later codebooks have seen the end
+
+
+def test_criteria_of_transformers_stop_all_rows(tiny_model, tiny_config):
+    ids, mask = texts(tiny_config)
+    length = {"max_new_tokens": 50, "min_new_tokens": 50}
+    assert greedy(tiny_model, ids, mask, stopping_criteria=[MaxLengthCriteria(6)], **length).lengths.tolist() == [6, 6]
+    at_once = greedy(tiny_model, ids, mask, stopping_criteria=[MaxTimeCriteria(0.0)], **length)
+    assert at_once.lengths.tolist() == [1, 1]
+    assert greedy(tiny_model, ids, mask, max_time=0.0, **length).lengths.tolist() == [1, 1]

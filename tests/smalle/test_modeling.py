@@ -105,6 +105,122 @@ def test_every_parameter_gets_a_gradient(tiny_config):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+KINDS = [dict(), dict(cross_attention="plain"), dict(architecture="decoder-only", decoder_layers=3)]
+kinds = pytest.mark.parametrize("kind", KINDS, ids=["paca", "plain", "decoder-only"])
+
+
+@kinds
+def test_residual_branches_start_small(kind):
+    config = SmallEConfig(
+        hidden_size=96, intermediate_size=128, text_layers=2, audio_encoder_layers=1, audio_decoder_layers=3, **kind
+    )
+    for name, weight in SmallEForTextToSpeech(config).named_parameters():
+        if name.endswith((".o_proj.weight", ".down_proj.weight")):
+            depth = 3 if "transformer." in name else 2 if "text_encoder." in name else 4
+            wanted = config.initializer_range / (2 * depth) ** 0.5
+        elif name.endswith(("q_proj.weight", "gate_proj.weight")):
+            wanted = config.initializer_range
+        else:
+            continue
+        assert weight.std().item() == pytest.approx(wanted, rel=0.05), name
+
+
+@kinds
+@torch.no_grad()
+def test_hidden_states_run_from_the_embeddings_to_what_the_head_reads(make_tiny, kind):
+    model = make_tiny(**kind)
+    ids, codes = batch(model.config)
+    out = model(input_ids=ids, audio_codes=codes, output_hidden_states=True)
+    blocks = 3 if kind.get("architecture") else 1 + 1 + 2
+    assert len(out.hidden_states) == 1 + blocks
+    assert torch.equal(out.hidden_states[0], model.model.embed_audio(codes))
+    assert torch.equal(model.head(out.hidden_states[-1]).view_as(out.logits), out.logits)
+    assert model(input_ids=ids, audio_codes=codes).hidden_states is None
+
+
+@kinds
+def test_gradients_are_equal_with_gradient_checkpointing(make_tiny, kind):
+    model = make_tiny(**kind).train()
+    ids, codes = batch(model.config, frames=20)
+    gradients = []
+    for enable in (False, True):
+        if enable:
+            model.gradient_checkpointing_enable()
+            assert model.is_gradient_checkpointing
+        model.zero_grad()
+        model(input_ids=ids, audio_codes=codes, labels=codes).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradients[1][name], gradient, atol=1e-6), name
+
+
+@kinds
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_finite_and_near(make_tiny, kind, dtype):
+    model = make_tiny(**kind)
+    ids, codes = batch(model.config)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    wanted = model(input_ids=ids, attention_mask=mask, audio_codes=codes).logits
+    logits = model.to(dtype)(input_ids=ids, attention_mask=mask, audio_codes=codes).logits
+    assert logits.dtype == dtype and logits.isfinite().all()
+    assert (logits.float() - wanted).norm() / wanted.norm() < (0.1 if dtype == torch.bfloat16 else 0.02)
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_are_finite_under_autocast(make_tiny, kind, dtype):
+    model = make_tiny(**kind).train()
+    ids, codes = batch(model.config)
+    mask = torch.ones_like(ids)
+    mask[0, 5:] = 0
+    with torch.autocast("cpu", dtype):
+        loss = model(input_ids=ids, attention_mask=mask, audio_codes=codes, labels=codes).loss
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@kinds
+def test_tied_head_is_the_audio_embedding_and_stays_so(make_tiny, kind, tmp_path):
+    model = make_tiny(**kind, tie_word_embeddings=True)
+    ids, codes = batch(model.config)
+    model.save_pretrained(tmp_path)
+    again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
+    for tied in (model, again):
+        assert tied.head.weight is tied.model.audio_embedding.weight
+        assert "head.weight" not in dict(tied.named_parameters())
+    with torch.no_grad():
+        got = again(input_ids=ids, audio_codes=codes).logits
+        assert torch.equal(got, model(input_ids=ids, audio_codes=codes).logits)
+    assert "head.weight" in dict(make_tiny(**kind).named_parameters())
+
+
+@kinds
+@torch.no_grad()
+def test_text_vocabulary_can_grow(make_tiny, kind, tmp_path):
+    model = make_tiny(**kind)
+    ids, codes = batch(model.config)
+    before = model(input_ids=ids, audio_codes=codes).logits
+    model.resize_token_embeddings(80, mean_resizing=False)
+    assert torch.equal(model(input_ids=ids, audio_codes=codes).logits, before)
+    model.save_pretrained(tmp_path)
+    again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
+    assert again.config.vocab_size == 80
+    assert again(input_ids=ids + 10, audio_codes=codes).logits.shape == before.shape
+
+
+@kinds
+def test_no_layer_with_a_residual_branch_is_split_between_devices(make_tiny, kind):
+    model = make_tiny(**kind)
+    whole = {name for name, module in model.named_modules() if type(module).__name__ in model._no_split_modules}
+    inside = tuple(f"{name}." for name in whole)
+    outside = {name for name, _ in model.named_parameters() if not name.startswith(inside)}
+    assert {name.split(".")[-2] for name in outside} <= {
+        "head", "text_embedding", "audio_embedding", "text_norm", "audio_norm", "norm"
+    }  # fmt: skip
+
+
 def test_paper_shape_has_64_million_parameters():
     with torch.device("meta"):
         count = sum(p.numel() for p in SmallEForTextToSpeech(SmallEConfig()).parameters())

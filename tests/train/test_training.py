@@ -117,6 +117,32 @@ def test_resumed_run_equals_an_uninterrupted_one(work, trained):
         assert torch.equal(resumed[name], value), name
 
 
+@pytest.mark.parametrize("kind", [
+    ["model.cross_attention=plain"], ["model.architecture=decoder-only", "objective.alignment_weight=0"],
+    ["model.tie_word_embeddings=true"],
+], ids=["plain", "decoder-only", "tied"])  # fmt: skip
+def test_baselines_train_and_resume(work, tmp_path, kind):
+    changes = *kind, "training.max_steps=4", "training.save_steps=2", f"training.output_dir={tmp_path}/whole"
+    call(train, work / "recipe.yaml", *changes)
+    values = losses(tmp_path / "whole", 4)
+    assert values[4] < values[1]
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    call(train, work / "recipe.yaml", *changes[:-1], f"training.output_dir={tmp_path}/resumed", "--resume")
+    assert losses(tmp_path / "resumed", 4) == values
+    voice = {"audio": str(work / "corpus" / "3.wav"), "text": TEXTS[3]}
+    (tmp_path / "voices.yaml").write_text(yaml.safe_dump({"default": "three", "voices": {"three": voice}}))
+    checkpoint = tmp_path / "whole" / "checkpoint-4"
+    call(assemble, checkpoint, work / "codec", tmp_path / "voices.yaml", tmp_path / "assembled")
+    average = load_file(checkpoint / "ema.safetensors")
+    for name, value in SmallEForTextToSpeech.from_pretrained(tmp_path / "assembled").named_parameters():
+        assert torch.equal(value, average[name].half().float()), name
+
+
+def test_alignment_loss_of_a_decoder_only_transformer_is_refused(work):
+    with pytest.raises(ValueError, match="objective.alignment_weight=0.1"):
+        call(train, work / "recipe.yaml", "model.architecture=decoder-only", f"training.output_dir={work}/refused")
+
+
 def test_training_ends_by_the_clock(work):
     call(train, work / "recipe.yaml", f"training.output_dir={work}/timed", "training.minutes=0.00001")
     assert sorted(path.name for path in (work / "timed").glob("checkpoint-*")) == ["checkpoint-1"]

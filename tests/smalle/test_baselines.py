@@ -1,0 +1,195 @@
+"""Plain cross-attention and the decoder-only transformer: what holds for Small-E holds for its baselines."""
+
+import shutil
+
+import pytest
+import torch
+from transformers import pipeline
+
+from smalle import SmallEConfig, SmallEForTextToSpeech
+from smalle.attention_smalle import sinusoids
+from smalle.layers_smalle import rotary
+from smalle.state_smalle import SmallEState
+
+BASELINES = {
+    "plain": dict(cross_attention="plain"),
+    "decoder-only": dict(architecture="decoder-only", decoder_layers=3),
+}
+
+
+@pytest.fixture(scope="module", params=list(BASELINES))
+def model(request, make_tiny):
+    return make_tiny(**BASELINES[request.param])
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_config):
+    """Two texts of 9 tokens and 40 frames of delayed codes."""
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, tiny_config.vocab_size, (2, 9), generator=random)
+    shape = (2, 40, tiny_config.num_codebooks)
+    return ids, torch.randint(0, tiny_config.audio_vocab_size, shape, generator=random)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_equals_unpadded_and_so_does_what_follows(model, inputs, side):
+    ids, codes = inputs
+    alone = model(input_ids=ids, audio_codes=codes, use_cache=True)
+
+    def pad(x, amount):
+        widths = (amount, 0) if side == "left" else (0, amount)
+        return torch.nn.functional.pad(x, (0, 0) * (x.ndim - 2) + widths)
+
+    text_mask, audio_mask = pad(torch.ones(2, 9), 4), pad(torch.ones(2, 40), 11)
+    padded = model(
+        input_ids=pad(ids, 4), attention_mask=text_mask, audio_codes=pad(codes, 11), audio_attention_mask=audio_mask,
+        use_cache=True,
+    )  # fmt: skip
+    assert torch.allclose(padded.logits[audio_mask.bool()], alone.logits.flatten(0, 1), atol=1e-4)
+    assert padded.logits.isfinite().all()
+    got, wanted = (
+        model(audio_codes=codes[:, :2], past_key_values=out.past_key_values).logits for out in (padded, alone)
+    )
+    assert torch.allclose(got, wanted, atol=1e-4)
+
+
+@torch.no_grad()
+def test_steps_with_state_equal_the_whole_sequence(model, inputs):
+    ids, codes = inputs
+    whole = model(input_ids=ids, audio_codes=codes).logits
+    out = model(input_ids=ids, audio_codes=codes[:, :36], use_cache=True)
+    logits = [out.logits]
+    for t in range(36, 40):
+        out = model(audio_codes=codes[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+        logits.append(out.logits)
+    assert torch.allclose(torch.cat(logits, 1), whole, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_state_is_a_value_whose_rows_can_be_selected(model, inputs):
+    ids, codes = inputs
+    state = model(input_ids=ids, audio_codes=codes, use_cache=True).past_key_values
+    second = state.map(lambda x: x[1:])
+    wanted = model(audio_codes=codes[:, :1], past_key_values=state).logits[1:]
+    assert torch.allclose(model(audio_codes=codes[1:, :1], past_key_values=second).logits, wanted, atol=1e-4)
+    again = model(audio_codes=codes[:, :1], past_key_values=state).logits[1:]
+    assert torch.equal(again, wanted)
+
+
+@torch.no_grad()
+def test_the_audio_path_is_causal_and_hears_the_text_in_order(model, inputs):
+    ids, codes = inputs
+    before = model(input_ids=ids, audio_codes=codes).logits
+    later = codes.clone()
+    later[:, 20:] = (later[:, 20:] + 1) % model.config.audio_vocab_size
+    after = model(input_ids=ids, audio_codes=later).logits
+    assert torch.allclose(before[:, :20], after[:, :20], atol=1e-5)
+    assert not torch.allclose(before[:, 20:], after[:, 20:], atol=1e-3)
+    turned = model(input_ids=ids.flip(1), audio_codes=codes).logits
+    assert not torch.allclose(before[:, 0], turned[:, 0], atol=1e-3)
+
+
+def test_batch_with_different_prompts_equals_single_runs(model):
+    config, random = model.config, torch.Generator().manual_seed(1)
+    ids = torch.randint(3, config.vocab_size, (2, 9), generator=random)
+    prompts = torch.randint(0, config.codebook_size, (2, 7, config.num_codebooks), generator=random)
+    mask, prompt_mask = torch.ones(2, 9).long(), torch.ones(2, 7).long()
+    mask[1, :3], prompt_mask[1, 4:] = 0, 0
+    settings = dict(do_sample=False, return_dict_in_generate=True, max_new_tokens=15)
+    both = model.generate(ids, mask, prompts, prompt_mask, **settings)
+    for row in range(2):
+        kept, prompt = ids[row][mask[row].bool()], prompts[row][prompt_mask[row].bool()]
+        alone = model.generate(kept[None], None, prompt[None], None, **settings)
+        length = int(alone.lengths[0])
+        assert both.lengths[row] == length
+        assert torch.equal(both.sequences[row, :length], alone.sequences[0])
+
+
+def test_stopped_and_continued_equals_at_once(model, inputs):
+    settings = dict(do_sample=False, return_dict_in_generate=True)
+    whole = model.generate(inputs[0], max_new_tokens=14, min_new_tokens=14, **settings)
+    part = model.generate(inputs[0], max_new_tokens=6, min_new_tokens=6, **settings)
+    rest = model.generate(past_key_values=part.past_key_values, max_new_tokens=8, min_new_tokens=8, **settings)
+    assert torch.equal(torch.cat((part.sequences, rest.sequences), 1), whole.sequences)
+
+
+@torch.no_grad()
+def test_save_and_load_give_the_same_model(model, inputs, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
+    assert torch.equal(*(m(input_ids=inputs[0], audio_codes=inputs[1]).logits for m in (again, model)))
+
+
+def test_training_steps_lower_the_loss_and_reach_every_parameter(model, inputs):
+    fresh = SmallEForTextToSpeech(model.config)
+    optimizer = torch.optim.AdamW(fresh.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(4):
+        loss = fresh(input_ids=inputs[0], audio_codes=inputs[1], labels=inputs[1]).loss
+        loss.backward()
+        assert [name for name, p in fresh.named_parameters() if p.grad is None] == []
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_pipeline_speaks(model, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    model.save_pretrained(tmp_path / "checkpoint")
+    speak = pipeline("text-to-speech", model=str(tmp_path / "checkpoint"))
+    speech = speak("Hello.", generate_kwargs={"max_new_tokens": 12, "min_new_tokens": 12})
+    assert speech["audio"].shape[-1] == 12 * 480
+
+
+@torch.no_grad()
+def test_plain_cross_attention_gives_one_map_and_no_recurrent_state(make_tiny, inputs):
+    model, (ids, codes) = make_tiny(cross_attention="plain"), inputs
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    out = model(input_ids=ids, attention_mask=mask, audio_codes=codes, use_cache=True, output_attentions=True)
+    (attention,) = out.attentions
+    assert attention.shape == (2, 40, 9)
+    assert torch.allclose(attention.sum(-1), torch.ones(2, 40), atol=1e-5)
+    assert attention[0, :, :4].max() < 1e-6
+    assert [part is None for part in out.past_key_values.recurrent] == [False, True, False, False]
+    spoken = model.generate(ids, max_new_tokens=5, output_alignments=True, return_dict_in_generate=True)
+    assert spoken.alignments.shape[2] == 9
+
+
+@torch.no_grad()
+def test_plain_cross_attention_is_multi_head_attention(make_tiny):
+    layer = make_tiny(cross_attention="plain").model.cross_attention
+    x, text = torch.randn(2, 5, 32), torch.randn(2, 7, 32)
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    keys, values, _ = layer.encode_text(text, mask)
+    assert torch.allclose(keys - layer.k_norm(layer.k_proj(text)), sinusoids(mask, 32), atol=1e-5)
+    got = layer(x, SmallEState(keys, values, None, mask))[0]
+    heads = [part.view(2, -1, 2, 16).transpose(1, 2) for part in (layer.q_norm(layer.q_proj(x)), keys, values)]
+    wanted = torch.nn.functional.scaled_dot_product_attention(*heads)
+    assert torch.allclose(got, layer.o_proj(wanted.transpose(1, 2).flatten(2)), atol=1e-5)
+
+
+@torch.no_grad()
+def test_decoder_only_is_one_causal_sequence_of_text_and_audio(make_tiny, inputs):
+    model, (ids, codes) = make_tiny(architecture="decoder-only").model, inputs
+    x = torch.cat((model.text_embedding(ids), model.embed_audio(codes)), 1)
+    steps = torch.arange(x.shape[1])
+    cos, sin = rotary(steps, 16, model.config.rope_theta)
+    for layer in model.transformer.layers:
+        x, _, _ = layer(x, steps <= steps[:, None], cos, sin)
+    got = model(input_ids=ids, audio_codes=codes).last_hidden_state
+    assert torch.allclose(got, model.transformer.norm(x)[:, 9:], atol=1e-4)
+
+
+def test_decoder_only_has_no_map(make_tiny, inputs):
+    model = make_tiny(architecture="decoder-only")
+    with pytest.raises(ValueError, match="no map of the text"):
+        model(input_ids=inputs[0], audio_codes=inputs[1], output_attentions=True)
+
+
+@pytest.mark.parametrize("wrong", [dict(architecture="rnn"), dict(cross_attention="none"), dict(decoder_layers=0)])
+def test_unknown_architectures_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SmallEConfig(**wrong)
