@@ -10,10 +10,10 @@ from torch import nn
 from .layers_smalle import LinearAttentionBlock, ends_residual_branch
 
 
-def sinusoids(mask, size):
+def sinusoids(mask, size, theta=10000.0):
     """Position table P (B, N, size) of the text: sines, then cosines; positions count the unmasked tokens from 0."""
     index = (mask.long().cumsum(1) - 1).clamp(min=0)
-    frequencies = 10000.0 ** (-torch.arange(0, size, 2, device=mask.device).float() / size)
+    frequencies = theta ** (-torch.arange(0, size, 2, device=mask.device).float() / size)
     angles = index[..., None].float() * frequencies
     return torch.cat((angles.sin(), angles.cos()), -1)
 
@@ -35,16 +35,21 @@ class CrossAttention(nn.Module):
 
 
 class PositionAwareCrossAttention(CrossAttention):
-    """PACA: audio attends to text positions, a recurrent block follows them, positions fetch the text."""
+    """PACA: audio attends to text positions, a recurrent block follows them, positions fetch the text.
+
+    Beyond the paper, `position_gain` normalises what comes out of the block before it looks up positions: left free, it
+    grew to norms of 40,000, whose gradients drowned all others.
+    """
 
     def __init__(self, config):
         super().__init__(config)
-        self.position_size = config.position_size
+        self.position_size, self.theta, self.gain = config.position_size, config.position_theta, config.position_gain
+        self.position_norm = nn.RMSNorm(self.position_size, eps=config.norm_eps) if self.gain else nn.Identity()
         self.position_block = LinearAttentionBlock(config, self.position_size, 1, 2 * self.position_size)
 
     def encode_text(self, text, mask):
         """Keys, values (B, N, D) and positions (B, N, d_b) of the encoded text."""
-        positions = sinusoids(mask, self.position_size).to(text.dtype)
+        positions = sinusoids(mask, self.position_size, self.theta).to(text.dtype)
         return self.k_norm(self.k_proj(text)), self.v_norm(self.v_proj(text)), positions
 
     def forward(self, x, state, mask=None, recurrent=None):
@@ -54,6 +59,7 @@ class PositionAwareCrossAttention(CrossAttention):
         first = attention_map(self.q_norm(self.q_proj(x)), keys, visible)
         attended = first.to(positions.dtype) @ positions  # eq. 5
         located, recurrent = self.position_block(attended, mask, recurrent)  # eq. 7
+        located = self.position_norm(located.to(positions.dtype)) * (self.gain or 1.0)
         last = attention_map(located, positions, visible)
         return last.to(values.dtype) @ values, (first, last), recurrent  # eq. 8
 

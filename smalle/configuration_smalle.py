@@ -38,6 +38,9 @@ class SmallEConfig(PreTrainedConfig):
             positions (the paper's ablation).
         position_size: width d_b of the sinusoidal positions and of the block that runs over them (at most 64
             in the paper).
+        position_theta: slowest wavelength of those positions, in units of 2 pi tokens.
+        position_gain: scale of the normalised output of that block, how sharply it looks up positions; None: neither
+            norm nor scale, the paper's equation as it stands.
         num_codebooks, codebook_size, frame_rate, sampling_rate: the audio codec; frames and samples per second.
         tie_word_embeddings: the head's weight is that of the audio embedding.
         max_text_tokens, max_audio_frames: limits of one input; longer ones are refused.
@@ -66,6 +69,8 @@ class SmallEConfig(PreTrainedConfig):
     conv_size: int = 4
     cross_attention: str = "paca"
     position_size: int = 64
+    position_theta: float = 10000.0
+    position_gain: float | None = 8.0
     num_codebooks: int = 4
     codebook_size: int = 1024
     frame_rate: float = 75.0

@@ -19,11 +19,19 @@ import yaml
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
+from smalle.configuration_smalle import AUDIO_PAD
 
 from .alignment import forward_sum_loss
 from .clock import Clock
 from .data import CodesDataset, Collator, SpeakerBatchSampler
 from .ema import EMACallback
+
+
+def drop_spans(codes, share, span=8):
+    """Hides about a `share` of the frames of codes (B, T, Q) from the model, in spans, so that it has to read the text."""
+    starts = torch.rand(codes.shape[0], 1, codes.shape[1] + span - 1, device=codes.device) < share / span
+    hidden = F.max_pool1d(starts.float(), span, stride=1)[:, 0] > 0
+    return codes.masked_fill(hidden[..., None], AUDIO_PAD)
 
 
 class SmallETrainer(Trainer):
@@ -57,6 +65,8 @@ class SmallETrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs.pop("labels")
         weight = self.objective["alignment_weight"]
+        if model.training and self.objective.get("audio_dropout"):
+            inputs["audio_codes"] = drop_spans(inputs["audio_codes"], self.objective["audio_dropout"])
         out = model(**inputs, output_attentions=weight > 0)
         losses = F.cross_entropy(out.logits.float().flatten(0, 2), labels.flatten(), reduction="none")
         codebooks = losses.view(labels.shape).sum((0, 1)) / (labels != -100).sum((0, 1)).clamp(min=1)
