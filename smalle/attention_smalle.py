@@ -49,7 +49,7 @@ class PositionAwareCrossAttention(CrossAttention):
 
     def encode_text(self, text, mask):
         """Keys, values (B, N, D) and positions (B, N, d_b) of the encoded text."""
-        positions = sinusoids(mask, self.position_size, self.theta).to(text.dtype)
+        positions = sinusoids(mask, self.position_size, self.theta)
         return self.k_norm(self.k_proj(text)), self.v_norm(self.v_proj(text)), positions
 
     def forward(self, x, state, mask=None, recurrent=None):
@@ -57,10 +57,11 @@ class PositionAwareCrossAttention(CrossAttention):
         keys, values, positions = state.text_keys, state.text_values, state.positions
         visible = state.text_mask[:, None]
         first = attention_map(self.q_norm(self.q_proj(x)), keys, visible)
-        attended = first.to(positions.dtype) @ positions  # eq. 5
+        attended = (first @ positions).to(x.dtype)  # eq. 5
         located, recurrent = self.position_block(attended, mask, recurrent)  # eq. 7
-        located = self.position_norm(located.to(positions.dtype)) * (self.gain or 1.0)
-        last = attention_map(located, positions, visible)
+        located = self.position_norm(located).float() * (self.gain or 1.0)
+        with torch.autocast(x.device.type, enabled=False):  # neighbouring positions differ by little
+            last = attention_map(located, positions, visible)
         return last.to(values.dtype) @ values, (first, last), recurrent  # eq. 8
 
 

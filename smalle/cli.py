@@ -68,12 +68,16 @@ def say(arguments):
     started = time.perf_counter()
     inputs = processor(text, voice=arguments.voice, audio=arguments.clone, audio_text=arguments.clone_text)
     expected = int(len(text) / 15 * model.config.frame_rate) + 1  # people speak about 15 characters a second
+    longest = model.generation_config.max_new_tokens or int(60 * model.config.frame_rate)
+    limit = min(4 * expected + int(2 * model.config.frame_rate), longest)
     with tqdm(total=expected, unit="frame", desc="speaking", file=sys.stderr, leave=False) as bar:
         def step(_):
             bar.total = max(bar.total, bar.n + 1)
             bar.update()
 
-        output = model.generate(**inputs, seed=arguments.seed, progress=step, return_dict_in_generate=True)
+        output = model.generate(
+            **inputs, seed=arguments.seed, max_new_tokens=limit, progress=step, return_dict_in_generate=True
+        )
         bar.total, bar.leave = bar.n, True  # an error leaves its message alone
         bar.refresh()
     samples = processor.decode(output.sequences)[0]

@@ -1,0 +1,124 @@
+"""What a Small-E checkpoint is: sizes, special tokens and the classes that read it."""
+
+from transformers import PreTrainedConfig
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_smalle.SmallEConfig",
+    "AutoModel": "modeling_smalle.SmallEModel",
+    "AutoModelForTextToWaveform": "modeling_smalle.SmallEForTextToSpeech",
+    "AutoProcessor": "processing_smalle.SmallEProcessor",
+}
+
+# Every codebook shares this layout: three special tokens, then the codes.
+AUDIO_PAD, AUDIO_HEAD, AUDIO_TAIL, NUM_AUDIO_SPECIALS = 0, 1, 2, 3
+
+
+class SmallEConfig(PreTrainedConfig):
+    """Configuration of Small-E (arXiv 2406.04467). The defaults are the paper's shape.
+
+    Args:
+        architecture: "small-e", or "decoder-only", the paper's baseline: one causal transformer over text, then audio.
+        vocab_size: entries of the text tokenizer.
+        hidden_size: width of the text encoder, the audio encoder and the audio decoder.
+        intermediate_size: width of the gated feed-forward layers.
+        text_layers, num_attention_heads, rope_theta: the non-causal text encoder.
+        decoder_layers: layers of the decoder-only transformer, which has the heads and rope_theta above and nothing of
+            what follows up to the codec.
+        audio_encoder_layers, audio_decoder_layers: linear-attention blocks before and after the cross-attention.
+        mixer: sequence mixer of those blocks and of the position block: "gla", "retnet", "rwkv5" (v5.2), "rwkv6",
+            "rwkv7", "mamba", "mamba2" or "gated_deltanet".
+        mixer_heads: heads of a mixer in the audio encoder and decoder; the position block has one. Mamba has none;
+            RWKV, Mamba-2 and Gated DeltaNet were published with narrower heads (64 to 256) than the paper's GLA.
+        expand_k, expand_v: key and value widths of GLA, RetNet and Gated DeltaNet relative to `hidden_size`; expand_v
+            is also the inner width of Mamba and Mamba-2. RWKV uses neither.
+        gate_low_rank, gate_logit_normalizer: GLA's decay gate, `logsigmoid(low_rank(x)) / normalizer`.
+        state_size: states of each channel of Mamba (None: 16) and of each head of Mamba-2 (None: 128).
+        conv_size: steps that the short convolutions of Mamba, Mamba-2 and Gated DeltaNet see.
+        cross_attention: "paca" (Position-Aware Cross-Attention), or "plain", multi-head attention to text with
+            positions (the paper's ablation).
+        position_size: width d_b of the sinusoidal positions and of the block that runs over them (at most 64
+            in the paper).
+        position_theta: slowest wavelength of those positions, in units of 2 pi tokens.
+        position_gain: scale of the normalised output of that block, how sharply it looks up positions; None: neither
+            norm nor scale, the paper's equation as it stands.
+        num_codebooks, codebook_size, frame_rate, sampling_rate: the audio codec; frames and samples per second.
+        tie_word_embeddings: the head's weight is that of the audio embedding.
+        max_text_tokens, max_audio_frames: limits of one input; longer ones are refused.
+    """
+
+    model_type = "smalle"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    architecture: str = "small-e"
+    vocab_size: int = 256
+    hidden_size: int = 512
+    intermediate_size: int = 816
+    text_layers: int = 9
+    num_attention_heads: int = 8
+    rope_theta: float = 10000.0
+    decoder_layers: int = 12
+    audio_encoder_layers: int = 6
+    audio_decoder_layers: int = 6
+    mixer: str = "gla"
+    mixer_heads: int = 2
+    expand_k: float = 1.0
+    expand_v: float = 2.0
+    gate_low_rank: int = 16
+    gate_logit_normalizer: float = 16.0
+    state_size: int | None = None
+    conv_size: int = 4
+    cross_attention: str = "paca"
+    position_size: int = 64
+    position_theta: float = 10000.0
+    position_gain: float | None = 8.0
+    num_codebooks: int = 4
+    codebook_size: int = 1024
+    frame_rate: float = 75.0
+    sampling_rate: int = 24000
+    dropout: float = 0.0
+    norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    max_text_tokens: int = 4096
+    max_audio_frames: int = 65536
+    use_cache: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        self._check_names()
+        self._check_sizes()
+
+    def _check_names(self):
+        known = {"architecture": ("small-e", "decoder-only"), "cross_attention": ("paca", "plain")}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}.")
+
+    def _check_sizes(self):
+        positive = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "mixer_heads",
+                    "decoder_layers", "num_codebooks", "codebook_size", "frame_rate", "sampling_rate")  # fmt: skip
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number.")
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of 2 * num_attention_heads="
+                f"{2 * self.num_attention_heads} (rotary positions turn pairs of each head)."
+            )
+        for name in ("expand_k", "expand_v"):
+            width = self.hidden_size * getattr(self, name)
+            if width % self.mixer_heads:
+                raise ValueError(f"hidden_size * {name} = {width} must be a multiple of mixer_heads={self.mixer_heads}.")
+        if self.state_size is not None and self.state_size < 1:
+            raise ValueError(f"state_size={self.state_size}: expected a positive number or None.")
+        if self.position_size % 2:
+            raise ValueError(f"position_size={self.position_size} must be even: half sines, half cosines.")
+
+    @property
+    def audio_vocab_size(self) -> int:
+        """Entries of one codebook with its special tokens."""
+        return self.codebook_size + NUM_AUDIO_SPECIALS

@@ -1,0 +1,281 @@
+"""generate(): a text that is read once, delayed codebooks that are written step by step."""
+
+import torch
+import torch.nn.functional as F
+from transformers import GenerationMixin
+from transformers.generation import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
+
+from .alignment_smalle import monotonicity
+from .configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL
+from .delay_smalle import delay, undelay, undelay_steps
+from .generation_config_smalle import speech_config
+from .generation_state_smalle import GenerationState, SmallEGenerateOutput
+from .sampling_smalle import REPETITION_WINDOW, draw, penalise_repetition, sampling_settings
+
+UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
+NO_CODE = -1  # fills `sequences` after the end of a row
+
+
+def guide(logits, scales):
+    """Classifier-free guidance (Ho and Salimans 2022): logits (G·B, Q, V), those to follow first -> (B, Q, V).
+
+    Moves the first B rows away from each branch behind them, by (scale - 1) times their difference.
+    """
+    wanted, *branches = logits.chunk(1 + len(scales))
+    return wanted + sum((scale - 1) * (wanted - other) for scale, other in zip(scales, branches))
+
+
+def join_texts(texts, pad):
+    """(ids, mask) pairs of different width, left-padded to the widest and one behind the other: ids, mask (G·B, N)."""
+    widest = max(ids.shape[1] for ids, _ in texts)
+    masks = [torch.ones_like(ids) if mask is None else mask for ids, mask in texts]
+    ids = torch.cat([F.pad(ids, (widest - ids.shape[1], 0), value=pad) for ids, _ in texts])
+    return ids, torch.cat([F.pad(mask, (widest - mask.shape[1], 0)) for mask in masks])
+
+
+def first_codebook(window, batch):
+    """Tokens of the first codebook that are new, as transformers' processors and criteria see them: (B, T)."""
+    new = [step[:batch, 0] for step in window[1:]]
+    return torch.stack(new, 1) if new else window[0].new_zeros(batch, 0)
+
+
+def best_rows(scores, candidates, kept):
+    """Indices of the rows to keep, best first: scores (B * candidates,) -> (B * kept,)."""
+    order = scores.view(-1, candidates).argsort(dim=1, descending=True, stable=True)[:, :kept]
+    return (order + candidates * torch.arange(len(order), device=order.device)[:, None]).flatten()
+
+
+class SmallEGenerationMixin(GenerationMixin):
+    """generate() for a model that reads text once and writes delayed codebooks."""
+
+    @torch.no_grad()
+    def generate(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
+                 past_key_values=None, generation_config=None, seed=None, output_alignments=False, progress=None,
+                 logits_processor=None, stopping_criteria=None, unprompted_input_ids=None,
+                 unprompted_attention_mask=None, **kwargs):  # fmt: skip
+        """Speaks: samples, or is greedy with do_sample=False.
+
+        Args:
+            input_ids (B, N), attention_mask (B, N): text; with a prompt, the prompt's transcript and then the text.
+            audio_codes (B, P, Q): undelayed codes of a prompt to continue; audio_attention_mask (B, P): 1 on its
+                frames, padding on either side.
+            past_key_values: that of a former output, in place of all inputs above: goes on where that stopped.
+            generation_config, **kwargs: do_sample; top_k, top_p, min_p, temperature, repetition_penalty of the last 50
+                frames' codes, the prompt's too (a number is for the first codebook, the others stay greedy; or a list
+                with one for each codebook); max_new_tokens and min_new_tokens (new frames), max_time (seconds);
+                num_return_sequences: speeches of each text, next to each other; best_of: speeches of each text of
+                which those are kept that read it most steadily (`alignment_smalle.monotonicity`); guidance_scale: keeps
+                closer to the text, away from speech without one; voice_guidance_scale: closer to the prompt's voice;
+                return_dict_in_generate, output_scores.
+            seed: makes the same speech again; without it the global random state is used.
+            output_alignments: return where in the text each frame was read.
+            progress: called after each step with the number of rows that still speak.
+            logits_processor, stopping_criteria: of transformers, called with the first codebook's new tokens (B, T)
+                so far: code + 3, AUDIO_TAIL from a row's end on; and with its scores (B, V), before sampling, or the
+                scores so far. A row that a criterion stops has as many frames as the criterion saw tokens, and is done.
+            unprompted_input_ids, unprompted_attention_mask (B, M): the text alone, without the prompt's transcript;
+                needed for voice_guidance_scale.
+
+        Returns:
+            codes (B, T, Q), or `SmallEGenerateOutput` with return_dict_in_generate=True.
+
+        Raises:
+            ValueError for inputs and settings that are wrong or unknown, and for beam search and the like.
+        """
+        config = self._speech_config(generation_config, kwargs)
+        criteria = StoppingCriteriaList(stopping_criteria or [])
+        if config.max_time is not None:
+            criteria.append(MaxTimeCriteria(config.max_time))
+        state = past_key_values
+        if state is None:
+            unprompted = (unprompted_input_ids, unprompted_attention_mask)
+            state = self._start(config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted)
+        elif input_ids is not None or audio_codes is not None:
+            raise ValueError("past_key_values= goes on with a former text: give that, or input_ids and audio_codes.")
+        candidates = max(config.best_of, config.num_return_sequences)
+        if candidates > 1:
+            state = state.select(torch.arange(len(state.remaining), device=self.device).repeat_interleave(candidates))
+        output_alignments = output_alignments or config.best_of > 1
+        self._check_state(state, config, output_alignments)
+        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        output = self._speak(
+            state, config, generator, LogitsProcessorList(logits_processor or []), criteria, output_alignments, progress
+        )
+        if config.best_of > 1:
+            steadiness = monotonicity(output.alignments, output.lengths, state.model.text_mask[: len(output.lengths)])
+            output = output.select(best_rows(steadiness, candidates, config.num_return_sequences))
+        return output if config.return_dict_in_generate else output.sequences
+
+    def _speak(self, state, config, generator, processors, criteria, output_alignments, progress):
+        """Writes step after step until every row has ended: `SmallEGenerateOutput`."""
+        num_codebooks, batch, branches = self.config.num_codebooks, len(state.remaining), 1 + len(state.branches)
+        settings = sampling_settings(config, num_codebooks)
+        scales = [getattr(config, name) for name in state.branches]
+        model_state, forced, remaining = state.model, state.forced, state.remaining
+        window, maps, scores = list(state.grid.unbind(1)), list(state.maps), list(state.scores)
+        while len(window) - num_codebooks < config.max_new_tokens and (remaining != 0).any():
+            out = self(audio_codes=window[-1][:, None], audio_attention_mask=(remaining != 0).repeat(branches)[:, None],
+                       past_key_values=model_state, use_cache=True, output_attentions=output_alignments)  # fmt: skip
+            model_state = out.past_key_values
+            logits = guide(out.logits[:, -1].float(), scales)
+            logits = self._processed(logits, state.history, window, settings, processors)
+            logits = self._allowed(logits, remaining, len(window) - 1 < config.min_new_tokens)
+            step, drawn_from = draw(logits, settings, generator)
+            step = step.repeat(branches, 1)
+            if forced.shape[1]:
+                step, forced = torch.where(forced[:, 0] == UNKNOWN, step, forced[:, 0]), forced[:, 1:]
+            ending = (remaining < 0) & (step[:batch, 0] == AUDIO_TAIL)
+            remaining = torch.where(ending, num_codebooks - 1, torch.where(remaining > 0, remaining - 1, remaining))
+            window.append(step)
+            if output_alignments:
+                maps.append(out.attentions[-1][:batch, -1])
+            if config.output_scores:
+                scores.append(drawn_from)
+            if criteria:  # a stopped row says AUDIO_TAIL next
+                stopped = criteria(first_codebook(window, batch), tuple(x[:, 0] for x in scores) or None)
+                remaining = torch.where((remaining < 0) & stopped, num_codebooks, remaining)
+            if progress is not None:
+                progress(int((remaining < 0).sum()))
+        grid = torch.stack(window, 1)
+        history = torch.cat((state.history, grid[:batch, :-num_codebooks]), 1)[:, -REPETITION_WINDOW:]
+        pending = max(0, len(window) - num_codebooks)
+        state = GenerationState(model_state, grid[:, -num_codebooks:], forced, remaining, history,
+                                tuple(maps[pending:]), tuple(scores[pending:]), state.branches)  # fmt: skip
+        return self._finish(grid[:batch], maps, scores, state, output_alignments, config.output_scores)
+
+    def _finish(self, grid, maps, scores, state, output_alignments, output_scores):
+        """Undelays the grid (B, W, Q) and cuts every row at its end."""
+        codes = undelay(grid)
+        ended = grid[:, 1:, 0] == AUDIO_TAIL
+        ends = torch.where(ended.any(1), ended.int().argmax(1), ended.shape[1]).clamp(max=codes.shape[1])
+        longest = int(ends.max())
+        inside = torch.arange(longest, device=grid.device) < ends[:, None]
+        output = SmallEGenerateOutput(
+            sequences=codes[:, :longest].masked_fill(~inside[..., None], NO_CODE), lengths=ends, past_key_values=state
+        )
+        if output_alignments:
+            empty = torch.zeros(len(grid), 0, state.model.text_mask.shape[1], device=grid.device)
+            output.alignments = torch.stack(maps, 1)[:, :longest] if maps else empty
+        if output_scores and scores:
+            output.scores = undelay_steps(torch.stack(scores, 1))[:, :longest]
+        return output
+
+    def _speech_config(self, generation_config, kwargs):
+        """The generation configuration of this call."""
+        defaults = generation_config if generation_config is not None else self.generation_config
+        return speech_config(defaults, kwargs, self.config.frame_rate)
+
+    def _check_state(self, state, config, output_alignments):
+        """Refuses to go on with what the former call did not begin."""
+        steps = state.grid.shape[1] - 1
+        begun = {
+            "guidance_scale": config.guidance_scale == 1 or "guidance_scale" in state.branches,
+            "voice_guidance_scale": config.voice_guidance_scale == 1 or "voice_guidance_scale" in state.branches,
+            "output_alignments (and best_of)": not output_alignments or len(state.maps) == steps,
+            "output_scores": not config.output_scores or len(state.scores) == steps,
+        }
+        for name, right in begun.items():
+            if not right:
+                raise ValueError(f"{name}: the call that past_key_values comes from did not ask for it; ask there too.")
+
+    def _processed(self, logits, history, window, settings, processors):
+        """Repetition penalties of every codebook, then the caller's processors on the first: logits (B, Q, V)."""
+        batch = len(logits)
+        if any(setting.repetition_penalty != 1 for setting in settings):
+            recent = torch.stack([*history.unbind(1), *(step[:batch] for step in window)][-REPETITION_WINDOW:], 1)
+            logits = torch.stack([
+                penalise_repetition(logits[:, q], recent[..., q], setting.repetition_penalty)
+                for q, setting in enumerate(settings)
+            ], 1)  # fmt: skip
+        if processors:
+            first = processors(first_codebook(window, batch), logits[:, 0])
+            logits = torch.cat((first[:, None], logits[:, 1:]), 1)
+        return logits
+
+    def _start(self, config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted):
+        """The state of new texts, and of a branch for each guidance, before the first new step."""
+        if input_ids is None:
+            raise ValueError("generate() needs input_ids (a text) or past_key_values (of a former output).")
+        batch, length = input_ids.shape
+        if length > self.config.max_text_tokens:
+            limit = self.config.max_text_tokens
+            raise ValueError(f"The text has {length} tokens, the limit is {limit}: split the text.")
+        voices = self._check_prompts(batch, audio_codes, audio_attention_mask)
+        texts, prompts, branches = [(input_ids, attention_mask)], list(voices), []
+        if config.guidance_scale != 1:
+            marks = input_ids.new_tensor([self.config.bos_token_id, self.config.eos_token_id])
+            texts.append((marks.expand(batch, -1), None))  # a dropped text, as in training
+            prompts, branches = prompts + voices, [*branches, "guidance_scale"]
+        if config.voice_guidance_scale != 1:
+            if unprompted[0] is None or len(unprompted[0]) != batch:
+                raise ValueError(
+                    "voice_guidance_scale needs unprompted_input_ids, each text without its prompt's transcript: "
+                    "processor(..., unprompted=True) gives them."
+                )
+            texts.append(unprompted)
+            prompts, branches = prompts + [voice[:0] for voice in voices], [*branches, "voice_guidance_scale"]
+        return self._read(*join_texts(texts, self.config.pad_token_id), prompts, tuple(branches))
+
+    def _read(self, input_ids, attention_mask, prompts, branches):
+        """Reads texts (G·B, N) and prompts, all but the prompts' last step."""
+        num_codebooks, batch = self.config.num_codebooks, len(prompts) // (1 + len(branches))
+        grids = [delay(prompt, UNKNOWN) for prompt in prompts]
+        longest = max(len(grid) for grid in grids)
+        grid = torch.stack([
+            torch.cat((x.new_full((longest - len(x), num_codebooks), AUDIO_PAD), x)) for x in grids
+        ])  # left padding: what is to come starts in the same column for every row
+        newest = longest - num_codebooks
+        start = torch.tensor([longest - len(x) for x in grids], device=input_ids.device)
+        mask = torch.arange(newest, device=input_ids.device) >= start[:, None]
+        state = self.model.encode_text(input_ids, attention_mask)
+        if newest:
+            out = self.model(
+                audio_codes=grid[:, :newest], audio_attention_mask=mask, past_key_values=state, use_cache=True
+            )
+            state = out.past_key_values
+        remaining = torch.full((batch,), -1, device=input_ids.device)
+        history = grid[:batch, :newest][:, -REPETITION_WINDOW:]
+        return GenerationState(
+            state, grid[:, newest : newest + 1], grid[:, newest + 1 :], remaining, history, branches=branches
+        )
+
+    def _check_prompts(self, batch, codes, mask):
+        """Prompts as a list of (P, Q) codes, one for each text."""
+        config = self.config
+        if codes is None:
+            empty = torch.zeros(0, config.num_codebooks, dtype=torch.long, device=self.device)
+            return [empty] * batch
+        if codes.ndim != 3 or codes.shape[0] != batch or codes.shape[-1] != config.num_codebooks:
+            raise ValueError(
+                f"audio_codes has shape {tuple(codes.shape)}: expected ({batch}, frames, {config.num_codebooks}), "
+                "undelayed codes with one prompt for each text."
+            )
+        if codes.shape[1] > config.max_audio_frames:
+            raise ValueError(f"The prompt has {codes.shape[1]} frames, the limit is {config.max_audio_frames}.")
+        mask = torch.ones_like(codes[..., 0]) if mask is None else mask
+        prompts = [row[keep.bool()] for row, keep in zip(codes, mask)]
+        for prompt in prompts:
+            if prompt.numel() and (prompt.min() < 0 or prompt.max() >= config.codebook_size):
+                raise ValueError(
+                    f"audio_codes holds {int(prompt.min())}..{int(prompt.max())}: expected codes of "
+                    f"0..{config.codebook_size - 1}. Was the voice made with another codec?"
+                )
+        return prompts
+
+    def _allowed(self, logits, remaining, too_early):
+        """Forbids tokens that cannot come now: (B, Q, V).
+
+        A row ends when its first codebook says AUDIO_TAIL; codebook q follows q steps later.
+        """
+        num_codebooks = logits.shape[1]
+        logits[..., AUDIO_PAD] = logits[..., AUDIO_HEAD] = -torch.inf
+        since_end = torch.where(remaining < 0, -1, num_codebooks - remaining)
+        tails = torch.arange(num_codebooks, device=logits.device) <= since_end[:, None]
+        may_end = torch.zeros_like(tails)
+        may_end[:, 0] = remaining < 0
+        if too_early:
+            may_end[:, 0] = False
+        logits[..., AUDIO_TAIL] = logits[..., AUDIO_TAIL].masked_fill(~(may_end | tails), -torch.inf)
+        only_tail = torch.full_like(logits, -torch.inf)
+        only_tail[..., AUDIO_TAIL] = 0
+        return torch.where(tails[..., None], only_tail, logits)

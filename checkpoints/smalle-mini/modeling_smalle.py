@@ -1,0 +1,225 @@
+"""Small-E: text encoder -> (audio encoder -> cross-attention -> audio decoder) -> one head per codebook.
+
+Or, with `architecture: decoder-only`, the paper's baseline behind the same call.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .attention_smalle import CROSS_ATTENTIONS
+from .configuration_smalle import SmallEConfig
+from .generation_smalle import SmallEGenerationMixin
+from .layers_smalle import LinearAttentionBlock, TransformerLayer, rotary
+from .state_smalle import SmallEState, State
+from .transformer_smalle import CausalTransformer
+
+
+@dataclass
+class SmallEModelOutput(ModelOutput):
+    """last_hidden_state (B, T, D); past_key_values: `SmallEState`, or `TransformerState` of the decoder-only model.
+
+    attentions: maps (B, T, N) of the text: PACA's two, positions attended first and last, or the one of plain
+    cross-attention. hidden_states: (B, T, D) each, the audio's embeddings, then after each block and the
+    cross-attention, the last one normed.
+    """
+
+    last_hidden_state: torch.FloatTensor = None
+    past_key_values: State | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class SmallEOutput(ModelOutput):
+    """loss (); logits (B, T, Q, V); the others as in `SmallEModelOutput`."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor = None
+    past_key_values: State | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+class SmallEPreTrainedModel(PreTrainedModel):
+    config_class = SmallEConfig
+    config: SmallEConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("text", "audio")
+    supports_gradient_checkpointing = True
+    _no_split_modules = [
+        "TransformerLayer", "LinearAttentionBlock", "PositionAwareCrossAttention", "PlainCrossAttention"
+    ]  # fmt: skip
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
+        if hasattr(module, "init_parameters"):
+            module.init_parameters()
+        branches = getattr(module, "residual_branches", None)
+        if branches is not None:
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range / branches**0.5)
+
+
+class SmallEModel(SmallEPreTrainedModel):
+    """Text and delayed audio codes to hidden states."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        size, self.decoder_only = config.hidden_size, config.architecture == "decoder-only"
+        self.text_embedding = nn.Embedding(config.vocab_size, size, config.pad_token_id)
+        if not self.decoder_only:
+            self.text_encoder = nn.ModuleList(
+                TransformerLayer(config, config.text_layers) for _ in range(config.text_layers)
+            )
+            self.text_norm = nn.LayerNorm(size, eps=config.norm_eps)
+        self.audio_embedding = nn.Embedding(config.num_codebooks * config.audio_vocab_size, size)
+        if self.decoder_only:
+            self.transformer = CausalTransformer(config)
+        else:
+            self.audio_encoder = self._blocks(config.audio_encoder_layers)
+            self.cross_attention = CROSS_ATTENTIONS[config.cross_attention](config)
+            self.audio_decoder = self._blocks(config.audio_decoder_layers, config.audio_encoder_layers)
+            self.audio_norm = nn.LayerNorm(size, eps=config.norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _blocks(self, count, first=0):
+        config = self.config
+        sizes = config.hidden_size, config.mixer_heads, config.intermediate_size
+        return nn.ModuleList(LinearAttentionBlock(config, *sizes, first + n) for n in range(count))
+
+    def get_input_embeddings(self):
+        return self.text_embedding
+
+    def set_input_embeddings(self, value):
+        self.text_embedding = value
+
+    def encode_text(self, input_ids, attention_mask=None):
+        """Text (B, N) to a fresh state. attention_mask (B, N): 1 where there is text, 0 on padding, either side."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(input_ids.shape)}: they must be equal."
+            )
+        mask, x = mask.bool(), self.text_embedding(input_ids)
+        if self.decoder_only:
+            return self.transformer(x, mask)[1]
+        steps = torch.arange(x.shape[1], device=x.device)
+        cos, sin = rotary(steps, x.shape[2] // self.config.num_attention_heads, self.config.rope_theta)
+        for layer in self.text_encoder:
+            x, _, _ = layer(x, mask[:, None, None], cos, sin)
+        keys, values, positions = self.cross_attention.encode_text(self.text_norm(x), mask)
+        return SmallEState(text_keys=keys, text_values=values, positions=positions, text_mask=mask)
+
+    def embed_audio(self, audio_codes):
+        """Sum of the codebooks' embeddings: delayed codes (B, T, Q) -> (B, T, D)."""
+        config = self.config
+        if audio_codes.ndim != 3 or audio_codes.shape[-1] != config.num_codebooks:
+            raise ValueError(
+                f"audio_codes has shape {tuple(audio_codes.shape)}: expected (batch, frames, {config.num_codebooks})."
+            )
+        offsets = torch.arange(config.num_codebooks, device=audio_codes.device) * config.audio_vocab_size
+        return self.audio_embedding(audio_codes + offsets).sum(2)
+
+    def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
+                past_key_values=None, use_cache=None, output_attentions=False, output_hidden_states=False,
+                **kwargs):  # fmt: skip
+        """One pass over delayed audio codes.
+
+        Args:
+            input_ids (B, N), attention_mask (B, N): the text; not needed when `past_key_values` is given.
+            audio_codes (B, T, Q): delayed codes with special tokens, as embedding indices.
+            audio_attention_mask (B, T): 0 on padding; a padded step leaves every state untouched.
+            past_key_values: state of a former call, to go on from there.
+            output_attentions, output_hidden_states: see `SmallEModelOutput`; the decoder-only model has no maps.
+        """
+        if audio_codes is None or (input_ids is None) == (past_key_values is None):
+            raise ValueError("Give audio_codes and either input_ids (a new text) or past_key_values (its state).")
+        if output_attentions and self.decoder_only:
+            raise ValueError(
+                "output_attentions=True: a decoder-only transformer has no map of the text. Leave it out (and in "
+                "generate() output_alignments and best_of, which need it)."
+            )
+        state = self.encode_text(input_ids, attention_mask) if past_key_values is None else past_key_values
+        x = self.embed_audio(audio_codes)
+        if self.decoder_only:
+            hidden, state = self.transformer(x, audio_attention_mask, state)
+            attentions = None
+        else:
+            hidden, state, attentions = self._read(x, audio_attention_mask, state)
+        return SmallEModelOutput(
+            last_hidden_state=hidden[-1],
+            past_key_values=state if use_cache else None,
+            attentions=attentions if output_attentions else None,
+            hidden_states=tuple(hidden) if output_hidden_states else None,
+        )
+
+    def _read(self, x, mask, state):
+        """Embedded audio (B, T, D) to hidden states, from the embeddings to the normed output; the state; the maps."""
+        blocks = [*self.audio_encoder, self.cross_attention, *self.audio_decoder]
+        hidden, after = [x], []
+        for block, before in zip(blocks, state.recurrent or [None] * len(blocks)):
+            if block is self.cross_attention:
+                attended, attentions, recurrent = block(x, state, mask, before)
+                x = x + attended
+            else:
+                x, recurrent = block(x, mask, before)
+            hidden.append(x)
+            after.append(recurrent)
+        hidden[-1] = self.audio_norm(x)
+        return hidden, replace(state, recurrent=tuple(after)), attentions
+
+
+class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
+    """Small-E with one head per codebook."""
+
+    output_modalities = ("audio",)
+    _tied_weights_keys = {"head.weight": "model.audio_embedding.weight"}  # with tie_word_embeddings
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = SmallEModel(config)
+        self.head = nn.Linear(config.hidden_size, config.num_codebooks * config.audio_vocab_size, bias=False)
+        self.post_init()
+        self.generation_config.do_sample = True  # the paper's sampling; a checkpoint's generation_config.json overrides
+        self.generation_config.top_k = 100
+
+    def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None, labels=None,
+                past_key_values=None, use_cache=None, output_attentions=False, num_items_in_batch=None,
+                output_hidden_states=False, **kwargs):  # fmt: skip
+        """As `SmallEModel.forward`; with labels (B, T, Q), -100 ignored, also the mean cross-entropy over them.
+
+        labels[:, t] is what follows audio_codes[:, t]. With `num_items_in_batch` the summed loss is divided by it,
+        so that accumulated gradients equal those of one large batch.
+        """
+        out = self.model(
+            input_ids, attention_mask, audio_codes, audio_attention_mask, past_key_values, use_cache, output_attentions,
+            output_hidden_states,
+        )  # fmt: skip
+        logits = self.head(out.last_hidden_state).unflatten(-1, (self.config.num_codebooks, -1))
+        loss = None
+        if labels is not None:
+            if labels.shape != audio_codes.shape:
+                raise ValueError(
+                    f"labels has shape {tuple(labels.shape)}, audio_codes {tuple(audio_codes.shape)}: must be equal."
+                )
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            loss = F.cross_entropy(logits.float().flatten(0, 2), labels.flatten(), reduction=reduction)
+            if num_items_in_batch is not None:
+                loss = loss / num_items_in_batch
+        return SmallEOutput(
+            loss=loss, logits=logits, past_key_values=out.past_key_values, attentions=out.attentions,
+            hidden_states=out.hidden_states,
+        )  # fmt: skip

@@ -1,0 +1,95 @@
+"""Sampling: which of the scored tokens comes next, with settings for each codebook."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .configuration_smalle import NUM_AUDIO_SPECIALS
+
+REPETITION_WINDOW = 50  # frames that a repetition penalty looks back
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How one codebook is sampled.
+
+    top_k: the most likely tokens that stay, 0: all, 1: greedy; temperature; top_p: tokens stay until their
+    probabilities add up to it; min_p: a token needs this share of the most likely one's probability;
+    repetition_penalty: positive scores of the last 50 frames' tokens are divided by it, negative ones multiplied.
+    """
+
+    top_k: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        right = self.top_k >= 0 and self.temperature > 0 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1
+        if not right or self.repetition_penalty <= 0:
+            raise ValueError(
+                f"{self}: expected top_k >= 0 (0: no limit), temperature > 0 (do_sample=False is greedy), "
+                "0 < top_p <= 1, 0 <= min_p <= 1 and repetition_penalty > 0 (1: none)."
+            )
+
+
+GREEDY = SamplingSettings()
+
+
+def per_codebook(name, value, num_codebooks, default):
+    """A setting for every codebook: a number sets the first and leaves `default` for the rest; a list sets each."""
+    if not isinstance(value, (list, tuple)):
+        return [value] + [default] * (num_codebooks - 1)
+    if len(value) != num_codebooks:
+        raise ValueError(f"{name}={value!r}: expected one number or a list of {num_codebooks}, one for each codebook.")
+    return list(value)
+
+
+def sampling_settings(config, num_codebooks):
+    """`SamplingSettings` of each codebook, of a generation configuration; do_sample=False is greedy on all of them."""
+    first = {"top_k": 100, "temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+    names = ["repetition_penalty"] if config.do_sample is False else list(first)
+    columns = []
+    for name in names:
+        value = first[name] if getattr(config, name, None) is None else getattr(config, name)
+        columns.append(per_codebook(name, value, num_codebooks, getattr(GREEDY, name)))
+    return [SamplingSettings(**dict(zip(names, row))) for row in zip(*columns)]
+
+
+def penalise_repetition(logits, recent, penalty):
+    """Makes recent tokens (B, W) less likely (Keskar et al. 2019), special ones excepted: logits (B, V)."""
+    codes = recent.clamp(min=0)
+    said = torch.zeros_like(logits, dtype=torch.bool).scatter(1, codes, True)
+    said[:, :NUM_AUDIO_SPECIALS] = False
+    return torch.where(said, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def warp(logits, settings):
+    """Scores of one codebook (B, V) after temperature and limits: -inf where a token cannot come."""
+    if settings.top_k == 1:
+        return logits
+    logits = logits / settings.temperature
+    if 0 < settings.top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(settings.top_k, -1).values[:, -1:], -torch.inf)
+    if settings.top_p < 1:
+        ordered, order = logits.sort(-1, descending=True)
+        beyond = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1) >= settings.top_p
+        logits = logits.masked_fill(beyond.gather(-1, order.argsort(-1)), -torch.inf)
+    if settings.min_p > 0:
+        probs = logits.softmax(-1)
+        logits = logits.masked_fill(probs < settings.min_p * probs.max(-1, keepdim=True).values, -torch.inf)
+    return logits
+
+
+def sample(scores, settings, generator=None):
+    """One token of each row of warped scores (B, V) -> (B,)."""
+    if settings.top_k == 1:
+        return scores.argmax(-1)
+    return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def draw(logits, settings, generator=None):
+    """A token of each codebook (B, Q) and the warped scores (B, Q, V) that it was drawn from: logits (B, Q, V)."""
+    scores = [warp(logits[:, q], setting) for q, setting in enumerate(settings)]
+    tokens = [sample(x, setting, generator) for x, setting in zip(scores, settings)]
+    return torch.stack(tokens, 1), torch.stack(scores, 1)

@@ -1,0 +1,47 @@
+"""The paper's baseline: a decoder-only transformer, text and then delayed audio frames in one causal sequence."""
+
+import torch
+from torch import nn
+
+from .layers_smalle import TransformerLayer, rotary
+from .state_smalle import TransformerState
+
+
+def causal(mask, new):
+    """What the last `new` of S steps may see: mask (B, S) bool -> (B, 1, new, S).
+
+    A step sees itself, earlier steps and no padding; a padded step sees itself too, for softmax needs something.
+    """
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    now = steps[mask.shape[1] - new :, None]
+    return (mask[:, None] & (steps <= now) | (steps == now))[:, None]
+
+
+class CausalTransformer(nn.Module):
+    """Layers with rotary positions, which count unmasked steps; keys and values of former steps come in a state."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.head_size, self.theta = config.hidden_size // config.num_attention_heads, config.rope_theta
+        depth = config.decoder_layers
+        self.layers = nn.ModuleList(TransformerLayer(config, depth) for _ in range(depth))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+
+    def forward(self, x, mask=None, state=None):
+        """x (B, T, D), mask (B, T), 0 on padding -> hidden states (B, T, D), embeddings to normed output; the state."""
+        mask = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+        if state is None:
+            nothing = (None,) * len(self.layers)
+            state = TransformerState(nothing, nothing, mask[:, :0])
+        whole = torch.cat((state.mask, mask), 1)
+        positions = (whole.long().cumsum(1) - 1)[:, state.mask.shape[1] :]
+        cos, sin = rotary(positions[:, None], self.head_size, self.theta)
+        visible = causal(whole, x.shape[1])
+        hidden, keys, values = [x], [], []
+        for layer, old_keys, old_values in zip(self.layers, state.keys, state.values):
+            x, k, v = layer(x, visible, cos, sin, old_keys, old_values)
+            hidden.append(x)
+            keys.append(k)
+            values.append(v)
+        hidden[-1] = self.norm(x)
+        return hidden, TransformerState(tuple(keys), tuple(values), whole)

@@ -1,0 +1,231 @@
+"""Vocos: features to waveform through ConvNeXt blocks and one inverse Fourier transform a frame.
+
+Siuzdak 2023, "Vocos: Closing the gap between time-domain and Fourier-based neural vocoders" (arXiv 2306.00814).
+The parameters are those of the original's backbone and ISTFT head, so that its checkpoints convert by renaming.
+"""
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+
+MAX_LOG_MAGNITUDE = math.log(1e2)
+
+
+class VocosConfig(PreTrainedConfig):
+    """Sizes of a Vocos decoder. `num_bandwidths` > 0 conditions every norm but the last on a bandwidth id.
+
+    `upsampling`: spectral frames for each feature frame, hop_length / upsampling samples apart. `hop_length`: samples of
+    a feature frame. `padding`: "same" gives `T * hop_length` samples for T frames, "center" gives `(T - 1) * hop_length`.
+    """
+
+    model_type = "smalle_vocos"
+
+    input_channels: int = 128
+    hidden_size: int = 384
+    intermediate_size: int = 1152
+    num_hidden_layers: int = 8
+    kernel_size: int = 7
+    n_fft: int = 1280
+    hop_length: int = 320
+    upsampling: int = 1
+    padding: str = "same"
+    num_bandwidths: int = 0
+    sampling_rate: int = 24000
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.padding not in ("same", "center"):
+            raise ValueError(f"padding is {self.padding!r}; expected 'same' or 'center'")
+        if self.upsampling < 1 or self.hop_length % self.upsampling:
+            raise ValueError(f"upsampling is {self.upsampling}; expected a divisor of hop_length, {self.hop_length}")
+        if self.padding == "same" and (self.n_fft - self.spectral_hop) % 2:
+            raise ValueError(f"n_fft is {self.n_fft}; expected {self.spectral_hop} (hop / upsampling) plus an even number")
+
+    @property
+    def spectral_hop(self):
+        """Samples between two spectral frames."""
+        return self.hop_length // self.upsampling
+
+
+@functools.lru_cache(maxsize=32)
+def hann_window(length, device):
+    """Periodic Hann window (length,), float32. Cached, not a buffer: exact in whatever dtype the weights are stored."""
+    with torch.inference_mode(False):
+        return torch.hann_window(length, device=device, dtype=torch.float32)
+
+
+def overlap_add(frames, hop_length, trim):
+    """Sum of frames (B, T, n) laid `hop_length` apart -> (B, (T - 1) * hop_length + n - 2 * trim)."""
+    batch, count, size = frames.shape
+    parts = -(-size // hop_length)
+    frames = F.pad(frames, (0, parts * hop_length - size)).view(batch, count, parts, hop_length)
+    signal = sum(F.pad(frames[:, :, i], (0, 0, i, parts - 1 - i)) for i in range(parts)).flatten(1)
+    return signal[:, trim : (count - 1) * hop_length + size - trim]
+
+
+def inverse_stft(spectrum, n_fft, hop_length, padding):
+    """Complex spectrum (B, T, n_fft / 2 + 1) -> waveform; torch.istft cannot do padding "same"."""
+    window = hann_window(n_fft, spectrum.device)
+    trim = (n_fft - hop_length) // 2 if padding == "same" else n_fft // 2
+    frames = torch.fft.irfft(spectrum, n_fft) * window
+    envelope = overlap_add((window**2).expand(1, frames.shape[1], -1), hop_length, trim)
+    return overlap_add(frames, hop_length, trim) / envelope.clamp(min=1e-11)
+
+
+class AdaptiveLayerNorm(nn.Module):
+    """LayerNorm whose scale and shift are looked up by a condition id."""
+
+    def __init__(self, num_conditions, size):
+        super().__init__()
+        self.scale = nn.Embedding(num_conditions, size)
+        self.shift = nn.Embedding(num_conditions, size)
+
+    def forward(self, x, condition):
+        """x (B, T, C), condition (B,) int64 -> (B, T, C)."""
+        x = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+        return x * self.scale(condition)[:, None] + self.shift(condition)[:, None]
+
+
+class PlainLayerNorm(nn.LayerNorm):
+    """LayerNorm that ignores the condition."""
+
+    def __init__(self, size):
+        super().__init__(size, eps=1e-6)
+
+    def forward(self, x, condition=None):
+        return super().forward(x)
+
+
+def layer_norm(size, num_conditions):
+    return AdaptiveLayerNorm(num_conditions, size) if num_conditions else PlainLayerNorm(size)
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution, norm, two pointwise layers and a learned scale per channel, added to the input."""
+
+    def __init__(self, size, intermediate_size, kernel_size=7, scale=1.0, num_conditions=0):
+        super().__init__()
+        self.initial_scale = scale
+        self.dwconv = nn.Conv1d(size, size, kernel_size, padding=kernel_size // 2, groups=size)
+        self.norm = layer_norm(size, num_conditions)
+        self.pwconv1 = nn.Linear(size, intermediate_size)
+        self.pwconv2 = nn.Linear(intermediate_size, size)
+        self.gamma = nn.Parameter(torch.full((size,), scale))
+
+    def forward(self, x, condition=None, mask=None):
+        """x (B, C, T) -> (B, C, T); mask (B, 1, T) zeroes what the convolution may not see."""
+        y = self.dwconv(x if mask is None else x * mask).transpose(1, 2)
+        y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y, condition))))
+        return x + (self.gamma * y).transpose(1, 2)
+
+
+def init_vocos_weights(module):
+    """The initialisation of Vocos for one module; shared by every model that is built of these blocks."""
+    if isinstance(module, nn.Conv1d | nn.Linear):
+        init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+    elif isinstance(module, AdaptiveLayerNorm):
+        init.ones_(module.scale.weight)
+        init.zeros_(module.shift.weight)
+    elif isinstance(module, ConvNeXtBlock):
+        init.constant_(module.gamma, module.initial_scale)
+
+
+class Vocos(PreTrainedModel):
+    """Features (B, input_channels, T) to a waveform."""
+
+    config_class = VocosConfig
+    base_model_prefix = "vocos"
+    main_input_name = "features"
+
+    def __init__(self, config):
+        super().__init__(config)
+        size, layers, bandwidths = config.hidden_size, config.num_hidden_layers, config.num_bandwidths
+        self.embed = nn.Conv1d(config.input_channels, size, config.kernel_size, padding=config.kernel_size // 2)
+        self.norm = layer_norm(size, bandwidths)
+        self.convnext = nn.ModuleList(
+            ConvNeXtBlock(size, config.intermediate_size, config.kernel_size, 1 / layers, bandwidths)
+            for _ in range(layers)
+        )
+        self.final_layer_norm = PlainLayerNorm(size)
+        self.out = nn.Linear(size, config.upsampling * (config.n_fft + 2))
+        self.post_init()
+
+    def _init_weights(self, module):
+        init_vocos_weights(module)
+
+    def forward(self, features, bandwidth_id=None):
+        """Waveform (B, T * hop_length) float32 (padding "same") from features (B, C, T).
+
+        `bandwidth_id`: int, or int64 (B,); needed if and only if the checkpoint is conditioned on it.
+        """
+        condition = self._condition(features, bandwidth_id)
+        x = self.embed(features.to(self.embed.weight.dtype)).transpose(1, 2)
+        x = self.norm(x, condition).transpose(1, 2)
+        for block in self.convnext:
+            x = block(x, condition)
+        x = self.out(self.final_layer_norm(x.transpose(1, 2))).unflatten(-1, (self.config.upsampling, -1)).flatten(1, 2)
+        magnitude, phase = x.float().chunk(2, dim=-1)
+        # clamped before exp: the same values as clipping at 1e2 after it, and no inf * 0 in the gradient
+        spectrum = torch.polar(torch.exp(magnitude.clamp(max=MAX_LOG_MAGNITUDE)), phase)
+        return inverse_stft(spectrum, self.config.n_fft, self.config.spectral_hop, self.config.padding)
+
+    def _condition(self, features, bandwidth_id):
+        if features.dim() != 3 or features.shape[1] != self.config.input_channels or not features.shape[2]:
+            raise ValueError(
+                f"features have shape {tuple(features.shape)}; expected (B, {self.config.input_channels}, T), T > 0"
+            )
+        if not self.config.num_bandwidths:
+            if bandwidth_id is not None:
+                raise ValueError(f"bandwidth_id is {bandwidth_id}, but this Vocos is not conditioned; leave it out")
+            return None
+        if bandwidth_id is None:
+            raise ValueError(f"this Vocos needs a bandwidth_id, 0 to {self.config.num_bandwidths - 1}")
+        condition = torch.as_tensor(bandwidth_id, device=features.device)
+        if condition.min() < 0 or condition.max() >= self.config.num_bandwidths:
+            raise ValueError(f"bandwidth_id is {bandwidth_id}; expected 0 to {self.config.num_bandwidths - 1}")
+        return condition.expand(features.shape[0])
+
+
+def original_name_to_ours(name):
+    """Parameter name of the vocos package -> ours, or None for what has no place here (features, the window)."""
+    if name.startswith("backbone."):
+        return name.removeprefix("backbone.")
+    return name.removeprefix("head.") if name.startswith("head.out.") else None
+
+
+def convert_original(state, hop_length=None, padding=None):
+    """A state dict of the vocos package -> Vocos; sizes are read from the shapes.
+
+    `hop_length` defaults to n_fft / 4 and `padding` to "same" for conditioned checkpoints, else "center", as in the
+    two published ones.
+    """
+    weights = {ours: tensor for name, tensor in state.items() if (ours := original_name_to_ours(name))}
+    if "embed.weight" not in weights or "out.weight" not in weights:
+        raise ValueError("no backbone.embed.weight or head.out.weight in the state dict; expected a Vocos checkpoint")
+    conditioned = "norm.scale.weight" in weights
+    size, channels, kernel = weights["embed.weight"].shape
+    n_fft = weights["out.weight"].shape[0] - 2
+    config = VocosConfig(
+        input_channels=channels,
+        hidden_size=size,
+        intermediate_size=weights["convnext.0.pwconv1.weight"].shape[0],
+        num_hidden_layers=len({name.split(".")[1] for name in weights if name.startswith("convnext.")}),
+        kernel_size=kernel,
+        n_fft=n_fft,
+        hop_length=hop_length or n_fft // 4,
+        padding=padding or ("same" if conditioned else "center"),
+        num_bandwidths=weights["norm.scale.weight"].shape[0] if conditioned else 0,
+    )
+    model = Vocos(config)
+    model.load_state_dict(weights)
+    return model.eval()
