@@ -11,21 +11,14 @@ import json
 import os
 import pathlib
 import sys
-import wave
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from smalle.codec_smalle import load_codec
+from smalle.wav_smalle import write_wav
 from train.audio_pool import read_audio
-
-
-def write_wav(path, samples, sampling_rate):
-    """Float samples in [-1, 1] as 16-bit mono WAV."""
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, sampling_rate, 0, "NONE", ""))
-        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
 
 
 def copy_synthesis(codec, manifest, out, count=None):

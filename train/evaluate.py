@@ -23,6 +23,8 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from smalle.wav_smalle import write_wav
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -120,14 +122,6 @@ def write_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def write_wave(path: Path, wave: np.ndarray, sampling_rate: int) -> None:
-    """Writes 16-bit PCM under a temporary name, then renames it. What is not finite becomes silence."""
-    part = path.with_name(f".{path.name}.part")
-    wave = np.clip(np.nan_to_num(np.asarray(wave, dtype=np.float32).reshape(-1), nan=0.0), -1.0, 1.0)
-    soundfile.write(part, wave, sampling_rate, format="WAV", subtype="PCM_16")
-    part.replace(path)
-
-
 def claim_folder(out: Path, settings: Settings, utterances: list[Utterance]) -> Path:
     """The folder of these settings, made where it is missing.
 
@@ -218,7 +212,7 @@ def make_recordings(settings: Settings, utterances: list[Utterance], folder: Pat
             times.append((sum(map(len, waves)) / processor.sampling_rate, time.perf_counter() - start))
             for index, wave in zip(batch, waves, strict=True):
                 if not wave_path(folder, index).is_file():
-                    write_wave(wave_path(folder, index), wave, processor.sampling_rate)
+                    write_wav(wave_path(folder, index), wave, processor.sampling_rate)
             bar.update(len(batch))
     audio, work = np.sum(times[1:] or times, axis=0)
     return {"audio_seconds": round(float(audio), 2), "work_seconds": round(float(work), 2),

@@ -12,10 +12,11 @@ import argparse
 import json
 import os
 import pathlib
-import wave
 
 import numpy as np
 import tqdm
+
+from smalle.wav_smalle import write_wav
 
 from .synthesize import trim, usable
 
@@ -87,15 +88,6 @@ class JoeVoice:
         return soxr.resample(audio, self.voice.config.sample_rate, RATE).astype(np.float32)
 
 
-def write_wav(path, audio):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with wave.open(str(partial), "wb") as file:
-        file.setparams((1, 2, RATE, 0, "NONE", ""))
-        file.writeframes((audio.clip(-1, 1) * 32767).astype("<i2").tobytes())
-    os.replace(partial, path)
-
-
 def speak(plan, out, engine, hours):
     """Speaks rows until there are so many hours; yields the rows of metadata.jsonl."""
     seconds = 0.0
@@ -110,7 +102,8 @@ def speak(plan, out, engine, hours):
             audio = trim(audio)
             if not usable(audio, row["text"]):
                 continue
-            write_wav(out / name, audio)
+            (out / speaker).mkdir(parents=True, exist_ok=True)
+            write_wav(out / name, audio, RATE)
             duration = len(audio) / RATE
             seconds += duration
             bar.update(duration / 3600)

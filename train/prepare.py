@@ -47,7 +47,7 @@ def rows_of(corpora, exclude=()):
 
 def prepare(corpora, codec, exclude=(), batch_seconds=400, threads=8):
     """Yields a row of codes for each recording."""
-    rows, size, batches = rows_of(corpora, exclude), 0, [[]]
+    rows, batches = rows_of(corpora, exclude), [[]]
     for row in rows:
         if batches[-1] and row["duration"] * (len(batches[-1]) + 1) > batch_seconds:
             batches.append([])

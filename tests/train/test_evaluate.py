@@ -140,7 +140,7 @@ def test_options_reach_generate(processor, sentences, tmp_path, capsys):
 
 
 def test_what_is_not_finite_becomes_silence(tmp_path):
-    evaluate.write_wave(tmp_path / "a.wav", np.array([np.nan, np.inf, -2.0]), 24000)
+    evaluate.write_wav(tmp_path / "a.wav", np.array([np.nan, np.inf, -2.0]), 24000)
     assert soundfile.read(tmp_path / "a.wav")[0] == pytest.approx([0, 1, -1], abs=1e-3)
 
 
