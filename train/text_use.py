@@ -1,0 +1,44 @@
+"""Does a model read? Loss of the first codebook with the right text and with another one's: equal means it does not.
+
+usage: python -m train.text_use MODEL EVAL.parquet [--speaker NAME] [--count 12]
+"""
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoTokenizer
+
+from smalle import SmallEForTextToSpeech
+
+from .data import CodesDataset, Collator
+
+
+@torch.no_grad()
+def first_codebook_loss(model, collator, text, codes):
+    """Mean cross-entropy in nats of the first of codes (T, Q)."""
+    batch = collator([(text, codes)])
+    labels = batch.pop("labels")
+    return F.cross_entropy(model(**batch).logits[0, :, 0], labels[0, :, 0]).item()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data")
+    parser.add_argument("--speaker", help="only this speaker's utterances")
+    parser.add_argument("--count", type=int, default=12)
+    arguments = parser.parse_args()
+    model = SmallEForTextToSpeech.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    collator = Collator(AutoTokenizer.from_pretrained(arguments.model), model.config.num_codebooks)
+    data = CodesDataset(arguments.data, model.config.num_codebooks)
+    chosen = [i for i in range(len(data)) if arguments.speaker in (None, data.speakers[i]) and 120 < data.lengths[i] < 220]
+    chosen = chosen[: arguments.count]
+    for name, shift in (("right", 0), ("wrong", 1)):
+        losses = [first_codebook_loss(model, collator, data.texts[chosen[k - shift]], data[(i,)][1])
+                  for k, i in enumerate(chosen)]  # fmt: skip
+        print(f"{name} text: {sum(losses) / len(losses):.4f} nats over {len(losses)} utterances")
+
+
+if __name__ == "__main__":
+    main()
