@@ -1,11 +1,53 @@
-"""Forward-sum loss on attention maps: the log-likelihood that speech reads its text from left to right.
+"""Losses on attention maps: where words are timed, attention outside of a token's time; else the forward-sum loss.
 
-After Badlani et al. 2022 (arXiv 2108.10447), with a prior around the diagonal. It lets alignments form in the first
+Timings come with synthesized speech or from a forced aligner. The forward-sum loss is the log-likelihood that speech
+reads its text from left to right, after Badlani et al. 2022 (arXiv 2108.10447), with a prior around the diagonal. It lets alignments form in the first
 thousand steps; PACA keeps them. Attention off the diagonal costs what it weighs: normalising after the prior, as CTC
 does, would hide it (docs/training-log.md tells of a model that sat at the end of every text).
 """
 
+import re
+
+import numpy as np
 import torch
+
+
+def token_windows(text, words, offsets, frame_rate, slack=0.04, stretch=0.15):
+    """When each token may be read: (N, 2) float32, first frame and the one after the last.
+
+    words (W, 2): start and end in seconds of each word of text.split(), NaN where unknown; offsets (N, 2): each token's
+    characters in the text, empty for marks. Characters share their word's time evenly, `slack` seconds and `stretch`
+    of the word's duration more on either side; a pause belongs to the word before it.
+    """
+    places = [match.span() for match in re.finditer(r"\S+", text)]
+    windows = np.empty((len(offsets), 2), np.float32)
+    for n, (begin, end) in enumerate(offsets):
+        if begin == end:  # a mark: the silence before the first word, or that behind the last
+            windows[n] = (-np.inf, words[0, 0] + slack) if n == 0 else (words[-1, 1] - slack, np.inf)
+            continue
+        last = end - 1 if not text[end - 1].isspace() else end  # a lone space belongs to what follows
+        w = max(0, sum(start <= last for start, _ in places) - 1)
+        start, stop = places[w]
+        first_share, last_share = (min(max((place - start) / (stop - start), 0.0), 1.0) for place in (begin, end))
+        duration = words[w, 1] - words[w, 0]
+        until = words[w, 0] + last_share * duration
+        if last_share == 1.0 and w + 1 < len(words):
+            until = max(until, words[w + 1, 0])
+        margin = slack + stretch * duration
+        windows[n] = words[w, 0] + first_share * duration - margin, until + margin
+    windows *= frame_rate
+    return np.where(np.isnan(windows), np.array([-np.inf, np.inf], np.float32), windows)
+
+
+def window_loss(attention, windows, audio_mask):
+    """Mean over frames of -log of the attention inside the tokens' windows.
+
+    attention (B, T, N); windows (B, N, 2) in frames, endless where nothing is known; audio_mask (B, T).
+    """
+    frames = torch.arange(attention.shape[1], device=attention.device)[:, None]
+    inside = (frames >= windows[:, None, :, 0]) & (frames < windows[:, None, :, 1])
+    mass = (attention.float() * inside).sum(-1)
+    return -((mass + 1e-6).log() * audio_mask).sum() / audio_mask.sum()
 
 
 def diagonal_prior(frames, tokens, shape, width):

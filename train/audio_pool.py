@@ -100,17 +100,23 @@ class AudioPool:
         self.total = int(self.choices[-1])
         self.steps = torch.arange(size, device=device)
         self.generator = torch.Generator(device).manual_seed(seed)
+        self.pitch = None  # a train.pitch.PitchTrack, where somebody wants one
 
     def __len__(self):
         return len(self.samples)
 
     def pieces(self, count, gain_db=(0.0, 0.0)):
         """(count, size) float32, each scaled by a gain drawn from the range."""
+        return self.located_pieces(count, gain_db)[0]
+
+    def located_pieces(self, count, gain_db=(0.0, 0.0)):
+        """As `pieces`, with the file and the first sample in it of each, both (count,)."""
         device = self.samples.device
         choice = torch.randint(self.total, (count,), generator=self.generator, device=device)
         file = torch.searchsorted(self.choices, choice, right=True)
         before = torch.where(file > 0, self.choices[file - 1], 0)
-        start = self.offsets[file] + choice - before
+        start = choice - before
         low, high = gain_db
         gain = low + (high - low) * torch.rand(count, 1, generator=self.generator, device=device)
-        return self.samples[start[:, None] + self.steps].float() * (10 ** (gain / 20) / 32768)
+        samples = self.samples[(self.offsets[file] + start)[:, None] + self.steps]
+        return samples.float() * (10 ** (gain / 20) / 32768), file, start

@@ -22,6 +22,7 @@ from torch import nn
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig, codebook_usage
 from train.audio_pool import AudioPool, load_corpus
 from train.discriminators import Discriminators, discriminator_loss, generator_loss
+from train.pitch import PitchTrack
 from train.residual_kmeans import principal_components, residual_kmeans
 from train.spectral_loss import SpectralLoss
 from train.timed_run import TimedRun
@@ -43,7 +44,7 @@ class AveragedDecoder:
 
     def __init__(self, codec, decay):
         self.source, self.decay = codec.vocos, decay
-        self.module = copy.deepcopy(codec.vocos).requires_grad_(False)
+        self.module = copy.deepcopy(codec.vocos).requires_grad_(False).eval()
 
     @torch.no_grad()
     def update(self, step):
@@ -130,7 +131,21 @@ class Stage:
         self.average = AveragedDecoder(codec, options["average"])
 
     def pieces(self):
-        return self.pool.pieces(self.options["batch_size"], self.gain_db)
+        return self.pool.located_pieces(self.options["batch_size"], self.gain_db)
+
+    def synthesize(self, latents, file, start):
+        """Waveform of latents (B, D, T), and how far the predicted log f0 is off the pool's where there is a voice.
+
+        Pulses follow the pool's f0, so that harmonics lie where the target's are. file, start: see `AudioPool`.
+        """
+        if self.pool.pitch is None:
+            return self.codec.vocos(latents), latents.new_zeros(())
+        config = self.codec.vocos.config
+        middles = torch.arange(latents.shape[2] * config.upsampling, device=latents.device) + 0.5
+        f0, voiced = self.pool.pitch.at(file, start[:, None] + (middles * config.spectral_hop).long())
+        output, predicted = self.codec.vocos.synthesize(latents, f0=f0)
+        error = ((predicted.log() - f0.log()).abs() * voiced).sum() / voiced.sum().clamp(min=1)
+        return output, error
 
     @torch.no_grad()
     def validate(self):
@@ -211,13 +226,14 @@ class Reconstruction(Stage):
         factor = cosine(step, fraction, options["warmup"])
         self.optimizer.param_groups[0]["lr"] = options["learning_rate"] * factor
         self.optimizer.param_groups[1]["lr"] = rate
-        target = self.pieces()
+        target, *place = self.pieces()
         features = self.codec.analyse(target)
         with torch.set_grad_enabled(learn):
             latents, commitment = self.quantize(features, learn, step)
             anchor = F.mse_loss(self.anchor(latents.transpose(1, 2)), features.transpose(1, 2))
-        log_term, linear_term = self.spectral(self.codec.vocos(latents), target)
-        loss = log_term + linear_term + options["commitment"] * commitment + options["anchor"] * anchor
+        output, pitch = self.synthesize(latents, *place)
+        log_term, linear_term = self.spectral(output, target)
+        loss = log_term + linear_term + pitch + options["commitment"] * commitment + options["anchor"] * anchor
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.codec.vocos.parameters(), options["clip"])
@@ -226,7 +242,9 @@ class Reconstruction(Stage):
         self.optimizer.step()
         self.average.update(step)
         mel_error = anchor.sqrt() * self.codec.feature_scale[0]
-        return {"log": log_term, "linear": linear_term, "commitment": commitment, "mel_error": mel_error}
+        return {
+            "log": log_term, "linear": linear_term, "pitch": pitch, "commitment": commitment, "mel_error": mel_error,
+        }  # fmt: skip
 
 
 class AdversarialDecoder(Stage):
@@ -262,11 +280,11 @@ class AdversarialDecoder(Stage):
         factor = cosine(step, fraction, options["warmup"])
         self.optimizer.param_groups[0]["lr"] = options["learning_rate"] * factor
         self.judges.param_groups[0]["lr"] = options["discriminator_learning_rate"] * factor
-        target = self.pieces()
+        target, *place = self.pieces()
         with torch.no_grad():
             codes = self.codec.quantizer.encode(self.codec.encoder(self.codec.analyse(target)))
             latents = self.codec.quantizer.decode(codes)
-        output = self.codec.vocos(latents)
+        output, pitch = self.synthesize(latents, *place)
 
         self.discriminators.requires_grad_(True)
         judged = discriminator_loss(self.judge(target, output.detach()))
@@ -278,7 +296,7 @@ class AdversarialDecoder(Stage):
         adversarial, matching = generator_loss(self.judge(target, output))
         log_term, linear_term = self.spectral(output, target)
         ramp = min(1, step / max(1, options["warmup"]))  # the discriminators learn first
-        loss = options["spectral"] * (log_term + linear_term)
+        loss = options["spectral"] * (log_term + linear_term) + pitch
         loss = loss + ramp * (options["adversarial"] * adversarial + options["matching"] * matching)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -288,6 +306,7 @@ class AdversarialDecoder(Stage):
         return {
             "log": log_term,
             "linear": linear_term,
+            "pitch": pitch,
             "adversarial": adversarial,
             "matching": matching,
             "discriminators": judged,
@@ -325,6 +344,8 @@ def load_pools(recipe, config, device):
         raise ValueError(f"data.segment is {data['segment']}; expected at least 2048 samples")
     held = AudioPool(audio[:left_out], segment, device, seed).pieces(left_out)
     pool = AudioPool(audio[left_out:], segment, device, seed)
+    if config.vocos_excitation == "harmonic":
+        pool.pitch = PitchTrack(audio[left_out:], config.sampling_rate, device)
     print(f"{len(audio)} files, {len(pool) / config.sampling_rate / 3600:.2f} hours on {device}", flush=True)
     return pool, held
 

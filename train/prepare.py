@@ -2,7 +2,8 @@
 
 usage: python -m train.prepare CORPUS... --codec FOLDER --out OUT [--device cuda] [--exclude SPEAKER...] [--eval 600]
 
-Columns: text, speaker, duration (s), codes (uint16, frames after each other, num_codebooks values a frame).
+Columns: text, speaker, duration (s), words (start and end of each word of text.split() in seconds, one after the
+other; empty where the corpus does not say), codes (uint16, frames after each other, num_codebooks values a frame).
 """
 
 import argparse
@@ -22,6 +23,7 @@ from .audio import read_audio, read_metadata
 
 FEATURES = datasets.Features({
     "text": datasets.Value("string"), "speaker": datasets.Value("string"), "duration": datasets.Value("float32"),
+    "words": datasets.List(datasets.Value("float32")),
     "codes": datasets.List(datasets.Value("uint16")),
 })  # fmt: skip
 
@@ -62,6 +64,7 @@ def prepare(corpora, codec, exclude=(), batch_seconds=400, threads=8):
                 done, read = ahead.pop(0)
                 for row, codes in zip(done, encode(codec, [future.result() for future in read])):
                     yield {"text": row["text"], "speaker": row["speaker"], "duration": row["duration"],
+                           "words": [time for word in row.get("words") or [] for time in word],
                            "codes": codes.numpy().astype(np.uint16).ravel()}  # fmt: skip
                 bar.update(len(done))
 

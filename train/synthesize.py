@@ -142,13 +142,13 @@ def speak_batch(model: Kokoro, features: torch.Tensor, batch: list[Sentence], le
     return np.concatenate([speak_batch(model, features, part, length, device) for part in (batch[:half], batch[half:])])
 
 
-def trim(audio: np.ndarray) -> np.ndarray:
-    """Keep at most 0.10 s before and 0.20 s behind what is louder than the peak less 40 dB, in steps of 5 ms."""
+def speech_span(audio: np.ndarray) -> slice:
+    """At most 0.10 s before and 0.20 s behind what is louder than the peak less 40 dB, in steps of 5 ms."""
     hop = SAMPLING_RATE // 200
     level = np.abs(audio[: len(audio) // hop * hop]).reshape(-1, hop).max(axis=1)
     loud = np.flatnonzero(level > 0.01 * level.max())
     start = max(0, loud[0] * hop - SAMPLING_RATE // 10)
-    return audio[start : (loud[-1] + 1) * hop + SAMPLING_RATE // 5]
+    return slice(start, min(len(audio), (loud[-1] + 1) * hop + SAMPLING_RATE // 5))
 
 
 def usable(audio: np.ndarray, text: str) -> bool:
@@ -161,7 +161,7 @@ def finish(audio: np.ndarray, row: dict, out: Path) -> float:
     """Check, trim and write one sentence; returns its seconds, 0 where the audio is broken and nothing was written."""
     if not np.isfinite(audio).all() or np.abs(audio).max() < 0.05:
         return 0.0
-    audio = trim(audio)
+    audio = audio[speech_span(audio)]
     if not usable(audio, row["text"]):
         return 0.0
     path = out / file_name(row)

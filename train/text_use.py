@@ -5,6 +5,7 @@ usage: python -m train.text_use MODEL EVAL.parquet [--speaker NAME] [--count 12]
 
 import argparse
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer
@@ -17,8 +18,8 @@ from .data import CodesDataset, Collator
 @torch.no_grad()
 def first_codebook_loss(model, collator, text, codes):
     """Mean cross-entropy in nats of the first of codes (T, Q)."""
-    batch = collator([(text, codes)])
-    labels = batch.pop("labels")
+    batch = collator([(text, codes, np.full((len(text.split()), 2), np.nan))])
+    labels, _ = batch.pop("labels"), batch.pop("token_windows")
     return F.cross_entropy(model(**batch).logits[0, :, 0], labels[0, :, 0]).item()
 
 
@@ -30,8 +31,8 @@ def main():
     parser.add_argument("--count", type=int, default=12)
     arguments = parser.parse_args()
     model = SmallEForTextToSpeech.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    collator = Collator(AutoTokenizer.from_pretrained(arguments.model), model.config.num_codebooks)
-    data = CodesDataset(arguments.data, model.config.num_codebooks)
+    collator = Collator(AutoTokenizer.from_pretrained(arguments.model), model.config.num_codebooks, model.config.frame_rate)
+    data = CodesDataset(arguments.data, model.config.num_codebooks, model.config.frame_rate)
     chosen = [i for i in range(len(data)) if arguments.speaker in (None, data.speakers[i]) and 120 < data.lengths[i] < 220]
     chosen = chosen[: arguments.count]
     for name, shift in (("right", 0), ("wrong", 1)):

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 from smalle import SmallEConfig, SmallEForTextToSpeech
 from smalle.configuration_smalle import AUDIO_PAD
 
-from .alignment import forward_sum_loss
+from .alignment import forward_sum_loss, window_loss
 from .clock import Clock
 from .data import CodesDataset, Collator, SpeakerBatchSampler
 from .ema import EMACallback
@@ -35,7 +35,7 @@ def drop_spans(codes, share, span=8):
 
 
 class SmallETrainer(Trainer):
-    """Cross-entropy weighted by codebook, with the forward-sum loss on each map of the text; logs each part."""
+    """Cross-entropy weighted by codebook, and losses on the maps of the text (train.alignment); logs each part."""
 
     def __init__(self, *args, sampler=None, eval_sampler=None, objective=None, clock=None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -64,20 +64,25 @@ class SmallETrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs.pop("labels")
-        weight = self.objective["alignment_weight"]
+        windows = inputs.pop("token_windows")
+        alignment, forward_sum = (self.objective.get(name, 0) for name in ("alignment_weight", "forward_sum_weight"))
         if model.training and self.objective.get("audio_dropout"):
             inputs["audio_codes"] = drop_spans(inputs["audio_codes"], self.objective["audio_dropout"])
-        out = model(**inputs, output_attentions=weight > 0)
+        out = model(**inputs, output_attentions=alignment + forward_sum > 0)
         losses = F.cross_entropy(out.logits.float().flatten(0, 2), labels.flatten(), reduction="none")
         codebooks = losses.view(labels.shape).sum((0, 1)) / (labels != -100).sum((0, 1)).clamp(min=1)
         weights = torch.tensor(self.objective["codebook_weights"], device=codebooks.device)
         loss = (codebooks * weights).sum() / weights.sum()
         parts = {f"loss_{q}": value for q, value in enumerate(codebooks.detach())}
-        if weight:
+        if alignment:
+            mask = inputs["audio_attention_mask"]
+            parts["alignment"] = sum(window_loss(one, windows, mask) for one in out.attentions) / len(out.attentions)
+            loss = loss + alignment * parts["alignment"]
+        if forward_sum:
             masks, count = (inputs["audio_attention_mask"], inputs["attention_mask"]), len(out.attentions)
             maps = torch.cat(out.attentions), *(mask.repeat(count, 1) for mask in masks)  # one pass over time for all
-            parts["alignment"] = forward_sum_loss(*maps)
-            loss = loss + count * weight * parts["alignment"]
+            parts["forward_sum"] = forward_sum_loss(*maps)
+            loss = loss + count * forward_sum * parts["forward_sum"]
         if model.training:
             self.parts.append(torch.stack([value.detach() for value in parts.values()]))
             self.part_names = list(parts)
@@ -126,12 +131,14 @@ def build_trainer(recipe):
     config = model.config
     if len(objective["codebook_weights"]) != config.num_codebooks:
         raise ValueError(f"objective.codebook_weights: expected {config.num_codebooks} numbers, one for each codebook.")
-    if objective["alignment_weight"] and config.architecture == "decoder-only":
-        raise ValueError(
-            f"objective.alignment_weight={objective['alignment_weight']}: expected 0, for a decoder-only transformer "
-            "has no map of the text."
-        )
-    train, evaluation = (CodesDataset(data[name], config.num_codebooks) for name in ("train", "eval"))
+    for name in ("alignment_weight", "forward_sum_weight"):
+        if objective.get(name) and config.architecture == "decoder-only":
+            raise ValueError(
+                f"objective.{name}={objective[name]}: expected 0, for a decoder-only transformer has no map of the text."
+            )
+    train, evaluation = (
+        CodesDataset(data[name], config.num_codebooks, config.frame_rate) for name in ("train", "eval")
+    )
     max_frames = int(data["max_seconds"] * config.frame_rate)
     sampler = SpeakerBatchSampler(
         train.lengths, train.speakers, data["frames_per_batch"], max_frames, arguments.seed, data["single"]
@@ -146,7 +153,7 @@ def build_trainer(recipe):
     return SmallETrainer(
         model=model, args=arguments, train_dataset=train, eval_dataset=evaluation, sampler=sampler,
         eval_sampler=eval_batches, objective=objective, clock=clock, processing_class=tokenizer, callbacks=callbacks,
-        data_collator=Collator(tokenizer, config.num_codebooks, objective["text_dropout"]),
+        data_collator=Collator(tokenizer, config.num_codebooks, config.frame_rate, objective["text_dropout"]),
     )  # fmt: skip
 
 

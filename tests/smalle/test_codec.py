@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import EncodecConfig, EncodecModel
 
 from smalle.codec_smalle import EncodecCodec, SmallECodec, SmallECodecConfig, codebook_usage, load_codec, load_vocos
+from smalle.excitation_smalle import pulse_train
 from smalle.vocos_smalle import Vocos, VocosConfig, convert_original, inverse_stft
 
 TINY = {
@@ -45,7 +46,16 @@ def encodec():
     return EncodecCodec(model, vocos).eval()
 
 
-@pytest.fixture(params=["codec", "encodec"])
+@pytest.fixture(scope="module")
+def harmonic():
+    torch.manual_seed(0)
+    codec = SmallECodec(SmallECodecConfig(vocos_excitation="harmonic", vocos_upsampling=2, vocos_n_fft=960, **TINY)).eval()
+    torch.nn.init.normal_(codec.encoder.projection.weight, std=0.05)
+    torch.nn.init.normal_(codec.vocos.out.weight, std=0.1)  # so that pitch and filters move
+    return codec
+
+
+@pytest.fixture(params=["codec", "harmonic", "encodec"])
 def any_codec(request):
     return request.getfixturevalue(request.param)
 
@@ -143,6 +153,43 @@ def test_upsampling_makes_several_spectral_frames_of_a_feature_frame():
     assert vocos(torch.randn(2, 4, 7)).shape == (2, 7 * 40)
     with pytest.raises(ValueError, match="divisor of hop_length"):
         VocosConfig(n_fft=80, upsampling=3, **config)
+
+
+def test_a_row_decodes_as_it_does_alone_and_each_time_the_same(any_codec):
+    codes = any_codec.encode(noise(3, 8000))
+    together = any_codec.decode(codes)
+    torch.testing.assert_close(together, any_codec.decode(codes), atol=0, rtol=0)
+    alone = any_codec.decode(codes[1:2])  # where pulses follow a pitch, a rounded pitch adds up
+    assert (together[1:2] - alone).abs().max() < 1e-2 * alone.abs().max()
+
+
+@pytest.mark.parametrize("frames", [100, 18000])
+def test_pulses_hold_every_harmonic_at_amplitude_one_for_minutes(frames):
+    pulses = pulse_train(torch.full((1, frames), 200.0), 240, 24000)
+    spectrum = torch.fft.rfft(pulses[0, -2400:] * torch.hann_window(2400)).abs() / 600
+    assert spectrum[20::20][:55] == pytest.approx(torch.ones(55), abs=0.02)  # 10 Hz a bin, up to 11,000 Hz
+    assert spectrum[30::20].max() < 0.02 and spectrum[1140:].max() < 0.02
+
+
+def test_a_harmonic_decoder_says_the_pitch_that_it_follows(harmonic):
+    features = noise(2, 16, 20)
+    waveform, f0 = harmonic.vocos.synthesize(features)
+    assert f0.shape == (2, 40) and 20 < f0.min() and f0.max() < 1110
+    torch.testing.assert_close(harmonic.vocos.synthesize(features, f0=f0)[0], waveform)
+    other, _ = harmonic.vocos.synthesize(features, f0=1.3 * f0)
+    assert (other - waveform).abs().max() > 0.1 * waveform.abs().max()
+
+
+def test_a_longer_text_begins_as_a_shorter_one(harmonic):
+    codes = harmonic.encode(noise(1, 48000))
+    whole, part = harmonic.decode(codes), harmonic.decode(codes[..., :60])
+    torch.testing.assert_close(whole[:, : 50 * 480], part[:, : 50 * 480], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [{"excitation": "pulse"}, {"excitation": "harmonic", "padding": "center"}])
+def test_excitations_are_checked(wrong):
+    with pytest.raises(ValueError, match="excitation"):
+        VocosConfig(**wrong)
 
 
 def test_encodec_codec_saves_and_loads(encodec, tmp_path):

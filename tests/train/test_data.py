@@ -2,6 +2,7 @@
 
 import types
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,13 +10,15 @@ from hypothesis import strategies as st
 
 from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL, NUM_AUDIO_SPECIALS
 from smalle.delay_smalle import delay
-from train.alignment import forward_sum_loss
+from train.alignment import forward_sum_loss, token_windows, window_loss
 from train.data import CodesDataset, Collator, SpeakerBatchSampler
 from train.ema import EMACallback
 from train.prepare import write
 
 LENGTHS = [5, 9, 1]
 TEXTS = ["Five frames, a longer text.", "Nine.", "One"]
+WORDS = [np.array([[0.0, 0.02], [0.02, 0.04], [0.05, 0.06], [0.06, 0.08], [0.08, 0.1]]), np.array([[0.02, 0.15]]),
+         np.full((1, 2), np.nan)]  # of the last nobody knows
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def codes():
 
 @pytest.fixture
 def batch(tiny_tokenizer, codes):
-    return Collator(tiny_tokenizer, 3)(list(zip(TEXTS, codes)))
+    return Collator(tiny_tokenizer, 3, 50.0)(list(zip(TEXTS, codes, WORDS)))
 
 
 def test_labels_are_the_inputs_shifted_by_one(batch):
@@ -58,22 +61,22 @@ def test_heads_and_padding_teach_nothing(batch):
 
 
 def test_a_row_of_a_batch_equals_the_row_alone(tiny_tokenizer, batch, codes):
-    for row, (text, utterance) in enumerate(zip(TEXTS, codes)):
-        alone = Collator(tiny_tokenizer, 3)([(text, utterance)])
+    for row, sample in enumerate(zip(TEXTS, codes, WORDS)):
+        alone = Collator(tiny_tokenizer, 3, 50.0)([sample])
         for name, value in alone.items():
             assert torch.equal(batch[name][row, : value.shape[1]], value[0]), name
         assert batch["attention_mask"][row].sum() == alone["input_ids"].shape[1]  # text is padded on the right
 
 
 def test_dropped_text_leaves_its_two_marks(tiny_tokenizer, codes):
-    dropped = Collator(tiny_tokenizer, 3, text_dropout=1.0)(list(zip(TEXTS, codes)))
+    dropped = Collator(tiny_tokenizer, 3, 50.0, text_dropout=1.0)(list(zip(TEXTS, codes, WORDS)))
     marks = [tiny_tokenizer.bos_token_id, tiny_tokenizer.eos_token_id]
     assert dropped["input_ids"].tolist() == [marks] * 3
 
 
 def test_text_dropout_leaves_out_its_share_and_the_same_of_the_same_batch(tiny_tokenizer, codes):
-    collate = Collator(tiny_tokenizer, 3, text_dropout=0.3)
-    batches = [[(f"{'a' * (index % 7 + 2)} {'b' * (index // 7 + 2)}", codes[0])] * 4 for index in range(140)]
+    collate = Collator(tiny_tokenizer, 3, 50.0, text_dropout=0.3)
+    batches = [[(f"{'a' * (index % 7 + 2)} {'b' * (index // 7 + 2)}", codes[0], np.full((2, 2), np.nan))] * 4 for index in range(140)]
     kept = [collate(batch)["attention_mask"].sum(1) > 2 for batch in batches]
     assert 0.6 < torch.cat(kept).float().mean() < 0.8
     for batch, first in zip(batches, kept):
@@ -82,13 +85,46 @@ def test_text_dropout_leaves_out_its_share_and_the_same_of_the_same_batch(tiny_t
 
 def test_joined_utterances_are_read_one_after_the_other(tmp_path, codes):
     rows = [
-        {"text": text, "speaker": "a", "duration": length / 50, "codes": utterance.numpy().astype("uint16").ravel()}
-        for text, length, utterance in zip(TEXTS, LENGTHS, codes)
-    ]
-    dataset = CodesDataset(write(rows, tmp_path / "codes.parquet"), 3)
+        {"text": text, "speaker": "a", "duration": length / 50, "codes": utterance.numpy().astype("uint16").ravel(),
+         "words": [] if np.isnan(words).any() else words.ravel().tolist()}
+        for text, length, utterance, words in zip(TEXTS, LENGTHS, codes, WORDS)
+    ]  # fmt: skip
+    dataset = CodesDataset(write(rows, tmp_path / "codes.parquet"), 3, 50.0)
     assert len(dataset) == 3 and dataset.lengths.tolist() == LENGTHS and dataset.speakers == ["a"] * 3
-    text, joined = dataset[(2, 0)]
+    text, joined, words = dataset[(2, 0)]
     assert text == f"{TEXTS[2]} {TEXTS[0]}" and torch.equal(joined, torch.cat((codes[2], codes[0])))
+    assert np.isnan(words[0]).all() and words[1:] == pytest.approx(WORDS[0] + LENGTHS[2] / 50)
+
+
+def test_windows_follow_the_words_and_meet_between_them(tiny_tokenizer):
+    text, words = "Stay  here, friend.", np.array([[0.1, 0.4], [0.5, 0.9], [1.5, 2.0]])
+    encoded = tiny_tokenizer(text, return_offsets_mapping=True)
+    windows = token_windows(text, words, encoded["offset_mapping"], 100.0, slack=0.0, stretch=0.0)
+    first, last = windows.T
+    assert first[0] == -np.inf and last[-1] == np.inf
+    assert last[:-1] == pytest.approx(first[1:], abs=11)  # one ends where the next begins, or a gap of 0.1 s later
+    assert (np.diff(last[:-1]) >= 0).all() and (last >= first).all()
+    comma = text.index(",")
+    row = next(n for n, (begin, end) in enumerate(encoded["offset_mapping"]) if begin <= comma < end)
+    assert last[row] == pytest.approx(150)  # the pause behind a word is the word's
+    wide = token_windows(text, words, encoded["offset_mapping"], 100.0)
+    assert (wide[1:-1, 0] < first[1:-1]).all() and (wide[1:-1, 1] > last[1:-1]).all()
+
+
+def test_unknown_times_and_left_out_texts_bind_nothing(tiny_tokenizer, codes):
+    batch = Collator(tiny_tokenizer, 3, 50.0)(list(zip(TEXTS, codes, WORDS)))
+    unknown = torch.tensor([-torch.inf, torch.inf])
+    assert (batch["token_windows"][2, 1] == unknown).all() and batch["token_windows"][0, 1].isfinite().all()
+    dropped = Collator(tiny_tokenizer, 3, 50.0, text_dropout=1.0)(list(zip(TEXTS, codes, WORDS)))
+    assert (dropped["token_windows"] == unknown).all()
+
+
+def test_window_loss_counts_only_attention_outside_of_windows():
+    attention, mask = torch.full((1, 4, 2), 0.5), torch.tensor([[1, 1, 1, 0]])
+    windows = torch.tensor([[[0.0, 2.0], [1.0, torch.inf]]])  # one token alone in frames 0 and 2, both in frame 1
+    assert window_loss(attention, windows, mask) == pytest.approx(2 / 3 * np.log(2), abs=1e-4)
+    everything = torch.tensor([-torch.inf, torch.inf]).expand(1, 2, 2)
+    assert window_loss(attention, everything, mask) == pytest.approx(0, abs=1e-4)
 
 
 corpora = st.lists(st.tuples(st.integers(1, 300), st.sampled_from("abc")), min_size=1, max_size=60)

@@ -8,7 +8,7 @@ import torch
 
 from train.kokoro import lstm_weights, pad_to
 from train.kokoro_model import SAMPLES_PER_FRAME, SAMPLING_RATE, Kokoro
-from train.synthesize import Sentence, decoder_batches, finish, read_plan, trim, usable, write_metadata
+from train.synthesize import Sentence, decoder_batches, finish, read_plan, speech_span, usable, write_metadata
 
 ROW = {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speaker": "mix", "voice": {"a": 1.5, "b": -0.5},
        "speed": 1.0}
@@ -79,9 +79,10 @@ def test_decoder_batches_hold_every_sentence_once_within_its_length():
 
 
 def test_trim_leaves_a_tenth_before_and_a_fifth_behind():
-    trimmed = trim(tone(1.0, before=0.5, behind=0.8))
-    assert len(trimmed) == pytest.approx(1.3 * SAMPLING_RATE, abs=SAMPLING_RATE // 100)
-    assert len(trim(tone(1.0))) == SAMPLING_RATE
+    span = speech_span(tone(1.0, before=0.5, behind=0.8))
+    assert span.start == pytest.approx(0.4 * SAMPLING_RATE, abs=SAMPLING_RATE // 100)
+    assert span.stop - span.start == pytest.approx(1.3 * SAMPLING_RATE, abs=SAMPLING_RATE // 100)
+    assert speech_span(tone(1.0)) == slice(0, SAMPLING_RATE)
 
 
 def test_usable_wants_a_human_pace():
