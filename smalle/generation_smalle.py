@@ -52,7 +52,7 @@ class SmallEGenerationMixin(GenerationMixin):
     def generate(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
                  past_key_values=None, generation_config=None, seed=None, output_alignments=False, progress=None,
                  logits_processor=None, stopping_criteria=None, unprompted_input_ids=None,
-                 unprompted_attention_mask=None, **kwargs):  # fmt: skip
+                 unprompted_attention_mask=None, initial_state=None, **kwargs):  # fmt: skip
         """Speaks: samples, or is greedy with do_sample=False.
 
         Args:
@@ -75,6 +75,7 @@ class SmallEGenerationMixin(GenerationMixin):
                 scores so far. A row that a criterion stops has as many frames as the criterion saw tokens, and is done.
             unprompted_input_ids, unprompted_attention_mask (B, M): the text alone, without the prompt's transcript;
                 needed for voice_guidance_scale.
+            initial_state (B, S): a tuned voice, the state in which speech begins (`initial_state_smalle`).
 
         Returns:
             codes (B, T, Q), or `SmallEGenerateOutput` with return_dict_in_generate=True.
@@ -89,9 +90,11 @@ class SmallEGenerationMixin(GenerationMixin):
         state = past_key_values
         if state is None:
             unprompted = (unprompted_input_ids, unprompted_attention_mask)
-            state = self._start(config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted)
-        elif input_ids is not None or audio_codes is not None:
-            raise ValueError("past_key_values= goes on with a former text: give that, or input_ids and audio_codes.")
+            state = self._start(
+                config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted, initial_state
+            )
+        elif input_ids is not None or audio_codes is not None or initial_state is not None:
+            raise ValueError("past_key_values= goes on with a former text: give that, or input_ids and a voice.")
         candidates = max(config.best_of, config.num_return_sequences)
         if candidates > 1:
             state = state.select(torch.arange(len(state.remaining), device=self.device).repeat_interleave(candidates))
@@ -192,7 +195,7 @@ class SmallEGenerationMixin(GenerationMixin):
             logits = torch.cat((first[:, None], logits[:, 1:]), 1)
         return logits
 
-    def _start(self, config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted):
+    def _start(self, config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted, initial_state):
         """The state of new texts, and of a branch for each guidance, before the first new step."""
         if input_ids is None:
             raise ValueError("generate() needs input_ids (a text) or past_key_values (of a former output).")
@@ -201,11 +204,13 @@ class SmallEGenerationMixin(GenerationMixin):
             limit = self.config.max_text_tokens
             raise ValueError(f"The text has {length} tokens, the limit is {limit}: split the text.")
         voices = self._check_prompts(batch, audio_codes, audio_attention_mask)
-        texts, prompts, branches = [(input_ids, attention_mask)], list(voices), []
+        if initial_state is not None and not initial_state.isfinite().all():
+            raise ValueError("initial_state holds NaN or infinity: the tuning of this voice went wrong, tune it again.")
+        texts, prompts, states, branches = [(input_ids, attention_mask)], list(voices), [initial_state], []
         if config.guidance_scale != 1:
             marks = input_ids.new_tensor([self.config.bos_token_id, self.config.eos_token_id])
             texts.append((marks.expand(batch, -1), None))  # a dropped text, as in training
-            prompts, branches = prompts + voices, [*branches, "guidance_scale"]
+            prompts, states, branches = prompts + voices, [*states, initial_state], [*branches, "guidance_scale"]
         if config.voice_guidance_scale != 1:
             if unprompted[0] is None or len(unprompted[0]) != batch:
                 raise ValueError(
@@ -214,9 +219,11 @@ class SmallEGenerationMixin(GenerationMixin):
                 )
             texts.append(unprompted)
             prompts, branches = prompts + [voice[:0] for voice in voices], [*branches, "voice_guidance_scale"]
-        return self._read(*join_texts(texts, self.config.pad_token_id), prompts, tuple(branches))
+            states.append(None if initial_state is None else torch.zeros_like(initial_state))
+        initial_state = None if initial_state is None else torch.cat(states)
+        return self._read(*join_texts(texts, self.config.pad_token_id), prompts, tuple(branches), initial_state)
 
-    def _read(self, input_ids, attention_mask, prompts, branches):
+    def _read(self, input_ids, attention_mask, prompts, branches, initial_state):
         """Reads texts (G·B, N) and prompts, all but the prompts' last step."""
         num_codebooks, batch = self.config.num_codebooks, len(prompts) // (1 + len(branches))
         grids = [delay(prompt, UNKNOWN) for prompt in prompts]
@@ -227,7 +234,7 @@ class SmallEGenerationMixin(GenerationMixin):
         newest = longest - num_codebooks
         start = torch.tensor([longest - len(x) for x in grids], device=input_ids.device)
         mask = torch.arange(newest, device=input_ids.device) >= start[:, None]
-        state = self.model.encode_text(input_ids, attention_mask)
+        state = self.model.encode_text(input_ids, attention_mask, initial_state)
         if newest:
             out = self.model(
                 audio_codes=grid[:, :newest], audio_attention_mask=mask, past_key_values=state, use_cache=True

@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import unicodedata
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from transformers.utils import cached_file
 
 from .alignment_smalle import monotonic_path, word_times
 from .codec_smalle import load_codec
+from .initial_state_smalle import STATE_NAME, join_state
 from .wav_smalle import write_wav
 
 try:
@@ -37,20 +39,38 @@ WORD = re.compile(r"\w+(?:['-]\w+)*")
 DIGITS = "zero one two three four five six seven eight nine".split()
 
 
-def save_voice(path, codes, text):
-    """A voice is a named prompt: codes (P, Q) of a recording and what it says, in one safetensors file."""
+class Voice(NamedTuple):
+    """A prompt, a tuned state or both: codes (P, Q) of a recording; what it says; tensors of a starting state by name
+    (`initial_state_smalle`)."""
+
+    codes: torch.LongTensor | None = None
+    text: str = ""
+    state: dict[str, torch.Tensor] | None = None
+
+
+def save_voice(path, codes=None, text="", state=None):
+    """Writes a `Voice` to one safetensors file, complete or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in (state or {}).items()}
+    if codes is not None:
+        tensors["codes"] = codes.to(torch.int16).contiguous()
+    if not tensors:
+        raise ValueError("A voice needs codes and a text (a prompt), or a state, or both.")
     partial = f"{path}.partial"
-    save_file({"codes": codes.to(torch.int16).contiguous()}, partial, metadata={"text": text})
+    save_file(tensors, partial, metadata={"text": text})
     os.replace(partial, path)
 
 
 def load_voice(path):
-    """Codes (P, Q) int64 and transcript of a voice file."""
+    """The `Voice` of a file, its codes as int64."""
     try:
         with safe_open(path, "pt") as file:
-            return file.get_tensor("codes").long(), file.metadata()["text"]
+            text, tensors = file.metadata()["text"], {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a voice file: expected codes and a text as save_voice writes them") from error
+        raise ValueError(f"{path} is not a voice file: expected one that save_voice wrote.") from error
+    codes = tensors.pop("codes", None)
+    if set(tensors) != {name for name in tensors if STATE_NAME.fullmatch(name)} or codes is None and not tensors:
+        raise ValueError(f"{path} is not a voice file: it holds {sorted(tensors)}, expected codes or a state.")
+    return Voice(None if codes is None else codes.long(), text, tensors or None)
 
 
 def read_recording(path):
@@ -131,7 +151,8 @@ class SmallEProcessor(ProcessorMixin):
 
         Args:
             text: what to say, one string or a list.
-            voice: name of a preset, or path of a voice file; or a list with one for each text.
+            voice: name of a preset, or path of a voice file, a recording's prompt or a tuned state; or a list with one
+                for each text.
             audio, audio_text, sampling_rate: a voice to clone: waveform (L,) or (channels, L), or the path of a
                 recording; what it says; samples a second of a waveform.
             unprompted: also return unprompted_input_ids, unprompted_attention_mask (B, M), the texts alone, which
@@ -139,7 +160,7 @@ class SmallEProcessor(ProcessorMixin):
 
         Returns:
             input_ids, attention_mask (B, N), left-padded; with a voice also audio_codes (B, P, Q), undelayed, and
-            audio_attention_mask (B, P).
+            audio_attention_mask (B, P), or where it is a tuned state initial_state (B, S), zeros for other rows.
         """
         if return_tensors != "pt" or kwargs:
             raise ValueError(f"return_tensors={return_tensors!r}, {kwargs}: this processor returns 'pt', nothing else.")
@@ -151,9 +172,11 @@ class SmallEProcessor(ProcessorMixin):
         else:
             prompts = self._voices(voice, len(texts))
         texts = [self.normalize(t) for t in texts]
-        data = self._tokens([" ".join(filter(None, (said, t))) for (_, said), t in zip(prompts, texts)])
-        if any(codes is not None for codes, _ in prompts):
-            data.update(self._pad_prompts([codes for codes, _ in prompts]))
+        data = self._tokens([" ".join(filter(None, (prompt.text, t))) for prompt, t in zip(prompts, texts)])
+        if any(prompt.codes is not None for prompt in prompts):
+            data.update(self._pad_prompts([prompt.codes for prompt in prompts]))
+        if any(prompt.state for prompt in prompts):
+            data["initial_state"] = self._states([prompt.state for prompt in prompts])
         if unprompted:
             data.update({f"unprompted_{name}": tensor for name, tensor in self._tokens(texts).items()})
         return BatchFeature(data)
@@ -171,7 +194,7 @@ class SmallEProcessor(ProcessorMixin):
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
     def _voices(self, voice, count):
-        """(codes, transcript) of the prompt of each text."""
+        """The `Voice` of each text."""
         voices = voice if isinstance(voice, (list, tuple)) else [voice or self.default_voice] * count
         if len(voices) != count:
             raise ValueError(f"{len(voices)} voices for {count} texts: expected one voice or one for each text.")
@@ -191,9 +214,9 @@ class SmallEProcessor(ProcessorMixin):
         return text + "." if text[-1].isalpha() else text
 
     def _voice(self, name):
-        """Codes (P, Q) and transcript of a preset or a voice file; (None, "") for no voice."""
+        """The `Voice` of a preset or a voice file; an empty one for None."""
         if name is None:
-            return None, ""
+            return Voice()
         if name not in self._loaded_voices:
             if name in self.voices and self.source is not None:
                 path = cached_file(self.source, f"voices/{name}.safetensors")
@@ -205,7 +228,7 @@ class SmallEProcessor(ProcessorMixin):
         return self._loaded_voices[name]
 
     def encode_voice(self, audio, audio_text, sampling_rate=None):
-        """Codes (P, Q) and transcript of a recording: a voice. See `__call__`."""
+        """The `Voice` of a recording: its codes and transcript. See `__call__`."""
         if not audio_text:
             raise ValueError("audio= needs audio_text=, what the recording says: the model goes on from both.")
         if isinstance(audio, (str, os.PathLike)):
@@ -223,7 +246,15 @@ class SmallEProcessor(ProcessorMixin):
                 raise ValueError(f"The waveform has {sampling_rate} Hz; expected {self.sampling_rate}, or install soxr.")
             audio = soxr.resample(audio, sampling_rate, self.sampling_rate)
         codes = self.codec.encode(torch.from_numpy(audio)[None])[0].T.cpu()
-        return codes, self.normalize(audio_text)
+        return Voice(codes, self.normalize(audio_text))
+
+    def _states(self, states):
+        """Starting states as rows (B, S), zeros where there is none."""
+        rows = [None if state is None else join_state(state).float() for state in states]
+        sizes = {len(row) for row in rows if row is not None}
+        if len(sizes) > 1:
+            raise ValueError(f"The voices' states have {sorted(sizes)} numbers: they were tuned for different models.")
+        return torch.stack([torch.zeros(*sizes) if row is None else row for row in rows])
 
     def _pad_prompts(self, prompts):
         """Right-pads prompts (P, Q) of different lengths."""
@@ -271,13 +302,13 @@ class SmallEProcessor(ProcessorMixin):
             raise ValueError("No alignments (B, T, N): call generate with output_alignments=True.")
         lengths = [maps.shape[1]] * len(maps) if torch.is_tensor(output) else output.lengths.tolist()
         texts = [self.normalize(t) for t in self._texts(text)]
-        clone = [(None, self.normalize(audio_text))] * len(texts) if audio_text else None
+        clone = [Voice(text=self.normalize(audio_text))] * len(texts) if audio_text else None
         prompts = clone or self._voices(voice, len(texts))
         if len(maps) % len(texts):
             raise ValueError(f"{len(maps)} rows of alignments for {len(texts)} texts: give what was spoken.")
         each = len(maps) // len(texts)
         return [
-            self._word_times(maps[row, :length].float().cpu().numpy(), prompts[row // each][1], texts[row // each])
+            self._word_times(maps[row, :length].float().cpu().numpy(), prompts[row // each].text, texts[row // each])
             for row, length in enumerate(lengths)
         ]
 

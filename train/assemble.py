@@ -59,8 +59,7 @@ def assemble(model_folder, codec_folder, voices_file, out, generation=None, card
     )  # fmt: skip
     processor._codec = load_codec(codec_folder)
     for name, voice in recipe["voices"].items():
-        codes, text = processor.encode_voice(voice["audio"], voice["text"])
-        save_voice(partial / "voices" / f"{name}.safetensors", codes, text)
+        save_voice(partial / "voices" / f"{name}.safetensors", *processor.encode_voice(voice["audio"], voice["text"]))
     processor.source = str(partial)
     processor.save_pretrained(partial)
     save_half(processor.codec, partial / "codec")

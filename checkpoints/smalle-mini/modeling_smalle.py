@@ -13,9 +13,11 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .attention_smalle import CROSS_ATTENTIONS
-from .configuration_smalle import SmallEConfig
+from .configuration_smalle import AUDIO_PAD, SmallEConfig
 from .generation_smalle import SmallEGenerationMixin
+from .initial_state_smalle import split_state, state_shapes
 from .layers_smalle import LinearAttentionBlock, TransformerLayer, rotary
+from .peft_smalle import LORA_TARGETS, register_lora_targets
 from .state_smalle import SmallEState, State
 from .transformer_smalle import CausalTransformer
 
@@ -59,6 +61,11 @@ class SmallEPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _is_stateful = True
+    lora_targets = LORA_TARGETS  # what LoraConfig() adapts; name it there if peft is imported after the model is made
+
+    def __init__(self, config):
+        super().__init__(config)
+        register_lora_targets(config.model_type)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -106,8 +113,11 @@ class SmallEModel(SmallEPreTrainedModel):
     def set_input_embeddings(self, value):
         self.text_embedding = value
 
-    def encode_text(self, input_ids, attention_mask=None):
-        """Text (B, N) to a fresh state. attention_mask (B, N): 1 where there is text, 0 on padding, either side."""
+    def encode_text(self, input_ids, attention_mask=None, initial_state=None):
+        """Text (B, N) to a fresh state. attention_mask (B, N): 1 where there is text, 0 on padding, either side.
+
+        initial_state (B, S): a voice, where the recurrent states begin (`initial_state_smalle`); else at zero.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if mask.shape != input_ids.shape:
             raise ValueError(
@@ -115,13 +125,40 @@ class SmallEModel(SmallEPreTrainedModel):
             )
         mask, x = mask.bool(), self.text_embedding(input_ids)
         if self.decoder_only:
+            self._refuse_initial_state(initial_state)
             return self.transformer(x, mask)[1]
         steps = torch.arange(x.shape[1], device=x.device)
         cos, sin = rotary(steps, x.shape[2] // self.config.num_attention_heads, self.config.rope_theta)
         for layer in self.text_encoder:
             x, _, _ = layer(x, mask[:, None, None], cos, sin)
         keys, values, positions = self.cross_attention.encode_text(self.text_norm(x), mask)
-        return SmallEState(text_keys=keys, text_values=values, positions=positions, text_mask=mask)
+        state = SmallEState(text_keys=keys, text_values=values, positions=positions, text_mask=mask)
+        if initial_state is None:
+            return state
+        if len(initial_state) != len(input_ids):
+            raise ValueError(
+                f"initial_state has {len(initial_state)} rows for {len(input_ids)} texts: expected one for each."
+            )
+        return replace(state, recurrent=split_state(initial_state, self._zero_state(state)))
+
+    @torch.no_grad()
+    def _zero_state(self, state):
+        """The recurrent state of a text that nothing was read for: what a masked step leaves."""
+        mask = state.text_mask
+        codes = torch.full((len(mask), 1, self.config.num_codebooks), AUDIO_PAD, device=mask.device)
+        return self._read(self.embed_audio(codes), torch.zeros_like(codes[..., 0]), state)[1].recurrent
+
+    def _refuse_initial_state(self, initial_state=()):
+        if initial_state is not None:
+            raise ValueError(
+                "A decoder-only transformer has no recurrent state to begin in: use a voice that is a prompt, or LoRA."
+            )
+
+    def initial_state_shapes(self):
+        """Shapes of the tensors that make an `initial_state`, for `initial_state_smalle.InitialState`."""
+        if self.decoder_only:
+            self._refuse_initial_state()
+        return state_shapes(self._zero_state(self.encode_text(torch.zeros(1, 1, dtype=torch.long, device=self.device))))
 
     def embed_audio(self, audio_codes):
         """Sum of the codebooks' embeddings: delayed codes (B, T, Q) -> (B, T, D)."""
@@ -135,7 +172,7 @@ class SmallEModel(SmallEPreTrainedModel):
 
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
                 past_key_values=None, use_cache=None, output_attentions=False, output_hidden_states=False,
-                **kwargs):  # fmt: skip
+                initial_state=None, **kwargs):  # fmt: skip
         """One pass over delayed audio codes.
 
         Args:
@@ -143,16 +180,21 @@ class SmallEModel(SmallEPreTrainedModel):
             audio_codes (B, T, Q): delayed codes with special tokens, as embedding indices.
             audio_attention_mask (B, T): 0 on padding; a padded step leaves every state untouched.
             past_key_values: state of a former call, to go on from there.
+            initial_state (B, S): a tuned voice, the state to begin a text in (`initial_state_smalle`).
             output_attentions, output_hidden_states: see `SmallEModelOutput`; the decoder-only model has no maps.
         """
         if audio_codes is None or (input_ids is None) == (past_key_values is None):
             raise ValueError("Give audio_codes and either input_ids (a new text) or past_key_values (its state).")
+        if initial_state is not None and past_key_values is not None:
+            raise ValueError("initial_state= begins a text, past_key_values= goes on with one: give one of them.")
         if output_attentions and self.decoder_only:
             raise ValueError(
                 "output_attentions=True: a decoder-only transformer has no map of the text. Leave it out (and in "
                 "generate() output_alignments and best_of, which need it)."
             )
-        state = self.encode_text(input_ids, attention_mask) if past_key_values is None else past_key_values
+        state = past_key_values
+        if state is None:
+            state = self.encode_text(input_ids, attention_mask, initial_state)
         x = self.embed_audio(audio_codes)
         if self.decoder_only:
             hidden, state = self.transformer(x, audio_attention_mask, state)
@@ -198,7 +240,7 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
 
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None, labels=None,
                 past_key_values=None, use_cache=None, output_attentions=False, num_items_in_batch=None,
-                output_hidden_states=False, **kwargs):  # fmt: skip
+                output_hidden_states=False, initial_state=None, **kwargs):  # fmt: skip
         """As `SmallEModel.forward`; with labels (B, T, Q), -100 ignored, also the mean cross-entropy over them.
 
         labels[:, t] is what follows audio_codes[:, t]. With `num_items_in_batch` the summed loss is divided by it,
@@ -206,7 +248,7 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         """
         out = self.model(
             input_ids, attention_mask, audio_codes, audio_attention_mask, past_key_values, use_cache, output_attentions,
-            output_hidden_states,
+            output_hidden_states, initial_state,
         )  # fmt: skip
         logits = self.head(out.last_hidden_state).unflatten(-1, (self.config.num_codebooks, -1))
         loss = None

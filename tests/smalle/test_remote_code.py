@@ -35,6 +35,13 @@ texts = ["One.", "Two, three, four and five.", "Six."]
 facts["many"] = [shape(speech) for speech in speak(texts, batch_size=2, generate_kwargs=length)]
 facts["long"] = shape(speak("Hello.", generate_kwargs={"max_new_tokens": 320, "min_new_tokens": 320}))
 facts["default"] = shape(speak("Hello.", generate_kwargs={"min_new_tokens": 300}))
+
+from peft import LoraConfig, get_peft_model
+
+model = AutoModelForTextToWaveform.from_pretrained(path, trust_remote_code=True)
+get_peft_model(model, LoraConfig(r=1)).save_pretrained("adapter")
+speak = pipeline("text-to-speech", model="adapter", trust_remote_code=True)
+facts["adapted"] = [bool(speak.model.peft_config), *shape(speak("Hello.", generate_kwargs=length))]
 print(json.dumps(facts))
 """
 
@@ -73,3 +80,7 @@ def test_pipeline_speaks_texts_in_batches(facts):
 def test_long_speech_is_not_cut(facts):
     assert facts["long"] == [320 * 480, 24000, True]
     assert facts["default"] == [300 * 480, 24000, True]  # the checkpoint's own limit, not the pipeline's 256 frames
+
+
+def test_pipeline_speaks_through_an_adapter_folder(facts):
+    assert facts["adapted"] == [True, 12 * 480, 24000, True]
