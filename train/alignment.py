@@ -1,8 +1,8 @@
 """Losses on attention maps: where words are timed, attention outside of a token's time; else the forward-sum loss.
 
 Timings come with synthesized speech or from a forced aligner. The forward-sum loss is the log-likelihood that speech
-reads its text from left to right, after Badlani et al. 2022 (arXiv 2108.10447), with a prior around the diagonal. It lets alignments form in the first
-thousand steps; PACA keeps them. Attention off the diagonal costs what it weighs: normalising after the prior, as CTC
+reads its text from left to right, after Badlani et al. 2022 (arXiv 2108.10447), with a prior around the diagonal. It
+lets alignments form in the first thousand steps; PACA keeps them. Attention off the diagonal costs what it weighs: normalising after the prior, as CTC
 does, would hide it (docs/training-log.md tells of a model that sat at the end of every text).
 """
 

@@ -134,7 +134,7 @@ def build_trainer(recipe):
     for name in ("alignment_weight", "forward_sum_weight"):
         if objective.get(name) and config.architecture == "decoder-only":
             raise ValueError(
-                f"objective.{name}={objective[name]}: expected 0, for a decoder-only transformer has no map of the text."
+                f"objective.{name}={objective[name]}: expected 0; a decoder-only transformer has no map of the text."
             )
     train, evaluation = (
         CodesDataset(data[name], config.num_codebooks, config.frame_rate) for name in ("train", "eval")

@@ -76,7 +76,8 @@ def test_dropped_text_leaves_its_two_marks(tiny_tokenizer, codes):
 
 def test_text_dropout_leaves_out_its_share_and_the_same_of_the_same_batch(tiny_tokenizer, codes):
     collate = Collator(tiny_tokenizer, 3, 50.0, text_dropout=0.3)
-    batches = [[(f"{'a' * (index % 7 + 2)} {'b' * (index // 7 + 2)}", codes[0], np.full((2, 2), np.nan))] * 4 for index in range(140)]
+    texts = [f"{'a' * (index % 7 + 2)} {'b' * (index // 7 + 2)}" for index in range(140)]
+    batches = [[(text, codes[0], np.full((2, 2), np.nan))] * 4 for text in texts]
     kept = [collate(batch)["attention_mask"].sum(1) > 2 for batch in batches]
     assert 0.6 < torch.cat(kept).float().mean() < 0.8
     for batch, first in zip(batches, kept):
