@@ -6,15 +6,43 @@ import wave
 
 import numpy as np
 
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+
 
 def read_metadata(folder):
-    """Rows of FOLDER/metadata.jsonl, each with the full path of its recording under "path"."""
+    """Rows of FOLDER/metadata.jsonl, each with the full path of its recording under "path".
+
+    Without that file, NAME.wav (flac, ogg, mp3) and what it says in NAME.txt. A row that names no speaker is spoken by
+    the folder's; one without a duration (s) gets that of its recording.
+    """
     folder = pathlib.Path(folder)
-    if not (folder / "metadata.jsonl").is_file():
-        raise ValueError(f"{folder} holds no metadata.jsonl: expected a corpus folder (file_name, text, speaker a row).")
-    with open(folder / "metadata.jsonl", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if line.strip()]
-    return [{**row, "path": str(folder / row["file_name"])} for row in rows]
+    if (folder / "metadata.jsonl").is_file():
+        with open(folder / "metadata.jsonl", encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines if line.strip()]
+    else:
+        rows = list(pairs(folder))
+    if not rows:
+        raise ValueError(
+            f"{folder} holds no recordings: expected metadata.jsonl (file_name, text a row), or NAME.wav with NAME.txt."
+        )
+    return [complete(row, folder) for row in rows]
+
+
+def pairs(folder):
+    """Rows of recordings with a text file of the same name."""
+    for path in sorted(folder.glob("*")):
+        if path.suffix in SUFFIXES and path.with_suffix(".txt").is_file():
+            yield {"file_name": path.name, "text": path.with_suffix(".txt").read_text(encoding="utf-8").strip()}
+
+
+def complete(row, folder):
+    """A row with its path, speaker and duration."""
+    row = {"speaker": folder.resolve().name, **row, "path": str(folder / row["file_name"])}
+    if "duration" not in row:
+        import soundfile
+
+        row["duration"] = soundfile.info(row["path"]).duration
+    return row
 
 
 def read_audio(path, sampling_rate):

@@ -17,7 +17,7 @@ class EMACallback(TrainerCallback):
 
     def __init__(self, model, decay):
         self.decay = decay
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = None
 
     def on_train_begin(self, args, state, control, **kwargs):

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from .attention_smalle import CROSS_ATTENTIONS
 from .configuration_smalle import AUDIO_PAD, SmallEConfig
 from .generation_smalle import SmallEGenerationMixin
-from .initial_state_smalle import split_state, state_shapes
+from .initial_state_smalle import split_state
 from .layers_smalle import LinearAttentionBlock, TransformerLayer, rotary
 from .peft_smalle import LORA_TARGETS, register_lora_targets
 from .state_smalle import SmallEState, State
@@ -125,7 +125,10 @@ class SmallEModel(SmallEPreTrainedModel):
             )
         mask, x = mask.bool(), self.text_embedding(input_ids)
         if self.decoder_only:
-            self._refuse_initial_state(initial_state)
+            if initial_state is not None:
+                raise ValueError(
+                    "initial_state: a decoder-only transformer has no recurrent state. Use a voice that is a prompt."
+                )
             return self.transformer(x, mask)[1]
         steps = torch.arange(x.shape[1], device=x.device)
         cos, sin = rotary(steps, x.shape[2] // self.config.num_attention_heads, self.config.rope_theta)
@@ -147,18 +150,6 @@ class SmallEModel(SmallEPreTrainedModel):
         mask = state.text_mask
         codes = torch.full((len(mask), 1, self.config.num_codebooks), AUDIO_PAD, device=mask.device)
         return self._read(self.embed_audio(codes), torch.zeros_like(codes[..., 0]), state)[1].recurrent
-
-    def _refuse_initial_state(self, initial_state=()):
-        if initial_state is not None:
-            raise ValueError(
-                "A decoder-only transformer has no recurrent state to begin in: use a voice that is a prompt, or LoRA."
-            )
-
-    def initial_state_shapes(self):
-        """Shapes of the tensors that make an `initial_state`, for `initial_state_smalle.InitialState`."""
-        if self.decoder_only:
-            self._refuse_initial_state()
-        return state_shapes(self._zero_state(self.encode_text(torch.zeros(1, 1, dtype=torch.long, device=self.device))))
 
     def embed_audio(self, audio_codes):
         """Sum of the codebooks' embeddings: delayed codes (B, T, Q) -> (B, T, D)."""
