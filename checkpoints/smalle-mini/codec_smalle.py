@@ -51,6 +51,7 @@ class SmallECodecConfig(PreTrainedConfig):
     vocos_num_layers: int = 7
     vocos_n_fft: int = 1920
     vocos_upsampling: int = 1
+    vocos_excitation: str = "none"
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -81,6 +82,7 @@ class SmallECodecConfig(PreTrainedConfig):
             n_fft=self.vocos_n_fft,
             hop_length=self.hop_length,
             upsampling=self.vocos_upsampling,
+            excitation=self.vocos_excitation,
             sampling_rate=self.sampling_rate,
         )
 
@@ -371,11 +373,14 @@ def load_codec(name_or_path, subfolder="", **kwargs):
         return EncodecCodec.from_pretrained(**kwargs)
     try:
         path = cached_file(name_or_path, "config.json", subfolder=subfolder, **kwargs)
+        if path is None:  # what it gives for some files that are missing
+            raise FileNotFoundError(name_or_path)
         with open(path, encoding="utf-8") as file:
             model_type = json.load(file).get("model_type")
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"no codec at {name_or_path!r}: expected 'encodec', or a folder or Hub name with a config.json"
+            f"no codec at {str(name_or_path)!r}{subfolder and f', folder {subfolder!r}'}: expected 'encodec', or a "
+            "folder or Hub name with a config.json"
         ) from error
     if model_type == SmallECodecConfig.model_type:
         return SmallECodec.from_pretrained(name_or_path, subfolder=subfolder, **kwargs)
