@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention_smalle import CROSS_ATTENTIONS
 from .configuration_smalle import AUDIO_PAD, SmallEConfig
@@ -161,8 +161,9 @@ class SmallEModel(SmallEPreTrainedModel):
         offsets = torch.arange(config.num_codebooks, device=audio_codes.device) * config.audio_vocab_size
         return self.audio_embedding(audio_codes + offsets).sum(2)
 
+    @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
-                past_key_values=None, use_cache=None, output_attentions=False, output_hidden_states=False,
+                past_key_values=None, use_cache=None, output_attentions=None, output_hidden_states=None,
                 initial_state=None, **kwargs):  # fmt: skip
         """One pass over delayed audio codes.
 
@@ -173,7 +174,13 @@ class SmallEModel(SmallEPreTrainedModel):
             past_key_values: state of a former call, to go on from there.
             initial_state (B, S): a tuned voice, the state to begin a text in (`initial_state_smalle`).
             output_attentions, output_hidden_states: see `SmallEModelOutput`; the decoder-only model has no maps.
+            use_cache: return the state. None, for all three: what the configuration says; no state in training.
+            return_dict: False gives a tuple of what is not None.
         """
+        config = self.config
+        use_cache = config.use_cache and not self.training if use_cache is None else use_cache
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if audio_codes is None or (input_ids is None) == (past_key_values is None):
             raise ValueError("Give audio_codes and either input_ids (a new text) or past_key_values (its state).")
         if initial_state is not None and past_key_values is not None:
@@ -229,9 +236,10 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         self.generation_config.do_sample = True  # the paper's sampling; a checkpoint's generation_config.json overrides
         self.generation_config.top_k = 100
 
+    @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None, labels=None,
-                past_key_values=None, use_cache=None, output_attentions=False, num_items_in_batch=None,
-                output_hidden_states=False, initial_state=None, **kwargs):  # fmt: skip
+                past_key_values=None, use_cache=None, output_attentions=None, num_items_in_batch=None,
+                output_hidden_states=None, initial_state=None, **kwargs):  # fmt: skip
         """As `SmallEModel.forward`; with labels (B, T, Q), -100 ignored, also the mean cross-entropy over them.
 
         labels[:, t] is what follows audio_codes[:, t]. With `num_items_in_batch` the summed loss is divided by it,
@@ -239,7 +247,7 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         """
         out = self.model(
             input_ids, attention_mask, audio_codes, audio_attention_mask, past_key_values, use_cache, output_attentions,
-            output_hidden_states, initial_state,
+            output_hidden_states, initial_state, return_dict=True,
         )  # fmt: skip
         logits = self.head(out.last_hidden_state).unflatten(-1, (self.config.num_codebooks, -1))
         loss = None

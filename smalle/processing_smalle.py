@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
 from .alignment_smalle import monotonic_path, word_times
@@ -96,6 +97,15 @@ def spell_number(match):
     return num2words(number, to=kind).replace(",", "")
 
 
+class SmallEProcessorKwargs(ProcessingKwargs, total=False):
+    """What a call may set beside texts and voices: flat, or as text_kwargs= and audio_kwargs=."""
+
+    _defaults = {"text_kwargs": {"padding": True, "padding_side": "left"}, "common_kwargs": {"return_tensors": "pt"}}
+
+
+CALL_SETTINGS = {"sampling_rate", "text_kwargs", "audio_kwargs", "common_kwargs", *TextKwargs.__annotations__}
+
+
 class SmallEProcessor(ProcessorMixin):
     """Bundles the tokenizer, the voices and the codec of a checkpoint.
 
@@ -106,6 +116,8 @@ class SmallEProcessor(ProcessorMixin):
         default_voice: the preset that speaks when nothing else is asked for; None: no prompt at all.
         sampling_rate: of the audio, Hz.
     """
+
+    valid_processor_kwargs = SmallEProcessorKwargs
 
     def __init__(self, tokenizer, codec="codec", voices=None, default_voice=None, sampling_rate=24000, chat_template=None):
         super().__init__(tokenizer, chat_template=chat_template)
@@ -145,8 +157,7 @@ class SmallEProcessor(ProcessorMixin):
     def model_input_names(self):
         return ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
 
-    def __call__(self, text=None, voice=None, audio=None, audio_text=None, sampling_rate=None, unprompted=False,
-                 return_tensors="pt", **kwargs):  # fmt: skip
+    def __call__(self, text=None, voice=None, audio=None, audio_text=None, unprompted=None, **kwargs):
         """Inputs of `generate()` for a text or a list of texts.
 
         Args:
@@ -157,29 +168,43 @@ class SmallEProcessor(ProcessorMixin):
                 recording; what it says; samples a second of a waveform.
             unprompted: also return unprompted_input_ids, unprompted_attention_mask (B, M), the texts alone, which
                 `generate(voice_guidance_scale=...)` needs.
+            **kwargs: settings of the tokenizer's call, flat or in text_kwargs.
 
         Returns:
             input_ids, attention_mask (B, N), left-padded; with a voice also audio_codes (B, P, Q), undelayed, and
             audio_attention_mask (B, P), or where it is a tuned state initial_state (B, S), zeros for other rows.
         """
-        if return_tensors != "pt" or kwargs:
-            raise ValueError(f"return_tensors={return_tensors!r}, {kwargs}: this processor returns 'pt', nothing else.")
+        settings = self._settings(kwargs)
         texts = self._texts(text)
         if audio is not None:
             if voice is not None:
                 raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
-            prompts = [self.encode_voice(audio, audio_text, sampling_rate)] * len(texts)
+            prompts = [self.encode_voice(audio, audio_text, settings["audio_kwargs"].get("sampling_rate"))]
+            prompts *= len(texts)
         else:
             prompts = self._voices(voice, len(texts))
         texts = [self.normalize(t) for t in texts]
-        data = self._tokens([" ".join(filter(None, (prompt.text, t))) for prompt, t in zip(prompts, texts)])
+        joined = [" ".join(filter(None, (prompt.text, t))) for prompt, t in zip(prompts, texts)]
+        data = self._tokens(joined, settings["text_kwargs"])
         if any(prompt.codes is not None for prompt in prompts):
             data.update(self._pad_prompts([prompt.codes for prompt in prompts]))
         if any(prompt.state for prompt in prompts):
             data["initial_state"] = self._states([prompt.state for prompt in prompts])
         if unprompted:
-            data.update({f"unprompted_{name}": tensor for name, tensor in self._tokens(texts).items()})
+            alone = self._tokens(texts, settings["text_kwargs"])
+            data.update({f"unprompted_{name}": tensor for name, tensor in alone.items()})
         return BatchFeature(data)
+
+    def _settings(self, kwargs):
+        """The settings of a call, sorted into text_kwargs and audio_kwargs."""
+        unknown = sorted(kwargs.keys() - CALL_SETTINGS)
+        if unknown:
+            raise ValueError(f"{unknown}: this processor does not know that; see its documentation for what it takes.")
+        settings = self._merge_kwargs(SmallEProcessorKwargs, **kwargs)
+        wanted = settings["text_kwargs"]["return_tensors"]
+        if wanted != "pt":
+            raise ValueError(f"return_tensors={wanted!r}: this processor returns 'pt', nothing else.")
+        return settings
 
     def _texts(self, text):
         """One text or several as a list."""
@@ -188,10 +213,9 @@ class SmallEProcessor(ProcessorMixin):
             raise ValueError(f"text={text!r}: expected a string or a list of strings.")
         return list(texts)
 
-    def _tokens(self, texts):
-        """input_ids and attention_mask (B, N), left-padded."""
-        tokens = self.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
-        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+    def _tokens(self, texts, settings):
+        """input_ids and attention_mask (B, N), left-padded if the settings do not say otherwise."""
+        return dict(self.tokenizer(texts, **settings))
 
     def _voices(self, voice, count):
         """The `Voice` of each text."""

@@ -138,6 +138,25 @@ def test_hidden_states_run_from_the_embeddings_to_what_the_head_reads(make_tiny,
     assert model(input_ids=ids, audio_codes=codes).hidden_states is None
 
 
+@torch.no_grad()
+def test_what_a_call_does_not_say_the_configuration_says(make_tiny):
+    model = make_tiny()
+    ids, codes = batch(model.config)
+    inputs = {"input_ids": ids, "audio_codes": codes}
+    assert set(model(**inputs)) == {"logits", "past_key_values"}
+    assert set(model.train()(**inputs)) == {"logits"}
+    speech = model.eval().generate(ids, max_new_tokens=5, min_new_tokens=5)
+    model.set_attn_implementation("eager")  # or transformers refuses the second of these
+    model.config.use_cache, model.config.output_attentions, model.config.output_hidden_states = False, True, True
+    assert set(model(**inputs)) == {"logits", "attentions", "hidden_states"}
+    assert set(model(**inputs, use_cache=True, output_attentions=False, output_hidden_states=False)) == {
+        "logits", "past_key_values"
+    }  # fmt: skip
+    model.config.return_dict = False
+    assert isinstance(model(**inputs), tuple) and len(model(**inputs)) == 3
+    assert model.generate(ids, max_new_tokens=5, min_new_tokens=5).shape == speech.shape
+
+
 @kinds
 def test_gradients_are_equal_with_gradient_checkpointing(make_tiny, kind):
     model = make_tiny(**kind).train()
