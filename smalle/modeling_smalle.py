@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .attention_smalle import CROSS_ATTENTIONS
 from .configuration_smalle import AUDIO_PAD, SmallEConfig
 from .generation_smalle import SmallEGenerationMixin
+from .hub_smalle import HubMixin
 from .initial_state_smalle import split_state
 from .layers_smalle import LinearAttentionBlock, TransformerLayer, rotary
 from .peft_smalle import LORA_TARGETS, register_lora_targets
@@ -48,7 +49,7 @@ class SmallEOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
-class SmallEPreTrainedModel(PreTrainedModel):
+class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
     config_class = SmallEConfig
     config: SmallEConfig
     base_model_prefix = "model"
@@ -81,6 +82,8 @@ class SmallEPreTrainedModel(PreTrainedModel):
 
 class SmallEModel(SmallEPreTrainedModel):
     """Text and delayed audio codes to hidden states."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config):
         super().__init__(config)
@@ -225,6 +228,7 @@ class SmallEModel(SmallEPreTrainedModel):
 class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
     """Small-E with one head per codebook."""
 
+    _auto_class = "AutoModelForTextToWaveform"
     output_modalities = ("audio",)
     _tied_weights_keys = {"head.weight": "model.audio_embedding.weight"}  # with tie_word_embeddings
 

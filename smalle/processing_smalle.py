@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 
 from .alignment_smalle import monotonic_path, word_times
 from .codec_smalle import load_codec
+from .hub_smalle import HubMixin
 from .initial_state_smalle import STATE_NAME, join_state
 from .wav_smalle import write_wav
 
@@ -103,10 +104,11 @@ class SmallEProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True, "padding_side": "left"}, "common_kwargs": {"return_tensors": "pt"}}
 
 
+SOURCE_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")  # of from_pretrained
 CALL_SETTINGS = {"sampling_rate", "text_kwargs", "audio_kwargs", "common_kwargs", *TextKwargs.__annotations__}
 
 
-class SmallEProcessor(ProcessorMixin):
+class SmallEProcessor(HubMixin, ProcessorMixin):
     """Bundles the tokenizer, the voices and the codec of a checkpoint.
 
     Args:
@@ -117,13 +119,14 @@ class SmallEProcessor(ProcessorMixin):
         sampling_rate: of the audio, Hz.
     """
 
+    _auto_class = "AutoProcessor"
     valid_processor_kwargs = SmallEProcessorKwargs
 
     def __init__(self, tokenizer, codec="codec", voices=None, default_voice=None, sampling_rate=24000, chat_template=None):
         super().__init__(tokenizer, chat_template=chat_template)
         self.codec_name, self.default_voice = codec, default_voice
         self.voices, self.sampling_rate = list(voices or []), sampling_rate
-        self.source, self._codec, self._loaded_voices = None, None, {}
+        self.source, self._source_options, self._codec, self._loaded_voices = None, {}, None, {}
         if default_voice is not None and default_voice not in self.voices:
             raise ValueError(f"default_voice={default_voice!r} is not one of the voices {self.voices}.")
 
@@ -131,6 +134,7 @@ class SmallEProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor.source = str(pretrained_model_name_or_path)
+        processor._source_options = {name: kwargs[name] for name in SOURCE_OPTIONS if name in kwargs}
         return processor
 
     def to_dict(self):
@@ -146,11 +150,20 @@ class SmallEProcessor(ProcessorMixin):
         return self._without_codec().__dict__ | {"source": self.source}
 
     @property
+    def _codec_inside(self):
+        """Whether the codec is a folder of the checkpoint."""
+        return "/" not in self.codec_name and self.codec_name != "encodec"
+
+    @property
     def codec(self):
         """The codec, loaded on first use."""
         if self._codec is None:
-            inside = self.source is not None and "/" not in self.codec_name and self.codec_name != "encodec"
-            self._codec = load_codec(self.source, self.codec_name) if inside else load_codec(self.codec_name)
+            if self._codec_inside and self.source is not None:
+                options = dict(self._source_options)
+                folder = os.path.join(options.pop("subfolder", ""), self.codec_name)
+                self._codec = load_codec(self.source, folder, **options)
+            else:
+                self._codec = load_codec(self.codec_name)
         return self._codec
 
     @property
@@ -243,7 +256,7 @@ class SmallEProcessor(ProcessorMixin):
             return Voice()
         if name not in self._loaded_voices:
             if name in self.voices and self.source is not None:
-                path = cached_file(self.source, f"voices/{name}.safetensors")
+                path = cached_file(self.source, f"voices/{name}.safetensors", **self._source_options)
             elif os.path.isfile(name):
                 path = name
             else:
@@ -384,6 +397,6 @@ class SmallEProcessor(ProcessorMixin):
         os.makedirs(os.path.join(save_directory, "voices"), exist_ok=True)
         for name in self.voices:
             save_voice(os.path.join(save_directory, "voices", f"{name}.safetensors"), *self._voice(name))
-        if "/" not in self.codec_name and self.codec_name != "encodec" and (self._codec or self.source):
+        if self._codec_inside and (self._codec or self.source):
             self.codec.save_pretrained(os.path.join(save_directory, self.codec_name))
         return files
