@@ -25,7 +25,7 @@ from smalle.delay_smalle import delay
 from smalle.initial_state_smalle import InitialState
 from smalle.processing_smalle import Voice, save_voice
 
-from .assemble import CODE, save_half
+from .assemble import save_half
 from .prepare import prepare, write
 from .train import build_trainer, read_recipe
 
@@ -122,8 +122,6 @@ def write_whole(model, voice, name, base, folder):
     processor.default_voice, processor._loaded_voices[name] = name, voice
     processor.save_pretrained(folder)
     save_half(model.model if isinstance(model, TunedState) else model.merge_and_unload(), folder)
-    for path in CODE:
-        shutil.copy(path, folder)
 
 
 def main():

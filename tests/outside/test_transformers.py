@@ -14,6 +14,7 @@ import torch
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEModel, SmallEProcessor
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
+from smalle.processing_smalle import Voice
 from tests.outside import sdist
 from train.tokenizer import train_tokenizer
 
@@ -137,7 +138,7 @@ class SmallEProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     def _setup_from_components(cls):
         processor = super()._setup_from_components()
         processor._codec = SmallECodec(SmallECodecConfig(num_codebooks=3, codebook_size=20, vocos_hidden_size=16))
-        processor._loaded_voices["anna"] = torch.zeros(4, 3, dtype=torch.long), "so."
+        processor._loaded_voices["anna"] = Voice(torch.zeros(4, 3, dtype=torch.long), "so.")
         return processor
 
     @staticmethod
