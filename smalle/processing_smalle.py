@@ -4,20 +4,18 @@ import os
 import pathlib
 import re
 import unicodedata
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
 from .alignment_smalle import monotonic_path, word_times
+from .chat_smalle import conversations_of, read_conversation
 from .codec_smalle import load_codec
 from .hub_smalle import HubMixin
-from .initial_state_smalle import STATE_NAME, join_state
+from .initial_state_smalle import join_state
+from .voice_smalle import Voice, is_one_recording, join_voices, load_voice, save_voice, to_waveform
 from .wav_smalle import write_wav
 
 try:
@@ -25,67 +23,10 @@ try:
 except ImportError:
     num2words = None
 
-try:
-    import soundfile
-except (ImportError, OSError):
-    soundfile = None
-
-try:
-    import soxr
-except ImportError:
-    soxr = None
-
 NUMBER = re.compile(r"(\d+(?:,\d{3}(?!\d))*(?:\.\d+)?)(?:(st|nd|rd|th)\b)?", re.IGNORECASE)
 NUMBER_EDGE = re.compile(r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", re.IGNORECASE)  # A4, 5kg
 WORD = re.compile(r"\w+(?:['-]\w+)*")
 DIGITS = "zero one two three four five six seven eight nine".split()
-
-
-class Voice(NamedTuple):
-    """A prompt, a tuned state or both: codes (P, Q) of a recording; what it says; tensors of a starting state by name
-    (`initial_state_smalle`)."""
-
-    codes: torch.LongTensor | None = None
-    text: str = ""
-    state: dict[str, torch.Tensor] | None = None
-
-
-def save_voice(path, codes=None, text="", state=None):
-    """Writes a `Voice` to one safetensors file, complete or not at all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in (state or {}).items()}
-    if codes is not None:
-        tensors["codes"] = codes.to(torch.int16).contiguous()
-    if not tensors:
-        raise ValueError("A voice needs codes and a text (a prompt), or a state, or both.")
-    partial = f"{path}.partial"
-    save_file(tensors, partial, metadata={"text": text})
-    os.replace(partial, path)
-
-
-def load_voice(path):
-    """The `Voice` of a file, its codes as int64."""
-    try:
-        with safe_open(path, "pt") as file:
-            text, tensors = file.metadata()["text"], {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a voice file: expected one that save_voice wrote.") from error
-    codes = tensors.pop("codes", None)
-    if set(tensors) != {name for name in tensors if STATE_NAME.fullmatch(name)} or codes is None and not tensors:
-        raise ValueError(f"{path} is not a voice file: it holds {sorted(tensors)}, expected codes or a state.")
-    return Voice(None if codes is None else codes.long(), text, tensors or None)
-
-
-def read_recording(path):
-    """Waveform (channels, L) float32 and sampling rate of an audio file."""
-    if soundfile is None:
-        raise ValueError("Reading a file needs soundfile: install it, or give the waveform as an array.")
-    if not os.path.isfile(path):
-        raise ValueError(f"audio={str(path)!r}: there is no such file.")
-    try:
-        audio, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"audio={str(path)!r} is not a recording: expected wav, flac, ogg or mp3.") from error
-    return audio.T, sampling_rate
 
 
 def spell_number(match):
@@ -177,8 +118,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             text: what to say, one string or a list.
             voice: name of a preset, or path of a voice file, a recording's prompt or a tuned state; or a list with one
                 for each text.
-            audio, audio_text, sampling_rate: a voice to clone: waveform (L,) or (channels, L), or the path of a
-                recording; what it says; samples a second of a waveform.
+            audio, audio_text, sampling_rate: a voice to clone: samples (L,) or (channels, L), path or bytes of a
+                recording, or a row of a data set (`voice_smalle.open_recording`); what it says; samples a second of a
+                waveform. Audio and text may be lists with one for each text.
             unprompted: also return unprompted_input_ids, unprompted_attention_mask (B, M), the texts alone, which
                 `generate(voice_guidance_scale=...)` needs.
             **kwargs: settings of the tokenizer's call, flat or in text_kwargs.
@@ -192,13 +134,50 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if audio is not None:
             if voice is not None:
                 raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
-            prompts = [self.encode_voice(audio, audio_text, settings["audio_kwargs"].get("sampling_rate"))]
-            prompts *= len(texts)
+            sampling_rate = settings["audio_kwargs"].get("sampling_rate")
+            prompts = self._recorded_voices(audio, audio_text, sampling_rate, len(texts))
         else:
             prompts = self._voices(voice, len(texts))
+        return self._inputs(texts, prompts, unprompted, settings)
+
+    def apply_chat_template(self, conversation, tokenize=False, return_dict=False, add_generation_prompt=True,
+                            processor_kwargs=None, **kwargs):  # fmt: skip
+        """What `generate()` or a reader gets of a conversation, or of a list of them (`chat_smalle`).
+
+        The last message is spoken, in the voice of the messages before it, each a recording and what it says; without
+        them by `voice`, as in a call. There is no mark-up that a template would have to write.
+
+        Args:
+            tokenize: False gives the text that the model reads, a string or a list of them.
+            return_dict: with tokenize, all inputs of `generate()`, else input_ids (B, N).
+            processor_kwargs: settings of the processor's call: voice, sampling_rate, unprompted, ...
+        """
+        settings = {**(processor_kwargs or {}), **kwargs}
+        voice, unprompted = settings.pop("voice", None), settings.pop("unprompted", False)
+        settings = self._settings(settings)
+        conversations, several = conversations_of(conversation)
+        texts, contexts = zip(*map(read_conversation, conversations))
+        if voice is not None and any(contexts):
+            raise ValueError("Give either voice (a preset) or recordings in the conversation, not both.")
+        rate = settings["audio_kwargs"].get("sampling_rate")
+        prompts = [
+            join_voices([self.encode_voice(*recorded, rate) for recorded in context]) if context else preset
+            for context, preset in zip(contexts, self._voices(voice, len(texts)))
+        ]
+        if not tokenize:
+            read = [self._joined(prompt, self.normalize(text)) for prompt, text in zip(prompts, texts)]
+            return read if several else read[0]
+        inputs = self._inputs(texts, prompts, unprompted, settings)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _joined(self, prompt, text):
+        """What the model reads: what a prompt says, then the text."""
+        return " ".join(filter(None, (prompt.text, text)))
+
+    def _inputs(self, texts, prompts, unprompted, settings):
+        """What `__call__` returns for texts and the `Voice` of each."""
         texts = [self.normalize(t) for t in texts]
-        joined = [" ".join(filter(None, (prompt.text, t))) for prompt, t in zip(prompts, texts)]
-        data = self._tokens(joined, settings["text_kwargs"])
+        data = self._tokens([self._joined(*pair) for pair in zip(prompts, texts)], settings["text_kwargs"])
         if any(prompt.codes is not None for prompt in prompts):
             data.update(self._pad_prompts([prompt.codes for prompt in prompts]))
         if any(prompt.state for prompt in prompts):
@@ -212,7 +191,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """The settings of a call, sorted into text_kwargs and audio_kwargs."""
         unknown = sorted(kwargs.keys() - CALL_SETTINGS)
         if unknown:
-            raise ValueError(f"{unknown}: this processor does not know that; see its documentation for what it takes.")
+            raise ValueError(f"{unknown}: this processor does not know that; expected what its documentation names.")
         settings = self._merge_kwargs(SmallEProcessorKwargs, **kwargs)
         wanted = settings["text_kwargs"]["return_tensors"]
         if wanted != "pt":
@@ -232,7 +211,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     def _voices(self, voice, count):
         """The `Voice` of each text."""
-        voices = voice if isinstance(voice, (list, tuple)) else [voice or self.default_voice] * count
+        voices = voice if isinstance(voice, (list, tuple)) else [self.default_voice if voice is None else voice] * count
         if len(voices) != count:
             raise ValueError(f"{len(voices)} voices for {count} texts: expected one voice or one for each text.")
         return [self._voice(name) for name in voices]
@@ -254,6 +233,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """The `Voice` of a preset or a voice file; an empty one for None."""
         if name is None:
             return Voice()
+        if not isinstance(name, (str, os.PathLike)):
+            raise ValueError(f"voice={name!r}: expected the name of a preset, one of {self.voices}, or a voice file.")
         if name not in self._loaded_voices:
             if name in self.voices and self.source is not None:
                 path = cached_file(self.source, f"voices/{name}.safetensors", **self._source_options)
@@ -266,24 +247,27 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     def encode_voice(self, audio, audio_text, sampling_rate=None):
         """The `Voice` of a recording: its codes and transcript. See `__call__`."""
-        if not audio_text:
-            raise ValueError("audio= needs audio_text=, what the recording says: the model goes on from both.")
-        if isinstance(audio, (str, os.PathLike)):
-            audio, sampling_rate = read_recording(audio)
-        audio = np.asarray(audio)
-        if audio.dtype.kind != "f":
-            raise ValueError(f"audio holds {audio.dtype}: expected floats in -1..1; divide 16-bit audio by 32768.")
-        if audio.ndim not in (1, 2) or audio.ndim == 2 and audio.shape[0] > audio.shape[1]:
-            raise ValueError(f"audio has shape {audio.shape}: expected (L,) or (channels, L).")
-        if sampling_rate is None or sampling_rate <= 0:
-            raise ValueError(f"sampling_rate={sampling_rate}: say how many samples a second the waveform has.")
-        audio = audio.astype(np.float32) if audio.ndim == 1 else audio.astype(np.float32).mean(0)
-        if sampling_rate != self.sampling_rate:
-            if soxr is None:
-                raise ValueError(f"The waveform has {sampling_rate} Hz; expected {self.sampling_rate}, or install soxr.")
-            audio = soxr.resample(audio, sampling_rate, self.sampling_rate)
-        codes = self.codec.encode(torch.from_numpy(audio)[None])[0].T.cpu()
-        return Voice(codes, self.normalize(audio_text))
+        if not isinstance(audio_text, str) or not audio_text:
+            raise ValueError(
+                f"audio_text={audio_text!r}: audio= needs what the recording says, for the model goes on from both."
+            )
+        waveform = to_waveform(audio, sampling_rate, self.sampling_rate)
+        if not len(waveform):
+            raise ValueError("audio has no sample at the model's rate: nothing to encode.")
+        text = self.normalize(audio_text)
+        return Voice(self.codec.encode(torch.from_numpy(waveform)[None])[0].T.cpu(), text)
+
+    def _recorded_voices(self, audio, audio_text, sampling_rate, count):
+        """The `Voice` of each text: one recording for all, or a list of them."""
+        if is_one_recording(audio):
+            return [self.encode_voice(audio, audio_text, sampling_rate)] * count
+        said = list(audio_text) if isinstance(audio_text, (list, tuple)) else [audio_text]
+        if not len(audio) == len(said) == count:
+            raise ValueError(
+                f"{len(audio)} recordings (audio) and {len(said)} transcripts (audio_text) for {count} texts: expected "
+                "one of each for all, or as many as texts."
+            )
+        return [self.encode_voice(one, text, sampling_rate) for one, text in zip(audio, said)]
 
     def _states(self, states):
         """Starting states as rows (B, S), zeros where there is none."""
@@ -296,7 +280,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     def _pad_prompts(self, prompts):
         """Right-pads prompts (P, Q) of different lengths."""
         longest = max(0 if codes is None else len(codes) for codes in prompts)
-        width = next(codes.shape[1] for codes in prompts if codes is not None)
+        width, *others = {codes.shape[1] for codes in prompts if codes is not None}
+        if others:
+            raise ValueError(f"The voices have {[width, *others]} codebooks: they were made with different codecs.")
         padded = torch.zeros(len(prompts), longest, width, dtype=torch.long)
         mask = torch.zeros(len(prompts), longest, dtype=torch.long)
         for row, codes in enumerate(prompts):
@@ -308,6 +294,12 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     @torch.no_grad()
     def decode(self, codes, **kwargs):
         """Codes (B, T, Q) or (T, Q), negative after a row's end -> list of float32 waveforms (L,) on the CPU."""
+        codes = torch.as_tensor(codes)
+        if codes.ndim not in (2, 3) or codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ValueError(
+                f"codes are {codes.dtype} of shape {tuple(codes.shape)}: expected integers (batch, frames, codebooks), the "
+                "sequences of generate()."
+            )
         rows = codes[None] if codes.ndim == 2 else codes
         waves = []
         for row in rows:

@@ -6,6 +6,7 @@ from transformers import GenerationMixin
 from transformers.generation import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
 
 from .alignment_smalle import monotonicity
+from .checks_smalle import check_initial_state, check_prompt, check_seed, check_text
 from .configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL
 from .delay_smalle import delay, undelay, undelay_steps
 from .generation_config_smalle import speech_config
@@ -84,6 +85,7 @@ class SmallEGenerationMixin(GenerationMixin):
             ValueError for inputs and settings that are wrong or unknown, and for beam search and the like.
         """
         config = self._speech_config(generation_config, kwargs)
+        check_seed(seed)
         criteria = StoppingCriteriaList(stopping_criteria or [])
         if config.max_time is not None:
             criteria.append(MaxTimeCriteria(config.max_time))
@@ -95,6 +97,8 @@ class SmallEGenerationMixin(GenerationMixin):
             )
         elif input_ids is not None or audio_codes is not None or initial_state is not None:
             raise ValueError("past_key_values= goes on with a former text: give that, or input_ids and a voice.")
+        elif not hasattr(state, "remaining"):
+            raise ValueError(f"past_key_values is {type(state).__name__}: expected that of an output of generate().")
         candidates = max(config.best_of, config.num_return_sequences)
         if candidates > 1:
             state = state.select(torch.arange(len(state.remaining), device=self.device).repeat_interleave(candidates))
@@ -200,13 +204,10 @@ class SmallEGenerationMixin(GenerationMixin):
         """The state of new texts, and of a branch for each guidance, before the first new step."""
         if input_ids is None:
             raise ValueError("generate() needs input_ids (a text) or past_key_values (of a former output).")
-        batch, length = input_ids.shape
-        if length > self.config.max_text_tokens:
-            limit = self.config.max_text_tokens
-            raise ValueError(f"The text has {length} tokens, the limit is {limit}: split the text.")
-        voices = self._check_prompts(batch, audio_codes, audio_attention_mask)
-        if initial_state is not None and not initial_state.isfinite().all():
-            raise ValueError("initial_state holds NaN or infinity: the tuning of this voice went wrong, tune it again.")
+        check_text(input_ids, attention_mask, self.config)
+        batch = len(input_ids)
+        voices = self._prompts(batch, audio_codes, audio_attention_mask)
+        check_initial_state(initial_state, batch)
         texts, prompts, states, branches = [(input_ids, attention_mask)], list(voices), [initial_state], []
         if config.guidance_scale != 1:
             marks = input_ids.new_tensor([self.config.bos_token_id, self.config.eos_token_id])
@@ -218,6 +219,7 @@ class SmallEGenerationMixin(GenerationMixin):
                     "voice_guidance_scale needs unprompted_input_ids, each text without its prompt's transcript: "
                     "processor(..., unprompted=True) gives them."
                 )
+            check_text(*unprompted, self.config, "unprompted_")
             texts.append(unprompted)
             prompts, branches = prompts + [voice[:0] for voice in voices], [*branches, "voice_guidance_scale"]
             states.append(None if initial_state is None else torch.zeros_like(initial_state))
@@ -246,28 +248,13 @@ class SmallEGenerationMixin(GenerationMixin):
             state, grid[:, newest : newest + 1], grid[:, newest + 1 :], remaining, history, branches=branches
         )
 
-    def _check_prompts(self, batch, codes, mask):
+    def _prompts(self, batch, codes, mask):
         """Prompts as a list of (P, Q) codes, one for each text."""
-        config = self.config
         if codes is None:
-            empty = torch.zeros(0, config.num_codebooks, dtype=torch.long, device=self.device)
-            return [empty] * batch
-        if codes.ndim != 3 or codes.shape[0] != batch or codes.shape[-1] != config.num_codebooks:
-            raise ValueError(
-                f"audio_codes has shape {tuple(codes.shape)}: expected ({batch}, frames, {config.num_codebooks}), "
-                "undelayed codes with one prompt for each text."
-            )
-        if codes.shape[1] > config.max_audio_frames:
-            raise ValueError(f"The prompt has {codes.shape[1]} frames, the limit is {config.max_audio_frames}.")
+            codes = torch.zeros(batch, 0, self.config.num_codebooks, dtype=torch.long, device=self.device)
+        check_prompt(codes, mask, batch, self.config)
         mask = torch.ones_like(codes[..., 0]) if mask is None else mask
-        prompts = [row[keep.bool()] for row, keep in zip(codes, mask)]
-        for prompt in prompts:
-            if prompt.numel() and (prompt.min() < 0 or prompt.max() >= config.codebook_size):
-                raise ValueError(
-                    f"audio_codes holds {int(prompt.min())}..{int(prompt.max())}: expected codes of "
-                    f"0..{config.codebook_size - 1}. Was the voice made with another codec?"
-                )
-        return prompts
+        return [row[keep.bool()].long() for row, keep in zip(codes, mask)]
 
     def _allowed(self, logits, remaining, too_early):
         """Forbids tokens that cannot come now: (B, Q, V).

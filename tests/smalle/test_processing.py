@@ -1,5 +1,6 @@
 """Processor: text as the tokenizer knows it, voices, clones, codes to audio, storage, and what is refused."""
 
+import io
 import pickle
 
 import numpy as np
@@ -137,6 +138,29 @@ def test_clone_from_array_equals_clone_from_file(processor, record, tmp_path, sa
         assert_equal(processor("Hello.", audio=wave[0], audio_text=said, sampling_rate=sampling_rate), of_file)
 
 
+def test_clone_in_every_form_that_recordings_come_in(processor, record, tmp_path):
+    path, said = tmp_path / "voice.wav", {"audio_text": "I said so."}
+    samples = record(path, 0.4, 150, 44100)[0]
+    wanted, content = processor("Hello.", audio=path, **said), path.read_bytes()
+    rows = {"bytes": content, "path": None}, {"path": str(path)}, {"array": samples, "sampling_rate": 44100}
+    for audio in (content, bytearray(content), io.BytesIO(content), *rows):
+        assert_equal(processor("Hello.", audio=audio, **said), wanted)
+    tensor = torch.tensor(samples, requires_grad=True)
+    for audio in (tensor, samples.tolist(), samples.astype(np.float64), tensor[None], np.stack([samples, samples])):
+        assert_equal(processor("Hello.", audio=audio, sampling_rate=44100, **said), wanted)
+    assert_equal(processor("Hello.", audio=[path], audio_text=[said["audio_text"]]), wanted)
+
+
+def test_each_text_may_have_its_own_recording(processor, record, tmp_path):
+    waves = [record(tmp_path / f"{n}.wav", 0.2 + 0.1 * n, 100 + 50 * n)[0] for n in range(2)]
+    texts, said = ["One.", "Two, three."], ["I said so.", "So did I."]
+    batch = processor(texts, audio=[waves[0], tmp_path / "1.wav"], audio_text=said, sampling_rate=24000)
+    for index in range(2):
+        alone = processor(texts[index], audio=waves[index], audio_text=said[index], sampling_rate=24000)
+        for ours, expected in zip(row(batch, index), row(alone, 0)):
+            assert torch.equal(ours, expected)
+
+
 def test_clone_of_a_presets_recording_is_the_preset(processor):
     clone = processor("Hello.", audio=f"{processor.source}/../anna.wav", audio_text="It is a door.")
     assert_equal(clone, processor("Hello.", voice="anna"))
@@ -216,6 +240,17 @@ SAID = {"audio_text": "So.", "sampling_rate": 24000}
         ("Hello.", {"audio": WAVE.reshape(-1, 2), **SAID}, "channels"),
         ("Hello.", {"audio": WAVE.reshape(1, 1, -1), **SAID}, "channels"),
         ("Hello.", {"voice": __file__}, "voice file"),
+        ("Hello.", {"voice": 0}, "voice=0"),
+        ("Hello.", {"voice": ""}, "not known"),
+        ("Hello.", {"voice": [["anna"]]}, "name of a preset"),
+        ("Hello.", {"audio": WAVE, **SAID, "sampling_rate": 24}, "between 1000 and"),
+        ("Hello.", {"audio": WAVE, **SAID, "sampling_rate": np.nan}, "sampling_rate=nan"),
+        ("Hello.", {"audio": WAVE + 20000, **SAID}, "reaches 20000"),
+        ("Hello.", {"audio": b"RIFF", "audio_text": "So."}, "4 bytes, is not a recording"),
+        ("Hello.", {"audio": {"path": None}, "audio_text": "So."}, "without samples"),
+        ("Hello.", {"audio": [[0.0], [0.0, 1.0]], **SAID}, "2 recordings"),
+        (["Hello.", "You."], {"audio": [WAVE, WAVE], **SAID}, "2 recordings .* 1 transcripts"),
+        ("Hello.", {"audio": WAVE, **SAID, "audio_text": 5}, "audio_text"),
     ],
 )
 def test_wrong_inputs_are_refused(processor, text, asked, message):
