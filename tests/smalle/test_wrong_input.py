@@ -64,7 +64,7 @@ def test_recordings(processor, audio, said, rate):
 @given(shape=st.lists(st.integers(0, 4), max_size=4), dtype=st.sampled_from(["int64", "int32", "float32", "bool"]),
        first=st.sampled_from([-9, -1, 0, 17, 30]), array=st.booleans())  # fmt: skip
 def test_codes_to_be_decoded(processor, shape, dtype, first, array):
-    codes = (np.arange(np.prod(shape, dtype=int)).reshape(shape) % 4 + first).astype(dtype)
+    codes = np.asarray(np.arange(np.prod(shape, dtype=int)).reshape(shape) % 4 + first, dtype)
     waves = result_or_value_error(lambda: processor.batch_decode(codes if array else torch.from_numpy(codes)))
     if waves is not None:
         assert dtype in ("int64", "int32") and first < 18
