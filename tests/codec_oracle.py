@@ -56,18 +56,19 @@ def packages():
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        work = tempfile.mkdtemp(dir=cache, prefix="tmp.")
+        work = tempfile.TemporaryDirectory(dir=cache, prefix="tmp.")
     except OSError as error:
         raise OracleUnavailable(f"{cache} cannot be written: set SMALLE_TEST_PACKAGES") from error
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", work, *PACKAGES]
-    try:
-        result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
-    except subprocess.TimeoutExpired as error:
-        raise OracleUnavailable("pip did not bring encodec and vocos within 120 s") from error
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise OracleUnavailable(f"pip cannot install encodec and vocos: {last}")
-    Path(work).replace(folder)
+    with work as name:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", f"{name}/new", *PACKAGES]
+        try:
+            result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        except subprocess.TimeoutExpired as error:
+            raise OracleUnavailable("pip did not bring encodec and vocos within 120 s") from error
+        if result.returncode:
+            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+            raise OracleUnavailable(f"pip cannot install encodec and vocos: {last}")
+        (Path(name) / "new").replace(folder)
     return folder
 
 
