@@ -1,7 +1,8 @@
 """Cross-attention from audio to text: the paper's Position-Aware Cross-Attention, and the plain one of its ablation.
 
-Both behind two calls: `encode_text` once a text, then forward(x, state, mask, recurrent) -> attended text (B, T, D),
-maps, state of the recurrent block inside or None.
+Both behind two calls: `encode_text` once a text, then forward(x, state, mask, recurrent, given) -> attended text
+(B, T, D), maps, state of the recurrent block inside or None. `given` (B, T, N), in training: maps to read by in place
+of the model's own; steps of zeros are read by its own.
 """
 
 import torch
@@ -22,6 +23,11 @@ def attention_map(queries, keys, mask):
     """softmax(queries keys^T / sqrt(width)) over the unmasked text, fp32: (..., T, D), (..., N, D) -> (..., T, N)."""
     scores = (queries @ keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5
     return scores.masked_fill(~mask, torch.finfo(torch.float32).min).softmax(-1)
+
+
+def read_by(own, given):
+    """The map that the text is read by: `given` where it has any weight, else the model's own."""
+    return own if given is None else torch.where(given.sum(-1, keepdim=True) > 0, given, own)
 
 
 class CrossAttention(nn.Module):
@@ -52,7 +58,7 @@ class PositionAwareCrossAttention(CrossAttention):
         positions = sinusoids(mask, self.position_size, self.theta)
         return self.k_norm(self.k_proj(text)), self.v_norm(self.v_proj(text)), positions
 
-    def forward(self, x, state, mask=None, recurrent=None):
+    def forward(self, x, state, mask=None, recurrent=None, given=None):
         """x (B, T, D) -> attended text (B, T, D), the two maps (B, T, N), the state of the position block."""
         keys, values, positions = state.text_keys, state.text_values, state.positions
         visible = state.text_mask[:, None]
@@ -62,7 +68,7 @@ class PositionAwareCrossAttention(CrossAttention):
         located = self.position_norm(located).float() * (self.gain or 1.0)
         with torch.autocast(x.device.type, enabled=False):  # neighbouring positions differ by little
             last = attention_map(located, positions, visible)
-        return last.to(values.dtype) @ values, (first, last), recurrent  # eq. 8
+        return read_by(last, given).to(values.dtype) @ values, (first, last), recurrent  # eq. 8
 
 
 class PlainCrossAttention(CrossAttention):
@@ -79,14 +85,15 @@ class PlainCrossAttention(CrossAttention):
         positions = sinusoids(mask, text.shape[-1]).to(text.dtype)
         return self.k_norm(self.k_proj(text)) + positions, self.v_norm(self.v_proj(text)), None
 
-    def forward(self, x, state, mask=None, recurrent=None):
+    def forward(self, x, state, mask=None, recurrent=None, given=None):
         """x (B, T, D) -> attended text (B, T, D), one map (B, T, N), the mean over heads, None."""
         queries, keys, values = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for part in (self.q_norm(self.q_proj(x)), state.text_keys, state.text_values)
         )
         maps = attention_map(queries, keys, state.text_mask[:, None, None])
-        attended = (maps.to(values.dtype) @ values).transpose(1, 2).flatten(-2)
+        given = None if given is None else given[:, None]
+        attended = (read_by(maps, given).to(values.dtype) @ values).transpose(1, 2).flatten(-2)
         return self.o_proj(attended), (maps.mean(1),), None
 
 

@@ -1,7 +1,7 @@
 """Excitation of a vocoder: a pulse train that follows a fundamental frequency, and noise.
 
-Harmonics that hang together need no discriminator to be learned: a decoder that filters pulses and noise (the source
-and filter of Fant 1960; Wang et al. 2019, arXiv 1904.12088; Engel et al. 2020, arXiv 2001.04643) only has to get magnitudes right.
+Harmonics that hang together need no discriminator to be learned: a decoder that filters pulses and noise (as in Wang
+et al. 2019, arXiv 1904.12088, and Engel et al. 2020, arXiv 2001.04643) only has to get magnitudes right.
 """
 
 import functools
@@ -14,7 +14,7 @@ NOISE_FRAMES = 1024
 
 
 def pulse_train(f0, hop_length, sampling_rate):
-    """Pulses (B, T * hop_length) of all harmonics of f0 (B, T) in Hz below 0.46 of the rate, each a cosine of amplitude 1.
+    """Pulses (B, T * hop_length) of f0 (B, T) in Hz: a cosine of amplitude 1 for each harmonic below 0.46 of the rate.
 
     f0[:, t] holds in the middle of frame t, and in between it is interpolated.
     """
@@ -32,13 +32,13 @@ def pulse_train(f0, hop_length, sampling_rate):
 
 @functools.lru_cache(maxsize=8)
 def noise_table(bins, device):
-    """The same complex normal noise (NOISE_FRAMES, bins) in every process: frame t of any audio takes row t, round again."""
+    """Complex normal noise (NOISE_FRAMES, bins), the same in every process."""
     with torch.inference_mode(False):
         noise = torch.randn(NOISE_FRAMES, bins, 2, generator=torch.Generator().manual_seed(0))
         return torch.view_as_complex(noise).to(device)
 
 
 def noise(frames, bins, device, start=0):
-    """Complex normal noise (frames, bins)."""
+    """Complex normal noise (frames, bins): frame t of any audio takes row start + t of the table, round again."""
     rows = (torch.arange(frames, device=device) + start) % NOISE_FRAMES
     return noise_table(bins, device)[rows]

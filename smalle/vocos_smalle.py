@@ -22,9 +22,10 @@ MAX_LOG_MAGNITUDE = math.log(1e2)
 class VocosConfig(PreTrainedConfig):
     """Sizes of a Vocos decoder. `num_bandwidths` > 0 conditions every norm but the last on a bandwidth id.
 
-    `upsampling`: spectral frames for each feature frame, hop_length / upsampling samples apart. `hop_length`: samples of
-    a feature frame. `excitation`: "none" predicts magnitude and phase of each bin, as in the paper; "harmonic" predicts
-    a fundamental frequency, the complex filter of its pulses and the magnitude of noise. `padding`: "same" gives `T * hop_length` samples for T frames, "center" gives `(T - 1) * hop_length`.
+    `hop_length`: samples of a feature frame. `upsampling`: spectral frames for each of them. `excitation`: "none"
+    predicts magnitude and phase of each bin, as in the paper; "harmonic" predicts a fundamental frequency, the complex
+    filter of its pulses and the magnitude of noise. `padding`: "same" gives `T * hop_length` samples for T frames,
+    "center" gives `(T - 1) * hop_length`.
     """
 
     model_type = "smalle_vocos"

@@ -51,6 +51,7 @@ class SmallECodecConfig(PreTrainedConfig):
     vocos_num_layers: int = 7
     vocos_n_fft: int = 1920
     vocos_upsampling: int = 1
+    vocos_excitation: str = "none"
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -81,6 +82,7 @@ class SmallECodecConfig(PreTrainedConfig):
             n_fft=self.vocos_n_fft,
             hop_length=self.hop_length,
             upsampling=self.vocos_upsampling,
+            excitation=self.vocos_excitation,
             sampling_rate=self.sampling_rate,
         )
 

@@ -135,7 +135,7 @@ class SmallEModel(SmallEPreTrainedModel):
 
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
                 past_key_values=None, use_cache=None, output_attentions=False, output_hidden_states=False,
-                **kwargs):  # fmt: skip
+                text_maps=None, **kwargs):  # fmt: skip
         """One pass over delayed audio codes.
 
         Args:
@@ -144,6 +144,8 @@ class SmallEModel(SmallEPreTrainedModel):
             audio_attention_mask (B, T): 0 on padding; a padded step leaves every state untouched.
             past_key_values: state of a former call, to go on from there.
             output_attentions, output_hidden_states: see `SmallEModelOutput`; the decoder-only model has no maps.
+            text_maps (B, T, N), in training: where in the text each step reads, in place of the model's own map; steps
+                of zeros are left to it.
         """
         if audio_codes is None or (input_ids is None) == (past_key_values is None):
             raise ValueError("Give audio_codes and either input_ids (a new text) or past_key_values (its state).")
@@ -158,7 +160,7 @@ class SmallEModel(SmallEPreTrainedModel):
             hidden, state = self.transformer(x, audio_attention_mask, state)
             attentions = None
         else:
-            hidden, state, attentions = self._read(x, audio_attention_mask, state)
+            hidden, state, attentions = self._read(x, audio_attention_mask, state, text_maps)
         return SmallEModelOutput(
             last_hidden_state=hidden[-1],
             past_key_values=state if use_cache else None,
@@ -166,13 +168,13 @@ class SmallEModel(SmallEPreTrainedModel):
             hidden_states=tuple(hidden) if output_hidden_states else None,
         )
 
-    def _read(self, x, mask, state):
+    def _read(self, x, mask, state, text_maps):
         """Embedded audio (B, T, D) to hidden states, from the embeddings to the normed output; the state; the maps."""
         blocks = [*self.audio_encoder, self.cross_attention, *self.audio_decoder]
         hidden, after = [x], []
         for block, before in zip(blocks, state.recurrent or [None] * len(blocks)):
             if block is self.cross_attention:
-                attended, attentions, recurrent = block(x, state, mask, before)
+                attended, attentions, recurrent = block(x, state, mask, before, text_maps)
                 x = x + attended
             else:
                 x, recurrent = block(x, mask, before)
@@ -198,7 +200,7 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
 
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None, labels=None,
                 past_key_values=None, use_cache=None, output_attentions=False, num_items_in_batch=None,
-                output_hidden_states=False, **kwargs):  # fmt: skip
+                output_hidden_states=False, text_maps=None, **kwargs):  # fmt: skip
         """As `SmallEModel.forward`; with labels (B, T, Q), -100 ignored, also the mean cross-entropy over them.
 
         labels[:, t] is what follows audio_codes[:, t]. With `num_items_in_batch` the summed loss is divided by it,
@@ -206,7 +208,7 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         """
         out = self.model(
             input_ids, attention_mask, audio_codes, audio_attention_mask, past_key_values, use_cache, output_attentions,
-            output_hidden_states,
+            output_hidden_states, text_maps,
         )  # fmt: skip
         logits = self.head(out.last_hidden_state).unflatten(-1, (self.config.num_codebooks, -1))
         loss = None

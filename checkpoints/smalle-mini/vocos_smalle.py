@@ -2,6 +2,7 @@
 
 Siuzdak 2023, "Vocos: Closing the gap between time-domain and Fourier-based neural vocoders" (arXiv 2306.00814).
 The parameters are those of the original's backbone and ISTFT head, so that its checkpoints convert by renaming.
+A head of our own, `excitation: harmonic`, filters pulses at a predicted fundamental frequency, and noise.
 """
 
 import functools
@@ -13,14 +14,18 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
+from .excitation_smalle import noise, pulse_train
+
 MAX_LOG_MAGNITUDE = math.log(1e2)
 
 
 class VocosConfig(PreTrainedConfig):
     """Sizes of a Vocos decoder. `num_bandwidths` > 0 conditions every norm but the last on a bandwidth id.
 
-    `upsampling`: spectral frames for each feature frame, hop_length / upsampling samples apart. `hop_length`: samples of
-    a feature frame. `padding`: "same" gives `T * hop_length` samples for T frames, "center" gives `(T - 1) * hop_length`.
+    `hop_length`: samples of a feature frame. `upsampling`: spectral frames for each of them. `excitation`: "none"
+    predicts magnitude and phase of each bin, as in the paper; "harmonic" predicts a fundamental frequency, the complex
+    filter of its pulses and the magnitude of noise. `padding`: "same" gives `T * hop_length` samples for T frames,
+    "center" gives `(T - 1) * hop_length`.
     """
 
     model_type = "smalle_vocos"
@@ -33,6 +38,7 @@ class VocosConfig(PreTrainedConfig):
     n_fft: int = 1280
     hop_length: int = 320
     upsampling: int = 1
+    excitation: str = "none"
     padding: str = "same"
     num_bandwidths: int = 0
     sampling_rate: int = 24000
@@ -41,6 +47,10 @@ class VocosConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.padding not in ("same", "center"):
             raise ValueError(f"padding is {self.padding!r}; expected 'same' or 'center'")
+        if self.excitation not in ("none", "harmonic"):
+            raise ValueError(f"excitation is {self.excitation!r}; expected 'none' or 'harmonic'")
+        if self.excitation == "harmonic" and self.padding != "same":
+            raise ValueError(f"padding is {self.padding!r}; expected 'same' beside excitation 'harmonic'")
         if self.upsampling < 1 or self.hop_length % self.upsampling:
             raise ValueError(f"upsampling is {self.upsampling}; expected a divisor of hop_length, {self.hop_length}")
         if self.padding == "same" and (self.n_fft - self.spectral_hop) % 2:
@@ -140,6 +150,56 @@ def init_vocos_weights(module):
         init.constant_(module.gamma, module.initial_scale)
 
 
+def forward_stft(waveform, n_fft, hop_length):
+    """Spectrum (B, T, n_fft / 2 + 1) of a waveform (B, T * hop_length); a cosine of amplitude 1 peaks at 1."""
+    trim = (n_fft - hop_length) // 2
+    window = hann_window(n_fft, waveform.device) / (n_fft / 4)
+    return torch.fft.rfft(F.pad(waveform, (trim, trim)).unfold(1, n_fft, hop_length) * window)
+
+
+class FourierHead(nn.Linear):
+    """Magnitude and phase of every bin: the head of the paper."""
+
+    def __init__(self, config):
+        super().__init__(config.hidden_size, config.upsampling * (config.n_fft + 2))
+        self.config = config
+
+    def forward(self, x, f0=None):
+        """x (B, T, D) -> spectrum (B, T * upsampling, n_fft / 2 + 1), None."""
+        x = super().forward(x).unflatten(-1, (self.config.upsampling, -1)).flatten(1, 2)
+        magnitude, phase = x.float().chunk(2, dim=-1)
+        # clamped before exp: the same values as clipping at 1e2 after it, and no inf * 0 in the gradient
+        return torch.polar(torch.exp(magnitude.clamp(max=MAX_LOG_MAGNITUDE)), phase), None
+
+
+class HarmonicHead(nn.Linear):
+    """Filters of pulses and noise, and the frequency of the pulses."""
+
+    def __init__(self, config):
+        super().__init__(config.hidden_size, config.upsampling * (3 * (config.n_fft // 2 + 1) + 1))
+        self.config = config
+
+    def forward(self, x, f0=None):
+        """x (B, T, D) -> spectrum (B, T * upsampling, n_fft / 2 + 1), the f0 predicted (B, T * upsampling) in Hz.
+
+        f0: what the pulses shall follow instead; training gives the true one.
+        """
+        config = self.config
+        bins = config.n_fft // 2 + 1
+        x = super().forward(x).unflatten(-1, (config.upsampling, -1)).flatten(1, 2).float()
+        magnitude, phase, breath, pitch = x.split((bins, bins, bins, 1), -1)
+        predicted = 150.0 * torch.exp(pitch[..., 0].clamp(-2.0, 2.0))
+        pulses = pulse_train(predicted if f0 is None else f0, config.spectral_hop, config.sampling_rate)
+        spectrum = forward_stft(pulses, config.n_fft, config.spectral_hop)
+        spectrum = spectrum * torch.polar(torch.exp(magnitude.clamp(max=MAX_LOG_MAGNITUDE)), phase)
+        start = int(torch.randint(2**20, ())) if self.training else 0
+        hiss = noise(x.shape[1], bins, x.device, start) * torch.exp(breath.clamp(max=MAX_LOG_MAGNITUDE))
+        return spectrum + hiss, predicted
+
+
+HEADS = {"none": FourierHead, "harmonic": HarmonicHead}
+
+
 class Vocos(PreTrainedModel):
     """Features (B, input_channels, T) to a waveform."""
 
@@ -157,7 +217,7 @@ class Vocos(PreTrainedModel):
             for _ in range(layers)
         )
         self.final_layer_norm = PlainLayerNorm(size)
-        self.out = nn.Linear(size, config.upsampling * (config.n_fft + 2))
+        self.out = HEADS[config.excitation](config)
         self.post_init()
 
     def _init_weights(self, module):
@@ -168,16 +228,20 @@ class Vocos(PreTrainedModel):
 
         `bandwidth_id`: int, or int64 (B,); needed if and only if the checkpoint is conditioned on it.
         """
+        return self.synthesize(features, bandwidth_id)[0]
+
+    def synthesize(self, features, bandwidth_id=None, f0=None):
+        """As `forward`, with the fundamental frequency (B, T * upsampling) in Hz that was predicted, or None.
+
+        f0 (B, T * upsampling): the one that pulses shall follow; only for `excitation: harmonic`.
+        """
         condition = self._condition(features, bandwidth_id)
         x = self.embed(features.to(self.embed.weight.dtype)).transpose(1, 2)
         x = self.norm(x, condition).transpose(1, 2)
         for block in self.convnext:
             x = block(x, condition)
-        x = self.out(self.final_layer_norm(x.transpose(1, 2))).unflatten(-1, (self.config.upsampling, -1)).flatten(1, 2)
-        magnitude, phase = x.float().chunk(2, dim=-1)
-        # clamped before exp: the same values as clipping at 1e2 after it, and no inf * 0 in the gradient
-        spectrum = torch.polar(torch.exp(magnitude.clamp(max=MAX_LOG_MAGNITUDE)), phase)
-        return inverse_stft(spectrum, self.config.n_fft, self.config.spectral_hop, self.config.padding)
+        spectrum, f0 = self.out(self.final_layer_norm(x.transpose(1, 2)), f0)
+        return inverse_stft(spectrum, self.config.n_fft, self.config.spectral_hop, self.config.padding), f0
 
     def _condition(self, features, bandwidth_id):
         if features.dim() != 3 or features.shape[1] != self.config.input_channels or not features.shape[2]:

@@ -49,7 +49,8 @@ def encodec():
 @pytest.fixture(scope="module")
 def harmonic():
     torch.manual_seed(0)
-    codec = SmallECodec(SmallECodecConfig(vocos_excitation="harmonic", vocos_upsampling=2, vocos_n_fft=960, **TINY)).eval()
+    sizes = {"vocos_excitation": "harmonic", "vocos_upsampling": 2, "vocos_n_fft": 960, **TINY}
+    codec = SmallECodec(SmallECodecConfig(**sizes)).eval()
     torch.nn.init.normal_(codec.encoder.projection.weight, std=0.05)
     torch.nn.init.normal_(codec.vocos.out.weight, std=0.1)  # so that pitch and filters move
     return codec
