@@ -109,9 +109,10 @@ def measure(mixer, arguments):
         step, state = decoding_step(model.eval())
         speeds.append(f"{arguments.batch * arguments.frames / train:,.0f}")
         latencies.append(f"{1000 * clocked(step, device, 20):.1f}")
+    heads = "–" if mixer == "mamba" else model.config.mixer_heads
     return (
-        mixer, HEADS.get(mixer, 2) if mixer != "mamba" else "–", f"{model.num_parameters() / 1e6:.1f}", f"{own / 1e6:.2f}",
-        "yes" if has_fla else "no", *speeds, *latencies, f"{state / 1000:,.0f}",
+        mixer, heads, f"{model.num_parameters() / 1e6:.1f}", f"{own / 1e6:.2f}", "yes" if has_fla else "no", *speeds, *latencies,
+        f"{state / 1000:,.0f}",
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from .attention_smalle import CROSS_ATTENTIONS
 from .configuration_smalle import SmallEConfig
 from .generation_smalle import SmallEGenerationMixin
-from .layers_smalle import LinearAttentionBlock, TransformerLayer, rotary
+from .layers_smalle import LinearAttentionBlock, TransformerLayer, final_norm, rotary
 from .state_smalle import SmallEState, State
 from .transformer_smalle import CausalTransformer
 
@@ -83,15 +83,16 @@ class SmallEModel(SmallEPreTrainedModel):
             self.text_encoder = nn.ModuleList(
                 TransformerLayer(config, config.text_layers) for _ in range(config.text_layers)
             )
-            self.text_norm = nn.LayerNorm(size, eps=config.norm_eps)
+            self.text_norm = final_norm(config, "text", size)
         self.audio_embedding = nn.Embedding(config.num_codebooks * config.audio_vocab_size, size)
         if self.decoder_only:
             self.transformer = CausalTransformer(config)
         else:
             self.audio_encoder = self._blocks(config.audio_encoder_layers)
+            self.audio_encoder_norm = final_norm(config, "audio_encoder", size)
             self.cross_attention = CROSS_ATTENTIONS[config.cross_attention](config)
             self.audio_decoder = self._blocks(config.audio_decoder_layers, config.audio_encoder_layers)
-            self.audio_norm = nn.LayerNorm(size, eps=config.norm_eps)
+            self.audio_norm = final_norm(config, "audio_decoder", size)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -117,11 +118,12 @@ class SmallEModel(SmallEPreTrainedModel):
         if self.decoder_only:
             return self.transformer(x, mask)[1]
         steps = torch.arange(x.shape[1], device=x.device)
-        cos, sin = rotary(steps, x.shape[2] // self.config.num_attention_heads, self.config.rope_theta)
+        cos, sin = rotary(steps, self.config.rotary_size, self.config.rope_theta)
         for layer in self.text_encoder:
             x, _, _ = layer(x, mask[:, None, None], cos, sin)
         keys, values, positions = self.cross_attention.encode_text(self.text_norm(x), mask)
-        return SmallEState(text_keys=keys, text_values=values, positions=positions, text_mask=mask)
+        steps = input_ids.new_zeros(len(input_ids)) if self.config.cross_rotary_size else None
+        return SmallEState(text_keys=keys, text_values=values, positions=positions, text_mask=mask, steps=steps)
 
     def embed_audio(self, audio_codes):
         """Sum of the codebooks' embeddings: delayed codes (B, T, Q) -> (B, T, D)."""
@@ -174,6 +176,7 @@ class SmallEModel(SmallEPreTrainedModel):
         hidden, after = [x], []
         for block, before in zip(blocks, state.recurrent or [None] * len(blocks)):
             if block is self.cross_attention:
+                x = self.audio_encoder_norm(x)
                 attended, attentions, recurrent = block(x, state, mask, before, text_maps)
                 x = x + attended
             else:
@@ -181,7 +184,10 @@ class SmallEModel(SmallEPreTrainedModel):
             hidden.append(x)
             after.append(recurrent)
         hidden[-1] = self.audio_norm(x)
-        return hidden, replace(state, recurrent=tuple(after)), attentions
+        steps = state.steps
+        if steps is not None:
+            steps = steps + (x.shape[1] if mask is None else mask.long().sum(1))
+        return hidden, replace(state, recurrent=tuple(after), steps=steps), attentions
 
 
 class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
