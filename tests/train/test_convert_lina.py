@@ -120,7 +120,7 @@ def change(part, **values):
         (change("attentive_rnn", blind=False), "not the model that"),
         (change("attentive_rnn", n_layer=2), "not the model that"),
         (change("attentive_rnn", heads=3), "mixer_heads"),
-        (change(None, attentive_rnn={"class_path": "MixedAttGLA", "init_args": {"heads": 2, "n_layer": 1}}), "MixedAtt"),
+        (change(None, attentive_rnn={"class_path": "MixedGLA", "init_args": {"heads": 2, "n_layer": 1}}), "MixedGLA"),
         (change(None, attentive_rnn={"class_path": "AttentiveGLA"}), "heads, n_layer"),
         (lambda config: config["model"]["init_args"].pop("n_codebook"), "n_codebook"),
         (lambda config: config.pop("model"), "part `model`"),
