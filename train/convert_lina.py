@@ -13,6 +13,7 @@ import pickle
 import re
 import shutil
 import sys
+import warnings
 
 import torch
 import yaml
@@ -83,7 +84,10 @@ def read_weights(path):
 
 
 def read_settings(path):
-    """The arguments of the original's model, of a configuration of Lightning's command line; ${...} resolved."""
+    """The arguments of the original's model, of a configuration of Lightning's command line; ${...} resolved.
+
+    quant_layer, the codebooks, is where the original looks for it too: in the part `data`.
+    """
     try:
         whole = yaml.safe_load(pathlib.Path(path).read_text(encoding="utf-8"))
         model = resolve(whole["model"], whole)
@@ -96,7 +100,7 @@ def read_settings(path):
     missing = [name for name in ("d_model", "n_codebook", "n_txt_vocab", "attentive_rnn") if name not in settings]
     if missing:
         raise ValueError(f"{path}: the part `model` lacks {', '.join(missing)}; expected a lina-speech beta model.")
-    return settings
+    return {**((whole.get("data") or {}).get("init_args") or {}), **settings}
 
 
 def resolve(value, whole):
@@ -243,9 +247,19 @@ def convert_weights(weights, config):
 
 
 def convert(checkpoint, config_file):
-    """SmallEForTextToSpeech with the weights of a lina-speech beta checkpoint; ValueError on another kind."""
+    """SmallEForTextToSpeech with the weights of a lina-speech beta checkpoint; ValueError on another kind.
+
+    Warns where the model does not speak EnCodec's first codebooks.
+    """
     weights, settings = read_weights(checkpoint), read_settings(config_file)
     config = make_config(settings, len(weights["rvq_embed.weight"]))
+    layers = settings.get("quant_layer")
+    if layers and list(layers) != list(range(config.num_codebooks)):
+        warnings.warn(
+            f"quant_layer is {layers}: the model speaks these codebooks of EnCodec, the codec here decodes the first "
+            f"{config.num_codebooks}.",
+            stacklevel=2,
+        )
     model = SmallEForTextToSpeech(config).eval()
     try:
         model.load_state_dict(convert_weights(weights, config))

@@ -87,6 +87,13 @@ def test_a_checkpoint_of_training_and_one_without_a_key_convert_too(tmp_path):
         torch.testing.assert_close(logits, expected["logits"], atol=1e-4, rtol=0)
 
 
+def test_codebooks_other_than_the_first_are_warned_of(tmp_path):
+    weights, _, config = read("gla-plain")
+    config["data"]["init_args"]["quant_layer"] = [0, 2]
+    with pytest.warns(UserWarning, match=r"quant_layer is \[0, 2\]"):
+        convert(*write(tmp_path, weights, config))
+
+
 def test_with_the_tokenizer_the_folder_has_a_processor(tmp_path, tiny_tokenizer):
     weights, _, config = read("gla-plain")
     file = tmp_path / "bpe.json"
