@@ -1,10 +1,12 @@
 """Every sequence mixer in the paper's shape, side by side: sizes, training throughput, latency of one step.
 
 usage: python benchmarks/mixers.py [--device cuda] [--dtype bfloat16] [--frames 256] [--batch 1] [--mixers gla mamba]
+           [--threads 1] [--processor-time]
 
 Prints a table in Markdown. A model is the whole Small-E of the paper (width 512, 9 + 6 + 6 layers) with random weights
 and that mixer everywhere. Training is forward, backward and AdamW over a batch of texts of 64 tokens, in frames of
-audio a second; a step is one new frame for a batch of one. Times are medians. The plain PyTorch path and
+audio a second; a step is one new frame for a batch of one, in single precision. Times are medians, by the clock, or of
+the processor, where other programs share the machine. The plain PyTorch path and
 flash-linear-attention's kernels are measured one after the other, where a mixer has both and they run.
 """
 
@@ -40,15 +42,15 @@ def fla_runs(device):
     return device.type == "cuda"
 
 
-def clocked(function, device, repeats):
+def clocked(function, device, repeats, clock):
     """Median seconds of a call, after one that warms up."""
     times = []
     for _ in range(repeats + 1):
-        started = time.perf_counter()
+        started = clock()
         function()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
+        times.append(clock() - started)
     return statistics.median(times[1:])
 
 
@@ -98,6 +100,7 @@ def measure(mixer, arguments):
     model = SmallEForTextToSpeech(SmallEConfig(mixer=mixer, mixer_heads=HEADS.get(mixer, 2))).to(device)
     has_fla = set_kernel(model, "torch")
     own = sum(parameter.numel() for parameter in model.model.audio_encoder[0].mixer.parameters())
+    clock = time.process_time if arguments.processor_time else time.perf_counter
     speeds, latencies = [], []
     for kernel in ("torch", "fla"):
         if kernel == "fla" and not (has_fla and fla_runs(device)):
@@ -105,10 +108,11 @@ def measure(mixer, arguments):
             latencies.append("–")
             continue
         set_kernel(model, kernel)
-        train = clocked(training_step(model.train(), arguments.batch, arguments.frames, dtype), device, arguments.steps)
+        train = training_step(model.train(), arguments.batch, arguments.frames, dtype)
+        speed = arguments.batch * arguments.frames / clocked(train, device, arguments.steps, clock)
         step, state = decoding_step(model.eval())
-        speeds.append(f"{arguments.batch * arguments.frames / train:,.0f}")
-        latencies.append(f"{1000 * clocked(step, device, 20):.1f}")
+        speeds.append(f"{speed:,.0f}")
+        latencies.append(f"{1000 * clocked(step, device, 20, clock):.1f}")
     heads = "–" if mixer == "mamba" else model.config.mixer_heads
     return (
         mixer, heads, f"{model.num_parameters() / 1e6:.1f}", f"{own / 1e6:.2f}", "yes" if has_fla else "no", *speeds, *latencies,
@@ -125,12 +129,16 @@ def main():
     parser.add_argument("--steps", type=int, default=3, help="timed training steps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--mixers", nargs="+", default=list(MIXERS), choices=list(MIXERS))
+    parser.add_argument("--processor-time", action="store_true", help="count the time that this process ran")
     arguments = parser.parse_args()
+    if arguments.processor_time and (arguments.threads > 1 or arguments.device != "cpu"):
+        parser.error("--processor-time is for one thread of a CPU: it adds up threads and sees no GPU")
     torch.set_num_threads(arguments.threads)
     where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else f"{platform.machine()} CPU"
     print(
-        f"{where}, {arguments.threads} threads, torch {torch.__version__}, training in {arguments.dtype} on "
-        f"{arguments.batch} × {arguments.frames} frames\n", flush=True
+        f"{where}, threads: {arguments.threads}, torch {torch.__version__}, training in {arguments.dtype} on "
+        f"{arguments.batch} × {arguments.frames} frames"
+        f"{', processor time' if arguments.processor_time else ''}\n", flush=True
     )  # fmt: skip
     rows = [COLUMNS, ["---"] * len(COLUMNS)]
     rows += [measure(mixer, arguments) for mixer in tqdm(arguments.mixers, leave=False)]

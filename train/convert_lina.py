@@ -100,7 +100,7 @@ def read_settings(path):
     missing = [name for name in ("d_model", "n_codebook", "n_txt_vocab", "attentive_rnn") if name not in settings]
     if missing:
         raise ValueError(f"{path}: the part `model` lacks {', '.join(missing)}; expected a lina-speech beta model.")
-    return {**((whole.get("data") or {}).get("init_args") or {}), **settings}
+    return {**part(whole, "data")[1], **settings}
 
 
 def resolve(value, whole):
@@ -118,11 +118,11 @@ def resolve(value, whole):
 
 
 def part(settings, name):
-    """Class name and arguments of a part of the model; (None, {}) where there is none."""
-    value = settings.get(name)
-    if not value:
-        return None, {}
-    return str(value.get("class_path", "")).rpartition(".")[2], value.get("init_args", {})
+    """Class name and arguments of a part of the model; ("", {}) where there is none."""
+    value = settings.get(name) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r}: expected class_path and init_args.")
+    return str(value.get("class_path", "")).rpartition(".")[2], value.get("init_args") or {}
 
 
 def mixer_settings(kind, rnn, size):
@@ -158,7 +158,7 @@ def make_config(settings, num_codebooks):
     encoder_kind, encoder = part(settings, "txt_encoder")
     size = settings["d_model"]
     widths = {settings.get("d_context") or size, rnn.get("d_context", size), rnn.get("d_model", size)}
-    if encoder_kind not in (None, "TextEncoder") or widths | {encoder.get("dim", size)} != {size}:
+    if encoder_kind not in ("", "TextEncoder") or widths | {encoder.get("dim", size)} != {size}:
         raise ValueError(f"txt_encoder is {encoder_kind}, widths {widths}: expected TextEncoder, all {size} wide.")
     specials = {settings.get(f"n_special_token_{side}", NUM_AUDIO_SPECIALS) for side in ("in", "out")}
     if specials != {NUM_AUDIO_SPECIALS}:
@@ -252,7 +252,10 @@ def convert(checkpoint, config_file):
     Warns where the model does not speak EnCodec's first codebooks.
     """
     weights, settings = read_weights(checkpoint), read_settings(config_file)
-    config = make_config(settings, len(weights["rvq_embed.weight"]))
+    try:
+        config = make_config(settings, len(weights["rvq_embed.weight"]))
+    except (TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{config_file} describes no model: {error}") from error
     layers = settings.get("quant_layer")
     if layers and list(layers) != list(range(config.num_codebooks)):
         warnings.warn(
