@@ -115,8 +115,8 @@ def measure(mixer, arguments):
         latencies.append(f"{1000 * clocked(step, device, 20, clock):.1f}")
     heads = "–" if mixer == "mamba" else model.config.mixer_heads
     return (
-        mixer, heads, f"{model.num_parameters() / 1e6:.1f}", f"{own / 1e6:.2f}", "yes" if has_fla else "no", *speeds, *latencies,
-        f"{state / 1000:,.0f}",
+        mixer, heads, f"{model.num_parameters() / 1e6:.1f}", f"{own / 1e6:.2f}", "yes" if has_fla else "no", *speeds,
+        *latencies, f"{state / 1000:,.0f}",
     )  # fmt: skip
 
 
