@@ -115,7 +115,8 @@ class SmallEGenerationMixin(GenerationMixin):
         window, maps, scores = list(state.grid.unbind(1)), list(state.maps), list(state.scores)
         while len(window) - num_codebooks < config.max_new_tokens and (remaining != 0).any():
             out = self(audio_codes=window[-1][:, None], audio_attention_mask=(remaining != 0).repeat(branches)[:, None],
-                       past_key_values=model_state, use_cache=True, output_attentions=output_alignments)  # fmt: skip
+                       past_key_values=model_state, use_cache=True, output_attentions=output_alignments,
+                       output_hidden_states=False, return_dict=True)  # fmt: skip
             model_state = out.past_key_values
             logits = guide(out.logits[:, -1].float(), scales)
             logits = self._processed(logits, state.history, window, settings, processors)
@@ -229,9 +230,8 @@ class SmallEGenerationMixin(GenerationMixin):
         mask = torch.arange(newest, device=input_ids.device) >= start[:, None]
         state = self.model.encode_text(input_ids, attention_mask)
         if newest:
-            out = self.model(
-                audio_codes=grid[:, :newest], audio_attention_mask=mask, past_key_values=state, use_cache=True
-            )
+            out = self.model(audio_codes=grid[:, :newest], audio_attention_mask=mask, past_key_values=state,
+                             use_cache=True, output_attentions=False, return_dict=True)  # fmt: skip
             state = out.past_key_values
         remaining = torch.full((batch,), -1, device=input_ids.device)
         history = grid[:batch, :newest][:, -REPETITION_WINDOW:]

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention_smalle import CROSS_ATTENTIONS
 from .configuration_smalle import SmallEConfig
 from .generation_smalle import SmallEGenerationMixin
+from .hub_smalle import HubMixin
 from .layers_smalle import LinearAttentionBlock, TransformerLayer, final_norm, rotary
 from .state_smalle import SmallEState, State
 from .transformer_smalle import CausalTransformer
@@ -46,7 +47,7 @@ class SmallEOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
-class SmallEPreTrainedModel(PreTrainedModel):
+class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
     config_class = SmallEConfig
     config: SmallEConfig
     base_model_prefix = "model"
@@ -74,6 +75,8 @@ class SmallEPreTrainedModel(PreTrainedModel):
 
 class SmallEModel(SmallEPreTrainedModel):
     """Text and delayed audio codes to hidden states."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config):
         super().__init__(config)
@@ -135,8 +138,9 @@ class SmallEModel(SmallEPreTrainedModel):
         offsets = torch.arange(config.num_codebooks, device=audio_codes.device) * config.audio_vocab_size
         return self.audio_embedding(audio_codes + offsets).sum(2)
 
+    @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
-                past_key_values=None, use_cache=None, output_attentions=False, output_hidden_states=False,
+                past_key_values=None, use_cache=None, output_attentions=None, output_hidden_states=None,
                 text_maps=None, **kwargs):  # fmt: skip
         """One pass over delayed audio codes.
 
@@ -148,7 +152,13 @@ class SmallEModel(SmallEPreTrainedModel):
             output_attentions, output_hidden_states: see `SmallEModelOutput`; the decoder-only model has no maps.
             text_maps (B, T, N), in training: where in the text each step reads, in place of the model's own map; steps
                 of zeros are left to it.
+            use_cache: return the state. None, for all three: what the configuration says; no state in training.
+            return_dict: False gives a tuple of what is not None.
         """
+        config = self.config
+        use_cache = config.use_cache and not self.training if use_cache is None else use_cache
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if audio_codes is None or (input_ids is None) == (past_key_values is None):
             raise ValueError("Give audio_codes and either input_ids (a new text) or past_key_values (its state).")
         if output_attentions and self.decoder_only:
@@ -193,6 +203,7 @@ class SmallEModel(SmallEPreTrainedModel):
 class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
     """Small-E with one head per codebook."""
 
+    _auto_class = "AutoModelForTextToWaveform"
     output_modalities = ("audio",)
     _tied_weights_keys = {"head.weight": "model.audio_embedding.weight"}  # with tie_word_embeddings
 
@@ -204,9 +215,10 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         self.generation_config.do_sample = True  # the paper's sampling; a checkpoint's generation_config.json overrides
         self.generation_config.top_k = 100
 
+    @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None, labels=None,
-                past_key_values=None, use_cache=None, output_attentions=False, num_items_in_batch=None,
-                output_hidden_states=False, text_maps=None, **kwargs):  # fmt: skip
+                past_key_values=None, use_cache=None, output_attentions=None, num_items_in_batch=None,
+                output_hidden_states=None, text_maps=None, **kwargs):  # fmt: skip
         """As `SmallEModel.forward`; with labels (B, T, Q), -100 ignored, also the mean cross-entropy over them.
 
         labels[:, t] is what follows audio_codes[:, t]. With `num_items_in_batch` the summed loss is divided by it,
@@ -214,7 +226,7 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         """
         out = self.model(
             input_ids, attention_mask, audio_codes, audio_attention_mask, past_key_values, use_cache, output_attentions,
-            output_hidden_states, text_maps,
+            output_hidden_states, text_maps, return_dict=True,
         )  # fmt: skip
         logits = self.head(out.last_hidden_state).unflatten(-1, (self.config.num_codebooks, -1))
         loss = None

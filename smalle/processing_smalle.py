@@ -10,10 +10,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
 from .alignment_smalle import monotonic_path, word_times
 from .codec_smalle import load_codec
+from .hub_smalle import HubMixin
 from .wav_smalle import write_wav
 
 try:
@@ -76,7 +78,17 @@ def spell_number(match):
     return num2words(number, to=kind).replace(",", "")
 
 
-class SmallEProcessor(ProcessorMixin):
+class SmallEProcessorKwargs(ProcessingKwargs, total=False):
+    """What a call may set beside texts and voices: flat, or as text_kwargs= and audio_kwargs=."""
+
+    _defaults = {"text_kwargs": {"padding": True, "padding_side": "left"}, "common_kwargs": {"return_tensors": "pt"}}
+
+
+SOURCE_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")  # of from_pretrained
+CALL_SETTINGS = {"sampling_rate", "text_kwargs", "audio_kwargs", "common_kwargs", *TextKwargs.__annotations__}
+
+
+class SmallEProcessor(HubMixin, ProcessorMixin):
     """Bundles the tokenizer, the voices and the codec of a checkpoint.
 
     Args:
@@ -87,11 +99,14 @@ class SmallEProcessor(ProcessorMixin):
         sampling_rate: of the audio, Hz.
     """
 
+    _auto_class = "AutoProcessor"
+    valid_processor_kwargs = SmallEProcessorKwargs
+
     def __init__(self, tokenizer, codec="codec", voices=None, default_voice=None, sampling_rate=24000, chat_template=None):
         super().__init__(tokenizer, chat_template=chat_template)
         self.codec_name, self.default_voice = codec, default_voice
         self.voices, self.sampling_rate = list(voices or []), sampling_rate
-        self.source, self._codec, self._loaded_voices = None, None, {}
+        self.source, self._source_options, self._codec, self._loaded_voices = None, {}, None, {}
         if default_voice is not None and default_voice not in self.voices:
             raise ValueError(f"default_voice={default_voice!r} is not one of the voices {self.voices}.")
 
@@ -99,6 +114,7 @@ class SmallEProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor.source = str(pretrained_model_name_or_path)
+        processor._source_options = {name: kwargs[name] for name in SOURCE_OPTIONS if name in kwargs}
         return processor
 
     def to_dict(self):
@@ -114,19 +130,27 @@ class SmallEProcessor(ProcessorMixin):
         return self._without_codec().__dict__ | {"source": self.source}
 
     @property
+    def _codec_inside(self):
+        """Whether the codec is a folder of the checkpoint."""
+        return "/" not in self.codec_name and self.codec_name != "encodec"
+
+    @property
     def codec(self):
         """The codec, loaded on first use."""
         if self._codec is None:
-            inside = self.source is not None and "/" not in self.codec_name and self.codec_name != "encodec"
-            self._codec = load_codec(self.source, self.codec_name) if inside else load_codec(self.codec_name)
+            if self._codec_inside and self.source is not None:
+                options = dict(self._source_options)
+                folder = os.path.join(options.pop("subfolder", ""), self.codec_name)
+                self._codec = load_codec(self.source, folder, **options)
+            else:
+                self._codec = load_codec(self.codec_name)
         return self._codec
 
     @property
     def model_input_names(self):
         return ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
 
-    def __call__(self, text=None, voice=None, audio=None, audio_text=None, sampling_rate=None, unprompted=False,
-                 return_tensors="pt", **kwargs):  # fmt: skip
+    def __call__(self, text=None, voice=None, audio=None, audio_text=None, unprompted=None, **kwargs):
         """Inputs of `generate()` for a text or a list of texts.
 
         Args:
@@ -136,27 +160,41 @@ class SmallEProcessor(ProcessorMixin):
                 recording; what it says; samples a second of a waveform.
             unprompted: also return unprompted_input_ids, unprompted_attention_mask (B, M), the texts alone, which
                 `generate(voice_guidance_scale=...)` needs.
+            **kwargs: settings of the tokenizer's call, flat or in text_kwargs.
 
         Returns:
             input_ids, attention_mask (B, N), left-padded; with a voice also audio_codes (B, P, Q), undelayed, and
             audio_attention_mask (B, P).
         """
-        if return_tensors != "pt" or kwargs:
-            raise ValueError(f"return_tensors={return_tensors!r}, {kwargs}: this processor returns 'pt', nothing else.")
+        settings = self._settings(kwargs)
         texts = self._texts(text)
         if audio is not None:
             if voice is not None:
                 raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
-            prompts = [self.encode_voice(audio, audio_text, sampling_rate)] * len(texts)
+            prompts = [self.encode_voice(audio, audio_text, settings["audio_kwargs"].get("sampling_rate"))]
+            prompts *= len(texts)
         else:
             prompts = self._voices(voice, len(texts))
         texts = [self.normalize(t) for t in texts]
-        data = self._tokens([" ".join(filter(None, (said, t))) for (_, said), t in zip(prompts, texts)])
+        joined = [" ".join(filter(None, (said, t))) for (_, said), t in zip(prompts, texts)]
+        data = self._tokens(joined, settings["text_kwargs"])
         if any(codes is not None for codes, _ in prompts):
             data.update(self._pad_prompts([codes for codes, _ in prompts]))
         if unprompted:
-            data.update({f"unprompted_{name}": tensor for name, tensor in self._tokens(texts).items()})
+            alone = self._tokens(texts, settings["text_kwargs"])
+            data.update({f"unprompted_{name}": tensor for name, tensor in alone.items()})
         return BatchFeature(data)
+
+    def _settings(self, kwargs):
+        """The settings of a call, sorted into text_kwargs and audio_kwargs."""
+        unknown = sorted(kwargs.keys() - CALL_SETTINGS)
+        if unknown:
+            raise ValueError(f"{unknown}: this processor does not know that; see its documentation for what it takes.")
+        settings = self._merge_kwargs(SmallEProcessorKwargs, **kwargs)
+        wanted = settings["text_kwargs"]["return_tensors"]
+        if wanted != "pt":
+            raise ValueError(f"return_tensors={wanted!r}: this processor returns 'pt', nothing else.")
+        return settings
 
     def _texts(self, text):
         """One text or several as a list."""
@@ -165,10 +203,9 @@ class SmallEProcessor(ProcessorMixin):
             raise ValueError(f"text={text!r}: expected a string or a list of strings.")
         return list(texts)
 
-    def _tokens(self, texts):
-        """input_ids and attention_mask (B, N), left-padded."""
-        tokens = self.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
-        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+    def _tokens(self, texts, settings):
+        """input_ids and attention_mask (B, N), left-padded if the settings do not say otherwise."""
+        return dict(self.tokenizer(texts, **settings))
 
     def _voices(self, voice, count):
         """(codes, transcript) of the prompt of each text."""
@@ -196,7 +233,7 @@ class SmallEProcessor(ProcessorMixin):
             return None, ""
         if name not in self._loaded_voices:
             if name in self.voices and self.source is not None:
-                path = cached_file(self.source, f"voices/{name}.safetensors")
+                path = cached_file(self.source, f"voices/{name}.safetensors", **self._source_options)
             elif os.path.isfile(name):
                 path = name
             else:
@@ -326,9 +363,10 @@ class SmallEProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory, **kwargs):
         """Also saves the voices and, where it is one of ours or loaded, the codec."""
         files = super().save_pretrained(save_directory, **kwargs)
-        os.makedirs(os.path.join(save_directory, "voices"), exist_ok=True)
+        if self.voices:
+            os.makedirs(os.path.join(save_directory, "voices"), exist_ok=True)
         for name in self.voices:
             save_voice(os.path.join(save_directory, "voices", f"{name}.safetensors"), *self._voice(name))
-        if "/" not in self.codec_name and self.codec_name != "encodec" and (self._codec or self.source):
+        if self._codec_inside and (self._codec or self.source):
             self.codec.save_pretrained(os.path.join(save_directory, self.codec_name))
         return files

@@ -12,9 +12,19 @@ REFUSED = {  # settings of other ways to generate, with the value that switches 
     "watermarking_config": None, "exponential_decay_length_penalty": None, "stop_strings": None, "streamer": None,
 }  # fmt: skip
 
+INSTEAD = {  # settings that other models take, and what says it here
+    "max_length": "max_new_tokens, which counts new frames", "min_length": "min_new_tokens, which counts new frames",
+    "output_attentions": "output_alignments", "output_logits": "output_scores",
+    "output_hidden_states": "the model's forward with what was generated",
+    "forced_eos_token_id": "max_new_tokens", "forced_bos_token_id": "audio_codes, a prompt",
+}  # fmt: skip
+
 
 def refuse_other_modes(config, kwargs):
-    """ValueError for beam search, assisted decoding and the like: it would be wrong to ignore them."""
+    """ValueError for beam search, assisted decoding and whatever else it would be wrong to ignore."""
+    for name, ours in INSTEAD.items():
+        if kwargs.get(name) not in (None, False):
+            raise ValueError(f"{name}={kwargs[name]!r}: generate() does not take that here; use {ours}.")
     for name, off in REFUSED.items():
         value = kwargs.get(name, getattr(config, name, None))
         if value is not None and value is not False and value != off:

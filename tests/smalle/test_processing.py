@@ -74,6 +74,22 @@ def test_batch_is_left_padded_and_equals_single_texts(processor):
         assert torch.equal(row(batch, index)[0], alone["input_ids"][0])
 
 
+def test_settings_of_the_tokenizer_come_flat_or_as_text_kwargs(processor):
+    texts = ["Hi.", "This one is quite a bit longer."]
+    right = processor(texts, text_kwargs={"padding_side": "right"})
+    assert right["attention_mask"][:, 0].all() and not right["attention_mask"][:, -1].all()
+    assert_equal(processor(texts, padding_side="right"), right)
+    assert processor(texts, pad_to_multiple_of=64)["input_ids"].shape[1] % 64 == 0
+    with pytest.raises(ValueError, match="padding_side"):
+        processor(texts, padding_side="left", text_kwargs={"padding_side": "right"})
+
+
+def test_sampling_rate_may_stand_in_audio_kwargs(processor, record, tmp_path):
+    clone = {"audio": record(tmp_path / "voice.wav", sampling_rate=44100), "audio_text": "I said so."}
+    wanted = processor("Hello.", **clone, sampling_rate=44100)
+    assert_equal(processor("Hello.", **clone, audio_kwargs={"sampling_rate": 44100}), wanted)
+
+
 def test_each_text_may_have_its_own_voice(processor):
     batch = processor(["One.", "Two, three."], voice=["ben", "anna"])
     for index, (text, voice) in enumerate((("One.", "ben"), ("Two, three.", "anna"))):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 PROGRAM = """
-import json, sys
+import json, pathlib, sys
 
 class NoPackage:
     def find_spec(self, name, path=None, target=None):
@@ -28,6 +28,12 @@ speak = pipeline("text-to-speech", model=path, trust_remote_code=True)
 def shape(speech):
     samples, = speech["audio"] if speech["audio"].ndim == 2 else [speech["audio"]]
     return [len(samples), speech["sampling_rate"], bool(abs(samples).max() < 10)]
+
+AutoModelForTextToWaveform.from_pretrained(path, trust_remote_code=True).save_pretrained("again")
+AutoProcessor.from_pretrained(path, trust_remote_code=True).save_pretrained("again")
+facts["files"] = [sorted(p.relative_to(top).as_posix() for p in pathlib.Path(top).rglob("*") if p.is_file() and
+                         "__pycache__" not in p.parts) for top in (path, "again")]
+facts["again"] = [type(auto.from_pretrained("again", trust_remote_code=True)).__name__ for auto in autos]
 
 length = {"max_new_tokens": 12, "min_new_tokens": 12}
 facts["one"] = shape(speak("Hello.", generate_kwargs=length))
@@ -56,6 +62,12 @@ def test_every_auto_class_finds_its_class(facts):
     assert facts["AutoModelForTextToWaveform"] == "SmallEForTextToSpeech"
     assert facts["AutoProcessor"] == "SmallEProcessor"
     assert "Tokenizer" in facts["AutoTokenizer"]
+
+
+def test_saved_again_it_is_whole_again(facts):
+    before, after = facts["files"]
+    assert before == after
+    assert facts["again"][:4] == ["SmallEConfig", "SmallEModel", "SmallEForTextToSpeech", "SmallEProcessor"]
 
 
 def test_half_precision_weights_load_as_float32(facts):
