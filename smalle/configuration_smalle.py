@@ -22,8 +22,11 @@ class SmallEConfig(PreTrainedConfig):
         hidden_size: width of the text encoder, the audio encoder and the audio decoder.
         intermediate_size: width of the gated feed-forward layers.
         text_layers, num_attention_heads, rope_theta: the non-causal text encoder.
+        partial_rotary_factor: share of the channels of its heads that rotary positions turn.
         decoder_layers: layers of the decoder-only transformer, which has the heads and rope_theta above and nothing of
             what follows up to the codec.
+        final_norms: the stacks that end in a LayerNorm, of "text", "audio_encoder", "position" (without
+            `position_gain`, which has a norm of its own) and "audio_decoder".
         audio_encoder_layers, audio_decoder_layers: linear-attention blocks before and after the cross-attention.
         mixer: sequence mixer of those blocks and of the position block: "gla", "retnet", "rwkv5" (v5.2), "rwkv6",
             "rwkv7", "mamba", "mamba2" or "gated_deltanet".
@@ -33,11 +36,18 @@ class SmallEConfig(PreTrainedConfig):
             is also the inner width of Mamba and Mamba-2. RWKV uses neither.
         gate_low_rank, gate_logit_normalizer: GLA's decay gate, `logsigmoid(low_rank(x)) / normalizer`.
         state_size: states of each channel of Mamba (None: 16) and of each head of Mamba-2 (None: 128).
+        feed_forward: what follows the mixer in each of those blocks: "swiglu", "rwkv" (the channel mixing of RWKV v6,
+            3.5 times as wide as its input), or "none".
         conv_size: steps that the short convolutions of Mamba, Mamba-2 and Gated DeltaNet see.
         cross_attention: "paca" (Position-Aware Cross-Attention), or "plain", multi-head attention to text with
             positions (the paper's ablation).
+        cross_attention_heads: heads of the plain one (None: num_attention_heads).
+        cross_rotary_size: channels of each query and key of the cross-attention that their positions turn, the audio
+            step and the text token; 0: none, and plain cross-attention adds sinusoids to its keys instead.
         position_size: width d_b of the sinusoidal positions and of the block that runs over them (at most 64
             in the paper).
+        position_layers, position_heads, position_intermediate_size: blocks over positions, heads of their mixers and
+            width of their feed-forward layers (None: 2 * position_size).
         position_theta: slowest wavelength of those positions, in units of 2 pi tokens.
         position_gain: scale of the normalised output of that block, how sharply it looks up positions; None: neither
             norm nor scale, the paper's equation as it stands.
@@ -57,9 +67,11 @@ class SmallEConfig(PreTrainedConfig):
     text_layers: int = 9
     num_attention_heads: int = 8
     rope_theta: float = 10000.0
+    partial_rotary_factor: float = 1.0
     decoder_layers: int = 12
     audio_encoder_layers: int = 6
     audio_decoder_layers: int = 6
+    final_norms: list[str] | tuple[str, ...] = ("text", "audio_decoder")
     mixer: str = "gla"
     mixer_heads: int = 2
     expand_k: float = 1.0
@@ -68,8 +80,14 @@ class SmallEConfig(PreTrainedConfig):
     gate_logit_normalizer: float = 16.0
     state_size: int | None = None
     conv_size: int = 4
+    feed_forward: str = "swiglu"
     cross_attention: str = "paca"
+    cross_attention_heads: int | None = None
+    cross_rotary_size: int = 0
     position_size: int = 64
+    position_layers: int = 1
+    position_heads: int = 1
+    position_intermediate_size: int | None = None
     position_theta: float = 10000.0
     position_gain: float | None = 8.0
     num_codebooks: int = 4
@@ -89,19 +107,28 @@ class SmallEConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self.final_norms = list(self.final_norms)
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         self._check_names()
         self._check_sizes()
 
     def _check_names(self):
-        known = {"architecture": ("small-e", "decoder-only"), "cross_attention": ("paca", "plain")}
+        known = {
+            "architecture": ("small-e", "decoder-only"),
+            "cross_attention": ("paca", "plain"),
+            "feed_forward": ("swiglu", "rwkv", "none"),
+        }
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}.")
+        stacks = ("text", "audio_encoder", "position", "audio_decoder")
+        if not set(self.final_norms) <= set(stacks):
+            raise ValueError(f"final_norms={self.final_norms}: expected some of {', '.join(stacks)}.")
 
     def _check_sizes(self):
         positive = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "mixer_heads",
-                    "decoder_layers", "num_codebooks", "codebook_size", "frame_rate", "sampling_rate")  # fmt: skip
+                    "decoder_layers", "position_layers", "position_heads", "num_codebooks", "codebook_size",
+                    "frame_rate", "sampling_rate")  # fmt: skip
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a positive number.")
@@ -116,8 +143,24 @@ class SmallEConfig(PreTrainedConfig):
                 raise ValueError(f"hidden_size * {name} = {width} must be a multiple of mixer_heads={self.mixer_heads}.")
         if self.state_size is not None and self.state_size < 1:
             raise ValueError(f"state_size={self.state_size}: expected a positive number or None.")
+        if not 0 < self.partial_rotary_factor <= 1 or self.rotary_size % 2:
+            raise ValueError(
+                f"partial_rotary_factor={self.partial_rotary_factor} turns {self.rotary_size} channels of a head: "
+                "expected a share above 0, up to 1, that makes an even number."
+            )
+        heads = 1 if self.cross_attention == "paca" else self.cross_attention_heads or self.num_attention_heads
+        width = self.hidden_size // heads
+        if heads < 1 or width * heads != self.hidden_size:
+            raise ValueError(f"cross_attention_heads={heads}: expected a divisor of hidden_size={self.hidden_size}.")
+        if self.cross_rotary_size % 2 or not 0 <= self.cross_rotary_size <= width:
+            raise ValueError(f"cross_rotary_size={self.cross_rotary_size}: expected an even number, 0 to {width}.")
         if self.position_size % 2:
             raise ValueError(f"position_size={self.position_size} must be even: half sines, half cosines.")
+
+    @property
+    def rotary_size(self) -> int:
+        """Channels of each head of a transformer that rotary positions turn."""
+        return int(self.hidden_size // self.num_attention_heads * self.partial_rotary_factor)
 
     @property
     def audio_vocab_size(self) -> int:

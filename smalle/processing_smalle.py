@@ -386,7 +386,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     def save_pretrained(self, save_directory, **kwargs):
         """Also saves the voices and, where it is one of ours or loaded, the codec."""
         files = super().save_pretrained(save_directory, **kwargs)
-        os.makedirs(os.path.join(save_directory, "voices"), exist_ok=True)
+        if self.voices:
+            os.makedirs(os.path.join(save_directory, "voices"), exist_ok=True)
         for name in self.voices:
             save_voice(os.path.join(save_directory, "voices", f"{name}.safetensors"), *self._voice(name))
         if self._codec_inside and (self._codec or self.source):

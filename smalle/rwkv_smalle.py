@@ -1,6 +1,7 @@
-"""Time mixing of RWKV v5.2, v6 and v7. Keys and values are as wide as the hidden size; heads of 64 are usual.
+"""Time mixing of RWKV v5.2, v6 and v7, and channel mixing of v6. Keys and values are as wide as the hidden size; heads
+of 64 are usual.
 
-state of all three: ((B, H, K, V), the last step's input (B, D)).
+state of time mixing: ((B, H, K, V), the last step's input (B, D)).
 """
 
 import math
@@ -186,3 +187,27 @@ class RWKV7(RWKV):
         present = (r * k * self._heads(self.bonus)).sum(-1, keepdim=True) * v
         out = self._norm(out) + present.flatten(-2)
         return self.o_proj(out * (torch.sigmoid(g @ self.gate_down) @ self.gate_up)), (state, last)
+
+
+class ChannelMix(CausalMixer):
+    """Channel mixing of RWKV v6, a feed-forward layer that sees the step before. state: the last input (B, D)."""
+
+    def __init__(self, hidden_size, index, depth):
+        super().__init__()
+        size = max(1, int(3.5 * hidden_size) // 32) * 32
+        self.rest = 1 - index / max(1, depth)
+        self.shares = nn.Parameter(torch.empty(2, hidden_size))
+        self.k_proj = nn.Linear(hidden_size, size, bias=False)
+        self.r_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.v_proj = nn.Linear(size, hidden_size, bias=False)
+
+    @torch.no_grad()
+    def init_parameters(self):
+        size = self.shares.shape[1]
+        place = torch.arange(size, device=self.shares.device) / size
+        init.copy_(self.shares, (1 - place**self.rest).expand(2, -1))
+
+    def mix(self, x, mask, state):
+        previous, last = token_shift(x, mask, state)
+        k, r = (x + (previous - x) * share for share in self.shares)
+        return torch.sigmoid(self.r_proj(r)) * self.v_proj(F.relu(self.k_proj(k)) ** 2), last

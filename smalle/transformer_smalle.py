@@ -22,7 +22,7 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.head_size, self.theta = config.hidden_size // config.num_attention_heads, config.rope_theta
+        self.rotary_size, self.theta = config.rotary_size, config.rope_theta
         depth = config.decoder_layers
         self.layers = nn.ModuleList(TransformerLayer(config, depth) for _ in range(depth))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
@@ -35,7 +35,7 @@ class CausalTransformer(nn.Module):
             state = TransformerState(nothing, nothing, mask[:, :0])
         whole = torch.cat((state.mask, mask), 1)
         positions = (whole.long().cumsum(1) - 1)[:, state.mask.shape[1] :]
-        cos, sin = rotary(positions[:, None], self.head_size, self.theta)
+        cos, sin = rotary(positions[:, None], self.rotary_size, self.theta)
         visible = causal(whole, x.shape[1])
         hidden, keys, values = [x], [], []
         for layer, old_keys, old_values in zip(self.layers, state.keys, state.values):

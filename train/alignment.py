@@ -44,10 +44,22 @@ def window_loss(attention, windows, audio_mask):
 
     attention (B, T, N); windows (B, N, 2) in frames, endless where nothing is known; audio_mask (B, T).
     """
-    frames = torch.arange(attention.shape[1], device=attention.device)[:, None]
+    frames = torch.arange(attention.shape[1], device=attention.device)[:, None] + 0.5
     inside = (frames >= windows[:, None, :, 0]) & (frames < windows[:, None, :, 1])
     mass = (attention.float() * inside).sum(-1)
     return -((mass + 1e-6).log() * audio_mask).sum() / audio_mask.sum()
+
+
+def timed_maps(windows, length):
+    """Maps (B, T, N) of windows (B, N, 2): every frame reads the tokens in whose windows it lies, most where deepest.
+
+    A text without times, and frames that no window holds, read nothing.
+    """
+    frames = torch.arange(length, device=windows.device)[:, None] + 0.5
+    depth = torch.minimum(frames - windows[:, None, :, 0], windows[:, None, :, 1] - frames).clamp(min=0)
+    known = windows.isfinite().any(-1)  # not the padding, nor a whole text, that no time is known of
+    depth = depth.clamp(max=1000).masked_fill(~known[:, None], 0)
+    return depth / depth.sum(-1, keepdim=True).clamp(min=1e-6)
 
 
 def diagonal_prior(frames, tokens, shape, width):

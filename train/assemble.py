@@ -4,7 +4,7 @@ usage: python -m train.assemble MODEL CODEC VOICES.yaml OUT [--card CARD.md]
 
 MODEL: output folder of train.train, or one of its checkpoints, whose averaged weights are taken. CODEC: folder of
 train.codec. VOICES.yaml: default: NAME, voices: {NAME: {audio: recording, text: transcript}}, paths from where the
-command runs. Weights are stored in half precision and load as float32.
+command runs, and generation: {...}, what generate() shall do by default. Weights are stored in half precision and load as float32.
 """
 
 import argparse
@@ -34,12 +34,13 @@ def save_half(model, folder):
     path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 
-def assemble(model_folder, codec_folder, voices_file, out, generation=None, card=None):
+def assemble(model_folder, codec_folder, voices_file, out, card=None):
     """Writes OUT; returns its size in bytes."""
     partial = pathlib.Path(f"{out}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "voices").mkdir(parents=True)
-    settings = {**GENERATION, **(generation or {})}
+    recipe = yaml.safe_load(pathlib.Path(voices_file).read_text())
+    settings = {**GENERATION, **recipe.get("generation", {})}
     model = smalle.SmallEForTextToSpeech.from_pretrained(model_folder, dtype=torch.float32)
     averaged = pathlib.Path(model_folder) / EMACallback.FILE
     if averaged.is_file():
@@ -53,7 +54,6 @@ def assemble(model_folder, codec_folder, voices_file, out, generation=None, card
     )  # fmt: skip
     write_card(partial, pathlib.Path(out).name)
     save_half(model, partial)
-    recipe = yaml.safe_load(pathlib.Path(voices_file).read_text())
     processor = SmallEProcessor(
         AutoTokenizer.from_pretrained(model_folder), voices=sorted(recipe["voices"]), default_voice=recipe["default"],
         sampling_rate=config.sampling_rate,

@@ -126,6 +126,7 @@ class Collator:
             texts, padding=True, padding_side="right", return_tensors="pt", return_offsets_mapping=True
         )
         windows = [self._windows(t, words, o) for t, (*_, words), o in zip(texts, samples, text["offset_mapping"])]
+        windows = torch.stack(windows).masked_fill(text["attention_mask"][..., None] == 0, torch.inf)  # never read
         grids = []
         for _, codes, _ in samples:
             grid = delay(codes)
@@ -140,6 +141,6 @@ class Collator:
         mask = labels[:, 1:, 0] != -100
         return {
             "input_ids": text["input_ids"], "attention_mask": text["attention_mask"],
-            "token_windows": torch.stack(windows), "audio_codes": inputs[:, :-1],
+            "token_windows": windows, "audio_codes": inputs[:, :-1],
             "audio_attention_mask": mask.long(), "labels": labels[:, 1:],
         }  # fmt: skip

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 from smalle import SmallEConfig, SmallEForTextToSpeech
 from smalle.configuration_smalle import AUDIO_PAD
 
-from .alignment import forward_sum_loss, window_loss
+from .alignment import forward_sum_loss, timed_maps, window_loss
 from .clock import Clock
 from .data import CodesDataset, Collator, SpeakerBatchSampler
 from .ema import EMACallback
@@ -68,6 +68,10 @@ class SmallETrainer(Trainer):
         alignment, forward_sum = (self.objective.get(name, 0) for name in ("alignment_weight", "forward_sum_weight"))
         if model.training and self.objective.get("audio_dropout"):
             inputs["audio_codes"] = drop_spans(inputs["audio_codes"], self.objective["audio_dropout"])
+        if model.training and self.objective.get("timed_rows"):
+            maps = timed_maps(windows, labels.shape[1])
+            rows = torch.rand(len(maps), 1, 1, device=maps.device) < self.objective["timed_rows"]
+            inputs["text_maps"] = maps * rows
         out = model(**inputs, output_attentions=alignment + forward_sum > 0)
         losses = F.cross_entropy(out.logits.float().flatten(0, 2), labels.flatten(), reduction="none")
         codebooks = losses.view(labels.shape).sum((0, 1)) / (labels != -100).sum((0, 1)).clamp(min=1)

@@ -6,6 +6,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .mixers_smalle import build_mixer
+from .rwkv_smalle import ChannelMix
 
 
 def ends_residual_branch(layer, depth):
@@ -15,6 +16,11 @@ def ends_residual_branch(layer, depth):
     their own there.
     """
     layer.residual_branches = 2 * max(1, depth)
+
+
+def final_norm(config, stack, size):
+    """The norm that ends a stack, or nothing."""
+    return nn.LayerNorm(size, eps=config.norm_eps) if stack in config.final_norms else nn.Identity()
 
 
 class GatedMLP(nn.Module):
@@ -39,9 +45,11 @@ def rotary(positions, head_size, theta):
 
 
 def rotate(x, cos, sin):
-    """Turns the two halves of x (B, H, T, D) by angles whose cosines and sines broadcast to (B, H, T, D / 2)."""
-    first, second = x.chunk(2, -1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+    """Turns the first 2 R channels of x (B, H, T, D), as two halves, by angles whose cosines and sines broadcast to
+    (B, H, T, R)."""
+    size = 2 * cos.shape[-1]
+    first, second = x[..., :size].chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, x[..., size:]), -1).to(x.dtype)
 
 
 class TransformerLayer(GradientCheckpointingLayer):
@@ -79,19 +87,45 @@ class TransformerLayer(GradientCheckpointingLayer):
 
 
 class LinearAttentionBlock(GradientCheckpointingLayer):
-    """A recurrent sequence mixer, then a gated feed-forward layer, pre-norm: one LCLM block of the paper."""
+    """A recurrent sequence mixer, then a gated feed-forward layer, pre-norm: one LCLM block of the paper.
+
+    The state is that of the mixer; with the channel mixing of RWKV, a tuple of that and what channel mixing remembers.
+    """
 
     def __init__(self, config, hidden_size, num_heads, intermediate_size, index=0):
         super().__init__()
         depth = config.audio_encoder_layers + config.audio_decoder_layers
+        self.feed_forward = config.feed_forward
         self.norm1 = nn.LayerNorm(hidden_size, eps=config.norm_eps)
         self.mixer = build_mixer(config, hidden_size, num_heads, index)
         ends_residual_branch(self.mixer.o_proj, depth)
-        self.norm2 = nn.LayerNorm(hidden_size, eps=config.norm_eps)
-        self.mlp = GatedMLP(hidden_size, intermediate_size, depth)
+        if self.feed_forward != "none":
+            self.norm2 = nn.LayerNorm(hidden_size, eps=config.norm_eps)
+        if self.feed_forward == "swiglu":
+            self.mlp = GatedMLP(hidden_size, intermediate_size, depth)
+        elif self.feed_forward == "rwkv":
+            self.mlp = ChannelMix(hidden_size, index, depth)
+            ends_residual_branch(self.mlp.v_proj, depth)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, mask=None, state=None):
+        state, last = state if self.feed_forward == "rwkv" and state is not None else (state, None)
         mixed, state = self.mixer(self.norm1(x), mask, state)
         x = x + self.dropout(mixed)
-        return x + self.dropout(self.mlp(self.norm2(x))), state
+        if self.feed_forward == "none":
+            return x, state
+        if self.feed_forward == "swiglu":
+            return x + self.dropout(self.mlp(self.norm2(x))), state
+        mixed, last = self.mlp(self.norm2(x), mask, last)
+        return x + self.dropout(mixed), (state, last)
+
+
+class BlockStack(nn.ModuleList):
+    """Blocks behind the call of one; the state is a tuple of theirs."""
+
+    def forward(self, x, mask=None, state=None):
+        after = []
+        for block, before in zip(self, state or [None] * len(self)):
+            x, before = block(x, mask, before)
+            after.append(before)
+        return x, tuple(after)

@@ -17,7 +17,7 @@ from .configuration_smalle import AUDIO_PAD, SmallEConfig
 from .generation_smalle import SmallEGenerationMixin
 from .hub_smalle import HubMixin
 from .initial_state_smalle import split_state
-from .layers_smalle import LinearAttentionBlock, TransformerLayer, rotary
+from .layers_smalle import LinearAttentionBlock, TransformerLayer, final_norm, rotary
 from .peft_smalle import LORA_TARGETS, register_lora_targets
 from .state_smalle import SmallEState, State
 from .transformer_smalle import CausalTransformer
@@ -93,15 +93,16 @@ class SmallEModel(SmallEPreTrainedModel):
             self.text_encoder = nn.ModuleList(
                 TransformerLayer(config, config.text_layers) for _ in range(config.text_layers)
             )
-            self.text_norm = nn.LayerNorm(size, eps=config.norm_eps)
+            self.text_norm = final_norm(config, "text", size)
         self.audio_embedding = nn.Embedding(config.num_codebooks * config.audio_vocab_size, size)
         if self.decoder_only:
             self.transformer = CausalTransformer(config)
         else:
             self.audio_encoder = self._blocks(config.audio_encoder_layers)
+            self.audio_encoder_norm = final_norm(config, "audio_encoder", size)
             self.cross_attention = CROSS_ATTENTIONS[config.cross_attention](config)
             self.audio_decoder = self._blocks(config.audio_decoder_layers, config.audio_encoder_layers)
-            self.audio_norm = nn.LayerNorm(size, eps=config.norm_eps)
+            self.audio_norm = final_norm(config, "audio_decoder", size)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -134,11 +135,12 @@ class SmallEModel(SmallEPreTrainedModel):
                 )
             return self.transformer(x, mask)[1]
         steps = torch.arange(x.shape[1], device=x.device)
-        cos, sin = rotary(steps, x.shape[2] // self.config.num_attention_heads, self.config.rope_theta)
+        cos, sin = rotary(steps, self.config.rotary_size, self.config.rope_theta)
         for layer in self.text_encoder:
             x, _, _ = layer(x, mask[:, None, None], cos, sin)
         keys, values, positions = self.cross_attention.encode_text(self.text_norm(x), mask)
-        state = SmallEState(text_keys=keys, text_values=values, positions=positions, text_mask=mask)
+        steps = input_ids.new_zeros(len(input_ids)) if self.config.cross_rotary_size else None
+        state = SmallEState(text_keys=keys, text_values=values, positions=positions, text_mask=mask, steps=steps)
         if initial_state is None:
             return state
         if len(initial_state) != len(input_ids):
@@ -152,7 +154,7 @@ class SmallEModel(SmallEPreTrainedModel):
         """The recurrent state of a text that nothing was read for: what a masked step leaves."""
         mask = state.text_mask
         codes = torch.full((len(mask), 1, self.config.num_codebooks), AUDIO_PAD, device=mask.device)
-        return self._read(self.embed_audio(codes), torch.zeros_like(codes[..., 0]), state)[1].recurrent
+        return self._read(self.embed_audio(codes), torch.zeros_like(codes[..., 0]), state, None)[1].recurrent
 
     def embed_audio(self, audio_codes):
         """Sum of the codebooks' embeddings: delayed codes (B, T, Q) -> (B, T, D)."""
@@ -167,7 +169,7 @@ class SmallEModel(SmallEPreTrainedModel):
     @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
                 past_key_values=None, use_cache=None, output_attentions=None, output_hidden_states=None,
-                initial_state=None, **kwargs):  # fmt: skip
+                initial_state=None, text_maps=None, **kwargs):  # fmt: skip
         """One pass over delayed audio codes.
 
         Args:
@@ -177,6 +179,8 @@ class SmallEModel(SmallEPreTrainedModel):
             past_key_values: state of a former call, to go on from there.
             initial_state (B, S): a tuned voice, the state to begin a text in (`initial_state_smalle`).
             output_attentions, output_hidden_states: see `SmallEModelOutput`; the decoder-only model has no maps.
+            text_maps (B, T, N), in training: where in the text each step reads, in place of the model's own map; steps
+                of zeros are left to it.
             use_cache: return the state. None, for all three: what the configuration says; no state in training.
             return_dict: False gives a tuple of what is not None.
         """
@@ -201,7 +205,7 @@ class SmallEModel(SmallEPreTrainedModel):
             hidden, state = self.transformer(x, audio_attention_mask, state)
             attentions = None
         else:
-            hidden, state, attentions = self._read(x, audio_attention_mask, state)
+            hidden, state, attentions = self._read(x, audio_attention_mask, state, text_maps)
         return SmallEModelOutput(
             last_hidden_state=hidden[-1],
             past_key_values=state if use_cache else None,
@@ -209,20 +213,24 @@ class SmallEModel(SmallEPreTrainedModel):
             hidden_states=tuple(hidden) if output_hidden_states else None,
         )
 
-    def _read(self, x, mask, state):
+    def _read(self, x, mask, state, text_maps):
         """Embedded audio (B, T, D) to hidden states, from the embeddings to the normed output; the state; the maps."""
         blocks = [*self.audio_encoder, self.cross_attention, *self.audio_decoder]
         hidden, after = [x], []
         for block, before in zip(blocks, state.recurrent or [None] * len(blocks)):
             if block is self.cross_attention:
-                attended, attentions, recurrent = block(x, state, mask, before)
+                x = self.audio_encoder_norm(x)
+                attended, attentions, recurrent = block(x, state, mask, before, text_maps)
                 x = x + attended
             else:
                 x, recurrent = block(x, mask, before)
             hidden.append(x)
             after.append(recurrent)
         hidden[-1] = self.audio_norm(x)
-        return hidden, replace(state, recurrent=tuple(after)), attentions
+        steps = state.steps
+        if steps is not None:
+            steps = steps + (x.shape[1] if mask is None else mask.long().sum(1))
+        return hidden, replace(state, recurrent=tuple(after), steps=steps), attentions
 
 
 class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
@@ -243,7 +251,7 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
     @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None, labels=None,
                 past_key_values=None, use_cache=None, output_attentions=None, num_items_in_batch=None,
-                output_hidden_states=None, initial_state=None, **kwargs):  # fmt: skip
+                output_hidden_states=None, initial_state=None, text_maps=None, **kwargs):  # fmt: skip
         """As `SmallEModel.forward`; with labels (B, T, Q), -100 ignored, also the mean cross-entropy over them.
 
         labels[:, t] is what follows audio_codes[:, t]. With `num_items_in_batch` the summed loss is divided by it,
@@ -251,7 +259,7 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         """
         out = self.model(
             input_ids, attention_mask, audio_codes, audio_attention_mask, past_key_values, use_cache, output_attentions,
-            output_hidden_states, initial_state, return_dict=True,
+            output_hidden_states, initial_state, text_maps, return_dict=True,
         )  # fmt: skip
         logits = self.head(out.last_hidden_state).unflatten(-1, (self.config.num_codebooks, -1))
         loss = None

@@ -37,8 +37,8 @@ SKIPS = {
     "PlainCrossAttentionTest.test_retain_grad_hidden_states_attentions": "wants a gradient of the map; ours is the "
     "mean over heads, made for the eye",
     "test_tokenizer_decode_defaults": "batch_decode makes audio of codes, as processors of other speech models do",
-    "test_replacement_offsets": "is of images and audio inside a text, which ours has not; it takes the first base class "
-    "for ProcessorMixin",
+    "test_replacement_offsets": "is of images and audio inside a text, which we have not; it takes the first base "
+    "class for ProcessorMixin",
     "test_init_arguments_not_in_class_attributes": "codec is a name at construction, then what it names",
     "test_init_arguments_not_in_processor_kwargs": "sampling_rate of the processor is that of what it makes; in a call "
     "it is that of the recording that is given",

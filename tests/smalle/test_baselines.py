@@ -1,4 +1,5 @@
-"""Plain cross-attention and the decoder-only transformer: what holds for Small-E holds for its baselines."""
+"""What holds for Small-E holds for its baselines, plain cross-attention and the decoder-only transformer, and for the
+parts of the original's models that the paper's shape does not have."""
 
 import shutil
 
@@ -14,7 +15,16 @@ from smalle.state_smalle import SmallEState
 BASELINES = {
     "plain": dict(cross_attention="plain"),
     "decoder-only": dict(architecture="decoder-only", decoder_layers=3),
-}
+    "rotary plain": dict(cross_attention="plain", cross_attention_heads=1, cross_rotary_size=8, final_norms=[]),
+    "rwkv blocks": dict(
+        mixer="rwkv6", feed_forward="rwkv", cross_rotary_size=16, position_gain=None, position_heads=2,
+        partial_rotary_factor=0.5,
+    ),
+    "mamba blocks": dict(
+        mixer="mamba", feed_forward="none", final_norms=["audio_encoder", "position", "audio_decoder"],
+        cross_rotary_size=4, position_gain=None, position_layers=2,
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=list(BASELINES))
@@ -109,7 +119,7 @@ def test_batch_with_different_prompts_equals_single_runs(model):
 def test_stopped_and_continued_equals_at_once(model, inputs):
     settings = dict(do_sample=False, return_dict_in_generate=True)
     whole = model.generate(inputs[0], max_new_tokens=14, min_new_tokens=14, **settings)
-    part = model.generate(inputs[0], max_new_tokens=6, min_new_tokens=6, **settings)
+    part = model.generate(inputs[0], max_new_tokens=6, min_new_tokens=14, **settings)  # it may not mean to end, either
     rest = model.generate(past_key_values=part.past_key_values, max_new_tokens=8, min_new_tokens=8, **settings)
     assert torch.equal(torch.cat((part.sequences, rest.sequences), 1), whole.sequences)
 
@@ -189,7 +199,15 @@ def test_decoder_only_has_no_map(make_tiny, inputs):
         model(input_ids=inputs[0], audio_codes=inputs[1], output_attentions=True)
 
 
-@pytest.mark.parametrize("wrong", [dict(architecture="rnn"), dict(cross_attention="none"), dict(decoder_layers=0)])
+UNKNOWN = [
+    dict(architecture="rnn"), dict(cross_attention="none"), dict(decoder_layers=0), dict(feed_forward="gelu"),
+    dict(final_norms=["audio"]), dict(partial_rotary_factor=0.0), dict(partial_rotary_factor=0.05),
+    dict(cross_rotary_size=3), dict(cross_rotary_size=514), dict(cross_attention_heads=3, cross_attention="plain"),
+    dict(cross_rotary_size=66, cross_attention="plain"), dict(position_layers=0), dict(position_heads=0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", UNKNOWN)
 def test_unknown_architectures_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SmallEConfig(**wrong)

@@ -312,3 +312,19 @@ def test_wrong_inputs_are_refused(tiny_model, tiny_config):
         tiny_model(audio_codes=codes)
     with pytest.raises(ValueError, match="mixer='lstm'"):
         SmallEForTextToSpeech(SmallEConfig(mixer="lstm"))
+
+
+@pytest.mark.parametrize("kind", ["paca", "plain"])
+@torch.no_grad()
+def test_given_maps_are_read_by_and_zeros_are_left_to_the_model(make_tiny, kind):
+    model = make_tiny(cross_attention=kind)
+    text, codes = batch(model.config, text=6, frames=5)
+    own = model(text, audio_codes=codes, output_attentions=True)
+    torch.testing.assert_close(model(text, audio_codes=codes, text_maps=torch.zeros(2, 5, 6)).logits, own.logits)
+    maps = torch.zeros(2, 5, 6)
+    maps[0, 2:, 3] = 1
+    given = model(text, audio_codes=codes, text_maps=maps, output_attentions=True)
+    torch.testing.assert_close(given.logits[1], own.logits[1])
+    torch.testing.assert_close(given.logits[0, :2], own.logits[0, :2])
+    assert (given.logits[0, 2:] - own.logits[0, 2:]).abs().max() > 1e-4
+    torch.testing.assert_close(given.attentions, own.attentions)  # what the model itself would read

@@ -67,7 +67,7 @@ def test_codes_to_be_decoded(processor, shape, dtype, first, array):
     codes = np.asarray(np.arange(np.prod(shape, dtype=int)).reshape(shape) % 4 + first, dtype)
     waves = result_or_value_error(lambda: processor.batch_decode(codes if array else torch.from_numpy(codes)))
     if waves is not None:
-        assert dtype in ("int64", "int32") and first < 18
+        assert dtype in ("int64", "int32") and (first < 18 or not codes.size)
         assert all(wave.ndim == 1 and wave.isfinite().all() for wave in waves)
 
 

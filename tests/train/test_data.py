@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL, NUM_AUDIO_SPECIALS
 from smalle.delay_smalle import delay
-from train.alignment import forward_sum_loss, token_windows, window_loss
+from train.alignment import forward_sum_loss, timed_maps, token_windows, window_loss
 from train.data import CodesDataset, Collator, SpeakerBatchSampler
 from train.ema import EMACallback
 from train.prepare import write
@@ -115,9 +115,20 @@ def test_windows_follow_the_words_and_meet_between_them(tiny_tokenizer):
 def test_unknown_times_and_left_out_texts_bind_nothing(tiny_tokenizer, codes):
     batch = Collator(tiny_tokenizer, 3, 50.0)(list(zip(TEXTS, codes, WORDS)))
     unknown = torch.tensor([-torch.inf, torch.inf])
-    assert (batch["token_windows"][2, 1] == unknown).all() and batch["token_windows"][0, 1].isfinite().all()
+    assert (batch["token_windows"][2, :2] == unknown).all() and batch["token_windows"][0, 1].isfinite().all()
     dropped = Collator(tiny_tokenizer, 3, 50.0, text_dropout=1.0)(list(zip(TEXTS, codes, WORDS)))
     assert (dropped["token_windows"] == unknown).all()
+
+
+def test_timed_maps_read_what_is_said_and_leave_the_rest_to_the_model(tiny_tokenizer, codes):
+    batch = Collator(tiny_tokenizer, 3, 50.0)(list(zip(TEXTS, codes, WORDS)))
+    maps = timed_maps(batch["token_windows"], batch["labels"].shape[1])
+    assert maps.shape == (*batch["labels"].shape[:2], batch["input_ids"].shape[1])
+    assert maps[0].sum(-1) == pytest.approx(torch.ones(len(maps[0]))) and (maps[2] == 0).all()
+    assert (maps * (1 - batch["attention_mask"])[:, None] == 0).all()
+    assert window_loss(maps[:2], batch["token_windows"][:2], batch["audio_attention_mask"][:2]) < 1e-3
+    places = (maps[0] * torch.arange(maps.shape[2])).sum(-1)
+    assert (places.diff() >= 0).all() and places[0] < 6 and places[-1] > batch["attention_mask"][0].sum() - 2
 
 
 def test_window_loss_counts_only_attention_outside_of_windows():

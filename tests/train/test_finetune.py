@@ -45,8 +45,9 @@ def make_base(tiny_codec, tiny_tokenizer, record):
         tiny_codec.save_pretrained(work / "codec")
         record(work / "anna.wav", 0.5, 200)
         voices = {"default": "anna", "voices": {"anna": {"audio": str(work / "anna.wav"), "text": "It is a door."}}}
+        voices["generation"] = {"max_seconds": 6}
         (work / "voices.yaml").write_text(json.dumps(voices))
-        assemble.assemble(work / "model", work / "codec", work / "voices.yaml", work / "tiny", {"max_seconds": 6})
+        assemble.assemble(work / "model", work / "codec", work / "voices.yaml", work / "tiny")
         return str(work / "tiny")
 
     return make

@@ -1,0 +1,149 @@
+"""Every sequence mixer in the paper's shape, side by side: sizes, training throughput, latency of one step.
+
+usage: python benchmarks/mixers.py [--device cuda] [--dtype bfloat16] [--frames 256] [--batch 1] [--mixers gla mamba]
+           [--threads 1] [--processor-time]
+
+Prints a table in Markdown. A model is the whole Small-E of the paper (width 512, 9 + 6 + 6 layers) with random weights
+and that mixer everywhere. Training is forward, backward and AdamW over a batch of texts of 64 tokens, in frames of
+audio a second; a step is one new frame for a batch of one, in single precision. Times are medians, by the clock, or of
+the processor, where other programs share the machine. The plain PyTorch path and
+flash-linear-attention's kernels are measured one after the other, where a mixer has both and they run.
+"""
+
+import argparse
+import pathlib
+import platform
+import statistics
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from smalle import SmallEConfig, SmallEForTextToSpeech  # noqa: E402
+from smalle.mixers_smalle import MIXERS  # noqa: E402
+from smalle.state_smalle import apply  # noqa: E402
+
+HEADS = {"rwkv5": 8, "rwkv6": 8, "rwkv7": 8, "mamba2": 16}  # as narrow as published: 64 channels; others have 2
+TEXT_TOKENS = 64
+COLUMNS = (
+    "mixer", "heads", "parameters (M)", "of them in a mixer (M)", "fla path", "training (frames/s)", "with fla",
+    "one step (ms)", "with fla", "state (kB)",
+)  # fmt: skip
+
+
+def fla_runs(device):
+    """Whether flash-linear-attention's kernels can run on the device."""
+    try:
+        import fla.ops.gla  # noqa: F401
+    except Exception:  # without triton its submodules raise all kinds of errors
+        return False
+    return device.type == "cuda"
+
+
+def clocked(function, device, repeats, clock):
+    """Median seconds of a call, after one that warms up."""
+    times = []
+    for _ in range(repeats + 1):
+        started = clock()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(clock() - started)
+    return statistics.median(times[1:])
+
+
+def training_step(model, batch, frames, dtype):
+    """A function that trains one step."""
+    config, device = model.config, model.device
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+    text = torch.randint(3, config.vocab_size, (batch, TEXT_TOKENS), device=device)
+    codes = torch.randint(config.codebook_size, (batch, frames, config.num_codebooks), device=device)
+
+    def step():
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            model(input_ids=text, audio_codes=codes, labels=codes).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def decoding_step(model):
+    """A function that reads one frame, and the bytes of what the model remembers of the audio."""
+    config, device = model.config, model.device
+    text = torch.randint(3, config.vocab_size, (1, TEXT_TOKENS), device=device)
+    frame = torch.randint(config.codebook_size, (1, 1, config.num_codebooks), device=device)
+
+    @torch.inference_mode()
+    def read(**past):
+        return model(audio_codes=frame, use_cache=True, **past).past_key_values
+
+    state, sizes = read(input_ids=text), []
+    apply(lambda tensor: sizes.append(tensor.nbytes), state.recurrent)
+    return lambda: read(past_key_values=state), sum(sizes)
+
+
+def set_kernel(model, kernel):
+    """Chooses the path of every mixer that has a choice; returns whether one has."""
+    mixers = [module for module in model.modules() if hasattr(module, "kernel")]
+    for mixer in mixers:
+        mixer.kernel = kernel
+    return bool(mixers)
+
+
+def measure(mixer, arguments):
+    """One row of the table."""
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    torch.manual_seed(0)
+    model = SmallEForTextToSpeech(SmallEConfig(mixer=mixer, mixer_heads=HEADS.get(mixer, 2))).to(device)
+    has_fla = set_kernel(model, "torch")
+    own = sum(parameter.numel() for parameter in model.model.audio_encoder[0].mixer.parameters())
+    clock = time.process_time if arguments.processor_time else time.perf_counter
+    speeds, latencies = [], []
+    for kernel in ("torch", "fla"):
+        if kernel == "fla" and not (has_fla and fla_runs(device)):
+            speeds.append("–")
+            latencies.append("–")
+            continue
+        set_kernel(model, kernel)
+        train = training_step(model.train(), arguments.batch, arguments.frames, dtype)
+        speed = arguments.batch * arguments.frames / clocked(train, device, arguments.steps, clock)
+        step, state = decoding_step(model.eval())
+        speeds.append(f"{speed:,.0f}")
+        latencies.append(f"{1000 * clocked(step, device, 20, clock):.1f}")
+    heads = "–" if mixer == "mamba" else model.config.mixer_heads
+    return (
+        mixer, heads, f"{model.num_parameters() / 1e6:.1f}", f"{own / 1e6:.2f}", "yes" if has_fla else "no", *speeds,
+        *latencies, f"{state / 1000:,.0f}",
+    )  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of training")
+    parser.add_argument("--frames", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=3, help="timed training steps")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--mixers", nargs="+", default=list(MIXERS), choices=list(MIXERS))
+    parser.add_argument("--processor-time", action="store_true", help="count the time that this process ran")
+    arguments = parser.parse_args()
+    if arguments.processor_time and (arguments.threads > 1 or arguments.device != "cpu"):
+        parser.error("--processor-time is for one thread of a CPU: it adds up threads and sees no GPU")
+    torch.set_num_threads(arguments.threads)
+    where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else f"{platform.machine()} CPU"
+    print(
+        f"{where}, threads: {arguments.threads}, torch {torch.__version__}, training in {arguments.dtype} on "
+        f"{arguments.batch} × {arguments.frames} frames"
+        f"{', processor time' if arguments.processor_time else ''}\n", flush=True
+    )  # fmt: skip
+    rows = [COLUMNS, ["---"] * len(COLUMNS)]
+    rows += [measure(mixer, arguments) for mixer in tqdm(arguments.mixers, leave=False)]
+    print("\n".join(f"| {' | '.join(map(str, row))} |" for row in rows))
+
+
+if __name__ == "__main__":
+    main()

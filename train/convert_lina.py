@@ -1,0 +1,324 @@
+"""Turns a checkpoint of lina-speech beta, the original of Small-E, into one of transformers.
+
+usage: python -m train.convert_lina CHECKPOINT.pt CONFIG.yaml OUT [--tokenizer bpe256.json]
+
+CHECKPOINT.pt and CONFIG.yaml are what the original's inference.py reads, or a checkpoint of its training that holds
+tensors alone. `AutoModelForTextToWaveform` loads OUT; with the original's tokenizer OUT is complete, with EnCodec at
+3 kbps as its codec. docs/lina.md says how the two models differ. Another kind of checkpoint is refused.
+"""
+
+import argparse
+import pathlib
+import pickle
+import re
+import shutil
+import sys
+import warnings
+
+import torch
+import yaml
+from tokenizers import Tokenizer, processors
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from smalle import SmallEConfig, SmallEForTextToSpeech
+from smalle.configuration_smalle import NUM_AUDIO_SPECIALS
+from smalle.processing_smalle import SmallEProcessor
+
+from .assemble import CODE
+
+RENAMES = [  # in this order: the original's names -> ours
+    (r"^txt_embed\.", "model.text_embedding."),
+    (r"^txt_encoder\.sa\.(\d+)\.(tmix\.)?", r"model.text_encoder.\1."),
+    (r"^attentive_rnn\.encoder\.backbone\.norm_f\.", "model.audio_encoder_norm."),
+    (r"^attentive_rnn\.decoder\.backbone\.norm_f\.", "model.audio_norm."),
+    (r"^attentive_rnn\.cross_att\.pos_net\.backbone\.norm_f\.", "model.cross_attention.position_norm."),
+    (r"^attentive_rnn\.(encoder|decoder)\.(backbone\.layers\.)?(\d+)\.", r"model.audio_\1.\3."),
+    (r"^attentive_rnn\.cross_att\.pos_net\.(backbone\.layers\.)?", "model.cross_attention.position_block."),
+    (r"^attentive_rnn\.cross_att\.([qkv])\.", r"model.cross_attention.\1_proj."),
+    (r"^attentive_rnn\.cross_att\.ln_([qkv])\.", r"model.cross_attention.\1_norm."),
+    (r"\.tmix\.", ".mixer."),
+    (r"\.cmix\.", ".mlp."),
+    (r"\.mlp\.p_out\.", ".mlp.down_proj."),
+    (r"\.mlp\.key\.", ".mlp.k_proj."),  # RWKV's channel mixing
+    (r"\.mlp\.receptance\.", ".mlp.r_proj."),
+    (r"\.mlp\.value\.", ".mlp.v_proj."),
+    (r"\.mixer\.gk_proj\.0\.", ".mixer.decay_down_proj."),  # GLA
+    (r"\.mixer\.gk_proj\.1\.", ".mixer.decay_up_proj."),
+    (r"\.mixer\.g_norm_swish_gate\.", ".mixer.norm."),
+    (r"\.mixer\.receptance\.", ".mixer.r_proj."),  # RWKV's time mixing
+    (r"\.mixer\.key\.", ".mixer.k_proj."),
+    (r"\.mixer\.value\.", ".mixer.v_proj."),
+    (r"\.mixer\.gate\.", ".mixer.g_proj."),
+    (r"\.mixer\.output\.", ".mixer.o_proj."),
+    (r"\.mixer\.ln_x\.", ".mixer.norm."),
+    (r"\.mixer\.time_maa_w1$", ".mixer.share_down"),
+    (r"\.mixer\.time_maa_w2$", ".mixer.share_up"),
+    (r"\.mixer\.time_decay_w1$", ".mixer.decay_down"),
+    (r"\.mixer\.time_decay_w2$", ".mixer.decay_up"),
+    (r"(\.audio_\w+\.\d+|\.position_block\.\d+)\.norm\.", r"\1.norm1."),  # Mamba's block
+    (r"\.mixer\.conv1d\.", ".mixer.conv."),
+    (r"\.mixer\.out_proj\.", ".mixer.o_proj."),
+]
+
+def read_weights(path):
+    """The tensors of a checkpoint by the original's names, in single precision."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds Python objects beside tensors, which are not unpickled here, or is no checkpoint: expected "
+            'what torch.save({"model": model.state_dict()}, ...) writes.'
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a checkpoint of PyTorch: {str(error).splitlines()[0]}") from error
+    for key in ("model", "state_dict"):
+        checkpoint = checkpoint.get(key, checkpoint) if isinstance(checkpoint, dict) else None
+    if not checkpoint or not all(torch.is_tensor(value) for value in checkpoint.values()):
+        raise ValueError(f'{path}: expected a dictionary of tensors, or one under the key "model" or "state_dict".')
+    if "rvq_embed.weight" not in checkpoint or "logits_head.weight" not in checkpoint:
+        raise ValueError(
+            f"{path} has no rvq_embed.weight or no logits_head.weight: expected lina-speech beta (2024, commit b341829 "
+            "and its neighbours), the checkpoint of another model was given."
+        )
+    return {name: value.float() for name, value in checkpoint.items()}
+
+
+def read_settings(path):
+    """The arguments of the original's model, of a configuration of Lightning's command line; ${...} resolved.
+
+    quant_layer, the codebooks, is where the original looks for it too: in the part `data`.
+    """
+    try:
+        whole = yaml.safe_load(pathlib.Path(path).read_text(encoding="utf-8"))
+        model = resolve(whole["model"], whole)
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not a configuration of lina-speech ({error!r}): expected YAML with a part `model`, and every "
+            "${...} in it."
+        ) from error
+    settings = model.get("init_args", model) if isinstance(model, dict) else {}
+    missing = [name for name in ("d_model", "n_codebook", "n_txt_vocab", "attentive_rnn") if name not in settings]
+    if missing:
+        raise ValueError(f"{path}: the part `model` lacks {', '.join(missing)}; expected a lina-speech beta model.")
+    return {**part(whole, "data")[1], **settings}
+
+
+def resolve(value, whole):
+    """The value with each ${path.to.another} replaced by what stands there."""
+    if isinstance(value, dict):
+        return {key: resolve(part, whole) for key, part in value.items()}
+    if isinstance(value, list):
+        return [resolve(part, whole) for part in value]
+    if isinstance(value, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", value)):
+        found = whole
+        for key in match[1].split("."):
+            found = found[key]
+        return resolve(found, whole)
+    return value
+
+
+def part(settings, name):
+    """Class name and arguments of a part of the model; ("", {}) where there is none."""
+    value = settings.get(name) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r}: expected class_path and init_args.")
+    return str(value.get("class_path", "")).rpartition(".")[2], value.get("init_args") or {}
+
+
+def mixer_settings(kind, rnn, size):
+    """What the three recurrent parts of the original differ in, as fields of SmallEConfig."""
+    heads = rnn["heads"]
+    if kind == "AttentiveGLA":
+        fields = {"mixer": "gla", "mixer_heads": heads, "position_heads": heads, "final_norms": []}
+        default, cross_heads = size, 1
+    elif kind == "AttentiveRWKV6":
+        feed_forward = "swiglu" if rnn.get("light") else "rwkv"
+        fields = {"mixer": "rwkv6", "mixer_heads": heads, "feed_forward": feed_forward, "final_norms": []}
+        default, cross_heads = 128, heads
+    elif kind == "AttentiveMamba":
+        norms = ["audio_encoder", "position", "audio_decoder"]
+        fields = {"mixer": "mamba", "mixer_heads": 1, "feed_forward": "none", "final_norms": norms}
+        default, cross_heads = 64, heads
+    else:
+        raise ValueError(f"attentive_rnn is {kind}: expected AttentiveGLA, AttentiveRWKV6 or AttentiveMamba.")
+    if not rnn.get("blind"):
+        turned = size // heads // 2
+        return {**fields, "cross_attention": "plain", "cross_attention_heads": heads, "cross_rotary_size": turned}
+    width = rnn.get("d_blind") or default
+    return {
+        **fields, "cross_attention": "paca", "cross_rotary_size": size // cross_heads // 2, "position_size": width,
+        "position_layers": 2 if kind == "AttentiveMamba" else 1, "position_intermediate_size": 4 * width // 3,
+        "position_gain": None,
+    }  # fmt: skip
+
+
+def make_config(settings, num_codebooks):
+    """SmallEConfig of the original's settings."""
+    kind, rnn = part(settings, "attentive_rnn")
+    encoder_kind, encoder = part(settings, "txt_encoder")
+    size = settings["d_model"]
+    widths = {settings.get("d_context") or size, rnn.get("d_context", size), rnn.get("d_model", size)}
+    if encoder_kind not in ("", "TextEncoder") or widths | {encoder.get("dim", size)} != {size}:
+        raise ValueError(f"txt_encoder is {encoder_kind}, widths {widths}: expected TextEncoder, all {size} wide.")
+    specials = {settings.get(f"n_special_token_{side}", NUM_AUDIO_SPECIALS) for side in ("in", "out")}
+    if specials != {NUM_AUDIO_SPECIALS}:
+        raise ValueError(f"n_special_token_in and _out are {specials}: expected {NUM_AUDIO_SPECIALS}.")
+    missing = [name for name in ("heads", "n_layer") if name not in rnn]
+    if missing:
+        raise ValueError(f"attentive_rnn lacks {', '.join(missing)}.")
+    return SmallEConfig(
+        vocab_size=settings["n_txt_vocab"], hidden_size=size, intermediate_size=4 * size // 3,
+        text_layers=encoder.get("n_layers", 4) if encoder_kind else 0, num_attention_heads=encoder.get("heads", 1),
+        partial_rotary_factor=0.5, audio_encoder_layers=rnn["n_layer"], audio_decoder_layers=rnn["n_layer"],
+        expand_k=1.0, expand_v=2.0, num_codebooks=num_codebooks, codebook_size=settings["n_codebook"],
+        tie_word_embeddings=bool(settings.get("tie_embed")), **mixer_settings(kind, rnn, size),
+    )  # fmt: skip
+
+
+def halves(rows, heads, turned):
+    """Rows (D, ...) of the channels of heads, the first `turned` of each rotated in neighbouring pairs there and in two
+    halves here: the same channels in another order."""
+    order = torch.arange(len(rows) // heads)
+    order[:turned] = torch.cat((order[0:turned:2], order[1:turned:2]))
+    return rows.unflatten(0, (heads, -1))[:, order].flatten(0, 1)
+
+
+def split_text_layer(ours, layer, config):
+    """Queries, keys and values apart; where the original has no output projection, one that changes nothing."""
+    for kind in ("weight", "bias"):
+        q, k, v = ours.pop(f"{layer}.qkv.{kind}").chunk(3)
+        q, k = (halves(rows, config.num_attention_heads, config.rotary_size) for rows in (q, k))
+        ours |= {f"{layer}.q_proj.{kind}": q, f"{layer}.k_proj.{kind}": k, f"{layer}.v_proj.{kind}": v}
+    pass_through(ours, layer, config)
+
+
+def pass_through(ours, layer, config):
+    ours[f"{layer}.o_proj.weight"] = torch.eye(config.hidden_size)
+    ours[f"{layer}.o_proj.bias"] = torch.zeros(config.hidden_size)
+
+
+def join_shares(ours, mixer):
+    """RWKV's parameters of one row each, as ours."""
+    names = "wkvrg" if mixer.endswith(".mixer") else "kr"
+    ours[f"{mixer}.shares"] = torch.stack([ours.pop(f"{mixer}.time_maa_{name}").flatten() for name in names])
+    if mixer.endswith(".mixer"):
+        ours[f"{mixer}.share"] = ours.pop(f"{mixer}.time_maa_x").flatten()[None]
+        ours[f"{mixer}.decay"] = ours.pop(f"{mixer}.time_decay").flatten()
+        ours[f"{mixer}.bonus"] = ours.pop(f"{mixer}.time_faaaa").flatten()
+
+
+def check_frequencies(name, frequencies):
+    """Rotary frequencies are no parameters here: they have to be the usual ones."""
+    usual = 10000.0 ** (-torch.arange(len(frequencies)) / max(1, len(frequencies)))
+    if not torch.allclose(frequencies, usual, rtol=1e-2):
+        raise ValueError(f"{name} is not 10000^(-i / {len(frequencies)}): learned or rescaled ones have no place.")
+
+
+def convert_weights(weights, config):
+    """A state dict of SmallEForTextToSpeech."""
+    ours = {}
+    for name, value in weights.items():
+        if name.endswith("rotary.freqs"):
+            check_frequencies(name, value)
+            continue
+        for pattern, replacement in RENAMES:
+            name = re.sub(pattern, replacement, name)
+        ours[name] = value
+    ours["model.audio_embedding.weight"] = ours.pop("rvq_embed.weight").flatten(0, 1)
+    ours["head.weight"] = ours.pop("logits_head.weight").flatten(0, 1)
+    for name in list(ours):
+        prefix, _, last = name.rpartition(".")
+        if last in ("weight", "bias") and prefix.endswith(".mlp.p_in"):
+            gate, up = ours.pop(name).chunk(2)
+            prefix = prefix.removesuffix("p_in")
+            ours |= {f"{prefix}gate_proj.{last}": gate, f"{prefix}up_proj.{last}": up}
+        elif name.endswith(".qkv.weight"):
+            split_text_layer(ours, name.removesuffix(".qkv.weight"), config)
+        elif last == "time_maa_k":
+            join_shares(ours, prefix)
+    cross = "model.cross_attention"
+    heads = config.cross_attention_heads or 1
+    for layer in ("q_proj", "q_norm", "k_proj", "k_norm"):
+        for name in (f"{cross}.{layer}.weight", f"{cross}.{layer}.bias"):
+            ours[name] = halves(ours[name], heads, config.cross_rotary_size)
+    if config.cross_attention == "plain":
+        pass_through(ours, cross, config)
+    return ours
+
+
+def convert(checkpoint, config_file):
+    """SmallEForTextToSpeech with the weights of a lina-speech beta checkpoint; ValueError on another kind.
+
+    Warns where the model does not speak EnCodec's first codebooks.
+    """
+    weights, settings = read_weights(checkpoint), read_settings(config_file)
+    try:
+        config = make_config(settings, len(weights["rvq_embed.weight"]))
+    except (TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{config_file} describes no model: {error}") from error
+    layers = settings.get("quant_layer")
+    if layers and list(layers) != list(range(config.num_codebooks)):
+        warnings.warn(
+            f"quant_layer is {layers}: the model speaks these codebooks of EnCodec, the codec here decodes the first "
+            f"{config.num_codebooks}.",
+            stacklevel=2,
+        )
+    model = SmallEForTextToSpeech(config).eval()
+    try:
+        model.load_state_dict(convert_weights(weights, config))
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{checkpoint} is not the model that {config_file} describes: {error}") from error
+    return model
+
+
+def read_tokenizer(path):
+    """The original's tokenizer, with the marks around a text that its data came with."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more special
+        raise ValueError(f"{path} is not a file of the tokenizers library: {error}") from error
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A [EOS]", pair="[BOS] $A $B [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def save(model, out, tokenizer=None):
+    """Writes OUT, complete or not at all."""
+    partial = pathlib.Path(f"{out}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    config = model.config
+    model.generation_config = GenerationConfig(
+        max_new_tokens=int(60 * config.frame_rate), do_sample=True, top_k=100, pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id,
+    )  # fmt: skip
+    model.save_pretrained(partial)
+    if tokenizer is not None:
+        SmallEProcessor(tokenizer, codec="encodec", sampling_rate=config.sampling_rate).save_pretrained(partial)
+    for path in CODE:
+        shutil.copy(path, partial)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("checkpoint", "config", "out"):
+        parser.add_argument(name)
+    parser.add_argument("--tokenizer", help="the original's bpe256.json")
+    arguments = parser.parse_args(arguments)
+    try:
+        model = convert(arguments.checkpoint, arguments.config)
+        save(model, arguments.out, arguments.tokenizer and read_tokenizer(arguments.tokenizer))
+    except (ValueError, OSError) as error:
+        print(f"train.convert_lina: {error}", file=sys.stderr)
+        return 2
+    print(f"{arguments.out}: {model.num_parameters() / 1e6:.1f}M parameters, mixer {model.config.mixer}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
