@@ -43,9 +43,12 @@ def batch(config, rows=2, frames=6):
     return {"input_ids": ids, "audio_codes": torch.stack([delay(row) for row in codes])}
 
 
-@pytest.mark.parametrize("mixer", sorted(MIXERS))
-def test_state_of_zeros_is_the_model_as_it_is_and_another_is_not(make_tiny, mixer):
-    model = make_tiny(mixer=mixer)
+KINDS = [{"mixer": mixer} for mixer in sorted(MIXERS)] + [{"cross_attention": "plain"}, {"position_layers": 2}]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(*kind.values()))
+def test_state_of_zeros_is_the_model_as_it_is_and_another_is_not(make_tiny, kind):
+    model = make_tiny(**kind)
     inputs = batch(model.config)
     zeros = untuned(model)()
     other = random_state(model)()
