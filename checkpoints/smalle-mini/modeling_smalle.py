@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention_smalle import CROSS_ATTENTIONS
+from .checks_smalle import check_delayed, check_initial_state, check_labels, check_maps, check_text, rows_of, visible
 from .configuration_smalle import AUDIO_PAD, SmallEConfig
 from .generation_smalle import SmallEGenerationMixin
 from .hub_smalle import HubMixin
@@ -123,10 +124,6 @@ class SmallEModel(SmallEPreTrainedModel):
         initial_state (B, S): a voice, where the recurrent states begin (`initial_state_smalle`); else at zero.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        if mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(input_ids.shape)}: they must be equal."
-            )
         mask, x = mask.bool(), self.text_embedding(input_ids)
         if self.decoder_only:
             if initial_state is not None:
@@ -143,10 +140,6 @@ class SmallEModel(SmallEPreTrainedModel):
         state = SmallEState(text_keys=keys, text_values=values, positions=positions, text_mask=mask, steps=steps)
         if initial_state is None:
             return state
-        if len(initial_state) != len(input_ids):
-            raise ValueError(
-                f"initial_state has {len(initial_state)} rows for {len(input_ids)} texts: expected one for each."
-            )
         return replace(state, recurrent=split_state(initial_state, self._zero_state(state)))
 
     @torch.no_grad()
@@ -159,10 +152,6 @@ class SmallEModel(SmallEPreTrainedModel):
     def embed_audio(self, audio_codes):
         """Sum of the codebooks' embeddings: delayed codes (B, T, Q) -> (B, T, D)."""
         config = self.config
-        if audio_codes.ndim != 3 or audio_codes.shape[-1] != config.num_codebooks:
-            raise ValueError(
-                f"audio_codes has shape {tuple(audio_codes.shape)}: expected (batch, frames, {config.num_codebooks})."
-            )
         offsets = torch.arange(config.num_codebooks, device=audio_codes.device) * config.audio_vocab_size
         return self.audio_embedding(audio_codes + offsets).sum(2)
 
@@ -183,6 +172,9 @@ class SmallEModel(SmallEPreTrainedModel):
                 of zeros are left to it.
             use_cache: return the state. None, for all three: what the configuration says; no state in training.
             return_dict: False gives a tuple of what is not None.
+
+        Raises:
+            ValueError for inputs of wrong shape, type or length; on the CPU also for tokens and codes out of range.
         """
         config = self.config
         use_cache = config.use_cache and not self.training if use_cache is None else use_cache
@@ -198,6 +190,7 @@ class SmallEModel(SmallEPreTrainedModel):
                 "generate() output_alignments and best_of, which need it)."
             )
         state = past_key_values
+        self._check(input_ids, attention_mask, audio_codes, audio_attention_mask, state, initial_state, text_maps)
         if state is None:
             state = self.encode_text(input_ids, attention_mask, initial_state)
         x = self.embed_audio(audio_codes)
@@ -212,6 +205,16 @@ class SmallEModel(SmallEPreTrainedModel):
             attentions=attentions if output_attentions else None,
             hidden_states=tuple(hidden) if output_hidden_states else None,
         )
+
+    def _check(self, input_ids, attention_mask, audio_codes, audio_attention_mask, state, initial_state, text_maps):
+        """ValueErrors of `forward`."""
+        if state is None:
+            check_text(input_ids, attention_mask, self.config, look=visible(input_ids, attention_mask))
+            check_initial_state(initial_state, len(input_ids), visible(initial_state))
+        batch = len(input_ids) if state is None else rows_of(state, self.config)
+        check_delayed(audio_codes, audio_attention_mask, batch, self.config)
+        if not self.decoder_only:
+            check_maps(text_maps, (input_ids if state is None else state.text_mask).shape[1], audio_codes)
 
     def _read(self, x, mask, state, text_maps):
         """Embedded audio (B, T, D) to hidden states, from the embeddings to the normed output; the state; the maps."""
@@ -264,12 +267,9 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         logits = self.head(out.last_hidden_state).unflatten(-1, (self.config.num_codebooks, -1))
         loss = None
         if labels is not None:
-            if labels.shape != audio_codes.shape:
-                raise ValueError(
-                    f"labels has shape {tuple(labels.shape)}, audio_codes {tuple(audio_codes.shape)}: must be equal."
-                )
+            check_labels(labels, audio_codes, self.config)
             reduction = "mean" if num_items_in_batch is None else "sum"
-            loss = F.cross_entropy(logits.float().flatten(0, 2), labels.flatten(), reduction=reduction)
+            loss = F.cross_entropy(logits.float().flatten(0, 2), labels.flatten().long(), reduction=reduction)
             if num_items_in_batch is not None:
                 loss = loss / num_items_in_batch
         return SmallEOutput(

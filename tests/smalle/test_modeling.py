@@ -304,10 +304,32 @@ def test_impossible_sizes_are_refused(wrong):
 
 def test_wrong_inputs_are_refused(tiny_model, tiny_config):
     ids, codes = batch(tiny_config)
-    with pytest.raises(ValueError, match="audio_codes has shape"):
-        tiny_model(input_ids=ids, audio_codes=codes[..., :2])
-    with pytest.raises(ValueError, match="attention_mask has shape"):
-        tiny_model(input_ids=ids, attention_mask=torch.ones(2, 3), audio_codes=codes)
+    state, right = tiny_model(input_ids=ids, audio_codes=codes).past_key_values, {"input_ids": ids, "audio_codes": codes}
+    for name, wrong, message in [
+        ("audio_codes", codes[..., :2], r"expected delayed codes.*\(2, any, 3\)"),
+        ("audio_codes", codes[:1], r"\(2, any, 3\)"),
+        ("audio_codes", codes.float(), "is torch.float32"),
+        ("audio_codes", codes + 3, r"expected 0\.\.22"),
+        ("audio_codes", codes[:, :1].expand(-1, 65537, -1), "limit is 65536"),
+        ("audio_attention_mask", torch.ones(2, 69), r"\(2, 70\)"),
+        ("audio_attention_mask", torch.full((2, 70), 2), "expected 1 and"),
+        ("input_ids", ids + 64, r"tokens of 0\.\.63"),
+        ("input_ids", ids[0], "is torch.int64 of shape"),
+        ("input_ids", ids.tolist(), "is list"),
+        ("attention_mask", torch.ones(2, 3), r"\(2, 9\)"),
+        ("attention_mask", ids, "expected 1 and"),
+        ("labels", codes[:, :9], "codes that follow"),
+        ("labels", codes.float(), "codes that follow"),
+        ("labels", codes - 99, "or -100"),
+        ("text_maps", torch.ones(2, 70, 4), r"\(2, 70, 9\)"),
+        ("initial_state", torch.ones(2, 5).long(), "tuned voice for each"),
+    ]:
+        with pytest.raises(ValueError, match=f"{name} .*{message}"):
+            tiny_model(**{**right, name: wrong})
+    with pytest.raises(ValueError, match="past_key_values is int"):
+        tiny_model(audio_codes=codes, past_key_values=5)
+    with pytest.raises(ValueError, match=r"\(2, any, 3\)"):
+        tiny_model(audio_codes=codes[:1], past_key_values=state)
     with pytest.raises(ValueError, match="either input_ids"):
         tiny_model(audio_codes=codes)
     with pytest.raises(ValueError, match="mixer='lstm'"):

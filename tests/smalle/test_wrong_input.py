@@ -1,4 +1,5 @@
-"""Whatever is given to the processor and to generate(): what they promise, or a ValueError that says what to do."""
+"""Whatever is given to the processor, to forward() and to generate(): what they promise, or a ValueError that says what
+to do."""
 
 import numpy as np
 import pytest
@@ -71,6 +72,15 @@ def test_codes_to_be_decoded(processor, shape, dtype, first, array):
         assert all(wave.ndim == 1 and wave.isfinite().all() for wave in waves)
 
 
+KINDS = ["small-e", "plain", "decoder-only"]
+
+
+@pytest.fixture(scope="module")
+def kinds(make_tiny):
+    changes = {}, {"cross_attention": "plain"}, {"architecture": "decoder-only", "decoder_layers": 1}
+    return {name: make_tiny(**change) for name, change in zip(KINDS, changes)}
+
+
 def tensors(values, dims, dtypes=(torch.int64, torch.int32, torch.float32, torch.bool, torch.uint8)):
     """Mostly small integer tensors of `dims` dimensions, some wrong in every way that comes to mind."""
     shape = st.tuples(*[st.integers(0, 3)] * dims) | st.lists(st.integers(0, 3), max_size=4).map(tuple)
@@ -80,6 +90,26 @@ def tensors(values, dims, dtypes=(torch.int64, torch.int32, torch.float32, torch
         ).to(dtype), shape, st.sampled_from(dtypes), st.sampled_from(values), st.integers(0, 3),
     )  # fmt: skip
     return make | anything | st.just([[1, 2]])
+
+
+@trial
+@given(ids=tensors([5, 63, 64, -1], 2), mask=tensors([0, 1, 2], 2), codes=tensors([0, 5, 22, 23, -1], 3),
+       codes_mask=tensors([0, 1, 2], 2), labels=tensors([5, 23, -100], 3), kind=st.sampled_from(KINDS))  # fmt: skip
+def test_forward(kinds, kind, ids, mask, codes, codes_mask, labels):
+    call = dict(input_ids=ids, attention_mask=mask, audio_codes=codes, audio_attention_mask=codes_mask, labels=labels)
+    out = result_or_value_error(lambda: kinds[kind](**call))
+    if out is not None:
+        assert out.logits.shape == (*codes.shape, 23) and len(ids) == len(codes)
+
+
+@trial
+@given(change=st.sampled_from(["input_ids", "attention_mask", "audio_codes", "audio_attention_mask", "labels"]),
+       wrong=tensors([0, 1, 5, 30, -1], 2) | tensors([0, 1, 5, 30, -1], 3), kind=st.sampled_from(KINDS))  # fmt: skip
+def test_forward_with_one_wrong_input(kinds, kind, change, wrong):
+    codes = torch.arange(18).view(2, 3, 3)
+    right = {**right_text(2), "audio_codes": codes, "labels": codes}
+    out = result_or_value_error(lambda: kinds[kind](**{**right, change: wrong}))
+    assert out is None or out.logits.shape[::3] == (2, 23)
 
 
 def right_text(rows):
