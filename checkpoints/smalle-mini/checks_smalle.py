@@ -1,8 +1,8 @@
 """What forward() and generate() refuse before they begin: ValueErrors that name the value, what was expected and what
 to do.
 
-`look`: also check the values of a tensor, not its shape and type alone. generate() always does, once a speech; forward()
-where they are `visible`.
+`look`: also check the values of a tensor, not its shape and type alone. generate() always does, once a speech;
+forward() where they are `visible`.
 """
 
 import torch
@@ -114,8 +114,8 @@ def check_labels(labels, codes, config):
     taught = labels[labels != -100]
     if taught.numel() and (taught.min() < 0 or taught.max() >= config.audio_vocab_size):
         raise ValueError(
-            f"labels holds {int(taught.min())}..{int(taught.max())}: expected 0..{config.audio_vocab_size - 1}, or -100 "
-            "where there is nothing to learn."
+            f"labels holds {int(taught.min())}..{int(taught.max())}: expected 0..{config.audio_vocab_size - 1}, or "
+            "-100 where there is nothing to learn."
         )
 
 

@@ -1,5 +1,8 @@
 """What a Small-E checkpoint is: sizes, special tokens and the classes that read it."""
 
+import math
+from typing import get_args, get_origin
+
 from transformers import PreTrainedConfig
 
 AUTO_MAP = {
@@ -107,10 +110,20 @@ class SmallEConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self._check_kinds()
         self.final_norms = list(self.final_norms)
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         self._check_names()
         self._check_sizes()
+
+    def _check_kinds(self):
+        """A field holds what its annotation says; a whole number is a number too."""
+        for name, annotation in SmallEConfig.__annotations__.items():
+            value, kinds = getattr(self, name), get_args(annotation) or (annotation,)
+            kinds = tuple(get_origin(kind) or kind for kind in (*kinds, *((int,) if float in kinds else ())))
+            wrong = not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds
+            if wrong or isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name}={value!r}: expected {getattr(annotation, '__name__', annotation)}.")
 
     def _check_names(self):
         known = {
@@ -127,11 +140,16 @@ class SmallEConfig(PreTrainedConfig):
 
     def _check_sizes(self):
         positive = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "mixer_heads",
-                    "decoder_layers", "position_layers", "position_heads", "num_codebooks", "codebook_size",
-                    "frame_rate", "sampling_rate")  # fmt: skip
+                    "decoder_layers", "position_size", "position_layers", "position_heads", "num_codebooks",
+                    "codebook_size", "frame_rate", "sampling_rate", "max_text_tokens", "max_audio_frames")  # fmt: skip
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a positive number.")
+        for name in ("text_layers", "audio_encoder_layers", "audio_decoder_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more.")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"dropout={self.dropout}: expected a share, 0 to 1.")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of 2 * num_attention_heads="

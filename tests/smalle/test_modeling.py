@@ -296,15 +296,24 @@ def test_paper_shape_has_64_million_parameters():
     assert 62e6 < count < 68e6
 
 
-@pytest.mark.parametrize("wrong", [dict(hidden_size=30), dict(num_codebooks=0), dict(position_size=15), dict(expand_v=0.99)])
-def test_impossible_sizes_are_refused(wrong):
+IMPOSSIBLE = [
+    dict(hidden_size=30), dict(num_codebooks=0), dict(position_size=15), dict(expand_v=0.99), dict(position_size=0),
+    dict(text_layers=-1), dict(dropout=1.5), dict(max_text_tokens=0), dict(hidden_size="large"), dict(mixer=5),
+    dict(num_codebooks=None), dict(final_norms=5), dict(vocab_size=True), dict(expand_k=float("nan")),
+    dict(audio_encoder_layers=2.0), dict(position_theta="far"), dict(tie_word_embeddings=1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", IMPOSSIBLE)
+def test_impossible_sizes_and_values_of_another_kind_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SmallEConfig(**{"hidden_size": 32, "num_attention_heads": 2, **wrong})
 
 
 def test_wrong_inputs_are_refused(tiny_model, tiny_config):
     ids, codes = batch(tiny_config)
-    state, right = tiny_model(input_ids=ids, audio_codes=codes).past_key_values, {"input_ids": ids, "audio_codes": codes}
+    right = {"input_ids": ids, "audio_codes": codes}
+    state = tiny_model(**right).past_key_values
     for name, wrong, message in [
         ("audio_codes", codes[..., :2], r"expected delayed codes.*\(2, any, 3\)"),
         ("audio_codes", codes[:1], r"\(2, any, 3\)"),
