@@ -24,8 +24,6 @@ from smalle import SmallEConfig, SmallEForTextToSpeech
 from smalle.configuration_smalle import NUM_AUDIO_SPECIALS
 from smalle.processing_smalle import SmallEProcessor
 
-from .assemble import CODE
-
 RENAMES = [  # in this order: the original's names -> ours
     (r"^txt_embed\.", "model.text_embedding."),
     (r"^txt_encoder\.sa\.(\d+)\.(tmix\.)?", r"model.text_encoder.\1."),
@@ -59,6 +57,7 @@ RENAMES = [  # in this order: the original's names -> ours
     (r"\.mixer\.conv1d\.", ".mixer.conv."),
     (r"\.mixer\.out_proj\.", ".mixer.o_proj."),
 ]
+
 
 def read_weights(path):
     """The tensors of a checkpoint by the original's names, in single precision."""
@@ -298,8 +297,6 @@ def save(model, out, tokenizer=None):
     model.save_pretrained(partial)
     if tokenizer is not None:
         SmallEProcessor(tokenizer, codec="encodec", sampling_rate=config.sampling_rate).save_pretrained(partial)
-    for path in CODE:
-        shutil.copy(path, partial)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
 

@@ -102,6 +102,8 @@ def test_with_the_tokenizer_the_folder_has_a_processor(tmp_path, tiny_tokenizer)
     processor = smalle.SmallEProcessor.from_pretrained(tmp_path / "out")
     ids = processor("a door")["input_ids"][0].tolist()
     assert ids[0] == 1 and ids[-1] == 2 and processor.codec_name == "encodec"
+    code = {path.name for path in Path(smalle.__file__).parent.glob("*_smalle.py")}
+    assert {path.name for path in (tmp_path / "out").glob("*.py")} == code  # it is a whole repository
 
 
 class Unknown:
@@ -128,7 +130,7 @@ def change(part, **values):
         (change("attentive_rnn", n_layer=2), "not the model that"),
         (change("attentive_rnn", heads=3), "mixer_heads"),
         (change("attentive_rnn", heads=0), "mixer_heads"),
-        (change("txt_encoder", heads="two"), "describes no model"),
+        (change("txt_encoder", heads="two"), "num_attention_heads='two'"),
         (change(None, attentive_rnn="AttentiveGLA"), "class_path and init_args"),
         (lambda config: config.update(data=["a"]), "class_path and init_args"),
         (change(None, attentive_rnn={"class_path": "MixedGLA", "init_args": {"heads": 2, "n_layer": 1}}), "MixedGLA"),
