@@ -3,7 +3,6 @@
 import os
 import pathlib
 import re
-import unicodedata
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
@@ -15,28 +14,11 @@ from .chat_smalle import conversations_of, read_conversation
 from .codec_smalle import load_codec
 from .hub_smalle import HubMixin
 from .initial_state_smalle import join_state
+from .text_smalle import normalize
 from .voice_smalle import Voice, is_one_recording, join_voices, load_voice, save_voice, to_waveform
 from .wav_smalle import write_wav
 
-try:
-    from num2words import num2words
-except ImportError:
-    num2words = None
-
-NUMBER = re.compile(r"(\d+(?:,\d{3}(?!\d))*(?:\.\d+)?)(?:(st|nd|rd|th)\b)?", re.IGNORECASE)
-NUMBER_EDGE = re.compile(r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", re.IGNORECASE)  # A4, 5kg
 WORD = re.compile(r"\w+(?:['-]\w+)*")
-DIGITS = "zero one two three four five six seven eight nine".split()
-
-
-def spell_number(match):
-    """Digits as words; one by one where there are too many for a number, or num2words is not installed."""
-    digits, ordinal = match[1].replace(",", ""), match[2]
-    if num2words is None or len(digits) > 15:
-        return " ".join("point" if c == "." else DIGITS[int(c)] for c in digits)
-    number = float(digits) if "." in digits else int(digits)
-    kind = "ordinal" if ordinal and "." not in digits else "cardinal"
-    return num2words(number, to=kind).replace(",", "")
 
 
 class SmallEProcessorKwargs(ProcessingKwargs, total=False):
@@ -58,13 +40,16 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         voices: names of the presets, each a file voices/NAME.safetensors.
         default_voice: the preset that speaks when nothing else is asked for; None: no prompt at all.
         sampling_rate: of the audio, Hz.
+        normalize_text: texts are read as English (`text_smalle`) unless a call says otherwise.
     """
 
     _auto_class = "AutoProcessor"
     valid_processor_kwargs = SmallEProcessorKwargs
 
-    def __init__(self, tokenizer, codec="codec", voices=None, default_voice=None, sampling_rate=24000, chat_template=None):
+    def __init__(self, tokenizer, codec="codec", voices=None, default_voice=None, sampling_rate=24000,
+                 normalize_text=True, chat_template=None):  # fmt: skip
         super().__init__(tokenizer, chat_template=chat_template)
+        self.normalize_text = normalize_text
         self.codec_name, self.default_voice = codec, default_voice
         self.voices, self.sampling_rate = list(voices or []), sampling_rate
         self.source, self._source_options, self._codec, self._loaded_voices = None, {}, None, {}
@@ -111,7 +96,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     def model_input_names(self):
         return ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
 
-    def __call__(self, text=None, voice=None, audio=None, audio_text=None, unprompted=None, **kwargs):
+    def __call__(self, text=None, voice=None, audio=None, audio_text=None, unprompted=None, normalize_text=None,
+                 **kwargs):  # fmt: skip
         """Inputs of `generate()` for a text or a list of texts.
 
         Args:
@@ -123,6 +109,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 waveform. Audio and text may be lists with one for each text.
             unprompted: also return unprompted_input_ids, unprompted_attention_mask (B, M), the texts alone, which
                 `generate(voice_guidance_scale=...)` needs.
+            normalize_text: False leaves text and audio_text as they are, for texts that are spelled out already or not
+                English; None: what the processor was made with.
             **kwargs: settings of the tokenizer's call, flat or in text_kwargs.
 
         Returns:
@@ -130,12 +118,12 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             audio_attention_mask (B, P), or where it is a tuned state initial_state (B, S), zeros for other rows.
         """
         settings = self._settings(kwargs)
-        texts = self._texts(text)
+        texts = [self._read(t, normalize_text) for t in self._texts(text)]
         if audio is not None:
             if voice is not None:
                 raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
             sampling_rate = settings["audio_kwargs"].get("sampling_rate")
-            prompts = self._recorded_voices(audio, audio_text, sampling_rate, len(texts))
+            prompts = self._recorded_voices(audio, audio_text, sampling_rate, len(texts), normalize_text)
         else:
             prompts = self._voices(voice, len(texts))
         return self._inputs(texts, prompts, unprompted, settings)
@@ -150,10 +138,10 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         Args:
             tokenize: False gives the text that the model reads, a string or a list of them.
             return_dict: with tokenize, all inputs of `generate()`, else input_ids (B, N).
-            processor_kwargs: settings of the processor's call: voice, sampling_rate, unprompted, ...
+            processor_kwargs: settings of the processor's call: voice, sampling_rate, unprompted, normalize_text...
         """
         settings = {**(processor_kwargs or {}), **kwargs}
-        voice, unprompted = settings.pop("voice", None), settings.pop("unprompted", False)
+        voice, unprompted, as_english = (settings.pop(name, None) for name in ("voice", "unprompted", "normalize_text"))
         settings = self._settings(settings)
         conversations, several = conversations_of(conversation)
         texts, contexts = zip(*map(read_conversation, conversations))
@@ -161,11 +149,12 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             raise ValueError("Give either voice (a preset) or recordings in the conversation, not both.")
         rate = settings["audio_kwargs"].get("sampling_rate")
         prompts = [
-            join_voices([self.encode_voice(*recorded, rate) for recorded in context]) if context else preset
+            join_voices([self.encode_voice(*recorded, rate, as_english) for recorded in context]) if context else preset
             for context, preset in zip(contexts, self._voices(voice, len(texts)))
         ]
+        texts = [self._read(text, as_english) for text in texts]
         if not tokenize:
-            read = [self._joined(prompt, self.normalize(text)) for prompt, text in zip(prompts, texts)]
+            read = list(map(self._joined, prompts, texts))
             return read if several else read[0]
         inputs = self._inputs(texts, prompts, unprompted, settings)
         return inputs if return_dict else inputs["input_ids"]
@@ -175,8 +164,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         return " ".join(filter(None, (prompt.text, text)))
 
     def _inputs(self, texts, prompts, unprompted, settings):
-        """What `__call__` returns for texts and the `Voice` of each."""
-        texts = [self.normalize(t) for t in texts]
+        """What `__call__` returns for texts as the tokenizer gets them and the `Voice` of each."""
         data = self._tokens([self._joined(*pair) for pair in zip(prompts, texts)], settings["text_kwargs"])
         if any(prompt.codes is not None for prompt in prompts):
             data.update(self._pad_prompts([prompt.codes for prompt in prompts]))
@@ -217,17 +205,22 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         return [self._voice(name) for name in voices]
 
     def normalize(self, text):
-        """Text as the tokenizer knows it: numbers in words, accents and unknown characters removed, a final mark."""
-        text = NUMBER.sub(spell_number, NUMBER_EDGE.sub(" ", text))
-        text = unicodedata.normalize("NFKD", text.replace("&", " and ").replace("%", " percent"))
-        text = text.translate(str.maketrans("‘’ʼ“”–—…", "'''\"\"--."))
+        """English text as it is spoken, in characters that the tokenizer knows (`text_smalle.normalize`)."""
         known = {c for token in self.tokenizer.get_vocab() if not token.startswith("[") for c in token}
-        text = " ".join("".join(c for c in text if c.isspace() or c.lower() in known).split())
-        if not any(c.isalpha() for c in text):
+        return normalize(text, known)
+
+    def _read(self, text, normalize_text=None):
+        """A text as the tokenizer gets it: normalised, or as it is; ValueError where it cannot be read."""
+        if self.normalize_text if normalize_text is None else normalize_text:
+            return self.normalize(text)
+        ids, marks = (self.tokenizer(x)["input_ids"] for x in (text, ""))
+        if len(ids) <= len(marks) or sum(i in self.tokenizer.all_special_ids for i in ids) > len(marks):
+            unknown = [c for c in text if self.tokenizer.unk_token_id in self.tokenizer(c)["input_ids"]]
             raise ValueError(
-                f"text={text!r} has nothing to speak: expected at least one letter or digit that the tokenizer knows."
+                f"text={text!r} with normalize_text off: expected something to speak, and no special token and nothing "
+                f"that the tokenizer does not know, such as {unknown}: spell it out, or leave normalize_text on."
             )
-        return text + "." if text[-1].isalpha() else text
+        return text
 
     def _voice(self, name):
         """The `Voice` of a preset or a voice file; an empty one for None."""
@@ -245,7 +238,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             self._loaded_voices[name] = load_voice(path)
         return self._loaded_voices[name]
 
-    def encode_voice(self, audio, audio_text, sampling_rate=None):
+    def encode_voice(self, audio, audio_text, sampling_rate=None, normalize_text=None):
         """The `Voice` of a recording: its codes and transcript. See `__call__`."""
         if not isinstance(audio_text, str) or not audio_text:
             raise ValueError(
@@ -254,20 +247,20 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         waveform = to_waveform(audio, sampling_rate, self.sampling_rate)
         if not len(waveform):
             raise ValueError("audio has no sample at the model's rate: nothing to encode.")
-        text = self.normalize(audio_text)
+        text = self._read(audio_text, normalize_text)
         return Voice(self.codec.encode(torch.from_numpy(waveform)[None])[0].T.cpu(), text)
 
-    def _recorded_voices(self, audio, audio_text, sampling_rate, count):
+    def _recorded_voices(self, audio, audio_text, sampling_rate, count, normalize_text):
         """The `Voice` of each text: one recording for all, or a list of them."""
         if is_one_recording(audio):
-            return [self.encode_voice(audio, audio_text, sampling_rate)] * count
+            return [self.encode_voice(audio, audio_text, sampling_rate, normalize_text)] * count
         said = list(audio_text) if isinstance(audio_text, (list, tuple)) else [audio_text]
         if not len(audio) == len(said) == count:
             raise ValueError(
                 f"{len(audio)} recordings (audio) and {len(said)} transcripts (audio_text) for {count} texts: expected "
                 "one of each for all, or as many as texts."
             )
-        return [self.encode_voice(one, text, sampling_rate) for one, text in zip(audio, said)]
+        return [self.encode_voice(one, text, sampling_rate, normalize_text) for one, text in zip(audio, said)]
 
     def _states(self, states):
         """Starting states as rows (B, S), zeros where there is none."""
@@ -297,8 +290,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         codes = torch.as_tensor(codes)
         if codes.ndim not in (2, 3) or codes.is_floating_point() or codes.dtype == torch.bool:
             raise ValueError(
-                f"codes are {codes.dtype} of shape {tuple(codes.shape)}: expected integers (batch, frames, codebooks), the "
-                "sequences of generate()."
+                f"codes are {codes.dtype} of shape {tuple(codes.shape)}: expected integers (batch, frames, codebooks), "
+                "the sequences of generate()."
             )
         rows = codes[None] if codes.ndim == 2 else codes
         waves = []
@@ -313,27 +306,35 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     batch_decode = decode
 
-    def timestamps(self, output, text, voice=None, audio_text=None):
+    def timestamps(self, output, text, voice=None, audio_text=None, normalize_text=None):
         """When each word was said.
 
         Args:
             output: of `generate(..., output_alignments=True, return_dict_in_generate=True)`, or its alignments
                 (B, T, N) if no row ended early.
-            text, voice, audio_text: as the processor was given them. With num_return_sequences, one text for each
-                group of rows.
+            text, voice, audio_text, normalize_text: as the processor was given them. With num_return_sequences, one
+                text for each group of rows.
 
         Returns:
             for each row, {"word", "start", "end"} of the words of the normalised text, in seconds from the start of the
             new speech; in order, not overlapping, inside the audio. A word that was not read starts where it ends.
         """
-        maps = output if torch.is_tensor(output) else output.alignments
+        maps = output if torch.is_tensor(output) else getattr(output, "alignments", None)
         if maps is None or maps.ndim != 3:
-            raise ValueError("No alignments (B, T, N): call generate with output_alignments=True.")
+            raise ValueError(
+                f"output={type(output).__name__} has no alignments (B, T, N): give what generate() returns with "
+                "output_alignments=True and return_dict_in_generate=True."
+            )
         lengths = [maps.shape[1]] * len(maps) if torch.is_tensor(output) else output.lengths.tolist()
-        texts = [self.normalize(t) for t in self._texts(text)]
-        clone = [Voice(text=self.normalize(audio_text))] * len(texts) if audio_text else None
-        prompts = clone or self._voices(voice, len(texts))
-        if len(maps) % len(texts):
+        texts = [self._read(t, normalize_text) for t in self._texts(text)]
+        if audio_text is None:
+            prompts = self._voices(voice, len(texts))
+        else:
+            said = [Voice(text=self._read(t, normalize_text)) for t in self._texts(audio_text)]
+            prompts = said * len(texts) if len(said) == 1 else said
+        if len(prompts) != len(texts):
+            raise ValueError(f"{len(prompts)} audio_text for {len(texts)} texts: expected one, or one for each.")
+        if not len(maps) or len(maps) % len(texts):
             raise ValueError(f"{len(maps)} rows of alignments for {len(texts)} texts: give what was spoken.")
         each = len(maps) // len(texts)
         return [

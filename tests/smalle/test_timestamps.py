@@ -126,7 +126,25 @@ def test_timestamps_of_what_the_model_says(processor, tiny_model):
         assert times == sorted(times) and times[0] >= 0 and times[-1] <= len(wave) / processor.sampling_rate
 
 
+def test_timestamps_with_a_transcript_for_each_text(processor, record, tmp_path):
+    waves = [record(tmp_path / f"{n}.wav", 0.2 + 0.1 * n, 100 + 50 * n)[0] for n in range(2)]
+    texts, said = ["The fox.", "Mr dog"], ["I said so.", "So did I, nobody knew."]
+    for asked in ({}, {"normalize_text": False}):
+        inputs = processor(texts, audio=waves, audio_text=said, sampling_rate=24000, **asked)
+        maps = torch.rand(2, 9, inputs["input_ids"].shape[1], generator=torch.Generator().manual_seed(0))
+        both = processor.timestamps(maps, texts, audio_text=said, **asked)
+        for row in range(2):
+            kept = maps[row][:, inputs["attention_mask"][row].bool()]
+            assert processor.timestamps(kept[None], texts[row], audio_text=said[row], **asked) == [both[row]]
+        assert [word["word"] for word in both[1]] == ["Mr" if asked else "Mister", "dog"]
+
+
 def test_wrong_alignments_are_refused(processor):
+    with pytest.raises(ValueError, match="3 audio_text for 2 texts"):
+        processor.timestamps(torch.zeros(2, 5, 60), ["One.", "Two."], audio_text=["So."] * 3)
+    for wrong in (None, torch.zeros(5, 5), torch.zeros(2, 9, 3).long(), "alignments"):
+        with pytest.raises(ValueError, match="alignments"):
+            processor.timestamps(wrong, "Hi.")
     with pytest.raises(ValueError, match="output_alignments=True"):
         processor.timestamps(SmallEGenerateOutput(lengths=torch.tensor([3])), "Hi.")
     with pytest.raises(ValueError, match="same text and voice"):
