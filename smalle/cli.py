@@ -34,10 +34,10 @@ def check(arguments):
         raise ValueError("--clone and --clone-text go together: the recording and what it says.")
     if arguments.clone is not None and arguments.voice is not None:
         raise ValueError("--voice and --clone exclude each other: give one voice.")
-    local = pathlib.Path(arguments.model)
-    looks_local = arguments.model.startswith((".", "/", "~")) or arguments.model.count("/") != 1 or local.parent.is_dir()
+    name, local = arguments.model, pathlib.Path(arguments.model)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or local.parent.is_dir()
     if looks_local and not (local / "config.json").is_file():
-        raise ValueError(f"There is no checkpoint at {arguments.model}: expected a folder with config.json, or a Hub name.")
+        raise ValueError(f"There is no checkpoint at {name}: expected a folder with config.json, or a Hub name.")
 
 
 def load(name):

@@ -2,13 +2,14 @@
 
 Every codec answers two calls, `encode(waveform (B, L), lengths) -> codes (B, Q, T)` and
 `decode(codes (B, Q, T)) -> waveform (B, T * hop_length)`, and names its sampling_rate, frame_rate, hop_length,
-num_codebooks and codebook_size. `load_codec` finds the right one for a folder or a name.
+num_codebooks, codebook_size and identity. `load_codec` finds the right one for a folder or a name.
 
 SmallECodec is the embedded one: log-mel frames, a linear map and a small residual encoder, residual vector
 quantization, and a Vocos decoder. EncodecCodec is EnCodec (Défossez et al. 2022) with Vocos in place of its decoder.
 """
 
 import functools
+import hashlib
 import json
 import math
 import os
@@ -153,6 +154,14 @@ def log_mel(waveform, n_fft, hop_length, num_mels, sampling_rate, floor):
     return mel.clamp(min=floor).log().transpose(1, 2)
 
 
+def identity_of(codebooks):
+    """What tells codecs apart whose codes look alike: 16 hexadecimal digits of their codebooks (Q, K, D).
+
+    Of their values in half precision, so that storing a codec in float16 changes nothing.
+    """
+    return hashlib.sha256(codebooks.detach().half().cpu().numpy().tobytes()).hexdigest()[:16]
+
+
 class ZeroLinear(nn.Linear):
     """A linear layer that starts at zero."""
 
@@ -248,6 +257,7 @@ class SmallECodec(PreTrainedModel):
     hop_length = property(lambda self: self.config.hop_length)
     num_codebooks = property(lambda self: self.config.num_codebooks)
     codebook_size = property(lambda self: self.config.codebook_size)
+    identity = property(lambda self: identity_of(self.quantizer.codebooks))
 
     def analyse(self, waveform):
         """Standardised features (B, feature_size, T) float32 of a waveform (B, T * hop_length)."""
@@ -327,6 +337,11 @@ class EncodecCodec(nn.Module):
             vocos = inside if os.path.isdir(inside) else VOCOS_NAME
         model = EncodecModel.from_pretrained(encodec, dtype=torch.float32, **kwargs)
         return cls(model, load_vocos(vocos), bandwidth).eval()
+
+    @property
+    def identity(self):
+        layers = self.encodec.quantizer.layers[: self.num_codebooks]
+        return identity_of(torch.stack([layer.codebook.embed for layer in layers]))
 
     def save_pretrained(self, folder):
         """Writes FOLDER (EnCodec) and FOLDER/vocos; `load_codec(FOLDER)` reads them."""

@@ -40,6 +40,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         voices: names of the presets, each a file voices/NAME.safetensors.
         default_voice: the preset that speaks when nothing else is asked for; None: no prompt at all.
         sampling_rate: of the audio, Hz.
+        codec_id: identity of that codec (`codec_smalle.identity_of`), so that a voice made with another is refused
+            without loading it; None: not known.
         normalize_text: texts are read as English (`text_smalle`) unless a call says otherwise.
     """
 
@@ -47,9 +49,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     valid_processor_kwargs = SmallEProcessorKwargs
 
     def __init__(self, tokenizer, codec="codec", voices=None, default_voice=None, sampling_rate=24000,
-                 normalize_text=True, chat_template=None):  # fmt: skip
+                 codec_id=None, normalize_text=True, chat_template=None):  # fmt: skip
         super().__init__(tokenizer, chat_template=chat_template)
-        self.normalize_text = normalize_text
+        self.normalize_text, self._codec_id = normalize_text, codec_id
         self.codec_name, self.default_voice = codec, default_voice
         self.voices, self.sampling_rate = list(voices or []), sampling_rate
         self.source, self._source_options, self._codec, self._loaded_voices = None, {}, None, {}
@@ -64,8 +66,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         return processor
 
     def to_dict(self):
-        extra = {"codec": self.codec_name, "auto_map": {"AutoProcessor": "processing_smalle.SmallEProcessor"}}
-        return {**ProcessorMixin.to_dict(self._without_codec()), **extra}
+        extra = {"codec": self.codec_name, "codec_id": self.codec_id}
+        auto_map = {"AutoProcessor": "processing_smalle.SmallEProcessor"}
+        return {**ProcessorMixin.to_dict(self._without_codec()), **extra, "auto_map": auto_map}
 
     def _without_codec(self):
         bare = object.__new__(type(self))
@@ -91,6 +94,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             else:
                 self._codec = load_codec(self.codec_name)
         return self._codec
+
+    @property
+    def codec_id(self):
+        """Identity of the codec, as far as it is known without loading it."""
+        return self._codec_id if self._codec is None else self._codec.identity
 
     @property
     def model_input_names(self):
@@ -236,7 +244,13 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             else:
                 raise ValueError(f"voice={name!r} is not known; expected one of {self.voices} or a voice file.")
             self._loaded_voices[name] = load_voice(path)
-        return self._loaded_voices[name]
+        voice = self._loaded_voices[name]
+        if voice.codec and self.codec_id and voice.codec != self.codec_id:
+            raise ValueError(
+                f"voice={name!r} was made with the codec {voice.codec}, expected that of this checkpoint, "
+                f"{self.codec_id}: make it again from its recording (audio=, audio_text=)."
+            )
+        return voice
 
     def encode_voice(self, audio, audio_text, sampling_rate=None, normalize_text=None):
         """The `Voice` of a recording: its codes and transcript. See `__call__`."""
@@ -248,7 +262,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if not len(waveform):
             raise ValueError("audio has no sample at the model's rate: nothing to encode.")
         text = self._read(audio_text, normalize_text)
-        return Voice(self.codec.encode(torch.from_numpy(waveform)[None])[0].T.cpu(), text)
+        codes = self.codec.encode(torch.from_numpy(waveform)[None])[0].T.cpu()
+        return Voice(codes, text, codec=self.codec.identity)
 
     def _recorded_voices(self, audio, audio_text, sampling_rate, count, normalize_text):
         """The `Voice` of each text: one recording for all, or a list of them."""
@@ -386,11 +401,12 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     def save_pretrained(self, save_directory, **kwargs):
         """Also saves the voices and, where it is one of ours or loaded, the codec."""
+        codec = self.codec if self._codec_inside and (self._codec or self.source) else None
         files = super().save_pretrained(save_directory, **kwargs)
         if self.voices:
             os.makedirs(os.path.join(save_directory, "voices"), exist_ok=True)
         for name in self.voices:
             save_voice(os.path.join(save_directory, "voices", f"{name}.safetensors"), *self._voice(name))
-        if self._codec_inside and (self._codec or self.source):
-            self.codec.save_pretrained(os.path.join(save_directory, self.codec_name))
+        if codec is not None:
+            codec.save_pretrained(os.path.join(save_directory, self.codec_name))
         return files

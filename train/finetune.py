@@ -76,10 +76,11 @@ def split_rows(rows, count):
     return [row for row in rows if row["text"] not in held_out], [row for row in rows if row["text"] in held_out]
 
 
-def prompt_of(rows, num_codebooks, seconds=4.0):
+def prompt_of(rows, codec, seconds=4.0):
     """The recording nearest to a prompt's usual length as a voice."""
     row = min(rows, key=lambda row: abs(row["duration"] - seconds))
-    return Voice(torch.from_numpy(row["codes"].astype(np.int64)).view(-1, num_codebooks), row["text"])
+    codes = torch.from_numpy(row["codes"].astype(np.int64)).view(-1, codec.num_codebooks)
+    return Voice(codes, row["text"], codec=codec.identity)
 
 
 def finetune(recipe, corpus, base):
@@ -93,7 +94,7 @@ def finetune(recipe, corpus, base):
         data |= {"train": write(train, f"{folder}/train.parquet"), "eval": write(evaluation, f"{folder}/eval.parquet")}
         recipe = {**recipe, "init": base, "data": data}
         recipe["training"] = {**recipe["training"], "output_dir": folder, "save_strategy": "no"}
-        prompt = prompt_of(train, processor.codec.num_codebooks)
+        prompt = prompt_of(train, processor.codec)
         example = {**processor.tokenizer([prompt.text], return_tensors="pt"), "audio_codes": delay(prompt.codes)[None]}
         trainer = build_trainer(recipe, lambda model: adapt(model, example, **recipe["adapter"]))
         losses = [trainer.evaluate()["eval_loss"]]

@@ -158,7 +158,9 @@ class SmallEConfig(PreTrainedConfig):
         for name in ("expand_k", "expand_v"):
             width = self.hidden_size * getattr(self, name)
             if width % self.mixer_heads:
-                raise ValueError(f"hidden_size * {name} = {width} must be a multiple of mixer_heads={self.mixer_heads}.")
+                raise ValueError(
+                    f"hidden_size * {name} = {width} must be a multiple of mixer_heads={self.mixer_heads}."
+                )
         if self.state_size is not None and self.state_size < 1:
             raise ValueError(f"state_size={self.state_size}: expected a positive number or None.")
         if not 0 < self.partial_rotary_factor <= 1 or self.rotary_size % 2:

@@ -54,7 +54,9 @@ class VocosConfig(PreTrainedConfig):
         if self.upsampling < 1 or self.hop_length % self.upsampling:
             raise ValueError(f"upsampling is {self.upsampling}; expected a divisor of hop_length, {self.hop_length}")
         if self.padding == "same" and (self.n_fft - self.spectral_hop) % 2:
-            raise ValueError(f"n_fft is {self.n_fft}; expected {self.spectral_hop} (hop / upsampling) plus an even number")
+            raise ValueError(
+                f"n_fft is {self.n_fft}; expected {self.spectral_hop} (hop / upsampling) plus an even number"
+            )
 
     @property
     def spectral_hop(self):

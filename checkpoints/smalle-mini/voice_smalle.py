@@ -27,14 +27,15 @@ LOUDEST = 16.0  # floats beyond are samples of another scale, such as 16 bits
 
 class Voice(NamedTuple):
     """A prompt, a tuned state or both: codes (P, Q) of a recording; what it says; tensors of a starting state by name
-    (`initial_state_smalle`)."""
+    (`initial_state_smalle`); identity of the codec that made the codes, None where it is not known."""
 
     codes: torch.LongTensor | None = None
     text: str = ""
     state: dict[str, torch.Tensor] | None = None
+    codec: str | None = None
 
 
-def save_voice(path, codes=None, text="", state=None):
+def save_voice(path, codes=None, text="", state=None, codec=None):
     """Writes a `Voice` to one safetensors file, complete or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in (state or {}).items()}
     if codes is not None:
@@ -42,7 +43,7 @@ def save_voice(path, codes=None, text="", state=None):
     if not tensors:
         raise ValueError("A voice needs codes and a text (a prompt), or a state, or both.")
     partial = f"{path}.partial"
-    save_file(tensors, partial, metadata={"text": text})
+    save_file(tensors, partial, metadata={"text": text, **({"codec": codec} if codec else {})})
     os.replace(partial, path)
 
 
@@ -50,7 +51,8 @@ def load_voice(path):
     """The `Voice` of a file, its codes as int64."""
     try:
         with safe_open(path, "pt") as file:
-            text, tensors = file.metadata()["text"], {name: file.get_tensor(name) for name in file.keys()}
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+        text, codec = metadata["text"], metadata.get("codec")
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a voice file: expected one that save_voice wrote.") from error
     codes = tensors.pop("codes", None)
@@ -58,12 +60,13 @@ def load_voice(path):
         raise ValueError(f"{path} is not a voice file: it holds {sorted(tensors)}, expected codes or a state.")
     if codes is not None and (codes.ndim != 2 or codes.is_floating_point() or not codes.numel() or codes.min() < 0):
         raise ValueError(f"{path} holds codes {tuple(codes.shape)}, {codes.dtype}: expected (frames, codebooks), 0 up.")
-    return Voice(None if codes is None else codes.long(), text, tensors or None)
+    return Voice(None if codes is None else codes.long(), text, tensors or None, codec)
 
 
 def join_voices(voices):
     """One prompt of several, one after the other."""
-    return Voice(torch.cat([voice.codes for voice in voices]), " ".join(voice.text for voice in voices))
+    codes, text = torch.cat([voice.codes for voice in voices]), " ".join(voice.text for voice in voices)
+    return Voice(codes, text, codec=voices[0].codec)
 
 
 def read_recording(source):

@@ -1,6 +1,8 @@
 """Codecs: shapes, padding, storage, EnCodec with Vocos, and what they refuse."""
 
+import copy
 import json
+import re
 
 import pytest
 import torch
@@ -82,6 +84,19 @@ def test_both_calls_of_every_codec(any_codec):
     waveform = any_codec.decode(codes)
     assert waveform.shape == (2, frames * any_codec.hop_length) and waveform.dtype == torch.float32
     assert any_codec.frame_rate * any_codec.hop_length == any_codec.sampling_rate == 24000
+
+
+def test_identity_is_of_the_codebooks_alone_and_survives_half_precision(any_codec, tmp_path):
+    identity = any_codec.identity
+    half, other = copy.deepcopy(any_codec).half(), copy.deepcopy(any_codec)
+    assert re.fullmatch("[0-9a-f]{16}", identity) and half.identity == identity
+    half.save_pretrained(tmp_path)
+    assert load_codec(str(tmp_path)).identity == identity
+    other.vocos.out.weight.data.zero_()
+    assert other.identity == identity
+    first = next(value for name, value in other.state_dict().items() if name.endswith(("codebooks", "codebook.embed")))
+    first.view(-1)[3] += 1
+    assert other.identity != identity
 
 
 def test_padded_batch_equals_single_runs(any_codec):

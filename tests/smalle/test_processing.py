@@ -116,7 +116,7 @@ def test_default_voice_speaks_when_none_is_named(processor):
 
 
 def test_prompt_text_stands_before_the_text(processor):
-    codes, said, _ = load_voice(f"{processor.source}/voices/ben.safetensors")
+    codes, said, *_ = load_voice(f"{processor.source}/voices/ben.safetensors")
     inputs = processor("Hello.", voice="ben")
     assert inputs["input_ids"][0].tolist() == processor.tokenizer(f"{said} Hello.")["input_ids"]
     assert torch.equal(inputs["audio_codes"][0], codes)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.torch import save_file
 
+from smalle import SmallEProcessor
 from smalle.processing_smalle import save_voice
 
 SAYS_WHAT_TO_DO = ("expected", "must be", "needs", "Give", "give ", "install ", "leave ", "split ", "shorten ", "ask ")
@@ -173,6 +174,17 @@ def test_voice_of_another_codec_is_refused(tiny_model, processor, tmp_path):
     for voice in (wide, large):
         with pytest.raises(ValueError, match="codes"):
             tiny_model.generate(**processor("One.", voice=voice))
+    path = str(tmp_path / "alike.safetensors")
+    voice = processor.encode_voice(np.full(2400, 0.1, "float32"), "So.", 24000)
+    save_voice(path, *voice)
+    fresh = SmallEProcessor.from_pretrained(processor.source)  # it knows its codec without loading it
+    assert torch.equal(fresh("One.", voice=path)["audio_codes"][0], voice.codes) and fresh._codec is None
+    save_voice(path, *voice[:3], codec="0123456789abcdef")
+    for one in (SmallEProcessor.from_pretrained(processor.source), processor):
+        with pytest.raises(ValueError, match="made with the codec 0123456789abcdef.* make it again"):
+            one("One.", voice=path)
+    save_voice(path, *voice[:3])  # a file of older days
+    assert torch.equal(fresh("One.", voice=path)["audio_codes"][0], voice.codes)
     for codes in (torch.zeros(5, 3), torch.zeros(5).long(), torch.zeros(0, 3).long(), torch.full((5, 3), -1)):
         save_file({"codes": codes}, tmp_path / "odd.safetensors", metadata={"text": "So."})
         with pytest.raises(ValueError, match="holds codes"):
