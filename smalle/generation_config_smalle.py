@@ -12,6 +12,8 @@ REFUSED = {  # settings of other ways to generate, with the value that switches 
     "encoder_repetition_penalty": 1, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
     "bad_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None, "sequence_bias": None,
     "watermarking_config": None, "exponential_decay_length_penalty": None, "stop_strings": None, "streamer": None,
+    "length_penalty": 1, "early_stopping": False, "renormalize_logits": False, "remove_invalid_values": False,
+    "token_healing": False, "cache_implementation": None,
 }  # fmt: skip
 
 INSTEAD = {  # settings that other models take, and what says it here

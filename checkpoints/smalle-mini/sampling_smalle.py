@@ -49,10 +49,11 @@ def sampling_settings(config, num_codebooks):
     """`SamplingSettings` of each codebook, of a generation configuration; do_sample=False is greedy on all of them."""
     first = {"top_k": 100, "temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
     names = ["repetition_penalty"] if config.do_sample is False else list(first)
-    columns = []
-    for name in names:
-        value = first[name] if getattr(config, name, None) is None else getattr(config, name)
-        columns.append(per_codebook(name, value, num_codebooks, getattr(GREEDY, name)))
+    values = {name: first[name] if getattr(config, name, None) is None else getattr(config, name) for name in names}
+    if any(isinstance(values.get(name), (list, tuple)) for name in ("temperature", "top_p", "min_p")):
+        top_k = values["top_k"]  # a list of these samples every codebook, also where top_k is a number
+        values["top_k"] = top_k if isinstance(top_k, (list, tuple)) else [top_k] * num_codebooks
+    columns = [per_codebook(name, value, num_codebooks, getattr(GREEDY, name)) for name, value in values.items()]
     return [SamplingSettings(**dict(zip(names, row))) for row in zip(*columns)]
 
 

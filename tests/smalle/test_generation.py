@@ -1,9 +1,11 @@
 """Delay pattern and generate(): batch = single, stopped and continued = at once, seeds, prompts, stopping, sampling,
 guidance, several speeches of a text, processors and criteria of transformers."""
 
+import copy
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers.generation import (
     LogitsProcessor,
@@ -18,6 +20,7 @@ from transformers.generation import (
 from smalle.alignment_smalle import monotonicity
 from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_TAIL, NUM_AUDIO_SPECIALS
 from smalle.delay_smalle import delay, undelay, undelay_steps
+from smalle.generation_config_smalle import REFUSED
 from smalle.generation_smalle import best_rows
 from smalle.sampling_smalle import SamplingSettings, penalise_repetition, sampling_settings, warp
 
@@ -133,26 +136,39 @@ def test_first_codebook_is_sampled_and_the_rest_greedy_by_default(tiny_model, ti
     assert [s.top_k for s in chosen(top_k=[5, 4, 3])] == [5, 4, 3]
     assert [s.repetition_penalty for s in chosen(repetition_penalty=1.2)] == [1.2, 1, 1]
     assert [s.min_p for s in chosen(min_p=[0.1, 0.2, 0.3])] == [0.1, 0.2, 0.3]
+    assert [s.top_k for s in chosen(temperature=[1.0, 0.7, 0.5])] == [100, 100, 100]  # or these would do nothing
+    assert [s.top_k for s in chosen(temperature=[1.0, 0.7, 0.5], top_k=[100, 1, 1])] == [100, 1, 1]
     assert chosen(do_sample=False, temperature=3.0) == [SamplingSettings()] * tiny_config.num_codebooks
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    st.sampled_from([
-        ({"top_k": [1, 2]}, "top_k"), ({"temperature": -1.0}, "temperature"), ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"temperature": 0.0}, "temperature"), ({"min_p": 1.5}, "min_p"), ({"top_p": [0.5, 0.0, 1.0]}, "top_p"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty"), ({"unheard_of": 1}, "unheard_of"),
-        ({"num_beams": 4}, "num_beams.*greedy"), ({"penalty_alpha": 0.6}, "penalty_alpha.*greedy"),
-        ({"assistant_model": object()}, "assistant_model.*greedy"), ({"typical_p": 0.5}, "typical_p.*logits_processor"),
-        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup"), ({"dola_layers": "high"}, "dola_layers"),
-        ({"num_return_sequences": 0}, "num_return_sequences"), ({"num_return_sequences": 3, "best_of": 2}, "best_of"),
-        ({"guidance_scale": -1.0}, "guidance_scale"), ({"voice_guidance_scale": 2.0}, "unprompted"),
-    ])
-)  # fmt: skip
-def test_wrong_settings_are_refused(tiny_model, tiny_config, wrong):
+WRONG = [
+    ({"top_k": [1, 2]}, "top_k"), ({"temperature": -1.0}, "temperature"), ({"max_new_tokens": 0}, "max_new_tokens"),
+    ({"temperature": 0.0}, "temperature"), ({"min_p": 1.5}, "min_p"), ({"top_p": [0.5, 0.0, 1.0]}, "top_p"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty"), ({"unheard_of": 1}, "unheard_of"),
+    ({"top_k": [1, 2, 3, 4]}, "one for each codebook"),
+    ({"num_return_sequences": 0}, "num_return_sequences"), ({"num_return_sequences": 3, "best_of": 2}, "best_of"),
+    ({"guidance_scale": -1.0}, "guidance_scale"), ({"voice_guidance_scale": 2.0}, "unprompted"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong, message", WRONG, ids=str)
+def test_wrong_settings_are_refused(tiny_model, tiny_config, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model.generate(*texts(tiny_config), **wrong)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_beam_search_and_the_like_are_refused(tiny_model, tiny_config, name):
     ids, mask = texts(tiny_config)
-    with pytest.raises(ValueError, match=wrong[1]):
-        tiny_model.generate(ids, mask, **wrong[0])
+    on = {"num_beams": 4, "num_beam_groups": 2, "typical_p": 0.5}.get(name, True if REFUSED[name] is False else 0.6)
+    with pytest.raises(ValueError, match=f"{name}=.*this model is greedy.*logits_processor="):
+        tiny_model.generate(ids, mask, **{name: on})
+    config = copy.deepcopy(tiny_model.generation_config)  # the same asked in another way
+    setattr(config, name, on)
+    with pytest.raises(ValueError, match=f"{name}=.*this model is greedy"):
+        tiny_model.generate(ids, mask, generation_config=config)
+    if REFUSED[name] is not None:
+        tiny_model.generate(ids, mask, max_new_tokens=1, **{name: REFUSED[name]})
 
 
 @pytest.mark.parametrize("wrong", [{"max_length": 9}, {"min_length": 9}, {"output_attentions": True}])
@@ -255,6 +271,37 @@ def test_scores_are_of_the_codes(tiny_model, tiny_config):
     picked = drawn.scores.gather(-1, (drawn.sequences + NUM_AUDIO_SPECIALS)[..., None])[..., 0]
     assert picked[inside.expand_as(picked)].isfinite().all()
     assert (drawn.scores.isfinite().sum(-1) <= 5).all()
+
+
+def test_each_codebook_is_drawn_by_its_own_settings(tiny_model, tiny_config):
+    def scores(**asked):
+        options = {"seed": 1, "max_new_tokens": 6, "min_new_tokens": 6, "output_scores": True}
+        return tiny_model.generate(*texts(tiny_config), **options, **asked, return_dict_in_generate=True).scores
+
+    kept = scores(top_k=[4, 1, 7]).isfinite().sum(-1)[..., [0, 2]]
+    assert (kept == torch.tensor([4, 7])).all()
+    plain, tempered = scores(top_k=[20, 20, 20])[:, 0], scores(top_k=[20, 20, 20], temperature=[1.0, 2.0, 1.0])[:, 0]
+    assert torch.allclose(tempered[:, 0], plain[:, 0])  # of the first frame; its other codebooks have seen the first
+    narrow = scores(top_k=[0, 0, 0], top_p=[0.2, 1.0, 0.5]).isfinite().sum(-1).float().mean((0, 1))
+    assert narrow[0] < narrow[2] < narrow[1]
+    first = scores(top_k=0, min_p=0.5)
+    assert (first[:, :, 0].isfinite().sum(-1) < 10).all()
+
+
+@given(st.lists(st.floats(-5, 5), min_size=6, max_size=6), st.floats(0.01, 1), st.floats(0.5, 2))
+def test_top_p_keeps_the_fewest_that_reach_it_at_any_temperature(logits, top_p, temperature):
+    logits = torch.tensor([logits])
+    scores = warp(logits, SamplingSettings(top_k=0, top_p=top_p, temperature=temperature))
+    kept, probs = scores.isfinite()[0], (logits[0] / temperature).softmax(-1)
+    assert torch.allclose(scores[0, kept], logits[0, kept] / temperature)
+    assert probs[kept].sum() >= top_p - 1e-5
+    assert kept.sum() == 1 or probs[kept].sum() - probs[kept].min() < top_p + 1e-5
+    assert kept.all() or probs[kept].min() >= probs[~kept].max()
+
+
+def test_best_of_and_guidance_are_off_by_default(tiny_model):
+    config = tiny_model._speech_config(None, {})
+    assert (config.best_of, config.num_return_sequences, config.guidance_scale, config.voice_guidance_scale) == (1,) * 4
 
 
 def test_several_speeches_of_a_text_differ_when_sampled_and_are_equal_when_greedy(tiny_model, tiny_config):
