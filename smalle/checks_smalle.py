@@ -1,5 +1,4 @@
-"""What forward() and generate() refuse before they begin: ValueErrors that name the value, what was expected and what
-to do.
+"""What is refused before anything begins: ValueErrors that name the value, what was expected and what to do.
 
 `look`: also check the values of a tensor, not its shape and type alone. generate() always does, once a speech;
 forward() where they are `visible`.
@@ -14,6 +13,15 @@ FLOATS = torch.float32, torch.float64, torch.float16, torch.bfloat16
 def visible(*tensors):
     """Whether values may be looked at: not while a graph is recorded, and on a GPU looking would wait for it."""
     return not torch.compiler.is_compiling() and all(not torch.is_tensor(x) or x.is_cpu for x in tensors)
+
+
+def as_tensor(name, value):
+    """A tensor of what a caller gave; ValueError where it is none."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(value).__name__
+        raise ValueError(f"{name} is {kind}: expected a tensor, an array or a list of numbers.") from error
 
 
 def check_tensor(name, x, shape, dtypes, meaning, hint=" The processor makes it."):

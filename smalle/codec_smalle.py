@@ -22,6 +22,8 @@ from transformers import EncodecModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import cached_file
 
+from .checks_smalle import as_tensor
+from .configuration_smalle import check_kinds, check_positive
 from .vocos_smalle import ConvNeXtBlock, Vocos, VocosConfig, convert_original, hann_window, init_vocos_weights
 
 ENCODEC_NAME = "facebook/encodec_24khz"
@@ -56,6 +58,10 @@ class SmallECodecConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        fields = SmallECodecConfig.__annotations__
+        check_kinds(self, fields)
+        numbers = [name for name, kind in fields.items() if kind is not str]
+        check_positive(self, [name for name in numbers if name != "encoder_num_layers"])
         if self.hop_length % self.mel_hop_length or self.hop_length < 1:
             raise ValueError(
                 f"hop_length is {self.hop_length}; expected a multiple of mel_hop_length, {self.mel_hop_length}"
@@ -93,13 +99,15 @@ def check_waveform(waveform, lengths=None):
 
     Raises ValueError on another shape, on integers, on empty, infinite or NaN audio, and on lengths outside 1 to L.
     """
-    waveform = torch.as_tensor(waveform)
+    waveform = as_tensor("waveform", waveform)
     if waveform.dim() != 2 or not waveform.shape[0]:
         raise ValueError(f"waveform has shape {tuple(waveform.shape)}; expected (B, L): add a batch dimension")
     if not waveform.is_floating_point():
         raise ValueError(f"waveform is {waveform.dtype}; expected floats in [-1, 1]: divide 16-bit audio by 32768")
     size = waveform.shape[1]
-    lengths = torch.full((len(waveform),), size) if lengths is None else torch.as_tensor(lengths)
+    lengths = torch.full((len(waveform),), size) if lengths is None else as_tensor("lengths", lengths)
+    if lengths.is_floating_point() or lengths.is_complex():
+        raise ValueError(f"lengths are {lengths.dtype}; expected integers")
     lengths = lengths.to(waveform.device, torch.int64)
     if lengths.shape != waveform.shape[:1]:
         raise ValueError(f"lengths have shape {tuple(lengths.shape)}; expected ({len(waveform)},), one a waveform")
@@ -114,10 +122,10 @@ def check_waveform(waveform, lengths=None):
 
 def check_codes(codes, num_codebooks, codebook_size):
     """Codes (B, Q, T) as int64; ValueError on another shape, on floats, on no frames and on ids out of range."""
-    codes = torch.as_tensor(codes)
+    codes = as_tensor("codes", codes)
     if codes.dim() != 3 or codes.shape[1] != num_codebooks or not codes.numel():
         raise ValueError(f"codes have shape {tuple(codes.shape)}; expected (B, {num_codebooks}, T), T > 0")
-    if codes.is_floating_point() or codes.dtype == torch.bool:
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise ValueError(f"codes are {codes.dtype}; expected integers")
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= codebook_size:

@@ -16,6 +16,23 @@ AUTO_MAP = {
 AUDIO_PAD, AUDIO_HEAD, AUDIO_TAIL, NUM_AUDIO_SPECIALS = 0, 1, 2, 3
 
 
+def check_kinds(config, fields):
+    """ValueError for a field that does not hold what its annotation says; a whole number is a number too."""
+    for name, annotation in fields.items():
+        value, kinds = getattr(config, name), get_args(annotation) or (annotation,)
+        kinds = tuple(get_origin(kind) or kind for kind in (*kinds, *((int,) if float in kinds else ())))
+        wrong = not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds
+        if wrong or isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={value!r}: expected {getattr(annotation, '__name__', annotation)}.")
+
+
+def check_positive(config, names):
+    """ValueError for a field that is not above zero."""
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name}={getattr(config, name)}: expected a positive number.")
+
+
 class SmallEConfig(PreTrainedConfig):
     """Configuration of Small-E (arXiv 2406.04467). The defaults are the paper's shape.
 
@@ -110,20 +127,11 @@ class SmallEConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        self._check_kinds()
+        check_kinds(self, SmallEConfig.__annotations__)
         self.final_norms = list(self.final_norms)
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         self._check_names()
         self._check_sizes()
-
-    def _check_kinds(self):
-        """A field holds what its annotation says; a whole number is a number too."""
-        for name, annotation in SmallEConfig.__annotations__.items():
-            value, kinds = getattr(self, name), get_args(annotation) or (annotation,)
-            kinds = tuple(get_origin(kind) or kind for kind in (*kinds, *((int,) if float in kinds else ())))
-            wrong = not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds
-            if wrong or isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name}={value!r}: expected {getattr(annotation, '__name__', annotation)}.")
 
     def _check_names(self):
         known = {
@@ -142,9 +150,7 @@ class SmallEConfig(PreTrainedConfig):
         positive = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "mixer_heads",
                     "decoder_layers", "position_size", "position_layers", "position_heads", "num_codebooks",
                     "codebook_size", "frame_rate", "sampling_rate", "max_text_tokens", "max_audio_frames")  # fmt: skip
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number.")
+        check_positive(self, positive)
         for name in ("text_layers", "audio_encoder_layers", "audio_decoder_layers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more.")

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
+from .configuration_smalle import check_kinds, check_positive
 from .excitation_smalle import noise, pulse_train
 
 MAX_LOG_MAGNITUDE = math.log(1e2)
@@ -45,6 +46,9 @@ class VocosConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        fields = VocosConfig.__annotations__
+        check_kinds(self, fields)
+        check_positive(self, [name for name, kind in fields.items() if kind is int and name != "num_bandwidths"])
         if self.padding not in ("same", "center"):
             raise ValueError(f"padding is {self.padding!r}; expected 'same' or 'center'")
         if self.excitation not in ("none", "harmonic"):

@@ -63,11 +63,11 @@ class SmallEGenerationMixin(GenerationMixin):
             past_key_values: that of a former output, in place of all inputs above: goes on where that stopped.
             generation_config, **kwargs: do_sample; top_k, top_p, min_p, temperature, repetition_penalty of the last 50
                 frames' codes, the prompt's too (a number is for the first codebook, the others stay greedy; or a list
-                with one for each codebook, all of which are then sampled); max_new_tokens and min_new_tokens (new frames), max_time (seconds);
-                num_return_sequences: speeches of each text, next to each other; best_of: speeches of each text of
-                which those are kept that read it most steadily (`alignment_smalle.monotonicity`); guidance_scale: keeps
-                closer to the text, away from speech without one; voice_guidance_scale: closer to the prompt's voice;
-                return_dict_in_generate, output_scores.
+                with one for each codebook, all of which are then sampled); max_new_tokens and min_new_tokens (new
+                frames), max_time (seconds); num_return_sequences: speeches of each text, next to each other; best_of:
+                speeches of each text of which those are kept that read it most steadily
+                (`alignment_smalle.monotonicity`); guidance_scale: keeps closer to the text, away from speech without
+                one; voice_guidance_scale: closer to the prompt's voice; return_dict_in_generate, output_scores.
             seed: makes the same speech again; without it the global random state is used.
             output_alignments: return where in the text each frame was read.
             progress: called after each step with the number of rows that still speak.

@@ -11,6 +11,7 @@ from transformers.utils import cached_file
 
 from .alignment_smalle import monotonic_path, word_times
 from .chat_smalle import conversations_of, read_conversation
+from .checks_smalle import INTEGERS, as_tensor
 from .codec_smalle import load_codec
 from .hub_smalle import HubMixin
 from .initial_state_smalle import join_state
@@ -55,6 +56,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         self.codec_name, self.default_voice = codec, default_voice
         self.voices, self.sampling_rate = list(voices or []), sampling_rate
         self.source, self._source_options, self._codec, self._loaded_voices = None, {}, None, {}
+        if not isinstance(codec, str):
+            raise ValueError(f"codec={codec!r}: expected the name of a folder of the checkpoint, or of a codec.")
         if default_voice is not None and default_voice not in self.voices:
             raise ValueError(f"default_voice={default_voice!r} is not one of the voices {self.voices}.")
 
@@ -302,8 +305,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     @torch.no_grad()
     def decode(self, codes, **kwargs):
         """Codes (B, T, Q) or (T, Q), negative after a row's end -> list of float32 waveforms (L,) on the CPU."""
-        codes = torch.as_tensor(codes)
-        if codes.ndim not in (2, 3) or codes.is_floating_point() or codes.dtype == torch.bool:
+        codes = as_tensor("codes", codes)
+        if codes.ndim not in (2, 3) or codes.dtype not in INTEGERS:
             raise ValueError(
                 f"codes are {codes.dtype} of shape {tuple(codes.shape)}: expected integers (batch, frames, codebooks), "
                 "the sequences of generate()."
@@ -384,7 +387,13 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             saving_path: a file for each waveform (one path, or a list), or a folder, which is made if need be and gets
                 0.wav, 1.wav...
         """
-        waves = [audio] if getattr(audio, "ndim", 0) == 1 else list(audio)
+        several = isinstance(audio, (list, tuple)) or getattr(audio, "ndim", 1) == 2
+        waves = [as_tensor("audio", wave) for wave in (audio if several else [audio])]
+        if not waves or any(wave.ndim != 1 or not wave.is_floating_point() for wave in waves):
+            raise ValueError(
+                f"audio holds {[(str(wave.dtype), tuple(wave.shape)) for wave in waves]}: expected waveforms (L,) of "
+                "floats in -1..1, as decode() gives them."
+            )
         if isinstance(saving_path, (list, tuple)):
             paths = list(map(pathlib.Path, saving_path))
         elif pathlib.Path(saving_path).suffix == ".wav":
@@ -396,7 +405,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if len(paths) != len(waves):
             raise ValueError(f"saving_path names {len(paths)} files for {len(waves)} waveforms: name a folder or each.")
         for path, wave in zip(paths, waves):
-            write_wav(path, torch.as_tensor(wave).float().cpu(), self.sampling_rate)
+            write_wav(path, wave.detach().float().cpu(), self.sampling_rate)
         return paths
 
     def save_pretrained(self, save_directory, **kwargs):

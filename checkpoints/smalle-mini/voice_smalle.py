@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .checks_smalle import INTEGERS
 from .initial_state_smalle import STATE_NAME
 
 try:
@@ -35,10 +36,19 @@ class Voice(NamedTuple):
     codec: str | None = None
 
 
+def check_voice_codes(name, codes):
+    """ValueError unless codes are a prompt (P, Q)."""
+    right = torch.is_tensor(codes) and codes.ndim == 2 and codes.dtype in INTEGERS
+    if not right or not codes.numel() or codes.min() < 0:
+        what = f"{tuple(codes.shape)}, {codes.dtype}" if torch.is_tensor(codes) else type(codes).__name__
+        raise ValueError(f"{name} codes {what}: expected a tensor of integers (frames, codebooks), 0 up.")
+
+
 def save_voice(path, codes=None, text="", state=None, codec=None):
     """Writes a `Voice` to one safetensors file, complete or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in (state or {}).items()}
     if codes is not None:
+        check_voice_codes("codes=", codes)
         tensors["codes"] = codes.to(torch.int16).contiguous()
     if not tensors:
         raise ValueError("A voice needs codes and a text (a prompt), or a state, or both.")
@@ -53,13 +63,13 @@ def load_voice(path):
         with safe_open(path, "pt") as file:
             metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
         text, codec = metadata["text"], metadata.get("codec")
-    except (SafetensorError, KeyError, TypeError) as error:
+    except (SafetensorError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{path} is not a voice file: expected one that save_voice wrote.") from error
     codes = tensors.pop("codes", None)
     if any(not STATE_NAME.fullmatch(name) for name in tensors) or codes is None and not tensors:
         raise ValueError(f"{path} is not a voice file: it holds {sorted(tensors)}, expected codes or a state.")
-    if codes is not None and (codes.ndim != 2 or codes.is_floating_point() or not codes.numel() or codes.min() < 0):
-        raise ValueError(f"{path} holds codes {tuple(codes.shape)}, {codes.dtype}: expected (frames, codebooks), 0 up.")
+    if codes is not None:
+        check_voice_codes(f"{path} holds", codes)
     return Voice(None if codes is None else codes.long(), text, tensors or None, codec)
 
 

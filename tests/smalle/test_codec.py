@@ -247,6 +247,9 @@ def test_original_vocos_checkpoint_converts(encodec, tmp_path):
         (torch.zeros(2, 100), [100, 0], "lengths"),
         (torch.zeros(2, 100), [100, 101], "lengths"),
         (torch.zeros(2, 100), [100], "lengths"),
+        (torch.zeros(2, 100), [100.0, 50.5], "lengths are torch.float"),
+        (None, None, "waveform is NoneType"),
+        ("audio", None, "waveform is str"),
     ],
 )
 def test_bad_audio_is_refused(any_codec, waveform, lengths, message):
@@ -263,6 +266,8 @@ def test_bad_audio_is_refused(any_codec, waveform, lengths, message):
         (lambda q, k: torch.zeros(1, q, 4), "integers"),
         (lambda q, k: torch.full((1, q, 4), k), "special tokens"),
         (lambda q, k: torch.full((1, q, 4), -1), "special tokens"),
+        (lambda q, k: None, "codes is NoneType"),
+        (lambda q, k: torch.zeros(1, q, 4, dtype=torch.complex64), "integers"),
     ],
 )
 def test_bad_codes_are_refused(any_codec, codes, message):
@@ -278,7 +283,17 @@ def test_unknown_codecs_are_refused(tmp_path):
         load_codec(str(tmp_path))
 
 
+@pytest.mark.parametrize("wrong", [
+    {"num_codebooks": 0}, {"hop_length": "long"}, {"mel_hop_length": 0}, {"latent_size": 2.0}, {"mel_floor": -1.0},
+])  # fmt: skip
+def test_codecs_of_impossible_sizes_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*expected"):
+        SmallECodecConfig(**wrong)
+
+
 def test_bad_sizes_are_refused():
+    with pytest.raises(ValueError, match="hidden_size=-1: expected"):
+        VocosConfig(hidden_size=-1)
     with pytest.raises(ValueError, match="hop_length"):
         SmallECodecConfig(hop_length=500)
     with pytest.raises(ValueError, match="no backbone"):

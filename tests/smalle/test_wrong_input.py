@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from safetensors.torch import save_file
 
 from smalle import SmallEProcessor
-from smalle.processing_smalle import save_voice
+from smalle.processing_smalle import load_voice, save_voice
 
 SAYS_WHAT_TO_DO = ("expected", "must be", "needs", "Give", "give ", "install ", "leave ", "split ", "shorten ", "ask ")
 trial = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -66,6 +66,9 @@ def test_recordings(processor, audio, said, rate):
 @given(shape=st.lists(st.integers(0, 4), max_size=4), dtype=st.sampled_from(["int64", "int32", "float32", "bool"]),
        first=st.sampled_from([-9, -1, 0, 17, 30]), array=st.booleans())  # fmt: skip
 def test_codes_to_be_decoded(processor, shape, dtype, first, array):
+    for wrong in (None, "codes", np.zeros((4, 3), complex), object()):
+        with pytest.raises(ValueError, match="codes .*expected"):
+            processor.decode(wrong)
     codes = np.asarray(np.arange(np.prod(shape, dtype=int)).reshape(shape) % 4 + first, dtype)
     waves = result_or_value_error(lambda: processor.batch_decode(codes if array else torch.from_numpy(codes)))
     if waves is not None:
@@ -185,6 +188,10 @@ def test_voice_of_another_codec_is_refused(tiny_model, processor, tmp_path):
             one("One.", voice=path)
     save_voice(path, *voice[:3])  # a file of older days
     assert torch.equal(fresh("One.", voice=path)["audio_codes"][0], voice.codes)
+    with pytest.raises(ValueError, match=r"codes .*expected a tensor of integers \(frames, codebooks\)"):
+        save_voice(path, voice.codes[0])
+    with pytest.raises(ValueError, match="not a voice file"):
+        load_voice(tmp_path / "nowhere.safetensors")
     for codes in (torch.zeros(5, 3), torch.zeros(5).long(), torch.zeros(0, 3).long(), torch.full((5, 3), -1)):
         save_file({"codes": codes}, tmp_path / "odd.safetensors", metadata={"text": "So."})
         with pytest.raises(ValueError, match="holds codes"):
