@@ -1,7 +1,8 @@
-"""A checkpoint folder alone, in a Python without the package: it loads and speaks as remote code."""
+"""A checkpoint alone, in a Python without the package and without a network: it loads and speaks as remote code."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -35,12 +36,29 @@ facts["files"] = [sorted(p.relative_to(top).as_posix() for p in pathlib.Path(top
                          "__pycache__" not in p.parts) for top in (path, "again")]
 facts["again"] = [type(auto.from_pretrained("again", trust_remote_code=True)).__name__ for auto in autos]
 
+tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+theirs = AutoProcessor.from_pretrained(path, trust_remote_code=True).tokenizer
+texts = ["The fox.", "Over the lazy dog, please!"]
+facts["tokens"] = [t(texts, padding=True)["input_ids"] for t in (tokenizer, theirs)]
+
 length = {"max_new_tokens": 12, "min_new_tokens": 12}
 facts["one"] = shape(speak("Hello.", generate_kwargs=length))
 texts = ["One.", "Two, three, four and five.", "Six."]
 facts["many"] = [shape(speech) for speech in speak(texts, batch_size=2, generate_kwargs=length)]
 facts["long"] = shape(speak("Hello.", generate_kwargs={"max_new_tokens": 320, "min_new_tokens": 320}))
 facts["default"] = shape(speak("Hello.", generate_kwargs={"min_new_tokens": 300}))
+
+def spoken(name):
+    # codes and samples in a voice of the checkpoint that is not the default
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+    model = AutoModelForTextToWaveform.from_pretrained(name, trust_remote_code=True)
+    codes = model.generate(**processor("Hello.", voice="ben"), **length, do_sample=False)
+    return codes.tolist(), [round(float(x), 3) for x in processor.decode(codes)[0][::500]]
+
+facts["hub"] = spoken("someone/tiny") == spoken(path)
+speak = pipeline("text-to-speech", model="someone/tiny", trust_remote_code=True)
+facts["hub pipeline"] = shape(speak("Hello.", generate_kwargs=length))
+facts["hub classes"] = [type(auto.from_pretrained("someone/tiny", trust_remote_code=True)).__name__ for auto in autos]
 
 from peft import LoraConfig, get_peft_model
 
@@ -55,6 +73,10 @@ print(json.dumps(facts))
 @pytest.fixture(scope="module")
 def facts(tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
+    repository = folder / "hub" / "models--someone--tiny"  # as downloading leaves it
+    shutil.copytree(tiny_checkpoint, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder), "HF_MODULES_CACHE": str(folder / "modules")}
     command = [sys.executable, "-I", "-c", PROGRAM, str(tiny_checkpoint)]
@@ -69,6 +91,16 @@ def test_every_auto_class_finds_its_class(facts):
     assert facts["AutoModelForTextToWaveform"] == "SmallEForTextToSpeech"
     assert facts["AutoProcessor"] == "SmallEProcessor"
     assert "Tokenizer" in facts["AutoTokenizer"]
+
+
+def test_tokenizer_of_the_folder_is_that_of_the_processor(facts):
+    ours, theirs = facts["tokens"]
+    assert ours == theirs and len(ours[0]) == len(ours[1]) and ours[0][0] == 0 and ours[1][0] == 1  # padded on the left
+
+
+def test_downloaded_from_the_hub_it_needs_no_network(facts):
+    assert facts["hub"] and facts["hub pipeline"] == [12 * 480, 24000, True]
+    assert facts["hub classes"] == facts["again"]
 
 
 def test_saved_again_it_is_whole_again(facts):
