@@ -37,7 +37,7 @@ KERNELS = {
 
 
 @functools.cache
-def installed(path):
+def load(path):
     """The function of fla.ops, or None where it cannot be had."""
     module, name = path.rsplit(".", 1)
     try:
@@ -47,6 +47,13 @@ def installed(path):
 
 
 @functools.cache
+@torch.compiler.assume_constant_result
+def installed(path):
+    return load(path) is not None
+
+
+@functools.cache
+@torch.compiler.assume_constant_result
 def miscompiled():
     """Whether triton makes a wrong backward pass of the kernels with decays by head, which fla then refuses."""
     utils = importlib.import_module("fla.utils")
@@ -70,7 +77,7 @@ def fla_kernel(kind, choice, k):
         problem = "flash-linear-attention has no kernel of this mixer"
     elif kernel.widest and k.shape[-1] > kernel.widest:
         problem = f"its keys of {k.shape[-1]} channels a head are too wide (at most {kernel.widest}; see mixer_heads)"
-    elif installed(kernel.path) is None:
+    elif not installed(kernel.path):
         problem = "it needs flash-linear-attention and triton (pip install smalle[fla])"
     elif k.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         problem = "its kernels run on a GPU, and the input is on the CPU"
@@ -81,6 +88,7 @@ def fla_kernel(kind, choice, k):
     return functools.partial(_run, kernel)
 
 
+@torch.compiler.disable  # as the kernels are
 def _run(kernel, q, k, v, *others, state=None):
     """Calls the kernel on tensors of one precision, the lowest of q, k and v; decays and bonus keep theirs."""
     dtype = min(q.dtype, k.dtype, v.dtype, key=lambda dtype: dtype.itemsize)
@@ -94,7 +102,5 @@ def _run(kernel, q, k, v, *others, state=None):
         elif name != "u":
             arguments[name] = x.to(dtype)
     settings = kernel.half if dtype.itemsize < 4 else {}
-    out, state = installed(kernel.path)(
-        **arguments, scale=1.0, initial_state=state, output_final_state=True, **settings
-    )
+    out, state = load(kernel.path)(**arguments, scale=1.0, initial_state=state, output_final_state=True, **settings)
     return out.to(v.dtype), state

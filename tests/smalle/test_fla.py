@@ -191,6 +191,13 @@ def test_every_mixer_is_the_same_by_both_paths(tiny_config, name, padded):
     assert_close(by("fla"), by("torch"))
 
 
+def test_compiling_changes_nothing_and_breaks_only_at_the_kernel(tiny_config):
+    module, x = mixer(tiny_config, "gla"), torch.randn(2, 20, 16, device=DEVICE)
+    module.config.mixer_kernel = "fla"
+    assert torch._dynamo.explain(module)(x).graph_break_count == 1
+    assert_close(torch.compile(module, backend="eager")(x), module(x))
+
+
 def test_a_model_changes_its_path_by_its_configuration(tiny_config):
     torch.manual_seed(0)
     model = SmallEForTextToSpeech(tiny_config).to(DEVICE).eval()

@@ -20,7 +20,7 @@ def machine(monkeypatch):
 
     def pretend(has_fla=True, wrong=False):
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        monkeypatch.setattr(kernels_smalle, "installed", lambda path: path if has_fla else None)
+        monkeypatch.setattr(kernels_smalle, "installed", lambda path: has_fla)
         monkeypatch.setattr(kernels_smalle, "miscompiled", lambda: wrong)
 
     return pretend
