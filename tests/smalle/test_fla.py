@@ -133,6 +133,38 @@ def test_every_kernel_equals_the_naive_recurrence(kind, length):
     assert_close(gradients(compute(kind, "fla"), *leaves), gradients(compute(kind, None), *leaves))
 
 
+def reference(kind, q, k, v, *others):
+    """fla's naive implementation; some want the heads before the steps, all divide queries by sqrt(K)."""
+    from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
+    from fla.ops.generalized_delta_rule.dplr.naive import dplr_recurrence
+    from fla.ops.gla.naive import naive_recurrent_gla
+    from fla.ops.rwkv6.recurrent_naive import naive_recurrent_rwkv6
+    from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
+
+    *others, state = others
+    heads = v.shape[:3]
+    q, k = q.expand(*heads, -1) * q.shape[-1] ** 0.5, k.expand(*heads, -1)
+    if kind == "channel":
+        return naive_recurrent_gla(q, k, v, *others, state, True)
+    if kind == "head":
+        return naive_recurrent_simple_gla(q, k, v, others[0].squeeze(-1), None, state, True)
+    if kind == "gated_delta":
+        decay, rate = (x.squeeze(-1) for x in others)
+        return naive_recurrent_gated_delta_rule(q, k, v, rate, decay, None, state, True)
+    inputs = [x.transpose(1, 2) if x.ndim == 4 else x for x in (q, k, v, *others)]
+    if kind == "bonus":
+        out, last = naive_recurrent_rwkv6(*inputs, None, state, True)
+    else:
+        out, last = dplr_recurrence(*inputs, state, True)
+    return out.transpose(1, 2), last
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_plain_pytorch_equals_flas_naive_references(kind):
+    leaves = tensors(70, kind)
+    assert_close(gradients(compute(kind, "torch"), *leaves), gradients(lambda *x: reference(kind, *x), *leaves), 2e-5)
+
+
 @pytest.mark.parametrize("kind", KERNELS)
 def test_without_a_state_they_start_at_zero(kind):
     *leaves, state = tensors(20, kind)
@@ -214,3 +246,25 @@ def test_a_model_changes_its_path_by_its_configuration(tiny_config):
         model.config.mixer_kernel = "auto"  # other tests share the configuration
     assert_close([fla], [plain])
     assert not torch.equal(fla, plain)
+
+
+@pytest.mark.filterwarnings("ignore:According to Bo")
+@torch.no_grad()
+def test_rwkv7_starts_with_flas_initial_values(tiny_config):
+    from fla.layers.rwkv7 import RWKV7Attention
+
+    config = SmallEConfig(
+        **{**tiny_config.to_dict(), "mixer": "rwkv7", "audio_encoder_layers": 2, "audio_decoder_layers": 2}
+    )
+    for index in (0, 1, 3):
+        ours = build_mixer(config, 32, 2, index)
+        ours.init_parameters()
+        other = RWKV7Attention(hidden_size=32, head_dim=16, layer_idx=index, num_hidden_layers=4)
+        shares = torch.cat([getattr(other, f"x_{part}").view(1, -1) for part in "rwkvag"])
+        bias = {"decay": other.w_lora, "rate": other.a_lora}
+        assert_close([ours.shares], [shares])
+        assert_close([getattr(ours, part) for part in bias], [lora.lora[2].bias for lora in bias.values()])
+        assert_close((ours.key_scale, ours.key_rate, ours.bonus), (other.k_k, other.k_a, other.r_k.flatten()))
+        assert_close([ours.norm.weight], [other.g_norm.weight])
+        assert ours.decay_down.shape[1] == other.w_lora.lora[0].weight.shape[0]
+        assert ours.gate_down.shape[1] == other.g_lora.lora[0].weight.shape[0]
