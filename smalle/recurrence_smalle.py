@@ -12,6 +12,7 @@ import torch
 from .kernels_smalle import fla_kernel
 
 CHUNK, BLOCK, SEGMENT = 64, 16, 64
+STRONGEST = -8.0  # log decay a step that `chunked` bears
 
 
 def wide(x):

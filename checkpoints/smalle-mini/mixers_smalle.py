@@ -14,7 +14,7 @@ from torch import nn
 from .deltanet_smalle import GatedDeltaNet
 from .mamba_smalle import Mamba, Mamba2
 from .mixer_base_smalle import head_width
-from .recurrence_smalle import recurrence, wide
+from .recurrence_smalle import STRONGEST, recurrence, wide
 from .rwkv_smalle import RWKV5, RWKV6, RWKV7
 
 
@@ -39,10 +39,11 @@ class GatedLinearAttention(nn.Module):
 
     def forward(self, x, mask=None, state=None):
         q, k, v, gate = (
-            layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.q_proj, self.k_proj, self.v_proj, self.g_proj)
+            layer(x).unflatten(-1, (self.num_heads, -1))
+            for layer in (self.q_proj, self.k_proj, self.v_proj, self.g_proj)
         )
         decay = self.decay_up_proj(self.decay_down_proj(x)).unflatten(-1, (self.num_heads, -1))
-        decay = F.logsigmoid(decay.float()) / self.normalizer
+        decay = (F.logsigmoid(wide(decay)) / self.normalizer).clamp(min=STRONGEST)  # forgets all but 3e-4
         if mask is not None:
             keep = mask[:, :, None, None]
             k, decay = k * keep, decay * keep
