@@ -64,12 +64,14 @@ def fla_kernel(kind, choice, k):
     """The function that computes a kind of recurrence by flash-linear-attention, or None for plain PyTorch.
 
     kind: a key of KERNELS, or None for one without a kernel. choice: "torch"; "auto", fla where it is installed and
-    sound, for several steps on a GPU; or "fla", and a ValueError where that cannot be. k (B, T, H, K): the keys.
+    sound, for several steps on a GPU, unless they are being exported; or "fla", and a ValueError where that cannot be.
+    k (B, T, H, K): the keys.
     The function takes the recurrence's tensors in their order and `state`; it returns outputs and the final state.
     """
     if choice not in CHOICES:
         raise ValueError(f"mixer_kernel={choice!r}: expected one of {', '.join(map(repr, CHOICES))}.")
-    if choice == "torch" or (choice == "auto" and not (k.is_cuda and k.shape[1] > 1 and k.dtype != torch.float64)):
+    suits = k.is_cuda and k.shape[1] > 1 and k.dtype != torch.float64 and not torch.compiler.is_exporting()
+    if choice == "torch" or (choice == "auto" and not suits):
         return None
     kernel = KERNELS.get(kind)
     problem = None

@@ -33,7 +33,7 @@ def keys(length=9, width=64, dtype=torch.float32, device="cuda"):
 
 
 @each_kind
-def test_auto_takes_fla_for_several_steps_on_a_gpu_where_it_is_installed(machine, kind):
+def test_auto_takes_fla_for_several_steps_on_a_gpu_where_it_is_installed(machine, kind, monkeypatch):
     machine()
     assert fla_kernel(kind, "auto", keys()) is not None
     assert fla_kernel(kind, "auto", keys(dtype=torch.bfloat16)) is not None
@@ -41,6 +41,9 @@ def test_auto_takes_fla_for_several_steps_on_a_gpu_where_it_is_installed(machine
         assert fla_kernel(kind, "auto", other) is None
     assert fla_kernel(kind, "torch", keys()) is None
     assert fla_kernel(None, "auto", keys()) is None
+    with monkeypatch.context() as exporting:
+        exporting.setattr(torch.compiler, "is_exporting", lambda: True)
+        assert fla_kernel(kind, "auto", keys()) is None
     machine(has_fla=False)
     assert fla_kernel(kind, "auto", keys()) is None
 
