@@ -1,5 +1,6 @@
 """Reads recordings: whole or in part, from a file or from anything that reads and seeks like one."""
 
+import csv
 import io
 import json
 import pathlib
@@ -8,6 +9,7 @@ import numpy as np
 import soundfile
 import soxr
 
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 UNREADABLE = (OSError, RuntimeError, EOFError, ValueError)  # soundfile's errors are RuntimeErrors
 
 
@@ -67,10 +69,41 @@ def read_audio(source, sampling_rate):
 
 
 def read_metadata(folder):
-    """Rows of FOLDER/metadata.jsonl, each with the full path of its recording under "path"."""
+    """Rows of FOLDER/metadata.jsonl, each with the full path of its recording under "path".
+
+    Without that file, NAME.wav (flac, ogg, mp3) and what it says in NAME.txt. A row that names no speaker is spoken by
+    the folder's; one without a duration (s) gets that of its recording.
+    """
     folder = pathlib.Path(folder)
-    if not (folder / "metadata.jsonl").is_file():
-        raise ValueError(f"{folder} holds no metadata.jsonl: expected a corpus folder (file_name, text, speaker).")
-    with open(folder / "metadata.jsonl", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if line.strip()]
-    return [{**row, "path": str(folder / row["file_name"])} for row in rows]
+    rows = metadata_rows(folder)
+    if not rows:
+        raise ValueError(
+            f"{folder} holds no recordings: expected metadata.jsonl (file_name, text a row), or NAME.wav with NAME.txt."
+        )
+    return [complete(row, folder) for row in rows]
+
+
+def metadata_rows(folder):
+    """What metadata.jsonl or metadata.csv says, or the text files beside recordings; nothing where there are none."""
+    if (folder / "metadata.jsonl").is_file():
+        with open(folder / "metadata.jsonl", encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines if line.strip()]
+    if (folder / "metadata.csv").is_file():
+        with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    return list(pairs(folder))
+
+
+def pairs(folder):
+    """Rows of recordings with a text file of the same name."""
+    for path in sorted(folder.glob("*")):
+        if path.suffix in SUFFIXES and path.with_suffix(".txt").is_file():
+            yield {"file_name": path.name, "text": path.with_suffix(".txt").read_text(encoding="utf-8").strip()}
+
+
+def complete(row, folder):
+    """A row with its path, speaker and duration."""
+    row = {"speaker": folder.resolve().name, **row, "path": str(folder / row["file_name"])}
+    if "duration" not in row:
+        row["duration"] = soundfile.info(row["path"]).duration
+    return row

@@ -1,17 +1,16 @@
 """Finds out how a corpus is laid out and lists its clips.
 
 Known are: Libri-light (folders or .tar), LibriTTS and LibriTTS-R (subset/speaker/chapter/*.wav with *.normalized.txt),
-a folder with metadata.jsonl or metadata.csv (file_name, text, speaker: an `audiofolder` of datasets), and parquet files
-with the columns audio, text and speaker.
+a folder with metadata.jsonl or metadata.csv (file_name, text, speaker: an `audiofolder` of datasets) or with NAME.txt
+beside each NAME.wav, and parquet files with the columns audio, text and speaker.
 """
 
-import csv
 import os
 import pathlib
 
 import pyarrow.parquet
 
-from .audio import read_metadata
+from .audio import metadata_rows
 from .clips import Clip, Problem
 from .librilight import librilight_clips
 
@@ -30,18 +29,14 @@ def check(clip, transcribe):
 
 
 def metadata_clips(folder, transcribe=False):
-    """Clips of a folder with metadata.jsonl or metadata.csv."""
-    folder = pathlib.Path(folder)
-    if (folder / "metadata.jsonl").is_file():
-        rows = read_metadata(folder)
-    else:
-        with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
-            rows = [{**row, "path": str(folder / row["file_name"])} for row in csv.DictReader(file)]
-    for row in rows:
+    """Clips of a folder with metadata.jsonl or metadata.csv, or with a text file beside each recording."""
+    folder = pathlib.Path(folder).resolve()
+    for row in metadata_rows(folder):
         duration = row.get("duration")
         yield check(Clip(
-            f"{folder.name}/{row['file_name']}", row["path"], str(first_of(row, SPEAKER) or folder.name),
-            first_of(row, TEXT), duration=float(duration) if duration else None, words=row.get("words") or (),
+            f"{folder.name}/{row['file_name']}", str(folder / row["file_name"]),
+            str(first_of(row, SPEAKER) or folder.name), first_of(row, TEXT),
+            duration=float(duration) if duration else None, words=row.get("words") or (),
         ), transcribe)  # fmt: skip
 
 
@@ -79,7 +74,7 @@ def layout(path):
         kind = {".tar": "libri-light", ".parquet": "parquet"}.get(path.suffix)
         if kind:
             return kind
-    elif any((path / name).is_file() for name in ("metadata.jsonl", "metadata.csv")):
+    elif path.is_dir() and metadata_rows(path):
         return "metadata"
     for folder, _, names in os.walk(path):
         if any(name.endswith(".parquet") for name in names):
@@ -91,8 +86,8 @@ def layout(path):
         if len(pathlib.Path(folder).relative_to(path).parts) > 4:
             break
     raise ValueError(
-        f"{path} is no corpus: expected Libri-light (folder or .tar), LibriTTS, a folder with metadata.jsonl or "
-        "metadata.csv, or parquet files."
+        f"{path} is no corpus: expected Libri-light (folder or .tar), LibriTTS, parquet files, or a folder with "
+        "metadata.jsonl or metadata.csv, or with NAME.txt beside each NAME.wav."
     )
 
 

@@ -1,5 +1,6 @@
 """Training samples: utterances of one speaker after each other, delayed codes, batches of nearly equal lengths."""
 
+import itertools
 import os
 import pathlib
 import random
@@ -91,12 +92,15 @@ class SpeakerBatchSampler:
 
     Each epoch takes every utterance once, in a new order: a speaker's utterances are shuffled and cut into samples of
     up to `max_frames`, samples of similar length share a batch of at most `frames_per_batch` (padding counted), and
-    the batches are shuffled. The seed fixes everything, so that a resumed run sees what an uninterrupted one saw.
+    the batches are shuffled. The seed fixes everything, so that a resumed run sees what an uninterrupted one saw. Of
+    `world` processes each takes every world-th batch, so all make the same number of steps and none sees a sample that
+    another one sees.
     """
 
-    def __init__(self, lengths, speakers, frames_per_batch, max_frames, seed=0, single=0.35):
+    def __init__(self, lengths, speakers, frames_per_batch, max_frames, seed=0, single=0.35,
+                 rank=0, world=1):  # fmt: skip
         self.lengths, self.frames_per_batch, self.max_frames = lengths, frames_per_batch, max_frames
-        self.seed, self.single = seed, single
+        self.seed, self.single, self.rank, self.world = seed, single, rank, world
         self.by_speaker = {}
         for index, speaker in enumerate(speakers):
             if lengths[index] <= max_frames:
@@ -129,10 +133,8 @@ class SpeakerBatchSampler:
         return batches
 
     def __iter__(self):
-        number = 0
-        while True:
-            yield from self.epoch(number)
-            number += 1
+        batches = itertools.chain.from_iterable(map(self.epoch, itertools.count()))
+        yield from itertools.islice(batches, self.rank, None, self.world)
 
 
 class Collator:

@@ -226,6 +226,11 @@ def write_manifest(folder: Path, utterances: list[Utterance]) -> Path:
         rows.append({"audio": wave_path(folder, index).name, "text": utterance.text})
         if utterance.reference:
             rows[-1]["reference"] = str(utterance.reference)
+    return write_rows(folder, rows)
+
+
+def write_rows(folder: Path, rows: list[dict]) -> Path:
+    """Writes manifest.jsonl; returns its path."""
     path = folder / "manifest.jsonl"
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
