@@ -186,6 +186,7 @@ def build_trainer(recipe):
     """The Trainer that a recipe describes."""
     data, objective, training = recipe["data"], recipe["objective"], dict(recipe["training"])
     minutes = training.pop("minutes", None)
+    training.setdefault("ddp_find_unused_parameters", False)
     arguments = TrainingArguments(remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), **training)
     if arguments.metric_for_best_model and arguments.save_total_limit == 1:
         raise ValueError("training.save_total_limit=1: expected 2 or more beside metric_for_best_model, or the best "
@@ -217,6 +218,8 @@ def build_trainer(recipe):
     clock = Clock(minutes, arguments.warmup_steps) if minutes else None
     ema = EMACallback(model, objective["ema"]) if objective["ema"] else None
     samples = Samples(evaluation, tokenizer, arguments, **recipe["samples"]) if recipe.get("samples") else None
+    present = {type(module).__name__ for module in model.modules()}  # FSDP shards these, whose forward is all they do
+    model._no_split_modules = [name for name in ("TransformerLayer", "LinearAttentionBlock") if name in present]
     if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         for name, value in ("objective.ema", ema), ("samples", samples):
             if value:

@@ -4,14 +4,18 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import time
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed.checkpoint.state_dict
+import torch.distributed.fsdp  # once, for all processes that are copies of this one
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 from safetensors.torch import load_file
 
 from train import train
@@ -55,6 +59,17 @@ def recipe(tmp_path_factory, tiny_tokenizer):
     return work / "recipe.yaml"
 
 
+def allow_fsdp_on_the_cpu(patch):
+    """accelerate turns FSDP on beside accelerators alone, though torch and gloo shard on the CPU as well."""
+    init = train.SmallETrainer.__init__
+
+    def init_as_if_on_gpus(self, *args, **kwargs):
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_XPU
+        init(self, *args, **kwargs)
+
+    patch.setattr(train.SmallETrainer, "__init__", init_as_if_on_gpus)
+
+
 def work(arguments, environment):
     """train.train in a copy of this process."""
     os.environ.update(environment)
@@ -63,6 +78,8 @@ def work(arguments, environment):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr("sys.argv", ["train", *map(str, arguments)])
+        if any(str(argument).startswith("training.fsdp=") for argument in arguments):
+            allow_fsdp_on_the_cpu(patch)
         train.main()
 
 
@@ -123,10 +140,23 @@ def test_two_processes_give_what_one_gives_with_the_same_global_batch(recipe, al
             torch.testing.assert_close(value, second[key], atol=2e-3, rtol=2e-3)
 
 
-def test_fsdp_gives_what_one_process_gives(recipe, alone, tmp_path):
-    changes = "objective.ema=0", "training.fsdp=full_shard", "training.fsdp_config={cpu_ram_efficient_loading: false}"
-    run(2, recipe, f"training.output_dir={tmp_path}", *changes)
-    assert same(history(tmp_path)[:1], history(alone)[:1])
+def test_fsdp_gives_what_one_process_gives_and_resumes(recipe, alone, tmp_path):
+    changes = "objective.ema=0", "training.fsdp=true", "training.fsdp_config={cpu_ram_efficient_loading: false}"
+    run(2, recipe, f"training.output_dir={tmp_path}/whole", *changes)
+    assert (tmp_path / "whole" / "checkpoint-2" / "pytorch_model_fsdp.bin").is_file()  # it was FSDP
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    run(2, recipe, f"training.output_dir={tmp_path}/resumed", *changes, "--resume")
+    own = load_file(alone / f"checkpoint-{STEPS}" / "model.safetensors")
+    for name in "whole", "resumed":
+        assert same(history(tmp_path / name)[:1], history(alone)[:1])
+        for key, value in load_file(tmp_path / name / "model.safetensors").items():
+            torch.testing.assert_close(value, own[key], atol=2e-3, rtol=2e-3)
+
+
+def test_fsdp_refuses_what_needs_whole_weights(recipe):
+    changes = ["training.fsdp=true", "training.output_dir=nowhere"]
+    with mock.patch.dict(os.environ), pytest.raises(ValueError, match="objective.ema: expected none with FSDP"):
+        train.build_trainer(train.read_recipe(recipe, changes))
 
 
 def test_what_is_logged_and_evaluated_adds_up(alone):
