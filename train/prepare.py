@@ -149,12 +149,13 @@ def write_lines(values, path):
     os.replace(partial, path)
 
 
-def write_shard(out, name, codec, bar, **options):
+def write_shard(out, name, hours, codec, bar, **options):
     """One part of the plan as OUT/NAME.parquet, rows in random order; before it OUT/plan/NAME.problems."""
-    rows, problems = [], []
+    rows, problems, end = [], [], bar.n + hours
     for batch in encode_clips(read_part_of_plan(out, name), codec, problem=problems.append, **options):
         rows += batch
-        bar.update(sum(row["duration"] for row in batch) / 3600)
+        bar.update(min(sum(row["duration"] for row in batch) / 3600, end - bar.n))
+    bar.update(end - bar.n)  # what could not be read, or was longer than planned
     random.Random(name).shuffle(rows)
     write_lines(problems, out / "plan" / f"{name}.problems")
     write(rows, out / f"{name}.parquet")
@@ -234,12 +235,11 @@ def main():
             from .asr import Transcriber
 
             transcriber = Transcriber(arguments.asr, device)
-        hours = sum(parts[name] for name in mine)
-        with tqdm.tqdm(total=hours, initial=sum(parts[name] for name in done), disable=rank > 0,
+        with tqdm.tqdm(total=sum(parts[name] for name in mine), initial=sum(parts[name] for name in done), disable=rank > 0,
                        bar_format=BAR) as bar:  # fmt: skip
             for name in mine:
                 if name not in done:
-                    write_shard(out, name, codec, bar, threads=arguments.threads, transcriber=transcriber,
+                    write_shard(out, name, parts[name], codec, bar, threads=arguments.threads, transcriber=transcriber,
                                 batch_seconds=arguments.batch_seconds)  # fmt: skip
     if all((out / f"{name}.parquet").is_file() for name in parts):
         problems = finish(out, parts, arguments.codec)
