@@ -235,8 +235,8 @@ def main():
             from .asr import Transcriber
 
             transcriber = Transcriber(arguments.asr, device)
-        with tqdm.tqdm(total=sum(parts[name] for name in mine), initial=sum(parts[name] for name in done), disable=rank > 0,
-                       bar_format=BAR) as bar:  # fmt: skip
+        total, before = (sum(parts[name] for name in names) for names in (mine, done))
+        with tqdm.tqdm(total=total, initial=before, disable=rank > 0, bar_format=BAR) as bar:
             for name in mine:
                 if name not in done:
                     write_shard(out, name, parts[name], codec, bar, threads=arguments.threads, transcriber=transcriber,

@@ -29,8 +29,8 @@ def test_from_a_tar_of_libri_light_to_a_page_of_results(tmp_path, tiny_codec, ca
     make_cuts(tmp_path / "cuts.jsonl.gz", voiced)
     archive = make_tar(tmp_path / "small.tar", tmp_path / "unlab")
     tiny_codec.save_pretrained(tmp_path / "codec")
-    call(prepare, archive, "--cuts", tmp_path / "cuts.jsonl.gz", "--codec", tmp_path / "codec", "--out",
-         tmp_path / "codes", "--eval-speakers", 1, "--test-speakers", 1, "--shard-hours", 0.003, "--threads", 1)  # fmt: skip
+    call(prepare, archive, "--cuts", tmp_path / "cuts.jsonl.gz", "--codec", tmp_path / "codec", "--threads", 1,
+         "--out", tmp_path / "codes", "--eval-speakers", 1, "--test-speakers", 1, "--shard-hours", 0.003)  # fmt: skip
     shards = sorted((tmp_path / "codes").glob("train-*.parquet"))
     assert len(shards) > 1
     call(tokenizer, *shards, "--out", tmp_path / "tokenizer", "--vocab-size", 40)
@@ -55,6 +55,7 @@ def test_from_a_tar_of_libri_light_to_a_page_of_results(tmp_path, tiny_codec, ca
     call(assemble, tmp_path / "model", tmp_path / "codec", tmp_path / "voices.yaml", tmp_path / "checkpoint")
     (tmp_path / "lines.txt").write_text("One.\nTwo, three.\n")
     capsys.readouterr()
-    assert evaluate.main([str(tmp_path / name) for name in ("checkpoint", "lines.txt", "out")] + ["--device", "cpu"]) == 0
+    paths = [str(tmp_path / name) for name in ("checkpoint", "lines.txt", "out")]
+    assert evaluate.main([*paths, "--device", "cpu"]) == 0
     folder = tmp_path / "out" / json.loads(capsys.readouterr().out)["folder"]
     assert {"0001.wav", "0001.png", "0002.wav", "index.html", "report.json"} <= {path.name for path in folder.iterdir()}
