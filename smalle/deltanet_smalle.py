@@ -129,7 +129,8 @@ class GatedDeltaNet(CausalMixer):
             part.unflatten(-1, (self.num_heads, -1))
             for part in qkv.split((self.key_size, self.key_size, self.value_size), -1)
         )
-        decay = -wide(self.A_log).exp() * F.softplus(wide(self.decay_proj(x)) + self.dt_bias)
+        time_step = -F.logsigmoid(-(wide(self.decay_proj(x)) + self.dt_bias))  # softplus, but torch.compile knows it
+        decay = -wide(self.A_log).exp() * time_step
         beta = wide(self.beta_proj(x)).sigmoid()
         if mask is not None:
             decay, beta = decay * mask[..., None], beta * mask[..., None]

@@ -25,11 +25,11 @@ class SamplingSettings:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        right = self.top_k >= 0 and self.temperature > 0 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1
-        if not right or self.repetition_penalty <= 0:
+        right = self.top_k >= 0 and 1e-3 <= self.temperature <= 1e3 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1
+        if not right or not 1e-2 <= self.repetition_penalty <= 1e2:
             raise ValueError(
-                f"{self}: expected top_k >= 0 (0: no limit), temperature > 0 (do_sample=False is greedy), "
-                "0 < top_p <= 1, 0 <= min_p <= 1 and repetition_penalty > 0 (1: none)."
+                f"{self}: expected top_k >= 0 (0: no limit), temperature of 0.001..1000 (do_sample=False is greedy), "
+                "0 < top_p <= 1, 0 <= min_p <= 1 and repetition_penalty of 0.01..100 (1: none)."
             )
 
 
@@ -74,6 +74,7 @@ def warp(logits, settings):
     if settings.top_p < 1:
         ordered, order = logits.sort(-1, descending=True)
         beyond = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1) >= settings.top_p
+        beyond[:, 0] = False  # however small top_p is
         logits = logits.masked_fill(beyond.gather(-1, order.argsort(-1)), -torch.inf)
     if settings.min_p > 0:
         probs = logits.softmax(-1)

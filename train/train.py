@@ -182,9 +182,9 @@ def read_recipe(path, overrides):
     return recipe
 
 
-def build_trainer(recipe):
-    """The Trainer that a recipe describes."""
-    data, objective, training = recipe["data"], recipe["objective"], dict(recipe["training"])
+def build_trainer(recipe, adapt=None):
+    """The Trainer that a recipe describes; `adapt` makes of its model what is trained in its place."""
+    data, objective, training = (dict(recipe[part]) for part in ("data", "objective", "training"))
     minutes = training.pop("minutes", None)
     training.setdefault("ddp_find_unused_parameters", False)
     arguments = TrainingArguments(remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), **training)
@@ -199,6 +199,8 @@ def build_trainer(recipe):
     else:
         model = SmallEForTextToSpeech(SmallEConfig(vocab_size=len(tokenizer), **recipe["model"]))
     config = model.config
+    model = adapt(model) if adapt else model
+    objective.setdefault("codebook_weights", [1.0] * config.num_codebooks)
     if len(objective["codebook_weights"]) != config.num_codebooks:
         raise ValueError(f"objective.codebook_weights: expected {config.num_codebooks} numbers, one for each codebook.")
     for name in ("alignment_weight", "forward_sum_weight"):

@@ -57,6 +57,7 @@ class SmallEConfig(PreTrainedConfig):
     """
 
     model_type = "smalle"
+    _auto_class = "AutoConfig"
     keys_to_ignore_at_inference = ["past_key_values"]
 
     architecture: str = "small-e"
