@@ -22,7 +22,11 @@ COLUMNS = "text", "speaker", "duration", "words", "codes"
 def shards(path):
     """The files of a prepared split: PATH.parquet itself, or PATH-*.parquet. Raises ValueError where there are none."""
     path = pathlib.Path(path)
-    found = [path] if path.is_file() else sorted(path.parent.glob(f"{path.name.removesuffix('.parquet')}-*.parquet"))
+    found = sorted(path.parent.glob(f"{path.name.removesuffix('.parquet')}-*.parquet"))
+    if path.is_file():
+        if found:
+            raise ValueError(f"there are {path} and {found[0]}: delete what is old, or name another folder")
+        return [path]
     if not found:
         raise ValueError(f"{path} is not there, nor shards of that name: prepare codes with train.prepare first")
     return found

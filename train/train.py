@@ -3,7 +3,8 @@
 usage: python -m train.train RECIPE.yaml [key.subkey=value ...] [--resume]
 
 The recipe has four parts: `model` (fields of SmallEConfig), `data`, `objective`, `training` (TrainingArguments, and
-`minutes`, which ends the run and paces its learning rate by the clock instead of by steps).
+`minutes`, which ends the run and paces its learning rate by the clock instead of by steps), and may have `samples`
+(train.samples). torchrun and accelerate launch start several processes.
 It may name an `init` checkpoint to start from. The averaged weights, the tokenizer and the recipe end up in
 training.output_dir; `--resume` goes on from its last checkpoint and gives what an uninterrupted run gives.
 """
@@ -182,25 +183,32 @@ def read_recipe(path, overrides):
     return recipe
 
 
-def build_trainer(recipe, adapt=None):
-    """The Trainer that a recipe describes; `adapt` makes of its model what is trained in its place."""
-    data, objective, training = (dict(recipe[part]) for part in ("data", "objective", "training"))
-    minutes = training.pop("minutes", None)
-    training.setdefault("ddp_find_unused_parameters", False)
-    arguments = TrainingArguments(remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), **training)
+def read_arguments(training):
+    """TrainingArguments of the recipe's part `training`."""
+    arguments = TrainingArguments(remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
+                                  **{"ddp_find_unused_parameters": False, **training})  # fmt: skip
     if arguments.metric_for_best_model and arguments.save_total_limit == 1:
         raise ValueError("training.save_total_limit=1: expected 2 or more beside metric_for_best_model, or the best "
                          "checkpoint alone is kept and the newest, to go on from, is deleted.")  # fmt: skip
-    rank, world = arguments.process_index, arguments.world_size
-    set_seed(arguments.seed)
-    tokenizer = AutoTokenizer.from_pretrained(data["tokenizer"])
+    return arguments
+
+
+def build_model(recipe, vocab_size, adapt=None):
+    """(the model that is trained, its configuration)"""
     if recipe.get("init"):
         model = SmallEForTextToSpeech.from_pretrained(recipe["init"], dtype=torch.float32)
     else:
-        model = SmallEForTextToSpeech(SmallEConfig(vocab_size=len(tokenizer), **recipe["model"]))
+        model = SmallEForTextToSpeech(SmallEConfig(vocab_size=vocab_size, **recipe["model"]))
     config = model.config
     model = adapt(model) if adapt else model
-    objective.setdefault("codebook_weights", [1.0] * config.num_codebooks)
+    present = {type(module).__name__ for module in model.modules()}  # FSDP shards these, whose forward is all they do
+    model._no_split_modules = [name for name in ("TransformerLayer", "LinearAttentionBlock") if name in present]
+    return model, config
+
+
+def check_objective(objective, config):
+    """The objective with its defaults. ValueError where it does not fit the model."""
+    objective = {"codebook_weights": [1.0] * config.num_codebooks, **objective}
     if len(objective["codebook_weights"]) != config.num_codebooks:
         raise ValueError(f"objective.codebook_weights: expected {config.num_codebooks} numbers, one for each codebook.")
     for name in ("alignment_weight", "forward_sum_weight"):
@@ -208,36 +216,53 @@ def build_trainer(recipe, adapt=None):
             raise ValueError(
                 f"objective.{name}={objective[name]}: expected 0; a decoder-only transformer has no map of the text."
             )
+    return objective
+
+
+def read_data(data, config, arguments):
+    """Codes to train on and to evaluate on, the batches of this process, and those of the evaluation."""
     codes = config.num_codebooks, config.frame_rate, data.get("cache")
     train, evaluation = (CodesDataset(data[name], *codes) for name in ("train", "eval"))
-    max_frames = int(data["max_seconds"] * config.frame_rate)
-    sampler = SpeakerBatchSampler(
-        train.lengths, train.speakers, data["frames_per_batch"], max_frames, arguments.seed, data["single"], rank, world
-    )
-    eval_batches = SpeakerBatchSampler(
-        evaluation.lengths, evaluation.speakers, data["frames_per_batch"], max_frames
-    ).epoch(0)[: data["eval_batches"]]
-    clock = Clock(minutes, arguments.warmup_steps) if minutes else None
-    ema = EMACallback(model, objective["ema"]) if objective["ema"] else None
-    samples = Samples(evaluation, tokenizer, arguments, **recipe["samples"]) if recipe.get("samples") else None
-    present = {type(module).__name__ for module in model.modules()}  # FSDP shards these, whose forward is all they do
-    model._no_split_modules = [name for name in ("TransformerLayer", "LinearAttentionBlock") if name in present]
+    sizes = data["frames_per_batch"], int(data["max_seconds"] * config.frame_rate)
+    sampler = SpeakerBatchSampler(train.lengths, train.speakers, *sizes, arguments.seed, data["single"],
+                                  arguments.process_index, arguments.world_size)  # fmt: skip
+    eval_batches = SpeakerBatchSampler(evaluation.lengths, evaluation.speakers, *sizes).epoch(0)
+    return train, evaluation, sampler, eval_batches[: data["eval_batches"]]
+
+
+def build_callbacks(recipe, model, tokenizer, evaluation, arguments):
+    """(average, clock, samples) of a recipe, each None where it asks for none."""
+    minutes, decay, samples = recipe["training"].get("minutes"), recipe["objective"]["ema"], recipe.get("samples")
     if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        for name, value in ("objective.ema", ema), ("samples", samples):
+        for name, value in ("objective.ema", decay), ("samples", samples):
             if value:
                 raise ValueError(f"{name}: expected none with FSDP, whose processes hold pieces of the weights.")
-    if rank == 0:
+    return (EMACallback(model, decay) if decay else None, Clock(minutes, arguments.warmup_steps) if minutes else None,
+            Samples(evaluation, tokenizer, arguments, **samples) if samples else None)  # fmt: skip
+
+
+def build_trainer(recipe, adapt=None):
+    """The Trainer that a recipe describes; `adapt` makes of its model what is trained in its place."""
+    data = recipe["data"]
+    arguments = read_arguments({key: value for key, value in recipe["training"].items() if key != "minutes"})
+    set_seed(arguments.seed)
+    tokenizer = AutoTokenizer.from_pretrained(data["tokenizer"])
+    model, config = build_model(recipe, len(tokenizer), adapt)
+    objective = check_objective(recipe["objective"], config)
+    train, evaluation, sampler, eval_batches = read_data(data, config, arguments)
+    ema, clock, samples = build_callbacks(recipe, model, tokenizer, evaluation, arguments)
+    if arguments.process_index == 0:
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters; "
               f"{train.lengths.sum() / config.frame_rate / 3600:.1f} hours, {len(sampler.epoch(0))} batches an epoch, "
-              f"{world} processes", flush=True)  # fmt: skip
+              f"{arguments.world_size} processes", flush=True)  # fmt: skip
     trainer = SmallETrainer(
         model=model, args=arguments, train_dataset=train, eval_dataset=evaluation, sampler=sampler,
         eval_sampler=eval_batches, objective=objective, clock=clock, ema=ema, processing_class=tokenizer,
         callbacks=[callback for callback in (ema, clock, samples) if callback],
         data_collator=Collator(tokenizer, config.num_codebooks, config.frame_rate, objective["text_dropout"]),
     )  # fmt: skip
-    if world > 1:
-        torch.manual_seed(arguments.seed + rank)  # what is dropped differs; the weights are made
+    if arguments.world_size > 1:
+        torch.manual_seed(arguments.seed + arguments.process_index)  # what is dropped differs; the weights are made
     return trainer
 
 

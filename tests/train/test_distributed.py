@@ -140,17 +140,29 @@ def test_two_processes_give_what_one_gives_with_the_same_global_batch(recipe, al
             torch.testing.assert_close(value, second[key], atol=2e-3, rtol=2e-3)
 
 
-def test_fsdp_gives_what_one_process_gives_and_resumes(recipe, alone, tmp_path):
-    changes = "objective.ema=0", "training.fsdp=true", "training.fsdp_config={cpu_ram_efficient_loading: false}"
-    run(2, recipe, f"training.output_dir={tmp_path}/whole", *changes)
-    assert (tmp_path / "whole" / "checkpoint-2" / "pytorch_model_fsdp.bin").is_file()  # it was FSDP
-    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
-    run(2, recipe, f"training.output_dir={tmp_path}/resumed", *changes, "--resume")
+FSDP = "objective.ema=0", "training.fsdp=true", "training.fsdp_config={cpu_ram_efficient_loading: false}"
+
+
+def check_weights(folder, alone):
+    """Losses and final weights of a run without averaging are those of one process."""
+    assert same(history(folder)[:1], history(alone)[:1])
     own = load_file(alone / f"checkpoint-{STEPS}" / "model.safetensors")
-    for name in "whole", "resumed":
-        assert same(history(tmp_path / name)[:1], history(alone)[:1])
-        for key, value in load_file(tmp_path / name / "model.safetensors").items():
-            torch.testing.assert_close(value, own[key], atol=2e-3, rtol=2e-3)
+    for key, value in load_file(folder / "model.safetensors").items():
+        torch.testing.assert_close(value, own[key], atol=2e-3, rtol=2e-3)
+
+
+def test_fsdp_gives_what_one_process_gives(recipe, alone, tmp_path):
+    run(2, recipe, f"training.output_dir={tmp_path}", *FSDP)
+    assert (tmp_path / "checkpoint-2" / "pytorch_model_fsdp.bin").is_file()  # it was FSDP
+    check_weights(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_fsdp_resumes(recipe, alone, tmp_path):
+    run(2, recipe, f"training.output_dir={tmp_path}/whole", *FSDP)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    run(2, recipe, f"training.output_dir={tmp_path}/resumed", *FSDP, "--resume")
+    check_weights(tmp_path / "resumed", alone)
 
 
 def test_fsdp_refuses_what_needs_whole_weights(recipe):
@@ -209,6 +221,11 @@ def test_a_run_that_was_killed_resumes_with_the_same_losses(recipe, tmp_path):
     assert not (tmp_path / "killed" / "checkpoint-8").exists()
     run(1, recipe, f"training.output_dir={tmp_path}/killed", *changes, "--resume")
     assert history(tmp_path / "killed", 8) == history(tmp_path / "whole", 8)
+
+
+def test_processes_that_end_by_the_clock_end_at_the_same_step(recipe, tmp_path):
+    run(2, recipe, f"training.output_dir={tmp_path}", "training.minutes=0.00001")
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
 def test_processes_take_every_batch_once_and_the_same_number():

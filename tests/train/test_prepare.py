@@ -122,6 +122,10 @@ def test_training_reads_shards_and_keeps_them_on_disk_where_asked(prepared, tmp_
         CodesDataset(prepared / "train.parquet", 4, 75.0)
     with pytest.raises(ValueError, match="nor shards of that name"):
         CodesDataset(prepared / "dev.parquet", 3, 50.0)
+    for name in "train.parquet", "train-00000.parquet":
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="delete what is old"):
+        shards(tmp_path / "train.parquet")
 
 
 def test_processes_share_the_work_and_give_what_one_gives(arguments, prepared, tmp_path):
