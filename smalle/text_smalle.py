@@ -174,16 +174,8 @@ def spell_out(text):
 
 
 def normalize(text, known):
-    """A text spelled out, in characters that are `known` (lower-case), with a mark at its end; gaps for all others.
-
-    Raises:
-        ValueError where nothing is left to speak.
-    """
+    """A text spelled out, in characters that are `known` (lower-case), with a mark at its end; gaps for all others."""
     text = text.strip()
     spelled = spell_out(text + "." if text and text[-1].isalnum() else text)
     spelled = " ".join("".join(c if c.lower() in known else " " for c in spelled).split())
-    if not any(c.isalpha() for c in spelled):
-        raise ValueError(
-            f"text={text!r} has nothing to speak: expected at least one letter or digit that the tokenizer knows."
-        )
-    return spelled + "." if spelled[-1].isalpha() else spelled
+    return spelled + "." if spelled[-1:].isalpha() else spelled

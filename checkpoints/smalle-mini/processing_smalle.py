@@ -215,10 +215,19 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             raise ValueError(f"{len(voices)} voices for {count} texts: expected one voice or one for each text.")
         return [self._voice(name) for name in voices]
 
-    def normalize(self, text):
+    def spell(self, text):
         """English text as it is spoken, in characters that the tokenizer knows (`text_smalle.normalize`)."""
         known = {c for token in self.tokenizer.get_vocab() if not token.startswith("[") for c in token}
         return normalize(text, known)
+
+    def normalize(self, text):
+        """As `spell`; ValueError where nothing is left to speak."""
+        spelled = self.spell(text)
+        if not any(c.isalpha() for c in spelled):
+            raise ValueError(
+                f"text={text!r} has nothing to speak: expected at least one letter or digit that the tokenizer knows."
+            )
+        return spelled
 
     def _read(self, text, normalize_text=None):
         """A text as the tokenizer gets it: normalised, or as it is; ValueError where it cannot be read."""

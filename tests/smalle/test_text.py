@@ -67,12 +67,9 @@ def test_spoken(text):
 @given(st.text("abXY 0123456789.,:!?'-/$\u20ac%\u00e9\u00bd\u00b2\u2665&\n", max_size=30) | st.text(max_size=20))
 @example("5 etc")
 @example("$1,0")
-def test_any_text_is_spelled_out_or_has_nothing_to_speak(text):
-    try:
-        spoken = normalize(text, KNOWN)
-    except ValueError as error:
-        assert "expected at least one letter or digit" in str(error)
-        return
+def test_any_text_ends_up_in_known_characters(text):
+    spoken = normalize(text, KNOWN)
+    assert any(c in spoken.lower() for c in "abcdefghijklmnopqrstuvwxyz") or not set(text) & set("ab0123456789XY&%")
     assert set(spoken.lower()) <= KNOWN | {" "} and "  " not in spoken
 
 
