@@ -22,14 +22,24 @@ from .wav_smalle import write_wav
 WORD = re.compile(r"\w+(?:['-]\w+)*")
 
 
+class SmallETextKwargs(TextKwargs, total=False):
+    """Settings of the tokenizer's call, and normalize_text: read texts as English (`text_smalle`)."""
+
+    normalize_text: bool | None
+
+
 class SmallEProcessorKwargs(ProcessingKwargs, total=False):
     """What a call may set beside texts and voices: flat, or as text_kwargs= and audio_kwargs=."""
 
-    _defaults = {"text_kwargs": {"padding": True, "padding_side": "left"}, "common_kwargs": {"return_tensors": "pt"}}
+    text_kwargs: SmallETextKwargs
+    _defaults = {
+        "text_kwargs": {"padding": True, "padding_side": "left", "normalize_text": True},
+        "common_kwargs": {"return_tensors": "pt"},
+    }
 
 
 SOURCE_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")  # of from_pretrained
-CALL_SETTINGS = {"sampling_rate", "text_kwargs", "audio_kwargs", "common_kwargs", *TextKwargs.__annotations__}
+CALL_SETTINGS = {"sampling_rate", "text_kwargs", "audio_kwargs", "common_kwargs", *SmallETextKwargs.__annotations__}
 
 
 class SmallEProcessor(HubMixin, ProcessorMixin):
@@ -43,19 +53,18 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         sampling_rate: of the audio, Hz.
         codec_id: identity of that codec (`codec_smalle.identity_of`), so that a voice made with another is refused
             without loading it; None: not known.
-        normalize_text: texts are read as English (`text_smalle`) unless a call says otherwise.
     """
 
     _auto_class = "AutoProcessor"
     valid_processor_kwargs = SmallEProcessorKwargs
 
     def __init__(self, tokenizer, codec="codec", voices=None, default_voice=None, sampling_rate=24000,
-                 codec_id=None, normalize_text=True, chat_template=None):  # fmt: skip
+                 codec_id=None, chat_template=None):  # fmt: skip
         super().__init__(tokenizer, chat_template=chat_template)
-        self.normalize_text, self._codec_id = normalize_text, codec_id
         self.codec_name, self.default_voice = codec, default_voice
         self.voices, self.sampling_rate = list(voices or []), sampling_rate
-        self.source, self._source_options, self._codec, self._loaded_voices = None, {}, None, {}
+        self.source, self._source_options, self._loaded_voices = None, {}, {}
+        self._codec, self._codec_id = None, codec_id
         if not isinstance(codec, str):
             raise ValueError(f"codec={codec!r}: expected the name of a folder of the checkpoint, or of a codec.")
         if default_voice is not None and default_voice not in self.voices:
@@ -107,8 +116,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     def model_input_names(self):
         return ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
 
-    def __call__(self, text=None, voice=None, audio=None, audio_text=None, unprompted=None, normalize_text=None,
-                 **kwargs):  # fmt: skip
+    def __call__(self, text=None, voice=None, audio=None, audio_text=None, unprompted=None, **kwargs):
         """Inputs of `generate()` for a text or a list of texts.
 
         Args:
@@ -120,15 +128,16 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 waveform. Audio and text may be lists with one for each text.
             unprompted: also return unprompted_input_ids, unprompted_attention_mask (B, M), the texts alone, which
                 `generate(voice_guidance_scale=...)` needs.
-            normalize_text: False leaves text and audio_text as they are, for texts that are spelled out already or not
-                English; None: what the processor was made with.
-            **kwargs: settings of the tokenizer's call, flat or in text_kwargs.
+            normalize_text: False leaves text and audio_text as they are, for texts that are spelled out already or in
+                another language; by default they are read as English (`text_smalle`).
+            **kwargs: also settings of the tokenizer's call; all of them flat, or in text_kwargs and audio_kwargs.
 
         Returns:
             input_ids, attention_mask (B, N), left-padded; with a voice also audio_codes (B, P, Q), undelayed, and
             audio_attention_mask (B, P), or where it is a tuned state initial_state (B, S), zeros for other rows.
         """
         settings = self._settings(kwargs)
+        normalize_text = settings["text_kwargs"].pop("normalize_text")
         texts = [self._read(t, normalize_text) for t in self._texts(text)]
         if audio is not None:
             if voice is not None:
@@ -152,8 +161,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             processor_kwargs: settings of the processor's call: voice, sampling_rate, unprompted, normalize_text...
         """
         settings = {**(processor_kwargs or {}), **kwargs}
-        voice, unprompted, as_english = (settings.pop(name, None) for name in ("voice", "unprompted", "normalize_text"))
+        voice, unprompted = settings.pop("voice", None), settings.pop("unprompted", None)
         settings = self._settings(settings)
+        as_english = settings["text_kwargs"].pop("normalize_text")
         conversations, several = conversations_of(conversation)
         texts, contexts = zip(*map(read_conversation, conversations))
         if voice is not None and any(contexts):
@@ -229,9 +239,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
         return spelled
 
-    def _read(self, text, normalize_text=None):
+    def _read(self, text, normalize_text=True):
         """A text as the tokenizer gets it: normalised, or as it is; ValueError where it cannot be read."""
-        if self.normalize_text if normalize_text is None else normalize_text:
+        if normalize_text:
             return self.normalize(text)
         ids, marks = (self.tokenizer(x)["input_ids"] for x in (text, ""))
         if len(ids) <= len(marks) or sum(i in self.tokenizer.all_special_ids for i in ids) > len(marks):
@@ -264,7 +274,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
         return voice
 
-    def encode_voice(self, audio, audio_text, sampling_rate=None, normalize_text=None):
+    def encode_voice(self, audio, audio_text, sampling_rate=None, normalize_text=True):
         """The `Voice` of a recording: its codes and transcript. See `__call__`."""
         if not isinstance(audio_text, str) or not audio_text:
             raise ValueError(
@@ -333,7 +343,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     batch_decode = decode
 
-    def timestamps(self, output, text, voice=None, audio_text=None, normalize_text=None):
+    def timestamps(self, output, text, voice=None, audio_text=None, normalize_text=True):
         """When each word was said.
 
         Args:

@@ -131,6 +131,7 @@ class Mamba2Test(ModelTests, unittest.TestCase):
 @without_skips
 class SmallEProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     processor_class = SmallEProcessor
+    codec = SmallECodec(SmallECodecConfig(num_codebooks=3, codebook_size=20, vocos_hidden_size=16))
 
     @classmethod
     def _setup_tokenizer(cls):
@@ -139,13 +140,13 @@ class SmallEProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     @classmethod
     def _setup_from_components(cls):
         processor = super()._setup_from_components()
-        processor._codec = SmallECodec(SmallECodecConfig(num_codebooks=3, codebook_size=20, vocos_hidden_size=16))
+        processor._codec = cls.codec
         processor._loaded_voices["anna"] = Voice(torch.zeros(4, 3, dtype=torch.long), "so.")
         return processor
 
-    @staticmethod
-    def prepare_processor_dict():
-        return {"voices": ["anna"], "default_voice": "anna"}
+    @classmethod
+    def prepare_processor_dict(cls):
+        return {"voices": ["anna"], "default_voice": "anna", "codec_id": cls.codec.identity}
 
     def prepare_audio_inputs(self, batch_size=None):
         """None: a recording needs its transcript, which the tests do not know of; the default voice stands for it."""

@@ -44,6 +44,7 @@ def test_text_may_be_left_as_it_is(processor, record, tmp_path):
     text, off = "Mr fox, over the  dog", {"normalize_text": False}
     processor.default_voice = None
     assert processor(text, **off)["input_ids"][0].tolist() == processor.tokenizer(text)["input_ids"]
+    assert_equal(processor(text, text_kwargs=off), processor(text, **off))
     assert not torch.equal(processor(text, **off)["input_ids"], processor(text)["input_ids"])
     chat = [{"role": "user", "content": text}]
     assert processor.apply_chat_template(chat, processor_kwargs=off) == text
@@ -51,14 +52,6 @@ def test_text_may_be_left_as_it_is(processor, record, tmp_path):
     wave = record(tmp_path / "voice.wav")
     said = processor.encode_voice(wave, "Mr fox", 24000, normalize_text=False).text
     assert said == "Mr fox"
-
-
-def test_processor_that_leaves_texts_as_they_are_stays_so(processor, tmp_path):
-    processor.normalize_text, processor.default_voice = False, None
-    processor.save_pretrained(tmp_path / "saved")
-    loaded = SmallEProcessor.from_pretrained(tmp_path / "saved")
-    assert_equal(loaded("Mr fox"), processor("Mr fox", normalize_text=False))
-    assert_equal(loaded("Mr fox", normalize_text=True), processor("Mister fox."))
 
 
 @pytest.mark.parametrize("text", ["Caf\u00e9", "5 dogs", "[EOS] a", "", " \n", "a \u2603"])
