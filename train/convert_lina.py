@@ -24,7 +24,6 @@ from smalle import SmallEConfig, SmallEForTextToSpeech
 from smalle.configuration_smalle import NUM_AUDIO_SPECIALS
 from smalle.processing_smalle import SmallEProcessor
 
-from .assemble import CODE
 
 RENAMES = [  # in this order: the original's names -> ours
     (r"^txt_embed\.", "model.text_embedding."),
@@ -298,8 +297,6 @@ def save(model, out, tokenizer=None):
     model.save_pretrained(partial)
     if tokenizer is not None:
         SmallEProcessor(tokenizer, codec="encodec", sampling_rate=config.sampling_rate).save_pretrained(partial)
-    for path in CODE:
-        shutil.copy(path, partial)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
 
