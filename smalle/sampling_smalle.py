@@ -36,6 +36,12 @@ class SamplingSettings:
 GREEDY = SamplingSettings()
 
 
+def seeded(seed, device):
+    """A torch.Generator of a seed; one that is given, or None for the global one, stays as it is."""
+    given = seed is None or isinstance(seed, torch.Generator)
+    return seed if given else torch.Generator(device).manual_seed(int(seed))
+
+
 def per_codebook(name, value, num_codebooks, default):
     """A setting for every codebook: a number sets the first and leaves `default` for the rest; a list sets each."""
     if not isinstance(value, (list, tuple)):

@@ -10,10 +10,12 @@ from .configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL
 from .delay_smalle import delay, undelay, undelay_steps
 from .generation_config_smalle import speech_config
 from .generation_state_smalle import GenerationState, SmallEGenerateOutput
-from .sampling_smalle import REPETITION_WINDOW, draw, penalise_repetition, sampling_settings
+from .sampling_smalle import REPETITION_WINDOW, draw, penalise_repetition, sampling_settings, seeded
 
 UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
 NO_CODE = -1  # fills `sequences` after the end of a row
+INPUTS = ("input_ids", "attention_mask", "audio_codes", "audio_attention_mask", "past_key_values",
+          "unprompted_input_ids", "unprompted_attention_mask")  # fmt: skip
 
 
 def guide(logits, scales):
@@ -67,7 +69,7 @@ class SmallEGenerationMixin(GenerationMixin):
                 which those are kept that read it most steadily (`alignment_smalle.monotonicity`); guidance_scale: keeps
                 closer to the text, away from speech without one; voice_guidance_scale: closer to the prompt's voice;
                 return_dict_in_generate, output_scores.
-            seed: makes the same speech again; without it the global random state is used.
+            seed: makes the same speech again; without it the global random state is used. Or a torch.Generator.
             output_alignments: return where in the text each frame was read.
             progress: called after each step with the number of rows that still speak.
             logits_processor, stopping_criteria: of transformers, called with the first codebook's new tokens (B, T)
@@ -97,7 +99,7 @@ class SmallEGenerationMixin(GenerationMixin):
             state = state.select(torch.arange(len(state.remaining), device=self.device).repeat_interleave(candidates))
         output_alignments = output_alignments or config.best_of > 1
         self._check_state(state, config, output_alignments)
-        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        generator = seeded(seed, self.device)
         output = self._speak(
             state, config, generator, LogitsProcessorList(logits_processor or []), criteria, output_alignments, progress
         )
@@ -105,6 +107,32 @@ class SmallEGenerationMixin(GenerationMixin):
             steadiness = monotonicity(output.alignments, output.lengths, state.model.text_mask[: len(output.lengths)])
             output = output.select(best_rows(steadiness, candidates, config.num_return_sequences))
         return output if config.return_dict_in_generate else output.sequences
+
+    def stream(self, chunk_frames=16, seed=None, generation_config=None, output_alignments=False, progress=None,
+               **kwargs):  # fmt: skip
+        """`generate()` in chunks: a generator of `SmallEGenerateOutput`, each with the next `chunk_frames` frames.
+
+        Joined they are what generate() gives at once, whatever chunk_frames is; memory does not grow. Takes the inputs
+        and settings of generate() but for num_return_sequences, best_of and max_time. Nothing runs until the next chunk
+        is asked for; who leaves the loop has stopped it.
+        """
+        inputs = {name: kwargs.pop(name) for name in INPUTS if name in kwargs}
+        config = self._speech_config(generation_config, kwargs)
+        if chunk_frames < 1:
+            raise ValueError(f"chunk_frames={chunk_frames}: expected at least one frame.")
+        if config.num_return_sequences > 1 or config.best_of > 1 or config.max_time is not None:
+            raise ValueError("A stream has one speech of each text and no max_time: use generate(), or leave the loop.")
+        generator = seeded(seed, self.device)
+        for done in range(0, config.max_new_tokens, chunk_frames):
+            output = self.generate(
+                **inputs, generation_config=config, seed=generator, output_alignments=output_alignments,
+                progress=progress, max_new_tokens=min(chunk_frames, config.max_new_tokens - done),
+                min_new_tokens=max(0, config.min_new_tokens - done), return_dict_in_generate=True,
+            )  # fmt: skip
+            inputs = {"past_key_values": output.past_key_values}
+            yield output
+            if not inputs["past_key_values"].remaining.any():
+                return
 
     def _speak(self, state, config, generator, processors, criteria, output_alignments, progress):
         """Writes step after step until every row has ended: `SmallEGenerateOutput`."""

@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from .alignment_smalle import monotonic_path, word_times
 from .codec_smalle import load_codec
+from .streaming_smalle import LONGEST, in_threads, sentences, stream_audio, stream_codes
 from .wav_smalle import write_wav
 
 try:
@@ -144,19 +145,62 @@ class SmallEProcessor(ProcessorMixin):
         if return_tensors != "pt" or kwargs:
             raise ValueError(f"return_tensors={return_tensors!r}, {kwargs}: this processor returns 'pt', nothing else.")
         texts = self._texts(text)
-        if audio is not None:
-            if voice is not None:
-                raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
-            prompts = [self.encode_voice(audio, audio_text, sampling_rate)] * len(texts)
-        else:
-            prompts = self._voices(voice, len(texts))
-        texts = [self.normalize(t) for t in texts]
+        prompts = self._prompts(len(texts), voice, audio, audio_text, sampling_rate)
+        return self.prompted([self.normalize(t) for t in texts], prompts, unprompted)
+
+    def _prompts(self, count, voice, audio, audio_text, sampling_rate):
+        """(codes, transcript) of the prompt of each of `count` texts."""
+        if audio is None:
+            return self._voices(voice, count)
+        if voice is not None:
+            raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
+        return [self.encode_voice(audio, audio_text, sampling_rate)] * count
+
+    def prompted(self, texts, prompts, unprompted=False):
+        """As the call: of normalised texts, and prompts (codes (P, Q), transcript); (None, "") is none."""
         data = self._tokens([" ".join(filter(None, (said, t))) for (_, said), t in zip(prompts, texts)])
         if any(codes is not None for codes, _ in prompts):
             data.update(self._pad_prompts([codes for codes, _ in prompts]))
         if unprompted:
             data.update({f"unprompted_{name}": tensor for name, tensor in self._tokens(texts).items()})
         return BatchFeature(data)
+
+    def stream(self, model, text, voice=None, audio=None, audio_text=None, sampling_rate=None, chunk_frames=16,
+               seed=None, longest=LONGEST, **settings):  # fmt: skip
+        """Speaks a text of any length: a generator of waveforms (L,) float32 on the CPU, as soon as they are certain.
+
+        Joined they are the same whatever the chunks. A long text is read sentence by sentence, in the same voice and as
+        one sound, in memory that does not grow; each piece starts from the prompt, so that nothing drifts. The model
+        works when the next chunk is asked for; who leaves the loop has stopped it.
+
+        Args:
+            model: what generates, `SmallEForTextToSpeech`.
+            text: a string. voice, audio, audio_text, sampling_rate: as in the call. Without any, the first piece's
+                speech is the voice of the others.
+            chunk_frames: frames that are written before audio is made of them.
+            seed: makes the same speech again.
+            longest: characters of a piece, where a sentence allows it.
+            **settings: of `generate()`, except what needs the whole (num_return_sequences, best_of, max_time);
+                max_new_tokens is that of one piece.
+        """
+        (text,) = self._texts(text) if isinstance(text, str) else [None]
+        if text is None or longest < 1:
+            raise ValueError(f"text={text!r}, longest={longest}: a stream takes one string, in pieces of 1 or more.")
+        (prompt,) = self._prompts(1, voice, audio, audio_text, sampling_rate)
+
+        def fits(piece):
+            if len(piece) > longest:
+                return False
+            tokens = self.tokenizer(" ".join(filter(None, (prompt[1], piece))))["input_ids"]
+            return len(tokens) <= model.config.max_text_tokens
+
+        settings = {**settings, "chunk_frames": chunk_frames}
+        codes = stream_codes(model, self, sentences(self, text, fits), prompt, seed, settings)
+        return stream_audio(self.codec, codes)
+
+    def astream(self, *args, **kwargs):
+        """`stream` for an event loop: `async for wave in processor.astream(model, text)`. Work is done in threads."""
+        return in_threads(self.stream(*args, **kwargs))
 
     def _texts(self, text):
         """One text or several as a list."""
@@ -177,18 +221,23 @@ class SmallEProcessor(ProcessorMixin):
             raise ValueError(f"{len(voices)} voices for {count} texts: expected one voice or one for each text.")
         return [self._voice(name) for name in voices]
 
-    def normalize(self, text):
+    def spell(self, text):
         """Text as the tokenizer knows it: numbers in words, accents and unknown characters removed, a final mark."""
         text = NUMBER.sub(spell_number, NUMBER_EDGE.sub(" ", text))
         text = unicodedata.normalize("NFKD", text.replace("&", " and ").replace("%", " percent"))
         text = text.translate(str.maketrans("‘’ʼ“”–—…", "'''\"\"--."))
         known = {c for token in self.tokenizer.get_vocab() if not token.startswith("[") for c in token}
         text = " ".join("".join(c for c in text if c.isspace() or c.lower() in known).split())
+        return text + "." if text[-1:].isalpha() else text
+
+    def normalize(self, text):
+        """As `spell`; ValueError where nothing is left to speak."""
+        text = self.spell(text)
         if not any(c.isalpha() for c in text):
             raise ValueError(
                 f"text={text!r} has nothing to speak: expected at least one letter or digit that the tokenizer knows."
             )
-        return text + "." if text[-1].isalpha() else text
+        return text
 
     def _voice(self, name):
         """Codes (P, Q) and transcript of a preset or a voice file; (None, "") for no voice."""
@@ -247,7 +296,7 @@ class SmallEProcessor(ProcessorMixin):
             if not len(row):
                 waves.append(torch.zeros(0))
                 continue
-            wave = self.codec.decode(row.T[None].to(next(self.codec.parameters()).device))
+            wave, _ = self.codec.decode_chunk(row.T[None], last=True)  # the same samples as in a stream
             waves.append(wave[0].float().cpu())
         return waves
 
