@@ -1,4 +1,4 @@
-"""smalle say TEXT [-o FILE | --stream]: what a person types."""
+"""What a person types: smalle say TEXT [-o FILE | --stream], smalle export."""
 
 import argparse
 import contextlib
@@ -29,9 +29,15 @@ def parse(arguments=None):
     say.add_argument("--voice", help="a preset of the model, or a voice file")
     say.add_argument("--clone", metavar="AUDIO", help="recording of a voice to speak with, 3 to 10 seconds")
     say.add_argument("--clone-text", metavar="TEXT", help="what that recording says")
-    say.add_argument("--model", default=os.environ.get("SMALLE_MODEL", str(DEFAULT_MODEL)), help="folder or Hub name")
+    default = os.environ.get("SMALLE_MODEL", str(DEFAULT_MODEL))
+    say.add_argument("--model", default=default, help="folder or Hub name")
     say.add_argument("--seed", type=int, default=0, help="another seed, another reading (default: %(default)s)")
+    export = commands.add_parser("export", help="make a checkpoint speak faster on a CPU, by ONNX Runtime in 8 bits")
+    export.add_argument("model", nargs="?", default=default, help="folder (default: %(default)s)")
+    export.add_argument("--float", action="store_true", help="in single precision")
     arguments = parser.parse_args(arguments)
+    if arguments.command == "export":
+        return arguments
     if arguments.output is None and not arguments.stream:
         arguments.output = "smalle.wav"
     return arguments
@@ -60,10 +66,15 @@ def check(arguments):
         raise ValueError("--clone and --clone-text go together: the recording and what it says.")
     if arguments.clone is not None and arguments.voice is not None:
         raise ValueError("--voice and --clone exclude each other: give one voice.")
-    local = pathlib.Path(arguments.model)
-    looks_local = arguments.model.startswith((".", "/", "~")) or arguments.model.count("/") != 1 or local.parent.is_dir()
+    check_model(arguments.model)
+
+
+def check_model(name):
+    """Refuses a folder without a checkpoint; what may be a Hub name passes."""
+    local = pathlib.Path(name)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or local.parent.is_dir()
     if looks_local and not (local / "config.json").is_file():
-        raise ValueError(f"There is no checkpoint at {arguments.model}: expected a folder with config.json, or a Hub name.")
+        raise ValueError(f"There is no checkpoint at {name}: expected a folder with config.json, or a Hub name.")
 
 
 def load(name):
@@ -144,10 +155,26 @@ def say(arguments):
     return samples / processor.sampling_rate, time.perf_counter() - started
 
 
+def export(arguments):
+    """Exports the step of a checkpoint; returns the file."""
+    from transformers.utils import logging
+
+    from .export import export
+
+    logging.disable_progress_bar()
+    if not (pathlib.Path(arguments.model) / "config.json").is_file():
+        raise ValueError(f"There is no checkpoint at {arguments.model}: expected a folder with config.json.")
+    return export(arguments.model, int8=not arguments.float)
+
+
 def main(arguments=None):
     started = time.perf_counter()
     arguments = parse(arguments)
     try:
+        if arguments.command == "export":
+            path = export(arguments)
+            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; generate() takes it on a CPU from now on")
+            return 0
         audio, work = say(arguments)
     except (ValueError, OSError) as error:
         print(f"smalle: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ from .configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL
 from .delay_smalle import delay, undelay, undelay_steps
 from .generation_config_smalle import speech_config
 from .generation_state_smalle import GenerationState, SmallEGenerateOutput
+from .runtime_smalle import start_steps
 from .sampling_smalle import REPETITION_WINDOW, draw, penalise_repetition, sampling_settings, seeded
 
 UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
@@ -48,7 +49,12 @@ def best_rows(scores, candidates, kept):
 
 
 class SmallEGenerationMixin(GenerationMixin):
-    """generate() for a model that reads text once and writes delayed codebooks."""
+    """generate() for a model that reads text once and writes delayed codebooks.
+
+    step_runtime: "auto" takes ONNX Runtime where the checkpoint was exported for it, "torch" never, "onnx" insists.
+    """
+
+    step_runtime = "auto"
 
     @torch.no_grad()
     def generate(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
@@ -100,9 +106,11 @@ class SmallEGenerationMixin(GenerationMixin):
         output_alignments = output_alignments or config.best_of > 1
         self._check_state(state, config, output_alignments)
         generator = seeded(seed, self.device)
+        steps = start_steps(self, state.model, output_alignments, again=past_key_values is not None)
         output = self._speak(
-            state, config, generator, LogitsProcessorList(logits_processor or []), criteria, output_alignments, progress
-        )
+            steps, state, config, generator, LogitsProcessorList(logits_processor or []), criteria, output_alignments,
+            progress,
+        )  # fmt: skip
         if config.best_of > 1:
             steadiness = monotonicity(output.alignments, output.lengths, state.model.text_mask[: len(output.lengths)])
             output = output.select(best_rows(steadiness, candidates, config.num_return_sequences))
@@ -134,18 +142,16 @@ class SmallEGenerationMixin(GenerationMixin):
             if not inputs["past_key_values"].remaining.any():
                 return
 
-    def _speak(self, state, config, generator, processors, criteria, output_alignments, progress):
+    def _speak(self, steps, state, config, generator, processors, criteria, output_alignments, progress):
         """Writes step after step until every row has ended: `SmallEGenerateOutput`."""
         num_codebooks, batch, branches = self.config.num_codebooks, len(state.remaining), 1 + len(state.branches)
         settings = sampling_settings(config, num_codebooks)
         scales = [getattr(config, name) for name in state.branches]
-        model_state, forced, remaining = state.model, state.forced, state.remaining
+        forced, remaining = state.forced, state.remaining
         window, maps, scores = list(state.grid.unbind(1)), list(state.maps), list(state.scores)
         while len(window) - num_codebooks < config.max_new_tokens and (remaining != 0).any():
-            out = self(audio_codes=window[-1][:, None], audio_attention_mask=(remaining != 0).repeat(branches)[:, None],
-                       past_key_values=model_state, use_cache=True, output_attentions=output_alignments)  # fmt: skip
-            model_state = out.past_key_values
-            logits = guide(out.logits[:, -1].float(), scales)
+            logits, text_map = steps(window[-1][:, None], (remaining != 0).repeat(branches)[:, None])
+            logits = guide(logits[:, -1].float(), scales)
             logits = self._processed(logits, state.history, window, settings, processors)
             logits = self._allowed(logits, remaining, len(window) - 1 < config.min_new_tokens)
             step, drawn_from = draw(logits, settings, generator)
@@ -156,7 +162,7 @@ class SmallEGenerationMixin(GenerationMixin):
             remaining = torch.where(ending, num_codebooks - 1, torch.where(remaining > 0, remaining - 1, remaining))
             window.append(step)
             if output_alignments:
-                maps.append(out.attentions[-1][:batch, -1])
+                maps.append(text_map[:batch, -1])
             if config.output_scores:
                 scores.append(drawn_from)
             if criteria:  # a stopped row says AUDIO_TAIL next
@@ -167,7 +173,7 @@ class SmallEGenerationMixin(GenerationMixin):
         grid = torch.stack(window, 1)
         history = torch.cat((state.history, grid[:batch, :-num_codebooks]), 1)[:, -REPETITION_WINDOW:]
         pending = max(0, len(window) - num_codebooks)
-        state = GenerationState(model_state, grid[:, -num_codebooks:], forced, remaining, history,
+        state = GenerationState(steps.state, grid[:, -num_codebooks:], forced, remaining, history,
                                 tuple(maps[pending:]), tuple(scores[pending:]), state.branches)  # fmt: skip
         return self._finish(grid[:batch], maps, scores, state, output_alignments, config.output_scores)
 
