@@ -48,6 +48,32 @@ def log_sigmoid(graph, x):
     return graph.op("Neg", graph.op("Softplus", graph.op("Neg", x)))
 
 
+def reshape(graph, x, head, rest):
+    """x with the dimensions `head`, where 0 keeps what is there, then those of x from `rest` on.
+
+    Sizes that are known are written down: the exporter would compute them again in every step.
+    """
+    sizes = x.type().varyingSizes()[rest:]
+    if None not in sizes:
+        return graph.op("Reshape", x, graph.op("Constant", value_t=torch.tensor(head + sizes)))
+    ends = (graph.op("Constant", value_t=torch.tensor([end])) for end in (rest, rest + len(sizes)))
+    sizes = graph.op("Slice", graph.op("Shape", x), *ends)
+    head = graph.op("Constant", value_t=torch.tensor(head))
+    return graph.op("Reshape", x, graph.op("Concat", head, sizes, axis_i=0))
+
+
+@parse_args("v", "i", "is")
+def unflatten(graph, x, dim, sizes):
+    dim %= x.type().dim()
+    return reshape(graph, x, [0] * dim + (sizes if -1 in sizes else [-1, *sizes[1:]]), dim + 1)
+
+
+@parse_args("v", "i", "i")
+def flatten(graph, x, first, last):
+    first, last = first % x.type().dim(), last % x.type().dim()
+    return reshape(graph, x, [0] * first + [-1], last + 1)
+
+
 @torch.no_grad()
 def export_step(model, path):
     """Writes a model's step in single precision: inputs and outputs as in `runtime_smalle`, any number of rows."""
@@ -60,7 +86,7 @@ def export_step(model, path):
     outputs = ["logits", "map", *(f"next.{n}" for n in range(len(moving)))]
     axes = {name: {0: "rows"} for name in inputs + outputs}
     axes |= {name: {0: "rows", 1: "tokens"} for name in text} | {"map": {0: "rows", 2: "tokens"}}
-    for symbolic in (rms_norm, log_sigmoid):
+    for symbolic in (rms_norm, log_sigmoid, unflatten, flatten):
         torch.onnx.register_custom_op_symbolic(f"aten::{symbolic.__name__}", symbolic, OPSET)
     with warnings.catch_warnings():  # of constants in traces, which is what they shall be
         warnings.simplefilter("ignore")

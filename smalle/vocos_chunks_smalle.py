@@ -1,8 +1,9 @@
 """Vocos in chunks: the audio of all frames at once, whatever the chunks, in memory that does not grow.
 
 Nothing is computed twice. Every convolution keeps the inputs that later outputs need, so that what comes out is late by
-half a kernel for each, and by what pulses and overlapping windows see ahead. Inside, frames are always taken BLOCK by
-BLOCK: a matrix product of another size rounds otherwise, and where pulses follow a pitch, a rounded pitch adds up.
+half a kernel for each, and by what pulses and overlapping windows see ahead. Inside, frames are taken in blocks whose
+size depends on their place alone: a matrix product of another size rounds otherwise, and where pulses follow a pitch, a
+rounded pitch adds up.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from .excitation_smalle import noise, pulses_between
 from .vocos_smalle import hann_window, overlap_add, spectra
 
-BLOCK = 16  # frames: a little latency against fewer calls
+BLOCKS = (64, 16), (256, 32), (float("inf"), 64)  # up to this frame, blocks of this size: first soon, then fast
 
 
 @dataclass
@@ -32,12 +33,13 @@ class PulseState:
 class VocosState:
     """Where a decoder stands, a value: hand it back to go on.
 
-    waiting: features (B, C, < BLOCK) that no block holds yet; inputs: of each convolution, its last inputs
-    (B, C, < kernel); pulses: where there are any; sums (B + 1, n_fft - hop): what lies already on the samples to come,
-    in the last row the squared windows; frame: spectral frames done.
+    waiting: features (B, C, < 64) that no block holds yet; taken: frames before them; inputs: of each convolution, its
+    last inputs (B, C, < kernel); pulses: where there are any; sums (B + 1, n_fft - hop): what lies already on the samples
+    to come, in the last row the squared windows; frame: spectral frames done.
     """
 
     waiting: torch.Tensor
+    taken: int = 0
     inputs: tuple[torch.Tensor, ...] = ()
     pulses: PulseState | None = None
     sums: torch.Tensor | None = None
@@ -108,6 +110,11 @@ def overlap(spectrum, config, sums, frame, last):
     return complete[:-1] / complete[-1:].clamp(min=1e-11), laid[:, frames * hop :]
 
 
+def block_size(taken):
+    """Frames of the block that begins at a frame."""
+    return next(size for end, size in BLOCKS if taken < end)
+
+
 def advance(vocos, features, state, condition, last):
     """The waveform (B, L) that is certain after these features (B, C, T), and the state after them."""
     silence = torch.zeros(len(features), 0, device=features.device)
@@ -135,14 +142,11 @@ def decode_chunk(vocos, features, state=None, last=False, bandwidth_id=None):
     """
     condition = vocos.condition(features, bandwidth_id)
     state = VocosState(features[..., :0]) if state is None else state
-    features = torch.cat((state.waiting, features), 2)
-    whole = features.shape[2] // BLOCK * BLOCK
-    blocks, waves = list(features[..., :whole].split(BLOCK, 2)) if whole else [], []
-    state = replace(state, waiting=features[..., whole:])
-    for block in blocks:
-        wave, state = advance(vocos, block, state, condition, False)
+    features, waves = torch.cat((state.waiting, features), 2), [torch.zeros(len(features), 0, device=features.device)]
+    while (size := block_size(state.taken)) <= features.shape[2]:
+        wave, state = advance(vocos, features[..., :size], state, condition, False)
+        features, state = features[..., size:], replace(state, taken=state.taken + size)
         waves.append(wave)
-    if last and (state.inputs or state.waiting.shape[2]):
-        waves.append(advance(vocos, state.waiting, state, condition, True)[0])
-    silence = torch.zeros(len(features), 0, device=features.device)
-    return torch.cat((silence, *waves), 1), None if last else state
+    if last and (state.taken or features.shape[2]):
+        waves.append(advance(vocos, features, state, condition, True)[0])
+    return torch.cat(waves, 1), None if last else replace(state, waiting=features)

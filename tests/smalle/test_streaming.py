@@ -68,17 +68,19 @@ def in_chunks(codec, codes, sizes):
     return [*waves, codec.decode_chunk(codes[..., :0], state, last=True)[0]]
 
 
-@pytest.mark.parametrize("frames", [1, 2, 16, 17, 90])
+@pytest.mark.parametrize("frames", [1, 2, 16, 17, 300])
 def test_a_codec_in_chunks_equals_at_once(codec, frames):
     codes = random_codes(codec, frames, 2)
     whole, chunks = codec.decode(codes), torch.cat(in_chunks(codec, codes, [5]), 1)
     assert whole.shape == chunks.shape
-    assert frames == 1 or whole.abs().max() > 1e-3
-    torch.testing.assert_close(chunks, whole, atol=1e-4, rtol=1e-4)
+    assert frames == 1 or whole.abs().max() > 1e-3  # "center" has no samples of one frame
+    if frames < 100:  # in the long run a pitch that another size of product rounds otherwise adds up
+        torch.testing.assert_close(chunks, whole, atol=1e-4, rtol=1e-4)
+    assert (chunks - whole).abs().sum() <= 1e-2 * whole.abs().sum()
 
 
-@settings(max_examples=10, deadline=None)
-@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4), frames=st.integers(1, 70))
+@settings(max_examples=8, deadline=None)
+@given(sizes=st.lists(st.integers(1, 90), min_size=1, max_size=4), frames=st.integers(1, 150))
 def test_samples_do_not_depend_on_the_chunks(codec, sizes, frames):
     codes = random_codes(codec, frames)
     once = codec.decode_chunk(codes, last=True)[0]
@@ -103,10 +105,10 @@ def tensors(value):
 
 def test_a_codec_remembers_no_more_after_long_than_after_short(codec):
     state, sizes = None, []
-    for _ in range(12):
-        _, state = codec.decode_chunk(random_codes(codec, 16), state)
+    for _ in range(10):
+        _, state = codec.decode_chunk(random_codes(codec, 64), state)
         sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in tensors(state)))
-    assert len(set(sizes[4:])) == 1
+    assert len(set(sizes[5:])) == 1
 
 
 TEXT = dict(input_ids=torch.tensor([[1, 9, 8, 30, 7, 2], [0, 0, 1, 5, 6, 2]]),
@@ -120,7 +122,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 16, 100])
+@pytest.mark.parametrize("chunk", [1, 7, 100])
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_codes_do_not_depend_on_the_chunks(tiny_model, way, chunk):
     way = {"max_new_tokens": 40, **way}
@@ -236,32 +238,42 @@ def test_without_a_voice_the_first_piece_is_that_of_the_others(processor, model)
     assert all(torch.equal(prompt, others[0]) and prompt.shape[1] == 9 for prompt in others)
 
 
-def live_tensors():
-    """How many tensors there are, and their bytes."""
+@pytest.fixture
+def new_tensors(speaker, model):
+    """Says how many tensors there are that were not there before, and their bytes."""
+    list(speaker.stream(model, "Nobody knew.", seed=1, max_new_tokens=20))  # tables that are made once
     gc.collect()
-    sizes = [item.untyped_storage().nbytes() for item in gc.get_objects() if type(item) is torch.Tensor]
-    return len(sizes), sum(sizes)
+    gc.freeze()  # what is there is not looked at again
+
+    def count():
+        gc.collect()
+        sizes = [item.untyped_storage().nbytes() for item in gc.get_objects() if type(item) is torch.Tensor]
+        return len(sizes), sum(sizes)
+
+    yield count
+    gc.unfreeze()
 
 
-def test_memory_does_not_grow_with_length(speaker, model):
-    text, held = "Nobody knew. It was a half-open door. " * 24, []
+def test_memory_does_not_grow_with_length(speaker, model, new_tensors):
+    text, held = "Nobody knew. It was a half-open door. " * 40, []
     way = dict(longest=40, seed=1, max_new_tokens=40, min_new_tokens=40)
-    for number, _ in enumerate(speaker.stream(model, text, **way)):
-        if number % 8 == 7:  # looking takes its time
-            held.append(live_tensors())
-    early, late = held[: len(held) // 2], held[len(held) // 2 :]
-    assert len(late) > 1 and max(late)[0] <= max(early)[0] + 2
-    assert max(size for _, size in late) <= 1.05 * max(size for _, size in early)
+    for _ in speaker.stream(model, text, **way):
+        held.append(new_tensors())
+    early, late = held[:20], held[20:]
+    assert len(late) > 8 and max(late)[0] <= max(early)[0] and 0 < max(early)[0] < 200
+    assert max(size for _, size in late) <= 1.05 * max(size for _, size in early) < 5e6
 
 
-def test_a_stream_that_is_left_works_no_more_and_frees_its_state(speaker, model):
-    steps, before = [], live_tensors()
+def test_a_stream_that_is_left_works_no_more_and_frees_its_state(speaker, model, new_tensors):
+    steps = []
     way = dict(seed=1, min_new_tokens=200, max_new_tokens=200, progress=steps.append)
-    for _ in speaker.stream(model, "Nobody knew.", **way):
+    chunks = speaker.stream(model, "Nobody knew.", **way)
+    for _ in chunks:
         break
     taken = len(steps)
-    assert 0 < taken < 60
-    assert live_tensors()[0] <= before[0] + 5 and len(steps) == taken  # tables that are made once
+    assert 0 < taken < 60 and new_tensors()[0] > 20
+    del chunks, _
+    assert new_tensors() == (0, 0) and len(steps) == taken
 
 
 def test_async_streams_say_the_same_and_let_others_work(speaker, model):
