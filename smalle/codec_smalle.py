@@ -394,11 +394,14 @@ def load_codec(name_or_path, subfolder="", **kwargs):
         return EncodecCodec.from_pretrained(**kwargs)
     try:
         path = cached_file(name_or_path, "config.json", subfolder=subfolder, **kwargs)
+        if path is None:  # what it gives for some files that are missing
+            raise FileNotFoundError(name_or_path)
         with open(path, encoding="utf-8") as file:
             model_type = json.load(file).get("model_type")
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"no codec at {name_or_path!r}: expected 'encodec', or a folder or Hub name with a config.json"
+            f"no codec at {str(name_or_path)!r}{subfolder and f', folder {subfolder!r}'}: expected 'encodec', or a "
+            "folder or Hub name with a config.json"
         ) from error
     if model_type == SmallECodecConfig.model_type:
         return SmallECodec.from_pretrained(name_or_path, subfolder=subfolder, **kwargs)

@@ -30,7 +30,8 @@ class Step(nn.Module):
         state = moved(self.state, tensors[len(names) :])
         for name, tensor in zip(names, tensors):
             setattr(state, name, tensor)
-        out = self.model(audio_codes=codes, past_key_values=state, use_cache=True, output_attentions=True)
+        out = self.model(audio_codes=codes, past_key_values=state, use_cache=True, output_attentions=True,
+                         output_hidden_states=False, return_dict=True)  # fmt: skip
         return out.logits, out.attentions[-1], *moving_tensors(out.past_key_values)
 
 
@@ -80,7 +81,7 @@ def export_step(model, path):
     config = model.config
     ids = torch.full((2, 3), config.bos_token_id or 0)
     codes = torch.zeros(2, 1, config.num_codebooks, dtype=torch.long)
-    state = model(input_ids=ids, audio_codes=codes, use_cache=True).past_key_values
+    state = model(input_ids=ids, audio_codes=codes, use_cache=True, return_dict=True).past_key_values
     text, moving = text_tensors(state), moving_tensors(state)
     inputs = ["codes", *text, *(f"state.{n}" for n in range(len(moving)))]
     outputs = ["logits", "map", *(f"next.{n}" for n in range(len(moving)))]

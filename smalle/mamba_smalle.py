@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
+from .kernels_smalle import fla_kernel
 from .mixer_base_smalle import CausalMixer, ShortConvolution, head_width, init_time_step
 from .recurrence_smalle import recurrence, wide
 
@@ -66,6 +67,7 @@ class Mamba(CausalMixer):
 
     def __init__(self, config, hidden_size, num_heads, index=0):
         super().__init__()
+        self.config = config
         size, self.rank = int(hidden_size * config.expand_v), math.ceil(hidden_size / 16)
         self.state_size = config.state_size or 16
         self.in_proj = nn.Linear(hidden_size, 2 * size, bias=False)
@@ -85,6 +87,7 @@ class Mamba(CausalMixer):
         init_time_step(self.dt_proj.bias)
 
     def mix(self, x, mask, state):
+        fla_kernel(None, self.config.mixer_kernel, x)  # there is none: refuses to be told so
         state, remembered = (None, None) if state is None else state
         x, gate = self.in_proj(x).chunk(2, -1)
         x, remembered = self.conv(x, mask, remembered)
@@ -105,7 +108,7 @@ class Mamba2(CausalMixer):
 
     def __init__(self, config, hidden_size, num_heads, index=0):
         super().__init__()
-        self.num_heads, self.size = num_heads, int(hidden_size * config.expand_v)
+        self.config, self.num_heads, self.size = config, num_heads, int(hidden_size * config.expand_v)
         self.state_size = config.state_size or 128
         head_width("hidden_size * expand_v", self.size, num_heads)
         self.in_proj = nn.Linear(hidden_size, 2 * self.size + 2 * self.state_size + num_heads, bias=False)
@@ -129,6 +132,6 @@ class Mamba2(CausalMixer):
         if mask is not None:
             dt = dt * mask[..., None]
         decay = (-wide(self.A_log).exp() * dt)[..., None]
-        y, state = recurrence(C[:, :, None], B[:, :, None], x * dt[..., None], decay, state)
+        y, state = recurrence(C[:, :, None], B[:, :, None], x * dt[..., None], decay, state, self.config.mixer_kernel)
         y = (y + self.D[:, None] * x).flatten(-2) * F.silu(wide(gate))
         return self.o_proj(self.norm(y.to(self.norm.weight.dtype)).to(gate.dtype)), (state, remembered)

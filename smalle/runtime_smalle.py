@@ -75,7 +75,7 @@ class TorchSteps:
     def __call__(self, codes, mask):
         """codes (B, 1, Q), mask (B, 1), False in rows that have ended -> logits (B, 1, Q, V), map (B, 1, N) or None."""
         out = self.model(audio_codes=codes, audio_attention_mask=mask, past_key_values=self.state, use_cache=True,
-                         output_attentions=self.maps)  # fmt: skip
+                         output_attentions=self.maps, output_hidden_states=False, return_dict=True)  # fmt: skip
         self.state = out.past_key_values
         return out.logits, out.attentions[-1] if self.maps else None
 

@@ -24,7 +24,7 @@ class RWKV(CausalMixer):
     def __init__(self, config, hidden_size, num_heads, index):
         super().__init__()
         head_width("hidden_size", hidden_size, num_heads)
-        self.hidden_size, self.num_heads = hidden_size, num_heads
+        self.config, self.hidden_size, self.num_heads = config, hidden_size, num_heads
         layers = config.audio_encoder_layers + config.audio_decoder_layers
         self.depth, self.rest = index / max(1, layers - 1), 1 - index / max(1, layers)  # 0 .. 1, and 1 .. almost 0
         self.norm_scale = ((index + 1) / max(1, layers)) ** 0.7
@@ -95,7 +95,7 @@ class RWKV5(RWKV):
         decay = self._heads(-wide(decay).exp()).expand_as(k)
         k, decay = keep(mask, k, decay)
         bonus = self.bonus.unflatten(0, (self.num_heads, -1))
-        out, state = recurrence(r, k, v, decay, state, bonus=bonus)
+        out, state = recurrence(r, k, v, decay, state, self.config.mixer_kernel, bonus)
         return self.o_proj(self._norm(out) * F.silu(self.g_proj(g))), (state, last)
 
 
@@ -183,7 +183,7 @@ class RWKV7(RWKV):
         k = self._heads(k * (1 + (a - 1) * self.key_rate))
         r, written = self._heads(r), removed * self._heads(a)
         k, decay, written = keep(mask, k, decay, written)
-        out, state = delta_rule(r, k, v, -removed, written, decay, state)
+        out, state = delta_rule(r, k, v, -removed, written, decay, state, self.config.mixer_kernel)
         present = (r * k * self._heads(self.bonus)).sum(-1, keepdim=True) * v
         out = self._norm(out) + present.flatten(-2)
         return self.o_proj(out * (torch.sigmoid(g @ self.gate_down) @ self.gate_up)), (state, last)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .checks_smalle import check_seed
 from .configuration_smalle import NUM_AUDIO_SPECIALS
 
 REPETITION_WINDOW = 50  # frames that a repetition penalty looks back
@@ -25,11 +26,11 @@ class SamplingSettings:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        right = self.top_k >= 0 and self.temperature > 0 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1
-        if not right or self.repetition_penalty <= 0:
+        right = self.top_k >= 0 and 1e-3 <= self.temperature <= 1e3 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1
+        if not right or not 1e-2 <= self.repetition_penalty <= 1e2:
             raise ValueError(
-                f"{self}: expected top_k >= 0 (0: no limit), temperature > 0 (do_sample=False is greedy), "
-                "0 < top_p <= 1, 0 <= min_p <= 1 and repetition_penalty > 0 (1: none)."
+                f"{self}: expected top_k >= 0 (0: no limit), temperature of 0.001..1000 (do_sample=False is greedy), "
+                "0 < top_p <= 1, 0 <= min_p <= 1 and repetition_penalty of 0.01..100 (1: none)."
             )
 
 
@@ -38,8 +39,9 @@ GREEDY = SamplingSettings()
 
 def seeded(seed, device):
     """A torch.Generator of a seed; one that is given, or None for the global one, stays as it is."""
+    check_seed(seed)
     given = seed is None or isinstance(seed, torch.Generator)
-    return seed if given else torch.Generator(device).manual_seed(int(seed))
+    return seed if given else torch.Generator(device).manual_seed(seed)
 
 
 def per_codebook(name, value, num_codebooks, default):
@@ -80,6 +82,7 @@ def warp(logits, settings):
     if settings.top_p < 1:
         ordered, order = logits.sort(-1, descending=True)
         beyond = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1) >= settings.top_p
+        beyond[:, 0] = False  # however small top_p is
         logits = logits.masked_fill(beyond.gather(-1, order.argsort(-1)), -torch.inf)
     if settings.min_p > 0:
         probs = logits.softmax(-1)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 import torch
+from torch.export import register_dataclass
 
 
 def apply(function, x):
@@ -48,3 +49,7 @@ class TransformerState(State):
     keys: tuple[torch.FloatTensor, ...]
     values: tuple[torch.FloatTensor, ...]
     mask: torch.BoolTensor
+
+
+for _state in (SmallEState, TransformerState):  # torch.export takes and returns them, DDP and FSDP look inside
+    register_dataclass(_state)

@@ -6,6 +6,7 @@ import re
 import torch
 
 from .sampling_smalle import seeded
+from .voice_smalle import Voice
 
 PARAGRAPH = re.compile(r"\n\s*\n")
 TITLES = "".join(rf"(?<!\b{title}\.)" for title in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "[A-Z]"))
@@ -48,24 +49,25 @@ def frame_limit(text, frame_rate, most):
     return min(4 * (int(len(text) / 15 * frame_rate) + 1) + int(2 * frame_rate), most)
 
 
-def stream_codes(model, processor, pieces, prompt, seed, settings):
-    """Codes (T, Q) of the pieces, chunk by chunk. Without a prompt (codes, text) the first piece is that of the others.
+def stream_codes(model, inputs_of, pieces, prompt, seed, settings):
+    """Codes (T, Q) of the pieces, chunk by chunk. Without a `Voice` the first piece's speech is that of the others.
 
-    What is drawn depends on the seed and on what was said before, not on the chunks.
+    inputs_of(piece, prompt): inputs of `generate()`. What is drawn depends on the seed and on what was said before, not
+    on the chunks.
     """
     generator = seeded(seed, model.device)
     defaults = settings.get("generation_config") or model.generation_config
     most = settings.pop("max_new_tokens", None) or defaults.max_new_tokens or int(60 * model.config.frame_rate)
     for piece in pieces:
-        inputs = processor.prompted([piece], [prompt], unprompted=True).to(model.device)
+        inputs, new_voice = inputs_of(piece, prompt), prompt.codes is None and not prompt.state
         limit, said = frame_limit(piece, model.config.frame_rate, most), []
         for output in model.stream(**inputs, **settings, seed=generator, max_new_tokens=limit):
             codes = output.sequences[0, : int(output.lengths[0])]
-            if prompt[0] is None:
+            if new_voice:
                 said.append(codes.cpu())
             yield codes
-        if prompt[0] is None:
-            prompt = torch.cat(said), piece
+        if new_voice:
+            prompt = Voice(torch.cat(said), piece)
 
 
 def stream_audio(codec, chunks):

@@ -34,8 +34,8 @@ class VocosState:
     """Where a decoder stands, a value: hand it back to go on.
 
     waiting: features (B, C, < 64) that no block holds yet; taken: frames before them; inputs: of each convolution, its
-    last inputs (B, C, < kernel); pulses: where there are any; sums (B + 1, n_fft - hop): what lies already on the samples
-    to come, in the last row the squared windows; frame: spectral frames done.
+    last inputs (B, C, < kernel); pulses: where there are any; sums (B + 1, n_fft - hop): what lies already on the
+    samples to come, in the last row the squared windows; frame: spectral frames done.
     """
 
     waiting: torch.Tensor

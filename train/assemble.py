@@ -19,11 +19,11 @@ from transformers import AutoTokenizer, GenerationConfig
 
 import smalle
 from smalle.codec_smalle import load_codec
+from smalle.hub_smalle import write_card
 from smalle.processing_smalle import SmallEProcessor, save_voice
 
 from .ema import EMACallback
 
-CODE = sorted(pathlib.Path(smalle.__file__).parent.glob("*_smalle.py"))
 GENERATION = {"do_sample": True, "top_k": 100, "temperature": 1.0, "max_seconds": 60}
 
 
@@ -52,6 +52,7 @@ def assemble(model_folder, codec_folder, voices_file, out, card=None):
         max_new_tokens=int(settings.pop("max_seconds") * config.frame_rate), pad_token_id=config.pad_token_id,
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, **settings,
     )  # fmt: skip
+    write_card(partial, pathlib.Path(out).name)
     save_half(model, partial)
     processor = SmallEProcessor(
         AutoTokenizer.from_pretrained(model_folder), voices=sorted(recipe["voices"]), default_voice=recipe["default"],
@@ -59,13 +60,10 @@ def assemble(model_folder, codec_folder, voices_file, out, card=None):
     )  # fmt: skip
     processor._codec = load_codec(codec_folder)
     for name, voice in recipe["voices"].items():
-        codes, text = processor.encode_voice(voice["audio"], voice["text"])
-        save_voice(partial / "voices" / f"{name}.safetensors", codes, text)
+        save_voice(partial / "voices" / f"{name}.safetensors", *processor.encode_voice(voice["audio"], voice["text"]))
     processor.source = str(partial)
     processor.save_pretrained(partial)
     save_half(processor.codec, partial / "codec")
-    for path in CODE:
-        shutil.copy(path, partial)
     if card:
         shutil.copy(card, partial / "README.md")
     shutil.rmtree(out, ignore_errors=True)

@@ -7,32 +7,18 @@ known, `speaker` and `duration`. A speakers.json beside it names the voices that
 import json
 import pathlib
 import random
-import wave
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from .audio import UNREADABLE, read_audio
 
-def read_audio(path, sampling_rate):
-    """Mono int16 samples of a file. WAV of 16 bits goes through the standard library, the rest through soundfile."""
-    path = str(path)
-    try:
-        if not path.lower().endswith(".wav"):
-            raise wave.Error
-        with wave.open(path, "rb") as file:
-            if file.getsampwidth() != 2:
-                raise wave.Error
-            rate, channels = file.getframerate(), file.getnchannels()
-            samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, channels)
-    except wave.Error:
-        import soundfile
 
-        samples, rate = soundfile.read(path, dtype="int16", always_2d=True)
-    if rate != sampling_rate:
-        raise ValueError(f"{path} has a sampling rate of {rate}; expected {sampling_rate}: resample it first")
-    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(1).astype(np.int16)
+def read_samples(path, sampling_rate):
+    """A recording as mono int16 samples (L,) at the wanted rate; 16-bit ones at that rate stay as they are."""
+    return np.round(read_audio(path, sampling_rate) * 32768).clip(-32768, 32767).astype(np.int16)
 
 
 def list_files(corpora, exclude_speakers=()):
@@ -64,8 +50,8 @@ def load_corpus(corpora, sampling_rate, exclude_speakers=(), max_hours=None, thr
 
     def load(path):
         try:
-            return read_audio(path, sampling_rate)
-        except (OSError, RuntimeError, EOFError) as error:  # soundfile's errors are RuntimeErrors
+            return read_samples(path, sampling_rate)
+        except UNREADABLE as error:
             return error
 
     with ThreadPoolExecutor(threads) as pool:

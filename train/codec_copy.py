@@ -12,13 +12,12 @@ import os
 import pathlib
 import sys
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from smalle.codec_smalle import load_codec
 from smalle.wav_smalle import write_wav
-from train.audio_pool import read_audio
+from train.audio import read_audio
 
 
 def copy_synthesis(codec, manifest, out, count=None):
@@ -34,7 +33,7 @@ def copy_synthesis(codec, manifest, out, count=None):
         if not name:
             raise ValueError(f"a row of {manifest} has neither file_name nor audio: {row}")
         source = manifest.parent / name
-        samples = read_audio(source, codec.sampling_rate).astype(np.float32) / 32768
+        samples = read_audio(source, codec.sampling_rate)
         waveform = torch.from_numpy(samples)[None].to(next(codec.parameters()).device)
         copy = codec.decode(codec.encode(waveform))[0, : len(samples)].cpu().numpy()
         path = out / (str(pathlib.PurePath(name).with_suffix("")).strip("/").replace("/", "_") + ".wav")

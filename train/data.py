@@ -1,8 +1,13 @@
 """Training samples: utterances of one speaker after each other, delayed codes, batches of nearly equal lengths."""
 
+import itertools
+import os
+import pathlib
 import random
 
 import numpy as np
+import pyarrow.compute
+import pyarrow.ipc
 import pyarrow.parquet
 import torch
 
@@ -11,45 +16,79 @@ from smalle.delay_smalle import delay
 
 from .alignment import token_windows
 
+COLUMNS = "text", "speaker", "duration", "words", "codes"
+
+
+def shards(path):
+    """The files of a prepared split: PATH.parquet itself, or PATH-*.parquet. Raises ValueError where there are none."""
+    path = pathlib.Path(path)
+    found = sorted(path.parent.glob(f"{path.name.removesuffix('.parquet')}-*.parquet"))
+    if path.is_file():
+        if found:
+            raise ValueError(f"there are {path} and {found[0]}: delete what is old, or name another folder")
+        return [path]
+    if not found:
+        raise ValueError(f"{path} is not there, nor shards of that name: prepare codes with train.prepare first")
+    return found
+
+
+def read_table(path, cache=None):
+    """All shards as one table. With a `cache` folder it lies there on disk, and memory holds what is being read."""
+    tables = []
+    for shard in shards(path):
+        kept = cache and pathlib.Path(cache) / f"{shard.stem}-{shard.stat().st_size}-{shard.stat().st_mtime_ns}.arrow"
+        if not kept or not kept.is_file():
+            with open(shard, "rb") as file:
+                names = [name for name in COLUMNS if name in pyarrow.parquet.read_schema(file).names]
+                table = pyarrow.parquet.ParquetFile(file).read(columns=names).replace_schema_metadata()
+        if kept:
+            if not kept.is_file():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                partial = kept.with_suffix(f".{os.getpid()}")  # every process may come here
+                with pyarrow.ipc.new_file(partial, table.schema) as writer:
+                    writer.write_table(table)
+                os.replace(partial, kept)
+            table = pyarrow.ipc.open_file(pyarrow.memory_map(str(kept))).read_all()
+        tables.append(table)
+    return pyarrow.concat_tables(tables)
+
 
 class CodesDataset(torch.utils.data.Dataset):
-    """Prepared codes (train.prepare) in memory.
+    """Prepared codes (train.prepare): a parquet file or the shards of a split, in memory or, with `cache`, on disk.
 
     An item is (text, codes (T, Q), words (W, 2): seconds at which each word begins and ends, NaN where unknown) of the
     utterances in a tuple, joined.
     Joined utterances teach the model to go on in the voice of a prompt, and to read long texts.
     """
 
-    def __init__(self, path, num_codebooks, frame_rate):
-        self.frame_rate = frame_rate
-        with open(path, "rb") as file:
-            table = pyarrow.parquet.ParquetFile(file).read().combine_chunks()
-        column = table.column("codes").chunk(0)
-        self.offsets = column.offsets.to_numpy() // num_codebooks
-        self.codes = column.values.to_numpy().reshape(-1, num_codebooks)
-        self.texts, self.speakers = table.column("text").to_pylist(), table.column("speaker").to_pylist()
-        self.words = [self._timed(*row) for row in zip(self.texts, table.column("words").to_pylist())]
-
-    @staticmethod
-    def _timed(text, times):
-        """(W, 2) of a text, NaN where the corpus does not say."""
-        count = len(text.split())
-        return np.array(times, np.float32).reshape(-1, 2) if times else np.full((count, 2), np.nan, np.float32)
+    def __init__(self, path, num_codebooks, frame_rate, cache=None):
+        self.num_codebooks, self.frame_rate = num_codebooks, frame_rate
+        table = read_table(path, cache)
+        self.texts, self.words, self.codes = (table.column(name) for name in ("text", "words", "codes"))
+        self.speakers = table.column("speaker").to_pylist()
+        self.lengths = pyarrow.compute.list_value_length(self.codes).to_numpy() // num_codebooks
+        seconds = pyarrow.compute.sum(table.column("duration")).as_py()
+        if abs(self.lengths.sum() / frame_rate - seconds) > 0.2 * seconds:
+            raise ValueError(
+                f"{path} holds {seconds:.0f} s of audio, but {self.lengths.sum() / frame_rate:.0f} s at {frame_rate} "
+                f"frames/s of {num_codebooks} codes: model.frame_rate and model.num_codebooks have to be the codec's."
+            )
 
     def __len__(self):
         return len(self.texts)
 
-    @property
-    def lengths(self):
-        """Frames of each utterance."""
-        return np.diff(self.offsets)
+    def _utterance(self, index):
+        """(text, codes (T, Q), words (W, 2)) of one."""
+        text, times = self.texts[index].as_py(), self.words[index].as_py()
+        codes = self.codes[index].values.to_numpy().reshape(-1, self.num_codebooks)
+        words = np.array(times, np.float32).reshape(-1, 2) if times else np.full((len(text.split()), 2), np.nan)
+        return text, codes, words.astype(np.float32)
 
     def __getitem__(self, utterances):
-        text = " ".join(self.texts[i] for i in utterances)
-        codes = np.concatenate([self.codes[self.offsets[i] : self.offsets[i + 1]] for i in utterances])
-        starts = np.cumsum([0, *(self.offsets[i + 1] - self.offsets[i] for i in utterances[:-1])]) / self.frame_rate
-        words = np.concatenate([self.words[i] + start for i, start in zip(utterances, starts)])
-        return text, torch.from_numpy(codes.astype(np.int64)), words
+        texts, codes, words = zip(*map(self._utterance, utterances))
+        starts = np.cumsum([0, *(len(one) for one in codes[:-1])]) / self.frame_rate
+        words = np.concatenate([one + np.float32(start) for one, start in zip(words, starts)])
+        return " ".join(texts), torch.from_numpy(np.concatenate(codes).astype(np.int64)), words
 
 
 class SpeakerBatchSampler:
@@ -57,12 +96,15 @@ class SpeakerBatchSampler:
 
     Each epoch takes every utterance once, in a new order: a speaker's utterances are shuffled and cut into samples of
     up to `max_frames`, samples of similar length share a batch of at most `frames_per_batch` (padding counted), and
-    the batches are shuffled. The seed fixes everything, so that a resumed run sees what an uninterrupted one saw.
+    the batches are shuffled. The seed fixes everything, so that a resumed run sees what an uninterrupted one saw. Of
+    `world` processes each takes every world-th batch, so all make the same number of steps and none sees a sample that
+    another one sees.
     """
 
-    def __init__(self, lengths, speakers, frames_per_batch, max_frames, seed=0, single=0.35):
+    def __init__(self, lengths, speakers, frames_per_batch, max_frames, seed=0, single=0.35,
+                 rank=0, world=1):  # fmt: skip
         self.lengths, self.frames_per_batch, self.max_frames = lengths, frames_per_batch, max_frames
-        self.seed, self.single = seed, single
+        self.seed, self.single, self.rank, self.world = seed, single, rank, world
         self.by_speaker = {}
         for index, speaker in enumerate(speakers):
             if lengths[index] <= max_frames:
@@ -95,10 +137,8 @@ class SpeakerBatchSampler:
         return batches
 
     def __iter__(self):
-        number = 0
-        while True:
-            yield from self.epoch(number)
-            number += 1
+        batches = itertools.chain.from_iterable(map(self.epoch, itertools.count()))
+        yield from itertools.islice(batches, self.rank, None, self.world)
 
 
 class Collator:

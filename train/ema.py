@@ -1,5 +1,6 @@
 """Exponential moving average of a model's weights, as a callback of the Trainer."""
 
+import contextlib
 import os
 
 import torch
@@ -17,7 +18,7 @@ class EMACallback(TrainerCallback):
 
     def __init__(self, model, decay):
         self.decay = decay
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -34,8 +35,24 @@ class EMACallback(TrainerCallback):
         torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
 
     def on_save(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
         folder = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
-        save_file(self.average, os.path.join(folder, self.FILE))
+        save_file(self.average, os.path.join(folder, f"{self.FILE}.partial"))
+        os.replace(os.path.join(folder, f"{self.FILE}.partial"), os.path.join(folder, self.FILE))
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def applied(self):
+        """The model speaks with the average meanwhile; with its own weights where nothing was averaged yet."""
+        own = {name: p.detach().clone() for name, p in self.parameters.items()} if self.average else {}
+        for name in own:
+            self.parameters[name].copy_(self.average[name])
+        try:
+            yield
+        finally:
+            for name, value in own.items():
+                self.parameters[name].copy_(value)
 
     @torch.no_grad()
     def on_train_end(self, args, state, control, **kwargs):

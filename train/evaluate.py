@@ -1,11 +1,12 @@
 """Speaks the lines of a text file, or clones the voices of a manifest, with a checkpoint; a judge may listen.
 
-    python -m train.evaluate CHECKPOINT SENTENCES.txt OUT [--voice NAME] [--seed N] [--judge score.py]
+    python -m train.evaluate CHECKPOINT SENTENCES.txt OUT [--voice NAME] [--seed N] [--judge score.py | --asr NAME]
     python -m train.evaluate CHECKPOINT OUT --clone MANIFEST.jsonl
 
-Every option that changes a number stands in the name of the folder under OUT. It gets 0001.wav, ..., manifest.jsonl
-and report.json. Recordings that lie there already are kept, so an interrupted run goes on where it stopped, and a
-finished one can be judged later, without the model.
+Every option that changes a recording stands in the name of the folder under OUT. It gets 0001.wav, 0001.png (where in
+the text each frame was read), ..., manifest.jsonl, report.json, which names the judge, and index.html for people.
+Recordings that lie there already are kept, so an interrupted run goes on where it stopped, and a finished one can be
+judged later, without the model.
 """
 
 import argparse
@@ -24,6 +25,12 @@ import torch
 from tqdm import tqdm
 
 from smalle.wav_smalle import write_wav
+
+from .asr import Transcriber
+from .audio import read_audio
+from .hearing import judge as hear
+from .page import results_page
+from .pictures import alignment_picture, png
 
 
 @dataclass(frozen=True)
@@ -165,15 +172,25 @@ def encode(processor, batch: list[Utterance], voice: str | None):
 
 
 @torch.no_grad()
-def speak(processor, model, inputs, **options) -> list[np.ndarray]:
-    """One float32 wave (samples,) at `processor.sampling_rate` for each row of the inputs."""
+def speak(processor, model, inputs, **options) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """One float32 wave (samples,) at `processor.sampling_rate` for each row, and its alignment (frames, tokens).
+
+    No alignments of a model that has no map of the text.
+    """
+    config = getattr(model, "config", None)
+    if config is not None and getattr(config, "architecture", "decoder-only") != "decoder-only":
+        options["output_alignments"] = True
     try:
         output = model.generate(**inputs.to(model.device), return_dict_in_generate=True, **options)
     except ValueError as error:  # a fault of the model's, to be seen with its traceback
         raise RuntimeError(f"generation failed: {error}") from error
     # Each row alone and cut to its length: padding never reaches the codec.
     rows = zip(output.sequences, output.lengths.tolist(), strict=True)
-    return [processor.decode(codes[None, :length])[0] for codes, length in rows]
+    waves = [processor.decode(codes[None, :length])[0] for codes, length in rows]
+    if "output_alignments" not in options:
+        return waves, []
+    rows = zip(output.alignments, output.lengths.tolist(), inputs["attention_mask"].bool().to(output.lengths.device))
+    return waves, [maps[:length][:, mask].float().cpu().numpy() for maps, length, mask in rows]
 
 
 def missing_batches(folder: Path, utterances: list[Utterance], size: int) -> list[list[int]]:
@@ -208,11 +225,13 @@ def make_recordings(settings: Settings, utterances: list[Utterance], folder: Pat
             inputs = encode(processor, [utterances[i] for i in batch], settings.voice)
             torch.manual_seed(settings.seed + batch[0])
             start = time.perf_counter()
-            waves = speak(processor, model, inputs, **settings.generate)
+            waves, alignments = speak(processor, model, inputs, **settings.generate)
             times.append((sum(map(len, waves)) / processor.sampling_rate, time.perf_counter() - start))
             for index, wave in zip(batch, waves, strict=True):
                 if not wave_path(folder, index).is_file():
                     write_wav(wave_path(folder, index), wave, processor.sampling_rate)
+            for index, alignment in zip(batch, alignments):
+                wave_path(folder, index).with_suffix(".png").write_bytes(png(alignment_picture(alignment)))
             bar.update(len(batch))
     audio, work = np.sum(times[1:] or times, axis=0)
     return {"audio_seconds": round(float(audio), 2), "work_seconds": round(float(work), 2),
@@ -226,6 +245,11 @@ def write_manifest(folder: Path, utterances: list[Utterance]) -> Path:
         rows.append({"audio": wave_path(folder, index).name, "text": utterance.text})
         if utterance.reference:
             rows[-1]["reference"] = str(utterance.reference)
+    return write_rows(folder, rows)
+
+
+def write_rows(folder: Path, rows: list[dict]) -> Path:
+    """Writes manifest.jsonl; returns its path."""
     path = folder / "manifest.jsonl"
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
@@ -241,9 +265,20 @@ def judge_recordings(judge: Path, python: str, manifest: Path, threads: int) -> 
     return report
 
 
+def listen(asr: str, manifest: Path, device: str) -> dict:
+    """As `judge_recordings`, by a speech recognizer of transformers: a folder or Hub name. No MOS, no similarity."""
+    transcriber = Transcriber(asr, device)
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    for row in tqdm(rows, desc="listening", unit="utterance"):
+        wave = read_audio(manifest.parent / row["audio"], transcriber.sampling_rate)
+        row["seconds"] = round(len(wave) / transcriber.sampling_rate, 3)
+        (row["heard"],) = transcriber([wave], transcriber.sampling_rate) if np.abs(wave).max() > 1e-3 else ("",)
+    return hear(rows)
+
+
 def evaluate(settings: Settings, out: Path, judge: Path | None = None, judge_python: str = sys.executable,
-             threads: int = 1) -> dict:
-    """Speaks, judges where a judge is given, and writes report.json.
+             threads: int = 1, asr: str | None = None) -> dict:
+    """Speaks, judges where a judge is given or an ASR, and writes report.json and index.html.
 
     Returns {"folder", "utterances", "audio_seconds"?, "work_seconds"?, "speed"?, and the judge's summary}: seconds of
     audio for each second of work is the speed. Raises ValueError for bad input, CalledProcessError when a judge fails.
@@ -258,8 +293,12 @@ def evaluate(settings: Settings, out: Path, judge: Path | None = None, judge_pyt
     report["settings"] = {**asdict(settings), "texts": str(settings.texts)}
     write_json(path, report)
     if judge is not None:
-        report |= judge_recordings(judge, judge_python, manifest, threads)
-        write_json(path, report)
+        report |= {**judge_recordings(judge, judge_python, manifest, threads), "judge": judge.name}
+    if asr is not None:
+        report |= {**listen(asr, manifest, settings.device), "judge": asr}
+    write_json(path, report)
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    write_text(folder / "index.html", results_page(folder, report.get("rows", rows), report))
     counts = {"folder": str(folder), "utterances": len(utterances)}
     return {**counts, **report.get("timing", {}), **report.get("summary", {})}
 
@@ -293,6 +332,7 @@ def arguments() -> argparse.ArgumentParser:
                         help="an option of model.generate, as often as needed")
     parser.add_argument("--threads", type=int, help="CPU threads of the model and of the judge")
     parser.add_argument("--judge", type=Path, help="program that scores a manifest")
+    parser.add_argument("--asr", help="judge by this speech recognizer of transformers: folder or Hub name")
     parser.add_argument("--judge-python", default=sys.executable, help="the Python that runs the judge")
     return parser
 
@@ -307,6 +347,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--voice has no meaning beside --clone: the prompts are the voices")
     if args.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.judge and args.asr:
+        parser.error("give --judge or --asr, not both")
     if args.judge and not args.judge.is_file():
         parser.error(f"judge {args.judge} does not exist")
     if args.threads:
@@ -314,7 +356,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(args.checkpoint, args.clone or args.sentences, args.clone is not None, args.voice, args.seed,
                         1 if args.clone else args.batch_size, args.dtype, args.device, dict(args.generate))
     try:
-        summary = evaluate(settings, args.out, args.judge, args.judge_python, args.threads or 1)
+        summary = evaluate(settings, args.out, args.judge, args.judge_python, args.threads or 1, args.asr)
     except ValueError as error:
         parser.error(str(error))
     except subprocess.CalledProcessError as error:

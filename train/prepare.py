@@ -1,14 +1,23 @@
-"""Corpus folders -> codes: OUT/train.parquet and OUT/eval.parquet, which `datasets` reads.
+"""Corpora -> codes: shards OUT/train-00000.parquet, OUT/eval-00000.parquet, ..., which `datasets` reads.
 
-usage: python -m train.prepare CORPUS... --codec FOLDER --out OUT [--device cuda] [--exclude SPEAKER...] [--eval 600]
+usage: python -m train.prepare CORPUS... --codec FOLDER --out OUT [options]
+       torchrun --nproc-per-node N -m train.prepare ...    (or accelerate launch; RANK and WORLD_SIZE say who is who)
+
+A CORPUS is any layout of train.corpora. Each process writes its share of the shards, whole or not at all; the same
+command again goes on after a kill, with any number of processes. What cannot be read is listed in OUT/problems.jsonl.
 
 Columns: text, speaker, duration (s), words (start and end of each word of text.split() in seconds, one after the
-other; empty where the corpus does not say), codes (uint16, frames after each other, num_codebooks values a frame).
+other; empty where the corpus does not say), codes (uint16, frames after each other, num_codebooks values a frame),
+source (the clip's name in its corpus).
 """
 
 import argparse
+import collections
 import concurrent.futures
+import itertools
+import json
 import os
+import pathlib
 import random
 
 import datasets
@@ -19,15 +28,19 @@ import tqdm
 
 from smalle.codec_smalle import load_codec
 
-from .audio import read_audio, read_metadata
+from .clips import Problem, read_clips, recordings
+from .corpora import corpus_clips
+from .plan import SPLITS, load_or_make_plan, make_plan, read_part_of_plan
 
 FEATURES = datasets.Features({
     "text": datasets.Value("string"), "speaker": datasets.Value("string"), "duration": datasets.Value("float32"),
     "words": datasets.List(datasets.Value("float32")),
     "codes": datasets.List(datasets.Value("uint16")),
+    "source": datasets.Value("string"),
 })  # fmt: skip
 
 
+@torch.inference_mode()
 def encode(codec, waves):
     """Waveforms of different lengths -> list of codes (T, Q), one batch."""
     lengths = torch.tensor([len(wave) for wave in waves])
@@ -40,61 +53,202 @@ def encode(codec, waves):
     return [row[:count] for row, count in zip(codes, frames.tolist())]
 
 
-def rows_of(corpora, exclude=()):
-    """Metadata of all corpora without the excluded speakers, shortest first."""
-    rows = [row for corpus in corpora for row in read_metadata(corpus)]
-    rows = [row for row in rows if row["speaker"] not in set(exclude)]
-    return sorted(rows, key=lambda row: row["duration"])
+def read_ahead(clips, sampling_rate, threads, ahead=4):
+    """(clip, waveform or Problem) of clips in their order; threads read a few recordings ahead."""
+    groups = recordings(clips)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        reading = collections.deque()
+        for group in itertools.chain(groups, [None] * (threads + ahead)):
+            if group:
+                reading.append((group, pool.submit(read_clips, group, sampling_rate)))
+            if reading and (group is None or len(reading) > threads + ahead):
+                done, waves = reading.popleft()
+                yield from zip(done, waves.result())
+
+
+def batches(pairs, batch_samples, hold=4):
+    """Lists of (clip, waveform) whose padded length stays below `batch_samples`; like lengths go together.
+
+    As many samples as fill `hold` batches are held back and sorted, so memory does not grow with the corpus.
+    """
+    held, size = [], 0
+
+    def cut():
+        batch = []
+        for pair in sorted(held, key=lambda pair: len(pair[1])):
+            if batch and len(pair[1]) * (len(batch) + 1) > batch_samples:
+                yield batch
+                batch = []
+            batch.append(pair)
+        yield batch
+
+    for pair in pairs:
+        held.append(pair)
+        size += len(pair[1])
+        if size > hold * batch_samples:
+            yield from cut()
+            held, size = [], 0
+    if held:
+        yield from cut()
+
+
+def encode_clips(clips, codec, batch_seconds=400, threads=8, transcriber=None, problem=print):
+    """Yields the row of each clip, one batch after the other: a list. problem is called with each Problem."""
+
+    def waves():
+        for clip, wave in read_ahead(clips, codec.sampling_rate, threads):
+            if isinstance(wave, Problem):
+                problem(wave)
+            else:
+                yield clip, wave
+
+    for batch in batches(waves(), batch_seconds * codec.sampling_rate):
+        silent = [wave for clip, wave in batch if not clip.text]
+        heard = iter(transcriber(silent, codec.sampling_rate) if silent else ())
+        rows = []
+        for (clip, wave), codes in zip(batch, encode(codec, [wave for _, wave in batch])):
+            text = clip.text or next(heard)
+            if not text:
+                problem(Problem(clip.source, "nothing is heard in it"))
+                continue
+            rows.append({"text": text, "speaker": clip.speaker, "duration": len(wave) / codec.sampling_rate,
+                         "words": [time for word in clip.words for time in word], "source": clip.source,
+                         "codes": codes.numpy().astype(np.uint16).ravel()})  # fmt: skip
+        yield rows
 
 
 def prepare(corpora, codec, exclude=(), batch_seconds=400, threads=8):
-    """Yields a row of codes for each recording."""
-    rows, batches = rows_of(corpora, exclude), [[]]
-    for row in rows:
-        if batches[-1] and row["duration"] * (len(batches[-1]) + 1) > batch_seconds:
-            batches.append([])
-        batches[-1].append(row)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool, tqdm.tqdm(total=len(rows), unit="file") as bar:
-        ahead = []
-        for batch in batches + [None] * 4:  # read four batches ahead of the codec
-            if batch is not None:
-                read = [pool.submit(read_audio, row["path"], codec.sampling_rate) for row in batch]
-                ahead.append((batch, read))
-            if ahead and (batch is None or len(ahead) > 4):
-                done, read = ahead.pop(0)
-                for row, codes in zip(done, encode(codec, [future.result() for future in read])):
-                    yield {"text": row["text"], "speaker": row["speaker"], "duration": row["duration"],
-                           "words": [time for word in row.get("words") or [] for time in word],
-                           "codes": codes.numpy().astype(np.uint16).ravel()}  # fmt: skip
-                bar.update(len(done))
+    """Yields a row of codes for each clip of the corpora. Raises ValueError at one that cannot be read."""
+
+    def refuse(problem):
+        raise ValueError(f"{problem.source}: {problem.reason}")
+
+    def clips():
+        for clip in itertools.chain(*map(corpus_clips, corpora)):
+            if isinstance(clip, Problem):
+                refuse(clip)
+            if clip.speaker not in set(exclude):
+                yield clip
+
+    for rows in encode_clips(clips(), codec, batch_seconds, threads, problem=refuse):
+        yield from rows
 
 
 def write(rows, path):
     """One parquet file, complete or not at all."""
-    table = pyarrow.table({name: [row[name] for row in rows] for name in FEATURES}, schema=FEATURES.arrow_schema)
+    table = pyarrow.table({name: [row.get(name) for row in rows] for name in FEATURES}, schema=FEATURES.arrow_schema)
     pyarrow.parquet.write_table(table, f"{path}.partial", row_group_size=1000)
     os.replace(f"{path}.partial", path)
     return path
 
 
-def main():
+def write_lines(values, path):
+    """One JSON object a line, complete or not at all."""
+    partial = pathlib.Path(f"{path}.partial")
+    partial.write_text("".join(value.to_json() + "\n" for value in values), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_shard(out, name, hours, codec, bar, **options):
+    """One part of the plan as OUT/NAME.parquet, rows in random order; before it OUT/plan/NAME.problems."""
+    rows, problems, end = [], [], bar.n + hours
+    for batch in encode_clips(read_part_of_plan(out, name), codec, problem=problems.append, **options):
+        rows += batch
+        bar.update(min(sum(row["duration"] for row in batch) / 3600, end - bar.n))
+    bar.update(end - bar.n)  # what could not be read, or was longer than planned
+    random.Random(name).shuffle(rows)
+    write_lines(problems, out / "plan" / f"{name}.problems")
+    write(rows, out / f"{name}.parquet")
+
+
+BAR = "{percentage:3.0f}% of {total:.2f} h of audio |{bar}| {elapsed}, {remaining} left"
+CARD = """\
+---
+configs:
+- config_name: default
+  data_files:
+{files}
+---
+Codes of {codec}: {hours:.1f} hours. Columns: text, speaker, duration, words, codes (frames after each other), source.
+"""
+
+
+def finish(out, parts, codec_name):
+    """OUT/problems.jsonl, and a README.md that tells `datasets` which shards are which split. Gives the problems."""
+    files = [out / "plan" / "problems.jsonl", *(out / "plan" / f"{name}.problems" for name in parts)]
+    problems = [line for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    splits = [split for split in SPLITS if any(name.startswith(f"{split}-") for name in parts)]
+    names = "\n".join(f'  - split: {split}\n    path: "{split}-*.parquet"' for split in splits)
+    texts = {"problems.jsonl": "".join(f"{line}\n" for line in problems),
+             "README.md": CARD.format(files=names, codec=codec_name, hours=sum(parts.values()))}  # fmt: skip
+    for name, text in texts.items():
+        partial = out / f"{name}.{os.getpid()}.partial"  # every process may come here
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, out / name)
+    return [json.loads(line) for line in problems]
+
+
+def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     parser.add_argument("corpora", nargs="+")
-    parser.add_argument("--codec", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--codec", required=True, help="folder or Hub name; 'encodec' for EnCodec at 3 kbps")
+    parser.add_argument("--out", required=True, type=pathlib.Path)
+    parser.add_argument("--device", help="a GPU where there is one, the one of LOCAL_RANK")
     parser.add_argument("--exclude", nargs="*", default=[], help="speakers to leave out")
-    parser.add_argument("--eval", type=int, default=600, help="recordings kept for evaluation (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    arguments = parser.parse_args()
-    codec = load_codec(arguments.codec).to(arguments.device).eval()
-    with torch.inference_mode():
-        rows = list(prepare(arguments.corpora, codec, arguments.exclude, threads=arguments.threads))
-    random.Random(0).shuffle(rows)
-    os.makedirs(arguments.out, exist_ok=True)
-    for name, part in (("eval", rows[: arguments.eval]), ("train", rows[arguments.eval :])):
-        path = write(part, os.path.join(arguments.out, f"{name}.parquet"))
-        print(f"{len(part)} recordings, {sum(row['duration'] for row in part) / 3600:.1f} hours in {path}")
+    for name, default, text in (
+        ("--eval", 600, "clips of all speakers kept for evaluation, where no --eval-speakers are given"),
+        ("--max-seconds", 25.0, "longest joined voiced stretch of Libri-light"),
+        ("--shard-hours", 2.0, "audio of a shard"),
+        ("--batch-seconds", 400.0, "padded audio of a batch"),
+        ("--threads", threads, "threads that read audio"),
+    ):
+        parser.add_argument(name, type=type(default), default=default, help=f"{text} (default: %(default)s)")
+    for name, text in (
+        ("--eval-speakers", "speakers kept for evaluation: names, or how many"),
+        ("--test-speakers", "speakers kept for the test: names, or how many"),
+        ("--cuts", "cut manifests of Libriheavy: the transcripts of Libri-light"),
+    ):
+        parser.add_argument(name, nargs="*", default=[], help=text)
+    parser.add_argument("--asr", help="recognizer of transformers for what has no transcript: folder or Hub name")
+    parser.add_argument("--min-snr", type=float, help="dB; leaves out recordings of Libri-light with less")
+    return parser.parse_args()
+
+
+def main():
+    arguments = parse()
+    out, rank, world = arguments.out, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = arguments.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    corpora = [os.path.abspath(corpus) for corpus in arguments.corpora]
+    options = dict(cuts=arguments.cuts, transcribe=bool(arguments.asr), min_snr=arguments.min_snr,
+                   max_seconds=arguments.max_seconds)  # fmt: skip
+    split = dict(exclude=arguments.exclude, eval_count=arguments.eval, eval_speakers=arguments.eval_speakers,
+                 test_speakers=arguments.test_speakers, shard_hours=arguments.shard_hours)  # fmt: skip
+    request = {"corpora": corpora, "codec": arguments.codec, "asr": arguments.asr, **options, **split}
+    parts = load_or_make_plan(out, request, lambda: make_plan(out, corpora, **split, **options), first=rank == 0)
+    mine = list(parts)[rank::world]
+    done = {name for name in mine if (out / f"{name}.parquet").is_file()}
+    if len(done) < len(mine):
+        codec = load_codec(arguments.codec).to(device).eval()
+        transcriber = None
+        if arguments.asr:
+            from .asr import Transcriber
+
+            transcriber = Transcriber(arguments.asr, device)
+        total, before = (sum(parts[name] for name in names) for names in (mine, done))
+        with tqdm.tqdm(total=total, initial=before, disable=rank > 0, bar_format=BAR) as bar:
+            for name in mine:
+                if name not in done:
+                    write_shard(out, name, parts[name], codec, bar, threads=arguments.threads, transcriber=transcriber,
+                                batch_seconds=arguments.batch_seconds)  # fmt: skip
+    if all((out / f"{name}.parquet").is_file() for name in parts):
+        problems = finish(out, parts, arguments.codec)
+        for split in SPLITS:
+            hours = [hours for name, hours in parts.items() if name.startswith(f"{split}-")]
+            if hours:
+                print(f"{split}: {sum(hours):.2f} hours in {len(hours)} shards, {out}/{split}-*.parquet")
+        if problems:
+            print(f"{len(problems)} left out, listed in {out}/problems.jsonl; first {problems[0]}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main():
     chosen = [i for i in range(len(data)) if arguments.speaker in (None, data.speakers[i]) and 120 < data.lengths[i] < 220]
     chosen = chosen[: arguments.count]
     for name, shift in (("right", 0), ("wrong", 1)):
-        losses = [first_codebook_loss(model, collator, data.texts[chosen[k - shift]], data[(i,)][1])
+        losses = [first_codebook_loss(model, collator, data[(chosen[k - shift],)][0], data[(i,)][1])
                   for k, i in enumerate(chosen)]  # fmt: skip
         print(f"{name} text: {sum(losses) / len(losses):.4f} nats over {len(losses)} utterances")
 

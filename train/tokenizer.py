@@ -2,13 +2,14 @@
 
 usage: python -m train.tokenizer METADATA... --out FOLDER [--vocab-size 256]
 
-METADATA are text files, one sentence a line, or .jsonl files whose rows have "text".
+METADATA are text files, one sentence a line, .jsonl files whose rows have "text", or shards of train.prepare.
 """
 
 import argparse
 import json
 import pathlib
 
+import pyarrow.parquet
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,6 +19,10 @@ SPECIALS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
 def sentences(paths):
     """Every text of the files, one after the other."""
     for path in map(pathlib.Path, paths):
+        if path.suffix == ".parquet":
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(columns=["text"]):
+                yield from batch.column("text").to_pylist()
+            continue
         with open(path, encoding="utf-8") as lines:
             for line in lines:
                 if line.strip():

@@ -3,15 +3,21 @@
 usage: python -m train.train RECIPE.yaml [key.subkey=value ...] [--resume]
 
 The recipe has four parts: `model` (fields of SmallEConfig), `data`, `objective`, `training` (TrainingArguments, and
-`minutes`, which ends the run and paces its learning rate by the clock instead of by steps).
+`minutes`, which ends the run and paces its learning rate by the clock instead of by steps), and may have `samples`
+(train.samples). torchrun and accelerate launch start several processes.
 It may name an `init` checkpoint to start from. The averaged weights, the tokenizer and the recipe end up in
 training.output_dir; `--resume` goes on from its last checkpoint and gives what an uninterrupted run gives.
 """
 
 import argparse
+import contextlib
+import itertools
+import json
+import os
 import pathlib
 import shutil
 import sys
+import time
 
 import torch
 import torch.nn.functional as F
@@ -25,23 +31,41 @@ from .alignment import forward_sum_loss, timed_maps, window_loss
 from .clock import Clock
 from .data import CodesDataset, Collator, SpeakerBatchSampler
 from .ema import EMACallback
+from .samples import Samples
 
 
 def drop_spans(codes, share, span=8):
-    """Hides about a `share` of the frames of codes (B, T, Q) from the model, in spans, so that it has to read the text."""
+    """Hides about a `share` of the frames of codes (B, T, Q) from the model, in spans, so that it has to read."""
     starts = torch.rand(codes.shape[0], 1, codes.shape[1] + span - 1, device=codes.device) < share / span
     hidden = F.max_pool1d(starts.float(), span, stride=1)[:, 0] > 0
     return codes.masked_fill(hidden[..., None], AUDIO_PAD)
 
 
+def mean_window_loss(attentions, windows, inputs):
+    """`window_loss`, the mean over maps."""
+    return sum(window_loss(one, windows, inputs["audio_attention_mask"]) for one in attentions) / len(attentions)
+
+
+def mean_forward_sum(attentions, windows, inputs):
+    """`forward_sum_loss`, the mean over maps, with one pass over time for all."""
+    masks = (inputs[name].repeat(len(attentions), 1) for name in ("audio_attention_mask", "attention_mask"))
+    return forward_sum_loss(torch.cat(attentions), *masks)
+
+
+MAP_LOSSES = {"alignment": mean_window_loss, "forward_sum": mean_forward_sum}
+
+
 class SmallETrainer(Trainer):
     """Cross-entropy weighted by codebook, and losses on the maps of the text (train.alignment); logs each part."""
 
-    def __init__(self, *args, sampler=None, eval_sampler=None, objective=None, clock=None, **kwargs):
+    def __init__(self, *args, sampler=None, eval_sampler=None, objective=None, clock=None, ema=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.sampler, self.eval_sampler, self.objective = sampler, eval_sampler, objective
-        self.clock = clock
-        self.parts = []
+        self.clock, self.ema = clock, ema
+        self.model_accepts_loss_kwargs = True  # the loss is scaled for accumulation and for several processes here
+        self.parts, self.part_batches = None, 0
+        weights = {name: self.objective.get(f"{name}_weight") for name in MAP_LOSSES}
+        self.map_weights = {name: weight for name, weight in weights.items() if weight}
 
     def _loader(self, dataset, sampler):
         workers = self.args.dataloader_num_workers
@@ -62,48 +86,86 @@ class SmallETrainer(Trainer):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.clock)
         return self.lr_scheduler
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        labels = inputs.pop("labels")
-        windows = inputs.pop("token_windows")
-        alignment, forward_sum = (self.objective.get(name, 0) for name in ("alignment_weight", "forward_sum_weight"))
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one step, and the labels of each codebook (Q,) in them, of all processes together."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        counts = sum((batch["labels"] != -100).sum((0, 1)) for batch in batches)
+        return batches, self.accelerator.reduce(counts.to(device)) if batches else None
+
+    def _losses(self, model, inputs):
+        """Cross-entropy summed for each codebook (Q,), labels in it (Q,), and the mean losses on the maps by name."""
+        labels, windows = inputs.pop("labels"), inputs.pop("token_windows")
         if model.training and self.objective.get("audio_dropout"):
             inputs["audio_codes"] = drop_spans(inputs["audio_codes"], self.objective["audio_dropout"])
         if model.training and self.objective.get("timed_rows"):
             maps = timed_maps(windows, labels.shape[1])
             rows = torch.rand(len(maps), 1, 1, device=maps.device) < self.objective["timed_rows"]
             inputs["text_maps"] = maps * rows
-        out = model(**inputs, output_attentions=alignment + forward_sum > 0)
+        out = model(**inputs, output_attentions=bool(self.map_weights))
         losses = F.cross_entropy(out.logits.float().flatten(0, 2), labels.flatten(), reduction="none")
-        codebooks = losses.view(labels.shape).sum((0, 1)) / (labels != -100).sum((0, 1)).clamp(min=1)
+        sums, counts = losses.view(labels.shape).sum((0, 1)), (labels != -100).sum((0, 1))
+        self.num_maps = len(out.attentions or ())
+        return sums, counts, {name: MAP_LOSSES[name](out.attentions, windows, inputs) for name in self.map_weights}
+
+    def _total(self, codebooks, maps):
+        """The loss of mean losses of the codebooks (Q,) and on the maps; the forward sum counts for each map."""
         weights = torch.tensor(self.objective["codebook_weights"], device=codebooks.device)
         loss = (codebooks * weights).sum() / weights.sum()
-        parts = {f"loss_{q}": value for q, value in enumerate(codebooks.detach())}
-        if alignment:
-            mask = inputs["audio_attention_mask"]
-            parts["alignment"] = sum(window_loss(one, windows, mask) for one in out.attentions) / len(out.attentions)
-            loss = loss + alignment * parts["alignment"]
-        if forward_sum:
-            masks, count = (inputs["audio_attention_mask"], inputs["attention_mask"]), len(out.attentions)
-            maps = torch.cat(out.attentions), *(mask.repeat(count, 1) for mask in masks)  # one pass over time for all
-            parts["forward_sum"] = forward_sum_loss(*maps)
-            loss = loss + count * forward_sum * parts["forward_sum"]
-        if model.training:
-            self.parts.append(torch.stack([value.detach() for value in parts.values()]))
-            self.part_names = list(parts)
-        out.loss = loss
-        return (loss, out) if return_outputs else loss
+        times = {"alignment": 1, "forward_sum": self.num_maps}
+        return loss + sum(self.map_weights[name] * times[name] * value for name, value in maps.items())
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss.detach(), None, None
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """This batch's part of the loss of the whole step: parts of all batches and processes add up to its mean."""
+        if return_outputs:
+            raise ValueError("return_outputs=True: expected False; evaluate() computes what this Trainer reports.")
+        sums, counts, maps = self._losses(model, inputs)
+        totals = counts if num_items_in_batch is None else num_items_in_batch
+        codebooks = sums / totals.clamp(min=1)
+        maps = {name: value * counts[0] / totals[0].clamp(min=1) for name, value in maps.items()}
+        parts = {**{f"loss_{q}": value for q, value in enumerate(codebooks)}, **maps}
+        values = torch.stack([value.detach() for value in parts.values()])
+        self.parts = values if self.parts is None else self.parts + values
+        self.part_names, self.part_batches = list(parts), self.part_batches + 1
+        return self._total(codebooks, maps) * self.args.world_size  # whose mean over processes is taken
 
     def log(self, logs, *args, **kwargs):
-        if self.parts and "loss" in logs:
-            means = torch.stack(self.parts).mean(0).tolist()
+        if self.parts is not None and "loss" in logs:
+            steps = self.part_batches / self.args.gradient_accumulation_steps
+            means = (self.accelerator.reduce(self.parts) / steps).tolist()
             logs.update({name: round(value, 4) for name, value in zip(self.part_names, means)})
-            self.parts = []
+            self.parts, self.part_batches = None, 0
         super().log(logs, *args, **kwargs)
+
+    def _eval_totals(self, dataset):
+        """Sums over the evaluation batches of all processes: losses (Q,), labels (Q,), and map losses times frames."""
+        rank, world, batches = self.args.process_index, self.args.world_size, list(self.eval_sampler)
+        mine = list(range(rank, len(batches), world))
+        turns = -(-len(batches) // world)  # with FSDP all have to take part in each: who has none repeats the last one
+        totals = 0
+        for turn, inputs in enumerate(self._loader(dataset, [batches[n] for n in (*mine, len(batches) - 1)[:turns]])):
+            with self.compute_loss_context_manager():
+                sums, counts, maps = self._losses(self.model_wrapped, self._prepare_inputs(inputs))
+            row = torch.cat((sums, counts, *(value[None] * counts[0] for value in maps.values()))).double()
+            totals = totals + row * float(turn < len(mine))
+        size = self.model.config.num_codebooks
+        return self.accelerator.reduce(totals).split([size, size, len(self.map_weights)])
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Loss, and loss and perplexity of each codebook, with the averaged weights."""
+        begun = time.time()
+        self.model_wrapped.eval()
+        with self.ema.applied() if self.ema else contextlib.nullcontext():
+            sums, counts, maps = self._eval_totals(eval_dataset or self.eval_dataset)
+            codebooks = sums / counts.clamp(min=1)
+            maps = {name: value / counts[0].clamp(min=1) for name, value in zip(self.map_weights, maps)}
+            metrics = {"loss": self._total(codebooks, maps), **maps}
+            for q, value in enumerate(codebooks):
+                metrics |= {f"loss_{q}": value, f"perplexity_{q}": value.exp()}
+            metrics = {f"{metric_key_prefix}_{name}": round(float(value), 4) for name, value in metrics.items()}
+            self.log({**metrics, f"{metric_key_prefix}_runtime": round(time.time() - begun, 2)})
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
 def read_recipe(path, overrides):
@@ -121,18 +183,32 @@ def read_recipe(path, overrides):
     return recipe
 
 
-def build_trainer(recipe):
-    """The Trainer that a recipe describes."""
-    data, objective, training = recipe["data"], recipe["objective"], dict(recipe["training"])
-    minutes = training.pop("minutes", None)
-    arguments = TrainingArguments(remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), **training)
-    set_seed(arguments.seed)
-    tokenizer = AutoTokenizer.from_pretrained(data["tokenizer"])
+def read_arguments(training):
+    """TrainingArguments of the recipe's part `training`."""
+    arguments = TrainingArguments(remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
+                                  **{"ddp_find_unused_parameters": False, **training})  # fmt: skip
+    if arguments.metric_for_best_model and arguments.save_total_limit == 1:
+        raise ValueError("training.save_total_limit=1: expected 2 or more beside metric_for_best_model, or the best "
+                         "checkpoint alone is kept and the newest, to go on from, is deleted.")  # fmt: skip
+    return arguments
+
+
+def build_model(recipe, vocab_size, adapt=None):
+    """(the model that is trained, its configuration)"""
     if recipe.get("init"):
         model = SmallEForTextToSpeech.from_pretrained(recipe["init"], dtype=torch.float32)
     else:
-        model = SmallEForTextToSpeech(SmallEConfig(vocab_size=len(tokenizer), **recipe["model"]))
+        model = SmallEForTextToSpeech(SmallEConfig(vocab_size=vocab_size, **recipe["model"]))
     config = model.config
+    model = adapt(model) if adapt else model
+    present = {type(module).__name__ for module in model.modules()}  # FSDP shards these, whose forward is all they do
+    model._no_split_modules = [name for name in ("TransformerLayer", "LinearAttentionBlock") if name in present]
+    return model, config
+
+
+def check_objective(objective, config):
+    """The objective with its defaults. ValueError where it does not fit the model."""
+    objective = {"codebook_weights": [1.0] * config.num_codebooks, **objective}
     if len(objective["codebook_weights"]) != config.num_codebooks:
         raise ValueError(f"objective.codebook_weights: expected {config.num_codebooks} numbers, one for each codebook.")
     for name in ("alignment_weight", "forward_sum_weight"):
@@ -140,25 +216,68 @@ def build_trainer(recipe):
             raise ValueError(
                 f"objective.{name}={objective[name]}: expected 0; a decoder-only transformer has no map of the text."
             )
-    train, evaluation = (
-        CodesDataset(data[name], config.num_codebooks, config.frame_rate) for name in ("train", "eval")
-    )
-    max_frames = int(data["max_seconds"] * config.frame_rate)
-    sampler = SpeakerBatchSampler(
-        train.lengths, train.speakers, data["frames_per_batch"], max_frames, arguments.seed, data["single"]
-    )
-    eval_batches = SpeakerBatchSampler(
-        evaluation.lengths, evaluation.speakers, data["frames_per_batch"], max_frames
-    ).epoch(0)[: data["eval_batches"]]
-    clock = Clock(minutes, arguments.warmup_steps) if minutes else None
-    callbacks = [EMACallback(model, objective["ema"])] + ([clock] if clock else [])
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters; "
-          f"{train.lengths.sum() / config.frame_rate / 3600:.1f} hours, {len(sampler.epoch(0))} batches an epoch", flush=True)  # fmt: skip
-    return SmallETrainer(
+    return objective
+
+
+def read_data(data, config, arguments):
+    """Codes to train on and to evaluate on, the batches of this process, and those of the evaluation."""
+    codes = config.num_codebooks, config.frame_rate, data.get("cache")
+    train, evaluation = (CodesDataset(data[name], *codes) for name in ("train", "eval"))
+    sizes = data["frames_per_batch"], int(data["max_seconds"] * config.frame_rate)
+    sampler = SpeakerBatchSampler(train.lengths, train.speakers, *sizes, arguments.seed, data["single"],
+                                  arguments.process_index, arguments.world_size)  # fmt: skip
+    eval_batches = SpeakerBatchSampler(evaluation.lengths, evaluation.speakers, *sizes).epoch(0)
+    return train, evaluation, sampler, eval_batches[: data["eval_batches"]]
+
+
+def build_callbacks(recipe, model, tokenizer, evaluation, arguments):
+    """(average, clock, samples) of a recipe, each None where it asks for none."""
+    minutes, decay, samples = recipe["training"].get("minutes"), recipe["objective"]["ema"], recipe.get("samples")
+    if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        for name, value in ("objective.ema", decay), ("samples", samples):
+            if value:
+                raise ValueError(f"{name}: expected none with FSDP, whose processes hold pieces of the weights.")
+    return (EMACallback(model, decay) if decay else None, Clock(minutes, arguments.warmup_steps) if minutes else None,
+            Samples(evaluation, tokenizer, arguments, **samples) if samples else None)  # fmt: skip
+
+
+def build_trainer(recipe, adapt=None):
+    """The Trainer that a recipe describes; `adapt` makes of its model what is trained in its place."""
+    data = recipe["data"]
+    arguments = read_arguments({key: value for key, value in recipe["training"].items() if key != "minutes"})
+    set_seed(arguments.seed)
+    tokenizer = AutoTokenizer.from_pretrained(data["tokenizer"])
+    model, config = build_model(recipe, len(tokenizer), adapt)
+    objective = check_objective(recipe["objective"], config)
+    train, evaluation, sampler, eval_batches = read_data(data, config, arguments)
+    ema, clock, samples = build_callbacks(recipe, model, tokenizer, evaluation, arguments)
+    if arguments.process_index == 0:
+        print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters; "
+              f"{train.lengths.sum() / config.frame_rate / 3600:.1f} hours, {len(sampler.epoch(0))} batches an epoch, "
+              f"{arguments.world_size} processes", flush=True)  # fmt: skip
+    trainer = SmallETrainer(
         model=model, args=arguments, train_dataset=train, eval_dataset=evaluation, sampler=sampler,
-        eval_sampler=eval_batches, objective=objective, clock=clock, processing_class=tokenizer, callbacks=callbacks,
+        eval_sampler=eval_batches, objective=objective, clock=clock, ema=ema, processing_class=tokenizer,
+        callbacks=[callback for callback in (ema, clock, samples) if callback],
         data_collator=Collator(tokenizer, config.num_codebooks, config.frame_rate, objective["text_dropout"]),
     )  # fmt: skip
+    if arguments.world_size > 1:
+        torch.manual_seed(arguments.seed + arguments.process_index)  # what is dropped differs; the weights are made
+    return trainer
+
+
+def last_checkpoint(trainer):
+    """The newest checkpoint that was written to its end; None, and a word about it, where there is none."""
+    files = ["trainer_state.json", *(callback.FILE for callback in (trainer.ema, trainer.clock) if callback)]
+    folders = pathlib.Path(trainer.args.output_dir).glob("checkpoint-*")
+    for folder in sorted(folders, key=lambda folder: int(folder.name.partition("-")[2]), reverse=True):
+        try:
+            json.loads((folder / files[0]).read_text(encoding="utf-8"))
+            if all((folder / name).is_file() for name in files):
+                return str(folder)
+        except (OSError, ValueError):
+            pass  # it was killed meanwhile
+    print(f"no whole checkpoint in {trainer.args.output_dir}: begins anew", flush=True)
 
 
 def main():
@@ -169,9 +288,12 @@ def main():
     arguments = parser.parse_args()
     recipe = read_recipe(arguments.recipe, arguments.overrides)
     trainer = build_trainer(recipe)
-    trainer.train(resume_from_checkpoint=arguments.resume or None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer) if arguments.resume else None)
     trainer.save_model()
-    shutil.copy(arguments.recipe, trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        shutil.copy(arguments.recipe, trainer.args.output_dir)
+        if trainer.state.best_model_checkpoint:
+            print(f"best: {trainer.state.best_model_checkpoint}, {trainer.state.best_metric}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ class SmallEConfig(PreTrainedConfig):
             "rwkv7", "mamba", "mamba2" or "gated_deltanet".
         mixer_heads: heads of a mixer in the audio encoder and decoder; the position block has one. Mamba has none;
             RWKV, Mamba-2 and Gated DeltaNet were published with narrower heads (64 to 256) than the paper's GLA.
+        mixer_kernel: "auto" runs mixers through flash-linear-attention's kernels on a GPU where it is installed, and in
+            plain PyTorch elsewhere; "torch" and "fla" insist. It may change while a model lives, and is not saved: it
+            is the machine's matter, not the checkpoint's.
         expand_k, expand_v: key and value widths of GLA, RetNet and Gated DeltaNet relative to `hidden_size`; expand_v
             is also the inner width of Mamba and Mamba-2. RWKV uses neither.
         gate_low_rank, gate_logit_normalizer: GLA's decay gate, `logsigmoid(low_rank(x)) / normalizer`.
@@ -57,6 +60,7 @@ class SmallEConfig(PreTrainedConfig):
     """
 
     model_type = "smalle"
+    _auto_class = "AutoConfig"
     keys_to_ignore_at_inference = ["past_key_values"]
 
     architecture: str = "small-e"
@@ -73,6 +77,7 @@ class SmallEConfig(PreTrainedConfig):
     final_norms: list[str] | tuple[str, ...] = ("text", "audio_decoder")
     mixer: str = "gla"
     mixer_heads: int = 2
+    mixer_kernel: str = "auto"
     expand_k: float = 1.0
     expand_v: float = 2.0
     gate_low_rank: int = 16
@@ -111,11 +116,15 @@ class SmallEConfig(PreTrainedConfig):
         self._check_names()
         self._check_sizes()
 
+    def to_dict(self):
+        return {name: value for name, value in super().to_dict().items() if name != "mixer_kernel"}
+
     def _check_names(self):
         known = {
             "architecture": ("small-e", "decoder-only"),
             "cross_attention": ("paca", "plain"),
             "feed_forward": ("swiglu", "rwkv", "none"),
+            "mixer_kernel": ("auto", "torch", "fla"),
         }
         for name, values in known.items():
             if getattr(self, name) not in values:

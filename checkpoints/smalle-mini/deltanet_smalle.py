@@ -5,17 +5,21 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .kernels_smalle import fla_kernel
 from .mixer_base_smalle import CausalMixer, ShortConvolution, head_width, init_time_step
 from .recurrence_smalle import chunk_size, decay_sums, into_chunks, wide, zero_state
 
 
-def delta_rule(q, k, v, a, b, log_decay, state=None):
+def delta_rule(q, k, v, a, b, log_decay, state=None, kernel="auto"):
     """S_t = (diag(exp(g_t)) + b_t a_t^T) S_{t-1} + k_t v_t^T,  o_t = S_t^T q_t.
 
     q, k, a, b (B, T, H, K); v (B, T, H, V); log_decay (B, T, H, K), down to -1 a step, or (B, T, H, 1) of any
     strength. Returns outputs (B, T, H, V) and the final state (B, H, K, V). In parallel over chunks: what the rows
-    a_t read solves a triangular system (the WY form of Yang et al. 2024, arXiv 2406.06484).
+    a_t read solves a triangular system (the WY form of Yang et al. 2024, arXiv 2406.06484). kernel: see `fla_kernel`.
     """
+    fla = fla_kernel("delta" if log_decay.shape[-1] > 1 else None, kernel, k)
+    if fla is not None:
+        return fla(q, k, v, a, b, log_decay, state=state)
     state = zero_state(k, v) if state is None else wide(state)
     with torch.autocast(q.device.type, enabled=False):
         if q.shape[1] == 1:
@@ -87,6 +91,18 @@ def _channel_pairs(upto, before, g):
     return pairs, upto[..., -1:, :] - upto
 
 
+def gated_delta_rule(q, k, v, log_decay, beta, state=None, kernel="auto"):
+    """S_t = exp(g_t) (S_{t-1} - beta_t k_t k_t^T S_{t-1}) + beta_t k_t v_t^T,  o_t = S_t^T q_t.
+
+    q, k (B, T, H, K); v (B, T, H, V); log_decay, beta (B, T, H, 1). Returns as `delta_rule` does. kernel: see
+    `fla_kernel`.
+    """
+    fla = fla_kernel("gated_delta", kernel, k)
+    if fla is not None:
+        return fla(q, k, v, log_decay, beta, state=state)
+    return delta_rule(q, beta * k, v, k, -beta * log_decay.exp() * k, log_decay, state, "torch")
+
+
 def unit(x, eps=1e-6):
     """Vectors of length one."""
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + eps)
@@ -100,7 +116,7 @@ class GatedDeltaNet(CausalMixer):
 
     def __init__(self, config, hidden_size, num_heads, index=0):
         super().__init__()
-        self.num_heads = num_heads
+        self.config, self.num_heads = config, num_heads
         self.key_size, self.value_size = int(hidden_size * config.expand_k), int(hidden_size * config.expand_v)
         head_width("hidden_size * expand_k", self.key_size, num_heads)
         head_value_size = head_width("hidden_size * expand_v", self.value_size, num_heads)
@@ -129,13 +145,14 @@ class GatedDeltaNet(CausalMixer):
             part.unflatten(-1, (self.num_heads, -1))
             for part in qkv.split((self.key_size, self.key_size, self.value_size), -1)
         )
-        decay = -wide(self.A_log).exp() * F.softplus(wide(self.decay_proj(x)) + self.dt_bias)
+        time_step = -F.logsigmoid(-(wide(self.decay_proj(x)) + self.dt_bias))  # softplus, but torch.compile knows it
+        decay = -wide(self.A_log).exp() * time_step
         beta = wide(self.beta_proj(x)).sigmoid()
         if mask is not None:
             decay, beta = decay * mask[..., None], beta * mask[..., None]
         decay, beta = decay[..., None], beta[..., None]
         q, k = unit(wide(q)) * q.shape[-1] ** -0.5, unit(wide(k))
-        out, state = delta_rule(q, beta * k, v, k, -beta * decay.exp() * k, decay, state)
+        out, state = gated_delta_rule(q, k, v, decay, beta, state, self.config.mixer_kernel)
         gate = self.g_proj(x).unflatten(-1, (self.num_heads, -1))
         out = self.norm(out.to(self.norm.weight.dtype)) * F.silu(gate)
         return self.o_proj(out.flatten(-2)), (state, remembered)

@@ -6,6 +6,7 @@ from transformers import GenerationMixin
 from transformers.generation import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
 
 from .alignment_smalle import monotonicity
+from .checks_smalle import check_initial_state, check_prompt, check_text
 from .configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL
 from .delay_smalle import delay, undelay, undelay_steps
 from .generation_config_smalle import speech_config
@@ -16,7 +17,7 @@ from .sampling_smalle import REPETITION_WINDOW, draw, penalise_repetition, sampl
 UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
 NO_CODE = -1  # fills `sequences` after the end of a row
 INPUTS = ("input_ids", "attention_mask", "audio_codes", "audio_attention_mask", "past_key_values",
-          "unprompted_input_ids", "unprompted_attention_mask")  # fmt: skip
+          "unprompted_input_ids", "unprompted_attention_mask", "initial_state")  # fmt: skip
 
 
 def guide(logits, scales):
@@ -60,7 +61,7 @@ class SmallEGenerationMixin(GenerationMixin):
     def generate(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
                  past_key_values=None, generation_config=None, seed=None, output_alignments=False, progress=None,
                  logits_processor=None, stopping_criteria=None, unprompted_input_ids=None,
-                 unprompted_attention_mask=None, **kwargs):  # fmt: skip
+                 unprompted_attention_mask=None, initial_state=None, **kwargs):  # fmt: skip
         """Speaks: samples, or is greedy with do_sample=False.
 
         Args:
@@ -83,6 +84,7 @@ class SmallEGenerationMixin(GenerationMixin):
                 scores so far. A row that a criterion stops has as many frames as the criterion saw tokens, and is done.
             unprompted_input_ids, unprompted_attention_mask (B, M): the text alone, without the prompt's transcript;
                 needed for voice_guidance_scale.
+            initial_state (B, S): a tuned voice, the state in which speech begins (`initial_state_smalle`).
 
         Returns:
             codes (B, T, Q), or `SmallEGenerateOutput` with return_dict_in_generate=True.
@@ -90,22 +92,25 @@ class SmallEGenerationMixin(GenerationMixin):
         Raises:
             ValueError for inputs and settings that are wrong or unknown, and for beam search and the like.
         """
-        config = self._speech_config(generation_config, kwargs)
+        config, generator = self._speech_config(generation_config, kwargs), seeded(seed, self.device)
         criteria = StoppingCriteriaList(stopping_criteria or [])
         if config.max_time is not None:
             criteria.append(MaxTimeCriteria(config.max_time))
         state = past_key_values
         if state is None:
             unprompted = (unprompted_input_ids, unprompted_attention_mask)
-            state = self._start(config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted)
-        elif input_ids is not None or audio_codes is not None:
-            raise ValueError("past_key_values= goes on with a former text: give that, or input_ids and audio_codes.")
+            state = self._start(
+                config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted, initial_state
+            )
+        elif input_ids is not None or audio_codes is not None or initial_state is not None:
+            raise ValueError("past_key_values= goes on with a former text: give that, or input_ids and a voice.")
+        elif not hasattr(state, "remaining"):
+            raise ValueError(f"past_key_values is {type(state).__name__}: expected that of an output of generate().")
         candidates = max(config.best_of, config.num_return_sequences)
         if candidates > 1:
             state = state.select(torch.arange(len(state.remaining), device=self.device).repeat_interleave(candidates))
         output_alignments = output_alignments or config.best_of > 1
         self._check_state(state, config, output_alignments)
-        generator = seeded(seed, self.device)
         steps = start_steps(self, state.model, output_alignments, again=past_key_values is not None)
         output = self._speak(
             steps, state, config, generator, LogitsProcessorList(logits_processor or []), criteria, output_alignments,
@@ -226,31 +231,33 @@ class SmallEGenerationMixin(GenerationMixin):
             logits = torch.cat((first[:, None], logits[:, 1:]), 1)
         return logits
 
-    def _start(self, config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted):
+    def _start(self, config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted, initial_state):
         """The state of new texts, and of a branch for each guidance, before the first new step."""
         if input_ids is None:
             raise ValueError("generate() needs input_ids (a text) or past_key_values (of a former output).")
-        batch, length = input_ids.shape
-        if length > self.config.max_text_tokens:
-            limit = self.config.max_text_tokens
-            raise ValueError(f"The text has {length} tokens, the limit is {limit}: split the text.")
-        voices = self._check_prompts(batch, audio_codes, audio_attention_mask)
-        texts, prompts, branches = [(input_ids, attention_mask)], list(voices), []
+        check_text(input_ids, attention_mask, self.config)
+        batch = len(input_ids)
+        voices = self._prompts(batch, audio_codes, audio_attention_mask)
+        check_initial_state(initial_state, batch)
+        texts, prompts, states, branches = [(input_ids, attention_mask)], list(voices), [initial_state], []
         if config.guidance_scale != 1:
             marks = input_ids.new_tensor([self.config.bos_token_id, self.config.eos_token_id])
             texts.append((marks.expand(batch, -1), None))  # a dropped text, as in training
-            prompts, branches = prompts + voices, [*branches, "guidance_scale"]
+            prompts, states, branches = prompts + voices, [*states, initial_state], [*branches, "guidance_scale"]
         if config.voice_guidance_scale != 1:
             if unprompted[0] is None or len(unprompted[0]) != batch:
                 raise ValueError(
                     "voice_guidance_scale needs unprompted_input_ids, each text without its prompt's transcript: "
                     "processor(..., unprompted=True) gives them."
                 )
+            check_text(*unprompted, self.config, "unprompted_")
             texts.append(unprompted)
             prompts, branches = prompts + [voice[:0] for voice in voices], [*branches, "voice_guidance_scale"]
-        return self._read(*join_texts(texts, self.config.pad_token_id), prompts, tuple(branches))
+            states.append(None if initial_state is None else torch.zeros_like(initial_state))
+        initial_state = None if initial_state is None else torch.cat(states)
+        return self._read(*join_texts(texts, self.config.pad_token_id), prompts, tuple(branches), initial_state)
 
-    def _read(self, input_ids, attention_mask, prompts, branches):
+    def _read(self, input_ids, attention_mask, prompts, branches, initial_state):
         """Reads texts (G·B, N) and prompts, all but the prompts' last step."""
         num_codebooks, batch = self.config.num_codebooks, len(prompts) // (1 + len(branches))
         grids = [delay(prompt, UNKNOWN) for prompt in prompts]
@@ -261,11 +268,10 @@ class SmallEGenerationMixin(GenerationMixin):
         newest = longest - num_codebooks
         start = torch.tensor([longest - len(x) for x in grids], device=input_ids.device)
         mask = torch.arange(newest, device=input_ids.device) >= start[:, None]
-        state = self.model.encode_text(input_ids, attention_mask)
+        state = self.model.encode_text(input_ids, attention_mask, initial_state)
         if newest:
-            out = self.model(
-                audio_codes=grid[:, :newest], audio_attention_mask=mask, past_key_values=state, use_cache=True
-            )
+            out = self.model(audio_codes=grid[:, :newest], audio_attention_mask=mask, past_key_values=state,
+                             use_cache=True, output_attentions=False, return_dict=True)  # fmt: skip
             state = out.past_key_values
         remaining = torch.full((batch,), -1, device=input_ids.device)
         history = grid[:batch, :newest][:, -REPETITION_WINDOW:]
@@ -273,28 +279,13 @@ class SmallEGenerationMixin(GenerationMixin):
             state, grid[:, newest : newest + 1], grid[:, newest + 1 :], remaining, history, branches=branches
         )
 
-    def _check_prompts(self, batch, codes, mask):
+    def _prompts(self, batch, codes, mask):
         """Prompts as a list of (P, Q) codes, one for each text."""
-        config = self.config
         if codes is None:
-            empty = torch.zeros(0, config.num_codebooks, dtype=torch.long, device=self.device)
-            return [empty] * batch
-        if codes.ndim != 3 or codes.shape[0] != batch or codes.shape[-1] != config.num_codebooks:
-            raise ValueError(
-                f"audio_codes has shape {tuple(codes.shape)}: expected ({batch}, frames, {config.num_codebooks}), "
-                "undelayed codes with one prompt for each text."
-            )
-        if codes.shape[1] > config.max_audio_frames:
-            raise ValueError(f"The prompt has {codes.shape[1]} frames, the limit is {config.max_audio_frames}.")
+            codes = torch.zeros(batch, 0, self.config.num_codebooks, dtype=torch.long, device=self.device)
+        check_prompt(codes, mask, batch, self.config)
         mask = torch.ones_like(codes[..., 0]) if mask is None else mask
-        prompts = [row[keep.bool()] for row, keep in zip(codes, mask)]
-        for prompt in prompts:
-            if prompt.numel() and (prompt.min() < 0 or prompt.max() >= config.codebook_size):
-                raise ValueError(
-                    f"audio_codes holds {int(prompt.min())}..{int(prompt.max())}: expected codes of "
-                    f"0..{config.codebook_size - 1}. Was the voice made with another codec?"
-                )
-        return prompts
+        return [row[keep.bool()].long() for row, keep in zip(codes, mask)]
 
     def _allowed(self, logits, remaining, too_early):
         """Forbids tokens that cannot come now: (B, Q, V).

@@ -14,7 +14,7 @@ from torch import nn
 from .deltanet_smalle import GatedDeltaNet
 from .mamba_smalle import Mamba, Mamba2
 from .mixer_base_smalle import head_width
-from .recurrence_smalle import recurrence, wide
+from .recurrence_smalle import STRONGEST, recurrence, wide
 from .rwkv_smalle import RWKV5, RWKV6, RWKV7
 
 
@@ -26,7 +26,7 @@ class GatedLinearAttention(nn.Module):
         key_size, value_size = int(hidden_size * config.expand_k), int(hidden_size * config.expand_v)
         head_width("hidden_size * expand_k", key_size, num_heads)
         head_width("hidden_size * expand_v", value_size, num_heads)
-        self.num_heads, self.kernel = num_heads, "auto"
+        self.config, self.num_heads = config, num_heads
         self.normalizer, self.eps = config.gate_logit_normalizer, config.norm_eps
         self.q_proj = nn.Linear(hidden_size, key_size, bias=False)
         self.k_proj = nn.Linear(hidden_size, key_size, bias=False)
@@ -39,14 +39,15 @@ class GatedLinearAttention(nn.Module):
 
     def forward(self, x, mask=None, state=None):
         q, k, v, gate = (
-            layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.q_proj, self.k_proj, self.v_proj, self.g_proj)
+            layer(x).unflatten(-1, (self.num_heads, -1))
+            for layer in (self.q_proj, self.k_proj, self.v_proj, self.g_proj)
         )
         decay = self.decay_up_proj(self.decay_down_proj(x)).unflatten(-1, (self.num_heads, -1))
-        decay = F.logsigmoid(decay.float()) / self.normalizer
+        decay = (F.logsigmoid(wide(decay)) / self.normalizer).clamp(min=STRONGEST)  # forgets all but 3e-4
         if mask is not None:
             keep = mask[:, :, None, None]
             k, decay = k * keep, decay * keep
-        out, state = recurrence(q * q.shape[-1] ** -0.5, k, v, decay, state, self.kernel)
+        out, state = recurrence(q * q.shape[-1] ** -0.5, k, v, decay, state, self.config.mixer_kernel)
         out = self.norm(out.to(self.norm.weight.dtype)) * F.silu(gate)
         return self.o_proj(out.flatten(-2)), state
 
@@ -67,7 +68,7 @@ class Retention(nn.Module):
     def __init__(self, config, hidden_size, num_heads, index=0):
         super().__init__()
         key_size, value_size = int(hidden_size * config.expand_k), int(hidden_size * config.expand_v)
-        self.num_heads = num_heads
+        self.config, self.num_heads = config, num_heads
         if head_width("hidden_size * expand_k", key_size, num_heads) % 2:
             raise ValueError(f"hidden_size * expand_k / heads = {key_size // num_heads}: must be even to rotate pairs.")
         self.q_proj = nn.Linear(hidden_size, key_size, bias=False)
@@ -92,7 +93,7 @@ class Retention(nn.Module):
         keep = mask[..., None, None]
         decay = torch.log1p(-torch.exp2(-5.0 - torch.arange(self.num_heads, device=x.device)))
         decay = (wide(decay)[:, None] * keep).expand(*x.shape[:2], -1, -1)
-        out, state = recurrence(q, k * keep, v, decay.to(wide(k).dtype), state)
+        out, state = recurrence(q, k * keep, v, decay.to(wide(k).dtype), state, self.config.mixer_kernel)
         state = turn(state, -mask.sum(1)[:, None, None, None] * frequencies[:, None], 2)
         out = self.norm(out.to(self.norm.weight.dtype)) * F.silu(gate)
         return self.o_proj(out.flatten(-2)), state

@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention_smalle import CROSS_ATTENTIONS
-from .configuration_smalle import SmallEConfig
+from .configuration_smalle import AUDIO_PAD, SmallEConfig
 from .generation_smalle import SmallEGenerationMixin
+from .hub_smalle import HubMixin
+from .initial_state_smalle import split_state
 from .layers_smalle import LinearAttentionBlock, TransformerLayer, final_norm, rotary
+from .peft_smalle import LORA_TARGETS, register_lora_targets
 from .state_smalle import SmallEState, State
 from .transformer_smalle import CausalTransformer
 
@@ -46,7 +49,7 @@ class SmallEOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
-class SmallEPreTrainedModel(PreTrainedModel):
+class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
     config_class = SmallEConfig
     config: SmallEConfig
     base_model_prefix = "model"
@@ -59,6 +62,11 @@ class SmallEPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _is_stateful = True
+    lora_targets = LORA_TARGETS  # what LoraConfig() adapts; name it there if peft is imported after the model is made
+
+    def __init__(self, config):
+        super().__init__(config)
+        register_lora_targets(config.model_type)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -74,6 +82,8 @@ class SmallEPreTrainedModel(PreTrainedModel):
 
 class SmallEModel(SmallEPreTrainedModel):
     """Text and delayed audio codes to hidden states."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config):
         super().__init__(config)
@@ -107,8 +117,11 @@ class SmallEModel(SmallEPreTrainedModel):
     def set_input_embeddings(self, value):
         self.text_embedding = value
 
-    def encode_text(self, input_ids, attention_mask=None):
-        """Text (B, N) to a fresh state. attention_mask (B, N): 1 where there is text, 0 on padding, either side."""
+    def encode_text(self, input_ids, attention_mask=None, initial_state=None):
+        """Text (B, N) to a fresh state. attention_mask (B, N): 1 where there is text, 0 on padding, either side.
+
+        initial_state (B, S): a voice, where the recurrent states begin (`initial_state_smalle`); else at zero.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if mask.shape != input_ids.shape:
             raise ValueError(
@@ -116,6 +129,10 @@ class SmallEModel(SmallEPreTrainedModel):
             )
         mask, x = mask.bool(), self.text_embedding(input_ids)
         if self.decoder_only:
+            if initial_state is not None:
+                raise ValueError(
+                    "initial_state: a decoder-only transformer has no recurrent state. Use a voice that is a prompt."
+                )
             return self.transformer(x, mask)[1]
         steps = torch.arange(x.shape[1], device=x.device)
         cos, sin = rotary(steps, self.config.rotary_size, self.config.rope_theta)
@@ -123,7 +140,21 @@ class SmallEModel(SmallEPreTrainedModel):
             x, _, _ = layer(x, mask[:, None, None], cos, sin)
         keys, values, positions = self.cross_attention.encode_text(self.text_norm(x), mask)
         steps = input_ids.new_zeros(len(input_ids)) if self.config.cross_rotary_size else None
-        return SmallEState(text_keys=keys, text_values=values, positions=positions, text_mask=mask, steps=steps)
+        state = SmallEState(text_keys=keys, text_values=values, positions=positions, text_mask=mask, steps=steps)
+        if initial_state is None:
+            return state
+        if len(initial_state) != len(input_ids):
+            raise ValueError(
+                f"initial_state has {len(initial_state)} rows for {len(input_ids)} texts: expected one for each."
+            )
+        return replace(state, recurrent=split_state(initial_state, self._zero_state(state)))
+
+    @torch.no_grad()
+    def _zero_state(self, state):
+        """The recurrent state of a text that nothing was read for: what a masked step leaves."""
+        mask = state.text_mask
+        codes = torch.full((len(mask), 1, self.config.num_codebooks), AUDIO_PAD, device=mask.device)
+        return self._read(self.embed_audio(codes), torch.zeros_like(codes[..., 0]), state, None)[1].recurrent
 
     def embed_audio(self, audio_codes):
         """Sum of the codebooks' embeddings: delayed codes (B, T, Q) -> (B, T, D)."""
@@ -135,9 +166,10 @@ class SmallEModel(SmallEPreTrainedModel):
         offsets = torch.arange(config.num_codebooks, device=audio_codes.device) * config.audio_vocab_size
         return self.audio_embedding(audio_codes + offsets).sum(2)
 
+    @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
-                past_key_values=None, use_cache=None, output_attentions=False, output_hidden_states=False,
-                text_maps=None, **kwargs):  # fmt: skip
+                past_key_values=None, use_cache=None, output_attentions=None, output_hidden_states=None,
+                initial_state=None, text_maps=None, **kwargs):  # fmt: skip
         """One pass over delayed audio codes.
 
         Args:
@@ -145,18 +177,29 @@ class SmallEModel(SmallEPreTrainedModel):
             audio_codes (B, T, Q): delayed codes with special tokens, as embedding indices.
             audio_attention_mask (B, T): 0 on padding; a padded step leaves every state untouched.
             past_key_values: state of a former call, to go on from there.
+            initial_state (B, S): a tuned voice, the state to begin a text in (`initial_state_smalle`).
             output_attentions, output_hidden_states: see `SmallEModelOutput`; the decoder-only model has no maps.
             text_maps (B, T, N), in training: where in the text each step reads, in place of the model's own map; steps
                 of zeros are left to it.
+            use_cache: return the state. None, for all three: what the configuration says; no state in training.
+            return_dict: False gives a tuple of what is not None.
         """
+        config = self.config
+        use_cache = config.use_cache and not self.training if use_cache is None else use_cache
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if audio_codes is None or (input_ids is None) == (past_key_values is None):
             raise ValueError("Give audio_codes and either input_ids (a new text) or past_key_values (its state).")
+        if initial_state is not None and past_key_values is not None:
+            raise ValueError("initial_state= begins a text, past_key_values= goes on with one: give one of them.")
         if output_attentions and self.decoder_only:
             raise ValueError(
                 "output_attentions=True: a decoder-only transformer has no map of the text. Leave it out (and in "
                 "generate() output_alignments and best_of, which need it)."
             )
-        state = self.encode_text(input_ids, attention_mask) if past_key_values is None else past_key_values
+        state = past_key_values
+        if state is None:
+            state = self.encode_text(input_ids, attention_mask, initial_state)
         x = self.embed_audio(audio_codes)
         if self.decoder_only:
             hidden, state = self.transformer(x, audio_attention_mask, state)
@@ -193,6 +236,7 @@ class SmallEModel(SmallEPreTrainedModel):
 class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
     """Small-E with one head per codebook."""
 
+    _auto_class = "AutoModelForTextToWaveform"
     output_modalities = ("audio",)
     _tied_weights_keys = {"head.weight": "model.audio_embedding.weight"}  # with tie_word_embeddings
 
@@ -204,9 +248,10 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         self.generation_config.do_sample = True  # the paper's sampling; a checkpoint's generation_config.json overrides
         self.generation_config.top_k = 100
 
+    @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None, labels=None,
-                past_key_values=None, use_cache=None, output_attentions=False, num_items_in_batch=None,
-                output_hidden_states=False, text_maps=None, **kwargs):  # fmt: skip
+                past_key_values=None, use_cache=None, output_attentions=None, num_items_in_batch=None,
+                output_hidden_states=None, initial_state=None, text_maps=None, **kwargs):  # fmt: skip
         """As `SmallEModel.forward`; with labels (B, T, Q), -100 ignored, also the mean cross-entropy over them.
 
         labels[:, t] is what follows audio_codes[:, t]. With `num_items_in_batch` the summed loss is divided by it,
@@ -214,7 +259,7 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         """
         out = self.model(
             input_ids, attention_mask, audio_codes, audio_attention_mask, past_key_values, use_cache, output_attentions,
-            output_hidden_states, text_maps,
+            output_hidden_states, initial_state, text_maps, return_dict=True,
         )  # fmt: skip
         logits = self.head(out.last_hidden_state).unflatten(-1, (self.config.num_codebooks, -1))
         loss = None

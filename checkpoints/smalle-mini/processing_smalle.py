@@ -5,16 +5,18 @@ import pathlib
 import re
 import unicodedata
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
 from .alignment_smalle import monotonic_path, word_times
+from .chat_smalle import conversations_of, read_conversation
 from .codec_smalle import load_codec
+from .hub_smalle import HubMixin
+from .initial_state_smalle import join_state
 from .streaming_smalle import LONGEST, in_threads, sentences, stream_audio, stream_codes
+from .voice_smalle import Voice, is_one_recording, join_voices, load_voice, save_voice, to_waveform
 from .wav_smalle import write_wav
 
 try:
@@ -22,49 +24,10 @@ try:
 except ImportError:
     num2words = None
 
-try:
-    import soundfile
-except (ImportError, OSError):
-    soundfile = None
-
-try:
-    import soxr
-except ImportError:
-    soxr = None
-
 NUMBER = re.compile(r"(\d+(?:,\d{3}(?!\d))*(?:\.\d+)?)(?:(st|nd|rd|th)\b)?", re.IGNORECASE)
 NUMBER_EDGE = re.compile(r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", re.IGNORECASE)  # A4, 5kg
 WORD = re.compile(r"\w+(?:['-]\w+)*")
 DIGITS = "zero one two three four five six seven eight nine".split()
-
-
-def save_voice(path, codes, text):
-    """A voice is a named prompt: codes (P, Q) of a recording and what it says, in one safetensors file."""
-    partial = f"{path}.partial"
-    save_file({"codes": codes.to(torch.int16).contiguous()}, partial, metadata={"text": text})
-    os.replace(partial, path)
-
-
-def load_voice(path):
-    """Codes (P, Q) int64 and transcript of a voice file."""
-    try:
-        with safe_open(path, "pt") as file:
-            return file.get_tensor("codes").long(), file.metadata()["text"]
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a voice file: expected codes and a text as save_voice writes them") from error
-
-
-def read_recording(path):
-    """Waveform (channels, L) float32 and sampling rate of an audio file."""
-    if soundfile is None:
-        raise ValueError("Reading a file needs soundfile: install it, or give the waveform as an array.")
-    if not os.path.isfile(path):
-        raise ValueError(f"audio={str(path)!r}: there is no such file.")
-    try:
-        audio, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"audio={str(path)!r} is not a recording: expected wav, flac, ogg or mp3.") from error
-    return audio.T, sampling_rate
 
 
 def spell_number(match):
@@ -77,7 +40,17 @@ def spell_number(match):
     return num2words(number, to=kind).replace(",", "")
 
 
-class SmallEProcessor(ProcessorMixin):
+class SmallEProcessorKwargs(ProcessingKwargs, total=False):
+    """What a call may set beside texts and voices: flat, or as text_kwargs= and audio_kwargs=."""
+
+    _defaults = {"text_kwargs": {"padding": True, "padding_side": "left"}, "common_kwargs": {"return_tensors": "pt"}}
+
+
+SOURCE_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")  # of from_pretrained
+CALL_SETTINGS = {"sampling_rate", "text_kwargs", "audio_kwargs", "common_kwargs", *TextKwargs.__annotations__}
+
+
+class SmallEProcessor(HubMixin, ProcessorMixin):
     """Bundles the tokenizer, the voices and the codec of a checkpoint.
 
     Args:
@@ -88,11 +61,14 @@ class SmallEProcessor(ProcessorMixin):
         sampling_rate: of the audio, Hz.
     """
 
+    _auto_class = "AutoProcessor"
+    valid_processor_kwargs = SmallEProcessorKwargs
+
     def __init__(self, tokenizer, codec="codec", voices=None, default_voice=None, sampling_rate=24000, chat_template=None):
         super().__init__(tokenizer, chat_template=chat_template)
         self.codec_name, self.default_voice = codec, default_voice
         self.voices, self.sampling_rate = list(voices or []), sampling_rate
-        self.source, self._codec, self._loaded_voices = None, None, {}
+        self.source, self._source_options, self._codec, self._loaded_voices = None, {}, None, {}
         if default_voice is not None and default_voice not in self.voices:
             raise ValueError(f"default_voice={default_voice!r} is not one of the voices {self.voices}.")
 
@@ -100,6 +76,7 @@ class SmallEProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor.source = str(pretrained_model_name_or_path)
+        processor._source_options = {name: kwargs[name] for name in SOURCE_OPTIONS if name in kwargs}
         return processor
 
     def to_dict(self):
@@ -115,54 +92,102 @@ class SmallEProcessor(ProcessorMixin):
         return self._without_codec().__dict__ | {"source": self.source}
 
     @property
+    def _codec_inside(self):
+        """Whether the codec is a folder of the checkpoint."""
+        return "/" not in self.codec_name and self.codec_name != "encodec"
+
+    @property
     def codec(self):
         """The codec, loaded on first use."""
         if self._codec is None:
-            inside = self.source is not None and "/" not in self.codec_name and self.codec_name != "encodec"
-            self._codec = load_codec(self.source, self.codec_name) if inside else load_codec(self.codec_name)
+            if self._codec_inside and self.source is not None:
+                options = dict(self._source_options)
+                folder = os.path.join(options.pop("subfolder", ""), self.codec_name)
+                self._codec = load_codec(self.source, folder, **options)
+            else:
+                self._codec = load_codec(self.codec_name)
         return self._codec
 
     @property
     def model_input_names(self):
         return ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
 
-    def __call__(self, text=None, voice=None, audio=None, audio_text=None, sampling_rate=None, unprompted=False,
-                 return_tensors="pt", **kwargs):  # fmt: skip
+    def __call__(self, text=None, voice=None, audio=None, audio_text=None, unprompted=None, **kwargs):
         """Inputs of `generate()` for a text or a list of texts.
 
         Args:
             text: what to say, one string or a list.
-            voice: name of a preset, or path of a voice file; or a list with one for each text.
-            audio, audio_text, sampling_rate: a voice to clone: waveform (L,) or (channels, L), or the path of a
-                recording; what it says; samples a second of a waveform.
+            voice: name of a preset, or path of a voice file, a recording's prompt or a tuned state; or a list with one
+                for each text.
+            audio, audio_text, sampling_rate: a voice to clone: samples (L,) or (channels, L), path or bytes of a
+                recording, or a row of a data set (`voice_smalle.open_recording`); what it says; samples a second of a
+                waveform. Audio and text may be lists with one for each text.
             unprompted: also return unprompted_input_ids, unprompted_attention_mask (B, M), the texts alone, which
                 `generate(voice_guidance_scale=...)` needs.
+            **kwargs: settings of the tokenizer's call, flat or in text_kwargs.
 
         Returns:
             input_ids, attention_mask (B, N), left-padded; with a voice also audio_codes (B, P, Q), undelayed, and
-            audio_attention_mask (B, P).
+            audio_attention_mask (B, P), or where it is a tuned state initial_state (B, S), zeros for other rows.
         """
-        if return_tensors != "pt" or kwargs:
-            raise ValueError(f"return_tensors={return_tensors!r}, {kwargs}: this processor returns 'pt', nothing else.")
+        settings = self._settings(kwargs)
         texts = self._texts(text)
-        prompts = self._prompts(len(texts), voice, audio, audio_text, sampling_rate)
-        return self.prompted([self.normalize(t) for t in texts], prompts, unprompted)
+        prompts = self._prompts(len(texts), voice, audio, audio_text, settings)
+        return self._inputs(texts, prompts, unprompted, settings)
 
-    def _prompts(self, count, voice, audio, audio_text, sampling_rate):
-        """(codes, transcript) of the prompt of each of `count` texts."""
+    def _prompts(self, count, voice, audio, audio_text, settings):
+        """The `Voice` of each of `count` texts."""
         if audio is None:
             return self._voices(voice, count)
         if voice is not None:
             raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
-        return [self.encode_voice(audio, audio_text, sampling_rate)] * count
+        return self._recorded_voices(audio, audio_text, settings["audio_kwargs"].get("sampling_rate"), count)
 
-    def prompted(self, texts, prompts, unprompted=False):
-        """As the call: of normalised texts, and prompts (codes (P, Q), transcript); (None, "") is none."""
-        data = self._tokens([" ".join(filter(None, (said, t))) for (_, said), t in zip(prompts, texts)])
-        if any(codes is not None for codes, _ in prompts):
-            data.update(self._pad_prompts([codes for codes, _ in prompts]))
+    def apply_chat_template(self, conversation, tokenize=False, return_dict=False, add_generation_prompt=True,
+                            processor_kwargs=None, **kwargs):  # fmt: skip
+        """What `generate()` or a reader gets of a conversation, or of a list of them (`chat_smalle`).
+
+        The last message is spoken, in the voice of the messages before it, each a recording and what it says; without
+        them by `voice`, as in a call. There is no mark-up that a template would have to write.
+
+        Args:
+            tokenize: False gives the text that the model reads, a string or a list of them.
+            return_dict: with tokenize, all inputs of `generate()`, else input_ids (B, N).
+            processor_kwargs: settings of the processor's call: voice, sampling_rate, unprompted, ...
+        """
+        settings = {**(processor_kwargs or {}), **kwargs}
+        voice, unprompted = settings.pop("voice", None), settings.pop("unprompted", False)
+        settings = self._settings(settings)
+        conversations, several = conversations_of(conversation)
+        texts, contexts = zip(*map(read_conversation, conversations))
+        if voice is not None and any(contexts):
+            raise ValueError("Give either voice (a preset) or recordings in the conversation, not both.")
+        rate = settings["audio_kwargs"].get("sampling_rate")
+        prompts = [
+            join_voices([self.encode_voice(*recorded, rate) for recorded in context]) if context else preset
+            for context, preset in zip(contexts, self._voices(voice, len(texts)))
+        ]
+        if not tokenize:
+            read = [self._joined(prompt, self.normalize(text)) for prompt, text in zip(prompts, texts)]
+            return read if several else read[0]
+        inputs = self._inputs(texts, prompts, unprompted, settings)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _joined(self, prompt, text):
+        """What the model reads: what a prompt says, then the text."""
+        return " ".join(filter(None, (prompt.text, text)))
+
+    def _inputs(self, texts, prompts, unprompted, settings):
+        """What `__call__` returns for texts and the `Voice` of each."""
+        texts = [self.normalize(t) for t in texts]
+        data = self._tokens([self._joined(*pair) for pair in zip(prompts, texts)], settings["text_kwargs"])
+        if any(prompt.codes is not None for prompt in prompts):
+            data.update(self._pad_prompts([prompt.codes for prompt in prompts]))
+        if any(prompt.state for prompt in prompts):
+            data["initial_state"] = self._states([prompt.state for prompt in prompts])
         if unprompted:
-            data.update({f"unprompted_{name}": tensor for name, tensor in self._tokens(texts).items()})
+            alone = self._tokens(texts, settings["text_kwargs"])
+            data.update({f"unprompted_{name}": tensor for name, tensor in alone.items()})
         return BatchFeature(data)
 
     def stream(self, model, text, voice=None, audio=None, audio_text=None, sampling_rate=None, chunk_frames=16,
@@ -186,21 +211,35 @@ class SmallEProcessor(ProcessorMixin):
         (text,) = self._texts(text) if isinstance(text, str) else [None]
         if text is None or longest < 1:
             raise ValueError(f"text={text!r}, longest={longest}: a stream takes one string, in pieces of 1 or more.")
-        (prompt,) = self._prompts(1, voice, audio, audio_text, sampling_rate)
+        call = self._settings({} if sampling_rate is None else {"sampling_rate": sampling_rate})
+        (prompt,) = self._prompts(1, voice, audio, audio_text, call)
 
         def fits(piece):
             if len(piece) > longest:
                 return False
-            tokens = self.tokenizer(" ".join(filter(None, (prompt[1], piece))))["input_ids"]
-            return len(tokens) <= model.config.max_text_tokens
+            return len(self.tokenizer(self._joined(prompt, piece))["input_ids"]) <= model.config.max_text_tokens
+
+        def inputs_of(piece, prompt):
+            return self._inputs([piece], [prompt], True, call).to(model.device)
 
         settings = {**settings, "chunk_frames": chunk_frames}
-        codes = stream_codes(model, self, sentences(self, text, fits), prompt, seed, settings)
+        codes = stream_codes(model, inputs_of, sentences(self, text, fits), prompt, seed, settings)
         return stream_audio(self.codec, codes)
 
     def astream(self, *args, **kwargs):
         """`stream` for an event loop: `async for wave in processor.astream(model, text)`. Work is done in threads."""
         return in_threads(self.stream(*args, **kwargs))
+
+    def _settings(self, kwargs):
+        """The settings of a call, sorted into text_kwargs and audio_kwargs."""
+        unknown = sorted(kwargs.keys() - CALL_SETTINGS)
+        if unknown:
+            raise ValueError(f"{unknown}: this processor does not know that; expected what its documentation names.")
+        settings = self._merge_kwargs(SmallEProcessorKwargs, **kwargs)
+        wanted = settings["text_kwargs"]["return_tensors"]
+        if wanted != "pt":
+            raise ValueError(f"return_tensors={wanted!r}: this processor returns 'pt', nothing else.")
+        return settings
 
     def _texts(self, text):
         """One text or several as a list."""
@@ -209,14 +248,13 @@ class SmallEProcessor(ProcessorMixin):
             raise ValueError(f"text={text!r}: expected a string or a list of strings.")
         return list(texts)
 
-    def _tokens(self, texts):
-        """input_ids and attention_mask (B, N), left-padded."""
-        tokens = self.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
-        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+    def _tokens(self, texts, settings):
+        """input_ids and attention_mask (B, N), left-padded if the settings do not say otherwise."""
+        return dict(self.tokenizer(texts, **settings))
 
     def _voices(self, voice, count):
-        """(codes, transcript) of the prompt of each text."""
-        voices = voice if isinstance(voice, (list, tuple)) else [voice or self.default_voice] * count
+        """The `Voice` of each text."""
+        voices = voice if isinstance(voice, (list, tuple)) else [self.default_voice if voice is None else voice] * count
         if len(voices) != count:
             raise ValueError(f"{len(voices)} voices for {count} texts: expected one voice or one for each text.")
         return [self._voice(name) for name in voices]
@@ -240,12 +278,14 @@ class SmallEProcessor(ProcessorMixin):
         return text
 
     def _voice(self, name):
-        """Codes (P, Q) and transcript of a preset or a voice file; (None, "") for no voice."""
+        """The `Voice` of a preset or a voice file; an empty one for None."""
         if name is None:
-            return None, ""
+            return Voice()
+        if not isinstance(name, (str, os.PathLike)):
+            raise ValueError(f"voice={name!r}: expected the name of a preset, one of {self.voices}, or a voice file.")
         if name not in self._loaded_voices:
             if name in self.voices and self.source is not None:
-                path = cached_file(self.source, f"voices/{name}.safetensors")
+                path = cached_file(self.source, f"voices/{name}.safetensors", **self._source_options)
             elif os.path.isfile(name):
                 path = name
             else:
@@ -254,30 +294,43 @@ class SmallEProcessor(ProcessorMixin):
         return self._loaded_voices[name]
 
     def encode_voice(self, audio, audio_text, sampling_rate=None):
-        """Codes (P, Q) and transcript of a recording: a voice. See `__call__`."""
-        if not audio_text:
-            raise ValueError("audio= needs audio_text=, what the recording says: the model goes on from both.")
-        if isinstance(audio, (str, os.PathLike)):
-            audio, sampling_rate = read_recording(audio)
-        audio = np.asarray(audio)
-        if audio.dtype.kind != "f":
-            raise ValueError(f"audio holds {audio.dtype}: expected floats in -1..1; divide 16-bit audio by 32768.")
-        if audio.ndim not in (1, 2) or audio.ndim == 2 and audio.shape[0] > audio.shape[1]:
-            raise ValueError(f"audio has shape {audio.shape}: expected (L,) or (channels, L).")
-        if sampling_rate is None or sampling_rate <= 0:
-            raise ValueError(f"sampling_rate={sampling_rate}: say how many samples a second the waveform has.")
-        audio = audio.astype(np.float32) if audio.ndim == 1 else audio.astype(np.float32).mean(0)
-        if sampling_rate != self.sampling_rate:
-            if soxr is None:
-                raise ValueError(f"The waveform has {sampling_rate} Hz; expected {self.sampling_rate}, or install soxr.")
-            audio = soxr.resample(audio, sampling_rate, self.sampling_rate)
-        codes = self.codec.encode(torch.from_numpy(audio)[None])[0].T.cpu()
-        return codes, self.normalize(audio_text)
+        """The `Voice` of a recording: its codes and transcript. See `__call__`."""
+        if not isinstance(audio_text, str) or not audio_text:
+            raise ValueError(
+                f"audio_text={audio_text!r}: audio= needs what the recording says, for the model goes on from both."
+            )
+        waveform = to_waveform(audio, sampling_rate, self.sampling_rate)
+        if not len(waveform):
+            raise ValueError("audio has no sample at the model's rate: nothing to encode.")
+        text = self.normalize(audio_text)
+        return Voice(self.codec.encode(torch.from_numpy(waveform)[None])[0].T.cpu(), text)
+
+    def _recorded_voices(self, audio, audio_text, sampling_rate, count):
+        """The `Voice` of each text: one recording for all, or a list of them."""
+        if is_one_recording(audio):
+            return [self.encode_voice(audio, audio_text, sampling_rate)] * count
+        said = list(audio_text) if isinstance(audio_text, (list, tuple)) else [audio_text]
+        if not len(audio) == len(said) == count:
+            raise ValueError(
+                f"{len(audio)} recordings (audio) and {len(said)} transcripts (audio_text) for {count} texts: expected "
+                "one of each for all, or as many as texts."
+            )
+        return [self.encode_voice(one, text, sampling_rate) for one, text in zip(audio, said)]
+
+    def _states(self, states):
+        """Starting states as rows (B, S), zeros where there is none."""
+        rows = [None if state is None else join_state(state).float() for state in states]
+        sizes = {len(row) for row in rows if row is not None}
+        if len(sizes) > 1:
+            raise ValueError(f"The voices' states have {sorted(sizes)} numbers: they were tuned for different models.")
+        return torch.stack([torch.zeros(*sizes) if row is None else row for row in rows])
 
     def _pad_prompts(self, prompts):
         """Right-pads prompts (P, Q) of different lengths."""
         longest = max(0 if codes is None else len(codes) for codes in prompts)
-        width = next(codes.shape[1] for codes in prompts if codes is not None)
+        width, *others = {codes.shape[1] for codes in prompts if codes is not None}
+        if others:
+            raise ValueError(f"The voices have {[width, *others]} codebooks: they were made with different codecs.")
         padded = torch.zeros(len(prompts), longest, width, dtype=torch.long)
         mask = torch.zeros(len(prompts), longest, dtype=torch.long)
         for row, codes in enumerate(prompts):
@@ -289,6 +342,12 @@ class SmallEProcessor(ProcessorMixin):
     @torch.no_grad()
     def decode(self, codes, **kwargs):
         """Codes (B, T, Q) or (T, Q), negative after a row's end -> list of float32 waveforms (L,) on the CPU."""
+        codes = torch.as_tensor(codes)
+        if codes.ndim not in (2, 3) or codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ValueError(
+                f"codes are {codes.dtype} of shape {tuple(codes.shape)}: expected integers (batch, frames, codebooks), the "
+                "sequences of generate()."
+            )
         rows = codes[None] if codes.ndim == 2 else codes
         waves = []
         for row in rows:
@@ -320,13 +379,13 @@ class SmallEProcessor(ProcessorMixin):
             raise ValueError("No alignments (B, T, N): call generate with output_alignments=True.")
         lengths = [maps.shape[1]] * len(maps) if torch.is_tensor(output) else output.lengths.tolist()
         texts = [self.normalize(t) for t in self._texts(text)]
-        clone = [(None, self.normalize(audio_text))] * len(texts) if audio_text else None
+        clone = [Voice(text=self.normalize(audio_text))] * len(texts) if audio_text else None
         prompts = clone or self._voices(voice, len(texts))
         if len(maps) % len(texts):
             raise ValueError(f"{len(maps)} rows of alignments for {len(texts)} texts: give what was spoken.")
         each = len(maps) // len(texts)
         return [
-            self._word_times(maps[row, :length].float().cpu().numpy(), prompts[row // each][1], texts[row // each])
+            self._word_times(maps[row, :length].float().cpu().numpy(), prompts[row // each].text, texts[row // each])
             for row, length in enumerate(lengths)
         ]
 
@@ -375,9 +434,10 @@ class SmallEProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory, **kwargs):
         """Also saves the voices and, where it is one of ours or loaded, the codec."""
         files = super().save_pretrained(save_directory, **kwargs)
-        os.makedirs(os.path.join(save_directory, "voices"), exist_ok=True)
+        if self.voices:
+            os.makedirs(os.path.join(save_directory, "voices"), exist_ok=True)
         for name in self.voices:
             save_voice(os.path.join(save_directory, "voices", f"{name}.safetensors"), *self._voice(name))
-        if "/" not in self.codec_name and self.codec_name != "encodec" and (self._codec or self.source):
+        if self._codec_inside and (self._codec or self.source):
             self.codec.save_pretrained(os.path.join(save_directory, self.codec_name))
         return files

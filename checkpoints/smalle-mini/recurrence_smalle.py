@@ -7,11 +7,12 @@ strength, `step` one time step. Two variants, which `chunked` does not know:
 - bonus (H, K) as in RWKV: o_t = (S_{t-1} + diag(bonus) k_t v_t^T)^T q_t, read before the decay.
 """
 
-import importlib
-
 import torch
 
+from .kernels_smalle import fla_kernel
+
 CHUNK, BLOCK, SEGMENT = 64, 16, 64
+STRONGEST = -8.0  # log decay a step that `chunked` bears
 
 
 def wide(x):
@@ -186,37 +187,17 @@ def _exact_scan(total, updates, state):
     return torch.cat((state, states + total.cumsum(-1).exp().transpose(2, 3)[..., None] * state), 2)
 
 
-def _fla_chunk_gla():
-    """The Triton kernel of flash-linear-attention, or None where it cannot be had."""
-    try:
-        return importlib.import_module("fla.ops.gla").chunk_gla
-    except Exception:  # without triton the submodules of fla raise all kinds of errors
-        return None
-
-
-_kernels = {}
-
-
 def recurrence(q, k, v, log_decay, state=None, kernel="auto", bonus=None):
     """Outputs (B, T, H, V) and the final state (B, H, K, V), by the fastest way at hand.
 
-    kernel: "naive", "torch", "fla", or "auto" (fla on a GPU where it is installed, else torch). The variants with a
-    bonus or one decay a head have no fla kernel here.
+    kernel: "auto", "torch" or "fla", see `fla_kernel`.
     """
-    if kernel not in ("auto", "naive", "torch", "fla"):
-        raise ValueError(f"kernel={kernel!r}: expected 'auto', 'naive', 'torch' or 'fla'.")
-    if q.shape[1] == 1 and kernel != "fla":
+    kind = "bonus" if bonus is not None else "head" if log_decay.shape[-1] == 1 else "channel"
+    fla = fla_kernel(kind, kernel, k)
+    if fla is not None:
+        return fla(q, k, v, log_decay, *(() if bonus is None else (bonus,)), state=state)
+    if q.shape[1] == 1:
         return step(q, k, v, log_decay, zero_state(k, v) if state is None else state, bonus)
-    if kernel == "naive":
-        return naive(q, k, v, log_decay, state, bonus)
-    if bonus is not None or log_decay.shape[-1] == 1:
-        return exact(q, k, v, log_decay, state, bonus)
-    if kernel == "fla" or (kernel == "auto" and q.is_cuda):
-        if "gla" not in _kernels:
-            _kernels["gla"] = _fla_chunk_gla()
-        if _kernels["gla"] is not None:
-            q, k = q.to(v.dtype), k.to(v.dtype)
-            return _kernels["gla"](q, k, v, log_decay, scale=1.0, initial_state=state, output_final_state=True)
-        if kernel == "fla":
-            raise ValueError("kernel='fla' needs flash-linear-attention and triton: install smalle[fla].")
-    return chunked(q, k, v, log_decay, state)
+    if kind == "channel":
+        return chunked(q, k, v, log_decay, state)
+    return exact(q, k, v, log_decay, state, bonus)

@@ -155,6 +155,13 @@ def test_wrong_settings_are_refused(tiny_model, tiny_config, wrong):
         tiny_model.generate(ids, mask, **wrong[0])
 
 
+@pytest.mark.parametrize("wrong", [{"max_length": 9}, {"min_length": 9}, {"output_attentions": True}])
+def test_settings_of_other_models_are_refused_with_what_to_say_instead(tiny_model, tiny_config, wrong):
+    ids = torch.randint(3, tiny_config.vocab_size, (1, 5))
+    with pytest.raises(ValueError, match="max_new_tokens|min_new_tokens|output_alignments"):
+        tiny_model.generate(ids, **wrong)
+
+
 def test_wrong_inputs_are_refused(tiny_model, tiny_config):
     ids, mask = texts(tiny_config)
     prompt = torch.zeros(2, 4, tiny_config.num_codebooks, dtype=torch.long)

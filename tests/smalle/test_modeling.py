@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
+from smalle.mixers_smalle import MIXERS
 
 
 def batch(config, batch_size=2, text=9, frames=70, seed=0):
@@ -138,6 +139,25 @@ def test_hidden_states_run_from_the_embeddings_to_what_the_head_reads(make_tiny,
     assert model(input_ids=ids, audio_codes=codes).hidden_states is None
 
 
+@torch.no_grad()
+def test_what_a_call_does_not_say_the_configuration_says(make_tiny):
+    model = make_tiny()
+    ids, codes = batch(model.config)
+    inputs = {"input_ids": ids, "audio_codes": codes}
+    assert set(model(**inputs)) == {"logits", "past_key_values"}
+    assert set(model.train()(**inputs)) == {"logits"}
+    speech = model.eval().generate(ids, max_new_tokens=5, min_new_tokens=5)
+    model.set_attn_implementation("eager")  # or transformers refuses the second of these
+    model.config.use_cache, model.config.output_attentions, model.config.output_hidden_states = False, True, True
+    assert set(model(**inputs)) == {"logits", "attentions", "hidden_states"}
+    assert set(model(**inputs, use_cache=True, output_attentions=False, output_hidden_states=False)) == {
+        "logits", "past_key_values"
+    }  # fmt: skip
+    model.config.return_dict = False
+    assert isinstance(model(**inputs), tuple) and len(model(**inputs)) == 3
+    assert model.generate(ids, max_new_tokens=5, min_new_tokens=5).shape == speech.shape
+
+
 @kinds
 def test_gradients_are_equal_with_gradient_checkpointing(make_tiny, kind):
     model = make_tiny(**kind).train()
@@ -208,6 +228,55 @@ def test_text_vocabulary_can_grow(make_tiny, kind, tmp_path):
     again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
     assert again.config.vocab_size == 80
     assert again(input_ids=ids + 10, audio_codes=codes).logits.shape == before.shape
+
+
+@kinds
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_saved_in_half_precision_it_loads_so_or_as_asked(make_tiny, kind, dtype, tmp_path):
+    model = make_tiny(**kind).to(dtype)
+    ids, codes = batch(model.config)
+    wanted = model(input_ids=ids, audio_codes=codes).logits
+    model.save_pretrained(tmp_path)
+    again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
+    assert {p.dtype for p in again.parameters()} == {dtype}
+    assert torch.equal(again(input_ids=ids, audio_codes=codes).logits, wanted)
+    assert again.generate(ids, max_new_tokens=4, min_new_tokens=4).shape == (2, 4, 3)
+    single = SmallEForTextToSpeech.from_pretrained(tmp_path, dtype=torch.float32)
+    assert {p.dtype for p in single.parameters()} == {torch.float32}
+
+
+def every_second_on_disk(model):
+    """A device map of the parts that may stand apart, in turn."""
+    blocks = [name for name, module in model.named_modules() if type(module).__name__ in model._no_split_modules]
+    names = [name for name, _ in model.named_parameters()]
+    parts = dict.fromkeys(
+        next((block for block in blocks if name.startswith(f"{block}.")), name.rpartition(".")[0]) for name in names
+    )
+    return {part: "disk" if index % 2 else "cpu" for index, part in enumerate(parts)}
+
+
+@kinds
+@torch.no_grad()
+def test_spread_over_devices_it_says_the_same(make_tiny, kind, tmp_path):
+    model = make_tiny(**kind)
+    ids, codes = batch(model.config)
+    model.save_pretrained(tmp_path)
+    settings = {"do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4}
+    wanted, speech = model(input_ids=ids, audio_codes=codes).logits, model.generate(ids, **settings)
+    for device_map in ("cpu", "auto", every_second_on_disk(model)):
+        spread = SmallEForTextToSpeech.from_pretrained(
+            tmp_path, device_map=device_map, offload_folder=tmp_path / "offload"
+        ).eval()
+        assert torch.equal(spread(input_ids=ids, audio_codes=codes).logits.cpu(), wanted), device_map
+        assert torch.equal(spread.generate(ids, **settings).cpu(), speech)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_no_buffer_is_lost_in_a_checkpoint(tiny_config, tiny_codec, mixer):
+    model = SmallEForTextToSpeech(SmallEConfig(**{**tiny_config.to_dict(), "mixer": mixer}))
+    for root in (model, tiny_codec):
+        assert [name for name, module in root.named_modules() if module._non_persistent_buffers_set] == []
 
 
 @kinds

@@ -1,5 +1,6 @@
 """Processor: text as the tokenizer knows it, voices, clones, codes to audio, storage, and what is refused."""
 
+import io
 import pickle
 
 import numpy as np
@@ -74,6 +75,22 @@ def test_batch_is_left_padded_and_equals_single_texts(processor):
         assert torch.equal(row(batch, index)[0], alone["input_ids"][0])
 
 
+def test_settings_of_the_tokenizer_come_flat_or_as_text_kwargs(processor):
+    texts = ["Hi.", "This one is quite a bit longer."]
+    right = processor(texts, text_kwargs={"padding_side": "right"})
+    assert right["attention_mask"][:, 0].all() and not right["attention_mask"][:, -1].all()
+    assert_equal(processor(texts, padding_side="right"), right)
+    assert processor(texts, pad_to_multiple_of=64)["input_ids"].shape[1] % 64 == 0
+    with pytest.raises(ValueError, match="padding_side"):
+        processor(texts, padding_side="left", text_kwargs={"padding_side": "right"})
+
+
+def test_sampling_rate_may_stand_in_audio_kwargs(processor, record, tmp_path):
+    clone = {"audio": record(tmp_path / "voice.wav", sampling_rate=44100), "audio_text": "I said so."}
+    wanted = processor("Hello.", **clone, sampling_rate=44100)
+    assert_equal(processor("Hello.", **clone, audio_kwargs={"sampling_rate": 44100}), wanted)
+
+
 def test_each_text_may_have_its_own_voice(processor):
     batch = processor(["One.", "Two, three."], voice=["ben", "anna"])
     for index, (text, voice) in enumerate((("One.", "ben"), ("Two, three.", "anna"))):
@@ -87,7 +104,7 @@ def test_default_voice_speaks_when_none_is_named(processor):
 
 
 def test_prompt_text_stands_before_the_text(processor):
-    codes, said = load_voice(f"{processor.source}/voices/ben.safetensors")
+    codes, said, _ = load_voice(f"{processor.source}/voices/ben.safetensors")
     inputs = processor("Hello.", voice="ben")
     assert inputs["input_ids"][0].tolist() == processor.tokenizer(f"{said} Hello.")["input_ids"]
     assert torch.equal(inputs["audio_codes"][0], codes)
@@ -119,6 +136,29 @@ def test_clone_from_array_equals_clone_from_file(processor, record, tmp_path, sa
     assert_equal(processor("Hello.", audio=wave, audio_text=said, sampling_rate=sampling_rate), of_file)
     if channels == 2:
         assert_equal(processor("Hello.", audio=wave[0], audio_text=said, sampling_rate=sampling_rate), of_file)
+
+
+def test_clone_in_every_form_that_recordings_come_in(processor, record, tmp_path):
+    path, said = tmp_path / "voice.wav", {"audio_text": "I said so."}
+    samples = record(path, 0.4, 150, 44100)[0]
+    wanted, content = processor("Hello.", audio=path, **said), path.read_bytes()
+    rows = {"bytes": content, "path": None}, {"path": str(path)}, {"array": samples, "sampling_rate": 44100}
+    for audio in (content, bytearray(content), io.BytesIO(content), *rows):
+        assert_equal(processor("Hello.", audio=audio, **said), wanted)
+    tensor = torch.tensor(samples, requires_grad=True)
+    for audio in (tensor, samples.tolist(), samples.astype(np.float64), tensor[None], np.stack([samples, samples])):
+        assert_equal(processor("Hello.", audio=audio, sampling_rate=44100, **said), wanted)
+    assert_equal(processor("Hello.", audio=[path], audio_text=[said["audio_text"]]), wanted)
+
+
+def test_each_text_may_have_its_own_recording(processor, record, tmp_path):
+    waves = [record(tmp_path / f"{n}.wav", 0.2 + 0.1 * n, 100 + 50 * n)[0] for n in range(2)]
+    texts, said = ["One.", "Two, three."], ["I said so.", "So did I."]
+    batch = processor(texts, audio=[waves[0], tmp_path / "1.wav"], audio_text=said, sampling_rate=24000)
+    for index in range(2):
+        alone = processor(texts[index], audio=waves[index], audio_text=said[index], sampling_rate=24000)
+        for ours, expected in zip(row(batch, index), row(alone, 0)):
+            assert torch.equal(ours, expected)
 
 
 def test_clone_of_a_presets_recording_is_the_preset(processor):
@@ -200,6 +240,17 @@ SAID = {"audio_text": "So.", "sampling_rate": 24000}
         ("Hello.", {"audio": WAVE.reshape(-1, 2), **SAID}, "channels"),
         ("Hello.", {"audio": WAVE.reshape(1, 1, -1), **SAID}, "channels"),
         ("Hello.", {"voice": __file__}, "voice file"),
+        ("Hello.", {"voice": 0}, "voice=0"),
+        ("Hello.", {"voice": ""}, "not known"),
+        ("Hello.", {"voice": [["anna"]]}, "name of a preset"),
+        ("Hello.", {"audio": WAVE, **SAID, "sampling_rate": 24}, "between 1000 and"),
+        ("Hello.", {"audio": WAVE, **SAID, "sampling_rate": np.nan}, "sampling_rate=nan"),
+        ("Hello.", {"audio": WAVE + 20000, **SAID}, "reaches 20000"),
+        ("Hello.", {"audio": b"RIFF", "audio_text": "So."}, "4 bytes, is not a recording"),
+        ("Hello.", {"audio": {"path": None}, "audio_text": "So."}, "without samples"),
+        ("Hello.", {"audio": [[0.0], [0.0, 1.0]], **SAID}, "2 recordings"),
+        (["Hello.", "You."], {"audio": [WAVE, WAVE], **SAID}, "2 recordings .* 1 transcripts"),
+        ("Hello.", {"audio": WAVE, **SAID, "audio_text": 5}, "audio_text"),
     ],
 )
 def test_wrong_inputs_are_refused(processor, text, asked, message):

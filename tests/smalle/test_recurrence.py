@@ -56,5 +56,5 @@ def test_gradients_equal_those_of_float64():
 
 
 def test_unknown_kernel_is_refused():
-    with pytest.raises(ValueError, match="expected 'auto'"):
+    with pytest.raises(ValueError, match="expected one of 'auto'"):
         recurrence(*inputs(3), kernel="cuda")

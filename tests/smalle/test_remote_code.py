@@ -8,7 +8,7 @@ import sys
 import pytest
 
 PROGRAM = """
-import json, sys
+import json, pathlib, sys
 
 class NoPackage:
     def find_spec(self, name, path=None, target=None):
@@ -29,12 +29,25 @@ def shape(speech):
     samples, = speech["audio"] if speech["audio"].ndim == 2 else [speech["audio"]]
     return [len(samples), speech["sampling_rate"], bool(abs(samples).max() < 10)]
 
+AutoModelForTextToWaveform.from_pretrained(path, trust_remote_code=True).save_pretrained("again")
+AutoProcessor.from_pretrained(path, trust_remote_code=True).save_pretrained("again")
+facts["files"] = [sorted(p.relative_to(top).as_posix() for p in pathlib.Path(top).rglob("*") if p.is_file() and
+                         "__pycache__" not in p.parts) for top in (path, "again")]
+facts["again"] = [type(auto.from_pretrained("again", trust_remote_code=True)).__name__ for auto in autos]
+
 length = {"max_new_tokens": 12, "min_new_tokens": 12}
 facts["one"] = shape(speak("Hello.", generate_kwargs=length))
 texts = ["One.", "Two, three, four and five.", "Six."]
 facts["many"] = [shape(speech) for speech in speak(texts, batch_size=2, generate_kwargs=length)]
 facts["long"] = shape(speak("Hello.", generate_kwargs={"max_new_tokens": 320, "min_new_tokens": 320}))
 facts["default"] = shape(speak("Hello.", generate_kwargs={"min_new_tokens": 300}))
+
+from peft import LoraConfig, get_peft_model
+
+model = AutoModelForTextToWaveform.from_pretrained(path, trust_remote_code=True)
+get_peft_model(model, LoraConfig(r=1)).save_pretrained("adapter")
+speak = pipeline("text-to-speech", model="adapter", trust_remote_code=True)
+facts["adapted"] = [bool(speak.model.peft_config), *shape(speak("Hello.", generate_kwargs=length))]
 print(json.dumps(facts))
 """
 
@@ -58,6 +71,12 @@ def test_every_auto_class_finds_its_class(facts):
     assert "Tokenizer" in facts["AutoTokenizer"]
 
 
+def test_saved_again_it_is_whole_again(facts):
+    before, after = facts["files"]
+    assert before == after
+    assert facts["again"][:4] == ["SmallEConfig", "SmallEModel", "SmallEForTextToSpeech", "SmallEProcessor"]
+
+
 def test_half_precision_weights_load_as_float32(facts):
     assert facts["dtype"] == "torch.float32"
 
@@ -73,3 +92,7 @@ def test_pipeline_speaks_texts_in_batches(facts):
 def test_long_speech_is_not_cut(facts):
     assert facts["long"] == [320 * 480, 24000, True]
     assert facts["default"] == [300 * 480, 24000, True]  # the checkpoint's own limit, not the pipeline's 256 frames
+
+
+def test_pipeline_speaks_through_an_adapter_folder(facts):
+    assert facts["adapted"] == [True, 12 * 480, 24000, True]

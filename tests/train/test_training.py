@@ -14,6 +14,7 @@ from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.codec_smalle import load_codec
 from train import assemble, prepare, tokenizer, train
 from train.audio import read_audio, read_metadata
+from train.data import shards
 
 TEXTS = [
     "Hello you.", "How are you?", "It is late.", "We go home now.", "No, not yet!", "The door is open.", "Who is it?",
@@ -81,7 +82,7 @@ def trained(work):
 
 
 def test_codes_are_those_of_each_recording(work):
-    parts = [pyarrow.parquet.read_table(work / "codes" / f"{part}.parquet") for part in ("train", "eval")]
+    parts = [pyarrow.parquet.read_table(shards(work / "codes" / f"{part}.parquet")[0]) for part in ("train", "eval")]
     rows = [row for part in parts for row in part.to_pylist()]
     codec, by_text = load_codec(str(work / "codec")), {row["text"]: row for row in rows}
     assert len(rows) == len(TEXTS) == len(by_text)
@@ -94,7 +95,7 @@ def test_codes_are_those_of_each_recording(work):
 
 def test_excluded_speakers_are_left_out(work, tmp_path):
     call(prepare, work / "corpus", "--codec", work / "codec", "--out", tmp_path, "--eval", 1, "--exclude", "b")
-    parts = [pyarrow.parquet.read_table(tmp_path / f"{part}.parquet") for part in ("train", "eval")]
+    parts = [pyarrow.parquet.read_table(*shards(tmp_path / f"{part}.parquet")) for part in ("train", "eval")]
     assert [len(part) for part in parts] == [3, 1]
     assert {speaker for part in parts for speaker in part["speaker"].to_pylist()} == {"a"}
 

@@ -1,0 +1,149 @@
+"""Whatever is given to the processor and to generate(): what they promise, or a ValueError that says what to do."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from safetensors.torch import save_file
+
+from smalle.processing_smalle import save_voice
+
+SAYS_WHAT_TO_DO = ("expected", "must be", "needs", "Give", "give ", "install ", "leave ", "split ", "shorten ", "ask ")
+trial = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def result_or_value_error(call):
+    """What a call returns, or None after a ValueError that is of use."""
+    try:
+        return call()
+    except ValueError as error:
+        assert any(word in str(error) for word in SAYS_WHAT_TO_DO), error
+
+
+anything = st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=4) | st.just(object())
+texts = st.text("ab C.5", max_size=8)
+dtypes = st.sampled_from(["float32", "float64", "float16", "int16", "int64", "bool", "complex64", "object"])
+shapes = st.lists(st.sampled_from([0, 1, 2, 5, 700]), max_size=3).filter(lambda shape: np.prod(shape) < 5000)
+samples = st.floats(-1, 1, width=16) | st.sampled_from([np.nan, np.inf, -20000.0])
+
+
+def cast(wave, dtype):
+    """NaN and infinity have no place among integers."""
+    return np.where(np.isfinite(wave), wave, 0).astype(dtype) if dtype in ("int16", "int64") else wave.astype(dtype)
+
+
+waves = st.builds(cast, arrays.arrays("float32", shapes, elements=samples, fill=st.just(0.1)), dtypes)
+rows = waves.map(lambda wave: {"array": wave})
+recordings = anything | waves | rows | st.binary(max_size=9) | st.lists(waves, max_size=2)
+rates = anything | st.sampled_from([24000, 16000.0, 44100, np.int64(8000), 1, 10**9, np.inf])
+
+
+@trial
+@given(text=texts | st.lists(texts | anything, max_size=3) | anything, voice=anything | st.lists(anything, max_size=2))
+def test_texts_and_voices(processor, text, voice):
+    inputs = result_or_value_error(lambda: processor(text, voice=voice))
+    if inputs is not None:
+        rows = 1 if isinstance(text, str) else len(text)
+        assert inputs["input_ids"].shape == inputs["attention_mask"].shape and len(inputs["input_ids"]) == rows
+        assert inputs["attention_mask"].any(1).all()
+
+
+@trial
+@given(audio=recordings, said=texts | anything | st.lists(texts, max_size=2), rate=rates)
+def test_recordings(processor, audio, said, rate):
+    asked = {"audio": audio, "audio_text": said, "sampling_rate": rate}
+    inputs = result_or_value_error(lambda: processor("Hello.", **asked))
+    if inputs is not None and audio is not None:
+        codes = inputs["audio_codes"]
+        assert codes.shape[0] == 1 and codes.shape[1] > 0 and 0 <= codes.min() and codes.max() < 20
+
+
+@trial
+@given(shape=st.lists(st.integers(0, 4), max_size=4), dtype=st.sampled_from(["int64", "int32", "float32", "bool"]),
+       first=st.sampled_from([-9, -1, 0, 17, 30]), array=st.booleans())  # fmt: skip
+def test_codes_to_be_decoded(processor, shape, dtype, first, array):
+    codes = np.asarray(np.arange(np.prod(shape, dtype=int)).reshape(shape) % 4 + first, dtype)
+    waves = result_or_value_error(lambda: processor.batch_decode(codes if array else torch.from_numpy(codes)))
+    if waves is not None:
+        assert dtype in ("int64", "int32") and (first < 18 or not codes.size)
+        assert all(wave.ndim == 1 and wave.isfinite().all() for wave in waves)
+
+
+def tensors(values, dims, dtypes=(torch.int64, torch.int32, torch.float32, torch.bool, torch.uint8)):
+    """Mostly small integer tensors of `dims` dimensions, some wrong in every way that comes to mind."""
+    shape = st.tuples(*[st.integers(0, 3)] * dims) | st.lists(st.integers(0, 3), max_size=4).map(tuple)
+    make = st.builds(
+        lambda shape, dtype, value, seed: (
+            torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)) * (value - 1) + 1
+        ).to(dtype), shape, st.sampled_from(dtypes), st.sampled_from(values), st.integers(0, 3),
+    )  # fmt: skip
+    return make | anything | st.just([[1, 2]])
+
+
+def right_text(rows):
+    return {"input_ids": torch.arange(3, 3 + 4 * rows).view(rows, 4)}
+
+
+@trial
+@given(ids=tensors([5, 63, 64, -1], 2), mask=tensors([0, 1, 2], 2))
+def test_texts_of_generate(tiny_model, tiny_config, ids, mask):
+    call = dict(input_ids=ids, attention_mask=mask, max_new_tokens=2)
+    codes = result_or_value_error(lambda: tiny_model.generate(**call))
+    if codes is not None:
+        assert codes.shape[0] == len(ids) and codes.shape[1] <= 2 and codes.max() < tiny_config.codebook_size
+
+
+@trial
+@given(codes=tensors([0, 5, 19, 20, -1], 3), mask=tensors([0, 1, 2], 2), rows=st.integers(1, 2))
+def test_prompts_of_generate(tiny_model, tiny_config, codes, mask, rows):
+    call = dict(**right_text(rows), audio_codes=codes, audio_attention_mask=mask, max_new_tokens=2)
+    spoken = result_or_value_error(lambda: tiny_model.generate(**call))
+    if spoken is not None:
+        assert spoken.shape[0] == rows and spoken.max() < tiny_config.codebook_size
+
+
+@trial
+@given(state=tensors([0, 1], 2), past=anything, seed=anything | st.integers())
+def test_voices_states_and_seeds_of_generate(tiny_model, state, past, seed):
+    call = dict(max_new_tokens=1, **({"past_key_values": past} if past is not None else right_text(2)))
+    spoken = result_or_value_error(lambda: tiny_model.generate(**call, initial_state=state, seed=seed))
+    assert spoken is None or state is None and past is None
+
+
+SETTINGS = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "guidance_scale", "voice_guidance_scale",
+            "num_return_sequences", "best_of", "max_new_tokens", "min_new_tokens", "max_time", "num_beams", "do_sample",
+            "output_scores", "return_dict_in_generate", "output_alignments", "colour"]  # fmt: skip
+
+
+@trial
+@given(asked=st.dictionaries(st.sampled_from(SETTINGS), anything | st.lists(st.floats(-1, 9), max_size=3), max_size=3))
+def test_settings_of_generate(tiny_model, asked):
+    texts = right_text(1)
+    result_or_value_error(lambda: tiny_model.generate(**{"max_new_tokens": 2, **texts, **asked}))
+
+
+def test_limits_of_text_and_prompt(make_tiny):
+    model = make_tiny(max_text_tokens=6, max_audio_frames=4)
+    ids, codes = torch.full((1, 6), 5), torch.zeros(1, 4, 3).long()
+    model.generate(ids, audio_codes=codes, max_new_tokens=1)
+    with pytest.raises(ValueError, match="limit is 6: split"):
+        model.generate(torch.full((1, 7), 5), max_new_tokens=1)
+    with pytest.raises(ValueError, match="limit is 4: shorten"):
+        model.generate(ids, audio_codes=torch.zeros(1, 5, 3).long(), max_new_tokens=1)
+
+
+def test_voice_of_another_codec_is_refused(tiny_model, processor, tmp_path):
+    save_voice(tmp_path / "wide.safetensors", torch.zeros(5, 4).long(), "So.")
+    save_voice(tmp_path / "large.safetensors", torch.full((5, 3), 20), "So.")
+    wide, large = str(tmp_path / "wide.safetensors"), str(tmp_path / "large.safetensors")
+    with pytest.raises(ValueError, match="different codecs"):
+        processor(["One.", "Two."], voice=[wide, "anna"])
+    for voice in (wide, large):
+        with pytest.raises(ValueError, match="codes"):
+            tiny_model.generate(**processor("One.", voice=voice))
+    for codes in (torch.zeros(5, 3), torch.zeros(5).long(), torch.zeros(0, 3).long(), torch.full((5, 3), -1)):
+        save_file({"codes": codes}, tmp_path / "odd.safetensors", metadata={"text": "So."})
+        with pytest.raises(ValueError, match="holds codes"):
+            processor("One.", voice=str(tmp_path / "odd.safetensors"))

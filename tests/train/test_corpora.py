@@ -1,0 +1,175 @@
+"""Layouts of corpora: what is listed, what is read, and what is said of files that cannot be used."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.librilight import make_cuts, make_librilight, make_tar
+from train.clips import Clip, Problem, read_clips, recordings
+from train.corpora import corpus_clips, layout
+from train.librilight import segments
+
+
+@pytest.fixture(scope="module")
+def librilight(tmp_path_factory):
+    """(folder, tar, manifest, voiced stretches, texts)"""
+    work = tmp_path_factory.mktemp("librilight")
+    voiced = make_librilight(work / "unlab")
+    covered = dict(list(voiced.items())[:-1])  # of the last recording Libriheavy knows nothing
+    manifest = work / "libriheavy_cuts_small.jsonl.gz"
+    texts = make_cuts(manifest, covered)
+    return work / "unlab", make_tar(work / "small.tar", work / "unlab"), manifest, voiced, texts
+
+
+def read(clips, rate=16000):
+    """(clip, waveform or Problem) of all."""
+    return [pair for group in recordings(clips) for pair in zip(group, read_clips(group, rate))]
+
+
+stretches = st.lists(st.tuples(st.floats(0, 30), st.floats(0.01, 60)), min_size=1, max_size=20)
+
+
+@given(stretches)
+def test_segments_hold_all_voice_and_none_is_too_long(gaps):
+    voiced, now = [], 0.0
+    for gap, length in gaps:
+        voiced.append((now + gap, now + gap + length))
+        now = voiced[-1][1]
+    found = segments(voiced, 25.0, 1.0, min_seconds=0.0)
+    assert all(0 < end - start <= 25 + 1e-6 for start, end in found)
+    assert all(first[1] <= second[0] + 1e-6 for first, second in zip(found, found[1:]))
+    outside = sum(end - start for start, end in found) - sum(end - start for start, end in voiced)
+    assert -1e-6 <= outside <= len(voiced)  # nothing lost, and pauses of a second at most between them
+    for start, end in voiced:
+        assert math.fsum(max(0, min(end, b) - max(start, a)) for a, b in found) == pytest.approx(end - start, abs=1e-5)
+
+
+def test_neighbours_are_joined_and_long_pauses_part():
+    assert segments([[0.4, 12.0], [12.5, 20.0], [20.3, 27.0], [40.0, 41.0], [43.0, 43.2]]) == [
+        (0.4, 20.0), (20.3, 27.0), (40.0, 41.0)
+    ]  # fmt: skip
+
+
+def test_libriheavy_gives_the_texts_and_the_rest_is_left_to_an_asr(librilight):
+    folder, _, manifest, voiced, texts = librilight
+    clips = list(corpus_clips(folder, cuts=[manifest]))
+    assert {clip.source: clip.text for clip in clips} == texts
+    assert {clip.speaker for clip in clips} == {"100", "1006", "960"}
+    more = list(corpus_clips(folder, cuts=[manifest], transcribe=True))
+    assert more[: len(clips)] == clips
+    (uncovered,) = more[len(clips) :]
+    assert uncovered.text is None and uncovered.source.startswith(list(voiced)[-1])
+    activity = list(voiced.values())[-1]
+    assert (uncovered.start, uncovered.duration) == pytest.approx((activity[0][0], activity[-1][1] - activity[0][0]))
+
+
+def test_the_tar_gives_what_its_folders_give(librilight):
+    folder, tar, manifest, _, _ = librilight
+    unpacked, packed = (read(corpus_clips(path, cuts=[manifest], transcribe=True)) for path in (folder, tar))
+    assert len(packed) == len(unpacked) > 20
+    for (clip, wave), (other, same) in zip(unpacked, packed):
+        assert (clip.source, clip.text, clip.speaker) == (other.source, other.text, other.speaker)
+        assert len(wave) == round(clip.duration * 16000) and np.array_equal(wave, same)
+        assert 0.05 < np.std(wave[500:-500]) < 0.3  # voice, not the pause beside it
+
+
+def test_recordings_with_much_noise_are_left_out_and_unknown_ones_kept(librilight):
+    folder, _, manifest, _, _ = librilight
+    kept = {clip.source.rsplit("_", 1)[0] for clip in corpus_clips(folder, [manifest], transcribe=True, min_snr=6.0)}
+    assert sum(name.split("/")[-1].startswith("01") for name in kept) == 3  # NaN
+    assert sorted(name.split("/")[1] for name in kept if name.split("/")[-1].startswith("02")) == ["1006", "960"]
+
+
+def test_broken_files_are_told_with_their_reason(tmp_path):
+    voiced = make_librilight(tmp_path / "unlab", speakers=("7", "8", "9"), chapters=1)
+    flacs, jsons = (sorted((tmp_path / "unlab").rglob(f"*.{suffix}")) for suffix in ("flac", "json"))
+    flacs[0].write_bytes(flacs[0].read_bytes()[:3000])
+    jsons[1].unlink()
+    jsons[2].write_text('{"speaker": "9"')
+    found = list(corpus_clips(tmp_path / "unlab", transcribe=True))
+    problems = {problem.source: problem.reason for problem in found if isinstance(problem, Problem)}
+    names = list(voiced)
+    assert sorted(problems) == names[1:]
+    assert "no .json" in problems[names[1]] and "Expecting" in problems[names[2]]
+    results = read(clip for clip in found if isinstance(clip, Clip))
+    assert results and all(isinstance(wave, Problem) and wave.reason for _, wave in results)
+
+
+def test_a_download_that_stopped_gives_what_is_whole(librilight, tmp_path):
+    _, tar, _, _, _ = librilight
+    (tmp_path / "part.tar").write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    found = list(corpus_clips(tmp_path / "part.tar", transcribe=True))
+    clips = [clip for clip in found if isinstance(clip, Clip)]
+    assert clips and any("only the files before" in problem.reason for problem in found if problem not in clips)
+    assert any(isinstance(wave, np.ndarray) for _, wave in read(clips))
+    (tmp_path / "no.tar").write_bytes(b"\x1f\x8b nothing" * 100)
+    with pytest.raises(ValueError, match="cannot be read as a tar archive"):
+        list(corpus_clips(tmp_path / "no.tar"))
+
+
+@pytest.fixture
+def waves(tmp_path, record):
+    """Three wavs in a folder, and what they hold."""
+    (tmp_path / "wavs").mkdir()
+    return tmp_path / "wavs", [record(tmp_path / "wavs" / f"{n}.wav", 0.2 + 0.1 * n, 100 + 10 * n)[0] for n in range(3)]
+
+
+def test_libritts_as_it_is_laid_out(tmp_path, record):
+    chapter = tmp_path / "LibriTTS_R" / "train-clean-100" / "103" / "1240"
+    chapter.mkdir(parents=True)
+    waves = [record(chapter / f"103_1240_00000{n}_000000.wav", 0.3, 100 + n)[0] for n in range(2)]
+    (chapter / "103_1240_000000_000000.normalized.txt").write_text("Chapter one.\n")
+    (chapter / "103_1240_000000_000000.original.txt").write_text("CHAPTER I.\n")
+    (chapter / "103_1240.trans.tsv").write_text("")
+    clip, problem = corpus_clips(tmp_path / "LibriTTS_R")
+    assert (clip.text, clip.speaker) == ("Chapter one.", "103") and "no text" in problem.reason
+    assert clip.source == "train-clean-100/103/1240/103_1240_000000_000000"
+    assert np.array_equal(read([clip], 24000)[0][1], waves[0])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_any_set_of_audio_text_and_speaker(waves, kind):
+    folder, recorded = waves
+    rows = [{"file_name": f"{n}.wav", "transcription": f"Number {n}.", "speaker_id": f"s{n % 2}"} for n in range(3)]
+    if kind == "jsonl":
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "csv":
+        with open(folder / "metadata.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        folder = folder.parent / "set"
+        (folder / "data").mkdir(parents=True)
+        audio = [{"bytes": (waves[0] / row["file_name"]).read_bytes(), "path": row["file_name"]} for row in rows]
+        columns = {name: [row[name] for row in rows] for name in ("transcription", "speaker_id")}
+        table = pyarrow.table({"audio": audio, **columns})
+        pyarrow.parquet.write_table(table, folder / "data" / "train-00000-of-00001.parquet", row_group_size=2)
+    clips = [Clip.from_json(clip.to_json()) for clip in corpus_clips(folder)]  # as through a plan
+    assert [(clip.text, clip.speaker) for clip in clips] == [(f"Number {n}.", f"s{n % 2}") for n in range(3)]
+    assert len({clip.source for clip in clips}) == 3
+    for (_, wave), same in zip(read(clips, 24000), recorded):
+        assert np.array_equal(wave, same)
+
+
+def test_stereo_and_other_rates_become_mono_at_the_codecs_rate(tmp_path):
+    tone = np.sin(np.arange(32000) * 2 * np.pi * 440 / 32000)
+    soundfile.write(tmp_path / "a.flac", np.stack([0.5 * tone, 0.1 * tone], 1), 32000)
+    ((_, wave),) = read([Clip("a", str(tmp_path / "a.flac"), "x", "a", 0.25, 0.5)], 24000)
+    expected = 0.3 * np.sin(np.arange(12000) * 2 * np.pi * 440 / 24000)
+    assert wave.shape == (12000,) and np.abs(wave - expected)[200:-200].max() < 1e-3
+
+
+def test_what_is_no_corpus_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected Libri-light"):
+        layout(tmp_path)
+    with pytest.raises(ValueError, match="expected Libri-light"):
+        layout(tmp_path / "nothing.tar")

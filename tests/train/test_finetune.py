@@ -1,0 +1,147 @@
+"""A new voice from a folder of recordings: tuned state and LoRA, small folders that the pipeline speaks with."""
+
+import contextlib
+import io
+import json
+import pathlib
+import sys
+
+import pytest
+import torch
+from transformers import pipeline
+
+from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
+from smalle.processing_smalle import load_voice
+from train import assemble, finetune
+from train.audio import read_metadata
+from train.train import read_recipe
+
+RECIPES = pathlib.Path(finetune.__file__).parent / "recipes"
+TEXTS = ["Hello you.", "How are you?", "It is late.", "We go home.", "No, not yet!", "The 3rd door.", "Who is it?"]
+QUICK = ["data.frames_per_batch=150", "data.max_seconds=2", "data.eval_batches=2", "training.logging_steps=4",
+         "training.warmup_steps=1", "objective.ema=0.5"]  # fmt: skip
+STEPS = {"state": ["training.max_steps=12", "training.learning_rate=0.2"],
+         "lora": ["training.max_steps=12", "training.learning_rate=0.02", "adapter.rank=4"]}  # fmt: skip
+FIXED = {"generate_kwargs": {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, make_base):
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def make_base(tiny_codec, tiny_tokenizer, record):
+    """Writes a tiny checkpoint with one voice."""
+    def make(work, **changes):
+        torch.manual_seed(0)
+        sizes = dict(
+            vocab_size=64, hidden_size=32, intermediate_size=48, text_layers=1, num_attention_heads=2, mixer_heads=2,
+            audio_encoder_layers=1, audio_decoder_layers=1, expand_k=0.5, expand_v=1.0, position_size=16,
+            num_codebooks=3, codebook_size=20, frame_rate=50.0, initializer_range=0.2,
+        )  # fmt: skip
+        SmallEForTextToSpeech(SmallEConfig(**{**sizes, **changes})).save_pretrained(work / "model")
+        tiny_tokenizer.save_pretrained(work / "model")
+        tiny_codec.save_pretrained(work / "codec")
+        record(work / "anna.wav", 0.5, 200)
+        voices = {"default": "anna", "voices": {"anna": {"audio": str(work / "anna.wav"), "text": "It is a door."}}}
+        voices["generation"] = {"max_seconds": 6}
+        (work / "voices.yaml").write_text(json.dumps(voices))
+        assemble.assemble(work / "model", work / "codec", work / "voices.yaml", work / "tiny")
+        return str(work / "tiny")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, record):
+    """Recordings beside text files; each text is spoken twice."""
+    folder = tmp_path_factory.mktemp("corpora") / "carl"
+    folder.mkdir()
+    for index, text in enumerate(TEXTS * 2):
+        record(folder / f"{index:02}.wav", 0.4 + 0.05 * index, 110)
+        (folder / f"{index:02}.txt").write_text(text + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["state", "lora"])
+def tuned(request, base, corpus, tmp_path_factory):
+    """Method, its folder, the whole checkpoint and what the command printed."""
+    work, method = tmp_path_factory.mktemp(request.param), request.param
+    command = [f"{RECIPES}/finetune-{method}.yaml", str(corpus), base, str(work / "out"), *QUICK, *STEPS[method]]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(sys, "argv", ["finetune", *command, "--whole", str(work / "whole")])
+        finetune.main()
+    return method, work / "out", work / "whole", printed.getvalue().splitlines()
+
+
+def test_loss_on_what_was_left_out_falls(tuned):
+    (line,) = [line for line in tuned[3] if "left out" in line]
+    before, after = (float(word) for word in line.replace(",", "").split() if word[0].isdigit())
+    assert after < before - 0.02
+
+
+def test_folder_is_small_and_holds_what_the_method_needs(tuned, base):
+    method, out, *_ = tuned
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert {"voices/carl.safetensors", f"finetune-{method}.yaml"} <= files
+    assert ("adapter_model.safetensors" in files) == (method == "lora")
+    assert not any(name.endswith((".bin", ".pt", ".parquet")) for name in files)
+    assert sum((out / name).stat().st_size for name in files) < 80_000
+
+
+def test_voice_is_a_state_or_a_prompt_of_the_corpus(tuned, base):
+    method, out, *_ = tuned
+    voice, processor = load_voice(out / "voices" / "carl.safetensors"), SmallEProcessor.from_pretrained(base)
+    if method == "state":
+        assert voice.codes is None and voice.text == "" and any(tensor.any() for tensor in voice.state.values())
+    else:
+        assert voice.state is None and voice.text in {processor.normalize(text) for text in TEXTS}
+
+
+def test_pipeline_speaks_with_the_small_folder_as_with_the_whole_checkpoint(tuned, base):
+    method, out, whole, _ = tuned
+    small = pipeline("text-to-speech", model=base if method == "state" else str(out))
+    voice = {"preprocess_params": {"voice": f"{out}/voices/carl.safetensors"}}
+    speech = small("Hello.", **voice, **FIXED)["audio"]
+    assert speech.shape[-1] == 8 * 480
+    alone = pipeline("text-to-speech", model=str(whole))
+    assert alone.processor.default_voice == "carl" and alone.processor.voices == ["anna", "carl"]
+    if method == "state":  # LoRA merged into half precision rounds
+        assert (alone("Hello.", **FIXED)["audio"] == speech).all()
+    assert not (pipeline("text-to-speech", model=base)("Hello.", **FIXED)["audio"] == speech).all()
+    assert (whole / "modeling_smalle.py").is_file() and (whole / "codec" / "model.safetensors").is_file()
+
+
+def test_base_is_left_as_it_was_by_a_tuned_state(tuned, base):
+    method, _, whole, _ = tuned
+    old, new = (SmallEForTextToSpeech.from_pretrained(path).state_dict() for path in (base, whole))
+    assert all(torch.equal(old[name], new[name]) for name in old) == (method == "state")
+
+
+def test_rows_left_out_share_no_text_with_training():
+    rows = [{"text": f"{n % 10}"} for n in range(30)]
+    train, evaluation = finetune.split_rows(rows, 20)
+    assert len(evaluation) == 6 and len(train) == 24  # two texts of ten, each three times
+    assert not {row["text"] for row in train} & {row["text"] for row in evaluation}
+
+
+def test_corpus_needs_no_metadata(corpus, tmp_path):
+    rows = read_metadata(corpus)
+    assert [row["text"] for row in rows] == TEXTS * 2 and {row["speaker"] for row in rows} == {"carl"}
+    assert [round(row["duration"], 2) for row in rows] == [round(0.4 + 0.05 * n, 2) for n in range(14)]
+    with pytest.raises(ValueError, match="NAME.txt"):
+        read_metadata(tmp_path)
+
+
+def test_wrong_wishes_are_refused(base, corpus, make_base, tmp_path):
+    recipe = read_recipe(RECIPES / "finetune-state.yaml", QUICK)
+    with pytest.raises(ValueError, match="'prefix'.*'state' or 'lora'"):
+        finetune.finetune({**recipe, "adapter": {"method": "prefix"}}, corpus, base)
+    with pytest.raises(ValueError, match="rank=None"):
+        finetune.finetune({**recipe, "adapter": {"method": "lora", "rank": None}}, corpus, base)
+    with pytest.raises(ValueError, match="two or more"):
+        finetune.split_rows([{"text": "One."}] * 3, 1)
+    with pytest.raises(ValueError, match="choose lora"):
+        finetune.finetune(recipe, corpus, make_base(tmp_path, architecture="decoder-only", decoder_layers=1))

@@ -1,0 +1,148 @@
+"""Teaches a checkpoint a new voice from a folder of recordings and what they say.
+
+usage: python -m train.finetune RECIPE.yaml CORPUS BASE OUT [--name NAME] [--whole FOLDER] [key.subkey=value ...]
+
+CORPUS: a folder with metadata.jsonl, or with NAME.wav and NAME.txt side by side. BASE: a checkpoint, folder or name.
+The recipe is one of train.train without `model`; `data` is filled in here, and `adapter` says what is tuned: method
+"state", the recurrent state in which speech begins, or "lora"; and its rank. OUT is small: voices/NAME.safetensors, a
+voice of BASE as any other, and with LoRA also the adapter in PEFT's form. FOLDER gets a whole checkpoint, BASE with the
+adapter merged into it and NAME as its default voice.
+"""
+
+import argparse
+import pathlib
+import random
+import shutil
+import sys
+import tempfile
+
+import numpy as np
+import torch
+from torch import nn
+
+from smalle import SmallEProcessor
+from smalle.delay_smalle import delay
+from smalle.initial_state_smalle import InitialState
+from smalle.processing_smalle import Voice, save_voice
+
+from .assemble import save_half
+from .prepare import prepare, write
+from .train import build_trainer, read_recipe
+
+
+class TunedState(nn.Module):
+    """A frozen model whose speech begins in a state that is tuned."""
+
+    def __init__(self, model, rank, example):
+        super().__init__()
+        if model.config.architecture == "decoder-only":
+            raise ValueError("adapter.method=state: a decoder-only transformer has no recurrent state; choose lora.")
+        self.config, self.model = model.config, model.requires_grad_(False)
+        with torch.no_grad():
+            read = model.eval()(**example, use_cache=True)
+        self.state = InitialState(read.past_key_values.recurrent, rank)
+
+    def forward(self, input_ids, **inputs):
+        rows = self.state().expand(len(input_ids), -1)
+        return self.model(input_ids=input_ids, initial_state=rows, **inputs)
+
+
+def adapt(model, example, method, rank=None):
+    """The model with what is to be tuned of it. example: inputs of one recording."""
+    if method == "state":
+        return TunedState(model, rank, example)
+    if method == "lora":
+        if not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"adapter.rank={rank}: expected at least 1; 4 to 32 are usual.")
+        from peft import LoraConfig, get_peft_model
+
+        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=model.lora_targets))
+    raise ValueError(f"adapter.method={method!r}: expected 'state' or 'lora'.")
+
+
+def normalised(row, normalize):
+    """A row of codes with its text as the processor gives texts to the model; word times only if they still fit."""
+    text = normalize(row["text"])
+    return {**row, "text": text, "words": row["words"] if len(row["words"]) == 2 * len(text.split()) else []}
+
+
+def split_rows(rows, count):
+    """Rows to train on, and those of `count` texts, but at most a fifth of all, to evaluate on."""
+    texts = sorted({row["text"] for row in rows})
+    if len(texts) < 2:
+        raise ValueError(f"{len(texts)} different texts: expected two or more, to train and to evaluate on.")
+    random.Random(0).shuffle(texts)
+    held_out = set(texts[: max(1, min(count, len(texts) // 5))])
+    return [row for row in rows if row["text"] not in held_out], [row for row in rows if row["text"] in held_out]
+
+
+def prompt_of(rows, num_codebooks, seconds=4.0):
+    """The recording nearest to a prompt's usual length as a voice."""
+    row = min(rows, key=lambda row: abs(row["duration"] - seconds))
+    return Voice(torch.from_numpy(row["codes"].astype(np.int64)).view(-1, num_codebooks), row["text"])
+
+
+def finetune(recipe, corpus, base):
+    """Tunes; returns the adapted model, its `Voice`, and the losses before and after on what was left out."""
+    processor = SmallEProcessor.from_pretrained(base)
+    with torch.inference_mode():
+        rows = [normalised(row, processor.normalize) for row in prepare([corpus], processor.codec)]
+    data = dict(recipe["data"], tokenizer=base)
+    with tempfile.TemporaryDirectory() as folder:
+        train, evaluation = split_rows(rows, data.pop("eval_texts"))
+        data |= {"train": write(train, f"{folder}/train.parquet"), "eval": write(evaluation, f"{folder}/eval.parquet")}
+        recipe = {**recipe, "init": base, "data": data}
+        recipe["training"] = {**recipe["training"], "output_dir": folder, "save_strategy": "no"}
+        prompt = prompt_of(train, processor.codec.num_codebooks)
+        example = {**processor.tokenizer([prompt.text], return_tensors="pt"), "audio_codes": delay(prompt.codes)[None]}
+        trainer = build_trainer(recipe, lambda model: adapt(model, example, **recipe["adapter"]))
+        losses = [trainer.evaluate()["eval_loss"]]
+        trainer.train()
+        losses.append(trainer.evaluate()["eval_loss"])
+    model = trainer.model.eval()
+    if isinstance(model, TunedState):
+        return model, Voice(state=model.state.tensors), losses
+    return model, prompt, losses
+
+
+def write_adapter(model, voice, name, out):
+    """The small folder: a voice, and with LoRA the adapter. Returns the voice's path."""
+    path = pathlib.Path(out) / "voices" / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(model, TunedState):
+        model.save_pretrained(out)
+    save_voice(path, *voice)
+    return path
+
+
+def write_whole(model, voice, name, base, folder):
+    """A checkpoint that needs no other: BASE, merged with the adapter, with one more voice, which is the default."""
+    processor = SmallEProcessor.from_pretrained(base)
+    processor.voices = [*(voice for voice in processor.voices if voice != name), name]
+    processor.default_voice, processor._loaded_voices[name] = name, voice
+    processor.save_pretrained(folder)
+    save_half(model.model if isinstance(model, TunedState) else model.merge_and_unload(), folder)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("recipe", "corpus", "base", "out"):
+        parser.add_argument(name)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--name", help="of the voice (default: name of the corpus folder)")
+    parser.add_argument("--whole", metavar="FOLDER", help="also write a whole checkpoint")
+    arguments = parser.parse_args()
+    name = arguments.name or pathlib.Path(arguments.corpus).resolve().name
+    recipe = read_recipe(arguments.recipe, arguments.overrides)
+    model, voice, losses = finetune(recipe, arguments.corpus, arguments.base)
+    path = write_adapter(model, voice, name, arguments.out)
+    shutil.copy(arguments.recipe, arguments.out)
+    size = sum(file.stat().st_size for file in pathlib.Path(arguments.out).rglob("*") if file.is_file())
+    print(f"loss on recordings left out: {losses[0]:.3f} before, {losses[1]:.3f} after")
+    print(f"{path}; {arguments.out}: {size / 1e6:.2f} MB")
+    if arguments.whole:
+        write_whole(model, voice, name, arguments.base, arguments.whole)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
