@@ -15,6 +15,7 @@ from .chat_smalle import conversations_of, read_conversation
 from .codec_smalle import load_codec
 from .hub_smalle import HubMixin
 from .initial_state_smalle import join_state
+from .streaming_smalle import LONGEST, in_threads, sentences, stream_audio, stream_codes
 from .voice_smalle import Voice, is_one_recording, join_voices, load_voice, save_voice, to_waveform
 from .wav_smalle import write_wav
 
@@ -131,14 +132,16 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """
         settings = self._settings(kwargs)
         texts = self._texts(text)
-        if audio is not None:
-            if voice is not None:
-                raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
-            sampling_rate = settings["audio_kwargs"].get("sampling_rate")
-            prompts = self._recorded_voices(audio, audio_text, sampling_rate, len(texts))
-        else:
-            prompts = self._voices(voice, len(texts))
+        prompts = self._prompts(len(texts), voice, audio, audio_text, settings)
         return self._inputs(texts, prompts, unprompted, settings)
+
+    def _prompts(self, count, voice, audio, audio_text, settings):
+        """The `Voice` of each of `count` texts."""
+        if audio is None:
+            return self._voices(voice, count)
+        if voice is not None:
+            raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
+        return self._recorded_voices(audio, audio_text, settings["audio_kwargs"].get("sampling_rate"), count)
 
     def apply_chat_template(self, conversation, tokenize=False, return_dict=False, add_generation_prompt=True,
                             processor_kwargs=None, **kwargs):  # fmt: skip
@@ -187,6 +190,46 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             data.update({f"unprompted_{name}": tensor for name, tensor in alone.items()})
         return BatchFeature(data)
 
+    def stream(self, model, text, voice=None, audio=None, audio_text=None, sampling_rate=None, chunk_frames=16,
+               seed=None, longest=LONGEST, **settings):  # fmt: skip
+        """Speaks a text of any length: a generator of waveforms (L,) float32 on the CPU, as soon as they are certain.
+
+        Joined they are the same whatever the chunks. A long text is read sentence by sentence, in the same voice and as
+        one sound, in memory that does not grow; each piece starts from the prompt, so that nothing drifts. The model
+        works when the next chunk is asked for; who leaves the loop has stopped it.
+
+        Args:
+            model: what generates, `SmallEForTextToSpeech`.
+            text: a string. voice, audio, audio_text, sampling_rate: as in the call. Without any, the first piece's
+                speech is the voice of the others.
+            chunk_frames: frames that are written before audio is made of them.
+            seed: makes the same speech again.
+            longest: characters of a piece, where a sentence allows it.
+            **settings: of `generate()`, except what needs the whole (num_return_sequences, best_of, max_time);
+                max_new_tokens is that of one piece.
+        """
+        (text,) = self._texts(text) if isinstance(text, str) else [None]
+        if text is None or longest < 1:
+            raise ValueError(f"text={text!r}, longest={longest}: a stream takes one string, in pieces of 1 or more.")
+        call = self._settings({} if sampling_rate is None else {"sampling_rate": sampling_rate})
+        (prompt,) = self._prompts(1, voice, audio, audio_text, call)
+
+        def fits(piece):
+            if len(piece) > longest:
+                return False
+            return len(self.tokenizer(self._joined(prompt, piece))["input_ids"]) <= model.config.max_text_tokens
+
+        def inputs_of(piece, prompt):
+            return self._inputs([piece], [prompt], True, call).to(model.device)
+
+        settings = {**settings, "chunk_frames": chunk_frames}
+        codes = stream_codes(model, inputs_of, sentences(self, text, fits), prompt, seed, settings)
+        return stream_audio(self.codec, codes)
+
+    def astream(self, *args, **kwargs):
+        """`stream` for an event loop: `async for wave in processor.astream(model, text)`. Work is done in threads."""
+        return in_threads(self.stream(*args, **kwargs))
+
     def _settings(self, kwargs):
         """The settings of a call, sorted into text_kwargs and audio_kwargs."""
         unknown = sorted(kwargs.keys() - CALL_SETTINGS)
@@ -216,18 +259,23 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             raise ValueError(f"{len(voices)} voices for {count} texts: expected one voice or one for each text.")
         return [self._voice(name) for name in voices]
 
-    def normalize(self, text):
+    def spell(self, text):
         """Text as the tokenizer knows it: numbers in words, accents and unknown characters removed, a final mark."""
         text = NUMBER.sub(spell_number, NUMBER_EDGE.sub(" ", text))
         text = unicodedata.normalize("NFKD", text.replace("&", " and ").replace("%", " percent"))
         text = text.translate(str.maketrans("‘’ʼ“”–—…", "'''\"\"--."))
         known = {c for token in self.tokenizer.get_vocab() if not token.startswith("[") for c in token}
         text = " ".join("".join(c for c in text if c.isspace() or c.lower() in known).split())
+        return text + "." if text[-1:].isalpha() else text
+
+    def normalize(self, text):
+        """As `spell`; ValueError where nothing is left to speak."""
+        text = self.spell(text)
         if not any(c.isalpha() for c in text):
             raise ValueError(
                 f"text={text!r} has nothing to speak: expected at least one letter or digit that the tokenizer knows."
             )
-        return text + "." if text[-1].isalpha() else text
+        return text
 
     def _voice(self, name):
         """The `Voice` of a preset or a voice file; an empty one for None."""
@@ -307,7 +355,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             if not len(row):
                 waves.append(torch.zeros(0))
                 continue
-            wave = self.codec.decode(row.T[None].to(next(self.codec.parameters()).device))
+            wave, _ = self.codec.decode_chunk(row.T[None], last=True)  # the same samples as in a stream
             waves.append(wave[0].float().cpu())
         return waves
 
