@@ -1,40 +1,77 @@
-"""smalle say TEXT [-o FILE]: what a person types."""
+"""What a person types: smalle say TEXT [-o FILE | --stream], smalle export."""
 
 import argparse
+import contextlib
 import os
 import pathlib
+import shutil
+import subprocess
 import sys
 import time
 
-from .wav_smalle import write_wav
+from .wav_smalle import endless_header, pcm16, write_wav
 
 DEFAULT_MODEL = pathlib.Path(__file__).resolve().parent.parent / "checkpoints" / "smalle-mini"
+PLAYERS = (  # of a wav on standard input
+    ["aplay", "-q"], ["ffplay", "-nodisp", "-autoexit", "-loglevel", "error", "-i", "-"],
+    ["play", "-q", "-t", "wav", "-"],
+)  # fmt: skip
 
 
 def parse(arguments=None):
     parser = argparse.ArgumentParser(prog="smalle", description="Small-E: text to speech.")
     commands = parser.add_subparsers(dest="command", required=True)
-    say = commands.add_parser("say", help="speak a text into a wav file")
+    say = commands.add_parser("say", help="speak a text into a wav file, a pipe or a player")
     say.add_argument("text", help="what to say; - reads it from standard input")
-    say.add_argument("-o", "--output", default="smalle.wav", help="wav file to write (default: %(default)s)")
+    say.add_argument("-o", "--output", help="wav file to write (default: smalle.wav)")
+    say.add_argument("--stream", action="store_true",
+                     help="speak at once: wav to standard output; on a terminal, to a player")  # fmt: skip
     say.add_argument("--voice", help="a preset of the model, or a voice file")
     say.add_argument("--clone", metavar="AUDIO", help="recording of a voice to speak with, 3 to 10 seconds")
     say.add_argument("--clone-text", metavar="TEXT", help="what that recording says")
-    say.add_argument("--model", default=os.environ.get("SMALLE_MODEL", str(DEFAULT_MODEL)), help="folder or Hub name")
+    default = os.environ.get("SMALLE_MODEL", str(DEFAULT_MODEL))
+    say.add_argument("--model", default=default, help="folder or Hub name")
     say.add_argument("--seed", type=int, default=0, help="another seed, another reading (default: %(default)s)")
-    return parser.parse_args(arguments)
+    export = commands.add_parser("export", help="make a checkpoint speak faster on a CPU, by ONNX Runtime in 8 bits")
+    export.add_argument("model", nargs="?", default=default, help="folder (default: %(default)s)")
+    export.add_argument("--float", action="store_true", help="in single precision")
+    arguments = parser.parse_args(arguments)
+    if arguments.command == "export":
+        return arguments
+    if arguments.output is None and not arguments.stream:
+        arguments.output = "smalle.wav"
+    return arguments
+
+
+def check_listener(output):
+    """Refuses a stream that also goes to a file, or that nobody would hear."""
+    if output is not None:
+        raise ValueError("--stream and -o exclude each other: a stream goes to standard output, or to a player.")
+    if sys.stdout.isatty() and player() is None:
+        raise ValueError(
+            f"--stream found none of {', '.join(name for name, *_ in PLAYERS)} to play with: pipe it into a player of "
+            "wav, or name a file with -o."
+        )
 
 
 def check(arguments):
     """Refuses what cannot work before anything slow happens."""
-    output = pathlib.Path(arguments.output)
-    if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise ValueError(f"{output} cannot be written: expected a file in a folder that exists and may be written.")
+    if arguments.stream:
+        check_listener(arguments.output)
+    else:
+        output = pathlib.Path(arguments.output)
+        if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+            raise ValueError(f"{output} cannot be written: expected a file in a folder that exists and may be written.")
     if (arguments.clone is None) != (arguments.clone_text is None):
         raise ValueError("--clone and --clone-text go together: the recording and what it says.")
     if arguments.clone is not None and arguments.voice is not None:
         raise ValueError("--voice and --clone exclude each other: give one voice.")
-    name, local = arguments.model, pathlib.Path(arguments.model)
+    check_model(arguments.model)
+
+
+def check_model(name):
+    """Refuses a folder without a checkpoint; what may be a Hub name passes."""
+    local = pathlib.Path(name)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or local.parent.is_dir()
     if looks_local and not (local / "config.json").is_file():
         raise ValueError(f"There is no checkpoint at {name}: expected a folder with config.json, or a Hub name.")
@@ -56,6 +93,38 @@ def load(name):
         raise ValueError(f"The checkpoint {name} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
+def player():
+    """The command line of a player that is installed, or None."""
+    return next((command for command in PLAYERS if shutil.which(command[0])), None)
+
+
+@contextlib.contextmanager
+def listener():
+    """Where a stream goes to: a file of bytes."""
+    if not sys.stdout.isatty():
+        yield sys.stdout.buffer
+        return
+    with subprocess.Popen(player(), stdin=subprocess.PIPE) as process:
+        yield process.stdin
+
+
+def stream(chunks, sampling_rate):
+    """Sends chunks to the listener as they come; returns the samples' number. Who stops listening stops the work."""
+    size = 0
+    try:
+        with listener() as file:
+            file.write(endless_header(sampling_rate))
+            for chunk in chunks:
+                file.write(pcm16(chunk))
+                file.flush()
+                size += len(chunk)
+    except BrokenPipeError:
+        chunks.close()
+        with contextlib.suppress(OSError):  # or Python complains when it flushes standard output at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return size
+
+
 def say(arguments):
     """Speaks; returns seconds of audio and of work."""
     check(arguments)
@@ -66,29 +135,46 @@ def say(arguments):
 
     processor, model = load(arguments.model)
     started = time.perf_counter()
-    inputs = processor(text, voice=arguments.voice, audio=arguments.clone, audio_text=arguments.clone_text)
     expected = int(len(text) / 15 * model.config.frame_rate) + 1  # people speak about 15 characters a second
-    longest = model.generation_config.max_new_tokens or int(60 * model.config.frame_rate)
-    limit = min(4 * expected + int(2 * model.config.frame_rate), longest)
-    with tqdm(total=expected, unit="frame", desc="speaking", file=sys.stderr, leave=False) as bar:
-        def step(_):
-            bar.total = max(bar.total, bar.n + 1)
-            bar.update()
 
-        output = model.generate(
-            **inputs, seed=arguments.seed, max_new_tokens=limit, progress=step, return_dict_in_generate=True
-        )
+    def step(_):
+        bar.total = max(bar.total, bar.n + 1)
+        bar.update()
+
+    chunks = processor.stream(
+        model, text, voice=arguments.voice, audio=arguments.clone, audio_text=arguments.clone_text, seed=arguments.seed,
+        progress=step,
+    )  # fmt: skip
+    with tqdm(total=expected, unit="frame", desc="speaking", file=sys.stderr, leave=False) as bar:
+        if arguments.stream:
+            samples = stream(chunks, processor.sampling_rate)
+        else:
+            samples = write_wav(arguments.output, chunks, processor.sampling_rate)
         bar.total, bar.leave = bar.n, True  # an error leaves its message alone
         bar.refresh()
-    samples = processor.decode(output.sequences)[0]
-    write_wav(arguments.output, samples, processor.sampling_rate)
-    return len(samples) / processor.sampling_rate, time.perf_counter() - started
+    return samples / processor.sampling_rate, time.perf_counter() - started
+
+
+def export(arguments):
+    """Exports the step of a checkpoint; returns the file."""
+    from transformers.utils import logging
+
+    from .export import export
+
+    logging.disable_progress_bar()
+    if not (pathlib.Path(arguments.model) / "config.json").is_file():
+        raise ValueError(f"There is no checkpoint at {arguments.model}: expected a folder with config.json.")
+    return export(arguments.model, int8=not arguments.float)
 
 
 def main(arguments=None):
     started = time.perf_counter()
     arguments = parse(arguments)
     try:
+        if arguments.command == "export":
+            path = export(arguments)
+            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; generate() takes it on a CPU from now on")
+            return 0
         audio, work = say(arguments)
     except (ValueError, OSError) as error:
         print(f"smalle: {error}", file=sys.stderr)
@@ -97,7 +183,8 @@ def main(arguments=None):
         print("smalle: stopped, nothing written.", file=sys.stderr)
         return 130
     total = time.perf_counter() - started
-    print(f"{arguments.output}: {audio:.1f} s of speech in {work:.1f} s ({total:.1f} s with loading)")
+    what, report = ("stream", sys.stderr) if arguments.stream else (arguments.output, sys.stdout)
+    print(f"{what}: {audio:.1f} s of speech in {work:.1f} s ({total:.1f} s with loading)", file=report)
     return 0
 
 

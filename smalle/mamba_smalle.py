@@ -26,6 +26,9 @@ def selective_scan(x, dt, A, B, C, state=None):
     save_memory = torch.is_grad_enabled() and x.shape[1] > SEGMENT
     outputs = []
     with torch.autocast(x.device.type, enabled=False):
+        if x.shape[1] == 1:
+            state = (dt[:, 0, :, None] * A).exp() * state + (dt * x)[:, 0, :, None] * B
+            return (state @ C.transpose(1, 2)).transpose(1, 2), state
         for parts in zip(*(part.split(SEGMENT, 1) for part in (x, dt, B, C)), strict=True):
             if save_memory:
                 y, state = checkpoint(_scan_segment, *parts, A, state, use_reentrant=False, preserve_rng_state=False)

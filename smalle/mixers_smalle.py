@@ -88,7 +88,7 @@ class Retention(nn.Module):
         q, k, v, gate = (layer(x).unflatten(-1, (self.num_heads, -1)) for layer in layers)
         mask = torch.ones(1, x.shape[1], dtype=torch.bool, device=x.device) if mask is None else mask.bool()
         frequencies = self._frequencies(q.shape[-1], x.device)
-        angles = (mask.cumsum(1) - 1).clamp(min=0)[..., None, None] * frequencies
+        angles = (mask.long().cumsum(1) - 1).clamp(min=0)[..., None, None] * frequencies
         q, k = turn(q * q.shape[-1] ** -0.5, angles, -1), turn(k, angles, -1)
         keep = mask[..., None, None]
         decay = torch.log1p(-torch.exp2(-5.0 - torch.arange(self.num_heads, device=x.device)))

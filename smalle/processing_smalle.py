@@ -15,6 +15,7 @@ from .checks_smalle import INTEGERS, as_tensor
 from .codec_smalle import load_codec
 from .hub_smalle import HubMixin
 from .initial_state_smalle import join_state
+from .streaming_smalle import LONGEST, in_threads, sentences, stream_audio, stream_codes
 from .text_smalle import normalize
 from .voice_smalle import Voice, is_one_recording, join_voices, load_voice, save_voice, to_waveform
 from .wav_smalle import write_wav
@@ -138,15 +139,18 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """
         settings = self._settings(kwargs)
         normalize_text = settings["text_kwargs"].pop("normalize_text")
-        texts = [self._read(t, normalize_text) for t in self._texts(text)]
-        if audio is not None:
-            if voice is not None:
-                raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
-            sampling_rate = settings["audio_kwargs"].get("sampling_rate")
-            prompts = self._recorded_voices(audio, audio_text, sampling_rate, len(texts), normalize_text)
-        else:
-            prompts = self._voices(voice, len(texts))
+        texts = [self.read(t, normalize_text) for t in self._texts(text)]
+        prompts = self._prompts(len(texts), voice, audio, audio_text, settings, normalize_text)
         return self._inputs(texts, prompts, unprompted, settings)
+
+    def _prompts(self, count, voice, audio, audio_text, settings, normalize_text):
+        """The `Voice` of each of `count` texts."""
+        if audio is None:
+            return self._voices(voice, count)
+        if voice is not None:
+            raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
+        rate = settings["audio_kwargs"].get("sampling_rate")
+        return self._recorded_voices(audio, audio_text, rate, count, normalize_text)
 
     def apply_chat_template(self, conversation, tokenize=False, return_dict=False, add_generation_prompt=True,
                             processor_kwargs=None, **kwargs):  # fmt: skip
@@ -173,7 +177,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             join_voices([self.encode_voice(*recorded, rate, as_english) for recorded in context]) if context else preset
             for context, preset in zip(contexts, self._voices(voice, len(texts)))
         ]
-        texts = [self._read(text, as_english) for text in texts]
+        texts = [self.read(text, as_english) for text in texts]
         if not tokenize:
             read = list(map(self._joined, prompts, texts))
             return read if several else read[0]
@@ -195,6 +199,47 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             alone = self._tokens(texts, settings["text_kwargs"])
             data.update({f"unprompted_{name}": tensor for name, tensor in alone.items()})
         return BatchFeature(data)
+
+    def stream(self, model, text, voice=None, audio=None, audio_text=None, sampling_rate=None, chunk_frames=16,
+               seed=None, longest=LONGEST, normalize_text=True, **settings):  # fmt: skip
+        """Speaks a text of any length: a generator of waveforms (L,) float32 on the CPU, as soon as they are certain.
+
+        Joined they are the same whatever the chunks. A long text is read sentence by sentence, in the same voice and as
+        one sound, in memory that does not grow; each piece starts from the prompt, so that nothing drifts. The model
+        works when the next chunk is asked for; who leaves the loop has stopped it.
+
+        Args:
+            model: what generates, `SmallEForTextToSpeech`.
+            text: a string. voice, audio, audio_text, sampling_rate, normalize_text: as in the call. Without any voice,
+                the first piece's speech is the voice of the others.
+            chunk_frames: frames that are written before audio is made of them.
+            seed: makes the same speech again.
+            longest: characters of a piece, where a sentence allows it.
+            **settings: of `generate()`, except what needs the whole (num_return_sequences, best_of, max_time);
+                max_new_tokens is that of one piece.
+        """
+        (text,) = self._texts(text) if isinstance(text, str) else [None]
+        if text is None or longest < 1:
+            raise ValueError(f"text={text!r}, longest={longest}: a stream takes one string, in pieces of 1 or more.")
+        call = self._settings({} if sampling_rate is None else {"sampling_rate": sampling_rate})
+        del call["text_kwargs"]["normalize_text"]
+        (prompt,) = self._prompts(1, voice, audio, audio_text, call, normalize_text)
+
+        def fits(piece):
+            if len(piece) > longest:
+                return False
+            return len(self.tokenizer(self._joined(prompt, piece))["input_ids"]) <= model.config.max_text_tokens
+
+        def inputs_of(piece, prompt):
+            return self._inputs([piece], [prompt], True, call).to(model.device)
+
+        settings = {**settings, "chunk_frames": chunk_frames}
+        codes = stream_codes(model, inputs_of, sentences(self, text, fits, normalize_text), prompt, seed, settings)
+        return stream_audio(self.codec, codes)
+
+    def astream(self, *args, **kwargs):
+        """`stream` for an event loop: `async for wave in processor.astream(model, text)`. Work is done in threads."""
+        return in_threads(self.stream(*args, **kwargs))
 
     def _settings(self, kwargs):
         """The settings of a call, sorted into text_kwargs and audio_kwargs."""
@@ -239,7 +284,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
         return spelled
 
-    def _read(self, text, normalize_text=True):
+    def read(self, text, normalize_text=True):
         """A text as the tokenizer gets it: normalised, or as it is; ValueError where it cannot be read."""
         if normalize_text:
             return self.normalize(text)
@@ -283,7 +328,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         waveform = to_waveform(audio, sampling_rate, self.sampling_rate)
         if not len(waveform):
             raise ValueError("audio has no sample at the model's rate: nothing to encode.")
-        text = self._read(audio_text, normalize_text)
+        text = self.read(audio_text, normalize_text)
         codes = self.codec.encode(torch.from_numpy(waveform)[None])[0].T.cpu()
         return Voice(codes, text, codec=self.codec.identity)
 
@@ -337,7 +382,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             if not len(row):
                 waves.append(torch.zeros(0))
                 continue
-            wave = self.codec.decode(row.T[None].to(next(self.codec.parameters()).device))
+            wave, _ = self.codec.decode_chunk(row.T[None], last=True)  # the same samples as in a stream
             waves.append(wave[0].float().cpu())
         return waves
 
@@ -363,11 +408,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 "output_alignments=True and return_dict_in_generate=True."
             )
         lengths = [maps.shape[1]] * len(maps) if torch.is_tensor(output) else output.lengths.tolist()
-        texts = [self._read(t, normalize_text) for t in self._texts(text)]
+        texts = [self.read(t, normalize_text) for t in self._texts(text)]
         if audio_text is None:
             prompts = self._voices(voice, len(texts))
         else:
-            said = [Voice(text=self._read(t, normalize_text)) for t in self._texts(audio_text)]
+            said = [Voice(text=self.read(t, normalize_text)) for t in self._texts(audio_text)]
             prompts = said * len(texts) if len(said) == 1 else said
         if len(prompts) != len(texts):
             raise ValueError(f"{len(prompts)} audio_text for {len(texts)} texts: expected one, or one for each.")

@@ -49,7 +49,7 @@ class RWKV(CausalMixer):
 
     def _norm(self, x):
         """(B, T, H, V) -> (B, T, D), normalised in each head."""
-        return self.norm(x.flatten(0, 1).flatten(1).to(self.norm.weight.dtype)).unflatten(0, x.shape[:2])
+        return self.norm(x.flatten(0, 1).flatten(1).to(self.norm.weight.dtype)).reshape(x.shape[0], x.shape[1], -1)
 
 
 def keep(mask, *tensors):
@@ -92,7 +92,7 @@ class RWKV5(RWKV):
         previous, last = token_shift(x, mask, last)
         r, k, v, g, decay = self._inputs(x, previous - x)
         r, k, v = (self._heads(layer(part)) for layer, part in ((self.r_proj, r), (self.k_proj, k), (self.v_proj, v)))
-        decay = self._heads(-wide(decay).exp()).expand(k.shape)
+        decay = self._heads(-wide(decay).exp()).expand_as(k)
         k, decay = keep(mask, k, decay)
         bonus = self.bonus.unflatten(0, (self.num_heads, -1))
         out, state = recurrence(r, k, v, decay, state, self.config.mixer_kernel, bonus)

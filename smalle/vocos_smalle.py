@@ -135,8 +135,11 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x, condition=None, mask=None):
         """x (B, C, T) -> (B, C, T); mask (B, 1, T) zeroes what the convolution may not see."""
-        y = self.dwconv(x if mask is None else x * mask).transpose(1, 2)
-        y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y, condition))))
+        return self.pointwise(x, self.dwconv(x if mask is None else x * mask), condition)
+
+    def pointwise(self, x, y, condition=None):
+        """What follows the convolution's output y (B, C, T), added to the block's input x (B, C, T)."""
+        y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y.transpose(1, 2), condition))))
         return x + (self.gamma * y).transpose(1, 2)
 
 
@@ -156,11 +159,17 @@ def init_vocos_weights(module):
         init.constant_(module.gamma, module.initial_scale)
 
 
-def forward_stft(waveform, n_fft, hop_length):
-    """Spectrum (B, T, n_fft / 2 + 1) of a waveform (B, T * hop_length); a cosine of amplitude 1 peaks at 1."""
-    trim = (n_fft - hop_length) // 2
+def spectra(waveform, n_fft, hop_length):
+    """Spectra of the windows that fit: (B, L) -> (B, (L - n_fft) // hop + 1, n_fft / 2 + 1); a cosine of amplitude 1
+    peaks at 1."""
     window = hann_window(n_fft, waveform.device) / (n_fft / 4)
-    return torch.fft.rfft(F.pad(waveform, (trim, trim)).unfold(1, n_fft, hop_length) * window)
+    return torch.fft.rfft(waveform.unfold(1, n_fft, hop_length) * window)
+
+
+def forward_stft(waveform, n_fft, hop_length):
+    """Spectrum (B, T, n_fft / 2 + 1) of a waveform (B, T * hop_length)."""
+    trim = (n_fft - hop_length) // 2
+    return spectra(F.pad(waveform, (trim, trim)), n_fft, hop_length)
 
 
 class FourierHead(nn.Linear):
@@ -185,22 +194,27 @@ class HarmonicHead(nn.Linear):
         super().__init__(config.hidden_size, config.upsampling * (3 * (config.n_fft // 2 + 1) + 1))
         self.config = config
 
+    def filters(self, x):
+        """x (B, T, D) -> of each of T * upsampling spectral frames, the complex filter of pulses and the magnitude of
+        noise (B, T', n_fft / 2 + 1), and f0 (B, T') in Hz."""
+        bins = self.config.n_fft // 2 + 1
+        x = super().forward(x).unflatten(-1, (self.config.upsampling, -1)).flatten(1, 2).float()
+        magnitude, phase, breath, pitch = x.split((bins, bins, bins, 1), -1)
+        voice = torch.polar(torch.exp(magnitude.clamp(max=MAX_LOG_MAGNITUDE)), phase)
+        breath = torch.exp(breath.clamp(max=MAX_LOG_MAGNITUDE))
+        return voice, breath, 150.0 * torch.exp(pitch[..., 0].clamp(-2.0, 2.0))
+
     def forward(self, x, f0=None):
         """x (B, T, D) -> spectrum (B, T * upsampling, n_fft / 2 + 1), the f0 predicted (B, T * upsampling) in Hz.
 
         f0: what the pulses shall follow instead; training gives the true one.
         """
         config = self.config
-        bins = config.n_fft // 2 + 1
-        x = super().forward(x).unflatten(-1, (config.upsampling, -1)).flatten(1, 2).float()
-        magnitude, phase, breath, pitch = x.split((bins, bins, bins, 1), -1)
-        predicted = 150.0 * torch.exp(pitch[..., 0].clamp(-2.0, 2.0))
+        voice, breath, predicted = self.filters(x)
         pulses = pulse_train(predicted if f0 is None else f0, config.spectral_hop, config.sampling_rate)
-        spectrum = forward_stft(pulses, config.n_fft, config.spectral_hop)
-        spectrum = spectrum * torch.polar(torch.exp(magnitude.clamp(max=MAX_LOG_MAGNITUDE)), phase)
         start = int(torch.randint(2**20, ())) if self.training else 0
-        hiss = noise(x.shape[1], bins, x.device, start) * torch.exp(breath.clamp(max=MAX_LOG_MAGNITUDE))
-        return spectrum + hiss, predicted
+        hiss = noise(breath.shape[1], breath.shape[2], x.device, start)
+        return forward_stft(pulses, config.n_fft, config.spectral_hop) * voice + hiss * breath, predicted
 
 
 HEADS = {"none": FourierHead, "harmonic": HarmonicHead}
@@ -241,7 +255,9 @@ class Vocos(PreTrainedModel):
 
         f0 (B, T * upsampling): the one that pulses shall follow; only for `excitation: harmonic`.
         """
-        condition = self._condition(features, bandwidth_id)
+        condition = self.condition(features, bandwidth_id)
+        if not features.shape[2]:
+            raise ValueError(f"features have shape {tuple(features.shape)}: there is no frame to decode")
         x = self.embed(features.to(self.embed.weight.dtype)).transpose(1, 2)
         x = self.norm(x, condition).transpose(1, 2)
         for block in self.convnext:
@@ -249,8 +265,9 @@ class Vocos(PreTrainedModel):
         spectrum, f0 = self.out(self.final_layer_norm(x.transpose(1, 2)), f0)
         return inverse_stft(spectrum, self.config.n_fft, self.config.spectral_hop, self.config.padding), f0
 
-    def _condition(self, features, bandwidth_id):
-        if features.dim() != 3 or features.shape[1] != self.config.input_channels or not features.shape[2]:
+    def condition(self, features, bandwidth_id):
+        """Checks features (B, C, T); the bandwidth id of each row (B,), or None."""
+        if features.dim() != 3 or features.shape[1] != self.config.input_channels:
             raise ValueError(
                 f"features have shape {tuple(features.shape)}; expected (B, {self.config.input_channels}, T), T > 0"
             )

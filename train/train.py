@@ -25,20 +25,13 @@ import yaml
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
-from smalle.configuration_smalle import AUDIO_PAD
 
 from .alignment import forward_sum_loss, timed_maps, window_loss
 from .clock import Clock
+from .corruption import corrupt
 from .data import CodesDataset, Collator, SpeakerBatchSampler
 from .ema import EMACallback
 from .samples import Samples
-
-
-def drop_spans(codes, share, span=8):
-    """Hides about a `share` of the frames of codes (B, T, Q) from the model, in spans, so that it has to read."""
-    starts = torch.rand(codes.shape[0], 1, codes.shape[1] + span - 1, device=codes.device) < share / span
-    hidden = F.max_pool1d(starts.float(), span, stride=1)[:, 0] > 0
-    return codes.masked_fill(hidden[..., None], AUDIO_PAD)
 
 
 def mean_window_loss(attentions, windows, inputs):
@@ -95,8 +88,8 @@ class SmallETrainer(Trainer):
     def _losses(self, model, inputs):
         """Cross-entropy summed for each codebook (Q,), labels in it (Q,), and the mean losses on the maps by name."""
         labels, windows = inputs.pop("labels"), inputs.pop("token_windows")
-        if model.training and self.objective.get("audio_dropout"):
-            inputs["audio_codes"] = drop_spans(inputs["audio_codes"], self.objective["audio_dropout"])
+        if model.training:
+            inputs["audio_codes"] = corrupt(inputs["audio_codes"], self.objective)
         if model.training and self.objective.get("timed_rows"):
             maps = timed_maps(windows, labels.shape[1])
             rows = torch.rand(len(maps), 1, 1, device=maps.device) < self.objective["timed_rows"]

@@ -128,6 +128,8 @@ def check_labels(labels, codes, config):
 
 
 def check_seed(seed):
-    """ValueError unless seed is None or an integer that a generator takes."""
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
+    """ValueError unless seed is None, an integer that a generator takes, or a torch.Generator."""
+    if seed is None or isinstance(seed, torch.Generator):
+        return
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r}: expected an integer of 0 or more, or None.")

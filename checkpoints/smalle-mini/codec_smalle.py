@@ -2,7 +2,8 @@
 
 Every codec answers two calls, `encode(waveform (B, L), lengths) -> codes (B, Q, T)` and
 `decode(codes (B, Q, T)) -> waveform (B, T * hop_length)`, and names its sampling_rate, frame_rate, hop_length,
-num_codebooks, codebook_size and identity. `load_codec` finds the right one for a folder or a name.
+num_codebooks, codebook_size and identity. `decode_chunk` decodes piece by piece. `load_codec` finds the right one for a
+folder or a name.
 
 SmallECodec is the embedded one: log-mel frames, a linear map and a small residual encoder, residual vector
 quantization, and a Vocos decoder. EncodecCodec is EnCodec (Défossez et al. 2022) with Vocos in place of its decoder.
@@ -24,6 +25,7 @@ from transformers.utils import cached_file
 
 from .checks_smalle import as_tensor
 from .configuration_smalle import check_kinds, check_positive
+from .vocos_chunks_smalle import decode_chunk
 from .vocos_smalle import ConvNeXtBlock, Vocos, VocosConfig, convert_original, hann_window, init_vocos_weights
 
 ENCODEC_NAME = "facebook/encodec_24khz"
@@ -302,6 +304,21 @@ class SmallECodec(PreTrainedModel):
         """Waveform (B, T * hop_length) float32 of codes (B, Q, T). ValueError on another shape and ids out of range."""
         return self.vocos(self.embed(codes))
 
+    def decode_chunk(self, codes, state=None, last=False):
+        """`decode` of one piece after the other: codes (B, Q, T), T >= 0 -> waveform (B, L), state to go on from.
+
+        The waveform is what is certain now, some frames later than the codes; `last` gives the rest. All joined are
+        `decode` of all codes.
+        """
+        return decode_chunk(self.vocos, chunk_features(self, codes), state, last)
+
+
+def chunk_features(codec, codes):
+    """What a codec's Vocos reads of codes (B, Q, T), where T may be 0."""
+    if codes.dim() == 3 and not codes.shape[2]:
+        return torch.zeros(len(codes), codec.vocos.config.input_channels, 0, device=codec.vocos.device)
+    return codec.embed(codes)
+
 
 def codebook_usage(codes, codebook_size):
     """Share of each codebook that occurs in codes (B, Q, T), and the perplexity of its ids: two tensors (Q,)."""
@@ -374,6 +391,10 @@ class EncodecCodec(nn.Module):
     def decode(self, codes):
         """Waveform (B, T * hop_length) float32 of codes (B, Q, T)."""
         return self.vocos(self.embed(codes), self.bandwidth_id)
+
+    def decode_chunk(self, codes, state=None, last=False):
+        """As SmallECodec.decode_chunk."""
+        return decode_chunk(self.vocos, chunk_features(self, codes), state, last, self.bandwidth_id)
 
 
 def load_vocos(name_or_path=VOCOS_NAME):

@@ -77,7 +77,7 @@ def speech_config(defaults, kwargs, frame_rate):
         setattr(config, name, 1 if value is None else value)
     if config.max_new_tokens is None:
         config.max_new_tokens = int(60 * frame_rate)
-    config.min_new_tokens = config.min_new_tokens or 1
+    config.min_new_tokens = 1 if config.min_new_tokens is None else config.min_new_tokens
     if config.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={config.max_new_tokens}: expected at least one frame.")
     if config.num_return_sequences < 1 or config.best_of < 1 or 1 < config.best_of < config.num_return_sequences:

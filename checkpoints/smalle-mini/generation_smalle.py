@@ -6,15 +6,18 @@ from transformers import GenerationMixin
 from transformers.generation import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
 
 from .alignment_smalle import monotonicity
-from .checks_smalle import check_initial_state, check_prompt, check_seed, check_text
+from .checks_smalle import check_initial_state, check_prompt, check_text
 from .configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL
 from .delay_smalle import delay, undelay, undelay_steps
 from .generation_config_smalle import speech_config
 from .generation_state_smalle import GenerationState, SmallEGenerateOutput
-from .sampling_smalle import REPETITION_WINDOW, draw, penalise_repetition, sampling_settings
+from .runtime_smalle import start_steps
+from .sampling_smalle import REPETITION_WINDOW, draw, penalise_repetition, sampling_settings, seeded
 
 UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
 NO_CODE = -1  # fills `sequences` after the end of a row
+INPUTS = ("input_ids", "attention_mask", "audio_codes", "audio_attention_mask", "past_key_values",
+          "unprompted_input_ids", "unprompted_attention_mask", "initial_state")  # fmt: skip
 
 
 def guide(logits, scales):
@@ -47,7 +50,12 @@ def best_rows(scores, candidates, kept):
 
 
 class SmallEGenerationMixin(GenerationMixin):
-    """generate() for a model that reads text once and writes delayed codebooks."""
+    """generate() for a model that reads text once and writes delayed codebooks.
+
+    step_runtime: "auto" takes ONNX Runtime where the checkpoint was exported for it, "torch" never, "onnx" insists.
+    """
+
+    step_runtime = "auto"
 
     @torch.no_grad()
     def generate(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
@@ -68,7 +76,7 @@ class SmallEGenerationMixin(GenerationMixin):
                 speeches of each text of which those are kept that read it most steadily
                 (`alignment_smalle.monotonicity`); guidance_scale: keeps closer to the text, away from speech without
                 one; voice_guidance_scale: closer to the prompt's voice; return_dict_in_generate, output_scores.
-            seed: makes the same speech again; without it the global random state is used.
+            seed: makes the same speech again; without it the global random state is used. Or a torch.Generator.
             output_alignments: return where in the text each frame was read.
             progress: called after each step with the number of rows that still speak.
             logits_processor, stopping_criteria: of transformers, called with the first codebook's new tokens (B, T)
@@ -84,8 +92,7 @@ class SmallEGenerationMixin(GenerationMixin):
         Raises:
             ValueError for inputs and settings that are wrong or unknown, and for beam search and the like.
         """
-        config = self._speech_config(generation_config, kwargs)
-        check_seed(seed)
+        config, generator = self._speech_config(generation_config, kwargs), seeded(seed, self.device)
         criteria = StoppingCriteriaList(stopping_criteria or [])
         if config.max_time is not None:
             criteria.append(MaxTimeCriteria(config.max_time))
@@ -104,28 +111,52 @@ class SmallEGenerationMixin(GenerationMixin):
             state = state.select(torch.arange(len(state.remaining), device=self.device).repeat_interleave(candidates))
         output_alignments = output_alignments or config.best_of > 1
         self._check_state(state, config, output_alignments)
-        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        steps = start_steps(self, state.model, output_alignments, again=past_key_values is not None)
         output = self._speak(
-            state, config, generator, LogitsProcessorList(logits_processor or []), criteria, output_alignments, progress
-        )
+            steps, state, config, generator, LogitsProcessorList(logits_processor or []), criteria, output_alignments,
+            progress,
+        )  # fmt: skip
         if config.best_of > 1:
             steadiness = monotonicity(output.alignments, output.lengths, state.model.text_mask[: len(output.lengths)])
             output = output.select(best_rows(steadiness, candidates, config.num_return_sequences))
         return output if config.return_dict_in_generate else output.sequences
 
-    def _speak(self, state, config, generator, processors, criteria, output_alignments, progress):
+    def stream(self, chunk_frames=16, seed=None, generation_config=None, output_alignments=False, progress=None,
+               **kwargs):  # fmt: skip
+        """`generate()` in chunks: a generator of `SmallEGenerateOutput`, each with the next `chunk_frames` frames.
+
+        Joined they are what generate() gives at once, whatever chunk_frames is; memory does not grow. Takes the inputs
+        and settings of generate() but for num_return_sequences, best_of and max_time. Nothing runs until the next chunk
+        is asked for; who leaves the loop has stopped it.
+        """
+        inputs = {name: kwargs.pop(name) for name in INPUTS if name in kwargs}
+        config = self._speech_config(generation_config, kwargs)
+        if chunk_frames < 1:
+            raise ValueError(f"chunk_frames={chunk_frames}: expected at least one frame.")
+        if config.num_return_sequences > 1 or config.best_of > 1 or config.max_time is not None:
+            raise ValueError("A stream has one speech of each text and no max_time: use generate(), or leave the loop.")
+        generator = seeded(seed, self.device)
+        for done in range(0, config.max_new_tokens, chunk_frames):
+            output = self.generate(
+                **inputs, generation_config=config, seed=generator, output_alignments=output_alignments,
+                progress=progress, max_new_tokens=min(chunk_frames, config.max_new_tokens - done),
+                min_new_tokens=max(0, config.min_new_tokens - done), return_dict_in_generate=True,
+            )  # fmt: skip
+            inputs = {"past_key_values": output.past_key_values}
+            yield output
+            if not inputs["past_key_values"].remaining.any():
+                return
+
+    def _speak(self, steps, state, config, generator, processors, criteria, output_alignments, progress):
         """Writes step after step until every row has ended: `SmallEGenerateOutput`."""
         num_codebooks, batch, branches = self.config.num_codebooks, len(state.remaining), 1 + len(state.branches)
         settings = sampling_settings(config, num_codebooks)
         scales = [getattr(config, name) for name in state.branches]
-        model_state, forced, remaining = state.model, state.forced, state.remaining
+        forced, remaining = state.forced, state.remaining
         window, maps, scores = list(state.grid.unbind(1)), list(state.maps), list(state.scores)
         while len(window) - num_codebooks < config.max_new_tokens and (remaining != 0).any():
-            out = self(audio_codes=window[-1][:, None], audio_attention_mask=(remaining != 0).repeat(branches)[:, None],
-                       past_key_values=model_state, use_cache=True, output_attentions=output_alignments,
-                       output_hidden_states=False, return_dict=True)  # fmt: skip
-            model_state = out.past_key_values
-            logits = guide(out.logits[:, -1].float(), scales)
+            logits, text_map = steps(window[-1][:, None], (remaining != 0).repeat(branches)[:, None])
+            logits = guide(logits[:, -1].float(), scales)
             logits = self._processed(logits, state.history, window, settings, processors)
             logits = self._allowed(logits, remaining, len(window) - 1 < config.min_new_tokens)
             step, drawn_from = draw(logits, settings, generator)
@@ -136,7 +167,7 @@ class SmallEGenerationMixin(GenerationMixin):
             remaining = torch.where(ending, num_codebooks - 1, torch.where(remaining > 0, remaining - 1, remaining))
             window.append(step)
             if output_alignments:
-                maps.append(out.attentions[-1][:batch, -1])
+                maps.append(text_map[:batch, -1])
             if config.output_scores:
                 scores.append(drawn_from)
             if criteria:  # a stopped row says AUDIO_TAIL next
@@ -147,7 +178,7 @@ class SmallEGenerationMixin(GenerationMixin):
         grid = torch.stack(window, 1)
         history = torch.cat((state.history, grid[:batch, :-num_codebooks]), 1)[:, -REPETITION_WINDOW:]
         pending = max(0, len(window) - num_codebooks)
-        state = GenerationState(model_state, grid[:, -num_codebooks:], forced, remaining, history,
+        state = GenerationState(steps.state, grid[:, -num_codebooks:], forced, remaining, history,
                                 tuple(maps[pending:]), tuple(scores[pending:]), state.branches)  # fmt: skip
         return self._finish(grid[:batch], maps, scores, state, output_alignments, config.output_scores)
 

@@ -37,10 +37,10 @@ def naive(q, k, v, log_decay, state=None, bonus=None):
 def step(q, k, v, log_decay, state, bonus=None):
     """One step: inputs with T = 1."""
     q, k, v, decay = wide(q[:, 0]), wide(k[:, 0]), wide(v[:, 0]), wide(log_decay[:, 0]).exp()
-    update = k[..., None] * v[..., None, :]
-    before, state = state, state * decay[..., None] + update
-    read = state if bonus is None else before + wide(bonus)[..., None] * update
-    return (q[..., None, :] @ read).transpose(1, 2), state
+    update = k.unsqueeze(-1) * v.unsqueeze(-2)
+    before, state = state, state * decay.unsqueeze(-1) + update
+    read = state if bonus is None else before + wide(bonus).unsqueeze(-1) * update
+    return (q.unsqueeze(-2) @ read).transpose(1, 2), state
 
 
 def chunked(q, k, v, log_decay, state=None):

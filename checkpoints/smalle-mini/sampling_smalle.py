@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .checks_smalle import check_seed
 from .configuration_smalle import NUM_AUDIO_SPECIALS
 
 REPETITION_WINDOW = 50  # frames that a repetition penalty looks back
@@ -34,6 +35,13 @@ class SamplingSettings:
 
 
 GREEDY = SamplingSettings()
+
+
+def seeded(seed, device):
+    """A torch.Generator of a seed; one that is given, or None for the global one, stays as it is."""
+    check_seed(seed)
+    given = seed is None or isinstance(seed, torch.Generator)
+    return seed if given else torch.Generator(device).manual_seed(seed)
 
 
 def per_codebook(name, value, num_codebooks, default):

@@ -1,5 +1,6 @@
-"""smalle say: a good use writes a wav and says so; a wrong one gives one line, exit code 2 and no file."""
+"""smalle say: a good use writes a wav or streams it; a wrong one gives one line, exit code 2 and no file."""
 
+import contextlib
 import io
 import os
 import re
@@ -9,6 +10,8 @@ import sys
 import wave
 
 import pytest
+import soundfile
+import torch
 
 from smalle import cli
 
@@ -73,11 +76,33 @@ def test_voices_and_clones(say, tmp_path, record):
     assert default == anna and len({anna, ben, clone}) == 3
 
 
+def test_a_stream_is_the_file_and_ends_where_the_pipe_ends(tiny_checkpoint, tmp_path, capsysbinary):
+    text = ["say", "Nobody asked! It is a door.", "--model", str(tiny_checkpoint)]
+    assert cli.main([*text, "-o", str(tmp_path / "a.wav")]) == 0
+    assert re.fullmatch(REPORT.format(".*a.wav"), capsysbinary.readouterr().out.decode())
+    assert cli.main([*text, "--stream"]) == 0
+    out, err = capsysbinary.readouterr()
+    assert out[44:] == read(tmp_path / "a.wav")[3] and re.search(REPORT.format("stream"), err.decode())
+    assert soundfile.info(io.BytesIO(out)).samplerate == 24000
+
+
+def test_a_listener_who_leaves_stops_the_work(say, monkeypatch):
+    class Left(io.BytesIO):
+        def write(self, data):
+            raise BrokenPipeError
+
+    steps = []
+    chunks = (steps.append(1) or torch.zeros(480) for _ in range(100))
+    monkeypatch.setattr(cli, "listener", lambda: contextlib.nullcontext(Left()))
+    assert cli.stream(chunks, 24000) == 0 and len(steps) <= 1
+    assert list(chunks) == []
+
+
 WRONG = {
+    "stream and file": (["Hi.", "--stream", "-o", "a.wav"], "exclude each other"),
     "empty text": ([""], "text is empty"),
     "blank text": ([" \n"], "text is empty"),
     "no letters": (["!!!"], "'!!!'"),
-    "text too long": (["a b " * 3000], "split the text"),
     "unknown voice": (["Hi.", "--voice", "carl"], "'carl'"),
     "voice is no voice file": (["Hi.", "--voice", "notes.txt"], "notes.txt"),
     "output's folder missing": (["Hi.", "-o", "nowhere/a.wav"], "nowhere/a.wav"),

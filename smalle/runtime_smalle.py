@@ -1,0 +1,174 @@
+"""What runs a decode step: PyTorch, or ONNX Runtime on a CPU where a checkpoint was exported for it.
+
+`smalle export` (smalle/export.py) writes the step of a checkpoint beside its weights. Inputs: `codes` (B, 1, Q),
+delayed codes, and the tensors of the state, those of the text by name, then `state.0`, `state.1`...; outputs: `logits`
+(B, 1, Q, V), `map` (B, 1, N), where in the text it read, and `next.0`, `next.1`..., the state after the step.
+"""
+
+import hashlib
+import importlib
+import os
+import weakref
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from transformers.utils import cached_file, logging
+
+FILES = "step.int8.onnx", "step.onnx"  # the first that is there runs
+THREADS = 1  # more wait for each other where a machine has other work
+TEXT = "text_keys", "text_values", "positions", "text_mask"  # what steps leave as it is
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class Export:
+    """What is known of the exported step of a model: its file and the time of that, the session, and whether it was
+    made from the weights that the model has."""
+
+    path: str | None
+    time: float | None
+    session: object = None
+    fits: bool = False
+
+
+_exports = weakref.WeakKeyDictionary()  # model -> Export
+
+
+def text_tensors(state):
+    """Tensors of a `SmallEState` that steps leave as they are, by name."""
+    return {name: getattr(state, name) for name in TEXT if getattr(state, name) is not None}
+
+
+def moving_tensors(state):
+    """Tensors of a `SmallEState` that steps change."""
+    tensors = []
+    replace(state, **dict.fromkeys(TEXT)).map(tensors.append)
+    return tensors
+
+
+def moved(state, tensors):
+    """The state with these in place of its `moving_tensors`."""
+    tensors = iter(tensors)
+    after = replace(state, **dict.fromkeys(TEXT)).map(lambda _: next(tensors))
+    return replace(after, **text_tensors(state))
+
+
+def fingerprint(model):
+    """16 hex digits of the names, shapes and some values of all weights: other training, other digits."""
+    digest, values = hashlib.sha256(), []
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        flat = parameter.detach().view(-1)
+        values.append(flat[:: max(1, len(flat) // 8)])
+    digest.update(torch.cat(values).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class TorchSteps:
+    """Steps by the model itself; `state` is where they stand."""
+
+    def __init__(self, model, state, maps):
+        self.model, self.state, self.maps = model, state, maps
+
+    def __call__(self, codes, mask):
+        """codes (B, 1, Q), mask (B, 1), False in rows that have ended -> logits (B, 1, Q, V), map (B, 1, N) or None."""
+        out = self.model(audio_codes=codes, audio_attention_mask=mask, past_key_values=self.state, use_cache=True,
+                         output_attentions=self.maps, output_hidden_states=False, return_dict=True)  # fmt: skip
+        self.state = out.past_key_values
+        return out.logits, out.attentions[-1] if self.maps else None
+
+
+class OnnxSteps(TorchSteps):
+    """Steps by ONNX Runtime, which reads one set of tensors and writes another, by turns. Rows that have ended go on
+    unheard. Where nothing has been read yet there is no state to bind: the model itself takes that step."""
+
+    def __init__(self, model, state, maps, session):
+        super().__init__(model, state, maps)
+        self.session, self.turns = session, None
+
+    def __call__(self, codes, mask):
+        if self.state.recurrent is None:
+            return super().__call__(codes, mask)
+        if self.turns is None:
+            self._bind(codes)
+        self.codes.copy_(codes)
+        (binding, self.state), *_ = self.turns
+        self.turns.reverse()
+        self.session.run_with_iobinding(binding)
+        return self.logits.clone(), self.map.clone() if self.maps else None
+
+    def _bind(self, codes):
+        """The two turns: what is bound, and the state that it leaves."""
+        config, text = self.model.config, {name: x.contiguous() for name, x in text_tensors(self.state).items()}
+        self.codes = codes.clone(memory_format=torch.contiguous_format)
+        self.logits = torch.empty(*codes.shape, config.audio_vocab_size)
+        self.map = torch.empty(len(codes), 1, text["text_mask"].shape[1])
+        here = [x.clone(memory_format=torch.contiguous_format) for x in moving_tensors(self.state)]
+        there = [torch.empty_like(x) for x in here]
+        start, self.turns = replace(self.state, **text), []
+        for before, after in ((here, there), (there, here)):
+            binding = self.session.io_binding()
+            inputs = {"codes": self.codes, **text} | {f"state.{n}": x for n, x in enumerate(before)}
+            outputs = {"logits": self.logits, "map": self.map} | {f"next.{n}": x for n, x in enumerate(after)}
+            for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+                for name, x in tensors.items():
+                    bind(name, "cpu", 0, np.dtype(str(x.dtype).removeprefix("torch.")), tuple(x.shape), x.data_ptr())
+            self.turns.append((binding, moved(start, after)))
+
+
+def exported(model):
+    """Path of the exported step of a checkpoint, or None."""
+    folder = model.config._name_or_path
+    if not folder:
+        return None
+    if os.path.isdir(folder):
+        return next((path for name in FILES if os.path.isfile(path := os.path.join(folder, name))), None)
+    quiet = dict.fromkeys(("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False)
+    return next((path for name in FILES if (path := cached_file(folder, name, **quiet))), None)
+
+
+def open_session(path, threads=THREADS):
+    """An ONNX Runtime session, or None where the package is missing."""
+    try:
+        onnxruntime = importlib.import_module("onnxruntime")
+    except ImportError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def find_session(model, again=False):
+    """The session that may run a model's steps now, or None: in fp32, on a CPU, not in training, weights as exported.
+
+    again: what was found for the former call is taken as it is.
+    """
+    if model.training or model.device.type != "cpu" or model.dtype != torch.float32:
+        return None
+    known = _exports.get(model)
+    if known is None or not again:
+        remembered = known is not None and not os.path.isdir(model.config._name_or_path)
+        path = known.path if remembered else exported(model)
+        time = os.path.getmtime(path) if path else None
+        if known is None or (known.path, known.time) != (path, time):
+            known = _exports[model] = Export(path, time, open_session(path) if path else None)
+        if known.session is not None:
+            known.fits = known.session.get_modelmeta().custom_metadata_map.get("weights") == fingerprint(model)
+            if not known.fits:
+                logger.warning_once(f"{path} was made from other weights and is not used: run `smalle export` again.")
+    return known.session if known.fits else None
+
+
+def start_steps(model, state, maps, again=False):
+    """Steps of a model from a state, by ONNX Runtime where it can, see `find_session`. maps: also return maps."""
+    if model.step_runtime not in ("auto", "torch", "onnx"):
+        raise ValueError(f"step_runtime={model.step_runtime!r}: expected 'auto', 'torch' or 'onnx'.")
+    session = None if model.step_runtime == "torch" else find_session(model, again)
+    if session is None and model.step_runtime == "onnx":
+        raise ValueError(
+            "step_runtime='onnx': there is no step to run. Install smalle[onnx] and run `smalle export` on the "
+            "checkpoint; the model has to be in eval mode, in float32, on the CPU."
+        )
+    return TorchSteps(model, state, maps) if session is None else OnnxSteps(model, state, maps, session)

@@ -1,0 +1,102 @@
+"""Speech while it is being written, and texts of any length: sentence after sentence, in one voice, as one sound."""
+
+import asyncio
+import re
+
+import torch
+
+from .sampling_smalle import seeded
+from .voice_smalle import Voice
+
+PARAGRAPH = re.compile(r"\n\s*\n")
+TITLES = "".join(rf"(?<!\b{title}\.)" for title in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "[A-Z]"))
+BREAKS = tuple(map(re.compile, (  # where a text may be cut, the best places first
+    rf"""{TITLES}(?:(?<=[.!?])|(?<=[.!?]["')]))\s+(?=["'(]?[A-Z])""",
+    r"""(?:(?<=[.!?;:])|(?<=[.!?;:]["')]))\s+""",
+    r"(?<=,)\s+",
+    r"\s+",
+)))  # fmt: skip
+LONGEST = 200  # characters of a piece, about 13 seconds: models are trained on utterances, not on chapters
+
+
+def cut(text, fits, breaks=BREAKS):
+    """Text in few pieces of which `fits(piece)` is true, cut at the best of the places where it may be."""
+    if fits(text):
+        return [text]
+    if len(text) < 2:
+        raise ValueError("No room for text: the prompt's transcript fills max_text_tokens. Take a shorter voice.")
+    if not breaks:
+        return cut(text[: len(text) // 2], fits, ()) + cut(text[len(text) // 2 :], fits, ())
+    pieces = []
+    for part in breaks[0].split(text):
+        joined = f"{pieces[-1]} {part}" if pieces else part
+        if pieces and fits(joined):
+            pieces[-1] = joined
+        else:
+            pieces += [part] if fits(part) else cut(part, fits, breaks[1:])
+    return pieces
+
+
+def sentences(processor, text, fits, normalize_text=True):
+    """The pieces of a text, normalised or as they are; ValueError where nothing can be spoken."""
+    paragraphs = PARAGRAPH.split(text)
+    if normalize_text:
+        paragraphs = map(processor.spell, paragraphs)
+    else:
+        processor.read(text, False)  # refuses what the tokenizer does not know
+    pieces = [piece for paragraph in paragraphs for piece in cut(paragraph, fits) if any(map(str.isalpha, piece))]
+    return pieces or [processor.normalize(text)]  # which says what is wrong
+
+
+def frame_limit(text, frame_rate, most):
+    """Frames that a text may take: four times what people need at 15 characters a second, and two seconds."""
+    return min(4 * (int(len(text) / 15 * frame_rate) + 1) + int(2 * frame_rate), most)
+
+
+def stream_codes(model, inputs_of, pieces, prompt, seed, settings):
+    """Codes (T, Q) of the pieces, chunk by chunk. Without a `Voice` the first piece's speech is that of the others.
+
+    inputs_of(piece, prompt): inputs of `generate()`. What is drawn depends on the seed and on what was said before, not
+    on the chunks.
+    """
+    generator = seeded(seed, model.device)
+    defaults = settings.get("generation_config") or model.generation_config
+    most = settings.pop("max_new_tokens", None) or defaults.max_new_tokens or int(60 * model.config.frame_rate)
+    for piece in pieces:
+        inputs, new_voice = inputs_of(piece, prompt), prompt.codes is None and not prompt.state
+        limit, said = frame_limit(piece, model.config.frame_rate, most), []
+        for output in model.stream(**inputs, **settings, seed=generator, max_new_tokens=limit):
+            codes = output.sequences[0, : int(output.lengths[0])]
+            if new_voice:
+                said.append(codes.cpu())
+            yield codes
+        if new_voice:
+            prompt = Voice(torch.cat(said), piece)
+
+
+def stream_audio(codec, chunks):
+    """Waveforms (L,) of chunks of codes (T, Q), as soon as they are certain."""
+    state = codes = None
+    for codes in chunks:
+        wave, state = codec.decode_chunk(codes.T[None], state)
+        if wave.shape[1]:
+            yield wave[0].float().cpu()
+    if state is not None:
+        yield codec.decode_chunk(codes.T[None, :, :0], state, last=True)[0][0].float().cpu()
+
+
+async def in_threads(chunks):
+    """A generator for an event loop: each chunk is made in a thread. Who leaves stops it after the chunk in work."""
+    work = None
+    try:
+        while True:
+            work = asyncio.ensure_future(asyncio.to_thread(next, chunks, None))
+            chunk = await asyncio.shield(work)
+            if chunk is None:
+                return
+            yield chunk
+    finally:
+        if work is None or work.done():
+            chunks.close()
+        else:  # a running generator cannot be closed
+            work.add_done_callback(lambda _: chunks.close())

@@ -1,0 +1,137 @@
+"""The exported decode step: the same answers as the model's, chosen by itself, and only where it may be."""
+
+import os
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+
+from smalle import SmallEForTextToSpeech, SmallEProcessor, cli
+from smalle.runtime_smalle import OnnxSteps, TorchSteps, find_session, fingerprint, moving_tensors, start_steps
+
+pytest.importorskip("onnx", reason="onnx is not installed: pip install 'smalle[onnx]'")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'smalle[onnx]'")
+from smalle.export import export  # noqa: E402
+
+KINDS = {
+    "gla": {},
+    "rwkv6, tuples of states": dict(mixer="rwkv6", feed_forward="rwkv"),
+    "plain, positions by step": dict(cross_attention="plain", cross_rotary_size=8, mixer="retnet"),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exported(request, make_tiny, tmp_path_factory):
+    """A checkpoint with strong decays, its step in single precision."""
+    model, folder = make_tiny(**KINDS[request.param]), tmp_path_factory.mktemp("exported")
+    for name, parameter in model.named_parameters():
+        if "decay_up_proj" in name:  # as trained ones have: log(sigmoid(x)) must not stop at -18
+            parameter.data.mul_(300)
+    model.save_pretrained(folder)
+    export(folder, int8=False)
+    return SmallEForTextToSpeech.from_pretrained(folder).eval()
+
+
+def read(steps, codes):
+    """Logits (B, T, Q, V) and maps (B, T, N) of codes (B, T, Q) step by step."""
+    with torch.no_grad():
+        results = [steps(step[:, None], torch.ones(len(codes), 1)) for step in codes.unbind(1)]
+    return [torch.cat(part, 1) for part in zip(*results)]
+
+
+@pytest.mark.parametrize("rows, tokens", [(1, 5), (3, 9)])
+def test_the_exported_step_is_the_models(exported, rows, tokens):
+    random = torch.Generator().manual_seed(2)
+    ids = torch.randint(3, 60, (rows, tokens), generator=random)
+    mask = torch.ones_like(ids)
+    mask[-1, :2] = 0
+    codes = torch.randint(0, 23, (rows, 25, 3), generator=random)
+    state = exported.model.encode_text(ids, mask)
+    mine, others = TorchSteps(exported, state, True), start_steps(exported, state, True)
+    assert type(others) is OnnxSteps
+    for one, other in zip(read(mine, codes), read(others, codes)):
+        torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
+    for one, other in zip(moving_tensors(mine.state), moving_tensors(others.state)):
+        torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-3)
+
+
+def test_states_are_values_that_later_steps_leave_alone(exported):
+    way = dict(input_ids=torch.tensor([[1, 9, 8, 2]]), seed=3, return_dict_in_generate=True, temperature=5.0, top_k=0)
+    part = exported.generate(**way, max_new_tokens=6, min_new_tokens=6)
+    before = [tensor.clone() for tensor in moving_tensors(part.past_key_values.model)]
+    way = dict(past_key_values=part.past_key_values, max_new_tokens=9, min_new_tokens=9, seed=4)
+    first, second = exported.generate(**way), exported.generate(**way)
+    assert torch.equal(first, second)
+    assert all(map(torch.equal, before, moving_tensors(part.past_key_values.model)))
+
+
+@pytest.fixture
+def folder(tiny_checkpoint, tmp_path):
+    return shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
+
+
+def test_one_command_and_generate_takes_it_with_the_same_speech(folder, capsys, monkeypatch):
+    processor, model = SmallEProcessor.from_pretrained(folder), SmallEForTextToSpeech.from_pretrained(folder).eval()
+    inputs, way = processor(["Hello you.", "Nobody knew it."]), dict(seed=1, max_new_tokens=30, guidance_scale=1.5)
+    assert find_session(model) is None
+    plain = model.generate(**inputs, **way)
+    assert cli.main(["export", str(folder), "--float"]) == 0
+    assert re.fullmatch(r".*/step\.onnx: [0-9.]+ MB; .*\n", capsys.readouterr().out)
+    assert find_session(model) is not None  # a model that was loaded before finds it, too
+    steps, bind = [], OnnxSteps._bind
+    monkeypatch.setattr(OnnxSteps, "_bind", lambda self, codes: steps.append(1) or bind(self, codes))
+    assert torch.equal(model.generate(**inputs, **way), plain) and steps == [1]
+    model.step_runtime = "torch"
+    assert torch.equal(model.generate(**inputs, **way), plain) and steps == [1]
+    assert not [name for name in os.listdir(folder) if name.endswith(".partial")]
+
+
+def test_int8_is_near(make_tiny, tmp_path):
+    model = make_tiny(hidden_size=256, intermediate_size=256, expand_k=1.0)
+    model.save_pretrained(tmp_path)
+    path = export(tmp_path)
+    assert path.name == "step.int8.onnx" and path.stat().st_size < 0.5 * (tmp_path / "model.safetensors").stat().st_size
+    model = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
+    codes = torch.randint(0, 23, (1, 25, 3), generator=torch.Generator().manual_seed(2))
+    state = model.model.encode_text(torch.tensor([[1, 9, 8, 30, 2]]))
+    one, other = (read(steps(model, state, True), codes)[0].log_softmax(-1) for steps in (TorchSteps, start_steps))
+    assert 0 < (one.exp() * (one - other)).sum(-1).mean() < 0.02  # Kullback-Leibler divergence in nats
+
+
+def test_what_was_exported_from_other_weights_or_may_not_run_is_not_used(folder):
+    export(folder, int8=False)
+    model = SmallEForTextToSpeech.from_pretrained(folder)
+    assert find_session(model.train()) is None and find_session(model.eval()) is not None
+    assert find_session(model.double()) is None and find_session(model.float()) is not None
+    with torch.no_grad():
+        model.head.weight.add_(0.01)
+    assert find_session(model) is None
+    model.step_runtime = "onnx"
+    with pytest.raises(ValueError, match="smalle export"):
+        model.generate(torch.tensor([[1, 9, 2]]), max_new_tokens=3)
+    model.step_runtime = "fast"
+    with pytest.raises(ValueError, match="'fast'"):
+        model.generate(torch.tensor([[1, 9, 2]]), max_new_tokens=3)
+
+
+def test_every_training_has_its_fingerprint(make_tiny):
+    assert fingerprint(make_tiny()) == fingerprint(make_tiny())
+    for name in ("head.weight", "model.audio_norm.bias"):
+        model = make_tiny()
+        model.get_parameter(name).data.add_(1e-4)
+        assert fingerprint(model) != fingerprint(make_tiny())
+
+
+def test_without_the_package_torch_speaks(folder, monkeypatch):
+    export(folder, int8=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert find_session(SmallEForTextToSpeech.from_pretrained(folder).eval()) is None
+
+
+def test_what_cannot_be_exported_is_refused(make_tiny, tmp_path, capsys):
+    make_tiny(architecture="decoder-only").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="decoder-only"):
+        export(tmp_path)
+    assert cli.main(["export", str(tmp_path / "nowhere")]) == 2 and "nowhere" in capsys.readouterr().err

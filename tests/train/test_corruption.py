@@ -1,0 +1,46 @@
+"""The audio that a model hears in training, with parts of it hidden or misplaced."""
+
+import pytest
+import torch
+
+from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_PAD, NUM_AUDIO_SPECIALS
+from train.corruption import corrupt, drop_spans, misplace_spans
+
+
+@pytest.fixture
+def codes():
+    torch.manual_seed(0)
+    codes = torch.randint(NUM_AUDIO_SPECIALS, 1000, (8, 500, 3))
+    codes[:, :2], codes[:4, 400:] = AUDIO_HEAD, AUDIO_PAD
+    return codes
+
+
+def changed(codes, made):
+    """Steps (B, T) that differ; a step changes in all codebooks or in none."""
+    different = codes != made
+    assert (different.float().mean(-1) > 0.9).eq(different.any(-1)).float().mean() > 0.98
+    return different.any(-1)
+
+
+def test_hidden_spans_are_padding_of_about_the_share(codes):
+    torch.manual_seed(1)
+    made = drop_spans(codes, 0.3)
+    hidden = changed(codes, made)
+    assert (made[hidden] == AUDIO_PAD).all() and 0.2 < hidden[4:].float().mean() < 0.35
+
+
+def test_misplaced_spans_are_the_rows_own_codes_from_elsewhere(codes):
+    torch.manual_seed(1)
+    made = misplace_spans(codes, 0.3)
+    moved = changed(codes, made)
+    assert 0.15 < moved[4:].float().mean() < 0.35
+    assert (made[moved] >= NUM_AUDIO_SPECIALS).all()  # neither marks nor padding are moved
+    assert not moved[:, :2].any() and not moved[:4, 400:].any()
+    for row, steps, said in zip(codes, moved, made):
+        assert torch.isin(said[steps][:, 0], row[:, 0]).all()
+
+
+def test_nothing_is_done_that_was_not_asked_for(codes):
+    assert corrupt(codes, {}) is codes
+    torch.manual_seed(1)
+    assert (corrupt(codes, {"misplaced": 0.2, "audio_dropout": 0.2}) != codes).any()

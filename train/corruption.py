@@ -1,0 +1,37 @@
+"""What is done to the audio that a model hears in training, so that it reads its text instead of going on by ear.
+
+With the right past, what comes next is easy to guess without the text; in generation the past is the model's own, with
+its mistakes in it.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from smalle.configuration_smalle import AUDIO_PAD, NUM_AUDIO_SPECIALS
+
+
+def spans(codes, share, span):
+    """Mask (B, T) over about a `share` of the steps of codes (B, T, Q), in spans."""
+    starts = torch.rand(codes.shape[0], 1, codes.shape[1] + span - 1, device=codes.device) < share / span
+    return F.max_pool1d(starts.float(), span, stride=1)[:, 0] > 0
+
+
+def drop_spans(codes, share, span=8):
+    """Hides about a `share` of the steps of delayed codes (B, T, Q)."""
+    return codes.masked_fill(spans(codes, share, span)[..., None], AUDIO_PAD)
+
+
+def misplace_spans(codes, share, span=10):
+    """Puts what a row says elsewhere in the place of about a `share` of the steps of delayed codes (B, T, Q)."""
+    elsewhere = codes.roll(int(torch.randint(2 * span, 10 * span, ())), 1)
+    said = ((codes >= NUM_AUDIO_SPECIALS) & (elsewhere >= NUM_AUDIO_SPECIALS)).all(-1)
+    return torch.where((spans(codes, share, span) & said)[..., None], elsewhere, codes)
+
+
+def corrupt(codes, objective):
+    """What a recipe's `objective` asks for: `misplaced` and `audio_dropout`, shares of the steps."""
+    if objective.get("misplaced"):
+        codes = misplace_spans(codes, objective["misplaced"])
+    if objective.get("audio_dropout"):
+        codes = drop_spans(codes, objective["audio_dropout"])
+    return codes
