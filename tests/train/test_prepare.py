@@ -1,5 +1,6 @@
 """Preparation in shards: every clip once, whoever works and whenever somebody is killed."""
 
+import difflib
 import json
 import multiprocessing
 import os
@@ -216,7 +217,7 @@ def test_a_recognizer_writes_down_what_has_no_text(work, tmp_path):
     inputs = processor(wave, sampling_rate=16000, return_tensors="pt")
     with torch.no_grad():
         heard = processor.batch_decode(model(**inputs).logits.argmax(-1))[0]
-    same = np.mean([a == b for a, b in zip(heard, row["text"])])
+    same = difflib.SequenceMatcher(None, heard, row["text"]).ratio()
     assert len(row["text"]) > 3 and same > 0.7  # it was resampled to and fro
 
 
