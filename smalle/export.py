@@ -136,7 +136,7 @@ def export(folder, int8=True):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        raise ValueError("Exporting needs onnx and onnxruntime: pip install 'smalle[onnx]'.") from error
+        raise ValueError("Exporting needs onnx and onnxruntime: pip install -e '.[onnx]' in the repository.") from error
     model = SmallEForTextToSpeech.from_pretrained(folder, dtype=torch.float32).eval()
     if model.config.architecture != "small-e":
         raise ValueError(f"architecture={model.config.architecture!r}: only steps with a state of fixed size export.")

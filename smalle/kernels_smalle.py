@@ -80,7 +80,7 @@ def fla_kernel(kind, choice, k):
     elif kernel.widest and k.shape[-1] > kernel.widest:
         problem = f"its keys of {k.shape[-1]} channels a head are too wide (at most {kernel.widest}; see mixer_heads)"
     elif not installed(kernel.path):
-        problem = "it needs flash-linear-attention and triton (pip install smalle[fla])"
+        problem = "it needs flash-linear-attention and triton (the extra fla of this package)"
     elif k.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         problem = "its kernels run on a GPU, and the input is on the CPU"
     if choice == "fla" and problem:

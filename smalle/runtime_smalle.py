@@ -168,7 +168,7 @@ def start_steps(model, state, maps, again=False):
     session = None if model.step_runtime == "torch" else find_session(model, again)
     if session is None and model.step_runtime == "onnx":
         raise ValueError(
-            "step_runtime='onnx': there is no step to run. Install smalle[onnx] and run `smalle export` on the "
+            "step_runtime='onnx': there is no step to run. Install onnx and onnxruntime and run `smalle export` on the "
             "checkpoint; the model has to be in eval mode, in float32, on the CPU."
         )
     return TorchSteps(model, state, maps) if session is None else OnnxSteps(model, state, maps, session)

@@ -2,8 +2,9 @@
 
 Timings come with synthesized speech or from a forced aligner. The forward-sum loss is the log-likelihood that speech
 reads its text from left to right, after Badlani et al. 2022 (arXiv 2108.10447), with a prior around the diagonal. It
-lets alignments form in the first thousand steps; PACA keeps them. Attention off the diagonal costs what it weighs: normalising after the prior, as CTC
-does, would hide it (docs/training-log.md tells of a model that sat at the end of every text).
+lets alignments form in the first thousand steps; PACA keeps them. Attention off the diagonal costs what it weighs:
+normalising after the prior, as CTC does, would hide it (docs/training-log.md tells of a model that sat at the end of
+every text).
 """
 
 import re

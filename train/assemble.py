@@ -4,7 +4,8 @@ usage: python -m train.assemble MODEL CODEC VOICES.yaml OUT [--card CARD.md]
 
 MODEL: output folder of train.train, or one of its checkpoints, whose averaged weights are taken. CODEC: folder of
 train.codec. VOICES.yaml: default: NAME, voices: {NAME: {audio: recording, text: transcript}}, paths from where the
-command runs, and generation: {...}, what generate() shall do by default. Weights are stored in half precision and load as float32.
+command runs, and generation: {...}, what generate() shall do by default. Weights are stored in half precision and load
+as float32.
 """
 
 import argparse

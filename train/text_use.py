@@ -31,9 +31,11 @@ def main():
     parser.add_argument("--count", type=int, default=12)
     arguments = parser.parse_args()
     model = SmallEForTextToSpeech.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    collator = Collator(AutoTokenizer.from_pretrained(arguments.model), model.config.num_codebooks, model.config.frame_rate)
-    data = CodesDataset(arguments.data, model.config.num_codebooks, model.config.frame_rate)
-    chosen = [i for i in range(len(data)) if arguments.speaker in (None, data.speakers[i]) and 120 < data.lengths[i] < 220]
+    shape = model.config.num_codebooks, model.config.frame_rate
+    collator = Collator(AutoTokenizer.from_pretrained(arguments.model), *shape)
+    data = CodesDataset(arguments.data, *shape)
+    wanted = [i for i in range(len(data)) if arguments.speaker in (None, data.speakers[i])]
+    chosen = [i for i in wanted if 120 < data.lengths[i] < 220]
     chosen = chosen[: arguments.count]
     for name, shift in (("right", 0), ("wrong", 1)):
         losses = [first_codebook_loss(model, collator, data[(chosen[k - shift],)][0], data[(i,)][1])

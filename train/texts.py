@@ -99,11 +99,11 @@ PROPER = {name.lower(): name for name in
           templates.DAYS + templates.SLOTS["city"] + templates.SLOTS["country"] + templates.SLOTS["language"]
           + [month for month in templates.MONTHS if month not in ("March", "May", "August")]
           if name not in ("Turkey", "China", "Chile", "Polish", "Phoenix", "Nice")}
-PROPER_RE = re.compile(r"\b(%s)\b" % "|".join(map(re.escape, PROPER)))
+PROPER_RE = re.compile(rf"\b({'|'.join(map(re.escape, PROPER))})\b")
 WITHOUT_APOSTROPHE = {word.replace("'", ""): word for word in
                       """don't doesn't didn't can't isn't aren't wasn't haven't hasn't couldn't wouldn't shouldn't
                       what's where's that's there's i'm i've you're they're""".split()}
-APOSTROPHE_RE = re.compile(r"\b(%s)\b" % "|".join(WITHOUT_APOSTROPHE))
+APOSTROPHE_RE = re.compile(rf"\b({'|'.join(WITHOUT_APOSTROPHE)})\b")
 QUESTION_RE = re.compile(r"(what|who|whose|where|when|why|how|which|is|are|can|could|do|does|did|will|would|should|am|"
                          r"was|were|may|has|have)(n't|'s|'re)?\b", re.I)
 FOLD = str.maketrans({"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": ", ", "…": ".", "\t": " "})

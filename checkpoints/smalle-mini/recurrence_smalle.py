@@ -88,7 +88,9 @@ def _segment(q, k, v, g, state):
 
 
 def _scan(decay, updates, state):
-    """States before each chunk and after the last: log decays (B, H, N, K), updates (B, H, N, K, V) -> (B, H, N + 1, K, V).
+    """States before each chunk and after the last (B, H, N + 1, K, V).
+
+    Of log decays (B, H, N, K) and updates (B, H, N, K, V).
 
     All at once: state n is the sum over earlier chunks m of exp(decay of chunks m + 1 .. n - 1) times update m.
     """

@@ -1,6 +1,7 @@
 """flash-linear-attention's kernels give what plain PyTorch gives: outputs, states and gradients.
 
-They need `pip install smalle[fla]` and a GPU; or, in single precision and with patience, triton's interpreter:
+They need flash-linear-attention (`pip install -e .[fla]`) and a GPU; or, in single precision and with patience,
+triton's interpreter:
 
     TRITON_INTERPRET=1 FLA_DISABLE_BACKEND_DISPATCH=1 pytest tests/smalle/test_fla.py
 

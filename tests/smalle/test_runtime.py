@@ -11,8 +11,8 @@ import torch
 from smalle import SmallEForTextToSpeech, SmallEProcessor, cli
 from smalle.runtime_smalle import OnnxSteps, TorchSteps, find_session, fingerprint, moving_tensors, start_steps
 
-pytest.importorskip("onnx", reason="onnx is not installed: pip install 'smalle[onnx]'")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'smalle[onnx]'")
+pytest.importorskip("onnx", reason="onnx is not installed: pip install -e '.[onnx]'")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
 from smalle.export import export  # noqa: E402
 
 KINDS = {
