@@ -141,9 +141,10 @@ def say(arguments):
         bar.total = max(bar.total, bar.n + 1)
         bar.update()
 
+    best_of = 1 if arguments.stream else getattr(model.generation_config, "best_of", None) or 1
     chunks = processor.stream(
         model, text, voice=arguments.voice, audio=arguments.clone, audio_text=arguments.clone_text, seed=arguments.seed,
-        progress=step,
+        progress=step, best_of=best_of,
     )  # fmt: skip
     with tqdm(total=expected, unit="frame", desc="speaking", file=sys.stderr, leave=False) as bar:
         if arguments.stream:

@@ -126,10 +126,12 @@ class SmallEGenerationMixin(GenerationMixin):
         """`generate()` in chunks: a generator of `SmallEGenerateOutput`, each with the next `chunk_frames` frames.
 
         Joined they are what generate() gives at once, whatever chunk_frames is; memory does not grow. Takes the inputs
-        and settings of generate() but for num_return_sequences, best_of and max_time. Nothing runs until the next chunk
-        is asked for; who leaves the loop has stopped it.
+        and settings of generate() but for num_return_sequences, best_of (the checkpoint's default is passed over) and
+        max_time. Nothing runs until the next chunk is asked for; who leaves the loop has stopped it.
         """
         inputs = {name: kwargs.pop(name) for name in INPUTS if name in kwargs}
+        if generation_config is None:
+            kwargs.setdefault("best_of", 1)
         config = self._speech_config(generation_config, kwargs)
         if chunk_frames < 1:
             raise ValueError(f"chunk_frames={chunk_frames}: expected at least one frame.")

@@ -215,8 +215,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             chunk_frames: frames that are written before audio is made of them.
             seed: makes the same speech again.
             longest: characters of a piece, where a sentence allows it.
-            **settings: of `generate()`, except what needs the whole (num_return_sequences, best_of, max_time);
-                max_new_tokens is that of one piece.
+            **settings: of `generate()`, except num_return_sequences and max_time; max_new_tokens is that of one piece.
+                best_of is 1 unless asked for, whatever the checkpoint's default: with more, a piece is heard when it is
+                whole.
         """
         (text,) = self._texts(text) if isinstance(text, str) else [None]
         if text is None or longest < 1:

@@ -53,19 +53,30 @@ def frame_limit(text, frame_rate, most):
     return min(4 * (int(len(text) / 15 * frame_rate) + 1) + int(2 * frame_rate), most)
 
 
+def chunks_of(model, best_of, call):
+    """Outputs of `model.stream(**call)`; with best_of > 1 the one of `generate()`, for the best is known at the end."""
+    if best_of == 1:
+        yield from model.stream(**call)
+    else:
+        call.pop("chunk_frames", None)
+        yield model.generate(**call, best_of=best_of, return_dict_in_generate=True)
+
+
 def stream_codes(model, inputs_of, pieces, prompt, seed, settings):
     """Codes (T, Q) of the pieces, chunk by chunk. Without a `Voice` the first piece's speech is that of the others.
 
-    inputs_of(piece, prompt): inputs of `generate()`. What is drawn depends on the seed and on what was said before, not
-    on the chunks.
+    inputs_of(piece, prompt): inputs of `generate()`. With best_of > 1 a piece is one chunk. What is drawn depends on
+    the seed and on what was said before, not on the chunks.
     """
     generator = seeded(seed, model.device)
     defaults = settings.get("generation_config") or model.generation_config
+    best_of = settings.pop("best_of", 1)
     most = settings.pop("max_new_tokens", None) or defaults.max_new_tokens or int(60 * model.config.frame_rate)
     for piece in pieces:
         inputs, new_voice = inputs_of(piece, prompt), prompt.codes is None and not prompt.state
         limit, said = frame_limit(piece, model.config.frame_rate, most), []
-        for output in model.stream(**inputs, **settings, seed=generator, max_new_tokens=limit):
+        call = {**inputs, **settings, "seed": generator, "max_new_tokens": limit}
+        for output in chunks_of(model, best_of, call):
             codes = output.sequences[0, : int(output.lengths[0])]
             if new_voice:
                 said.append(codes.cpu())

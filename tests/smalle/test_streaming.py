@@ -2,13 +2,14 @@
 left of a stream that its listener leaves."""
 
 import asyncio
+import copy
 import gc
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import EncodecConfig, EncodecModel
+from transformers import EncodecConfig, EncodecModel, GenerationConfig
 
 from smalle import SmallEForTextToSpeech
 from smalle.codec_smalle import EncodecCodec, SmallECodec, SmallECodecConfig
@@ -336,3 +337,24 @@ def test_texts_may_be_left_as_they_are(processor, model):
 def test_what_cannot_be_streamed_is_refused_at_once(processor, model, text):
     with pytest.raises(ValueError, match="text="):
         processor.stream(model, text)
+
+
+def test_the_best_of_several_is_the_checkpoints_default_for_whole_speech_not_for_streams(processor, model, tmp_path):
+    config = copy.deepcopy(model.generation_config)
+    config.best_of = 3
+    config.save_pretrained(tmp_path)
+    config = GenerationConfig.from_pretrained(tmp_path)
+    inputs = processor(["Some words."])
+    chosen = model.generate(**inputs, generation_config=config, seed=1, max_new_tokens=20)
+    assert torch.equal(chosen, model.generate(**inputs, best_of=3, seed=1, max_new_tokens=20))
+    before, model.generation_config = model.generation_config, config
+    try:
+        streamed = [x.sequences for x in model.stream(**inputs, seed=1, max_new_tokens=20)]
+        first = torch.cat(list(processor.stream(model, "Some words.", seed=1, max_new_tokens=20)))
+        best = torch.cat(list(processor.stream(model, "Some words.", seed=1, max_new_tokens=20, best_of=3)))
+    finally:
+        model.generation_config = before
+    alone = model.generate(**inputs, seed=1, max_new_tokens=20)
+    assert torch.equal(torch.cat(streamed, 1)[:, : alone.shape[1]], alone)
+    assert torch.allclose(first, processor.decode(alone)[0][: len(first)], atol=1e-4)
+    assert torch.allclose(best, processor.decode(chosen)[0][: len(best)], atol=1e-4)
