@@ -28,7 +28,6 @@ def hear():
     return recognizer.hear
 
 
-@pytest.mark.xfail(strict=True, reason="the embedded default does not read its text yet: docs/training-log.md")
 def test_default_checkpoint_is_understood(hear):
     speak = pipeline("text-to-speech", model=str(CHECKPOINT), trust_remote_code=True)
     errors, total, transcripts = 0, 0, []
