@@ -76,7 +76,7 @@ def test_who_insists_on_fla_hears_why_it_cannot_be(machine):
         with pytest.raises(ValueError, match=reason):
             fla_kernel(kind, "fla", k)
     machine(has_fla=False)
-    with pytest.raises(ValueError, match=r"pip install smalle\[fla\]"):
+    with pytest.raises(ValueError, match=r"the extra fla"):
         fla_kernel("channel", "fla", keys())
 
 
