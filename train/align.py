@@ -28,7 +28,7 @@ from .data import CodesDataset, Collator
 def read_words(model, collator, samples):
     """Times (W, 2) in seconds of the words of each of train.data's samples, where the last map of the text reads."""
     batch = collator(samples)
-    frames = batch["audio_attention_mask"].sum(1) - model.config.num_codebooks + 1  # the rest ends the codebooks
+    frames = batch["audio_attention_mask"].sum(1) - model.config.num_codebooks  # the rest ends the codebooks
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "audio_codes", "audio_attention_mask")}
     maps = model(**inputs, output_attentions=True, use_cache=False).attentions[-1]
     times = []
