@@ -28,15 +28,8 @@ def misplace_spans(codes, share, span=10):
     return torch.where((spans(codes, share, span) & said)[..., None], elsewhere, codes)
 
 
-def splice_spans(codes, free_run, share, span=40):
-    """Puts what a model said at the same times in the place of about a `share` of the steps of codes (B, T, Q)."""
-    return torch.where(spans(codes, share, span)[..., None], free_run, codes)
-
-
-def corrupt(codes, objective, free_run=None):
-    """What a recipe's `objective` asks for: `free_run`, `misplaced` and `audio_dropout`, shares of the steps."""
-    if objective.get("free_run") and free_run is not None:
-        codes = splice_spans(codes, free_run, objective["free_run"])
+def corrupt(codes, objective):
+    """What a recipe's `objective` asks for: `misplaced` and `audio_dropout`, shares of the steps."""
     if objective.get("misplaced"):
         codes = misplace_spans(codes, objective["misplaced"])
     if objective.get("audio_dropout"):

@@ -4,7 +4,6 @@ import itertools
 import os
 import pathlib
 import random
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute
@@ -17,17 +16,7 @@ from smalle.delay_smalle import delay
 
 from .alignment import token_windows
 
-COLUMNS = "text", "speaker", "duration", "words", "codes", "free_run"
-
-
-class Sample(NamedTuple):
-    """text; codes (T, Q); words (W, 2): seconds at which each word begins and ends, NaN where unknown; free_run (T, Q):
-    what a model said at these times (train.free_run), the codes themselves where it said nothing; None: nothing."""
-
-    text: str
-    codes: torch.Tensor
-    words: np.ndarray
-    free_run: torch.Tensor | None = None
+COLUMNS = "text", "speaker", "duration", "words", "codes"
 
 
 def shards(path):
@@ -67,7 +56,8 @@ def read_table(path, cache=None):
 class CodesDataset(torch.utils.data.Dataset):
     """Prepared codes (train.prepare): a parquet file or the shards of a split, in memory or, with `cache`, on disk.
 
-    An item is the `Sample` of the utterances in a tuple, joined.
+    An item is (text, codes (T, Q), words (W, 2): seconds at which each word begins and ends, NaN where unknown) of the
+    utterances in a tuple, joined.
     Joined utterances teach the model to go on in the voice of a prompt, and to read long texts.
     """
 
@@ -75,7 +65,6 @@ class CodesDataset(torch.utils.data.Dataset):
         self.num_codebooks, self.frame_rate = num_codebooks, frame_rate
         table = read_table(path, cache)
         self.texts, self.words, self.codes = (table.column(name) for name in ("text", "words", "codes"))
-        self.free_run = table.column("free_run") if "free_run" in table.column_names else None
         self.speakers = table.column("speaker").to_pylist()
         self.lengths = pyarrow.compute.list_value_length(self.codes).to_numpy() // num_codebooks
         seconds = pyarrow.compute.sum(table.column("duration")).as_py()
@@ -89,19 +78,17 @@ class CodesDataset(torch.utils.data.Dataset):
         return len(self.texts)
 
     def _utterance(self, index):
-        """(text, codes (T, Q), words (W, 2), free run (T, Q)) of one."""
+        """(text, codes (T, Q), words (W, 2)) of one."""
         text, times = self.texts[index].as_py(), self.words[index].as_py()
-        said = [self.codes[index], *([self.free_run[index]] if self.free_run is not None else [])]
-        codes = [one.values.to_numpy().reshape(-1, self.num_codebooks) for one in said if one.is_valid]
+        codes = self.codes[index].values.to_numpy().reshape(-1, self.num_codebooks)
         words = np.array(times, np.float32).reshape(-1, 2) if times else np.full((len(text.split()), 2), np.nan)
-        return text, codes[0], words.astype(np.float32), codes[-1]
+        return text, codes, words.astype(np.float32)
 
     def __getitem__(self, utterances):
-        texts, codes, words, free_run = zip(*map(self._utterance, utterances))
+        texts, codes, words = zip(*map(self._utterance, utterances))
         starts = np.cumsum([0, *(len(one) for one in codes[:-1])]) / self.frame_rate
         words = np.concatenate([one + np.float32(start) for one, start in zip(words, starts)])
-        codes, free_run = (torch.from_numpy(np.concatenate(one).astype(np.int64)) for one in (codes, free_run))
-        return Sample(" ".join(texts), codes, words, None if self.free_run is None else free_run)
+        return " ".join(texts), torch.from_numpy(np.concatenate(codes).astype(np.int64)), words
 
 
 class SpeakerBatchSampler:
@@ -155,10 +142,9 @@ class SpeakerBatchSampler:
 
 
 class Collator:
-    """`Sample`s to a batch of the model: the grid of delayed codes but its last step in, but its first out.
+    """(text, codes, words) to a batch of the model: the grid of delayed codes but its last step in, but its first out.
 
-    Beside it token_windows (B, N, 2), the frames in which each token is read, for the loss on the maps of the text, and
-    free_run (B, T, Q), as audio_codes, where the samples have it.
+    Beside it token_windows (B, N, 2), the frames in which each token is read, for the loss on the maps of the text.
     text_dropout: share of samples whose text is left out, which lets generation be guided by the text; the batch seeds
     which, so that a resumed run leaves out the same.
     """
@@ -173,32 +159,28 @@ class Collator:
             return torch.tensor([[-torch.inf, torch.inf]]).expand(len(offsets), 2)
         return torch.from_numpy(token_windows(text, words, offsets.tolist(), self.frame_rate))
 
-    def _grids(self, codes):
-        """Delayed codes (B, T, Q) of a list of codes (T, Q), padded with -100."""
-        tail = torch.full((1, self.num_codebooks), AUDIO_TAIL)
-        grids = [torch.cat((delay(one), tail)) for one in codes]
-        return torch.nn.utils.rnn.pad_sequence(grids, batch_first=True, padding_value=-100)
-
     def __call__(self, samples):
-        samples = [Sample(*sample) for sample in samples]
-        rng = random.Random("/".join(sample.text for sample in samples))
-        texts = ["" if rng.random() < self.text_dropout else sample.text for sample in samples]
+        rng = random.Random("/".join(text for text, *_ in samples))
+        texts = ["" if rng.random() < self.text_dropout else text for text, *_ in samples]
         text = self.tokenizer(
             texts, padding=True, padding_side="right", return_tensors="pt", return_offsets_mapping=True
         )
-        windows = [self._windows(t, s.words, o) for t, s, o in zip(texts, samples, text["offset_mapping"])]
+        windows = [self._windows(t, words, o) for t, (*_, words), o in zip(texts, samples, text["offset_mapping"])]
         windows = torch.stack(windows).masked_fill(text["attention_mask"][..., None] == 0, torch.inf)  # never read
-        labels = self._grids([sample.codes for sample in samples])
-        inputs = labels.masked_fill(labels == -100, AUDIO_PAD)
+        grids = []
+        for _, codes, _ in samples:
+            grid = delay(codes)
+            grids.append(torch.cat((grid, grid.new_full((1, self.num_codebooks), AUDIO_TAIL))))
+        longest = max(map(len, grids))
+        shape = (len(grids), longest, self.num_codebooks)
+        inputs, labels = torch.full(shape, AUDIO_PAD), torch.full(shape, -100)
+        for row, grid in enumerate(grids):
+            inputs[row, : len(grid)] = labels[row, : len(grid)] = grid
         for q in range(1, self.num_codebooks):  # heads are sure: nothing to learn
             labels[:, : q + 1, q] = -100
         mask = labels[:, 1:, 0] != -100
-        batch = {
+        return {
             "input_ids": text["input_ids"], "attention_mask": text["attention_mask"],
             "token_windows": windows, "audio_codes": inputs[:, :-1],
             "audio_attention_mask": mask.long(), "labels": labels[:, 1:],
         }  # fmt: skip
-        if samples[0].free_run is not None:
-            free_run = self._grids([sample.free_run for sample in samples])[:, :-1]
-            batch["free_run"] = free_run.masked_fill(free_run == -100, AUDIO_PAD)
-        return batch

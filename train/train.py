@@ -87,9 +87,9 @@ class SmallETrainer(Trainer):
 
     def _losses(self, model, inputs):
         """Cross-entropy summed for each codebook (Q,), labels in it (Q,), and the mean losses on the maps by name."""
-        labels, windows, free_run = (inputs.pop(name, None) for name in ("labels", "token_windows", "free_run"))
+        labels, windows = inputs.pop("labels"), inputs.pop("token_windows")
         if model.training:
-            inputs["audio_codes"] = corrupt(inputs["audio_codes"], self.objective, free_run)
+            inputs["audio_codes"] = corrupt(inputs["audio_codes"], self.objective)
         if model.training and self.objective.get("timed_rows"):
             maps = timed_maps(windows, labels.shape[1])
             rows = torch.rand(len(maps), 1, 1, device=maps.device) < self.objective["timed_rows"]

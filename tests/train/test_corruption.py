@@ -44,12 +44,3 @@ def test_nothing_is_done_that_was_not_asked_for(codes):
     assert corrupt(codes, {}) is codes
     torch.manual_seed(1)
     assert (corrupt(codes, {"misplaced": 0.2, "audio_dropout": 0.2}) != codes).any()
-
-
-def test_a_free_run_is_spliced_in_at_its_own_steps(codes):
-    torch.manual_seed(1)
-    said = codes.flip(-1)
-    made = corrupt(codes, {"free_run": 0.4}, said)
-    spliced = (made != codes).any(-1)
-    assert 0.2 < spliced.float().mean() < 0.5 and torch.equal(made[spliced], said[spliced])
-    assert corrupt(codes, {"free_run": 0.4}) is codes  # nothing was said

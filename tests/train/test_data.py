@@ -92,7 +92,7 @@ def test_joined_utterances_are_read_one_after_the_other(tmp_path, codes):
     ]  # fmt: skip
     dataset = CodesDataset(write(rows, tmp_path / "codes.parquet"), 3, 50.0)
     assert len(dataset) == 3 and dataset.lengths.tolist() == LENGTHS and dataset.speakers == ["a"] * 3
-    text, joined, words, _ = dataset[(2, 0)]
+    text, joined, words = dataset[(2, 0)]
     assert text == f"{TEXTS[2]} {TEXTS[0]}" and torch.equal(joined, torch.cat((codes[2], codes[0])))
     assert np.isnan(words[0]).all() and words[1:] == pytest.approx(WORDS[0] + LENGTHS[2] / 50)
 
