@@ -4,7 +4,7 @@ usage: python -m train.align MODEL CODES.parquet OUT.parquet [--batch 32]
 
 OUT has CODES' rows, with `words` filled where they were empty; what is known stays. A pause counts to the word before
 it. Prints how far the model's times lie from those that are known, so that one sees what they are worth. With them
-train.train's losses and train.free_run take these rows too.
+train.train's loss on maps and its timed rows take these too.
 """
 
 import argparse
@@ -32,10 +32,10 @@ def read_words(model, collator, samples):
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "audio_codes", "audio_attention_mask")}
     maps = model(**inputs, output_attentions=True, use_cache=False).attentions[-1]
     times = []
-    for sample, attention, count in zip(samples, maps, frames.tolist()):
-        offsets = collator.tokenizer(sample.text, return_offsets_mapping=True)["offset_mapping"]
+    for (text, *_), attention, count in zip(samples, maps, frames.tolist()):
+        offsets = collator.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
         path = monotonic_path(attention[:count, : len(offsets)].float().numpy())
-        words = [match.span() for match in re.finditer(r"\S+", sample.text)]
+        words = [match.span() for match in re.finditer(r"\S+", text)]
         times.append(np.array(word_times(path, offsets, words, model.config.frame_rate), np.float32))
     return times
 

@@ -28,7 +28,7 @@ from smalle import SmallEConfig, SmallEForTextToSpeech
 
 from .alignment import forward_sum_loss, timed_maps, window_loss
 from .clock import Clock
-from .corruption import corrupt
+from .corruption import corrupt, own_steps
 from .data import CodesDataset, Collator, SpeakerBatchSampler
 from .ema import EMACallback
 from .samples import Samples
@@ -94,6 +94,8 @@ class SmallETrainer(Trainer):
             maps = timed_maps(windows, labels.shape[1])
             rows = torch.rand(len(maps), 1, 1, device=maps.device) < self.objective["timed_rows"]
             inputs["text_maps"] = maps * rows
+        if model.training and self.objective.get("own_steps") and self.state.global_step % 2:  # half the cost
+            inputs["audio_codes"] = own_steps(model, inputs, self.objective["own_steps"])
         out = model(**inputs, output_attentions=bool(self.map_weights))
         losses = F.cross_entropy(out.logits.float().flatten(0, 2), labels.flatten(), reduction="none")
         sums, counts = losses.view(labels.shape).sum((0, 1)), (labels != -100).sum((0, 1))
