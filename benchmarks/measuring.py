@@ -36,8 +36,8 @@ def listen(chunks, sampling_rate):
     audio = samples / sampling_rate
     return {
         "seconds": round(audio, 2),
-        "real_time": round(audio / work, 2),
-        "real_time_cpu": round(audio / work_cpu, 2),
+        "real_time": float(f"{audio / work:.3g}"),
+        "real_time_cpu": float(f"{audio / work_cpu:.3g}"),
         "first_audio_s": round(first, 3),
         "first_audio_cpu_s": round(first_cpu, 3),
     }
