@@ -178,8 +178,8 @@ def read_recipe(path, overrides):
 
 def read_arguments(training):
     """TrainingArguments of the recipe's part `training`."""
-    arguments = TrainingArguments(remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
-                                  **{"ddp_find_unused_parameters": False, **training})  # fmt: skip
+    defaults = {"use_cpu": not torch.cuda.is_available(), "ddp_find_unused_parameters": False}
+    arguments = TrainingArguments(remove_unused_columns=False, **{**defaults, **training})
     if arguments.metric_for_best_model and arguments.save_total_limit == 1:
         raise ValueError("training.save_total_limit=1: expected 2 or more beside metric_for_best_model, or the best "
                          "checkpoint alone is kept and the newest, to go on from, is deleted.")  # fmt: skip
