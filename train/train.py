@@ -20,11 +20,11 @@ import sys
 import time
 
 import torch
-import torch.nn.functional as F
 import yaml
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
+from smalle.loss_smalle import cross_entropy
 
 from .alignment import forward_sum_loss, timed_maps, window_loss
 from .clock import Clock
@@ -95,8 +95,7 @@ class SmallETrainer(Trainer):
             rows = torch.rand(len(maps), 1, 1, device=maps.device) < self.objective["timed_rows"]
             inputs["text_maps"] = maps * rows
         out = model(**inputs, output_attentions=bool(self.map_weights))
-        losses = F.cross_entropy(out.logits.float().flatten(0, 2), labels.flatten(), reduction="none")
-        sums, counts = losses.view(labels.shape).sum((0, 1)), (labels != -100).sum((0, 1))
+        sums, counts = cross_entropy(out.logits, labels).sum((0, 1)), (labels != -100).sum((0, 1))
         self.num_maps = len(out.attentions or ())
         return sums, counts, {name: MAP_LOSSES[name](out.attentions, windows, inputs) for name in self.map_weights}
 
