@@ -3,11 +3,11 @@
 usage: python benchmarks/throughput.py [RECIPE ...] [--seconds 5 10 25 60 120] [--batch-seconds 60] [--steps 2]
            [--device cuda] [--fp32] [--threads 1] [--note TEXT]
 
-RECIPE: files of train/recipes; without any, smalle-64m and decoder-only-64m. Every model sees the same batches, the same
-texts (16 characters a second) and random codes, as many samples of a length as --batch-seconds holds, at least one. A
-step is one of train.train with that recipe: forward, losses, backward, clipping, AdamW, in bfloat16 or with --fp32. It is
-measured by the clock, and on one thread by the time of the processor too, which other programs do not add to; the median
-of --steps steps after one that warms up counts. Models take turns, length by length.
+RECIPE: files of train/recipes; without any, smalle-64m and decoder-only-64m. Every model sees the same batches, the
+same texts (16 characters a second) and random codes, as many samples of a length as --batch-seconds holds, at least
+one. A step is one of train.train with that recipe: forward, losses, backward, clipping, AdamW, in bfloat16 or with
+--fp32. On one thread it is measured by the processor's time, which other programs do not add to, else by the clock (a
+row has both); the median of --steps steps counts, after one that warms up. Models take turns, length by length.
 
 Prints tables in Markdown, appends a row for each measurement to benchmarks/results.jsonl and draws
 benchmarks/throughput.svg when the lengths are more than one (--plot names another file).
@@ -83,8 +83,8 @@ def trainer(recipe, seconds, batch, steps, arguments, folder):
     model, config = build_model(recipe, len(tokenizer))
     rng = np.random.default_rng(round(1000 * seconds))
     training = {name: value for name, value in recipe["training"].items() if name != "minutes"}
-    training = read_arguments({**training, **QUIET, "output_dir": folder, "max_steps": steps, "bf16": not arguments.fp32,
-                               "use_cpu": arguments.device == "cpu"})  # fmt: skip
+    training |= {**QUIET, "output_dir": folder, "max_steps": steps, "bf16": not arguments.fp32}
+    training = read_arguments({**training, "use_cpu": arguments.device == "cpu"})
     objective = check_objective(recipe["objective"], config)
     return SmallETrainer(
         model=model, args=training, train_dataset=[sample(seconds, config, rng) for _ in range(batch)],
@@ -124,9 +124,9 @@ def growth(rows):
     """
     length, cost = (np.array([row[name] for row in rows]) for name in ("seconds", "audio_per_s"))
     exponent = 1 - np.polyfit(np.log(length), np.log(cost), 1)[0]
-    each = 1 / cost
-    return {"exponent": f"{exponent:.2f}", "from the mean": f"{abs(each / each.mean() - 1).max():.0%}",
-            f"{length.max():g} s : {length.min():g} s": f"{each[length.argmax()] / each[length.argmin()]:.2f}"}  # fmt: skip
+    each, ends = 1 / cost, (length.argmax(), length.argmin())
+    return {"exponent": f"{exponent:.2f}", "furthest from the mean": f"{abs(each / each.mean() - 1).max():.0%}",
+            " : ".join(f"{length[end]:g} s" for end in ends): f"{each[ends[0]] / each[ends[1]]:.2f}"}  # fmt: skip
 
 
 def table(header, rows):
@@ -146,10 +146,11 @@ def report(by_model, arguments):
         print(table([f"{first['model']}, times", *(f"{length:g} s" for length in lengths)], ratios))
     if len(arguments.seconds) > 1:
         grown = {name: growth(rows) for name, rows in by_model.items()}
-        header = ["time for a second of audio, in", *next(iter(grown.values()))]
+        header = ["growth with length", *next(iter(grown.values()))]
         print(table(header, ([name, *figures.values()] for name, figures in grown.items())))
-        series = {name: [(row["seconds"], row["step_s"] / row["batch"]) for row in rows] for name, rows in by_model.items()}
-        arguments.plot.write_text(lines("A training step on one sample", "sample (s)", "step (s)", series))
+        points = {name: [(row["seconds"], row["seconds"] / row["audio_per_s"]) for row in rows]
+                  for name, rows in by_model.items()}  # fmt: skip
+        arguments.plot.write_text(lines("Training on one sample", "sample (s)", "time of a step (s)", points))
 
 
 def main():
