@@ -6,8 +6,8 @@ usage: python benchmarks/throughput.py [RECIPE ...] [--seconds 5 10 25 60 120] [
 RECIPE: files of train/recipes; without any, smalle-64m and decoder-only-64m. Every model sees the same batches, the
 same texts (16 characters a second) and random codes, as many samples of a length as --batch-seconds holds, at least
 one. A step is one of train.train with that recipe: forward, losses, backward, clipping, AdamW, in bfloat16 or with
---fp32. On one thread it is measured by the processor's time, which other programs do not add to, else by the clock (a
-row has both); the median of --steps steps counts, after one that warms up. Models take turns, length by length.
+--fp32. On one thread it is measured by the processor's time, which other programs add little to, else by the clock (a
+row has both); the shortest of --steps steps counts, after one that warms up. Models take turns, length by length.
 
 Prints tables in Markdown, appends a row for each measurement to benchmarks/results.jsonl and draws
 benchmarks/throughput.svg when the lengths are more than one (--plot names another file).
@@ -19,7 +19,6 @@ import datetime
 import itertools
 import json
 import pathlib
-import statistics
 import sys
 import tempfile
 import time
@@ -61,9 +60,9 @@ class Stopwatch(TrainerCallback):
     def on_step_end(self, *args, **kwargs):
         self.steps.append(self.now() - self.begun)
 
-    def median(self):
+    def shortest(self):
         """(by the clock, by the processor), the first step left out."""
-        return [statistics.median(times) for times in zip(*self.steps[1:])]
+        return np.min(self.steps[1:], 0).tolist()
 
 
 def sample(seconds, config, rng):
@@ -100,7 +99,7 @@ def measure(name, recipe, seconds, arguments):
         run = trainer(recipe, seconds, batch, 1 + arguments.steps, arguments, folder)
         run.add_callback(stopwatch)
         run.train()
-    config, (by_clock, by_processor) = run.model.config, stopwatch.median()
+    config, (by_clock, by_processor) = run.model.config, stopwatch.shortest()
     alone = arguments.device == "cpu" and torch.get_num_threads() == 1  # its time is not that of other programs
     step, audio = by_processor if alone else by_clock, batch * seconds
     return {

@@ -24,8 +24,8 @@ def wide(x):
 
 def product_dtype(x):
     """The precision of matrix products with x."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else wide(x[:0]).dtype
+    kind, dtype = x.device.type, torch.promote_types(x.dtype, torch.float32)
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and dtype == torch.float32 else dtype
 
 
 def into_chunks(x, size):
