@@ -1,7 +1,7 @@
 """How fast models train: Small-E against the decoder-only baseline of the same size, on samples of 5 to 120 seconds.
 
 usage: python benchmarks/throughput.py [RECIPE ...] [--seconds 5 10 25 60 120] [--batch-seconds 60] [--steps 2]
-           [--device cuda] [--fp32] [--threads 1] [--note TEXT]
+           [--device cuda] [--fp32] [--threads 1] [--note TEXT] [--report]
 
 RECIPE: files of train/recipes; without any, smalle-64m and decoder-only-64m. Every model sees the same batches, the
 same texts (16 characters a second) and random codes, as many samples of a length as --batch-seconds holds, at least
@@ -10,7 +10,8 @@ one. A step is one of train.train with that recipe: forward, losses, backward, c
 row has both); the shortest of --steps steps counts, after one that warms up. Models take turns, length by length.
 
 Prints tables in Markdown, appends a row for each measurement to benchmarks/results.jsonl and draws
-benchmarks/throughput.svg when the lengths are more than one (--plot names another file).
+benchmarks/throughput.svg when the lengths are more than one (--plot names another file). With --report nothing is
+measured: the newest rows of those recipes and lengths stand in for it. 120 seconds take Small-E about 9 GB.
 """
 
 import argparse
@@ -115,6 +116,15 @@ def measure(name, recipe, seconds, arguments):
     }  # fmt: skip
 
 
+def newest(name, seconds):
+    """The last row of results.jsonl on that model and length."""
+    wanted = {"benchmark": "throughput", "model": name, "seconds": seconds}
+    rows = [row for row in map(json.loads, RESULTS.read_text().splitlines()) if wanted.items() <= row.items()]
+    if not rows:
+        raise SystemExit(f"{RESULTS} holds nothing on {name} at {seconds:g} s: measure it first, without --report")
+    return rows[-1]
+
+
 def growth(rows):
     """How a model's time grows with the length of a sample: what a table says of it.
 
@@ -163,11 +173,15 @@ def main():
     parser.add_argument("--fp32", action="store_true", help="in place of bfloat16")
     parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU")
     parser.add_argument("--plot", type=pathlib.Path, default=ROOT / "benchmarks" / "throughput.svg")
+    parser.add_argument("--report", action="store_true", help="of the newest rows, without measuring")
     parser.add_argument("--note", help="what else is to be known, kept in the row")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     recipes, by_model = {path.stem: read_recipe(path, []) for path in arguments.recipes}, collections.defaultdict(list)
     for seconds, name in itertools.product(arguments.seconds, recipes):
+        if arguments.report:
+            by_model[name].append(newest(name, seconds))
+            continue
         by_model[name].append(row := measure(name, recipes[name], seconds, arguments))
         print(*(f"{row[key]}" for key in COLUMNS), sep="  ", file=sys.stderr, flush=True)
         with RESULTS.open("a") as file:
