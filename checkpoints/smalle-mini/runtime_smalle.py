@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from transformers.utils import cached_file, logging
 
+from .recent_smalle import Recent
+
 FILES = "step.int8.onnx", "step.onnx"  # the first that is there runs
 THREADS = 1  # more wait for each other where a machine has other work
 TEXT = "text_keys", "text_values", "positions", "text_mask"  # what steps leave as it is
@@ -55,6 +57,13 @@ def moved(state, tensors):
     return replace(after, **text_tensors(state))
 
 
+def with_recent(state, config):
+    """A `SmallEState` whose recurrent states are `Recent`, where the mixer's step can be written so."""
+    if config.mixer != "gla" or isinstance(state.recurrent[0], Recent):
+        return state
+    return replace(state, recurrent=tuple(x if x is None else Recent.begin(x) for x in state.recurrent))
+
+
 def fingerprint(model):
     """16 hex digits of the names, shapes and some values of all weights: other training, other digits."""
     digest, values = hashlib.sha256(), []
@@ -92,30 +101,49 @@ class OnnxSteps(TorchSteps):
         if self.state.recurrent is None:
             return super().__call__(codes, mask)
         if self.turns is None:
-            self._bind(codes)
+            self._start(codes)
+        if self.room == 0:
+            self._fold()
         self.codes.copy_(codes)
         (binding, self.state), *_ = self.turns
         self.turns.reverse()
         self.session.run_with_iobinding(binding)
+        self.room -= 1
         return self.logits.clone(), self.map.clone() if self.maps else None
 
-    def _bind(self, codes):
-        """The two turns: what is bound, and the state that it leaves."""
-        config, text = self.model.config, {name: x.contiguous() for name, x in text_tensors(self.state).items()}
+    def _start(self, codes):
+        """Makes the tensors that steps write."""
+        text = {name: x.contiguous() for name, x in text_tensors(self.state).items()}
         self.codes = codes.clone(memory_format=torch.contiguous_format)
-        self.logits = torch.empty(*codes.shape, config.audio_vocab_size)
+        self.logits = torch.empty(*codes.shape, self.model.config.audio_vocab_size)
         self.map = torch.empty(len(codes), 1, text["text_mask"].shape[1])
-        here = [x.clone(memory_format=torch.contiguous_format) for x in moving_tensors(self.state)]
-        there = [torch.empty_like(x) for x in here]
-        start, self.turns = replace(self.state, **text), []
+        self.state = replace(self.state, **text)
+        self.state = with_recent(self.state, self.model.config)
+        self.changed = [int(x.name.partition(".")[2]) for x in self.session.get_outputs() if x.name[:5] == "next."]
+        self._bind()
+
+    def _fold(self):
+        """Adds the steps that stand beside the recurrent states to these."""
+        recurrent = tuple(x if x is None else Recent.begin(x.fold()) for x in self.state.recurrent)
+        self.state = replace(self.state, recurrent=recurrent)
+        self._bind()
+
+    def _bind(self):
+        """The two turns: what is bound, and the state that it leaves. They are good for `room` steps, or for ever."""
+        here = [x.contiguous() for x in moving_tensors(self.state)]
+        for n in self.changed:  # what was given stays as it is
+            here[n] = here[n].clone()
+        there = [torch.empty_like(x) if n in self.changed else x for n, x in enumerate(here)]
+        text, start, self.turns = text_tensors(self.state), self.state, []
         for before, after in ((here, there), (there, here)):
             binding = self.session.io_binding()
             inputs = {"codes": self.codes, **text} | {f"state.{n}": x for n, x in enumerate(before)}
-            outputs = {"logits": self.logits, "map": self.map} | {f"next.{n}": x for n, x in enumerate(after)}
+            outputs = {"logits": self.logits, "map": self.map} | {f"next.{n}": after[n] for n in self.changed}
             for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
                 for name, x in tensors.items():
                     bind(name, "cpu", 0, np.dtype(str(x.dtype).removeprefix("torch.")), tuple(x.shape), x.data_ptr())
             self.turns.append((binding, moved(start, after)))
+        self.room = min((x.room() for x in start.recurrent if isinstance(x, Recent)), default=-1)
 
 
 def exported(model):
