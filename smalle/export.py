@@ -96,7 +96,7 @@ def export_step(model, path):
     ids = torch.full((2, 3), config.bos_token_id or 0)
     codes = torch.zeros(2, 1, config.num_codebooks, dtype=torch.long)
     state = model(input_ids=ids, audio_codes=codes, use_cache=True, return_dict=True).past_key_values
-    state = with_recent(state, model.config)
+    state = with_recent(state) if config.mixer == "gla" else state
     text, moving = text_tensors(state), moving_tensors(state)
     for symbolic in (rms_norm, log_sigmoid, unflatten, flatten):
         torch.onnx.register_custom_op_symbolic(f"aten::{symbolic.__name__}", symbolic, OPSET)

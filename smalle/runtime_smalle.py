@@ -57,20 +57,21 @@ def moved(state, tensors):
     return replace(after, **text_tensors(state))
 
 
-def with_recent(state, config):
-    """A `SmallEState` whose recurrent states are `Recent`, where the mixer's step can be written so."""
-    if config.mixer != "gla" or isinstance(state.recurrent[0], Recent):
-        return state
-    return replace(state, recurrent=tuple(x if x is None else Recent.begin(x) for x in state.recurrent))
+def with_recent(state):
+    """A `SmallEState` whose recurrent states are `Recent`."""
+    recurrent = tuple(x if x is None or isinstance(x, Recent) else Recent.begin(x) for x in state.recurrent)
+    return replace(state, recurrent=recurrent)
 
 
 def fingerprint(model):
-    """16 hex digits of the names, shapes and some values of all weights: other training, other digits."""
+    """16 hex digits of the names, shapes and first values of all weights: other training, other digits.
+
+    Values that lie together: what is not read of a file of weights takes no memory.
+    """
     digest, values = hashlib.sha256(), []
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        flat = parameter.detach().view(-1)
-        values.append(flat[:: max(1, len(flat) // 8)])
+        values.append(parameter.detach().view(-1)[:64])
     digest.update(torch.cat(values).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -91,16 +92,17 @@ class TorchSteps:
 
 class OnnxSteps(TorchSteps):
     """Steps by ONNX Runtime, which reads one set of tensors and writes another, by turns. Rows that have ended go on
-    unheard. Where nothing has been read yet there is no state to bind: the model itself takes that step."""
+    unheard. Where nothing has been read yet there is no state to bind: the model itself takes that step, unless its
+    states are known to begin at zero."""
 
     def __init__(self, model, state, maps, session):
         super().__init__(model, state, maps)
-        self.session, self.turns = session, None
+        self.session, self.turns, self.recent = session, None, model.config.mixer == "gla"
 
     def __call__(self, codes, mask):
-        if self.state.recurrent is None:
-            return super().__call__(codes, mask)
         if self.turns is None:
+            if self.state.recurrent is None and not self.recent:
+                return super().__call__(codes, mask)
             self._start(codes)
         if self.room == 0:
             self._fold()
@@ -117,15 +119,25 @@ class OnnxSteps(TorchSteps):
         self.codes = codes.clone(memory_format=torch.contiguous_format)
         self.logits = torch.empty(*codes.shape, self.model.config.audio_vocab_size)
         self.map = torch.empty(len(codes), 1, text["text_mask"].shape[1])
-        self.state = replace(self.state, **text)
-        self.state = with_recent(self.state, self.model.config)
+        state = replace(self.state, **text)
+        if state.recurrent is None:
+            state = replace(state, recurrent=self._zeros(len(codes)))
+        self.state = with_recent(state) if self.recent else state
         self.changed = [int(x.name.partition(".")[2]) for x in self.session.get_outputs() if x.name[:5] == "next."]
         self._bind()
 
+    def _zeros(self, rows):
+        """Recurrent states of rows that have read nothing: the first tensor of each `Recent`."""
+        shapes = [x.shape[1:] for x in self.session.get_inputs() if x.name[:6] == "state." and len(x.shape) == 4]
+        states = [torch.zeros(rows, *shape) for shape in shapes[:: len(Recent._fields)]]
+        if self.model.config.cross_attention != "paca":
+            states.insert(self.model.config.audio_encoder_layers, None)
+        return tuple(states)
+
     def _fold(self):
         """Adds the steps that stand beside the recurrent states to these."""
-        recurrent = tuple(x if x is None else Recent.begin(x.fold()) for x in self.state.recurrent)
-        self.state = replace(self.state, recurrent=recurrent)
+        recurrent = tuple(x if x is None else x.fold() for x in self.state.recurrent)
+        self.state = with_recent(replace(self.state, recurrent=recurrent))
         self._bind()
 
     def _bind(self):

@@ -100,6 +100,9 @@ def sample(scores, settings, generator=None):
 
 def draw(logits, settings, generator=None):
     """A token of each codebook (B, Q) and the warped scores (B, Q, V) that it was drawn from: logits (B, Q, V)."""
-    scores = [warp(logits[:, q], setting) for q, setting in enumerate(settings)]
-    tokens = [sample(x, setting, generator) for x, setting in zip(scores, settings)]
-    return torch.stack(tokens, 1), torch.stack(scores, 1)
+    tokens, scores = logits.argmax(-1), logits.clone()
+    for q, setting in enumerate(settings):
+        if setting.top_k != 1:
+            scores[:, q] = warp(logits[:, q], setting)
+            tokens[:, q] = sample(scores[:, q], setting, generator)
+    return tokens, scores

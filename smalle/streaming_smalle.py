@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -85,10 +86,22 @@ def stream_codes(model, inputs_of, pieces, prompt, seed, settings):
             prompt = Voice(torch.cat(said), piece)
 
 
+def ahead(chunks):
+    """The same chunks; while one is used, a thread makes the next. Who leaves stops it after the chunk in work."""
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(next, chunks, None)
+            while (chunk := coming.result()) is not None:
+                coming = thread.submit(next, chunks, None)
+                yield chunk
+    finally:
+        chunks.close()
+
+
 def stream_audio(codec, chunks):
-    """Waveforms (L,) of chunks of codes (T, Q), as soon as they are certain."""
+    """Waveforms (L,) of chunks of codes (T, Q), a generator of them, as soon as they are certain."""
     state = codes = None
-    for codes in chunks:
+    for codes in ahead(chunks):
         wave, state = codec.decode_chunk(codes.T[None], state)
         if wave.shape[1]:
             yield wave[0].float().cpu()

@@ -206,7 +206,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
         Joined they are the same whatever the chunks. A long text is read sentence by sentence, in the same voice and as
         one sound, in memory that does not grow; each piece starts from the prompt, so that nothing drifts. The model
-        works when the next chunk is asked for; who leaves the loop has stopped it.
+        works one chunk ahead, beside the codec; who leaves the loop stops it after that chunk.
 
         Args:
             model: what generates, `SmallEForTextToSpeech`.
