@@ -158,8 +158,8 @@ class SmallEGenerationMixin(GenerationMixin):
         scales = [getattr(config, name) for name in state.branches]
         forced, remaining = state.forced, state.remaining
         window, maps, scores = list(state.grid.unbind(1)), list(state.maps), list(state.scores)
-        while len(window) - num_codebooks < config.max_new_tokens and (remaining != 0).any():
-            logits, text_map = steps(window[-1][:, None], (remaining != 0).repeat(branches)[:, None])
+        while len(window) - num_codebooks < config.max_new_tokens and (going := remaining != 0).any():
+            logits, text_map = steps(window[-1][:, None], going.repeat(branches)[:, None])
             logits = guide(logits[:, -1].float(), scales)
             logits = self._processed(logits, state.history, window, settings, processors)
             logits = self._allowed(logits, remaining, len(window) - 1 < config.min_new_tokens)

@@ -77,7 +77,7 @@ def warp(logits, settings):
     """Scores of one codebook (B, V) after temperature and limits: -inf where a token cannot come."""
     if settings.top_k == 1:
         return logits
-    logits = logits / settings.temperature
+    logits = logits if settings.temperature == 1 else logits / settings.temperature
     if 0 < settings.top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(settings.top_k, -1).values[:, -1:], -torch.inf)
     if settings.top_p < 1:
