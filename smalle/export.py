@@ -18,7 +18,7 @@ from torch.onnx.symbolic_helper import parse_args
 from . import mixers_smalle
 from .recent_smalle import Recent
 from .recurrence_smalle import step
-from .runtime_smalle import FILES, fingerprint, moved, moving_tensors, text_tensors, with_recent
+from .runtime_smalle import FILES, fingerprint, keeps_recent, moved, moving_tensors, text_tensors, with_recent
 
 OPSET = 17
 DOMAIN, BLOCK = "com.microsoft", 128  # of ONNX Runtime's matrices in 8 bits: one scale for each block of a column
@@ -96,7 +96,7 @@ def export_step(model, path):
     ids = torch.full((2, 3), config.bos_token_id or 0)
     codes = torch.zeros(2, 1, config.num_codebooks, dtype=torch.long)
     state = model(input_ids=ids, audio_codes=codes, use_cache=True, return_dict=True).past_key_values
-    state = with_recent(state) if config.mixer == "gla" else state
+    state = with_recent(state) if keeps_recent(config) else state
     text, moving = text_tensors(state), moving_tensors(state)
     for symbolic in (rms_norm, log_sigmoid, unflatten, flatten):
         torch.onnx.register_custom_op_symbolic(f"aten::{symbolic.__name__}", symbolic, OPSET)

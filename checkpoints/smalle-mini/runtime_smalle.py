@@ -7,6 +7,7 @@ delayed codes, and the tensors of the state, those of the text by name, then `st
 
 import hashlib
 import importlib
+import math
 import os
 import weakref
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from transformers.utils import cached_file, logging
 from .recent_smalle import Recent
 
 FILES = "step.int8.onnx", "step.onnx"  # the first that is there runs
+LARGE = 2**16  # values of a block's state from which on steps stand beside it: smaller ones stay in a cache
 THREADS = 1  # more wait for each other where a machine has other work
 TEXT = "text_keys", "text_values", "positions", "text_mask"  # what steps leave as it is
 
@@ -55,6 +57,12 @@ def moved(state, tensors):
     tensors = iter(tensors)
     after = replace(state, **dict.fromkeys(TEXT)).map(lambda _: next(tensors))
     return replace(after, **text_tensors(state))
+
+
+def keeps_recent(config):
+    """Whether the exported step of a model has steps stand beside its recurrent states, as `Recent`."""
+    sizes = config.hidden_size * config.expand_k, config.hidden_size * config.expand_v
+    return config.mixer == "gla" and math.prod(sizes) / config.mixer_heads >= LARGE
 
 
 def with_recent(state):
@@ -97,7 +105,7 @@ class OnnxSteps(TorchSteps):
 
     def __init__(self, model, state, maps, session):
         super().__init__(model, state, maps)
-        self.session, self.turns, self.recent = session, None, model.config.mixer == "gla"
+        self.session, self.turns, self.recent = session, None, keeps_recent(model.config)
 
     def __call__(self, codes, mask):
         if self.turns is None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from smalle import SmallEForTextToSpeech, SmallEProcessor, cli
+from smalle import SmallEForTextToSpeech, SmallEProcessor, cli, runtime_smalle
 from smalle.recent_smalle import RECENT, Recent
 from smalle.runtime_smalle import OnnxSteps, TorchSteps, find_session, fingerprint, moving_tensors, start_steps
 
@@ -18,7 +18,8 @@ from smalle.export import export  # noqa: E402
 
 KINDS = {
     "gla": {},
-    "gla, plain": dict(cross_attention="plain", cross_rotary_size=8),
+    "gla, large": {},
+    "gla, large, plain": dict(cross_attention="plain", cross_rotary_size=8),
     "rwkv6, tuples of states": dict(mixer="rwkv6", feed_forward="rwkv"),
     "plain, positions by step": dict(cross_attention="plain", cross_rotary_size=8, mixer="retnet"),
 }
@@ -26,14 +27,17 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def exported(request, make_tiny, tmp_path_factory):
-    """A checkpoint with strong decays, its step in single precision."""
+    """A checkpoint with strong decays, its step in single precision; one with states that count as large."""
+    size = runtime_smalle.LARGE
+    runtime_smalle.LARGE = 0 if "large" in request.param else size
     model, folder = make_tiny(**KINDS[request.param]), tmp_path_factory.mktemp("exported")
     for name, parameter in model.named_parameters():
         if "decay_up_proj" in name:  # as trained ones have: log(sigmoid(x)) must not stop at -18
             parameter.data.mul_(300)
     model.save_pretrained(folder)
     export(folder, int8=False)
-    return SmallEForTextToSpeech.from_pretrained(folder).eval()
+    yield SmallEForTextToSpeech.from_pretrained(folder).eval()
+    runtime_smalle.LARGE = size
 
 
 def read(steps, codes):
