@@ -3,44 +3,54 @@
 usage: smalle export [MODEL] [--float]
 """
 
-import logging
+import math
 import os
 import pathlib
 import warnings
+from dataclasses import replace
+from unittest import mock
 
+import numpy as np
 import torch
 from torch import nn
 from torch.onnx.symbolic_helper import parse_args
 
-from .runtime_smalle import FILES, fingerprint, moved, moving_tensors, text_tensors
+from . import mixers_smalle
+from .recent_smalle import Recent
+from .recurrence_smalle import step
+from .runtime_smalle import FILES, fingerprint, keeps_recent, moved, moving_tensors, text_tensors, with_recent
 
 OPSET = 17
+DOMAIN, BLOCK = "com.microsoft", 128  # of ONNX Runtime's matrices in 8 bits: one scale for each block of a column
 SMALL = 2**15  # weights with fewer entries stay as they are: gates and positions, which gain nothing
 
 
 class Step(nn.Module):
-    """A model's step as a function of tensors."""
+    """A model's step as a function of tensors; of the state it returns what has changed."""
 
     def __init__(self, model, state):
         super().__init__()
         self.model, self.state = model, state
 
     def forward(self, codes, *tensors):
-        names = list(text_tensors(self.state))
-        state = moved(self.state, tensors[len(names) :])
-        for name, tensor in zip(names, tensors):
-            setattr(state, name, tensor)
-        out = self.model(audio_codes=codes, past_key_values=state, use_cache=True, output_attentions=True,
-                         output_hidden_states=False, return_dict=True)  # fmt: skip
-        return out.logits, out.attentions[-1], *moving_tensors(out.past_key_values)
+        text = dict(zip(text_tensors(self.state), tensors))
+        before = tensors[len(text) :]
+        out = self.model(audio_codes=codes, past_key_values=moved(replace(self.state, **text), before), use_cache=True,
+                         output_attentions=True, output_hidden_states=False, return_dict=True)  # fmt: skip
+        after = moving_tensors(out.past_key_values)
+        self.changed = [n for n, (x, y) in enumerate(zip(before, after)) if x is not y]
+        return out.logits, out.attentions[-1], *(after[n] for n in self.changed)
+
+
+def recurrence(q, k, v, log_decay, state, kernel):
+    """That of `recurrence_smalle`, for one step."""
+    return state.step(q, k, v, log_decay) if isinstance(state, Recent) else step(q, k, v, log_decay, state)
 
 
 @parse_args("v", "is", "v", "f")
 def rms_norm(graph, x, shape, weight, eps):
     """RMSNorm over the last dimension, which the exporter does not know."""
-    eps = graph.op("Constant", value_t=torch.tensor(eps))
-    square = graph.op("ReduceMean", graph.op("Mul", x, x), axes_i=[-1], keepdims_i=1)
-    return graph.op("Mul", graph.op("Div", x, graph.op("Sqrt", graph.op("Add", square, eps))), weight)
+    return graph.op("SimplifiedLayerNormalization", x, weight, axis_i=-1, epsilon_f=eps).setType(x.type())
 
 
 @parse_args("v")
@@ -66,6 +76,10 @@ def reshape(graph, x, head, rest):
 @parse_args("v", "i", "is")
 def unflatten(graph, x, dim, sizes):
     dim %= x.type().dim()
+    whole = x.type().varyingSizes()[dim]
+    if whole is not None:
+        known = math.prod(size for size in sizes if size > 0)
+        sizes = [whole // known if size == -1 else size for size in sizes]
     return reshape(graph, x, [0] * dim + (sizes if -1 in sizes else [-1, *sizes[1:]]), dim + 1)
 
 
@@ -82,45 +96,60 @@ def export_step(model, path):
     ids = torch.full((2, 3), config.bos_token_id or 0)
     codes = torch.zeros(2, 1, config.num_codebooks, dtype=torch.long)
     state = model(input_ids=ids, audio_codes=codes, use_cache=True, return_dict=True).past_key_values
+    state = with_recent(state) if keeps_recent(config) else state
     text, moving = text_tensors(state), moving_tensors(state)
-    inputs = ["codes", *text, *(f"state.{n}" for n in range(len(moving)))]
-    outputs = ["logits", "map", *(f"next.{n}" for n in range(len(moving)))]
-    axes = {name: {0: "rows"} for name in inputs + outputs}
-    axes |= {name: {0: "rows", 1: "tokens"} for name in text} | {"map": {0: "rows", 2: "tokens"}}
     for symbolic in (rms_norm, log_sigmoid, unflatten, flatten):
         torch.onnx.register_custom_op_symbolic(f"aten::{symbolic.__name__}", symbolic, OPSET)
-    with warnings.catch_warnings():  # of constants in traces, which is what they shall be
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(), mock.patch.object(mixers_smalle, "recurrence", recurrence):
+        warnings.simplefilter("ignore")  # of constants in traces, which is what they shall be
+        step, tensors = Step(model, state).eval(), (codes, *text.values(), *moving)
+        step(*tensors)
+        inputs = ["codes", *text, *(f"state.{n}" for n in range(len(moving)))]
+        outputs = ["logits", "map", *(f"next.{n}" for n in step.changed)]
+        axes = {name: {0: "rows"} for name in inputs + outputs}
+        axes |= {name: {0: "rows", 1: "tokens"} for name in text} | {"map": {0: "rows", 2: "tokens"}}
         torch.onnx.export(
-            Step(model, state).eval(), (codes, *text.values(), *moving), str(path), input_names=inputs,
-            output_names=outputs, dynamic_axes=axes, opset_version=OPSET, dynamo=False,
+            step, tensors, str(path), input_names=inputs, output_names=outputs, dynamic_axes=axes,
+            opset_version=OPSET, dynamo=False,
         )  # fmt: skip
 
 
-def quantize(source, path):
-    """The same step with weights of large matrices in 8 bits, a scale for each column, and activations as they come."""
+def in_blocks(weight):
+    """A matrix (K, N) in 8 bits, rounded in blocks of a column: (N, blocks, BLOCK) around 128, scales (N, blocks)."""
+    columns = np.pad(weight.T, ((0, 0), (0, -len(weight) % BLOCK))).reshape(weight.shape[1], -1, BLOCK)
+    scales = np.abs(columns).max(-1, keepdims=True) / 127
+    rounded = np.rint(columns / np.where(scales, scales, 1)) + 128
+    return rounded.astype(np.uint8), scales[..., 0]
+
+
+def quantize(graph):
+    """Puts large matrices of a graph into 8 bits; what they are multiplied by is rounded alike, as it comes."""
+    from onnx import helper, numpy_helper
+
+    sizes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+    nodes = [x for x in graph.node if x.op_type == "MatMul" and math.prod(sizes.get(x.input[1], [0])) >= SMALL]
+    for node in nodes:
+        x, name = node.input
+        names, (rows, columns) = (f"{name}.bits", f"{name}.scales"), sizes[name]
+        size = dict(K=rows, N=columns, bits=8, block_size=BLOCK, accuracy_level=4)
+        node.CopyFrom(helper.make_node("MatMulNBits", [x, *names], node.output, node.name, domain=DOMAIN, **size))
+    left = {name for node in graph.node for name in node.input}
+    for weight in list(graph.initializer):
+        if weight.name not in left:
+            parts = zip(("bits", "scales"), in_blocks(numpy_helper.to_array(weight)))
+            graph.initializer.extend(numpy_helper.from_array(part, f"{weight.name}.{kind}") for kind, part in parts)
+            graph.initializer.remove(weight)
+
+
+def finish(source, path, weights, int8):
+    """The graph of a file into another: quantized, and stamped with which weights it was made from."""
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(source)
-    del model.graph.value_info[:]  # shapes that the quantizer would trip over
-    sizes = {weight.name: torch.Size(weight.dims).numel() for weight in model.graph.initializer}
-    small = [node.name for node in model.graph.node if node.op_type == "MatMul" and sizes.get(node.input[1], 0) < SMALL]
-    logging.disable(logging.WARNING)  # it advises a preparation that this graph does not need
-    try:
-        quantize_dynamic(
-            model, str(path), op_types_to_quantize=["MatMul"], nodes_to_exclude=small, per_channel=True,
-            weight_type=QuantType.QInt8,
-        )  # fmt: skip
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def stamp(path, weights):
-    """Writes into the file which weights it was made from."""
-    import onnx
-
-    model = onnx.load(path)
+    del model.graph.value_info[:]  # sizes of the trace's inputs
+    if int8:
+        quantize(model.graph)
+        model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     onnx.helper.set_model_props(model, {"weights": weights})
     onnx.save(model, path)
 
@@ -144,11 +173,7 @@ def export(folder, int8=True):
     partial, plain = path.with_suffix(".partial"), path.with_suffix(".plain.partial")
     try:
         export_step(model, plain)
-        if int8:
-            quantize(plain, partial)
-        else:
-            os.replace(plain, partial)
-        stamp(partial, fingerprint(model))
+        finish(plain, partial, fingerprint(model), int8)
         os.replace(partial, path)
     finally:
         for left in (partial, plain):

@@ -7,7 +7,7 @@ from transformers.generation import LogitsProcessorList, MaxTimeCriteria, Stoppi
 
 from .alignment_smalle import monotonicity
 from .checks_smalle import check_initial_state, check_prompt, check_text
-from .configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL
+from .configuration_smalle import AUDIO_PAD, AUDIO_TAIL
 from .delay_smalle import delay, undelay, undelay_steps
 from .generation_config_smalle import speech_config
 from .generation_state_smalle import GenerationState, SmallEGenerateOutput
@@ -25,6 +25,8 @@ def guide(logits, scales):
 
     Moves the first B rows away from each branch behind them, by (scale - 1) times their difference.
     """
+    if not scales:
+        return logits
     wanted, *branches = logits.chunk(1 + len(scales))
     return wanted + sum((scale - 1) * (wanted - other) for scale, other in zip(scales, branches))
 
@@ -156,8 +158,8 @@ class SmallEGenerationMixin(GenerationMixin):
         scales = [getattr(config, name) for name in state.branches]
         forced, remaining = state.forced, state.remaining
         window, maps, scores = list(state.grid.unbind(1)), list(state.maps), list(state.scores)
-        while len(window) - num_codebooks < config.max_new_tokens and (remaining != 0).any():
-            logits, text_map = steps(window[-1][:, None], (remaining != 0).repeat(branches)[:, None])
+        while len(window) - num_codebooks < config.max_new_tokens and (going := remaining != 0).any():
+            logits, text_map = steps(window[-1][:, None], going.repeat(branches)[:, None])
             logits = guide(logits[:, -1].float(), scales)
             logits = self._processed(logits, state.history, window, settings, processors)
             logits = self._allowed(logits, remaining, len(window) - 1 < config.min_new_tokens)
@@ -295,14 +297,13 @@ class SmallEGenerationMixin(GenerationMixin):
         A row ends when its first codebook says AUDIO_TAIL; codebook q follows q steps later.
         """
         num_codebooks = logits.shape[1]
-        logits[..., AUDIO_PAD] = logits[..., AUDIO_HEAD] = -torch.inf
+        logits[..., :AUDIO_TAIL] = -torch.inf  # AUDIO_PAD, AUDIO_HEAD
+        logits[:, int(not too_early) :, AUDIO_TAIL] = -torch.inf
+        if (remaining < 0).all():
+            return logits
         since_end = torch.where(remaining < 0, -1, num_codebooks - remaining)
         tails = torch.arange(num_codebooks, device=logits.device) <= since_end[:, None]
-        may_end = torch.zeros_like(tails)
-        may_end[:, 0] = remaining < 0
-        if too_early:
-            may_end[:, 0] = False
-        logits[..., AUDIO_TAIL] = logits[..., AUDIO_TAIL].masked_fill(~(may_end | tails), -torch.inf)
+        logits[..., AUDIO_TAIL] = logits[..., AUDIO_TAIL].masked_fill((remaining >= 0)[:, None], -torch.inf)
         only_tail = torch.full_like(logits, -torch.inf)
         only_tail[..., AUDIO_TAIL] = 0
         return torch.where(tails[..., None], only_tail, logits)

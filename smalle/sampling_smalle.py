@@ -77,7 +77,7 @@ def warp(logits, settings):
     """Scores of one codebook (B, V) after temperature and limits: -inf where a token cannot come."""
     if settings.top_k == 1:
         return logits
-    logits = logits / settings.temperature
+    logits = logits if settings.temperature == 1 else logits / settings.temperature
     if 0 < settings.top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(settings.top_k, -1).values[:, -1:], -torch.inf)
     if settings.top_p < 1:
@@ -100,6 +100,9 @@ def sample(scores, settings, generator=None):
 
 def draw(logits, settings, generator=None):
     """A token of each codebook (B, Q) and the warped scores (B, Q, V) that it was drawn from: logits (B, Q, V)."""
-    scores = [warp(logits[:, q], setting) for q, setting in enumerate(settings)]
-    tokens = [sample(x, setting, generator) for x, setting in zip(scores, settings)]
-    return torch.stack(tokens, 1), torch.stack(scores, 1)
+    tokens, scores = logits.argmax(-1), logits.clone()
+    for q, setting in enumerate(settings):
+        if setting.top_k != 1:
+            scores[:, q] = warp(logits[:, q], setting)
+            tokens[:, q] = sample(scores[:, q], setting, generator)
+    return tokens, scores

@@ -7,9 +7,10 @@ from torch.export import register_dataclass
 
 
 def apply(function, x):
-    """`function` of every tensor in nested tuples; None stays None."""
+    """`function` of every tensor in nested tuples, named ones too; None stays None."""
     if isinstance(x, tuple):
-        return tuple(apply(function, part) for part in x)
+        parts = [apply(function, part) for part in x]
+        return x._make(parts) if hasattr(x, "_make") else tuple(parts)
     return None if x is None else function(x)
 
 

@@ -26,7 +26,7 @@ class GatedLinearAttention(nn.Module):
         key_size, value_size = int(hidden_size * config.expand_k), int(hidden_size * config.expand_v)
         head_width("hidden_size * expand_k", key_size, num_heads)
         head_width("hidden_size * expand_v", value_size, num_heads)
-        self.config, self.num_heads = config, num_heads
+        self.config, self.num_heads, self.scale = config, num_heads, (key_size // num_heads) ** -0.5
         self.normalizer, self.eps = config.gate_logit_normalizer, config.norm_eps
         self.q_proj = nn.Linear(hidden_size, key_size, bias=False)
         self.k_proj = nn.Linear(hidden_size, key_size, bias=False)
@@ -47,7 +47,7 @@ class GatedLinearAttention(nn.Module):
         if mask is not None:
             keep = mask[:, :, None, None]
             k, decay = k * keep, decay * keep
-        out, state = recurrence(q * q.shape[-1] ** -0.5, k, v, decay, state, self.config.mixer_kernel)
+        out, state = recurrence(q * self.scale, k, v, decay, state, self.config.mixer_kernel)
         out = self.norm(out.to(self.norm.weight.dtype)) * F.silu(gate)
         return self.o_proj(out.flatten(-2)), state
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import threading
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
@@ -15,7 +16,7 @@ from .checks_smalle import INTEGERS, as_tensor
 from .codec_smalle import load_codec
 from .hub_smalle import HubMixin
 from .initial_state_smalle import join_state
-from .streaming_smalle import LONGEST, in_threads, sentences, stream_audio, stream_codes
+from .streaming_smalle import LONGEST, in_threads, sentences, stream_audio, stream_codes, until_left
 from .text_smalle import normalize
 from .voice_smalle import Voice, is_one_recording, join_voices, load_voice, save_voice, to_waveform
 from .wav_smalle import write_wav
@@ -206,7 +207,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
         Joined they are the same whatever the chunks. A long text is read sentence by sentence, in the same voice and as
         one sound, in memory that does not grow; each piece starts from the prompt, so that nothing drifts. The model
-        works when the next chunk is asked for; who leaves the loop has stopped it.
+        works one chunk ahead, beside the codec; who leaves the loop stops it within a step.
 
         Args:
             model: what generates, `SmallEForTextToSpeech`.
@@ -234,13 +235,16 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         def inputs_of(piece, prompt):
             return self._inputs([piece], [prompt], True, call).to(model.device)
 
-        settings = {**settings, "chunk_frames": chunk_frames}
+        left = threading.Event()
+        settings |= {"chunk_frames": chunk_frames, "progress": until_left(left, settings.get("progress"))}
         codes = stream_codes(model, inputs_of, sentences(self, text, fits, normalize_text), prompt, seed, settings)
-        return stream_audio(self.codec, codes)
+        return stream_audio(self.codec, codes, left)
 
     def astream(self, *args, **kwargs):
         """`stream` for an event loop: `async for wave in processor.astream(model, text)`. Work is done in threads."""
-        return in_threads(self.stream(*args, **kwargs))
+        left = threading.Event()
+        progress = until_left(left, kwargs.pop("progress", None))
+        return in_threads(self.stream(*args, **kwargs, progress=progress), left)
 
     def _settings(self, kwargs):
         """The settings of a call, sorted into text_kwargs and audio_kwargs."""

@@ -11,6 +11,7 @@ import torch
 
 from .gated_chunks_smalle import CHUNK, gated_chunks, into_chunks, wide
 from .kernels_smalle import fla_kernel
+from .recent_smalle import Recent
 
 SEGMENT = 64
 STRONGEST = -8.0  # log decay a step that `chunked` bears
@@ -133,8 +134,9 @@ def _exact_scan(total, updates, state):
 def recurrence(q, k, v, log_decay, state=None, kernel="auto", bonus=None):
     """Outputs (B, T, H, V) and the final state (B, H, K, V), by the fastest way at hand.
 
-    kernel: "auto", "torch" or "fla", see `fla_kernel`.
+    state: may be a `Recent`, too; kernel: "auto", "torch" or "fla", see `fla_kernel`.
     """
+    state = state.fold() if isinstance(state, Recent) else state
     kind = "bonus" if bonus is not None else "head" if log_decay.shape[-1] == 1 else "channel"
     fla = fla_kernel(kind, kernel, k)
     if fla is not None:

@@ -7,6 +7,7 @@ delayed codes, and the tensors of the state, those of the text by name, then `st
 
 import hashlib
 import importlib
+import math
 import os
 import weakref
 from dataclasses import dataclass, replace
@@ -15,7 +16,10 @@ import numpy as np
 import torch
 from transformers.utils import cached_file, logging
 
+from .recent_smalle import Recent
+
 FILES = "step.int8.onnx", "step.onnx"  # the first that is there runs
+LARGE = 2**16  # values of a block's state from which on steps stand beside it: smaller ones stay in a cache
 THREADS = 1  # more wait for each other where a machine has other work
 TEXT = "text_keys", "text_values", "positions", "text_mask"  # what steps leave as it is
 
@@ -55,13 +59,27 @@ def moved(state, tensors):
     return replace(after, **text_tensors(state))
 
 
+def keeps_recent(config):
+    """Whether the exported step of a model has steps stand beside its recurrent states, as `Recent`."""
+    sizes = config.hidden_size * config.expand_k, config.hidden_size * config.expand_v
+    return config.mixer == "gla" and math.prod(sizes) / config.mixer_heads >= LARGE
+
+
+def with_recent(state):
+    """A `SmallEState` whose recurrent states are `Recent`."""
+    recurrent = tuple(x if x is None or isinstance(x, Recent) else Recent.begin(x) for x in state.recurrent)
+    return replace(state, recurrent=recurrent)
+
+
 def fingerprint(model):
-    """16 hex digits of the names, shapes and some values of all weights: other training, other digits."""
+    """16 hex digits of the names, shapes and first values of all weights: other training, other digits.
+
+    Values that lie together: what is not read of a file of weights takes no memory.
+    """
     digest, values = hashlib.sha256(), []
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        flat = parameter.detach().view(-1)
-        values.append(flat[:: max(1, len(flat) // 8)])
+        values.append(parameter.detach().view(-1)[:64])
     digest.update(torch.cat(values).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -82,40 +100,70 @@ class TorchSteps:
 
 class OnnxSteps(TorchSteps):
     """Steps by ONNX Runtime, which reads one set of tensors and writes another, by turns. Rows that have ended go on
-    unheard. Where nothing has been read yet there is no state to bind: the model itself takes that step."""
+    unheard. Where nothing has been read yet there is no state to bind: the model itself takes that step, unless its
+    states are known to begin at zero."""
 
     def __init__(self, model, state, maps, session):
         super().__init__(model, state, maps)
-        self.session, self.turns = session, None
+        self.session, self.turns, self.recent = session, None, keeps_recent(model.config)
 
     def __call__(self, codes, mask):
-        if self.state.recurrent is None:
-            return super().__call__(codes, mask)
         if self.turns is None:
-            self._bind(codes)
+            if self.state.recurrent is None and not self.recent:
+                return super().__call__(codes, mask)
+            self._start(codes)
+        if self.room == 0:
+            self._fold()
         self.codes.copy_(codes)
         (binding, self.state), *_ = self.turns
         self.turns.reverse()
         self.session.run_with_iobinding(binding)
+        self.room -= 1
         return self.logits.clone(), self.map.clone() if self.maps else None
 
-    def _bind(self, codes):
-        """The two turns: what is bound, and the state that it leaves."""
-        config, text = self.model.config, {name: x.contiguous() for name, x in text_tensors(self.state).items()}
+    def _start(self, codes):
+        """Makes the tensors that steps write."""
+        text = {name: x.contiguous() for name, x in text_tensors(self.state).items()}
         self.codes = codes.clone(memory_format=torch.contiguous_format)
-        self.logits = torch.empty(*codes.shape, config.audio_vocab_size)
+        self.logits = torch.empty(*codes.shape, self.model.config.audio_vocab_size)
         self.map = torch.empty(len(codes), 1, text["text_mask"].shape[1])
-        here = [x.clone(memory_format=torch.contiguous_format) for x in moving_tensors(self.state)]
-        there = [torch.empty_like(x) for x in here]
-        start, self.turns = replace(self.state, **text), []
+        state = replace(self.state, **text)
+        if state.recurrent is None:
+            state = replace(state, recurrent=self._zeros(len(codes)))
+        self.state = with_recent(state) if self.recent else state
+        self.changed = [int(x.name.partition(".")[2]) for x in self.session.get_outputs() if x.name[:5] == "next."]
+        self._bind()
+
+    def _zeros(self, rows):
+        """Recurrent states of rows that have read nothing: the first tensor of each `Recent`."""
+        shapes = [x.shape[1:] for x in self.session.get_inputs() if x.name[:6] == "state." and len(x.shape) == 4]
+        states = [torch.zeros(rows, *shape) for shape in shapes[:: len(Recent._fields)]]
+        if self.model.config.cross_attention != "paca":
+            states.insert(self.model.config.audio_encoder_layers, None)
+        return tuple(states)
+
+    def _fold(self):
+        """Adds the steps that stand beside the recurrent states to these."""
+        recurrent = tuple(x if x is None else x.fold() for x in self.state.recurrent)
+        self.state = with_recent(replace(self.state, recurrent=recurrent))
+        self._bind()
+
+    def _bind(self):
+        """The two turns: what is bound, and the state that it leaves. They are good for `room` steps, or for ever."""
+        here = [x.contiguous() for x in moving_tensors(self.state)]
+        for n in self.changed:  # what was given stays as it is
+            here[n] = here[n].clone()
+        there = [torch.empty_like(x) if n in self.changed else x for n, x in enumerate(here)]
+        text, start, self.turns = text_tensors(self.state), self.state, []
         for before, after in ((here, there), (there, here)):
             binding = self.session.io_binding()
             inputs = {"codes": self.codes, **text} | {f"state.{n}": x for n, x in enumerate(before)}
-            outputs = {"logits": self.logits, "map": self.map} | {f"next.{n}": x for n, x in enumerate(after)}
+            outputs = {"logits": self.logits, "map": self.map} | {f"next.{n}": after[n] for n in self.changed}
             for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
                 for name, x in tensors.items():
                     bind(name, "cpu", 0, np.dtype(str(x.dtype).removeprefix("torch.")), tuple(x.shape), x.data_ptr())
             self.turns.append((binding, moved(start, after)))
+        self.room = min((x.room() for x in start.recurrent if isinstance(x, Recent)), default=-1)
 
 
 def exported(model):

@@ -86,10 +86,41 @@ def stream_codes(model, inputs_of, pieces, prompt, seed, settings):
             prompt = Voice(torch.cat(said), piece)
 
 
-def stream_audio(codec, chunks):
-    """Waveforms (L,) of chunks of codes (T, Q), as soon as they are certain."""
+class ListenerLeft(Exception):
+    """Ends the step that a thread has in work."""
+
+
+def until_left(left, progress=None):
+    """A `progress` of `generate()` that ends the work when `left`, a threading.Event, is set."""
+
+    def step(rows):
+        if left.is_set():
+            raise ListenerLeft
+        if progress is not None:
+            progress(rows)
+
+    return step
+
+
+def ahead(chunks, left):
+    """The same chunks; while one is used, a thread makes the next. Who leaves sets `left`, see `until_left`."""
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                coming = thread.submit(next, chunks, None)
+                while (chunk := coming.result()) is not None:
+                    coming = thread.submit(next, chunks, None)
+                    yield chunk
+            finally:
+                left.set()
+    finally:
+        chunks.close()
+
+
+def stream_audio(codec, chunks, left):
+    """Waveforms (L,) of chunks of codes (T, Q), a generator of them, as soon as they are certain."""
     state = codes = None
-    for codes in chunks:
+    for codes in ahead(chunks, left):
         wave, state = codec.decode_chunk(codes.T[None], state)
         if wave.shape[1]:
             yield wave[0].float().cpu()
@@ -97,12 +128,13 @@ def stream_audio(codec, chunks):
         yield codec.decode_chunk(codes.T[None, :, :0], state, last=True)[0][0].float().cpu()
 
 
-async def in_threads(chunks):
-    """A generator for an event loop: chunks are made in a thread. Who leaves stops it after the chunk in work."""
+async def in_threads(chunks, left):
+    """A generator for an event loop: chunks are made in a thread. Who leaves sets `left`, see `until_left`."""
     thread = ThreadPoolExecutor(1)
     try:
         while (chunk := await asyncio.get_running_loop().run_in_executor(thread, next, chunks, None)) is not None:
             yield chunk
     finally:
+        left.set()
         thread.submit(chunks.close)  # behind the chunk in work, even where the loop has ended
         thread.shutdown(wait=False)

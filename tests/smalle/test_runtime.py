@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from smalle import SmallEForTextToSpeech, SmallEProcessor, cli
+from smalle import SmallEForTextToSpeech, SmallEProcessor, cli, runtime_smalle
+from smalle.recent_smalle import RECENT, Recent
 from smalle.runtime_smalle import OnnxSteps, TorchSteps, find_session, fingerprint, moving_tensors, start_steps
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e '.[onnx]'")
@@ -17,6 +18,8 @@ from smalle.export import export  # noqa: E402
 
 KINDS = {
     "gla": {},
+    "gla, large": {},
+    "gla, large, plain": dict(cross_attention="plain", cross_rotary_size=8),
     "rwkv6, tuples of states": dict(mixer="rwkv6", feed_forward="rwkv"),
     "plain, positions by step": dict(cross_attention="plain", cross_rotary_size=8, mixer="retnet"),
 }
@@ -24,14 +27,17 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def exported(request, make_tiny, tmp_path_factory):
-    """A checkpoint with strong decays, its step in single precision."""
+    """A checkpoint with strong decays, its step in single precision; one with states that count as large."""
+    size = runtime_smalle.LARGE
+    runtime_smalle.LARGE = 0 if "large" in request.param else size
     model, folder = make_tiny(**KINDS[request.param]), tmp_path_factory.mktemp("exported")
     for name, parameter in model.named_parameters():
         if "decay_up_proj" in name:  # as trained ones have: log(sigmoid(x)) must not stop at -18
             parameter.data.mul_(300)
     model.save_pretrained(folder)
     export(folder, int8=False)
-    return SmallEForTextToSpeech.from_pretrained(folder).eval()
+    yield SmallEForTextToSpeech.from_pretrained(folder).eval()
+    runtime_smalle.LARGE = size
 
 
 def read(steps, codes):
@@ -53,7 +59,8 @@ def test_the_exported_step_is_the_models(exported, rows, tokens):
     assert type(others) is OnnxSteps
     for one, other in zip(read(mine, codes), read(others, codes)):
         torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
-    for one, other in zip(moving_tensors(mine.state), moving_tensors(others.state)):
+    for one, other in zip(mine.state.recurrent, others.state.recurrent):
+        other = other.fold() if isinstance(other, Recent) else other
         torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-3)
 
 
@@ -65,6 +72,28 @@ def test_states_are_values_that_later_steps_leave_alone(exported):
     first, second = exported.generate(**way), exported.generate(**way)
     assert torch.equal(first, second)
     assert all(map(torch.equal, before, moving_tensors(part.past_key_values.model)))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, RECENT + 1])
+def test_steps_are_the_same_to_the_last_bit_wherever_they_pause(exported, chunk):
+    codes = torch.randint(0, 23, (2, 2 * RECENT + 9, 3), generator=torch.Generator().manual_seed(2))
+    state = exported.model.encode_text(torch.tensor([[1, 9, 8, 2]] * 2))
+    at_once, parts = read(start_steps(exported, state, True), codes)[0], []
+    for part in codes.split(chunk, 1):
+        steps = start_steps(exported, state, True)
+        parts.append(read(steps, part)[0])
+        state = steps.state
+    assert torch.equal(torch.cat(parts, 1), at_once)
+
+
+def test_pytorch_goes_on_from_steps_that_stand_beside_a_state(exported):
+    codes = torch.randint(0, 23, (1, 9, 3), generator=torch.Generator().manual_seed(2))
+    state = exported.model.encode_text(torch.tensor([[1, 9, 8, 2]]))
+    steps = start_steps(exported, state, True)
+    read(steps, codes[:, :6])
+    with torch.no_grad():
+        logits = exported(audio_codes=codes[:, 6:], past_key_values=steps.state).logits
+    torch.testing.assert_close(logits, read(TorchSteps(exported, state, True), codes)[0][:, 6:], atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture
@@ -80,8 +109,8 @@ def test_one_command_and_generate_takes_it_with_the_same_speech(folder, capsys, 
     assert cli.main(["export", str(folder), "--float"]) == 0
     assert re.fullmatch(r".*/step\.onnx: [0-9.]+ MB; .*\n", capsys.readouterr().out)
     assert find_session(model) is not None  # a model that was loaded before finds it, too
-    steps, bind = [], OnnxSteps._bind
-    monkeypatch.setattr(OnnxSteps, "_bind", lambda self, codes: steps.append(1) or bind(self, codes))
+    steps, bind = [], OnnxSteps._start
+    monkeypatch.setattr(OnnxSteps, "_start", lambda self, codes: steps.append(1) or bind(self, codes))
     assert torch.equal(model.generate(**inputs, **way), plain) and steps == [1]
     model.step_runtime = "torch"
     assert torch.equal(model.generate(**inputs, **way), plain) and steps == [1]
@@ -97,7 +126,8 @@ def test_int8_is_near(make_tiny, tmp_path):
     codes = torch.randint(0, 23, (1, 25, 3), generator=torch.Generator().manual_seed(2))
     state = model.model.encode_text(torch.tensor([[1, 9, 8, 30, 2]]))
     one, other = (read(steps(model, state, True), codes)[0].log_softmax(-1) for steps in (TorchSteps, start_steps))
-    assert 0 < (one.exp() * (one - other)).sum(-1).mean() < 0.02  # Kullback-Leibler divergence in nats
+    divergence = (one.exp() * (one - other)).sum(-1)  # Kullback-Leibler, nats
+    assert 0 < divergence[:, 1:].mean() < 0.02  # of random weights the first step hangs by a thread
 
 
 def test_what_was_exported_from_other_weights_or_may_not_run_is_not_used(folder):
