@@ -57,6 +57,7 @@ def select(plan, part):
     table = table.filter(pyarrow.compute.is_in(table["speaker"], pyarrow.array(plan["speakers"])))
     if not len(table):
         raise ValueError(f"speakers={plan['speakers']}: expected some of those in {source}.")
+    out.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(table, out / f"{part}.parquet")
     return str(out / f"{part}.parquet")
 
