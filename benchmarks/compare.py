@@ -86,9 +86,13 @@ def with_another_text(collator):
 
 def train_run(recipe):
     """Trains, or goes on; then the loss of each codebook on what is left out, in nats, with what belongs to it."""
-    trainer = build_trainer(recipe)
-    trainer.train(resume_from_checkpoint=last_checkpoint(trainer))
-    trainer.save_model()
+    folder = recipe["training"]["output_dir"]
+    if (pathlib.Path(folder) / "model.safetensors").is_file():  # trained, not measured yet
+        trainer = build_trainer({**recipe, "init": folder})
+    else:
+        trainer = build_trainer(recipe)
+        trainer.train(resume_from_checkpoint=last_checkpoint(trainer))
+        trainer.save_model()
     collator = trainer.data_collator
     collator.text_dropout = 0.0
     measured = trainer.evaluate()
@@ -96,9 +100,9 @@ def train_run(recipe):
     another = trainer.evaluate()["eval_loss_0"]
     losses = [measured[f"eval_loss_{q}"] for q in range(trainer.model.config.num_codebooks)]
     return {
-        "parameters": trainer.model.num_parameters(), "steps": trainer.state.global_step, "losses": losses,
+        "parameters": trainer.model.num_parameters(), "steps": recipe["training"]["max_steps"], "losses": losses,
         "another_text": round(another - losses[0], 4), "map_loss": measured.get("eval_alignment"),
-    }  # fmt: skip
+    }
 
 
 def speak(plan, folder, way, judging):

@@ -93,15 +93,19 @@ def test_every_variant_is_trained_and_heard_with_every_seed_once(plan, capsys, m
     assert [row["map_loss"] is None for row in trained] == [False, False, True] * 2
     assert trained[0]["losses"] != trained[3]["losses"]  # another seed
     assert "skips" not in capsys.readouterr().out
-    monkeypatch.setattr(compare, "build_trainer", None)  # nothing is trained again
+    (plan / "out" / "PACA-0" / "measured.json").unlink()  # killed after training
+    monkeypatch.setattr(compare, "last_checkpoint", None)  # nothing is trained again
+    call(plan)
+    assert recorded(plan).pop()["losses"] == pytest.approx(trained[0]["losses"], abs=1e-3)
+    monkeypatch.setattr(compare, "build_trainer", None)  # nor measured
     call(plan, "--judge", str(plan / "judge.py"))
-    heard = recorded(plan)[6:]
+    heard = recorded(plan)[7:]
     assert [row["skips"] for row in heard] == [25.0] * 6  # one of four
     assert all(row["way"] == {"max_new_tokens": 8} for row in heard)
     monkeypatch.setattr(compare, "evaluate", None)  # nor spoken
     capsys.readouterr()
     call(plan, "--judge", str(plan / "judge.py"))
-    assert len(recorded(plan)) == 12
+    assert len(recorded(plan)) == 13
     assert "| decoder-only | 25.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 | 90.0 ± 0.0 | 60.0 ± 0.0 |" in capsys.readouterr().out
 
 
