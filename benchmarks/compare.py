@@ -149,7 +149,7 @@ def run(plan, name, seed, paths, judging):
     settings = {"data": paths, "training": {"seed": seed, "output_dir": str(folder)}}
     plan = {**plan, "recipe": merged(merged(plan["recipe"], plan["variants"][name]), settings)}
     claim(folder, plan["recipe"])
-    labels = {"variant": name, "seed": seed}
+    labels = {"plan": pathlib.Path(plan["out"]).name, "variant": name, "seed": seed}
     measured = once(folder / "measured.json", labels, lambda: train_run(plan["recipe"]))
 
     def heard(way):
