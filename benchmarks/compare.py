@@ -12,7 +12,6 @@ row for each run trained, and for each way it spoke, to benchmarks/results.jsonl
 
 import argparse
 import copy
-import datetime
 import json
 import math
 import pathlib
@@ -26,9 +25,8 @@ import torch
 from transformers import AutoTokenizer
 
 ROOT = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from speed import RESULTS, commit, machine  # noqa: E402
-
+sys.path.insert(0, str(ROOT))
+from benchmarks.measuring import record  # noqa: E402
 from smalle import SmallEForTextToSpeech, SmallEProcessor  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
 from train.data import read_table  # noqa: E402
@@ -127,10 +125,7 @@ def once(path, labels, make):
     if not path.is_file():
         made = make()
         write_json(path, made)
-        stamp = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "commit": commit(),
-                 "machine": machine(), "torch": torch.__version__}  # fmt: skip
-        with RESULTS.open("a") as file:
-            file.write(json.dumps({"benchmark": "compare", **stamp, **labels, **made}) + "\n")
+        record("compare", **labels, **made)
     return json.loads(path.read_text())
 
 

@@ -10,143 +10,39 @@ without other work). Prints a table in Markdown and appends a row for each measu
 """
 
 import argparse
-import datetime
 import json
-import os
 import pathlib
-import platform
-import resource
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
 
 import torch
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results.jsonl"
-SENTENCE = "The quick brown fox jumps over the lazy dog, and nobody knows why it should, or whether it will again. "
-PIECE = 10.0  # seconds
-COLUMNS = {
-    "runtime": "runtime", "seconds": "speech (s)", "real_time": "times real time", "real_time_cpu": "by processor time",
-    "first_audio_s": "first audio (s)", "first_audio_cpu_s": "by processor time", "peak_mb": "peak memory (MB)",
-}  # fmt: skip
-
-
-def random_checkpoint(folder):
-    """The paper's shape and the codec it used, without training."""
-    from transformers import AutoTokenizer, EncodecConfig, EncodecModel
-
-    from smalle.codec_smalle import EncodecCodec
-    from smalle.vocos_smalle import Vocos, VocosConfig
-
-    torch.manual_seed(0)
-    model = SmallEForTextToSpeech(SmallEConfig())
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "smalle-mini")
-    processor = SmallEProcessor(tokenizer)
-    processor._codec = EncodecCodec(EncodecModel(EncodecConfig()), Vocos(VocosConfig(num_bandwidths=4)))
-    processor.save_pretrained(folder)
-    model.save_pretrained(folder)
-    processor._codec.save_pretrained(folder / "codec")
-
-
-def prepared(source, work, runtime):
-    """A copy of a checkpoint with the exported step that a runtime needs, or a random one."""
-    if not work.exists():
-        if source is None:
-            random_checkpoint(work)
-        else:
-            shutil.copytree(source, work, ignore=shutil.ignore_patterns("*.onnx"))
-    for exported in work.glob("*.onnx"):
-        exported.unlink()
-    if runtime != "torch":
-        from smalle.export import export
-
-        export(work, int8=runtime == "int8")
-    return work
-
-
-def listen(processor, model, seconds):
-    """Streams speech; (seconds of audio, until the first audio, until the last), by both clocks."""
-    frames = int(min(seconds, PIECE) * model.config.frame_rate)
-    started, samples, first = (time.perf_counter(), time.process_time()), 0, None
-    text = SENTENCE * max(1, round(seconds / PIECE))
-    way = dict(seed=0, longest=len(SENTENCE), min_new_tokens=frames, max_new_tokens=frames)
-    for wave in processor.stream(model, text, **way):
-        samples += len(wave)
-        first = first or (time.perf_counter(), time.process_time())
-    last = time.perf_counter(), time.process_time()
-    waits = [[moment - start for moment, start in zip(moments, started)] for moments in (first, last)]
-    return samples / processor.sampling_rate, *waits
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from benchmarks.measuring import COLUMNS, in_own_process, listen, memory, record, table  # noqa: E402
+from benchmarks.speakers import PAPER, RUNTIMES, Speaker, prepared  # noqa: E402
 
 
 def speak(folder, runtime, seconds, threads):
     """Measures in this process: what a row holds."""
     torch.set_num_threads(threads)
-    processor = SmallEProcessor.from_pretrained(folder)
-    model = SmallEForTextToSpeech.from_pretrained(folder).eval()
-    model.step_runtime = "torch" if runtime == "torch" else "onnx"
-    listen(processor, model, 1.0)
-    audio, first, last = listen(processor, model, seconds)
-    return {
-        "parameters": model.num_parameters(),
-        "seconds": round(audio, 2),
-        "real_time": round(audio / last[0], 2),
-        "real_time_cpu": round(audio / last[1], 2),
-        "first_audio_s": round(first[0], 3),
-        "first_audio_cpu_s": round(first[1], 3),
-        "peak_mb": round(peak_memory()),
-    }
-
-
-def peak_memory():
-    """MB that this process has held at most. getrusage would count the parent's, too, where the system tells more."""
-    status = pathlib.Path("/proc/self/status")
-    if status.is_file():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def machine():
-    """The processor's name and how many of its cores there are."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def commit():
-    """The commit that is measured, with a + where files differ from it."""
-    def git(*words):
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "smalle") else "")
+    speaker = Speaker(folder, runtime)
+    listen(speaker.speak(1.0), speaker.sampling_rate)
+    heard = listen(speaker.speak(seconds), speaker.sampling_rate)
+    return {"parameters": speaker.parameters, **heard, "peak_mb": memory()}
 
 
 def measure(arguments, folder, runtime):
     """One row, measured in a process of its own."""
-    command = [sys.executable, __file__, str(folder), "--runtimes", runtime, "--seconds", str(arguments.seconds),
-               "--threads", str(arguments.threads), "--child"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return {
-        "benchmark": "speed", "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(), "machine": machine(), "torch": torch.__version__,
-        "model": pathlib.Path(arguments.model).name if arguments.model else "random weights, the paper's shape",
-        "runtime": runtime, "threads": arguments.threads, **json.loads(done.stdout.splitlines()[-1]),
-        **({"note": arguments.note} if arguments.note else {}),
-    }  # fmt: skip
+    options = "--runtimes", runtime, "--seconds", arguments.seconds, "--threads", arguments.threads
+    (figures,) = in_own_process(__file__, folder, *options)
+    model = pathlib.Path(arguments.model).name if arguments.model else PAPER
+    return record("speed", arguments.note, model=model, runtime=runtime, threads=arguments.threads, **figures)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?")
-    parser.add_argument("--runtimes", nargs="+", default=["torch", "int8"], choices=["torch", "float", "int8"])
+    parser.add_argument("--runtimes", nargs="+", default=["torch", "int8"], choices=RUNTIMES)
     parser.add_argument("--seconds", type=float, default=10.0, help="of speech")
     parser.add_argument("--threads", type=int, default=1, help="of torch; ONNX Runtime has one")
     parser.add_argument("--note", help="what else is to be known, kept in the row")
@@ -160,11 +56,8 @@ def main():
         for runtime in arguments.runtimes:
             folder = prepared(arguments.model, pathlib.Path(work) / "checkpoint", runtime)
             rows.append(measure(arguments, folder, runtime))
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
     print(f"{rows[0]['model']}, {rows[0]['machine']}, torch threads: {arguments.threads}\n")
-    table = [COLUMNS.values(), ["---"] * len(COLUMNS), *([row[name] for name in COLUMNS] for row in rows)]
-    print("\n".join(f"| {' | '.join(map(str, row))} |" for row in table))
+    print(table({"runtime": "runtime", **COLUMNS}, rows))
 
 
 if __name__ == "__main__":

@@ -70,8 +70,9 @@ class TransformerLayer(GradientCheckpointingLayer):
     def forward(self, x, visible, cos, sin, keys=None, values=None):
         """One layer over T new steps after S old ones.
 
-        x (B, T, D); visible, bool, broadcasts to (B, H, T, S + T): True where a step may look; cos, sin: `rotary` of
-        the new steps; keys, values (B, H, S, D / H) of the old ones. Returns x, and keys and values of all S + T.
+        x (B, T, D); visible, bool, broadcasts to (B, H, T, S + T): True where a step may look, or None, where each
+        looks back and S = 0; cos, sin: `rotary` of the new steps; keys, values (B, H, S, D / H) of the old ones.
+        Returns x, and keys and values of all S + T.
         """
         normed = self.norm1(x)
         q, k, v = (
@@ -81,7 +82,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if keys is not None:
             k, v = torch.cat((keys, k), 2), torch.cat((values, v), 2)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
         x = x + self.dropout(self.o_proj(attended.transpose(1, 2).flatten(-2)))
         return x + self.dropout(self.mlp(self.norm2(x))), k, v
 

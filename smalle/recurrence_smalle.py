@@ -9,15 +9,11 @@ strength, `step` one time step. Two variants, which `chunked` does not know:
 
 import torch
 
+from .gated_chunks_smalle import CHUNK, gated_chunks, into_chunks, wide
 from .kernels_smalle import fla_kernel
 
-CHUNK, BLOCK, SEGMENT = 64, 16, 64
+SEGMENT = 64
 STRONGEST = -8.0  # log decay a step that `chunked` bears
-
-
-def wide(x):
-    """At least fp32: the precision of states and decays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def zero_state(k, v):
@@ -44,12 +40,8 @@ def step(q, k, v, log_decay, state, bonus=None):
 
 
 def chunked(q, k, v, log_decay, state=None):
-    """All steps in parallel: chunks of 64 steps, segments of 64 chunks. Stable for log decays down to -8 a step.
-
-    Every exponent is taken relative to a point between query and key, so that no factor can overflow: the boundary
-    between the two halves that they stand in, or the middle of the block of 16 that they share.
-    """
-    return _by_segments(_segment, (q, k, v, log_decay), state)
+    """All steps in parallel: chunks of 64 steps, segments of 64 chunks. Stable for log decays down to -8 a step."""
+    return _by_segments(gated_chunks, (q, k, v, log_decay), state)
 
 
 def _by_segments(function, inputs, state):
@@ -61,64 +53,9 @@ def _by_segments(function, inputs, state):
     return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0], state
 
 
-def into_chunks(x, size):
-    """(B, T, H, D) -> (B, H, N, size, D), filled up with zeros at the end."""
-    pad = -x.shape[1] % size
-    x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, pad)) if pad else x
-    return x.unflatten(1, (-1, size)).permute(0, 3, 1, 2, 4)
-
-
 def chunk_size(length):
     """64, less for a shorter sequence; a power of two."""
     return min(CHUNK, 1 << (length - 1).bit_length())
-
-
-def _segment(q, k, v, g, state):
-    """Up to 64 chunks. Names as in the paper on GLA: b is the running sum of log decays inside a chunk."""
-    dtype, length = v.dtype, q.shape[1]
-    q, k, v, g = (into_chunks(x, CHUNK) for x in (q, k, v, g))  # (B, H, N, C, D)
-    q, k, b = wide(q), wide(k), wide(g).cumsum(3)
-    if not torch.is_autocast_enabled(q.device.type):
-        v = v.to(q.dtype)
-    last = b[:, :, :, -1:]
-    updates = (k * (last - b).exp()).transpose(-1, -2) @ v
-    states = _scan(last.squeeze(3), updates, state)
-    output = (q * b.exp()) @ states[:, :, :-1] + _within_chunks(q, k, v, b)
-    return output.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :length].to(dtype), wide(states[:, :, -1])
-
-
-def _scan(decay, updates, state):
-    """States before each chunk and after the last (B, H, N + 1, K, V).
-
-    Of log decays (B, H, N, K) and updates (B, H, N, K, V).
-
-    All at once: state n is the sum over earlier chunks m of exp(decay of chunks m + 1 .. n - 1) times update m.
-    """
-    total = torch.nn.functional.pad(decay.cumsum(2), (0, 0, 1, 0)).transpose(2, 3)  # (B, H, K, N + 1)
-    exponent = total[..., :, None] - total[..., None, 1:]
-    past = torch.ones(exponent.shape[-2:], dtype=torch.bool, device=decay.device).tril(-1)
-    weights = exponent.masked_fill(~past, -torch.inf).exp()
-    states = (weights @ updates.transpose(2, 3).to(weights.dtype)).transpose(2, 3)
-    return states if state is None else states + total.exp().transpose(2, 3)[..., None] * wide(state)[:, :, None]
-
-
-def _within_chunks(q, k, v, b):
-    """Contribution of the keys of the same chunk: blocks of 16 directly, then halves of 32, then of 64."""
-    qs, ks, vs, bs = (x.unflatten(3, (-1, BLOCK)) for x in (q, k, v, b))
-    middle = bs[..., BLOCK // 2 - 1 : BLOCK // 2, :]
-    scores = (qs * (bs - middle).exp()) @ (ks * (middle - bs).exp()).transpose(-1, -2)
-    causal = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=q.device).tril()
-    output = (scores.masked_fill(~causal, 0) @ vs).flatten(3, 4)
-    size = BLOCK
-    while size < CHUNK:
-        (_, q2), (k1, _), (v1, _), (b1, b2), (o1, o2) = (
-            x.unflatten(3, (-1, 2, size)).unbind(4) for x in (q, k, v, b, output)
-        )
-        boundary = b1[..., -1:, :]
-        scores = (q2 * (b2 - boundary).exp()) @ (k1 * (boundary - b1).exp()).transpose(-1, -2)
-        output = torch.stack((o1, o2 + scores @ v1), 4).flatten(3, 5)
-        size *= 2
-    return output
 
 
 def exact(q, k, v, log_decay, state=None, bonus=None):
@@ -179,7 +116,11 @@ def _channel_scores(q, k, g, bonus):
 
 
 def _exact_scan(total, updates, state):
-    """As `_scan`: log decays (B, H, N, 1, K or 1) of chunks."""
+    """States before each chunk and after the last (B, H, N + 1, K, V).
+
+    Of log decays (B, H, N, 1, K or 1) of chunks and updates (B, H, N, K, V), all at once: state n is the sum over
+    earlier chunks m of exp(decay of chunks m + 1 .. n - 1) times update m.
+    """
     total = total.squeeze(3).transpose(2, 3)  # (B, H, K, N)
     weights = decay_sums(total).exp()
     states = (weights @ updates.transpose(2, 3).to(weights.dtype)).transpose(2, 3)

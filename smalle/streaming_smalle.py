@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -97,17 +98,11 @@ def stream_audio(codec, chunks):
 
 
 async def in_threads(chunks):
-    """A generator for an event loop: each chunk is made in a thread. Who leaves stops it after the chunk in work."""
-    work = None
+    """A generator for an event loop: chunks are made in a thread. Who leaves stops it after the chunk in work."""
+    thread = ThreadPoolExecutor(1)
     try:
-        while True:
-            work = asyncio.ensure_future(asyncio.to_thread(next, chunks, None))
-            chunk = await asyncio.shield(work)
-            if chunk is None:
-                return
+        while (chunk := await asyncio.get_running_loop().run_in_executor(thread, next, chunks, None)) is not None:
             yield chunk
     finally:
-        if work is None or work.done():
-            chunks.close()
-        else:  # a running generator cannot be closed
-            work.add_done_callback(lambda _: chunks.close())
+        thread.submit(chunks.close)  # behind the chunk in work, even where the loop has ended
+        thread.shutdown(wait=False)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from .layers_smalle import TransformerLayer, rotary
+from .mixer_base_smalle import take
 from .state_smalle import TransformerState
 
 
@@ -45,3 +46,18 @@ class CausalTransformer(nn.Module):
             values.append(v)
         hidden[-1] = self.norm(x)
         return hidden, TransformerState(tuple(keys), tuple(values), whole)
+
+    def read_whole(self, x, mask):
+        """All at once, nothing kept to go on from: x (B, T, D), mask (B, T) -> hidden states as `forward` gives them.
+
+        Padding moves behind everything else, where causality hides it: attention needs no mask, and its kernels skip
+        what no step may see, half of the work. Hidden states of padded steps mean nothing.
+        """
+        order = (~mask).long().argsort(dim=1, stable=True)
+        back, steps = order.argsort(dim=1), torch.arange(x.shape[1], device=x.device)
+        cos, sin = rotary(steps, self.rotary_size, self.theta)
+        hidden = [take(x, order)]
+        for layer in self.layers:
+            hidden.append(layer(hidden[-1], None, cos, sin)[0])
+        hidden[-1] = self.norm(hidden[-1])
+        return [take(x, back) for x in hidden]

@@ -272,7 +272,7 @@ class AdversarialDecoder(Stage):
         }
 
     def judge(self, real, fake):
-        with torch.autocast(real.device.type, torch.bfloat16, enabled=real.is_cuda):
+        with torch.autocast(real.device.type, torch.bfloat16, enabled=self.options["bf16"]):
             return self.discriminators(torch.cat([real, fake]))
 
     def step(self, step, fraction):

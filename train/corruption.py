@@ -28,6 +28,21 @@ def misplace_spans(codes, share, span=10):
     return torch.where((spans(codes, share, span) & said)[..., None], elsewhere, codes)
 
 
+@torch.no_grad()
+def own_steps(model, inputs, share, temperature=0.8, span=8):
+    """Puts what the model would say in the place of about a `share` of the steps of inputs["audio_codes"] (B, T, Q).
+
+    Scheduled sampling in two passes (Mihaylova and Martins 2019, arXiv 1906.07651): the first codebook is drawn, the
+    others are the most likely ones, each after the past as the inputs have it.
+    """
+    codes = inputs["audio_codes"]
+    logits = model(**inputs, use_cache=False).logits[:, :-1, :, NUM_AUDIO_SPECIALS:].float()
+    logits[:, :, 0] -= temperature * torch.empty_like(logits[:, :, 0]).exponential_().log()  # Gumbel noise: a sample
+    said = F.pad(logits.argmax(-1) + NUM_AUDIO_SPECIALS, (0, 0, 1, 0))
+    place = spans(codes, share, span)[..., None] & (codes >= NUM_AUDIO_SPECIALS) & (said > 0)
+    return torch.where(place, said, codes)
+
+
 def corrupt(codes, objective):
     """What a recipe's `objective` asks for: `misplaced` and `audio_dropout`, shares of the steps."""
     if objective.get("misplaced"):

@@ -2,6 +2,7 @@
 
     python -m train.evaluate CHECKPOINT SENTENCES.txt OUT [--voice NAME] [--seed N] [--judge score.py | --asr NAME]
     python -m train.evaluate CHECKPOINT OUT --clone MANIFEST.jsonl
+    python -m train.evaluate CHECKPOINT SENTENCES.txt OUT --runtime int8     # after `smalle export CHECKPOINT`
 
 Every option that changes a recording stands in the name of the folder under OUT. It gets 0001.wav, 0001.png (where in
 the text each frame was read), ..., manifest.jsonl, report.json, which names the judge, and index.html for people.
@@ -24,6 +25,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from smalle.runtime_smalle import exported
 from smalle.wav_smalle import write_wav
 
 from .asr import Transcriber
@@ -31,6 +33,8 @@ from .audio import read_audio
 from .hearing import judge as hear
 from .page import results_page
 from .pictures import alignment_picture, png
+
+RUNTIMES = {"torch": None, "int8": "step.int8.onnx", "float": "step.onnx"}  # and the exported step that each runs
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Settings:
     batch_size: int = 8
     dtype: str = "float32"
     device: str = "cpu"
+    runtime: str = "torch"
     generate: dict = field(default_factory=dict)
 
     @property
@@ -52,7 +57,7 @@ class Settings:
         """The folder's name."""
         voice = "clone" if self.clone else self.voice or "default"
         parts = [Path(self.checkpoint).resolve().name, self.texts.stem, f"voice-{voice}", f"seed-{self.seed}",
-                 f"batch-{self.batch_size}", self.dtype, self.device]
+                 f"batch-{self.batch_size}", self.dtype, self.device, self.runtime]
         parts += [f"{key}-{value}" for key, value in sorted(self.generate.items())]
         return "_".join(parts).replace(os.sep, "-")
 
@@ -106,9 +111,11 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} cannot be read as text: {error}") from error
 
 
-def weights_digest(checkpoint: str) -> str | None:
-    """SHA-256 over the safetensors files of a local checkpoint, None for one on the Hub."""
+def weights_digest(checkpoint: str, runtime: str) -> str | None:
+    """SHA-256 over the safetensors files of a local checkpoint and the step that runs; None for one on the Hub."""
     files = sorted(Path(checkpoint).rglob("*.safetensors")) if Path(checkpoint).is_dir() else []
+    if files and RUNTIMES[runtime]:
+        files += Path(checkpoint).glob(RUNTIMES[runtime])
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -135,7 +142,8 @@ def claim_folder(out: Path, settings: Settings, utterances: list[Utterance]) -> 
     Raises ValueError when it holds recordings of other weights or other texts under the same name.
     """
     folder = out / settings.name
-    made_from = {"weights": weights_digest(settings.checkpoint), "texts": [u.text for u in utterances],
+    made_from = {"weights": weights_digest(settings.checkpoint, settings.runtime),
+                 "texts": [u.text for u in utterances],
                  "prompts": [str(u.audio) for u in utterances if u.audio]}
     record = folder / "made_from.json"
     if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != made_from:
@@ -146,7 +154,10 @@ def claim_folder(out: Path, settings: Settings, utterances: list[Utterance]) -> 
 
 
 def load(settings: Settings):
-    """(processor, model) of a checkpoint, the model in its dtype on its device. ValueError where there is none."""
+    """(processor, model) of a checkpoint, the model in its dtype on its device with its runtime.
+
+    ValueError where there is none, or nothing that the runtime could run.
+    """
     from transformers import AutoModelForTextToWaveform, AutoProcessor
 
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
@@ -158,7 +169,25 @@ def load(settings: Settings):
         )
     except OSError as error:
         raise ValueError(f"checkpoint {settings.checkpoint!r} cannot be loaded: {error}") from error
-    return processor, model.to(settings.device).eval()
+    model = model.to(settings.device).eval()
+    choose_runtime(model, settings)
+    return processor, model
+
+
+def choose_runtime(model, settings: Settings) -> None:
+    """Has the model take its steps as the settings say. ValueError where it cannot."""
+    wanted = RUNTIMES[settings.runtime]
+    if wanted:
+        found = exported(model)
+        if found is None or Path(found).name != wanted:
+            option = " --float" if settings.runtime == "float" else ""
+            raise ValueError(f"--runtime {settings.runtime} runs {wanted}, but {settings.checkpoint} would run "
+                             f"{Path(found).name if found else 'none'}: smalle export {settings.checkpoint}{option}"
+                             f"{f' and delete {found}' if found else ''}")
+        if (settings.dtype, settings.device) != ("float32", "cpu"):
+            raise ValueError(f"--runtime {settings.runtime} runs in float32 on the CPU, not in {settings.dtype} on "
+                             f"{settings.device}: add --device cpu --dtype float32")
+    model.step_runtime = "onnx" if wanted else "torch"
 
 
 def encode(processor, batch: list[Utterance], voice: str | None):
@@ -328,6 +357,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8, help="clones are made one by one")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="torch",
+                        help="what runs the steps: PyTorch, or the exported step in 8 bits or in single precision")
     parser.add_argument("--generate", type=option, action="append", default=[], metavar="KEY=VALUE",
                         help="an option of model.generate, as often as needed")
     parser.add_argument("--threads", type=int, help="CPU threads of the model and of the judge")
@@ -354,7 +385,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = Settings(args.checkpoint, args.clone or args.sentences, args.clone is not None, args.voice, args.seed,
-                        1 if args.clone else args.batch_size, args.dtype, args.device, dict(args.generate))
+                        1 if args.clone else args.batch_size, args.dtype, args.device, args.runtime,
+                        dict(args.generate))
     try:
         summary = evaluate(settings, args.out, args.judge, args.judge_python, args.threads or 1, args.asr)
     except ValueError as error:

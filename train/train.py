@@ -20,15 +20,15 @@ import sys
 import time
 
 import torch
-import torch.nn.functional as F
 import yaml
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
+from smalle.loss_smalle import cross_entropy
 
 from .alignment import forward_sum_loss, timed_maps, window_loss
 from .clock import Clock
-from .corruption import corrupt
+from .corruption import corrupt, own_steps
 from .data import CodesDataset, Collator, SpeakerBatchSampler
 from .ema import EMACallback
 from .samples import Samples
@@ -94,9 +94,10 @@ class SmallETrainer(Trainer):
             maps = timed_maps(windows, labels.shape[1])
             rows = torch.rand(len(maps), 1, 1, device=maps.device) < self.objective["timed_rows"]
             inputs["text_maps"] = maps * rows
+        if model.training and self.objective.get("own_steps") and self.state.global_step % 2:  # half the cost
+            inputs["audio_codes"] = own_steps(model, inputs, self.objective["own_steps"])
         out = model(**inputs, output_attentions=bool(self.map_weights))
-        losses = F.cross_entropy(out.logits.float().flatten(0, 2), labels.flatten(), reduction="none")
-        sums, counts = losses.view(labels.shape).sum((0, 1)), (labels != -100).sum((0, 1))
+        sums, counts = cross_entropy(out.logits, labels).sum((0, 1)), (labels != -100).sum((0, 1))
         self.num_maps = len(out.attentions or ())
         return sums, counts, {name: MAP_LOSSES[name](out.attentions, windows, inputs) for name in self.map_weights}
 
@@ -178,8 +179,8 @@ def read_recipe(path, overrides):
 
 def read_arguments(training):
     """TrainingArguments of the recipe's part `training`."""
-    arguments = TrainingArguments(remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
-                                  **{"ddp_find_unused_parameters": False, **training})  # fmt: skip
+    defaults = {"use_cpu": not torch.cuda.is_available(), "ddp_find_unused_parameters": False}
+    arguments = TrainingArguments(remove_unused_columns=False, **{**defaults, **training})
     if arguments.metric_for_best_model and arguments.save_total_limit == 1:
         raise ValueError("training.save_total_limit=1: expected 2 or more beside metric_for_best_model, or the best "
                          "checkpoint alone is kept and the newest, to go on from, is deleted.")  # fmt: skip

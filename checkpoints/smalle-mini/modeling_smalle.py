@@ -6,7 +6,6 @@ Or, with `architecture: decoder-only`, the paper's baseline behind the same call
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -19,6 +18,7 @@ from .generation_smalle import SmallEGenerationMixin
 from .hub_smalle import HubMixin
 from .initial_state_smalle import split_state
 from .layers_smalle import LinearAttentionBlock, TransformerLayer, final_norm, rotary
+from .loss_smalle import IGNORED, cross_entropy
 from .peft_smalle import LORA_TARGETS, register_lora_targets
 from .state_smalle import SmallEState, State
 from .transformer_smalle import CausalTransformer
@@ -191,12 +191,14 @@ class SmallEModel(SmallEPreTrainedModel):
             )
         state = past_key_values
         self._check(input_ids, attention_mask, audio_codes, audio_attention_mask, state, initial_state, text_maps)
-        if state is None:
+        x, attentions = self.embed_audio(audio_codes), None
+        whole = self.decoder_only and state is None and initial_state is None and not use_cache
+        if state is None and not whole:
             state = self.encode_text(input_ids, attention_mask, initial_state)
-        x = self.embed_audio(audio_codes)
-        if self.decoder_only:
+        if whole:
+            hidden = self._read_whole(input_ids, attention_mask, x, audio_attention_mask)
+        elif self.decoder_only:
             hidden, state = self.transformer(x, audio_attention_mask, state)
-            attentions = None
         else:
             hidden, state, attentions = self._read(x, audio_attention_mask, state, text_maps)
         return SmallEModelOutput(
@@ -215,6 +217,13 @@ class SmallEModel(SmallEPreTrainedModel):
         check_delayed(audio_codes, audio_attention_mask, batch, self.config)
         if not self.decoder_only:
             check_maps(text_maps, (input_ids if state is None else state.text_mask).shape[1], audio_codes)
+
+    def _read_whole(self, input_ids, attention_mask, x, mask):
+        """Hidden states (B, T, D) of embedded audio behind its text, where nothing is to be remembered."""
+        sequence = torch.cat((self.text_embedding(input_ids), x), 1)
+        masks = (attention_mask, input_ids), (mask, x[..., 0])
+        mask = torch.cat([torch.ones_like(like, dtype=torch.bool) if m is None else m.bool() for m, like in masks], 1)
+        return [hidden[:, input_ids.shape[1] :] for hidden in self.transformer.read_whole(sequence, mask)]
 
     def _read(self, x, mask, state, text_maps):
         """Embedded audio (B, T, D) to hidden states, from the embeddings to the normed output; the state; the maps."""
@@ -268,10 +277,8 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         loss = None
         if labels is not None:
             check_labels(labels, audio_codes, self.config)
-            reduction = "mean" if num_items_in_batch is None else "sum"
-            loss = F.cross_entropy(logits.float().flatten(0, 2), labels.flatten().long(), reduction=reduction)
-            if num_items_in_batch is not None:
-                loss = loss / num_items_in_batch
+            count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+            loss = cross_entropy(logits, labels).sum() / count
         return SmallEOutput(
             loss=loss, logits=logits, past_key_values=out.past_key_values, attentions=out.attentions,
             hidden_states=out.hidden_states,

@@ -211,3 +211,21 @@ UNKNOWN = [
 def test_unknown_architectures_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SmallEConfig(**wrong)
+
+
+def test_decoder_only_reads_the_whole_at_once_as_it_reads_text_and_audio_in_turn(make_tiny, inputs):
+    model = make_tiny(architecture="decoder-only", decoder_layers=3)
+    ids, codes = inputs
+    text_mask, audio_mask = torch.ones(2, 9), torch.ones(2, 40)
+    text_mask[0, 6:], text_mask[1, :2], audio_mask[1, 33:] = 0, 0, 0
+    masks = dict(attention_mask=text_mask, audio_attention_mask=audio_mask)
+    found = []
+    for use_cache in (False, True):
+        model.zero_grad()
+        out = model(input_ids=ids, audio_codes=codes, use_cache=use_cache, output_hidden_states=True, **masks)
+        states = torch.stack(out.hidden_states)[:, audio_mask.bool()]
+        states.square().mean().backward()
+        found.append((states, model.model.transformer.layers[0].k_proj.weight.grad.clone()))
+    assert out.past_key_values is not None
+    for whole, in_turn in zip(*found):
+        assert torch.allclose(whole, in_turn, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from smalle.gated_chunks_smalle import running_sum, scan
 from smalle.recurrence_smalle import chunked, naive, recurrence
 
 torch.manual_seed(0)
@@ -58,3 +59,29 @@ def test_gradients_equal_those_of_float64():
 def test_unknown_kernel_is_refused():
     with pytest.raises(ValueError, match="expected one of 'auto'"):
         recurrence(*inputs(3), kernel="cuda")
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_gradients_in_half_precision_are_near_those_of_float64(heads):
+    q, k, v, decay, _ = inputs(150, 0.2, heads=heads)
+    weights = torch.randn_like(v)
+
+    def gradients(function, dtype, half):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in (q, k, v, decay)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out, _ = function(*leaves)
+        (out * weights.to(dtype)).sum().backward()
+        return [leaf.grad for leaf in leaves]
+
+    for got, wanted in zip(gradients(chunked, torch.float32, True), gradients(naive, torch.float64, False)):
+        assert relative(got.double(), wanted) < 0.02
+
+
+def test_sums_one_after_the_other_equal_those_all_at_once():
+    steps, decay = torch.randn(2, 3, 4, 64, 8), -torch.rand(2, 3, 4, 8)
+    updates, state = torch.randn(2, 3, 4, 8, 12), torch.randn(2, 3, 8, 12)
+    for backwards in (False, True):
+        at_once = [running_sum(steps, backwards), *scan(decay, updates, state, backwards)]
+        with torch.no_grad():
+            in_turn = [running_sum(steps.clone(), backwards), *scan(decay, updates, state, backwards)]
+        assert all(relative(a, b) < 1e-5 for a, b in zip(in_turn, at_once))

@@ -4,6 +4,10 @@ left of a stream that its listener leaves."""
 import asyncio
 import copy
 import gc
+import importlib.util
+import pathlib
+import shutil
+import time
 
 import pytest
 import torch
@@ -242,6 +246,17 @@ def test_without_a_voice_the_first_piece_is_that_of_the_others(processor, model)
     assert all(torch.equal(prompt, others[0]) and prompt.shape[1] == 9 for prompt in others)
 
 
+def test_every_piece_goes_on_from_the_same_voice(processor, model):
+    prompts, stream = [], model.stream
+    model.stream = lambda **inputs: prompts.append(inputs["audio_codes"]) or stream(**inputs)
+    try:
+        list(processor.stream(model, STORY, voice="ben", longest=40, seed=1, max_new_tokens=9, min_new_tokens=9))
+    finally:
+        del model.stream
+    voice = processor("It is.", voice="ben")["audio_codes"]
+    assert len(prompts) > 3 and all(torch.equal(prompt, voice) for prompt in prompts)
+
+
 @pytest.fixture
 def new_tensors(speaker, model):
     """Says how many tensors there are that were not there before, and their bytes."""
@@ -266,6 +281,28 @@ def test_memory_does_not_grow_with_length(speaker, model, new_tensors):
     early, late = held[:20], held[20:]
     assert len(late) > 8 and max(late)[0] <= max(early)[0] and 0 < max(early)[0] < 200
     assert max(size for _, size in late) <= 1.05 * max(size for _, size in early) < 5e6
+
+
+def held():
+    """MB that this process holds."""
+    return int(pathlib.Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) / 1024
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").is_file(), reason="only Linux says what a process holds")
+def test_a_process_holds_no_more_after_two_minutes_than_after_ten_seconds(processor, tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
+    if all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):  # what holds memory that Python does not see
+        from smalle.export import export
+
+        export(folder, int8=False)
+    model = SmallEForTextToSpeech.from_pretrained(folder).eval()
+    samples, early = 0, None
+    for wave in processor.stream(model, "It was a door. " * 60, longest=30, min_new_tokens=200, max_new_tokens=200):
+        samples += len(wave)
+        if samples >= 10 * processor.sampling_rate:
+            early = early or held()
+    assert samples == 120 * processor.sampling_rate
+    assert held() < early + 5  # the sound of two minutes would be 11.5
 
 
 def test_a_stream_that_is_left_works_no_more_and_frees_its_state(speaker, model, new_tensors):
@@ -321,6 +358,37 @@ def test_an_async_stream_that_is_cancelled_works_no_more(speaker, model):
         return taken
 
     assert asyncio.run(leave()) == len(steps) < 300
+
+
+@pytest.mark.parametrize("way", ["break", "close", "cancel"])
+def test_an_async_stream_that_is_left_frees_its_state(speaker, model, new_tensors, way):
+    steps, left = [], []
+
+    async def listen(stream):
+        async for _ in stream:
+            if way != "cancel":
+                break
+
+    async def leave():
+        options = dict(seed=1, min_new_tokens=3000, max_new_tokens=3000, chunk_frames=16)
+        stream = speaker.astream(model, "Nobody knew.", progress=steps.append, **options)
+        task = asyncio.ensure_future(listen(stream))
+        while way == "cancel" and len(steps) < 20:
+            await asyncio.sleep(0.001)
+        if way == "cancel":
+            task.cancel()
+        await asyncio.wait([task])
+        left.append(len(steps))
+        if way == "close":
+            await stream.aclose()
+
+    asyncio.run(leave())
+    assert 0 < left[0] and len(steps) <= left[0] + 2 * 16  # what was in work, and what may wait for the listener
+    for _ in range(200):  # the chunk in work
+        if new_tensors() == (0, 0):
+            break
+        time.sleep(0.01)
+    assert new_tensors() == (0, 0)
 
 
 def test_texts_may_be_left_as_they_are(processor, model):

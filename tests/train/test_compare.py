@@ -1,6 +1,5 @@
 """The comparison of variants: from codes to tables, and the tables themselves."""
 
-import importlib.util
 import json
 import pathlib
 
@@ -11,10 +10,7 @@ import pytest
 import torch
 import yaml
 
-PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "compare.py"
-spec = importlib.util.spec_from_file_location("compare", PATH)
-compare = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(compare)
+from benchmarks import compare, measuring
 
 JUDGE = """
 import argparse, json, pathlib
@@ -53,7 +49,7 @@ def plan(tmp_path_factory, tiny_tokenizer, tiny_codec):
     write(work / "eval.parquet", rows(6, 2))
     tiny_tokenizer.save_pretrained(work / "tokenizer")
     tiny_codec.save_pretrained(work / "codec")
-    plan = yaml.safe_load(PATH.with_suffix(".yaml").read_text())
+    plan = yaml.safe_load(pathlib.Path(compare.__file__).with_suffix(".yaml").read_text())
     plan |= {"out": str(work / "out"), "speakers": ["ann"], "codec": str(work / "codec"),
              "sentences": {"count": 4, "seconds": [0.1, 5]}, "ways": [{"max_new_tokens": 8}]}  # fmt: skip
     plan["variants"]["plain cross-attention"]["model"]["intermediate_size"] = 48
@@ -75,7 +71,7 @@ def call(work, *arguments):
     """Runs the command on the CPU, with its results in the work folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr(compare, "RESULTS", work / "results.jsonl")
+        patch.setattr(measuring, "RESULTS", work / "results.jsonl")
         compare.main([str(work / "plan.yaml"), *arguments])
 
 

@@ -1,10 +1,12 @@
 """The audio that a model hears in training, with parts of it hidden or misplaced."""
 
+import types
+
 import pytest
 import torch
 
 from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_PAD, NUM_AUDIO_SPECIALS
-from train.corruption import corrupt, drop_spans, misplace_spans
+from train.corruption import corrupt, drop_spans, misplace_spans, own_steps
 
 
 @pytest.fixture
@@ -44,3 +46,21 @@ def test_nothing_is_done_that_was_not_asked_for(codes):
     assert corrupt(codes, {}) is codes
     torch.manual_seed(1)
     assert (corrupt(codes, {"misplaced": 0.2, "audio_dropout": 0.2}) != codes).any()
+
+
+def test_own_steps_are_what_the_model_says_after_the_step_before(codes):
+    torch.manual_seed(1)
+
+    def model(audio_codes, use_cache):
+        """Sure that each code is followed by the next number."""
+        logits = torch.nn.functional.one_hot((audio_codes + 1).clamp(max=1002), 1003) * 1e3
+        return types.SimpleNamespace(logits=logits)
+
+    made = own_steps(model, {"audio_codes": codes}, 0.4)
+    own = (made != codes).any(-1)
+    assert 0.2 < own.float().mean() < 0.45 and not own[:, 0].any()
+    before = codes.roll(1, 1)
+    real = (before >= NUM_AUDIO_SPECIALS) & (codes >= NUM_AUDIO_SPECIALS) & own[..., None]
+    assert real.any() and torch.equal(made[real], before[real] + 1)
+    special = codes < NUM_AUDIO_SPECIALS
+    assert torch.equal(made[special], codes[special])

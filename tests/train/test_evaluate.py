@@ -87,7 +87,7 @@ def test_every_line_becomes_a_recording_of_its_own_length(processor, sentences, 
 def test_name_of_the_folder_holds_what_changes_a_number(tmp_path):
     base = evaluate.Settings("a/mini", tmp_path / "lines.txt")
     changes = [{"seed": 1}, {"voice": "x"}, {"batch_size": 1}, {"dtype": "bfloat16"}, {"device": "cuda"},
-               {"generate": {"temperature": 0.5}}, {"checkpoint": "a/other"}, {"clone": True}]
+               {"runtime": "int8"}, {"generate": {"temperature": 0.5}}, {"checkpoint": "a/other"}, {"clone": True}]
     names = {evaluate.Settings(**{"checkpoint": "a/mini", "texts": base.texts, **change}).name for change in changes}
     assert len(names | {base.name}) == len(changes) + 1
 
@@ -142,6 +142,40 @@ def test_options_reach_generate(processor, sentences, tmp_path, capsys):
 def test_what_is_not_finite_becomes_silence(tmp_path):
     evaluate.write_wav(tmp_path / "a.wav", np.array([np.nan, np.inf, -2.0]), 24000)
     assert soundfile.read(tmp_path / "a.wav")[0] == pytest.approx([0, 1, -1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "found", "expected"), [("torch", "step.int8.onnx", "torch"), ("int8", "step.int8.onnx", "onnx"),
+                                       ("float", "step.onnx", "onnx")]
+)
+def test_the_runtime_that_is_asked_for_takes_the_steps(tmp_path, monkeypatch, runtime, found, expected):
+    monkeypatch.setattr(evaluate, "exported", lambda model: str(tmp_path / found))
+    model = FakeModel()
+    evaluate.choose_runtime(model, evaluate.Settings("mini", tmp_path, runtime=runtime))
+    assert model.step_runtime == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "found", "says"),
+    [
+        ({"runtime": "int8"}, None, "would run none: smalle export mini$"),
+        ({"runtime": "float"}, "step.int8.onnx", "smalle export mini --float and delete .*step.int8.onnx"),
+        ({"runtime": "int8", "dtype": "bfloat16"}, "step.int8.onnx", "not in bfloat16 on cpu"),
+    ],
+)
+def test_a_runtime_that_would_not_run_is_refused(tmp_path, monkeypatch, settings, found, says):
+    monkeypatch.setattr(evaluate, "exported", lambda model: found and str(tmp_path / found))
+    with pytest.raises(ValueError, match=says):
+        evaluate.choose_runtime(FakeModel(), evaluate.Settings("mini", tmp_path, **settings))
+
+
+def test_recordings_of_another_exported_step_are_not_mixed_in(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    digests = [evaluate.weights_digest(str(tmp_path), "int8")]
+    for step in (b"one", b"other"):
+        (tmp_path / "step.int8.onnx").write_bytes(step)
+        digests += [evaluate.weights_digest(str(tmp_path), "int8")]
+    assert len(set(digests)) == 3 and evaluate.weights_digest(str(tmp_path), "torch") == digests[0]
 
 
 @pytest.mark.parametrize(

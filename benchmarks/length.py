@@ -1,0 +1,98 @@
+"""What speech costs as it grows: time and memory from one second to ten minutes of one stream.
+
+usage: python benchmarks/length.py [--models NAME ...] [--seconds 1 3 10 30 60 120 300 600] [--note TEXT] [--plot FILE]
+
+    python benchmarks/length.py --models "smalle-mini, int8" --seconds 10 60 600 1800      # half an hour, in one piece
+
+Each model reads a long text sentence by sentence in a process of its own, after a second of speech that warms it up,
+and is looked at when so many seconds are spoken: how long it took by the clock and by the processor, what the process
+holds, and the most that it has held, loading included. Prints a table in Markdown, appends a row for each line of it to
+benchmarks/results.jsonl and draws --plot.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from benchmarks.measuring import in_own_process, listen, machine, memory, now, record, table  # noqa: E402
+from benchmarks.plot import Panel, svg  # noqa: E402
+from benchmarks.speakers import OURS, Speaker, prepared_ours  # noqa: E402
+
+LENGTHS = [1, 3, 10, 30, 60, 120, 300, 600]
+TITLES = {
+    "model": "model", "seconds": "speech (s)", "work_s": "time (s)", "work_cpu_s": "by processor time",
+    "held_mb": "memory held (MB)", "peak_mb": "most so far (MB)",
+}  # fmt: skip
+
+
+def follow(speaker, lengths):
+    """What one stream has cost when each of the lengths (seconds) is spoken."""
+    (started, started_cpu), samples, lengths = now(), 0, sorted(lengths)
+    for wave in speaker.speak(lengths[-1]):
+        samples += len(wave)
+        while lengths and samples >= int(lengths[0] * speaker.sampling_rate):
+            clock, processor = now()
+            yield {
+                "seconds": lengths.pop(0),
+                "work_s": round(clock - started, 2),
+                "work_cpu_s": round(processor - started_cpu, 2),
+                "held_mb": memory("VmRSS"),
+                "peak_mb": memory(),
+            }
+
+
+def measure(arguments, name, work):
+    """The rows of a model."""
+    options = "--models", name, "--seconds", *arguments.seconds, "--threads", arguments.threads
+    figures = in_own_process(__file__, "--folder", prepared_ours(name, work), *options)
+    return [record("length", arguments.note, model=name, threads=arguments.threads, **figure) for figure in figures]
+
+
+def draw(rows):
+    """Time and memory against the length of speech."""
+    series = [{}, {}]
+    for row in rows:
+        for lines, key in zip(series, ("work_s", "peak_mb")):
+            lines.setdefault(row["model"], []).append((row["seconds"], row[key]))
+    ticks = {1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 1800: "30 min"}
+    return svg(
+        Panel("Time to speak", "seconds", ticks, series[0], log=True),
+        Panel("Peak memory", "MB", ticks, series[1]),
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    streams = ["smalle-mini, int8", "Small-E 64M, int8"]
+    parser.add_argument("--models", nargs="+", default=streams, choices=OURS, metavar="NAME", help="; ".join(OURS))
+    parser.add_argument("--seconds", type=float, nargs="+", default=LENGTHS, help="of speech, where to look")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
+    parser.add_argument("--note", help="what else is to be known, kept in the rows")
+    parser.add_argument("--plot", type=pathlib.Path, help="file of the picture, SVG")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        torch.set_num_threads(arguments.threads)
+        speaker = Speaker(arguments.folder, OURS[arguments.models[0]][1])
+        listen(speaker.speak(1.0), speaker.sampling_rate)
+        for figures in follow(speaker, arguments.seconds):
+            print(json.dumps(figures))
+        return
+    with tempfile.TemporaryDirectory() as work:
+        names = tqdm(arguments.models, leave=False)
+        rows = [row for name in names for row in measure(arguments, name, pathlib.Path(work))]
+    print(f"{machine()}, torch {torch.__version__}, its threads: {arguments.threads}\n")
+    print(table(TITLES, rows))
+    if arguments.plot:
+        arguments.plot.write_text(draw(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Small-E as the benchmarks load it: a checkpoint, or random weights in the paper's shape, with a runtime."""
+
+import shutil
+
+import torch
+
+from benchmarks.measuring import ROOT
+from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
+
+EMBEDDED = ROOT / "checkpoints" / "smalle-mini"
+PAPER = "random weights, the paper's shape"
+RUNTIMES = "torch", "float", "int8"
+SENTENCE = "The quick brown fox jumps over the lazy dog, and nobody knows why it should, or whether it will again. "
+PIECE = 10.0  # seconds
+OURS = {  # name -> checkpoint (None: random weights), runtime
+    "smalle-mini, int8": (EMBEDDED, "int8"),
+    "smalle-mini, PyTorch": (EMBEDDED, "torch"),
+    "Small-E 64M, int8": (None, "int8"),
+    "Small-E 64M, PyTorch": (None, "torch"),
+}
+
+
+def random_checkpoint(folder):
+    """The paper's shape (64M, GLA) and the codec it used, in its published size, without training."""
+    from transformers import AutoTokenizer, EncodecConfig, EncodecModel
+
+    from smalle.codec_smalle import EncodecCodec
+    from smalle.vocos_smalle import Vocos, VocosConfig
+
+    torch.manual_seed(0)
+    model = SmallEForTextToSpeech(SmallEConfig())
+    processor = SmallEProcessor(AutoTokenizer.from_pretrained(EMBEDDED))
+    processor._codec = EncodecCodec(EncodecModel(EncodecConfig()), Vocos(VocosConfig(num_bandwidths=4)))
+    processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+    processor._codec.save_pretrained(folder / "codec")
+
+
+def prepared(source, work, runtime):
+    """A copy of a checkpoint (None: random weights) with the exported step that a runtime needs; returns its folder."""
+    if not work.exists():
+        if source is None:
+            random_checkpoint(work)
+        else:
+            shutil.copytree(source, work, ignore=shutil.ignore_patterns("*.onnx"))
+    for exported in work.glob("*.onnx"):
+        exported.unlink()
+    if runtime != "torch":
+        from smalle.export import export
+
+        export(work, int8=runtime == "int8")
+    return work
+
+
+def prepared_ours(name, work):
+    """As `prepared`, for one of OURS; checkpoints are kept in the folder `work`."""
+    source, runtime = OURS[name]
+    return prepared(source, work / ("paper" if source is None else source.name), runtime)
+
+
+class Speaker:
+    """A checkpoint that says as much as is asked for, whatever its weights would say."""
+
+    def __init__(self, folder, runtime):
+        self.processor = SmallEProcessor.from_pretrained(folder)
+        self.model = SmallEForTextToSpeech.from_pretrained(folder).eval()
+        self.model.step_runtime = "torch" if runtime == "torch" else "onnx"
+        self.sampling_rate, self.parameters = self.processor.sampling_rate, self.model.num_parameters()
+
+    def speak(self, seconds, rows=1):
+        """Waveforms (L,) of a stream in pieces of up to ten seconds; a batch of `rows` comes whole, (L,) by row."""
+        frames = int(min(seconds, PIECE) * self.model.config.frame_rate)
+        way = dict(seed=0, min_new_tokens=frames, max_new_tokens=frames)
+        pieces = max(1, round(seconds / PIECE))
+        if rows == 1:
+            yield from self.processor.stream(self.model, SENTENCE * pieces, longest=len(SENTENCE), **way)
+            return
+        inputs = self.processor([SENTENCE] * rows)
+        for _ in range(pieces):
+            yield from self.processor.decode(self.model.generate(**inputs, **way, best_of=1))

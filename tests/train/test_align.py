@@ -1,0 +1,58 @@
+"""Times of words from where a model reads."""
+
+import types
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+
+from smalle import SmallEConfig, SmallEForTextToSpeech
+from train import align
+from train.alignment import timed_maps
+from train.data import Collator
+from train.prepare import write
+
+WORDS = {"A few words here.": [[0.1, 0.2], [0.2, 0.6], [0.8, 1.3], [1.3, 1.8]], "Two more.": [[0.0, 0.5], [0.7, 1.2]]}
+
+
+def sample(text, seconds=2.0):
+    return text, torch.zeros(round(seconds * 50), 3, dtype=torch.long), np.array(WORDS[text], np.float32)
+
+
+def test_what_a_perfect_reader_does_gives_the_words_times(tiny_tokenizer):
+    collator = Collator(tiny_tokenizer, 3, 50.0)
+
+    class Reader:
+        config = types.SimpleNamespace(num_codebooks=3, frame_rate=50.0)
+
+        def __call__(self, audio_codes, **inputs):
+            windows = collator([sample(text) for text in WORDS])["token_windows"]
+            return types.SimpleNamespace(attentions=[None, timed_maps(windows, audio_codes.shape[1])])
+
+    times = align.read_words(Reader(), collator, [sample(text) for text in WORDS])
+    for found, known in zip(times, WORDS.values()):
+        assert found[:, 0] == pytest.approx(np.array(known)[:, 0], abs=0.12)  # a pause is read with the word before
+        assert (np.diff(found.ravel()) >= 0).all()
+
+
+def test_known_times_stay_and_missing_ones_are_found(tiny_tokenizer, tmp_path, monkeypatch, capsys):
+    config = SmallEConfig(
+        vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=48, text_layers=1, num_attention_heads=2,
+        audio_encoder_layers=1, audio_decoder_layers=1, mixer_heads=2, num_codebooks=3, codebook_size=24,
+        frame_rate=50.0,
+    )  # fmt: skip
+    SmallEForTextToSpeech(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    rows = [
+        {"text": text, "speaker": "a", "duration": 2.0, "codes": np.zeros(300, np.uint16),
+         "words": np.ravel(WORDS[text]).tolist() if n else []}
+        for n, text in enumerate(WORDS)
+    ]  # fmt: skip
+    before, after = write(rows, tmp_path / "codes.parquet"), tmp_path / "timed.parquet"
+    monkeypatch.setattr("sys.argv", ["align", str(tmp_path / "model"), str(before), str(after)])
+    align.main()
+    (found, known), (_, kept) = (pyarrow.parquet.read_table(file)["words"].to_pylist() for file in (after, before))
+    assert known == kept and len(found) == 2 * 4
+    assert (np.diff(found) >= 0).all() and 0 <= found[0] and found[-1] <= 2.0
+    assert "known times" in capsys.readouterr().out
