@@ -6,6 +6,7 @@ import json
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 import torch
 from transformers import pipeline
@@ -118,6 +119,23 @@ def test_base_is_left_as_it_was_by_a_tuned_state(tuned, base):
     method, _, whole, _ = tuned
     old, new = (SmallEForTextToSpeech.from_pretrained(path).state_dict() for path in (base, whole))
     assert all(torch.equal(old[name], new[name]) for name in old) == (method == "state")
+
+
+def test_lora_reaches_the_heads_where_it_is_asked_to(base):
+    model = SmallEForTextToSpeech.from_pretrained(base)
+    adapted = finetune.adapt(model, None, "lora", 2, heads=True)
+    names = [name for name, _ in adapted.named_parameters() if "lora" in name]
+    assert any(".head.lora_A" in name for name in names)
+    assert not any("text_" in name or "cross_attention" in name or "embedding" in name for name in names)
+    assert sum(".audio_decoder.0.mlp.down_proj." in name for name in names) == 2
+
+
+def test_times_are_told_where_the_recordings_do_not_tell_them(base, tiny_tokenizer, tmp_path):
+    rows = [{"text": text, "speaker": "a", "duration": 2.0, "codes": np.zeros(300, np.uint16), "words": words}
+            for text, words in (("Hello you.", [0.1, 0.5, 0.6, 1.2]), ("How are you?", []))]  # fmt: skip
+    known, told = (row["words"] for row in finetune.with_times(rows, base, tiny_tokenizer, tmp_path))
+    assert known == rows[0]["words"]
+    assert len(told) == 6 and (np.diff(told) >= 0).all() and 0 <= told[0] and told[-1] <= 2.0
 
 
 def test_rows_left_out_share_no_text_with_training():

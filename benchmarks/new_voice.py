@@ -1,0 +1,145 @@
+"""What tuning a checkpoint to a new speaker brings: similarity and word errors before and after.
+
+usage: python benchmarks/new_voice.py CORPUS BASE OUT --sentences FILE --judge score.py [options] [key.subkey=value ...]
+
+CORPUS: a folder of one speaker's recordings, as train.finetune takes it. Some of its texts, the same in each run, are
+left out of everything and then spoken, and as many lines of FILE, evenly spread. Each is compared with a recording of
+another text that was left out. BASE speaks in its own voice and with a recording as its prompt; then the tuned state
+and LoRA speak (train/recipes/finetune-*.yaml, with what `key.subkey=value` changes in both). The recordings left out
+are judged too, as they are and through the codec: no voice of BASE can come closer.
+
+OUT keeps everything; the same command again does what is missing. Prints a table in Markdown and writes OUT/table.md.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+
+import torch
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from smalle import SmallEProcessor  # noqa: E402
+from train.audio import read_metadata  # noqa: E402
+from train.codec_copy import copy_synthesis  # noqa: E402
+from train.evaluate import Settings, evaluate, judge_recordings, option, write_json, write_rows  # noqa: E402
+from train.finetune import split_rows  # noqa: E402
+
+METHODS = {"state": "tuned state", "lora": "LoRA"}
+COLUMNS = "", "ECAPA to her recordings", "WER, her sentences", "WER, other sentences", "WER, all", "DistillMOS"
+
+
+def leave_out(corpus, sentences, count, out):
+    """Writes OUT/recordings, the corpus to tune on; OUT/left-out/manifest.jsonl, a recording of each text left out;
+    OUT/spoken.jsonl, the sentences to speak. Gives the number of texts left out."""
+    rows = [{**row, "file_name": str(pathlib.Path(row["path"]).resolve())} for row in read_metadata(corpus)]
+    kept, left_out = split_rows(rows, count)
+    takes = sorted({row["text"]: row for row in left_out}.values(), key=lambda row: row["text"])
+    others = [line.strip() for line in sentences.read_text(encoding="utf-8").splitlines() if line.strip()]
+    texts = [row["text"] for row in takes] + others[:: max(1, len(others) // count)][:count]
+    references = [takes[(n + 1) % len(takes)]["file_name"] for n in range(len(texts))]
+    spoken = [{"text": text, "reference": reference} for text, reference in zip(texts, references)]
+    recordings = [{**row, "audio": take["file_name"]} for row, take in zip(spoken, takes)]
+    for folder in ("recordings", "left-out"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    write_rows(out / "left-out", recordings)
+    for path, lines in ((out / "recordings/metadata.jsonl", kept), (out / "spoken.jsonl", spoken)):
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return len(takes)
+
+
+def copies(base, out):
+    """OUT/copies: the recordings left out through the codec, compared with the same recordings as they were."""
+    source = out / "left-out" / "manifest.jsonl"
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    made = copy_synthesis(SmallEProcessor.from_pretrained(base).codec, source, out / "copies").read_text().splitlines()
+    write_rows(out / "copies", [{**row, "audio": json.loads(copy)["audio"]} for row, copy in zip(rows, made)])
+
+
+def tune(method, base, out, overrides):
+    """OUT/METHOD and OUT/METHOD-whole by train.finetune, if they are not there."""
+    if (out / f"{method}-whole").is_dir():
+        return
+    recipe = ROOT / "train" / "recipes" / f"finetune-{method}.yaml"
+    command = [sys.executable, "-m", "train.finetune", recipe, out / "recordings", base, out / method,
+               "--name", "voice", "--whole", out / f"{method}-whole.partial", *overrides]  # fmt: skip
+    subprocess.run(list(map(str, command)), check=True, cwd=ROOT)
+    shutil.move(out / f"{method}-whole.partial", out / f"{method}-whole")
+
+
+def judged(folder, arguments):
+    """Rows of the judge's report of a folder with a manifest."""
+    path = folder / "judged.json"
+    if not path.is_file():
+        write_json(path, judge_recordings(arguments.judge, arguments.judge_python, folder / "manifest.jsonl",
+                                          arguments.threads))  # fmt: skip
+    return json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+
+def spoken(checkpoint, voice, arguments):
+    """Rows of the judge's report of what a checkpoint says of OUT/spoken.jsonl."""
+    settings = Settings(str(checkpoint), arguments.out / "spoken.jsonl", voice=voice and str(voice),
+                        batch_size=arguments.batch_size, generate=dict(arguments.generate))  # fmt: skip
+    folder = pathlib.Path(evaluate(settings, arguments.out / "spoken")["folder"])
+    return judged(folder, arguments)
+
+
+def word_errors(rows):
+    """WER in percent of a judge's rows."""
+    return 100 * sum(row["errors"] for row in rows) / max(1, sum(row["words"] for row in rows))
+
+
+def line(name, rows, count):
+    """A row of the table; the first `count` rows are the speaker's own sentences."""
+    mean = [statistics.mean(row[key] for row in rows if key in row) for key in ("similarity", "distillmos")]
+    parts = [f"{word_errors(part):.1f} %" if part else "" for part in (rows[:count], rows[count:], rows)]
+    return f"| {name} | {mean[0]:.2f} | {' | '.join(parts)} | {mean[1]:.2f} |"
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("corpus", "base"):
+        parser.add_argument(name)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--sentences", type=pathlib.Path, required=True, help="text file, one a line")
+    parser.add_argument("--judge", type=pathlib.Path, required=True, help="program that scores a manifest")
+    parser.add_argument("--judge-python", default=sys.executable)
+    parser.add_argument("--count", type=int, default=20, help="texts to leave out; and lines of --sentences to speak")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--generate", type=option, action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_intermixed_args()
+    arguments.out = arguments.out.resolve()
+    return arguments
+
+
+def main():
+    arguments = parse()
+    base, out = arguments.base, arguments.out
+    torch.set_num_threads(arguments.threads)
+    count = leave_out(arguments.corpus, arguments.sentences, arguments.count, out)
+    if not (out / "copies" / "judged.json").is_file():
+        copies(base, out)
+    for method in arguments.methods:
+        tune(method, base, out, arguments.overrides)
+    table = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    table += [line("her recordings", judged(out / "left-out", arguments), count)]
+    table += [line("her recordings through the codec", judged(out / "copies", arguments), count)]
+    table += [line("base, its own voice", spoken(base, None, arguments), count)]
+    prompt = out / "lora" / "voices" / "voice.safetensors"
+    if prompt.is_file():
+        table += [line("base, a recording of hers as prompt", spoken(base, prompt, arguments), count)]
+    for method in arguments.methods:
+        table += [line(METHODS[method], spoken(out / f"{method}-whole", None, arguments), count)]
+    (out / "table.md").write_text("\n".join(table) + "\n", encoding="utf-8")
+    print("\n".join(table))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
