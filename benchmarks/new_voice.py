@@ -5,8 +5,8 @@ usage: python benchmarks/new_voice.py CORPUS BASE OUT --sentences FILE --judge s
 CORPUS: a folder of one speaker's recordings, as train.finetune takes it. Some of its texts, the same in each run, are
 left out of everything and then spoken, and as many lines of FILE, evenly spread. Each is compared with a recording of
 another text that was left out. BASE speaks in its own voice and with a recording as its prompt; then the tuned state
-and LoRA speak (train/recipes/finetune-*.yaml, with what `key.subkey=value` changes in both). The recordings left out
-are judged too, as they are and through the codec: no voice of BASE can come closer.
+and LoRA speak (train/recipes/finetune-*.yaml, with what `key.subkey=value` changes in both), through a codec whose
+decoder was tuned too. The recordings left out are judged as they are and through both codecs: no voice comes closer.
 
 OUT keeps everything; the same command again does what is missing. Prints a table in Markdown and writes OUT/table.md.
 """
@@ -24,6 +24,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from smalle import SmallEProcessor  # noqa: E402
+from smalle.codec_smalle import load_codec  # noqa: E402
 from train.audio import read_metadata  # noqa: E402
 from train.codec_copy import copy_synthesis  # noqa: E402
 from train.evaluate import Settings, evaluate, judge_recordings, option, write_json, write_rows  # noqa: E402
@@ -52,22 +53,36 @@ def leave_out(corpus, sentences, count, out):
     return len(takes)
 
 
-def copies(base, out):
-    """OUT/copies: the recordings left out through the codec, compared with the same recordings as they were."""
-    source = out / "left-out" / "manifest.jsonl"
-    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-    made = copy_synthesis(SmallEProcessor.from_pretrained(base).codec, source, out / "copies").read_text().splitlines()
-    write_rows(out / "copies", [{**row, "audio": json.loads(copy)["audio"]} for row, copy in zip(rows, made)])
+def tune_codec(base, out, minutes):
+    """OUT/codec: that of BASE with its decoder tuned to the recordings."""
+    if not (out / "codec").is_dir():
+        SmallEProcessor.from_pretrained(base).codec.save_pretrained(out / "codec-base")
+    settings = [f"data.corpus=[{out}/recordings]", f"reconstruction.start={out}/codec-base",
+                f"reconstruction.output={out}/codec", f"reconstruction.minutes={minutes}"]  # fmt: skip
+    run("train.codec", ROOT / "train" / "recipes" / "finetune-codec.yaml", *settings)
+
+
+def copies(codec, out, arguments):
+    """Rows of the judge's report of the recordings left out through a codec, in OUT."""
+    if not (out / "manifest.jsonl").is_file():
+        source = out.parent / "left-out" / "manifest.jsonl"
+        rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+        made = copy_synthesis(codec, source, out).read_text(encoding="utf-8").splitlines()
+        write_rows(out, [{**row, "audio": json.loads(copy)["audio"]} for row, copy in zip(rows, made)])
+    return judged(out, arguments)
+
+
+def run(module, *arguments):
+    subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True, cwd=ROOT)
 
 
 def tune(method, base, out, overrides):
     """OUT/METHOD and OUT/METHOD-whole by train.finetune, if they are not there."""
     if (out / f"{method}-whole").is_dir():
         return
-    recipe = ROOT / "train" / "recipes" / f"finetune-{method}.yaml"
-    command = [sys.executable, "-m", "train.finetune", recipe, out / "recordings", base, out / method,
-               "--name", "voice", "--whole", out / f"{method}-whole.partial", *overrides]  # fmt: skip
-    subprocess.run(list(map(str, command)), check=True, cwd=ROOT)
+    codec = ["--codec", out / "codec"] if (out / "codec").is_dir() else []
+    run("train.finetune", ROOT / "train" / "recipes" / f"finetune-{method}.yaml", out / "recordings", base,
+        out / method, *overrides, "--name", "voice", "--whole", out / f"{method}-whole.partial", *codec)  # fmt: skip
     shutil.move(out / f"{method}-whole.partial", out / f"{method}-whole")
 
 
@@ -110,6 +125,7 @@ def parse():
     parser.add_argument("--judge", type=pathlib.Path, required=True, help="program that scores a manifest")
     parser.add_argument("--judge-python", default=sys.executable)
     parser.add_argument("--count", type=int, default=20, help="texts to leave out; and lines of --sentences to speak")
+    parser.add_argument("--codec-minutes", type=float, default=4, help="to tune the codec's decoder; 0: not at all")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--generate", type=option, action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--batch-size", type=int, default=20)
@@ -124,13 +140,17 @@ def main():
     base, out = arguments.base, arguments.out
     torch.set_num_threads(arguments.threads)
     count = leave_out(arguments.corpus, arguments.sentences, arguments.count, out)
-    if not (out / "copies" / "judged.json").is_file():
-        copies(base, out)
+    if arguments.codec_minutes:
+        tune_codec(base, out, arguments.codec_minutes)
     for method in arguments.methods:
         tune(method, base, out, arguments.overrides)
     table = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     table += [line("her recordings", judged(out / "left-out", arguments), count)]
-    table += [line("her recordings through the codec", judged(out / "copies", arguments), count)]
+    codec = SmallEProcessor.from_pretrained(base).codec
+    table += [line("her recordings through the codec", copies(codec, out / "copies", arguments), count)]
+    if arguments.codec_minutes:
+        codec, name = load_codec(str(out / "codec")), "her recordings through the tuned codec"
+        table += [line(name, copies(codec, out / "copies-tuned", arguments), count)]
     table += [line("base, its own voice", spoken(base, None, arguments), count)]
     prompt = out / "lora" / "voices" / "voice.safetensors"
     if prompt.is_file():

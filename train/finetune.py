@@ -1,13 +1,14 @@
 """Teaches a checkpoint a new voice from a folder of recordings and what they say.
 
-usage: python -m train.finetune RECIPE.yaml CORPUS BASE OUT [--name NAME] [--whole FOLDER] [key.subkey=value ...]
+usage: python -m train.finetune RECIPE.yaml CORPUS BASE OUT [options] [key.subkey=value ...]
 
 CORPUS: a folder with metadata.jsonl, or with NAME.wav and NAME.txt side by side. BASE: a checkpoint, folder or name.
 The recipe is one of train.train without `model`; `data` is filled in here, and `adapter` says what is tuned: method
 "state", the recurrent state in which speech begins, or "lora", with `heads: true` of the heads too; and its rank. Where
 `objective` needs to know when each word is said, BASE tells it (train.align). OUT is small: voices/NAME.safetensors, a
-voice of BASE as any other, and with LoRA also the adapter in PEFT's form. FOLDER gets a whole checkpoint, BASE with the
-adapter merged into it and NAME as its default voice.
+voice of BASE as any other, and with LoRA also the adapter in PEFT's form. --whole FOLDER gets a whole checkpoint, BASE
+with the adapter merged into it and NAME as its default voice; with --codec, BASE's codec gives way to that one, whose
+decoder was tuned.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
+from smalle.codec_smalle import load_codec
 from smalle.delay_smalle import delay
 from smalle.initial_state_smalle import InitialState
 from smalle.processing_smalle import Voice, save_voice
@@ -134,12 +136,27 @@ def write_adapter(model, voice, name, out):
     return path
 
 
-def write_whole(model, voice, name, base, folder):
-    """A checkpoint that needs no other: BASE, merged with the adapter, with one more voice, which is the default."""
+def tuned_codec(folder, processor):
+    """A codec to take the place of the processor's: ValueError where its codes mean something else."""
+    codec = load_codec(folder)
+    if codec.identity != processor.codec.identity:
+        raise ValueError(f"--codec {folder}: its codes are not those of the base; start train.codec from its codec/.")
+    return codec
+
+
+def write_whole(model, voice, name, base, folder, codec=None):
+    """A checkpoint that needs no other: BASE, merged with the adapter, with one more voice, which is the default.
+
+    codec: folder of one whose decoder was tuned, to take the place of BASE's.
+    """
     processor = SmallEProcessor.from_pretrained(base)
+    if codec:
+        processor._codec = tuned_codec(codec, processor)
     processor.voices = [*(voice for voice in processor.voices if voice != name), name]
     processor.default_voice, processor._loaded_voices[name] = name, voice
     processor.save_pretrained(folder)
+    if codec:
+        save_half(processor.codec, pathlib.Path(folder) / "codec")
     save_half(model.model if isinstance(model, TunedState) else model.merge_and_unload(), folder)
 
 
@@ -150,7 +167,8 @@ def main():
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--name", help="of the voice (default: name of the corpus folder)")
     parser.add_argument("--whole", metavar="FOLDER", help="also write a whole checkpoint")
-    arguments = parser.parse_args()
+    parser.add_argument("--codec", metavar="FOLDER", help="its codec: that of BASE with a tuned decoder (train.codec)")
+    arguments = parser.parse_intermixed_args()
     name = arguments.name or pathlib.Path(arguments.corpus).resolve().name
     recipe = read_recipe(arguments.recipe, arguments.overrides)
     model, voice, losses = finetune(recipe, arguments.corpus, arguments.base)
@@ -160,7 +178,7 @@ def main():
     print(f"loss on recordings left out: {losses[0]:.3f} before, {losses[1]:.3f} after")
     print(f"{path}; {arguments.out}: {size / 1e6:.2f} MB")
     if arguments.whole:
-        write_whole(model, voice, name, arguments.base, arguments.whole)
+        write_whole(model, voice, name, arguments.base, arguments.whole, arguments.codec)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A new voice from a folder of recordings: tuned state and LoRA, small folders that the pipeline speaks with."""
 
 import contextlib
+import copy
 import io
 import json
 import pathlib
@@ -128,6 +129,22 @@ def test_lora_reaches_the_heads_where_it_is_asked_to(base):
     assert any(".head.lora_A" in name for name in names)
     assert not any("text_" in name or "cross_attention" in name or "embedding" in name for name in names)
     assert sum(".audio_decoder.0.mlp.down_proj." in name for name in names) == 2
+
+
+def test_whole_checkpoint_takes_a_codec_whose_decoder_was_tuned_and_no_other(base, tiny_codec, tmp_path):
+    codec, model = copy.deepcopy(tiny_codec), SmallEForTextToSpeech.from_pretrained(base)
+    codec.vocos.out.bias.data += 1
+    codec.save_pretrained(tmp_path / "codec")
+    voice = load_voice(f"{base}/voices/anna.safetensors")
+    finetune.write_whole(finetune.adapt(model, None, "lora", 2), voice, "carl", base, tmp_path / "whole",
+                         tmp_path / "codec")  # fmt: skip
+    whole = SmallEProcessor.from_pretrained(tmp_path / "whole")
+    assert torch.allclose(whole.codec.vocos.out.bias, codec.vocos.out.bias, atol=1e-2)
+    whole("Hello.", voice="anna")  # her codes still mean what they meant
+    codec.quantizer.codebooks.add_(1)
+    codec.save_pretrained(tmp_path / "codec")
+    with pytest.raises(ValueError, match="not those of the base"):
+        finetune.tuned_codec(tmp_path / "codec", whole)
 
 
 def test_times_are_told_where_the_recordings_do_not_tell_them(base, tiny_tokenizer, tmp_path):
