@@ -3,12 +3,14 @@
 usage: python benchmarks/new_voice.py CORPUS BASE OUT --sentences FILE --judge score.py [options] [key.subkey=value ...]
 
 CORPUS: a folder of one speaker's recordings, as train.finetune takes it. Some of its texts, the same in each run, are
-left out of everything and then spoken, and as many lines of FILE, evenly spread. Each is compared with a recording of
-another text that was left out. BASE speaks in its own voice and with a recording as its prompt; then the tuned state
-and LoRA speak (train/recipes/finetune-*.yaml, with what `key.subkey=value` changes in both), through a codec whose
-decoder was tuned too. The recordings left out are judged as they are and through both codecs: no voice comes closer.
+left out of everything and then spoken, and as many lines of FILE, evenly spread. Each is compared with recordings of
+other texts that were left out, five joined (--joined), which varies less than one of three seconds. BASE speaks in its
+own voice and with a recording as its prompt; then the tuned state and LoRA speak (train/recipes/finetune-*.yaml, with
+what `key.subkey=value` changes in both), through a codec whose decoder was tuned too. The recordings left out are
+judged as they are and through both codecs: no voice comes closer.
 
-OUT keeps everything; the same command again does what is missing. Prints a table in Markdown and writes OUT/table.md.
+OUT keeps everything, of one set of options; the same command again does what is missing. Prints a table in Markdown and
+writes OUT/table.md.
 """
 
 import argparse
@@ -19,34 +21,48 @@ import statistics
 import subprocess
 import sys
 
+import numpy as np
 import torch
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from smalle import SmallEProcessor  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
-from train.audio import read_metadata  # noqa: E402
+from smalle.wav_smalle import write_wav  # noqa: E402
+from train.audio import read_audio, read_metadata  # noqa: E402
 from train.codec_copy import copy_synthesis  # noqa: E402
 from train.evaluate import Settings, evaluate, judge_recordings, option, write_json, write_rows  # noqa: E402
 from train.finetune import split_rows  # noqa: E402
 
+JOINED_RATE = 24000  # Hz
 METHODS = {"state": "tuned state", "lora": "LoRA"}
 COLUMNS = "", "ECAPA to her recordings", "WER, her sentences", "WER, other sentences", "WER, all", "DistillMOS"
 
 
-def leave_out(corpus, sentences, count, out):
+def join(paths, path):
+    """Writes recordings one behind the other; gives the path of that."""
+    parts = [read_audio(one, JOINED_RATE) for one in paths]
+    write_wav(path, torch.from_numpy(np.concatenate(parts)), JOINED_RATE)
+    return str(path)
+
+
+def leave_out(corpus, sentences, count, out, joined=1):
     """Writes OUT/recordings, the corpus to tune on; OUT/left-out/manifest.jsonl, a recording of each text left out;
-    OUT/spoken.jsonl, the sentences to speak. Gives the number of texts left out."""
+    OUT/spoken.jsonl, the sentences to speak, each with a reference of `joined` recordings of texts that follow its own.
+    Gives the number of texts left out."""
     rows = [{**row, "file_name": str(pathlib.Path(row["path"]).resolve())} for row in read_metadata(corpus)]
     kept, left_out = split_rows(rows, count)
     takes = sorted({row["text"]: row for row in left_out}.values(), key=lambda row: row["text"])
     others = [line.strip() for line in sentences.read_text(encoding="utf-8").splitlines() if line.strip()]
     texts = [row["text"] for row in takes] + others[:: max(1, len(others) // count)][:count]
-    references = [takes[(n + 1) % len(takes)]["file_name"] for n in range(len(texts))]
+    joined = max(1, min(joined, len(takes) - 1))
+    (out / "left-out").mkdir(parents=True, exist_ok=True)
+    ring = [take["file_name"] for take in takes] * (joined + 1)
+    references = [ring[n + 1] if joined == 1 else join(ring[n + 1 : n + 1 + joined], out / "left-out" / f"{n:03}.wav")
+                  for n in range(len(takes))] * len(texts)  # fmt: skip
     spoken = [{"text": text, "reference": reference} for text, reference in zip(texts, references)]
     recordings = [{**row, "audio": take["file_name"]} for row, take in zip(spoken, takes)]
-    for folder in ("recordings", "left-out"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    (out / "recordings").mkdir(parents=True, exist_ok=True)
     write_rows(out / "left-out", recordings)
     for path, lines in ((out / "recordings/metadata.jsonl", kept), (out / "spoken.jsonl", spoken)):
         path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
@@ -125,6 +141,7 @@ def parse():
     parser.add_argument("--judge", type=pathlib.Path, required=True, help="program that scores a manifest")
     parser.add_argument("--judge-python", default=sys.executable)
     parser.add_argument("--count", type=int, default=20, help="texts to leave out; and lines of --sentences to speak")
+    parser.add_argument("--joined", type=int, default=5, help="recordings in what each sentence is compared with")
     parser.add_argument("--codec-minutes", type=float, default=4, help="to tune the codec's decoder; 0: not at all")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--generate", type=option, action="append", default=[], metavar="KEY=VALUE")
@@ -139,7 +156,7 @@ def main():
     arguments = parse()
     base, out = arguments.base, arguments.out
     torch.set_num_threads(arguments.threads)
-    count = leave_out(arguments.corpus, arguments.sentences, arguments.count, out)
+    count = leave_out(arguments.corpus, arguments.sentences, arguments.count, out, arguments.joined)
     if arguments.codec_minutes:
         tune_codec(base, out, arguments.codec_minutes)
     for method in arguments.methods:

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import pytest
+import soundfile
 
 PATH = pathlib.Path(__file__).parents[1] / "benchmarks" / "new_voice.py"
 
@@ -37,6 +38,19 @@ def test_what_is_left_out_is_spoken_and_never_tuned_on(new_voice, record, tmp_pa
     assert {row["reference"] for row in out} == set(left_out.values())
     assert all(row["reference"] != left_out.get(row["text"]) for row in out)  # of another text
     assert not {row["file_name"] for row in kept} & set(left_out.values())
+
+
+def test_a_reference_may_be_several_recordings_joined(new_voice, record, tmp_path):
+    (tmp_path / "anna").mkdir()
+    for n in range(20):
+        record(tmp_path / "anna" / f"{n}.wav", 0.2 + 0.01 * n)
+        (tmp_path / "anna" / f"{n}.txt").write_text(f"Text {n}.")
+    (tmp_path / "lines.txt").write_text("Line.\n")
+    new_voice.leave_out(tmp_path / "anna", tmp_path / "lines.txt", 4, tmp_path / "out", joined=3)
+    rows = read(tmp_path / "out" / "left-out" / "manifest.jsonl")
+    own = [soundfile.info(row["audio"]).duration for row in rows]
+    joined = [soundfile.info(row["reference"]).duration for row in rows]
+    assert joined == pytest.approx([sum(own) - one for one in own], abs=0.01)  # of all texts but its own
 
 
 def test_words_are_counted_over_all_sentences(new_voice):

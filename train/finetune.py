@@ -112,7 +112,8 @@ def finetune(recipe, corpus, base):
             rows = with_times(rows, base, processor.tokenizer, folder)
         train, evaluation = split_rows(rows, data.pop("eval_texts"))
         data |= {"train": write(train, f"{folder}/train.parquet"), "eval": write(evaluation, f"{folder}/eval.parquet")}
-        recipe = {**recipe, "init": base, "data": data}
+        weights = {"codebook_weights": [0.65**q for q in range(processor.codec.num_codebooks)]}  # words first
+        recipe = {**recipe, "init": base, "data": data, "objective": {**weights, **recipe["objective"]}}
         recipe["training"] = {**recipe["training"], "output_dir": folder, "save_strategy": "no"}
         prompt = prompt_of(train, processor.codec)
         example = {**processor.tokenizer([prompt.text], return_tensors="pt"), "audio_codes": delay(prompt.codes)[None]}
