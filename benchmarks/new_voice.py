@@ -4,7 +4,7 @@ usage: python benchmarks/new_voice.py CORPUS BASE OUT --sentences FILE --judge s
 
 CORPUS: a folder of one speaker's recordings, as train.finetune takes it. Some of its texts, the same in each run, are
 left out of everything and then spoken, and as many lines of FILE, evenly spread. Each is compared with recordings of
-other texts that were left out, five joined (--joined), which varies less than one of three seconds. BASE speaks in its
+other texts that were left out, ten joined (--joined), which varies less than one of three seconds. BASE speaks in its
 own voice and with a recording as its prompt; then the tuned state and LoRA speak (train/recipes/finetune-*.yaml, with
 what `key.subkey=value` changes in both), through a codec whose decoder was tuned too. The recordings left out are
 judged as they are and through both codecs: no voice comes closer.
@@ -141,7 +141,7 @@ def parse():
     parser.add_argument("--judge", type=pathlib.Path, required=True, help="program that scores a manifest")
     parser.add_argument("--judge-python", default=sys.executable)
     parser.add_argument("--count", type=int, default=20, help="texts to leave out; and lines of --sentences to speak")
-    parser.add_argument("--joined", type=int, default=5, help="recordings in what each sentence is compared with")
+    parser.add_argument("--joined", type=int, default=10, help="recordings in what each sentence is compared with")
     parser.add_argument("--codec-minutes", type=float, default=4, help="to tune the codec's decoder; 0: not at all")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--generate", type=option, action="append", default=[], metavar="KEY=VALUE")
@@ -149,6 +149,8 @@ def parse():
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_intermixed_args()
     arguments.out = arguments.out.resolve()
+    if pathlib.Path(arguments.base).is_dir():  # else a name on the Hub
+        arguments.base = str(pathlib.Path(arguments.base).resolve())
     return arguments
 
 

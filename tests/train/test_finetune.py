@@ -4,7 +4,9 @@ import contextlib
 import copy
 import io
 import json
+import os
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -145,6 +147,35 @@ def test_whole_checkpoint_takes_a_codec_whose_decoder_was_tuned_and_no_other(bas
     codec.save_pretrained(tmp_path / "codec")
     with pytest.raises(ValueError, match="not those of the base"):
         finetune.tuned_codec(tmp_path / "codec", whole)
+
+
+JUDGE = """
+import argparse, json, pathlib
+p = argparse.ArgumentParser(); p.add_argument("manifest"); p.add_argument("--out"); p.add_argument("--threads")
+a = p.parse_args()
+rows = [json.loads(line) for line in pathlib.Path(a.manifest).read_text().splitlines()]
+for row in rows:
+    assert (pathlib.Path(a.manifest).parent / row["audio"]).is_file() and pathlib.Path(row["reference"]).is_file()
+    row |= {"errors": 1, "words": 4, "similarity": 0.5, "distillmos": 3.0}
+pathlib.Path(a.out).write_text(json.dumps({"summary": {}, "rows": rows}))
+"""
+
+
+def test_one_command_tunes_and_compares(base, corpus, tmp_path):
+    (tmp_path / "judge.py").write_text(JUDGE)
+    (tmp_path / "lines.txt").write_text("A door.\nA room.\n")
+    program = pathlib.Path(__file__).parents[2] / "benchmarks" / "new_voice.py"
+    command = [sys.executable, program, corpus, base, tmp_path / "out", *QUICK, "training.max_steps=2",
+               "--sentences", tmp_path / "lines.txt", "--judge", tmp_path / "judge.py", "--count", "2", "--joined", "1",
+               "--methods", "lora", "--codec-minutes", "0.01", "--generate", "max_new_tokens=8"]  # fmt: skip
+    subprocess.run(list(map(str, command)), check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    table = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert [row.split("|")[1].strip() for row in table[2:]] == [
+        "her recordings", "her recordings through the codec", "her recordings through the tuned codec",
+        "base, its own voice", "base, a recording of hers as prompt", "LoRA",
+    ]  # fmt: skip
+    assert all(row.endswith("| 0.50 | 25.0 % | 25.0 % | 25.0 % | 3.00 |") for row in table[5:])
+    assert all(row.endswith("| 0.50 | 25.0 % |  | 25.0 % | 3.00 |") for row in table[2:5])  # her sentences alone
 
 
 def test_times_are_told_where_the_recordings_do_not_tell_them(base, tiny_tokenizer, tmp_path):
