@@ -40,10 +40,12 @@ def read_words(model, collator, samples):
     return times
 
 
-def batches(lengths, size):
-    """Indices, `size` of similar length at a time."""
-    order = np.argsort(lengths)
-    return [order[start : start + size].tolist() for start in range(0, len(order), size)]
+def read_all(model, collator, data, wanted, size=32):
+    """Yields each of the `wanted` utterances of a CodesDataset with its words' times; like lengths go together."""
+    order = sorted(wanted, key=lambda n: data.lengths[n])
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    for batch in tqdm.tqdm(batches, desc="reading", unit="batch"):
+        yield from zip(batch, read_words(model, collator, [data[(n,)] for n in batch]))
 
 
 def main():
@@ -64,13 +66,11 @@ def main():
     known = [n for n in range(len(data)) if words[n]]
     wanted = [n for n in range(len(data)) if not words[n]] + known[:: max(1, len(known) // arguments.check)]
     errors = []
-    for chosen in tqdm.tqdm(batches(data.lengths[wanted], arguments.batch), unit="batch"):
-        utterances = [wanted[n] for n in chosen]
-        for n, times in zip(utterances, read_words(model, collator, [data[(n,)] for n in utterances])):
-            if words[n]:
-                errors.append(np.abs(times[:, 0] - words[n][::2]))
-            else:
-                words[n] = times.ravel().tolist()
+    for n, times in read_all(model, collator, data, wanted, arguments.batch):
+        if words[n]:
+            errors.append(np.abs(times[:, 0] - words[n][::2]))
+        else:
+            words[n] = times.ravel().tolist()
     column = table.column_names.index("words")
     table = table.set_column(column, "words", pyarrow.array(words, table.schema.field("words").type))
     pyarrow.parquet.write_table(table, f"{arguments.out}.partial", row_group_size=1000)

@@ -1,6 +1,6 @@
 """Speaks the lines of a text file, or clones the voices of a manifest, with a checkpoint; a judge may listen.
 
-    python -m train.evaluate CHECKPOINT SENTENCES.txt OUT [--voice NAME] [--seed N] [--judge score.py | --asr NAME]
+    python -m train.evaluate CHECKPOINT SENTENCES OUT [--voice NAME] [--seed N] [--judge score.py | --asr NAME]
     python -m train.evaluate CHECKPOINT OUT --clone MANIFEST.jsonl
     python -m train.evaluate CHECKPOINT SENTENCES.txt OUT --runtime int8     # after `smalle export CHECKPOINT`
 
@@ -73,9 +73,12 @@ class Utterance:
 
 
 def read_sentences(path: Path) -> list[Utterance]:
-    """One utterance for each line that is not empty. Raises ValueError when there is none."""
+    """One utterance for each line that is not empty; of a .jsonl, a line is {"text", "reference"?}. ValueError when
+    there is none."""
     lines = [line.strip() for line in read_text(path).splitlines()]
-    utterances = [Utterance(line) for line in lines if line]
+    rows = [json.loads(line) if path.suffix == ".jsonl" else {"text": line} for line in lines if line]
+    references = [path.parent.resolve() / row["reference"] if row.get("reference") else None for row in rows]
+    utterances = [Utterance(row["text"], reference=reference) for row, reference in zip(rows, references)]
     if not utterances:
         raise ValueError(f"{path} holds no text: give a file with one sentence a line")
     return utterances
@@ -348,7 +351,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train.evaluate", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or Hub name")
-    parser.add_argument("sentences", type=Path, nargs="?", help="text file, one sentence a line")
+    parser.add_argument("sentences", type=Path, nargs="?",
+                        help='text file, one sentence a line; or .jsonl, rows {"text", "reference"?}')
     parser.add_argument("out", type=Path, help="folder that gets the folder of this run")
     parser.add_argument("--clone", type=Path, metavar="MANIFEST",
                         help='rows {"audio", "audio_text", "text", "reference"?}')

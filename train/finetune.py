@@ -1,12 +1,14 @@
 """Teaches a checkpoint a new voice from a folder of recordings and what they say.
 
-usage: python -m train.finetune RECIPE.yaml CORPUS BASE OUT [--name NAME] [--whole FOLDER] [key.subkey=value ...]
+usage: python -m train.finetune RECIPE.yaml CORPUS BASE OUT [options] [key.subkey=value ...]
 
 CORPUS: a folder with metadata.jsonl, or with NAME.wav and NAME.txt side by side. BASE: a checkpoint, folder or name.
 The recipe is one of train.train without `model`; `data` is filled in here, and `adapter` says what is tuned: method
-"state", the recurrent state in which speech begins, or "lora"; and its rank. OUT is small: voices/NAME.safetensors, a
-voice of BASE as any other, and with LoRA also the adapter in PEFT's form. FOLDER gets a whole checkpoint, BASE with the
-adapter merged into it and NAME as its default voice.
+"state", the recurrent state in which speech begins, or "lora", with `heads: true` of the heads too; and its rank. Where
+`objective` needs to know when each word is said, BASE tells it (train.align). OUT is small: voices/NAME.safetensors, a
+voice of BASE as any other, and with LoRA also the adapter in PEFT's form. --whole FOLDER gets a whole checkpoint, BASE
+with the adapter merged into it and NAME as its default voice; with --codec, BASE's codec gives way to that one, whose
+decoder was tuned.
 """
 
 import argparse
@@ -20,12 +22,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from smalle import SmallEProcessor
+from smalle import SmallEForTextToSpeech, SmallEProcessor
+from smalle.codec_smalle import load_codec
 from smalle.delay_smalle import delay
 from smalle.initial_state_smalle import InitialState
 from smalle.processing_smalle import Voice, save_voice
 
+from .align import read_all
 from .assemble import save_half
+from .data import CodesDataset, Collator
 from .prepare import prepare, write
 from .train import build_trainer, read_recipe
 
@@ -47,8 +52,8 @@ class TunedState(nn.Module):
         return self.model(input_ids=input_ids, initial_state=rows, **inputs)
 
 
-def adapt(model, example, method, rank=None):
-    """The model with what is to be tuned of it. example: inputs of one recording."""
+def adapt(model, example, method, rank=None, heads=False):
+    """The model with what is to be tuned of it. example: inputs of one recording; heads: LoRA of the heads too."""
     if method == "state":
         return TunedState(model, rank, example)
     if method == "lora":
@@ -56,7 +61,8 @@ def adapt(model, example, method, rank=None):
             raise ValueError(f"adapter.rank={rank}: expected at least 1; 4 to 32 are usual.")
         from peft import LoraConfig, get_peft_model
 
-        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=model.lora_targets))
+        targets = rf"{model.lora_targets}|(.*\.)?head" if heads else model.lora_targets
+        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
     raise ValueError(f"adapter.method={method!r}: expected 'state' or 'lora'.")
 
 
@@ -64,6 +70,18 @@ def normalised(row, normalize):
     """A row of codes with its text as the processor gives texts to the model; word times only if they still fit."""
     text = normalize(row["text"])
     return {**row, "text": text, "words": row["words"] if len(row["words"]) == 2 * len(text.split()) else []}
+
+
+def with_times(rows, base, tokenizer, folder):
+    """Rows with the times of their words, as `base` reads them where the recordings do not tell."""
+    model = SmallEForTextToSpeech.from_pretrained(base, dtype=torch.float32).eval()
+    if model.config.architecture == "decoder-only":
+        return rows
+    shape = model.config.num_codebooks, model.config.frame_rate
+    data = CodesDataset(write(rows, f"{folder}/untimed.parquet"), *shape)
+    untimed = [n for n, row in enumerate(rows) if not row["words"]]
+    times = dict(read_all(model, Collator(tokenizer, *shape), data, untimed))
+    return [{**row, "words": times[n].ravel() if n in times else row["words"]} for n, row in enumerate(rows)]
 
 
 def split_rows(rows, count):
@@ -90,9 +108,12 @@ def finetune(recipe, corpus, base):
         rows = [normalised(row, processor.normalize) for row in prepare([corpus], processor.codec)]
     data = dict(recipe["data"], tokenizer=base)
     with tempfile.TemporaryDirectory() as folder:
+        if any(recipe["objective"].get(name) for name in ("alignment_weight", "timed_rows")):
+            rows = with_times(rows, base, processor.tokenizer, folder)
         train, evaluation = split_rows(rows, data.pop("eval_texts"))
         data |= {"train": write(train, f"{folder}/train.parquet"), "eval": write(evaluation, f"{folder}/eval.parquet")}
-        recipe = {**recipe, "init": base, "data": data}
+        weights = {"codebook_weights": [0.65**q for q in range(processor.codec.num_codebooks)]}  # words first
+        recipe = {**recipe, "init": base, "data": data, "objective": {**weights, **recipe["objective"]}}
         recipe["training"] = {**recipe["training"], "output_dir": folder, "save_strategy": "no"}
         prompt = prompt_of(train, processor.codec)
         example = {**processor.tokenizer([prompt.text], return_tensors="pt"), "audio_codes": delay(prompt.codes)[None]}
@@ -116,12 +137,27 @@ def write_adapter(model, voice, name, out):
     return path
 
 
-def write_whole(model, voice, name, base, folder):
-    """A checkpoint that needs no other: BASE, merged with the adapter, with one more voice, which is the default."""
+def tuned_codec(folder, processor):
+    """A codec to take the place of the processor's: ValueError where its codes mean something else."""
+    codec = load_codec(folder)
+    if codec.identity != processor.codec.identity:
+        raise ValueError(f"--codec {folder}: its codes are not those of the base; start train.codec from its codec/.")
+    return codec
+
+
+def write_whole(model, voice, name, base, folder, codec=None):
+    """A checkpoint that needs no other: BASE, merged with the adapter, with one more voice, which is the default.
+
+    codec: folder of one whose decoder was tuned, to take the place of BASE's.
+    """
     processor = SmallEProcessor.from_pretrained(base)
+    if codec:
+        processor._codec = tuned_codec(codec, processor)
     processor.voices = [*(voice for voice in processor.voices if voice != name), name]
     processor.default_voice, processor._loaded_voices[name] = name, voice
     processor.save_pretrained(folder)
+    if codec:
+        save_half(processor.codec, pathlib.Path(folder) / "codec")
     save_half(model.model if isinstance(model, TunedState) else model.merge_and_unload(), folder)
 
 
@@ -132,7 +168,8 @@ def main():
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--name", help="of the voice (default: name of the corpus folder)")
     parser.add_argument("--whole", metavar="FOLDER", help="also write a whole checkpoint")
-    arguments = parser.parse_args()
+    parser.add_argument("--codec", metavar="FOLDER", help="its codec: that of BASE with a tuned decoder (train.codec)")
+    arguments = parser.parse_intermixed_args()
     name = arguments.name or pathlib.Path(arguments.corpus).resolve().name
     recipe = read_recipe(arguments.recipe, arguments.overrides)
     model, voice, losses = finetune(recipe, arguments.corpus, arguments.base)
@@ -142,7 +179,7 @@ def main():
     print(f"loss on recordings left out: {losses[0]:.3f} before, {losses[1]:.3f} after")
     print(f"{path}; {arguments.out}: {size / 1e6:.2f} MB")
     if arguments.whole:
-        write_whole(model, voice, name, arguments.base, arguments.whole)
+        write_whole(model, voice, name, arguments.base, arguments.whole, arguments.codec)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,17 @@ def test_every_line_becomes_a_recording_of_its_own_length(processor, sentences, 
     assert not list(folder.glob(".*"))
 
 
+def test_sentences_may_name_a_recording_to_be_compared_with(processor, tmp_path, capsys):
+    soundfile.write(tmp_path / "her.wav", np.zeros(100), 24000)
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"text": "One.", "reference": "her.wav"}\n{"text": "Two."}\n')
+    folder = run(capsys, "mini", path, tmp_path / "out", "--voice", "somebody")["folder"]
+    with open(f"{folder}/manifest.jsonl", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    assert [row["text"] for row in rows] == ["One.", "Two."] and processor.calls[0].voice == "somebody"
+    assert [row.get("reference") for row in rows] == [str(tmp_path / "her.wav"), None]
+
+
 def test_name_of_the_folder_holds_what_changes_a_number(tmp_path):
     base = evaluate.Settings("a/mini", tmp_path / "lines.txt")
     changes = [{"seed": 1}, {"voice": "x"}, {"batch_size": 1}, {"dtype": "bfloat16"}, {"device": "cuda"},

@@ -1,11 +1,15 @@
 """A new voice from a folder of recordings: tuned state and LoRA, small folders that the pipeline speaks with."""
 
 import contextlib
+import copy
 import io
 import json
+import os
 import pathlib
+import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from transformers import pipeline
@@ -118,6 +122,68 @@ def test_base_is_left_as_it_was_by_a_tuned_state(tuned, base):
     method, _, whole, _ = tuned
     old, new = (SmallEForTextToSpeech.from_pretrained(path).state_dict() for path in (base, whole))
     assert all(torch.equal(old[name], new[name]) for name in old) == (method == "state")
+
+
+def test_lora_reaches_the_heads_where_it_is_asked_to(base):
+    model = SmallEForTextToSpeech.from_pretrained(base)
+    adapted = finetune.adapt(model, None, "lora", 2, heads=True)
+    names = [name for name, _ in adapted.named_parameters() if "lora" in name]
+    assert any(".head.lora_A" in name for name in names)
+    assert not any("text_" in name or "cross_attention" in name or "embedding" in name for name in names)
+    assert sum(".audio_decoder.0.mlp.down_proj." in name for name in names) == 2
+
+
+def test_whole_checkpoint_takes_a_codec_whose_decoder_was_tuned_and_no_other(base, tiny_codec, tmp_path):
+    codec, model = copy.deepcopy(tiny_codec), SmallEForTextToSpeech.from_pretrained(base)
+    codec.vocos.out.bias.data += 1
+    codec.save_pretrained(tmp_path / "codec")
+    voice = load_voice(f"{base}/voices/anna.safetensors")
+    finetune.write_whole(finetune.adapt(model, None, "lora", 2), voice, "carl", base, tmp_path / "whole",
+                         tmp_path / "codec")  # fmt: skip
+    whole = SmallEProcessor.from_pretrained(tmp_path / "whole")
+    assert torch.allclose(whole.codec.vocos.out.bias, codec.vocos.out.bias, atol=1e-2)
+    whole("Hello.", voice="anna")  # her codes still mean what they meant
+    codec.quantizer.codebooks.add_(1)
+    codec.save_pretrained(tmp_path / "codec")
+    with pytest.raises(ValueError, match="not those of the base"):
+        finetune.tuned_codec(tmp_path / "codec", whole)
+
+
+JUDGE = """
+import argparse, json, pathlib
+p = argparse.ArgumentParser(); p.add_argument("manifest"); p.add_argument("--out"); p.add_argument("--threads")
+a = p.parse_args()
+rows = [json.loads(line) for line in pathlib.Path(a.manifest).read_text().splitlines()]
+for row in rows:
+    assert (pathlib.Path(a.manifest).parent / row["audio"]).is_file() and pathlib.Path(row["reference"]).is_file()
+    row |= {"errors": 1, "words": 4, "similarity": 0.5, "distillmos": 3.0}
+pathlib.Path(a.out).write_text(json.dumps({"summary": {}, "rows": rows}))
+"""
+
+
+def test_one_command_tunes_and_compares(base, corpus, tmp_path):
+    (tmp_path / "judge.py").write_text(JUDGE)
+    (tmp_path / "lines.txt").write_text("A door.\nA room.\n")
+    program = pathlib.Path(__file__).parents[2] / "benchmarks" / "new_voice.py"
+    command = [sys.executable, program, corpus, base, tmp_path / "out", *QUICK, "training.max_steps=2",
+               "--sentences", tmp_path / "lines.txt", "--judge", tmp_path / "judge.py", "--count", "2", "--joined", "1",
+               "--methods", "lora", "--codec-minutes", "0.01", "--generate", "max_new_tokens=8"]  # fmt: skip
+    subprocess.run(list(map(str, command)), check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    table = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert [row.split("|")[1].strip() for row in table[2:]] == [
+        "her recordings", "her recordings through the codec", "her recordings through the tuned codec",
+        "base, its own voice", "base, a recording of hers as prompt", "LoRA",
+    ]  # fmt: skip
+    assert all(row.endswith("| 0.50 | 25.0 % | 25.0 % | 25.0 % | 3.00 |") for row in table[5:])
+    assert all(row.endswith("| 0.50 | 25.0 % |  | 25.0 % | 3.00 |") for row in table[2:5])  # her sentences alone
+
+
+def test_times_are_told_where_the_recordings_do_not_tell_them(base, tiny_tokenizer, tmp_path):
+    rows = [{"text": text, "speaker": "a", "duration": 2.0, "codes": np.zeros(300, np.uint16), "words": words}
+            for text, words in (("Hello you.", [0.1, 0.5, 0.6, 1.2]), ("How are you?", []))]  # fmt: skip
+    known, told = (row["words"] for row in finetune.with_times(rows, base, tiny_tokenizer, tmp_path))
+    assert known == rows[0]["words"]
+    assert len(told) == 6 and (np.diff(told) >= 0).all() and 0 <= told[0] and told[-1] <= 2.0
 
 
 def test_rows_left_out_share_no_text_with_training():
