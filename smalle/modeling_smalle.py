@@ -192,7 +192,8 @@ class SmallEModel(SmallEPreTrainedModel):
         state = past_key_values
         self._check(input_ids, attention_mask, audio_codes, audio_attention_mask, state, initial_state, text_maps)
         x, attentions = self.embed_audio(audio_codes), None
-        whole = self.decoder_only and state is None and initial_state is None and not use_cache
+        alone = state is None and initial_state is None and not use_cache and not output_hidden_states
+        whole = self.decoder_only and alone
         if state is None and not whole:
             state = self.encode_text(input_ids, attention_mask, initial_state)
         if whole:
