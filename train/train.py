@@ -76,7 +76,9 @@ class SmallETrainer(Trainer):
     def create_scheduler(self, num_training_steps, optimizer=None):
         if self.clock is None:
             return super().create_scheduler(num_training_steps, optimizer)
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.clock)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer, lambda step: self.clock(step)  # which a scheduler does not save
+        )
         return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
