@@ -17,7 +17,7 @@ BREAKS = tuple(map(re.compile, (  # where a text may be cut, the best places fir
     r"(?<=,)\s+",
     r"\s+",
 )))  # fmt: skip
-LONGEST = 200  # characters of a piece, about 13 seconds: models are trained on utterances, not on chapters
+LONGEST = 100  # characters of a piece, about 6 seconds: models are trained on utterances, not on chapters
 
 
 def cut(text, fits, breaks=BREAKS):
