@@ -37,7 +37,7 @@ def test_default_checkpoint_is_understood(hear):
         transcripts.append(hear(speech["audio"], speech["sampling_rate"]))
         wrong, count = recognizer.word_errors(sentence, transcripts[-1])
         errors, total = errors + wrong, total + count
-    assert errors / total <= 0.30, f"{errors} word errors in {total} words: {transcripts}"
+    assert errors / total <= 0.20, f"{errors} word errors in {total} words: {transcripts}"
 
 
 def test_preset_voices_are_understood_through_the_codec(hear):
