@@ -16,7 +16,6 @@ measured: the newest rows of those recipes and lengths stand in for it. 120 seco
 
 import argparse
 import collections
-import datetime
 import itertools
 import json
 import pathlib
@@ -30,7 +29,7 @@ from transformers import AutoTokenizer, TrainerCallback
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.measuring import RESULTS, commit, machine  # noqa: E402
+from benchmarks.measuring import RESULTS, record  # noqa: E402
 from benchmarks.plot import Panel, svg  # noqa: E402
 from benchmarks.speakers import SENTENCE  # noqa: E402
 from train.data import Collator  # noqa: E402
@@ -104,15 +103,13 @@ def measure(name, recipe, seconds, arguments):
     alone = arguments.device == "cpu" and torch.get_num_threads() == 1  # its time is not that of other programs
     step, audio = by_processor if alone else by_clock, batch * seconds
     return {
-        "benchmark": "throughput", "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(), "torch": torch.__version__, "threads": torch.get_num_threads(),
-        "machine": machine() if arguments.device == "cpu" else torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads(),
+        **({} if arguments.device == "cpu" else {"machine": torch.cuda.get_device_name()}),
         "clock": "processor" if alone else "wall", "dtype": "float32" if arguments.fp32 else "bfloat16", "model": name,
         "parameters": run.model.num_parameters(), "seconds": seconds, "batch": batch,
         "text_tokens": len(run.processing_class(run.train_dataset[0][0]).input_ids), "step_s": round(step, 4),
         "step_wall_s": round(by_clock, 4), "audio_per_s": round(audio / step, 3),
         "tokens_per_s": round(audio * config.frame_rate * config.num_codebooks / step, 1),
-        **({"note": arguments.note} if arguments.note else {}),
     }  # fmt: skip
 
 
@@ -182,10 +179,9 @@ def main():
         if arguments.report:
             by_model[name].append(newest(name, seconds))
             continue
-        by_model[name].append(row := measure(name, recipes[name], seconds, arguments))
+        row = record("throughput", arguments.note, **measure(name, recipes[name], seconds, arguments))
+        by_model[name].append(row)
         print(*(f"{row[key]}" for key in COLUMNS), sep="  ", file=sys.stderr, flush=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
     report(by_model, arguments)
 
 
