@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.measuring import record  # noqa: E402
+from benchmarks.measuring import markdown, record  # noqa: E402
 from smalle import SmallEForTextToSpeech, SmallEProcessor  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
 from train.data import read_table  # noqa: E402
@@ -163,11 +163,6 @@ def cell(values, digits):
     """Mean ± standard deviation; the mean alone of a single value."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
-
-
-def markdown(header, rows):
-    """A table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
 
 
 def perplexity_table(runs):

@@ -92,7 +92,11 @@ def record(benchmark, note=None, **row):
     return row
 
 
+def markdown(header, rows):
+    """A table of rows of values."""
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows))
+
+
 def table(columns, rows):
     """Rows as Markdown; columns: {key: title}, a dash for what a row has not."""
-    lines = [columns.values(), ["---"] * len(columns), *([row.get(key, "–") for key in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return markdown(columns.values(), ([row.get(key, "–") for key in columns] for row in rows))

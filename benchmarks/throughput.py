@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, TrainerCallback
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.measuring import RESULTS, record  # noqa: E402
+from benchmarks.measuring import RESULTS, markdown, record  # noqa: E402
 from benchmarks.plot import Panel, svg  # noqa: E402
 from benchmarks.speakers import SENTENCE  # noqa: E402
 from train.data import Collator  # noqa: E402
@@ -135,25 +135,21 @@ def growth(rows):
             " : ".join(f"{length[end]:g} s" for end in ends): f"{each[ends[0]] / each[ends[1]]:.2f}"}  # fmt: skip
 
 
-def table(header, rows):
-    """Markdown."""
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows)) + "\n"
-
-
 def report(by_model, arguments):
     """Prints what was measured: each row, ratios of throughputs, growth with length."""
-    print(table(COLUMNS.values(), ([row[name] for name in COLUMNS] for rows in by_model.values() for row in rows)))
+    measured = ([row[name] for name in COLUMNS] for rows in by_model.values() for row in rows)
+    print(markdown(COLUMNS.values(), measured), end="\n\n")
     (first, *_), *others = by_model.values()
     if others:
         lengths = [row["seconds"] for row in by_model[first["model"]]]
         speeds = {name: [row["audio_per_s"] for row in rows] for name, rows in by_model.items()}
         ratios = ([name, *(f"{own / other:.2f}" for own, other in zip(speeds[first["model"]], speeds[name]))]
                   for name in list(by_model)[1:])  # fmt: skip
-        print(table([f"{first['model']}, times", *(f"{length:g} s" for length in lengths)], ratios))
+        print(markdown([f"{first['model']}, times", *(f"{length:g} s" for length in lengths)], ratios), end="\n\n")
     if len(arguments.seconds) > 1:
         grown = {name: growth(rows) for name, rows in by_model.items()}
         header = ["growth with length", *next(iter(grown.values()))]
-        print(table(header, ([name, *figures.values()] for name, figures in grown.items())))
+        print(markdown(header, ([name, *figures.values()] for name, figures in grown.items())), end="\n\n")
         points = {name: [(row["seconds"], row["seconds"] / row["audio_per_s"]) for row in rows]
                   for name, rows in by_model.items()}  # fmt: skip
         ticks = {length: f"{length:g} s" for length in arguments.seconds}
