@@ -26,13 +26,15 @@ SIZES = dict(
     latent_size=16, num_codebooks=3, codebook_size=20, encoder_hidden_size=16, encoder_intermediate_size=32,
     encoder_num_layers=1, vocos_hidden_size=16, vocos_intermediate_size=32, vocos_num_layers=3,
 )  # fmt: skip
+REFINED = dict(refiner_num_layers=3, refiner_hidden_size=8, refiner_intermediate_size=16)
 HARMONIC = dict(vocos_excitation="harmonic", vocos_upsampling=2, vocos_n_fft=960)
 
 
 def make_codec(**changes):
     torch.manual_seed(0)
     codec = SmallECodec(SmallECodecConfig(**SIZES, **changes)).eval()
-    for parameter in codec.vocos.parameters():  # so that every convolution, pitch and filter matters
+    decoding = [*codec.vocos.parameters(), *(codec.refiner.parameters() if codec.refiner else ())]
+    for parameter in decoding:  # so that every convolution, pitch and filter matters
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return codec
 
@@ -48,6 +50,8 @@ CODECS = {
     "phases": lambda: make_codec(),
     "phases, two spectra a frame": lambda: make_codec(vocos_upsampling=2, vocos_n_fft=960),
     "pulses": lambda: make_codec(**HARMONIC),
+    "refined": lambda: make_codec(**REFINED),
+    "refined pulses": lambda: make_codec(**HARMONIC, **REFINED),
     "encodec": lambda: make_encodec("same"),
     "encodec, center": lambda: make_encodec("center"),
 }

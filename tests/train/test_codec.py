@@ -9,8 +9,9 @@ import torch
 from smalle.codec_smalle import load_codec
 from smalle.wav_smalle import write_wav
 from train.audio_pool import AudioPool, list_files, load_corpus
-from train.codec import CodebookLearner, main, read_recipe
+from train.codec import main, read_recipe
 from train.codec_copy import copy_synthesis
+from train.codec_stages import CodebookLearner
 from train.residual_kmeans import principal_components, residual_kmeans
 from train.spectral_loss import SpectralLoss
 
