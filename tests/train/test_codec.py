@@ -86,12 +86,15 @@ def test_codebooks_follow_what_they_are_chosen_for():
 def tiny(corpus, out):
     sizes = {"latent_size": 8, "num_codebooks": 2, "codebook_size": 16, "encoder_hidden_size": 8,
              "encoder_intermediate_size": 8, "encoder_num_layers": 1, "vocos_hidden_size": 8,
-             "vocos_intermediate_size": 16, "vocos_num_layers": 1}  # fmt: skip
+             "vocos_intermediate_size": 16, "vocos_num_layers": 1, "refiner_hidden_size": 8,
+             "refiner_intermediate_size": 16, "refiner_num_layers": 2}  # fmt: skip
     settings = {
         "device": "cpu", "threads": 2, "data.corpus": f"[{corpus}]", "data.validation_files": 2, "data.segment": 4800,
         "codec": json.dumps(sizes), "reconstruction.output": f"{out}/a", "reconstruction.minutes": 0.03,
         "reconstruction.batch_size": 2, "reconstruction.start_pieces": 20, "reconstruction.kmeans_iterations": 2,
-        "reconstruction.log_seconds": 0.5, "decoder.start": f"{out}/a", "decoder.output": f"{out}/b",
+        "reconstruction.log_seconds": 0.5, "refiner.start": f"{out}/a", "refiner.output": f"{out}/r",
+        "refiner.minutes": 0.05, "refiner.batch_size": 4, "refiner.frames": 8, "refiner.log_seconds": 0.5,
+        "refiner.learning_rate": 0.01, "decoder.start": f"{out}/r", "decoder.output": f"{out}/b",
         "decoder.minutes": 0.03, "decoder.batch_size": 2, "decoder.width": 2, "decoder.log_seconds": 0.5,
     }  # fmt: skip
     return [RECIPE, *(f"{key}={value}" for key, value in settings.items())]
@@ -101,13 +104,16 @@ def log(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_both_stages_run_resume_and_keep_the_codes(corpus, tmp_path):
+def test_all_stages_run_resume_and_keep_the_codes(corpus, tmp_path):
     arguments = tiny(corpus, tmp_path)
     assert main(arguments) == 0
     steps = log(tmp_path / "a.training")[-1]["step"]
     assert main([*arguments, "reconstruction.minutes=0.04"]) == 0
     rows = [row for row in log(tmp_path / "a.training") if row["kind"] == "train"]
     assert rows[-1]["step"] > steps and rows[-1]["log"] < rows[0]["log"]
+    assert main([*arguments, "--stage", "refiner"]) == 0
+    rows = [row for row in log(tmp_path / "r.training") if row["kind"] == "train"]
+    assert rows[-1]["rest"] < rows[0]["rest"] and rows[-1]["rest"] < 1  # 1: nothing is known of what is lost
     assert main([*arguments, "--stage", "decoder"]) == 0
     first, second = load_codec(str(tmp_path / "a")), load_codec(str(tmp_path / "b"))
     waveform = 0.1 * torch.randn(1, 9600)
@@ -127,4 +133,4 @@ def test_wrong_input_ends_with_code_2(corpus, tmp_path, capsys):
 
 
 def test_recipe_settings():
-    assert read_recipe(RECIPE, ["decoder.minutes=3", "codec.num_codebooks=8"])["codec"] == {"num_codebooks": 8}
+    assert read_recipe(RECIPE, ["decoder.minutes=3", "codec.num_codebooks=8"])["codec"]["num_codebooks"] == 8
