@@ -6,7 +6,7 @@ CORPUS: a folder of one speaker's recordings, as train.finetune takes it. Some o
 left out of everything and then spoken, and as many lines of FILE, evenly spread. Each is compared with recordings of
 other texts that were left out, ten joined (--joined), which varies less than one of three seconds. BASE speaks in its
 own voice and with a recording as its prompt; then the tuned state and LoRA speak (train/recipes/finetune-*.yaml, with
-what `key.subkey=value` changes in both), through a codec whose decoder was tuned too. The recordings left out are
+what `key.subkey=value` changes in both), through a codec that was tuned too. The recordings left out are
 judged as they are and through both codecs: no voice comes closer.
 
 OUT keeps everything, of one set of options; the same command again does what is missing. Prints a table in Markdown and
@@ -70,12 +70,17 @@ def leave_out(corpus, sentences, count, out, joined=1):
 
 
 def tune_codec(base, out, minutes):
-    """OUT/codec: that of BASE with its decoder tuned to the recordings."""
+    """OUT/codec: that of BASE with its decoder, and then its refiner, tuned to the recordings."""
+    recipe = ROOT / "train" / "recipes" / "finetune-codec.yaml"
+    codec = SmallEProcessor.from_pretrained(base).codec
     if not (out / "codec").is_dir():
-        SmallEProcessor.from_pretrained(base).codec.save_pretrained(out / "codec-base")
-    settings = [f"data.corpus=[{out}/recordings]", f"reconstruction.start={out}/codec-base",
-                f"reconstruction.output={out}/codec", f"reconstruction.minutes={minutes}"]  # fmt: skip
-    run("train.codec", ROOT / "train" / "recipes" / "finetune-codec.yaml", *settings)
+        codec.save_pretrained(out / "codec-base")
+    stages = ["reconstruction"] if codec.refiner is None else ["reconstruction", "refiner"]
+    folders = [out / "codec-base", *[out / "codec-decoder"] * (len(stages) - 1), out / "codec"]
+    for stage, start, output in zip(stages, folders, folders[1:]):
+        settings = [f"data.corpus=[{out}/recordings]", f"{stage}.start={start}", f"{stage}.output={output}",
+                    f"{stage}.minutes={minutes / len(stages)}"]  # fmt: skip
+        run("train.codec", recipe, "--stage", stage, *settings)
 
 
 def copies(codec, out, arguments):
@@ -142,7 +147,7 @@ def parse():
     parser.add_argument("--judge-python", default=sys.executable)
     parser.add_argument("--count", type=int, default=20, help="texts to leave out; and lines of --sentences to speak")
     parser.add_argument("--joined", type=int, default=10, help="recordings in what each sentence is compared with")
-    parser.add_argument("--codec-minutes", type=float, default=4, help="to tune the codec's decoder; 0: not at all")
+    parser.add_argument("--codec-minutes", type=float, default=4, help="to tune the codec; 0: not at all")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--generate", type=option, action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--batch-size", type=int, default=20)

@@ -97,6 +97,8 @@ def train(recipe, stage, fresh=False):
         codec = SmallECodec.from_pretrained(options["start"], ignore_mismatched_sizes=True, **recipe["codec"])
     else:
         codec = SmallECodec(SmallECodecConfig(**recipe["codec"]))
+    if stage == "refiner" and codec.refiner is None:
+        raise ValueError(f"the codec of {options['start']} has no refiner; set codec.refiner_num_layers, as to 8")
     codec.to(device)
     pitch = codec.config.vocos_excitation == "harmonic" and stage != "refiner"
     pool, held = load_pools(recipe, codec.config, device, pitch)
