@@ -6,6 +6,7 @@ OUT/<speaker>/<id>.wav (16 bit, mono, 24 kHz) and OUT/metadata.jsonl. Rows are t
 file exists is skipped, so that a run that was stopped by its time limit goes on where it ended.
 """
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -80,6 +81,19 @@ def read_plan(path: Path, voices: dict[str, torch.Tensor]) -> list[dict]:
         seen.add(name)
         rows.append(row)
     return rows
+
+
+def in_voices(rows: list[dict], names: list[str]) -> list[dict]:
+    """The plan for these voices alone, in turn: each takes the next row whose phonemes are of its accent."""
+    spoken = {accent: iter([row for row in rows if {voice[0] for voice in row["voice"]} == {accent}])
+              for accent in {name[0] for name in names}}  # fmt: skip
+    turns = []
+    for name in itertools.cycle(names):
+        row = next(spoken[name[0]], None)  # a voice's first letter is its accent
+        if row is None:
+            return turns
+        turns.append({**row, "speaker": name, "voice": {name: 1.0}})
+    return turns
 
 
 def file_name(row: dict) -> str:
@@ -267,6 +281,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("plan", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--weights", type=Path, required=True, help="folder written by python -m train.kokoro")
+    parser.add_argument("--voices", nargs="+", help="speak the plan in these voices alone, in turn")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"),
                         help="of the decoder; float16 on a GPU, float32 elsewhere")
@@ -281,10 +296,14 @@ def main(argv: list[str] | None = None) -> int:
     begin, args = time.time(), parse(argv)
     gpu = args.device != "cpu"
     try:
-        rows = read_plan(args.plan, load_voices(args.weights))
+        voices = load_voices(args.weights)
+        rows = read_plan(args.plan, voices)
+        if unknown := set(args.voices or ()) - voices.keys():
+            raise ValueError(f"--voices {' '.join(sorted(unknown))}: expected some of {', '.join(sorted(voices))}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    rows = in_voices(rows, args.voices) if args.voices else rows
     args.out.mkdir(parents=True, exist_ok=True)
     todo = [row for row in rows if not (args.out / file_name(row)).is_file()]
     options = Options(args.out, args.weights, args.device, args.dtype or ("float16" if gpu else "float32"),

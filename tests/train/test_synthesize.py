@@ -8,7 +8,7 @@ import torch
 
 from train.kokoro import lstm_weights, pad_to
 from train.kokoro_model import SAMPLES_PER_FRAME, SAMPLING_RATE, Kokoro
-from train.synthesize import Sentence, decoder_batches, finish, read_plan, speech_span, usable, write_metadata
+from train.synthesize import Sentence, decoder_batches, finish, in_voices, read_plan, speech_span, usable, write_metadata
 
 ROW = {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speaker": "mix", "voice": {"a": 1.5, "b": -0.5},
        "speed": 1.0}
@@ -18,6 +18,16 @@ VOICES = {"a": torch.zeros(510, 256), "b": torch.zeros(510, 256)}
 def write_plan(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def test_voices_take_turns_and_each_reads_its_accent():
+    rows = [{**ROW, "id": str(n), "voice": {f"{accent}_x": 1.0}} for n, accent in enumerate("abaabba")]
+    rows += [{**ROW, "id": "mixed", "voice": {"a_x": 0.5, "b_x": 0.5}}]
+    turns = in_voices(rows, ["am_one", "bf_two", "af_three"])
+    assert [(row["speaker"], row["id"]) for row in turns] == [
+        ("am_one", "0"), ("bf_two", "1"), ("af_three", "2"), ("am_one", "3"), ("bf_two", "4"), ("af_three", "6")
+    ]  # fmt: skip
+    assert turns[1]["voice"] == {"bf_two": 1.0}
 
 
 def tone(seconds, before=0.0, behind=0.0):
