@@ -8,7 +8,16 @@ import torch
 
 from train.kokoro import lstm_weights, pad_to
 from train.kokoro_model import SAMPLES_PER_FRAME, SAMPLING_RATE, Kokoro
-from train.synthesize import Sentence, decoder_batches, finish, in_voices, read_plan, speech_span, usable, write_metadata
+from train.synthesize import (
+    Sentence,
+    decoder_batches,
+    finish,
+    in_voices,
+    read_plan,
+    speech_span,
+    usable,
+    write_metadata,
+)
 
 ROW = {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speaker": "mix", "voice": {"a": 1.5, "b": -0.5},
        "speed": 1.0}
