@@ -7,7 +7,7 @@ usage: python benchmarks/quality.py CHECKPOINT OUT --eval FOLDER --corpus FOLDER
   hard       FOLDER/hard.txt in the default voice
   presets    FOLDER/sentences.txt in every voice of the checkpoint
   cloning    five of the sentences in the voice of each speaker that is kept out of all training
-             (train.texts.HELD_OUT_VOICES), by a prompt of 5 to 7 s, compared with another recording of the speaker
+             (train.texts.HELD_OUT_VOICES), by the recording nearest to 6 s, compared with the longest of the others
   words      benchmarks/texts/words.txt: one or two words
   paragraph  benchmarks/texts/paragraph.txt: a minute, by processor.stream
 
@@ -39,7 +39,7 @@ PARTS = "sentences", "hard", "presets", "cloning", "words", "paragraph"
 OF_EVAL = PARTS[:4]  # these read a list of --eval
 TEXTS = pathlib.Path(__file__).parent / "texts"
 EACH = 5  # sentences of a stranger
-PROMPT_SECONDS = 5, 7
+PROMPT_SECONDS = 6  # the nearest of 3 to 10 s is the prompt
 COLUMNS = {
     "part": "part", "utterances": "utterances", "wer": "WER %", "cer": "CER %", "skips": "skips", "repeats": "repeats",
     "silent": "silent", "cut": "cut", "run_on": "run on", "distillmos": "DistillMOS", "similarity": "ECAPA",
@@ -70,18 +70,20 @@ def few(arguments, source):
 
 
 def find_strangers(folders):
-    """{speaker: (row of a prompt, path of the longest recording of another text)} of those that the folders have."""
+    """{speaker: (row of a prompt, path of the longest recording of another text)} of those that the folders have.
+
+    ValueError where they have nobody."""
     rows = [row for folder in folders for row in read_metadata(folder) if row["speaker"] in HELD_OUT_VOICES]
     found = {}
     for speaker in HELD_OUT_VOICES:
         own = sorted((row for row in rows if row["speaker"] == speaker), key=lambda row: row["file_name"])
-        shortest, longest = PROMPT_SECONDS
-        prompt = next((row for row in own if shortest <= row["duration"] <= longest), None)
+        right = [row for row in own if 3 <= row["duration"] <= 10]
+        prompt = min(right, key=lambda row: abs(row["duration"] - PROMPT_SECONDS), default=None)
         others = [row for row in own if prompt and row["text"] != prompt["text"]]
         if others:
             found[speaker] = prompt, str(pathlib.Path(max(others, key=lambda row: row["duration"])["path"]).resolve())
     if not found:
-        raise ValueError(f"{', '.join(map(str, folders)) or '--corpus'}: no recording of 5 to 7 s, and another, of any "
+        raise ValueError(f"{', '.join(map(str, folders)) or '--corpus'}: no recording of 3 to 10 s and another of any "
                          f"of {', '.join(HELD_OUT_VOICES)}; train.synthesize makes those of {TEXTS}/strangers.jsonl")
     return found
 

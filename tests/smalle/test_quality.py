@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import measuring, quality
 from smalle import SmallEForTextToSpeech
+from smalle.configuration_smalle import AUDIO_TAIL
 from train import evaluate, speaking
 from train.texts import HELD_OUT_VOICES
 
@@ -32,7 +33,7 @@ def place(tiny_checkpoint, record, tmp_path, monkeypatch):
              "words": ["Yes.", "No."], "paragraph": ["It is a door. Nobody asked. " * 4]}  # fmt: skip
     for name, texts in lists.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(texts) + "\n")
-    corpus(tmp_path / "corpus", record, {"af_sky": [6, 0.5], "bm_lewis": [0.5, 5.5, 0.6], "somebody": [6, 6]})
+    corpus(tmp_path / "corpus", record, {"af_sky": [4, 0.5], "bm_lewis": [0.5, 3, 0.6], "somebody": [4, 4]})
     (tmp_path / "judge.py").write_text(JUDGE)
     return [str(tiny_checkpoint), str(tmp_path / "out"), "--eval", str(tmp_path), "--corpus", str(tmp_path / "corpus"),
             "--judge", str(tmp_path / "judge.py"), "--sentences", "3", "--generate", "max_new_tokens=4"]  # fmt: skip
@@ -77,7 +78,7 @@ def test_all_parts_stand_in_one_table_and_are_not_done_again(place, tmp_path, ca
 
 
 def test_each_stranger_has_a_prompt_of_seconds_another_recording_and_sentences_of_its_own(record, tmp_path):
-    corpus(tmp_path / "a", record, {"af_sky": [1, 6, 2, 6.5], "am_puck": [1, 2], "somebody": [6, 1]})
+    corpus(tmp_path / "a", record, {"af_sky": [1, 5.9, 4, 11], "am_puck": [1, 2], "somebody": [6, 1]})
     corpus(tmp_path / "b", record, {"bm_lewis": [5.5], "bf_lily": [1, 5.5]})
     found = quality.find_strangers([tmp_path / "a", tmp_path / "b"])
     chosen = {name: (prompt["file_name"], reference) for name, (prompt, reference) in found.items()}
@@ -88,7 +89,7 @@ def test_each_stranger_has_a_prompt_of_seconds_another_recording_and_sentences_o
     assert all(row["audio"] != row["reference"] and row["audio_text"] == "Text 1." for row in rows)
     everybody = quality.cloning_rows(dict.fromkeys(HELD_OUT_VOICES, found["af_sky"]), [str(n) for n in range(100)], 5)
     assert rows[0] in everybody  # a stranger's sentences are the same whoever else is there
-    with pytest.raises(ValueError, match="no recording of 5 to 7 s.*af_sky.*strangers.jsonl"):
+    with pytest.raises(ValueError, match="no recording of 3 to 10 s.*af_sky.*strangers.jsonl"):
         quality.find_strangers([])
 
 
@@ -105,15 +106,17 @@ def test_bad_arguments_are_named(place, capsys, change, says):
 
 def test_a_row_is_cut_where_it_had_not_ended(tiny_checkpoint, processor):
     model = SmallEForTextToSpeech.from_pretrained(tiny_checkpoint).eval()
-    inputs = processor(["It is a door."] * 12, return_tensors="pt")
-    torch.manual_seed(0)
-    output = model.generate(**inputs, max_new_tokens=8, do_sample=True, return_dict_in_generate=True)
-    cut, lengths = speaking.were_cut(output), output.lengths.tolist()
-    assert any(cut) and not all(cut)
-    assert all(length == 8 for length, was in zip(lengths, cut) if was)
-    torch.manual_seed(0)
-    longer = model.generate(**inputs, max_new_tokens=300, do_sample=True, return_dict_in_generate=True)
-    assert not any(speaking.were_cut(longer))
+    inputs = processor(["It is a door."] * 3, return_tensors="pt")
+
+    def end(tokens, scores):  # the first row says at its fourth frame that it ends, the second after its eighth
+        for row, last in enumerate((3, 8)):
+            scores[row, AUDIO_TAIL] = torch.inf if tokens.shape[1] == last else -torch.inf
+        scores[2, AUDIO_TAIL] = -torch.inf
+        return scores
+
+    output = model.generate(**inputs, max_new_tokens=8, logits_processor=[end], return_dict_in_generate=True)
+    assert speaking.were_cut(output) == [False, False, True]
+    assert output.lengths.tolist() == [3, 8, 8]
 
 
 def test_a_stream_is_cut_where_one_of_its_pieces_was(tiny_checkpoint, processor):
