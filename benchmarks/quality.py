@@ -47,6 +47,7 @@ COLUMNS = {
 
 
 def lines(path):
+    """What a list holds, without empty lines."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
@@ -55,10 +56,10 @@ def spread(things, count):
     return things[:: max(1, len(things) // count)][:count] if count else things
 
 
-def write_list(arguments, stem, rows):
+def write_list(arguments, name, rows):
     """A list for train.evaluate, under a name that tells how long it is."""
-    name, suffix = stem.split(".")
-    path = arguments.out / "lists" / f"{name}-{len(rows)}.{suffix}"
+    stem, suffix = name.split(".")
+    path = arguments.out / "lists" / f"{stem}-{len(rows)}.{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(f"{row}\n" for row in rows))
     return path
@@ -129,18 +130,20 @@ def runs(arguments, part):
         yield part, few(arguments, (arguments.eval if part in OF_EVAL else TEXTS) / f"{part}.txt"), {}
 
 
-def measure(arguments, part, settings, judging):
+def measure(arguments, part, settings):
     """The row of a part, which is spoken and judged where it was not."""
+    judge = arguments.asr or arguments.judge.name
     report = arguments.out / settings.name / "report.json"
-    judged = report.is_file() and "rows" in json.loads(report.read_text(encoding="utf-8"))
-    summary = evaluate(settings, arguments.out, **({} if judged else judging))
+    judged = report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("judge") == judge
+    judging = {} if judged else {"judge": arguments.judge, "judge_python": arguments.judge_python,
+                                 "asr": arguments.asr, "threads": arguments.threads}  # fmt: skip
+    summary = evaluate(settings, arguments.out, **judging)
     row = {"part": part, **{key: summary[key] for key in (*COLUMNS, "seconds") if summary.get(key) is not None}}
     if not judged:
         weights = weights_digest(settings.checkpoint, settings.runtime)
         record("quality", arguments.note, model=pathlib.Path(settings.checkpoint).resolve().name,
                weights=weights and weights[:12], runtime=settings.runtime, seed=settings.seed,
-               batch=settings.batch_size, generate=settings.generate, judge=judging["asr"] or judging["judge"].name,
-               **row)  # fmt: skip
+               batch=settings.batch_size, generate=settings.generate, judge=judge, **row)  # fmt: skip
     return row
 
 
@@ -177,15 +180,13 @@ def parse(argv=None):
 def main(argv=None):
     arguments = parse(argv)
     torch.set_num_threads(arguments.threads)
-    judging = {"judge": arguments.judge, "judge_python": arguments.judge_python, "asr": arguments.asr,
-               "threads": arguments.threads}  # fmt: skip
     common = {"seed": arguments.seed, "device": arguments.device, "runtime": arguments.runtime,
               "batch_size": arguments.batch_size, "generate": dict(arguments.generate)}  # fmt: skip
     rows = []
     for part in arguments.only:
         for name, path, settings in runs(arguments, part):
             settings = Settings(arguments.checkpoint, path, **{**common, **settings})
-            rows.append(measure(arguments, name, settings, judging))
+            rows.append(measure(arguments, name, settings))
     shown = table(COLUMNS, rows)
     write_text(arguments.out / "table.md", shown + "\n")
     print(shown)
