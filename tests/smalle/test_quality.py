@@ -109,9 +109,11 @@ def test_a_row_is_cut_where_it_had_not_ended(tiny_checkpoint, processor):
     inputs = processor(["It is a door."] * 3, return_tensors="pt")
 
     def end(tokens, scores):  # the first row says at its fourth frame that it ends, the second after its eighth
+        scores[:, AUDIO_TAIL] = -torch.inf
         for row, last in enumerate((3, 8)):
-            scores[row, AUDIO_TAIL] = torch.inf if tokens.shape[1] == last else -torch.inf
-        scores[2, AUDIO_TAIL] = -torch.inf
+            if tokens.shape[1] == last:
+                scores[row] = -torch.inf
+                scores[row, AUDIO_TAIL] = 0
         return scores
 
     output = model.generate(**inputs, max_new_tokens=8, logits_processor=[end], return_dict_in_generate=True)
