@@ -3,11 +3,15 @@
     python -m train.evaluate CHECKPOINT SENTENCES OUT [--voice NAME] [--seed N] [--judge score.py | --asr NAME]
     python -m train.evaluate CHECKPOINT OUT --clone MANIFEST.jsonl
     python -m train.evaluate CHECKPOINT SENTENCES.txt OUT --runtime int8     # after `smalle export CHECKPOINT`
+    python -m train.evaluate CHECKPOINT PARAGRAPHS.txt OUT --stream          # a long text, sentence by sentence
 
 Every option that changes a recording stands in the name of the folder under OUT. It gets 0001.wav, 0001.png (where in
 the text each frame was read), ..., manifest.jsonl, report.json, which names the judge, and index.html for people.
 Recordings that lie there already are kept, so an interrupted run goes on where it stopped, and a finished one can be
 judged later, without the model.
+
+Beside what the judge counts, "cut" is how many utterances max_new_tokens ended (in a stream: any of their pieces) and
+not the model itself, "run_on" how many were heard to go on behind their text.
 """
 
 import argparse
@@ -21,7 +25,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
@@ -30,16 +33,21 @@ from smalle.wav_smalle import write_wav
 
 from .asr import Transcriber
 from .audio import read_audio
+from .hearing import align, runs_on, words
 from .hearing import judge as hear
 from .page import results_page
 from .pictures import alignment_picture, png
+from .speaking import Speech, Utterance, encode, speak, stream
 
 RUNTIMES = {"torch": None, "int8": "step.int8.onnx", "float": "step.onnx"}  # and the exported step that each runs
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a result depends on. `texts` is the file of sentences or of prompts, `generate` goes to `model.generate`."""
+    """What a result depends on. `texts` is the file of sentences or of prompts, `generate` goes to `model.generate`.
+
+    stream: texts are spoken one by one by `processor.stream`, without pictures of where the text was read.
+    """
 
     checkpoint: str
     texts: Path
@@ -50,6 +58,7 @@ class Settings:
     dtype: str = "float32"
     device: str = "cpu"
     runtime: str = "torch"
+    stream: bool = False
     generate: dict = field(default_factory=dict)
 
     @property
@@ -58,18 +67,9 @@ class Settings:
         voice = "clone" if self.clone else self.voice or "default"
         parts = [Path(self.checkpoint).resolve().name, self.texts.stem, f"voice-{voice}", f"seed-{self.seed}",
                  f"batch-{self.batch_size}", self.dtype, self.device, self.runtime]
+        parts += ["stream"] * self.stream
         parts += [f"{key}-{value}" for key, value in sorted(self.generate.items())]
         return "_".join(parts).replace(os.sep, "-")
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """One recording to make: its text, the prompt whose voice it takes, a recording to compare it with."""
-
-    text: str
-    audio: Path | None = None
-    audio_text: str | None = None
-    reference: Path | None = None
 
 
 def read_sentences(path: Path) -> list[Utterance]:
@@ -193,38 +193,6 @@ def choose_runtime(model, settings: Settings) -> None:
     model.step_runtime = "onnx" if wanted else "torch"
 
 
-def encode(processor, batch: list[Utterance], voice: str | None):
-    """The processor's inputs for one batch; a batch of clones holds one utterance."""
-    if batch[0].audio is None:
-        return processor([u.text for u in batch], return_tensors="pt", **({"voice": voice} if voice else {}))
-    (utterance,) = batch
-    wave, sampling_rate = soundfile.read(utterance.audio, dtype="float32", always_2d=True)
-    return processor(utterance.text, audio=wave.mean(axis=1), audio_text=utterance.audio_text,
-                     sampling_rate=sampling_rate, return_tensors="pt")
-
-
-@torch.no_grad()
-def speak(processor, model, inputs, **options) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """One float32 wave (samples,) at `processor.sampling_rate` for each row, and its alignment (frames, tokens).
-
-    No alignments of a model that has no map of the text.
-    """
-    config = getattr(model, "config", None)
-    if config is not None and getattr(config, "architecture", "decoder-only") != "decoder-only":
-        options["output_alignments"] = True
-    try:
-        output = model.generate(**inputs.to(model.device), return_dict_in_generate=True, **options)
-    except ValueError as error:  # a fault of the model's, to be seen with its traceback
-        raise RuntimeError(f"generation failed: {error}") from error
-    # Each row alone and cut to its length: padding never reaches the codec.
-    rows = zip(output.sequences, output.lengths.tolist(), strict=True)
-    waves = [processor.decode(codes[None, :length])[0] for codes, length in rows]
-    if "output_alignments" not in options:
-        return waves, []
-    rows = zip(output.alignments, output.lengths.tolist(), inputs["attention_mask"].bool().to(output.lengths.device))
-    return waves, [maps[:length][:, mask].float().cpu().numpy() for maps, length, mask in rows]
-
-
 def missing_batches(folder: Path, utterances: list[Utterance], size: int) -> list[list[int]]:
     """Indices of the batches in which a recording is missing.
 
@@ -247,34 +215,55 @@ def make_recordings(settings: Settings, utterances: list[Utterance], folder: Pat
     Returns {"audio_seconds", "work_seconds", "speed"}, or None when nothing was missing. Work is generating and
     decoding, without loading; the first batch, which warms up, counts only where it is the only one.
     """
-    todo = missing_batches(folder, utterances, 1 if settings.clone else settings.batch_size)
+    todo = missing_batches(folder, utterances, 1 if settings.clone or settings.stream else settings.batch_size)
     if not todo:
         return None
     processor, model = load(settings)
     times = []
     with tqdm(total=sum(map(len, todo)), desc="speaking", unit="utterance") as bar:
         for batch in todo:
-            inputs = encode(processor, [utterances[i] for i in batch], settings.voice)
-            torch.manual_seed(settings.seed + batch[0])
+            inputs = None if settings.stream else encode(processor, [utterances[i] for i in batch], settings.voice)
+            seed = settings.seed + batch[0]
+            torch.manual_seed(seed)
             start = time.perf_counter()
-            waves, alignments = speak(processor, model, inputs, **settings.generate)
-            times.append((sum(map(len, waves)) / processor.sampling_rate, time.perf_counter() - start))
-            for index, wave in zip(batch, waves, strict=True):
-                if not wave_path(folder, index).is_file():
-                    write_wav(wave_path(folder, index), wave, processor.sampling_rate)
-            for index, alignment in zip(batch, alignments):
-                wave_path(folder, index).with_suffix(".png").write_bytes(png(alignment_picture(alignment)))
+            if settings.stream:
+                utterance = utterances[batch[0]]
+                speeches = [stream(processor, model, utterance, settings.voice, seed, **settings.generate)]
+            else:
+                speeches = speak(processor, model, inputs, **settings.generate)
+            seconds = sum(len(speech.wave) for speech in speeches) / processor.sampling_rate
+            times.append((seconds, time.perf_counter() - start))
+            keep(folder, dict(zip(batch, speeches, strict=True)), processor.sampling_rate)
             bar.update(len(batch))
     audio, work = np.sum(times[1:] or times, axis=0)
     return {"audio_seconds": round(float(audio), 2), "work_seconds": round(float(work), 2),
             "speed": round(float(audio / work), 2)}
 
 
+def keep(folder: Path, speeches: dict[int, Speech], sampling_rate: int) -> None:
+    """Writes what is not there: recordings, pictures of their alignments, and in cut.json whether they were cut."""
+    new = {index: speech for index, speech in speeches.items() if not wave_path(folder, index).is_file()}
+    cut = {wave_path(folder, index).name: speech.cut for index, speech in new.items()}
+    write_json(folder / "cut.json", {**read_cut(folder), **cut})
+    for index, speech in new.items():
+        write_wav(wave_path(folder, index), speech.wave, sampling_rate)
+    for index, speech in speeches.items():
+        if speech.alignment is not None:
+            wave_path(folder, index).with_suffix(".png").write_bytes(png(alignment_picture(speech.alignment)))
+
+
+def read_cut(folder: Path) -> dict[str, bool]:
+    """Of recordings, by the names of their files, whether they were cut."""
+    path = folder / "cut.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def write_manifest(folder: Path, utterances: list[Utterance]) -> Path:
-    """Lists the recordings as a judge reads them: {"audio", "text", "reference"?}."""
-    rows = []
+    """Lists the recordings as a judge reads them: {"audio", "text", "reference"?}; and "cut", where it is known."""
+    rows, cut = [], read_cut(folder)
     for index, utterance in enumerate(utterances):
-        rows.append({"audio": wave_path(folder, index).name, "text": utterance.text})
+        name = wave_path(folder, index).name
+        rows.append({"audio": name, "text": utterance.text, **({"cut": cut[name]} if name in cut else {})})
         if utterance.reference:
             rows[-1]["reference"] = str(utterance.reference)
     return write_rows(folder, rows)
@@ -308,12 +297,24 @@ def listen(asr: str, manifest: Path, device: str) -> dict:
     return hear(rows)
 
 
+def endings(recordings: list[dict], judged: list[dict]) -> dict:
+    """How many utterances were cut, of the manifest's rows, and how many run on, of a judge's; None where not all
+    tell."""
+    known = {"cut": None, "run_on": None}
+    if all("cut" in row for row in recordings):
+        known["cut"] = sum(row["cut"] for row in recordings)
+    if judged and all("heard" in row for row in judged):
+        known["run_on"] = sum(runs_on(align(words(row["text"]), words(row["heard"]))) for row in judged)
+    return known
+
+
 def evaluate(settings: Settings, out: Path, judge: Path | None = None, judge_python: str = sys.executable,
              threads: int = 1, asr: str | None = None) -> dict:
     """Speaks, judges where a judge is given or an ASR, and writes report.json and index.html.
 
-    Returns {"folder", "utterances", "audio_seconds"?, "work_seconds"?, "speed"?, and the judge's summary}: seconds of
-    audio for each second of work is the speed. Raises ValueError for bad input, CalledProcessError when a judge fails.
+    Returns {"folder", "utterances", "audio_seconds"?, "work_seconds"?, "speed"?, and the summary of `endings` and of
+    the judge}: seconds of audio for each second of work is the speed. Raises ValueError for bad input,
+    CalledProcessError when a judge fails.
     """
     utterances = (read_prompts if settings.clone else read_sentences)(settings.texts)
     folder = claim_folder(out, settings, utterances)
@@ -328,8 +329,9 @@ def evaluate(settings: Settings, out: Path, judge: Path | None = None, judge_pyt
         report |= {**judge_recordings(judge, judge_python, manifest, threads), "judge": judge.name}
     if asr is not None:
         report |= {**listen(asr, manifest, settings.device), "judge": asr}
-    write_json(path, report)
     rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    report["summary"] = {**report.get("summary", {}), **endings(rows, report.get("rows", []))}
+    write_json(path, report)
     write_text(folder / "index.html", results_page(folder, report.get("rows", rows), report))
     counts = {"folder": str(folder), "utterances": len(utterances)}
     return {**counts, **report.get("timing", {}), **report.get("summary", {})}
@@ -358,11 +360,12 @@ def arguments() -> argparse.ArgumentParser:
                         help='rows {"audio", "audio_text", "text", "reference"?}')
     parser.add_argument("--voice", help="one of the checkpoint's voices; its default otherwise")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=8, help="clones are made one by one")
+    parser.add_argument("--batch-size", type=int, default=8, help="clones and streams are made one by one")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runtime", choices=RUNTIMES, default="torch",
                         help="what runs the steps: PyTorch, or the exported step in 8 bits or in single precision")
+    parser.add_argument("--stream", action="store_true", help="by processor.stream: texts of any length, one by one")
     parser.add_argument("--generate", type=option, action="append", default=[], metavar="KEY=VALUE",
                         help="an option of model.generate, as often as needed")
     parser.add_argument("--threads", type=int, help="CPU threads of the model and of the judge")
@@ -389,8 +392,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = Settings(args.checkpoint, args.clone or args.sentences, args.clone is not None, args.voice, args.seed,
-                        1 if args.clone else args.batch_size, args.dtype, args.device, args.runtime,
-                        dict(args.generate))
+                        1 if args.clone or args.stream else args.batch_size, args.dtype, args.device, args.runtime,
+                        args.stream, dict(args.generate))
     try:
         summary = evaluate(settings, args.out, args.judge, args.judge_python, args.threads or 1, args.asr)
     except ValueError as error:

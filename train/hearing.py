@@ -1,5 +1,6 @@
 """What was heard against what should have been said: errors of words and characters, skips and repeats."""
 
+import itertools
 import re
 
 from num2words import num2words
@@ -53,6 +54,12 @@ def repeats(pairs):
         said is None and word in [other for _, other in heard[max(0, n - 2) : n] + heard[n + 1 : n + 3]]
         for n, (said, word) in enumerate(heard)
     )
+
+
+def runs_on(pairs):
+    """Whether two words or more were added behind the last one that was heard right."""
+    behind = itertools.takewhile(lambda pair: pair[0] != pair[1], reversed(pairs))
+    return sum(said is None for said, _ in behind) > 1
 
 
 def judge(rows):

@@ -41,14 +41,15 @@ class FakeProcessor:
 
 
 class FakeModel(torch.nn.Module):
-    """As many random frames as the text has letters, padded on the right."""
+    """As many random frames as the text has letters, padded on the right; a text of more than 30 has no end."""
 
     device = torch.device("cpu")
 
     def generate(self, input_ids, return_dict_in_generate, scale=1000):
         lengths = input_ids[:, 0]
         codes = torch.randint(scale, (len(lengths), int(lengths.max()) + 3, 4))
-        return SimpleNamespace(sequences=codes, lengths=lengths)
+        state = SimpleNamespace(remaining=-(lengths > 30).long())
+        return SimpleNamespace(sequences=codes, lengths=lengths, past_key_values=state)
 
 
 @pytest.fixture
@@ -122,6 +123,20 @@ def test_finished_run_is_judged_without_the_model(processor, sentences, tmp_path
     report = json.loads((tmp_path / "out" / result["folder"] / "report.json").read_text())
     assert result["wer"] == 0.0 and result["heard"] == 3 and result["speed"] == first["speed"]
     assert report["settings"]["seed"] == 0 and len(report["rows"]) == 3
+
+
+def test_what_has_no_end_is_counted_and_known_of_recordings_that_are_kept(processor, sentences, tmp_path, capsys):
+    def cut():
+        result = run(capsys, "mini", sentences, tmp_path / "out", "--batch-size", 2)
+        folder = tmp_path / "out" / result["folder"]
+        rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+        return folder, result["cut"], [row.get("cut") for row in rows]
+
+    for name in ("0001.wav", "0002.wav", "cut.json"):
+        folder, *counted = cut()
+        assert counted == [1, [False, False, True]] and "cut True" in (folder / "index.html").read_text()
+        (folder / name).unlink()
+    assert cut()[1:] == (None, [None] * 3)  # nothing is claimed of recordings that nobody watched
 
 
 def test_failing_judge_keeps_the_recordings(processor, sentences, tmp_path, capsys):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train import evaluate
-from train.hearing import align, errors, judge, repeats, skips, words
+from train.hearing import align, errors, judge, repeats, runs_on, skips, words
 from train.page import results_page
 
 sentences = st.lists(st.sampled_from("abcd"), max_size=8)
@@ -45,6 +45,22 @@ def test_an_alignment_tells_both_and_costs_the_least(said, heard):
 def test_skips_and_repeats(heard, wrong, skip, repeat):
     pairs = align(words("The door is open now."), words(heard))
     assert (errors(pairs), skips(pairs), repeats(pairs)) == (wrong, skip, repeat)
+
+
+@pytest.mark.parametrize(
+    ("heard", "behind"),
+    [
+        ("the door is open now", False),
+        ("the door is open now now", False),
+        ("the door is open now it is", True),
+        ("the door is open know and then", True),  # the last word was heard wrong
+        ("oh well the door is open now", False),
+        ("the door", False),
+        ("", False),
+    ],
+)
+def test_speech_that_goes_on_behind_its_text(heard, behind):
+    assert runs_on(align(words("The door is open now."), words(heard))) == behind
 
 
 def test_words_are_compared_as_they_sound():

@@ -1,0 +1,131 @@
+"""The program that measures how well a checkpoint speaks, with a tiny one and a judge that hears every word."""
+
+import json
+import types
+
+import pytest
+import torch
+
+from benchmarks import measuring, quality
+from smalle import SmallEForTextToSpeech
+from smalle.configuration_smalle import AUDIO_TAIL
+from train import evaluate, speaking
+from train.texts import HELD_OUT_VOICES
+
+JUDGE = """
+import argparse, json, pathlib
+p = argparse.ArgumentParser(); p.add_argument("manifest"); p.add_argument("--out"); p.add_argument("--threads")
+a = p.parse_args()
+rows = [json.loads(line) for line in pathlib.Path(a.manifest).read_text().splitlines()]
+rows = [{**row, "heard": row["text"] + (" and so on" if row["text"] == "Two." else "")} for row in rows]
+like = 0.5 if all(row.get("reference") for row in rows) else None
+summary = {"wer": 12.5, "cer": 5.0, "skips": 0, "repeats": 0, "silent": 0, "distillmos": 3.0, "similarity": like}
+pathlib.Path(a.out).write_text(json.dumps({"summary": summary, "rows": rows}))
+"""
+
+
+@pytest.fixture
+def place(tiny_checkpoint, record, tmp_path, monkeypatch):
+    """Lists, recordings of two strangers, a judge, and a results.jsonl of their own; gives the arguments."""
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(quality, "TEXTS", tmp_path)
+    lists = {"sentences": [f"Line {n}." for n in range(24)], "hard": ["One.", "Two.", "Three."],
+             "words": ["Yes.", "No."], "paragraph": ["It is a door. Nobody asked. " * 4]}  # fmt: skip
+    for name, texts in lists.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(texts) + "\n")
+    corpus(tmp_path / "corpus", record, {"af_sky": [4, 0.5], "bm_lewis": [0.5, 3, 0.6], "somebody": [4, 4]})
+    (tmp_path / "judge.py").write_text(JUDGE)
+    return [str(tiny_checkpoint), str(tmp_path / "out"), "--eval", str(tmp_path), "--corpus", str(tmp_path / "corpus"),
+            "--judge", str(tmp_path / "judge.py"), "--sentences", "3", "--generate", "max_new_tokens=4"]  # fmt: skip
+
+
+def corpus(folder, record, speakers):
+    """Writes a folder of recordings of so many seconds."""
+    folder.mkdir()
+    rows = []
+    for speaker, lengths in speakers.items():
+        for n, seconds in enumerate(lengths):
+            record(folder / f"{speaker}-{n}.wav", seconds)
+            rows.append({"file_name": f"{speaker}-{n}.wav", "text": f"Text {n}.", "speaker": speaker})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def table(text):
+    """{part: {title: value}} of the table that is printed."""
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line]
+    return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
+
+
+def test_all_parts_stand_in_one_table_and_are_not_done_again(place, tmp_path, capsys, monkeypatch):
+    quality.main(place)
+    text = capsys.readouterr().out
+    rows = table(text)
+    counts = {part: int(row["utterances"]) for part, row in rows.items()}
+    assert counts == {"sentences": 3, "hard": 3, "preset anna (default)": 3, "preset ben": 3,
+                      "cloning, 2 of 8 strangers": 6, "words": 2, "paragraph": 1}  # fmt: skip
+    assert {part: row["run on"] for part, row in rows.items() if row["run on"] != "0"} == {"hard": "1"}
+    assert rows["cloning, 2 of 8 strangers"]["ECAPA"] == "0.5" and rows["hard"]["ECAPA"] == "–"
+    assert all(0 <= int(row["cut"]) <= counts[part] and row["WER %"] == "12.5" for part, row in rows.items())
+    recorded = [json.loads(line) for line in measuring.RESULTS.read_text().splitlines()]
+    assert [row["part"] for row in recorded] == [part for part in rows if "default" not in part]  # it is `sentences`
+    assert all(row["generate"] == {"max_new_tokens": 4} and row["judge"] == "judge.py" for row in recorded)
+
+    (tmp_path / "judge.py").write_text("raise SystemExit(1)")
+    monkeypatch.setattr(evaluate, "load", None)
+    quality.main(place)
+    assert capsys.readouterr().out == text == (tmp_path / "out" / "table.md").read_text()
+    assert len(measuring.RESULTS.read_text().splitlines()) == len(recorded)
+
+
+def test_each_stranger_has_a_prompt_of_seconds_another_recording_and_sentences_of_its_own(record, tmp_path):
+    corpus(tmp_path / "a", record, {"af_sky": [1, 5.9, 4, 11], "am_puck": [1, 2], "somebody": [6, 1]})
+    corpus(tmp_path / "b", record, {"bm_lewis": [5.5], "bf_lily": [1, 5.5]})
+    found = quality.find_strangers([tmp_path / "a", tmp_path / "b"])
+    chosen = {name: (prompt["file_name"], reference) for name, (prompt, reference) in found.items()}
+    assert chosen == {"af_sky": ("af_sky-1.wav", str(tmp_path / "a" / "af_sky-3.wav")),
+                      "bf_lily": ("bf_lily-1.wav", str(tmp_path / "b" / "bf_lily-0.wav"))}  # fmt: skip
+    rows = quality.cloning_rows(found, [str(n) for n in range(100)], 5)
+    assert len({row["text"] for row in rows}) == len(rows) == 10
+    assert all(row["audio"] != row["reference"] and row["audio_text"] == "Text 1." for row in rows)
+    everybody = quality.cloning_rows(dict.fromkeys(HELD_OUT_VOICES, found["af_sky"]), [str(n) for n in range(100)], 5)
+    assert rows[0] in everybody  # a stranger's sentences are the same whoever else is there
+    with pytest.raises(ValueError, match="no recording of 3 to 10 s.*af_sky.*strangers.jsonl"):
+        quality.find_strangers([])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(["--asr", "ears"], "--judge or --asr"), (["--judge", "nothing.py"], "nothing.py does not exist"),
+     (["--sentences", "0"], "expected 1 or more"), (["--only", "poems"], "invalid choice")],
+)  # fmt: skip
+def test_bad_arguments_are_named(place, capsys, change, says):
+    with pytest.raises(SystemExit) as stopped:
+        quality.main([*place, *change])
+    assert stopped.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_a_row_is_cut_where_it_had_not_ended(tiny_checkpoint, processor):
+    model = SmallEForTextToSpeech.from_pretrained(tiny_checkpoint).eval()
+    inputs = processor(["It is a door."] * 3, return_tensors="pt")
+
+    def end(tokens, scores):  # the first row says at its fourth frame that it ends, the second after its eighth
+        scores[:, AUDIO_TAIL] = -torch.inf
+        for row, last in enumerate((3, 8)):
+            if tokens.shape[1] == last:
+                scores[row] = -torch.inf
+                scores[row, AUDIO_TAIL] = 0
+        return scores
+
+    output = model.generate(**inputs, max_new_tokens=8, logits_processor=[end], return_dict_in_generate=True)
+    assert speaking.were_cut(output) == [False, False, True]
+    assert output.lengths.tolist() == [3, 8, 8]
+
+
+def test_a_stream_is_cut_where_one_of_its_pieces_was(tiny_checkpoint, processor):
+    model = SmallEForTextToSpeech.from_pretrained(tiny_checkpoint).eval()
+    utterance = types.SimpleNamespace(text="It is a door. Nobody asked. " * 5, audio=None)
+    watched = speaking.Watched(model)
+    list(processor.stream(watched, utterance.text, seed=0, longest=30, max_new_tokens=6))
+    assert len(watched.cut) >= 5 and any(watched.cut) and not all(watched.cut)
+    assert speaking.stream(processor, model, utterance, "ben", 0, longest=30, max_new_tokens=6).cut
+    assert not speaking.stream(processor, model, utterance, "ben", 0, longest=30, max_new_tokens=300).cut
