@@ -10,6 +10,13 @@ import torch.nn.functional as F
 from smalle.configuration_smalle import AUDIO_PAD, NUM_AUDIO_SPECIALS
 
 
+def scheduled(value, share):
+    """A number of a recipe at a share of its training: `value` itself, or the last of [[from share, number], ...]."""
+    if not isinstance(value, list):
+        return value
+    return next((number for begin, number in reversed(value) if share >= begin), 0)
+
+
 def spans(codes, share, span):
     """Mask (B, T) over about a `share` of the steps of codes (B, T, Q), in spans."""
     starts = torch.rand(codes.shape[0], 1, codes.shape[1] + span - 1, device=codes.device) < share / span

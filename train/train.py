@@ -28,7 +28,7 @@ from smalle.loss_smalle import cross_entropy
 
 from .alignment import forward_sum_loss, timed_maps, window_loss
 from .clock import Clock
-from .corruption import corrupt, own_steps
+from .corruption import corrupt, own_steps, scheduled
 from .data import CodesDataset, Collator, SpeakerBatchSampler
 from .ema import EMACallback
 from .samples import Samples
@@ -87,6 +87,10 @@ class SmallETrainer(Trainer):
         counts = sum((batch["labels"] != -100).sum((0, 1)) for batch in batches)
         return batches, self.accelerator.reduce(counts.to(device)) if batches else None
 
+    def _passed(self):
+        """Share of the training that has passed, by the clock where there is one."""
+        return self.state.global_step / max(1, self.state.max_steps) if self.clock is None else self.clock.spent
+
     def _losses(self, model, inputs):
         """Cross-entropy summed for each codebook (Q,), labels in it (Q,), and the mean losses on the maps by name."""
         labels, windows = inputs.pop("labels"), inputs.pop("token_windows")
@@ -96,8 +100,9 @@ class SmallETrainer(Trainer):
             maps = timed_maps(windows, labels.shape[1])
             rows = torch.rand(len(maps), 1, 1, device=maps.device) < self.objective["timed_rows"]
             inputs["text_maps"] = maps * rows
-        if model.training and self.objective.get("own_steps") and self.state.global_step % 2:  # half the cost
-            inputs["audio_codes"] = own_steps(model, inputs, self.objective["own_steps"])
+        if model.training and self.state.global_step % 2:  # half the cost
+            share = scheduled(self.objective.get("own_steps"), self._passed())
+            inputs["audio_codes"] = own_steps(model, inputs, share) if share else inputs["audio_codes"]
         out = model(**inputs, output_attentions=bool(self.map_weights))
         sums, counts = cross_entropy(out.logits, labels).sum((0, 1)), (labels != -100).sum((0, 1))
         self.num_maps = len(out.attentions or ())

@@ -6,7 +6,8 @@ num_codebooks, codebook_size and identity. `decode_chunk` decodes piece by piece
 folder or a name.
 
 SmallECodec is the embedded one: log-mel frames, a linear map and a small residual encoder, residual vector
-quantization, and a Vocos decoder. EncodecCodec is EnCodec (Défossez et al. 2022) with Vocos in place of its decoder.
+quantization, a refiner of what that left, and a Vocos decoder. EncodecCodec is EnCodec (Défossez et al. 2022) with
+Vocos in place of its decoder.
 """
 
 import functools
@@ -25,6 +26,7 @@ from transformers.utils import cached_file
 
 from .checks_smalle import as_tensor
 from .configuration_smalle import check_kinds, check_positive
+from .refiner_smalle import LatentRefiner
 from .vocos_chunks_smalle import decode_chunk
 from .vocos_smalle import ConvNeXtBlock, Vocos, VocosConfig, convert_original, hann_window, init_vocos_weights
 
@@ -34,7 +36,10 @@ VOCOS_BANDWIDTHS = (1.5, 3.0, 6.0, 12.0)  # kbps; the order of the bandwidth ids
 
 
 class SmallECodecConfig(PreTrainedConfig):
-    """Sizes of a SmallECodec. `hop_length` samples make one frame of codes and a whole number of mel frames."""
+    """Sizes of a SmallECodec. `hop_length` samples make one frame of codes and a whole number of mel frames.
+
+    `encoder_num_layers` may be 0: a linear map; `refiner_num_layers` too: no refiner.
+    """
 
     model_type = "smalle_codec"
 
@@ -57,13 +62,20 @@ class SmallECodecConfig(PreTrainedConfig):
     vocos_n_fft: int = 1920
     vocos_upsampling: int = 1
     vocos_excitation: str = "none"
+    refiner_hidden_size: int = 192
+    refiner_intermediate_size: int = 512
+    refiner_kernel_size: int = 7
+    refiner_num_layers: int = 0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         fields = SmallECodecConfig.__annotations__
         check_kinds(self, fields)
         numbers = [name for name, kind in fields.items() if kind is not str]
-        check_positive(self, [name for name in numbers if name != "encoder_num_layers"])
+        check_positive(self, [name for name in numbers if name not in ("encoder_num_layers", "refiner_num_layers")])
+        for name in ("encoder_num_layers", "refiner_num_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if self.hop_length % self.mel_hop_length or self.hop_length < 1:
             raise ValueError(
                 f"hop_length is {self.hop_length}; expected a multiple of mel_hop_length, {self.mel_hop_length}"
@@ -243,6 +255,7 @@ class SmallECodec(PreTrainedModel):
         self.register_buffer("feature_scale", torch.ones(1))
         self.encoder = ResidualEncoder(config)
         self.quantizer = ResidualQuantizer(config.num_codebooks, config.codebook_size, config.latent_size)
+        self.refiner = LatentRefiner(config) if config.refiner_num_layers else None
         self.vocos = Vocos(config.vocos_config())
         self.post_init()
 
@@ -256,6 +269,9 @@ class SmallECodec(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, ResidualQuantizer):
             init.normal_(module.codebooks)
+        elif isinstance(module, LatentRefiner):
+            init.ones_(module.latent_scale)
+            init.ones_(module.rest_scale)
         elif module is self:
             init.zeros_(module.feature_mean)
             init.ones_(module.feature_scale)
@@ -302,7 +318,8 @@ class SmallECodec(PreTrainedModel):
     @torch.no_grad()
     def decode(self, codes):
         """Waveform (B, T * hop_length) float32 of codes (B, Q, T). ValueError on another shape and ids out of range."""
-        return self.vocos(self.embed(codes))
+        latents = self.embed(codes)
+        return self.vocos(latents if self.refiner is None else self.refiner(latents)[0])
 
     def decode_chunk(self, codes, state=None, last=False):
         """`decode` of one piece after the other: codes (B, Q, T), T >= 0 -> waveform (B, L), state to go on from.
@@ -310,7 +327,7 @@ class SmallECodec(PreTrainedModel):
         The waveform is what is certain now, some frames later than the codes; `last` gives the rest. All joined are
         `decode` of all codes.
         """
-        return decode_chunk(self.vocos, chunk_features(self, codes), state, last)
+        return decode_chunk(self.vocos, chunk_features(self, codes), state, last, refiner=self.refiner)
 
 
 def chunk_features(codec, codes):

@@ -33,13 +33,14 @@ class PulseState:
 class VocosState:
     """Where a decoder stands, a value: hand it back to go on.
 
-    waiting: features (B, C, < 64) that no block holds yet; taken: frames before them; inputs: of each convolution, its
-    last inputs (B, C, < kernel); pulses: where there are any; sums (B + 1, n_fft - hop): what lies already on the
-    samples to come, in the last row the squared windows; frame: spectral frames done.
+    waiting: features (B, C, < 64) that no block holds yet; taken: frames before them; refiner: its state; inputs: of
+    each convolution, its last inputs (B, C, < kernel); pulses: where there are any; sums (B + 1, n_fft - hop): what
+    lies already on the samples to come, in the last row the squared windows; frame: spectral frames done.
     """
 
     waiting: torch.Tensor
     taken: int = 0
+    refiner: object = None
     inputs: tuple[torch.Tensor, ...] = ()
     pulses: PulseState | None = None
     sums: torch.Tensor | None = None
@@ -58,15 +59,21 @@ def count(seen, size, step=1):
     return ready, seen[..., ready * step :]
 
 
-def convolve(layer, x, kept, last):
-    """Of a convolution that keeps the length: inputs and outputs (B, C, T') that are certain now, and what is kept."""
-    half = layer.kernel_size[0] // 2
-    seen = join(kept, x, half, last)
-    ready, kept = count(seen, 2 * half + 1)
+def convolve(layer, x, kept, last, ahead=None):
+    """Of a convolution that keeps the length: inputs and outputs (B, C, T') that are certain now, and what is kept.
+
+    `ahead`: inputs that an output sees after its own, by default half of the kernel.
+    """
+    size = layer.kernel_size[0]
+    ahead = size // 2 if ahead is None else ahead
+    before = size - 1 - ahead
+    seen = F.pad(x, (before, 0)) if kept is None else torch.cat((kept, x), -1)
+    seen = F.pad(seen, (0, ahead if last else 0))
+    ready, kept = count(seen, size)
     if not ready:
         return x[..., :0], x.new_zeros(len(x), layer.out_channels, 0), kept
     y = F.conv1d(seen, layer.weight, layer.bias, groups=layer.groups)
-    return seen[..., half : half + ready], y, kept
+    return seen[..., before : before + ready], y, kept
 
 
 def backbone(vocos, features, kept, condition, last):
@@ -115,9 +122,12 @@ def block_size(taken):
     return next(size for end, size in BLOCKS if taken < end)
 
 
-def advance(vocos, features, state, condition, last):
+def advance(vocos, features, state, condition, last, refiner):
     """The waveform (B, L) that is certain after these features (B, C, T), and the state after them."""
     silence = torch.zeros(len(features), 0, device=features.device)
+    if refiner is not None:
+        features, refined = refiner(features, state.refiner, last)
+        state = replace(state, refiner=refined)
     x, inputs = backbone(vocos, features.to(vocos.embed.weight.dtype), state.inputs, condition, last)
     state = replace(state, inputs=inputs)
     if not x.shape[1]:
@@ -134,19 +144,19 @@ def advance(vocos, features, state, condition, last):
 
 
 @torch.no_grad()
-def decode_chunk(vocos, features, state=None, last=False, bandwidth_id=None):
+def decode_chunk(vocos, features, state=None, last=False, bandwidth_id=None, refiner=None):
     """The waveform (B, L) that is certain after these features (B, C, T), T >= 0, and the state to go on from.
 
     Joined over all chunks it is `vocos(all features)`, and the same to the last bit whatever the chunks. `last`: no
-    more will come; the state is None then.
+    more will come; the state is None then. refiner: what features go through before (`refiner_smalle`), or None.
     """
     condition = vocos.condition(features, bandwidth_id)
     state = VocosState(features[..., :0]) if state is None else state
     features, waves = torch.cat((state.waiting, features), 2), [torch.zeros(len(features), 0, device=features.device)]
     while (size := block_size(state.taken)) <= features.shape[2]:
-        wave, state = advance(vocos, features[..., :size], state, condition, False)
+        wave, state = advance(vocos, features[..., :size], state, condition, False, refiner)
         features, state = features[..., size:], replace(state, taken=state.taken + size)
         waves.append(wave)
     if last and (state.taken or features.shape[2]):
-        waves.append(advance(vocos, features, state, condition, True)[0])
+        waves.append(advance(vocos, features, state, condition, True, refiner)[0])
     return torch.cat(waves, 1), None if last else replace(state, waiting=features)

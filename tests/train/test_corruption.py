@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_PAD, NUM_AUDIO_SPECIALS
-from train.corruption import corrupt, drop_spans, misplace_spans, own_steps
+from train.corruption import corrupt, drop_spans, misplace_spans, own_steps, scheduled
 
 
 @pytest.fixture
@@ -64,3 +64,9 @@ def test_own_steps_are_what_the_model_says_after_the_step_before(codes):
     assert real.any() and torch.equal(made[real], before[real] + 1)
     special = codes < NUM_AUDIO_SPECIALS
     assert torch.equal(made[special], codes[special])
+
+
+def test_a_schedule_holds_each_number_from_its_share_of_the_training_on():
+    plan = [[0.25, 0.5], [0.75, 0.2]]
+    assert [scheduled(plan, share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)] == [0, 0.5, 0.5, 0.2, 0.2]
+    assert scheduled(0.3, 0.9) == 0.3 and scheduled(None, 0.5) is None
