@@ -26,6 +26,7 @@ import torch
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks.measuring import markdown  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
 from smalle.wav_smalle import write_wav  # noqa: E402
@@ -130,10 +131,10 @@ def word_errors(rows):
 
 
 def line(name, rows, count):
-    """A row of the table; the first `count` rows are the speaker's own sentences."""
+    """Values of a row of the table; the first `count` rows are the speaker's own sentences."""
     mean = [statistics.mean(row[key] for row in rows if key in row) for key in ("similarity", "distillmos")]
     parts = [f"{word_errors(part):.1f} %" if part else "" for part in (rows[:count], rows[count:], rows)]
-    return f"| {name} | {mean[0]:.2f} | {' | '.join(parts)} | {mean[1]:.2f} |"
+    return name, f"{mean[0]:.2f}", *parts, f"{mean[1]:.2f}"
 
 
 def parse():
@@ -168,8 +169,7 @@ def main():
         tune_codec(base, out, arguments.codec_minutes)
     for method in arguments.methods:
         tune(method, base, out, arguments.overrides)
-    table = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    table += [line("her recordings", judged(out / "left-out", arguments), count)]
+    table = [line("her recordings", judged(out / "left-out", arguments), count)]
     codec = SmallEProcessor.from_pretrained(base).codec
     table += [line("her recordings through the codec", copies(codec, out / "copies", arguments), count)]
     if arguments.codec_minutes:
@@ -181,8 +181,9 @@ def main():
         table += [line("base, a recording of hers as prompt", spoken(base, prompt, arguments), count)]
     for method in arguments.methods:
         table += [line(METHODS[method], spoken(out / f"{method}-whole", None, arguments), count)]
-    (out / "table.md").write_text("\n".join(table) + "\n", encoding="utf-8")
-    print("\n".join(table))
+    shown = markdown(COLUMNS, table)
+    (out / "table.md").write_text(shown + "\n", encoding="utf-8")
+    print(shown)
 
 
 if __name__ == "__main__":

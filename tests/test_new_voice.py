@@ -56,4 +56,4 @@ def test_a_reference_may_be_several_recordings_joined(new_voice, record, tmp_pat
 def test_words_are_counted_over_all_sentences(new_voice):
     rows = [{"errors": 1, "words": 2, "similarity": 0.4, "distillmos": 3.0}, {"errors": 0, "words": 8}]
     assert new_voice.word_errors(rows) == 10
-    assert new_voice.line("LoRA", rows, 1) == "| LoRA | 0.40 | 50.0 % | 0.0 % | 10.0 % | 3.00 |"
+    assert new_voice.line("LoRA", rows, 1) == ("LoRA", "0.40", "50.0 %", "0.0 %", "10.0 %", "3.00")
