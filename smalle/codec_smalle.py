@@ -19,8 +19,9 @@ import re
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import nn
-from transformers import EncodecModel, PreTrainedConfig, PreTrainedModel
+from transformers import EncodecConfig, EncodecModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import cached_file
 
@@ -344,6 +345,20 @@ def codebook_usage(codes, codebook_size):
     return (counts > 0).float().mean(1), torch.special.entr(share).sum(1).exp()
 
 
+def codebooks_alone(name_or_path, bandwidth, **kwargs):
+    """EnCodec on the meta device but for the codebooks of a bandwidth; None where its weights are no safetensors."""
+    path = cached_file(name_or_path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **kwargs)
+    if path is None:
+        return None
+    with torch.device("meta"):
+        model = EncodecModel(EncodecConfig.from_pretrained(name_or_path, **kwargs))
+    with safe_open(path, "pt") as file:
+        count = model.quantizer.get_num_quantizers_for_bandwidth(bandwidth)
+        for n, layer in enumerate(model.quantizer.layers[:count]):
+            layer.codebook.embed = file.get_tensor(f"quantizer.layers.{n}.codebook.embed").float()
+    return model
+
+
 class EncodecCodec(nn.Module):
     """EnCodec's encoder and codebooks, Vocos as the decoder.
 
@@ -364,7 +379,7 @@ class EncodecCodec(nn.Module):
             if bandwidth not in VOCOS_BANDWIDTHS:
                 raise ValueError(f"bandwidth is {bandwidth}; Vocos knows {list(VOCOS_BANDWIDTHS)} kbps")
             bandwidth_id = VOCOS_BANDWIDTHS.index(bandwidth)
-        self.encodec, self.vocos = encodec, vocos
+        self.encodec, self.vocos, self._load = encodec, vocos, None
         self.bandwidth, self.bandwidth_id = bandwidth, bandwidth_id
         self.sampling_rate, self.hop_length = encodec.config.sampling_rate, encodec.config.hop_length
         self.frame_rate = self.sampling_rate / self.hop_length
@@ -377,8 +392,20 @@ class EncodecCodec(nn.Module):
         if vocos is None:
             inside = os.path.join(encodec, "vocos")
             vocos = inside if os.path.isdir(inside) else VOCOS_NAME
-        model = EncodecModel.from_pretrained(encodec, dtype=torch.float32, **kwargs)
-        return cls(model, load_vocos(vocos), bandwidth).eval()
+        load = functools.partial(EncodecModel.from_pretrained, encodec, dtype=torch.float32, **kwargs)
+        codec = cls(codebooks_alone(encodec, bandwidth, **kwargs) or load(), load_vocos(vocos), bandwidth).eval()
+        codec._load = load
+        return codec
+
+    def whole(self):
+        """EnCodec with all of its weights, loaded when first needed: to speak its codebooks are enough."""
+        if self.encodec.device.type == "meta":
+            self.encodec = self._load().eval()
+        return self.encodec
+
+    def _apply(self, *args, **kwargs):
+        self.whole()  # what moves to a device or another dtype, moves whole
+        return super()._apply(*args, **kwargs)
 
     @property
     def identity(self):
@@ -387,7 +414,7 @@ class EncodecCodec(nn.Module):
 
     def save_pretrained(self, folder):
         """Writes FOLDER (EnCodec) and FOLDER/vocos; `load_codec(FOLDER)` reads them."""
-        self.encodec.save_pretrained(folder)
+        self.whole().save_pretrained(folder)
         self.vocos.save_pretrained(os.path.join(folder, "vocos"))
 
     @torch.no_grad()
@@ -396,12 +423,12 @@ class EncodecCodec(nn.Module):
         waveform, _ = check_waveform(waveform, lengths)
         # in whole frames every convolution is causal, so that a row does not see what follows it
         waveform = F.pad(waveform, (0, -waveform.shape[1] % self.hop_length))[:, None]
-        return self.encodec.encode(waveform, bandwidth=self.bandwidth, return_dict=True).audio_codes[0]
+        return self.whole().encode(waveform, bandwidth=self.bandwidth, return_dict=True).audio_codes[0]
 
     @torch.no_grad()
     def embed(self, codes):
         """Sum of the codebooks' vectors (B, 128, T) of codes (B, Q, T)."""
-        codes = check_codes(codes, self.num_codebooks, self.codebook_size).to(self.encodec.device)
+        codes = check_codes(codes, self.num_codebooks, self.codebook_size).to(self.vocos.device)
         return self.encodec.quantizer.decode(codes.transpose(0, 1))
 
     @torch.no_grad()

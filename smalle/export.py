@@ -1,4 +1,5 @@
-"""The decode step of a checkpoint for ONNX Runtime, beside the weights; `generate()` takes it by itself from then on.
+"""A checkpoint's text encoder and decode step for ONNX Runtime, beside the weights; `generate()` takes them by itself
+from then on.
 
 usage: smalle export [MODEL] [--float]
 """
@@ -40,6 +41,18 @@ class Step(nn.Module):
         after = moving_tensors(out.past_key_values)
         self.changed = [n for n, (x, y) in enumerate(zip(before, after)) if x is not y]
         return out.logits, out.attentions[-1], *(after[n] for n in self.changed)
+
+
+class Text(nn.Module):
+    """A model's reading of a text as a function of tensors."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, text_mask):
+        tensors = text_tensors(self.model.encode_text(input_ids, text_mask))
+        return tuple(x for name, x in tensors.items() if name != "text_mask")
 
 
 def recurrence(q, k, v, log_decay, state, kernel):
@@ -89,6 +102,28 @@ def flatten(graph, x, first, last):
     return reshape(graph, x, [0] * first + [-1], last + 1)
 
 
+def write(module, tensors, path, inputs, outputs, axes):
+    """Traces a module and writes it in single precision; axes: names of the dimensions of any size by tensor."""
+    for symbolic in (rms_norm, log_sigmoid, unflatten, flatten):
+        torch.onnx.register_custom_op_symbolic(f"aten::{symbolic.__name__}", symbolic, OPSET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constants in traces, which is what they shall be
+        torch.onnx.export(
+            module.eval(), tensors, str(path), input_names=inputs, output_names=outputs, dynamic_axes=axes,
+            opset_version=OPSET, dynamo=False,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def export_text(model, path):
+    """Writes how a model reads texts: inputs and outputs as in `runtime_smalle`, any number of rows and tokens."""
+    ids = torch.full((2, 5), model.config.bos_token_id or 0)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    outputs = [name for name in text_tensors(model.model.encode_text(ids, mask)) if name != "text_mask"]
+    axes = {name: {0: "rows", 1: "tokens"} for name in ("input_ids", "text_mask", *outputs)}
+    write(Text(model.model), (ids, mask), path, ["input_ids", "text_mask"], outputs, axes)
+
+
 @torch.no_grad()
 def export_step(model, path):
     """Writes a model's step in single precision: inputs and outputs as in `runtime_smalle`, any number of rows."""
@@ -98,20 +133,14 @@ def export_step(model, path):
     state = model(input_ids=ids, audio_codes=codes, use_cache=True, return_dict=True).past_key_values
     state = with_recent(state) if keeps_recent(config) else state
     text, moving = text_tensors(state), moving_tensors(state)
-    for symbolic in (rms_norm, log_sigmoid, unflatten, flatten):
-        torch.onnx.register_custom_op_symbolic(f"aten::{symbolic.__name__}", symbolic, OPSET)
-    with warnings.catch_warnings(), mock.patch.object(mixers_smalle, "recurrence", recurrence):
-        warnings.simplefilter("ignore")  # of constants in traces, which is what they shall be
+    with mock.patch.object(mixers_smalle, "recurrence", recurrence):
         step, tensors = Step(model, state).eval(), (codes, *text.values(), *moving)
         step(*tensors)
         inputs = ["codes", *text, *(f"state.{n}" for n in range(len(moving)))]
         outputs = ["logits", "map", *(f"next.{n}" for n in step.changed)]
         axes = {name: {0: "rows"} for name in inputs + outputs}
         axes |= {name: {0: "rows", 1: "tokens"} for name in text} | {"map": {0: "rows", 2: "tokens"}}
-        torch.onnx.export(
-            step, tensors, str(path), input_names=inputs, output_names=outputs, dynamic_axes=axes,
-            opset_version=OPSET, dynamo=False,
-        )  # fmt: skip
+        write(step, tensors, path, inputs, outputs, axes)
 
 
 def in_blocks(weight):
@@ -155,7 +184,8 @@ def finish(source, path, weights, int8):
 
 
 def export(folder, int8=True):
-    """Writes the step of the checkpoint in a folder into it, in 8 bits or in single precision; returns the path.
+    """Writes text encoder and step of the checkpoint in a folder into it, in 8 bits or in single precision; returns the
+    step's path.
 
     Raises ValueError where onnx and onnxruntime are missing, and for a decoder-only model, whose state grows.
     """
@@ -169,10 +199,16 @@ def export(folder, int8=True):
     model = SmallEForTextToSpeech.from_pretrained(folder, dtype=torch.float32).eval()
     if model.config.architecture != "small-e":
         raise ValueError(f"architecture={model.config.architecture!r}: only steps with a state of fixed size export.")
-    path = pathlib.Path(folder) / FILES[0 if int8 else 1]
+    step, text = list(FILES.items())[0 if int8 else 1]
+    write_whole(export_text, model, pathlib.Path(folder) / text, int8)
+    return write_whole(export_step, model, pathlib.Path(folder) / step, int8)
+
+
+def write_whole(export, model, path, int8):
+    """A part of a model into a file, complete or not at all; returns the path."""
     partial, plain = path.with_suffix(".partial"), path.with_suffix(".plain.partial")
     try:
-        export_step(model, plain)
+        export(model, plain)
         finish(plain, partial, fingerprint(model), int8)
         os.replace(partial, path)
     finally:

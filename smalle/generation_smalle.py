@@ -7,11 +7,11 @@ from transformers.generation import LogitsProcessorList, MaxTimeCriteria, Stoppi
 
 from .alignment_smalle import monotonicity
 from .checks_smalle import check_initial_state, check_prompt, check_text
-from .configuration_smalle import AUDIO_PAD, AUDIO_TAIL
+from .configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL
 from .delay_smalle import delay, undelay, undelay_steps
 from .generation_config_smalle import speech_config
 from .generation_state_smalle import GenerationState, SmallEGenerateOutput
-from .runtime_smalle import start_steps
+from .runtime_smalle import encode_text, start_steps
 from .sampling_smalle import REPETITION_WINDOW, draw, penalise_repetition, sampling_settings, seeded
 
 UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
@@ -43,6 +43,35 @@ def first_codebook(window, batch):
     """Tokens of the first codebook that are new, as transformers' processors and criteria see them: (B, T)."""
     new = [step[:batch, 0] for step in window[1:]]
     return torch.stack(new, 1) if new else window[0].new_zeros(batch, 0)
+
+
+def standing(remaining, branches):
+    """Of rows that need so many steps to end (B,), see `GenerationState`: how many speak, whether any goes on, and the
+    mask (G·B, 1) of those that do."""
+    going = remaining != 0
+    return int((remaining < 0).sum()), bool(going.any()), going.repeat(branches)[:, None]
+
+
+def impossible(num_codebooks, vocabulary, device):
+    """Tokens that cannot come, (Q, V) while a row may end and (Q, V) while it may not.
+
+    A row ends when its first codebook says AUDIO_TAIL; codebook q follows q steps later, see `only_tails`.
+    """
+    tokens = torch.zeros(2, num_codebooks, vocabulary, dtype=torch.bool)
+    tokens[..., [AUDIO_PAD, AUDIO_HEAD, AUDIO_TAIL]] = True
+    tokens[0, 0, AUDIO_TAIL] = False
+    return tokens.to(device).unbind()
+
+
+def only_tails(logits, remaining):
+    """Logits (B, Q, V) where some rows are ending, remaining (B,): AUDIO_TAIL alone in codebooks that have ended."""
+    num_codebooks = logits.shape[1]
+    since_end = torch.where(remaining < 0, -1, num_codebooks - remaining)
+    tails = torch.arange(num_codebooks, device=logits.device) <= since_end[:, None]
+    logits[..., AUDIO_TAIL] = logits[..., AUDIO_TAIL].masked_fill((remaining >= 0)[:, None], -torch.inf)
+    only_tail = torch.full_like(logits, -torch.inf)
+    only_tail[..., AUDIO_TAIL] = 0
+    return torch.where(tails[..., None], only_tail, logits)
 
 
 def best_rows(scores, candidates, kept):
@@ -113,7 +142,7 @@ class SmallEGenerationMixin(GenerationMixin):
             state = state.select(torch.arange(len(state.remaining), device=self.device).repeat_interleave(candidates))
         output_alignments = output_alignments or config.best_of > 1
         self._check_state(state, config, output_alignments)
-        steps = start_steps(self, state.model, output_alignments, again=past_key_values is not None)
+        steps = start_steps(self, state.model, output_alignments, again=True)
         output = self._speak(
             steps, state, config, generator, LogitsProcessorList(logits_processor or []), criteria, output_alignments,
             progress,
@@ -158,27 +187,34 @@ class SmallEGenerationMixin(GenerationMixin):
         scales = [getattr(config, name) for name in state.branches]
         forced, remaining = state.forced, state.remaining
         window, maps, scores = list(state.grid.unbind(1)), list(state.maps), list(state.scores)
-        while len(window) - num_codebooks < config.max_new_tokens and (going := remaining != 0).any():
-            logits, text_map = steps(window[-1][:, None], going.repeat(branches)[:, None])
+        speaking, going, mask = standing(remaining, branches)
+        never = impossible(num_codebooks, self.config.audio_vocab_size, self.device)
+        while going and len(window) - num_codebooks < config.max_new_tokens:
+            logits, text_map = steps(window[-1][:, None], mask)
             logits = guide(logits[:, -1].float(), scales)
             logits = self._processed(logits, state.history, window, settings, processors)
-            logits = self._allowed(logits, remaining, len(window) - 1 < config.min_new_tokens)
+            logits = logits.masked_fill(never[len(window) - 1 < config.min_new_tokens], -torch.inf)
+            logits = logits if speaking == batch else only_tails(logits, remaining)
             step, drawn_from = draw(logits, settings, generator)
             step = step.repeat(branches, 1)
             if forced.shape[1]:
                 step, forced = torch.where(forced[:, 0] == UNKNOWN, step, forced[:, 0]), forced[:, 1:]
-            ending = (remaining < 0) & (step[:batch, 0] == AUDIO_TAIL)
-            remaining = torch.where(ending, num_codebooks - 1, torch.where(remaining > 0, remaining - 1, remaining))
+            before = remaining
+            if speaking < batch or AUDIO_TAIL in step[:batch, 0].tolist():
+                ending = (remaining < 0) & (step[:batch, 0] == AUDIO_TAIL)
+                remaining = torch.where(ending, num_codebooks - 1, torch.where(remaining > 0, remaining - 1, remaining))
             window.append(step)
             if output_alignments:
                 maps.append(text_map[:batch, -1])
             if config.output_scores:
-                scores.append(drawn_from)
+                scores.append(torch.stack(drawn_from, 1))
             if criteria:  # a stopped row says AUDIO_TAIL next
                 stopped = criteria(first_codebook(window, batch), tuple(x[:, 0] for x in scores) or None)
                 remaining = torch.where((remaining < 0) & stopped, num_codebooks, remaining)
+            if remaining is not before:
+                speaking, going, mask = standing(remaining, branches)
             if progress is not None:
-                progress(int((remaining < 0).sum()))
+                progress(speaking)
         grid = torch.stack(window, 1)
         history = torch.cat((state.history, grid[:batch, :-num_codebooks]), 1)[:, -REPETITION_WINDOW:]
         pending = max(0, len(window) - num_codebooks)
@@ -272,7 +308,7 @@ class SmallEGenerationMixin(GenerationMixin):
         newest = longest - num_codebooks
         start = torch.tensor([longest - len(x) for x in grids], device=input_ids.device)
         mask = torch.arange(newest, device=input_ids.device) >= start[:, None]
-        state = self.model.encode_text(input_ids, attention_mask, initial_state)
+        state = encode_text(self, input_ids, attention_mask, initial_state)
         if newest:
             out = self.model(audio_codes=grid[:, :newest], audio_attention_mask=mask, past_key_values=state,
                              use_cache=True, output_attentions=False, return_dict=True)  # fmt: skip
@@ -290,20 +326,3 @@ class SmallEGenerationMixin(GenerationMixin):
         check_prompt(codes, mask, batch, self.config)
         mask = torch.ones_like(codes[..., 0]) if mask is None else mask
         return [row[keep.bool()].long() for row, keep in zip(codes, mask)]
-
-    def _allowed(self, logits, remaining, too_early):
-        """Forbids tokens that cannot come now: (B, Q, V).
-
-        A row ends when its first codebook says AUDIO_TAIL; codebook q follows q steps later.
-        """
-        num_codebooks = logits.shape[1]
-        logits[..., :AUDIO_TAIL] = -torch.inf  # AUDIO_PAD, AUDIO_HEAD
-        logits[:, int(not too_early) :, AUDIO_TAIL] = -torch.inf
-        if (remaining < 0).all():
-            return logits
-        since_end = torch.where(remaining < 0, -1, num_codebooks - remaining)
-        tails = torch.arange(num_codebooks, device=logits.device) <= since_end[:, None]
-        logits[..., AUDIO_TAIL] = logits[..., AUDIO_TAIL].masked_fill((remaining >= 0)[:, None], -torch.inf)
-        only_tail = torch.full_like(logits, -torch.inf)
-        only_tail[..., AUDIO_TAIL] = 0
-        return torch.where(tails[..., None], only_tail, logits)

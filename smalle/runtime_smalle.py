@@ -1,8 +1,10 @@
-"""What runs a decode step: PyTorch, or ONNX Runtime on a CPU where a checkpoint was exported for it.
+"""What reads a text and runs a decode step: PyTorch, or ONNX Runtime on a CPU where a checkpoint was exported for it.
 
-`smalle export` (smalle/export.py) writes the step of a checkpoint beside its weights. Inputs: `codes` (B, 1, Q),
-delayed codes, and the tensors of the state, those of the text by name, then `state.0`, `state.1`...; outputs: `logits`
-(B, 1, Q, V), `map` (B, 1, N), where in the text it read, and `next.0`, `next.1`..., the state after the step.
+`smalle export` (smalle/export.py) writes both beside the weights of a checkpoint. Inputs of the text: `input_ids`
+(B, N), `text_mask` (B, N) bool; outputs: the other tensors that a state has of it, by name. Inputs of the step: `codes`
+(B, 1, Q), delayed codes, and the tensors of the state, those of the text by name, then `state.0`, `state.1`...;
+outputs: `logits` (B, 1, Q, V), `map` (B, 1, N), where in the text it read, and `next.0`, `next.1`..., the state after
+the step.
 """
 
 import hashlib
@@ -18,7 +20,7 @@ from transformers.utils import cached_file, logging
 
 from .recent_smalle import Recent
 
-FILES = "step.int8.onnx", "step.onnx"  # the first that is there runs
+FILES = {"step.int8.onnx": "text.int8.onnx", "step.onnx": "text.onnx"}  # the first step that is there runs
 LARGE = 2**16  # values of a block's state from which on steps stand beside it: smaller ones stay in a cache
 THREADS = 1  # more wait for each other where a machine has other work
 TEXT = "text_keys", "text_values", "positions", "text_mask"  # what steps leave as it is
@@ -28,12 +30,13 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class Export:
-    """What is known of the exported step of a model: its file and the time of that, the session, and whether it was
-    made from the weights that the model has."""
+    """What is known of what was exported of a model: the step's file and the time of that, the sessions of the step
+    and of the text, and whether the step was made from the weights that the model has."""
 
     path: str | None
     time: float | None
-    session: object = None
+    step: object = None
+    text: object = None
     fits: bool = False
 
 
@@ -166,15 +169,21 @@ class OnnxSteps(TorchSteps):
         self.room = min((x.room() for x in start.recurrent if isinstance(x, Recent)), default=-1)
 
 
-def exported(model):
-    """Path of the exported step of a checkpoint, or None."""
+def file_of(model, name):
+    """Path of a file of a model's checkpoint, or None."""
     folder = model.config._name_or_path
     if not folder:
         return None
     if os.path.isdir(folder):
-        return next((path for name in FILES if os.path.isfile(path := os.path.join(folder, name))), None)
+        path = os.path.join(folder, name)
+        return path if os.path.isfile(path) else None
     quiet = dict.fromkeys(("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False)
-    return next((path for name in FILES if (path := cached_file(folder, name, **quiet))), None)
+    return cached_file(folder, name, **quiet)
+
+
+def exported(model):
+    """Path of the exported step of a checkpoint, or None."""
+    return next((path for name in FILES if (path := file_of(model, name))), None)
 
 
 def open_session(path, threads=THREADS):
@@ -188,8 +197,21 @@ def open_session(path, threads=THREADS):
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def find_session(model, again=False):
-    """The session that may run a model's steps now, or None: in fp32, on a CPU, not in training, weights as exported.
+def made_from(session):
+    """The fingerprint of the weights that a session's file was made from; None without a session."""
+    return session and session.get_modelmeta().custom_metadata_map.get("weights")
+
+
+def open_parts(model, path):
+    """Sessions of the exported step at a path and of the text's file beside it; None for what cannot run."""
+    step = path and open_session(path)
+    text = step and file_of(model, FILES[os.path.basename(path)])
+    text = text and open_session(text)
+    return step, text if made_from(text) == made_from(step) else None
+
+
+def find_export(model, again=False):
+    """The `Export` that may run a model's steps now, or None: in fp32, on a CPU, not in training, weights as exported.
 
     again: what was found for the former call is taken as it is.
     """
@@ -201,22 +223,34 @@ def find_session(model, again=False):
         path = known.path if remembered else exported(model)
         time = os.path.getmtime(path) if path else None
         if known is None or (known.path, known.time) != (path, time):
-            known = _exports[model] = Export(path, time, open_session(path) if path else None)
-        if known.session is not None:
-            known.fits = known.session.get_modelmeta().custom_metadata_map.get("weights") == fingerprint(model)
+            known = _exports[model] = Export(path, time, *open_parts(model, path))
+        if known.step is not None:
+            known.fits = made_from(known.step) == fingerprint(model)
             if not known.fits:
                 logger.warning_once(f"{path} was made from other weights and is not used: run `smalle export` again.")
-    return known.session if known.fits else None
+    return known if known.fits else None
+
+
+def encode_text(model, input_ids, attention_mask=None, initial_state=None):
+    """As `SmallEModel.encode_text`, by ONNX Runtime where it can, see `find_export`."""
+    found = None if model.step_runtime == "torch" else find_export(model)
+    text = found and found.text
+    if text is None or initial_state is not None:
+        return model.model.encode_text(input_ids, attention_mask, initial_state)
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    names = [x.name for x in text.get_outputs()]
+    outputs = text.run(names, {"input_ids": input_ids.numpy(), "text_mask": mask.numpy()})
+    return model.model.text_state(mask, **dict(zip(names, map(torch.from_numpy, outputs))))
 
 
 def start_steps(model, state, maps, again=False):
-    """Steps of a model from a state, by ONNX Runtime where it can, see `find_session`. maps: also return maps."""
+    """Steps of a model from a state, by ONNX Runtime where it can, see `find_export`. maps: also return maps."""
     if model.step_runtime not in ("auto", "torch", "onnx"):
         raise ValueError(f"step_runtime={model.step_runtime!r}: expected 'auto', 'torch' or 'onnx'.")
-    session = None if model.step_runtime == "torch" else find_session(model, again)
-    if session is None and model.step_runtime == "onnx":
+    found = None if model.step_runtime == "torch" else find_export(model, again)
+    if found is None and model.step_runtime == "onnx":
         raise ValueError(
             "step_runtime='onnx': there is no step to run. Install onnx and onnxruntime and run `smalle export` on the "
             "checkpoint; the model has to be in eval mode, in float32, on the CPU."
         )
-    return TorchSteps(model, state, maps) if session is None else OnnxSteps(model, state, maps, session)
+    return TorchSteps(model, state, maps) if found is None else OnnxSteps(model, state, maps, found.step)

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from smalle.runtime_smalle import exported
+from smalle.runtime_smalle import FILES, exported
 from smalle.wav_smalle import write_wav
 
 from .asr import Transcriber
@@ -115,10 +115,11 @@ def read_text(path: Path) -> str:
 
 
 def weights_digest(checkpoint: str, runtime: str) -> str | None:
-    """SHA-256 over the safetensors files of a local checkpoint and the step that runs; None for one on the Hub."""
+    """SHA-256 over the safetensors files of a local checkpoint and what runs instead; None for one on the Hub."""
     files = sorted(Path(checkpoint).rglob("*.safetensors")) if Path(checkpoint).is_dir() else []
     if files and RUNTIMES[runtime]:
-        files += Path(checkpoint).glob(RUNTIMES[runtime])
+        names = RUNTIMES[runtime], FILES[RUNTIMES[runtime]]
+        files += [path for name in names if (path := Path(checkpoint, name)).is_file()]
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

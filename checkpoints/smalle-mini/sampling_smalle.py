@@ -95,14 +95,16 @@ def sample(scores, settings, generator=None):
     """One token of each row of warped scores (B, V) -> (B,)."""
     if settings.top_k == 1:
         return scores.argmax(-1)
-    return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+    probs = scores.softmax(-1)
+    waits = torch.empty_like(probs).exponential_(generator=generator)
+    return (probs / waits).argmax(-1)  # what torch.multinomial draws, which checks more than it draws
 
 
 def draw(logits, settings, generator=None):
-    """A token of each codebook (B, Q) and the warped scores (B, Q, V) that it was drawn from: logits (B, Q, V)."""
-    tokens, scores = logits.argmax(-1), logits.clone()
+    """A token of each codebook (B, Q) and the warped scores, (B, V) each, that it was drawn from: logits (B, Q, V)."""
+    tokens, scores = logits.argmax(-1), list(logits.unbind(1))
     for q, setting in enumerate(settings):
         if setting.top_k != 1:
-            scores[:, q] = warp(logits[:, q], setting)
-            tokens[:, q] = sample(scores[:, q], setting, generator)
+            scores[q] = warp(scores[q], setting)
+            tokens[:, q] = sample(scores[q], setting, generator)
     return tokens, scores

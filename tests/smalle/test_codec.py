@@ -213,8 +213,12 @@ def test_encodec_codec_saves_and_loads(encodec, tmp_path):
     loaded = load_codec(str(tmp_path))
     codes = encodec.encode(noise(1, 3200))
     assert isinstance(loaded, EncodecCodec) and codes.shape == (1, 4, 10)
-    assert torch.equal(loaded.encode(noise(1, 3200)), codes)
-    assert torch.equal(loaded.decode(codes), encodec.decode(codes))
+    assert torch.equal(loaded.decode(codes), encodec.decode(codes)) and loaded.identity == encodec.identity
+    assert loaded.encodec.device.type == "meta"  # nothing but the codebooks was loaded so far
+    assert torch.equal(loaded.encode(noise(1, 3200)), codes) and loaded.encodec.device.type == "cpu"
+    moved = load_codec(str(tmp_path)).to(torch.float32)
+    assert not any(tensor.is_meta for tensor in (*moved.parameters(), *moved.buffers()))
+    assert torch.equal(moved.encode(noise(1, 3200)), codes)
 
 
 def original_state(vocos):

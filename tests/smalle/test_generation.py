@@ -22,7 +22,7 @@ from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_TAIL, NUM_AUDIO_SPECIA
 from smalle.delay_smalle import delay, undelay, undelay_steps
 from smalle.generation_config_smalle import REFUSED
 from smalle.generation_smalle import best_rows
-from smalle.sampling_smalle import SamplingSettings, penalise_repetition, sampling_settings, warp
+from smalle.sampling_smalle import SamplingSettings, penalise_repetition, sample, sampling_settings, warp
 
 
 @given(st.integers(0, 12), st.integers(1, 6))
@@ -386,6 +386,13 @@ def test_min_p_keeps_what_is_likely_enough(logits, min_p):
     kept = warp(logits, SamplingSettings(top_k=0, min_p=min_p)).isfinite()
     probs = logits.softmax(-1)
     assert torch.equal(kept, probs >= min_p * probs.max())
+
+
+def test_what_is_drawn_is_what_multinomial_draws():
+    scores = torch.randn(50, 30, generator=torch.Generator().manual_seed(1))
+    scores = scores.masked_fill(scores < 0, -torch.inf)
+    drawn = sample(scores, SamplingSettings(top_k=0), torch.Generator().manual_seed(2))
+    assert drawn.equal(torch.multinomial(scores.softmax(-1), 1, generator=torch.Generator().manual_seed(2))[:, 0])
 
 
 class StopRow(StoppingCriteria):

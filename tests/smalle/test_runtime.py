@@ -10,7 +10,16 @@ import torch
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor, cli, runtime_smalle
 from smalle.recent_smalle import RECENT, Recent
-from smalle.runtime_smalle import OnnxSteps, TorchSteps, find_session, fingerprint, moving_tensors, start_steps
+from smalle.runtime_smalle import (
+    OnnxSteps,
+    TorchSteps,
+    encode_text,
+    find_export,
+    fingerprint,
+    moving_tensors,
+    start_steps,
+    text_tensors,
+)
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e '.[onnx]'")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
@@ -64,6 +73,18 @@ def test_the_exported_step_is_the_models(exported, rows, tokens):
         torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-3)
 
 
+def test_the_exported_text_is_the_models(exported):
+    ids = torch.randint(3, 60, (3, 9), generator=torch.Generator().manual_seed(2))
+    for tokens in (9, 4):  # any number
+        mask = torch.ones(3, tokens, dtype=torch.long)
+        mask[-1, :2] = 0
+        mine, other = exported.model.encode_text(ids[:, :tokens], mask), encode_text(exported, ids[:, :tokens], mask)
+        assert find_export(exported).text is not None and (mine.steps is None) == (other.steps is None)
+        assert text_tensors(mine).keys() == text_tensors(other).keys()
+        for name, tensor in text_tensors(mine).items():
+            torch.testing.assert_close(text_tensors(other)[name], tensor, atol=1e-4, rtol=1e-4)
+
+
 def test_states_are_values_that_later_steps_leave_alone(exported):
     way = dict(input_ids=torch.tensor([[1, 9, 8, 2]]), seed=3, return_dict_in_generate=True, temperature=5.0, top_k=0)
     part = exported.generate(**way, max_new_tokens=6, min_new_tokens=6)
@@ -104,11 +125,11 @@ def folder(tiny_checkpoint, tmp_path):
 def test_one_command_and_generate_takes_it_with_the_same_speech(folder, capsys, monkeypatch):
     processor, model = SmallEProcessor.from_pretrained(folder), SmallEForTextToSpeech.from_pretrained(folder).eval()
     inputs, way = processor(["Hello you.", "Nobody knew it."]), dict(seed=1, max_new_tokens=30, guidance_scale=1.5)
-    assert find_session(model) is None
+    assert find_export(model) is None
     plain = model.generate(**inputs, **way)
     assert cli.main(["export", str(folder), "--float"]) == 0
     assert re.fullmatch(r".*/step\.onnx: [0-9.]+ MB; .*\n", capsys.readouterr().out)
-    assert find_session(model) is not None  # a model that was loaded before finds it, too
+    assert find_export(model) is not None  # a model that was loaded before finds it, too
     steps, bind = [], OnnxSteps._start
     monkeypatch.setattr(OnnxSteps, "_start", lambda self, codes: steps.append(1) or bind(self, codes))
     assert torch.equal(model.generate(**inputs, **way), plain) and steps == [1]
@@ -124,20 +145,32 @@ def test_int8_is_near(make_tiny, tmp_path):
     assert path.name == "step.int8.onnx" and path.stat().st_size < 0.5 * (tmp_path / "model.safetensors").stat().st_size
     model = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
     codes = torch.randint(0, 23, (1, 25, 3), generator=torch.Generator().manual_seed(2))
-    state = model.model.encode_text(torch.tensor([[1, 9, 8, 30, 2]]))
-    one, other = (read(steps(model, state, True), codes)[0].log_softmax(-1) for steps in (TorchSteps, start_steps))
+    ids = torch.tensor([[1, 9, 8, 30, 2]])
+    ways = (TorchSteps, model.model.encode_text(ids)), (start_steps, encode_text(model, ids))
+    one, other = (read(steps(model, state, True), codes)[0].log_softmax(-1) for steps, state in ways)
     divergence = (one.exp() * (one - other)).sum(-1)  # Kullback-Leibler, nats
     assert 0 < divergence[:, 1:].mean() < 0.02  # of random weights the first step hangs by a thread
+
+
+def test_a_step_alone_as_it_was_exported_once_still_speaks(folder):
+    export(folder, int8=False)
+    model, way = SmallEForTextToSpeech.from_pretrained(folder).eval(), dict(seed=1, max_new_tokens=9)
+    ids = torch.tensor([[1, 9, 8, 2]])
+    with_text = model.generate(ids, **way)
+    (folder / "text.onnx").unlink()
+    again = SmallEForTextToSpeech.from_pretrained(folder).eval()
+    assert torch.equal(again.generate(ids, **way), with_text)
+    assert find_export(again).text is None and find_export(again).step is not None
 
 
 def test_what_was_exported_from_other_weights_or_may_not_run_is_not_used(folder):
     export(folder, int8=False)
     model = SmallEForTextToSpeech.from_pretrained(folder)
-    assert find_session(model.train()) is None and find_session(model.eval()) is not None
-    assert find_session(model.double()) is None and find_session(model.float()) is not None
+    assert find_export(model.train()) is None and find_export(model.eval()) is not None
+    assert find_export(model.double()) is None and find_export(model.float()) is not None
     with torch.no_grad():
         model.head.weight.add_(0.01)
-    assert find_session(model) is None
+    assert find_export(model) is None
     model.step_runtime = "onnx"
     with pytest.raises(ValueError, match="smalle export"):
         model.generate(torch.tensor([[1, 9, 2]]), max_new_tokens=3)
@@ -157,7 +190,7 @@ def test_every_training_has_its_fingerprint(make_tiny):
 def test_without_the_package_torch_speaks(folder, monkeypatch):
     export(folder, int8=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert find_session(SmallEForTextToSpeech.from_pretrained(folder).eval()) is None
+    assert find_export(SmallEForTextToSpeech.from_pretrained(folder).eval()) is None
 
 
 def test_what_cannot_be_exported_is_refused(make_tiny, tmp_path, capsys):
