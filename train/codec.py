@@ -1,13 +1,13 @@
 """Trains the embedded codec.
 
-usage: python -m train.codec RECIPE [--stage reconstruction|refiner|decoder] [--fresh] [KEY=VALUE ...]
+usage: python -m train.codec RECIPE [--stage reconstruction|decoder|refiner] [--fresh] [KEY=VALUE ...]
 
 Stage `reconstruction`: features are projected on their principal components and quantized by residual k-means; from
-there encoder, codebooks and decoder learn together. Stage `refiner` (where `refiner_num_layers` > 0; the decoder reads
-latents before quantization then): it learns what quantization takes from them. Stage `decoder`: encoder and codebooks
-stay as they are, so that codes keep their meaning, and the decoder learns against discriminators. Each ends by its time
-limit and takes up its last checkpoint when it is started again; --fresh starts anew. KEY=VALUE sets recipe entries:
-reconstruction.minutes=5.
+there encoder, codebooks and decoder learn together. Encoder and codebooks stay as they are from then on, so that codes
+keep their meaning. Stage `decoder`: the decoder learns against discriminators. Stage `refiner` (where
+`refiner_num_layers` > 0): it learns what quantization takes from latents, to stand before the decoder. Each ends by its
+time limit and takes up its last checkpoint when it is started again; --fresh starts anew. KEY=VALUE sets recipe
+entries: reconstruction.minutes=5.
 """
 
 import argparse
@@ -126,7 +126,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="Trains the embedded codec.")
     parser.add_argument("recipe")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="recipe entries to change")
-    parser.add_argument("--stage", choices=("reconstruction", "refiner", "decoder"), default="reconstruction")
+    parser.add_argument("--stage", choices=("reconstruction", "decoder", "refiner"), default="reconstruction")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of from the last checkpoint")
     options = parser.parse_intermixed_args(arguments)
     try:

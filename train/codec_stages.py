@@ -111,9 +111,9 @@ class Stage:
         return output, error
 
     def read(self, latents):
-        """What the decoder reads: quantized latents, and those themselves where a refiner will stand between."""
-        quantizer = self.codec.quantizer
-        return latents if self.codec.refiner is not None else quantizer.decode(quantizer.encode(latents))
+        """What the decoder learns to read: quantized latents, though a refiner may stand between later. One that learned
+        from latents before quantization sounded worse with a refiner too (docs/training-log.md)."""
+        return self.codec.quantizer.decode(self.codec.quantizer.encode(latents))
 
     def decode(self, latents):
         """Waveform of latents by the averaged part and the others."""
@@ -174,10 +174,8 @@ class Reconstruction(Stage):
         return self.options["encoder_learning_rate"] * math.sin(math.pi * inside) if 0 < inside < 1 else 0.0
 
     def quantize(self, features, learn, step):
-        """`read` with a straight-through gradient, and the commitment loss."""
+        """Quantized latents with a straight-through gradient, and the commitment loss."""
         latents = self.codec.encoder(features)
-        if self.codec.refiner is not None:
-            return latents, latents.new_zeros(())
         flat = latents.transpose(1, 2).flatten(0, 1)
         quantizer = self.codec.quantizer
         with torch.no_grad():
@@ -237,10 +235,8 @@ class Refinement(Stage):
         parameters = [{"params": list(codec.refiner.parameters())}]
         self.optimizer = optimizer(parameters, options["learning_rate"], (0.9, 0.98))
 
-    @torch.no_grad()
     def decode(self, latents):
-        quantizer = self.codec.quantizer
-        return self.codec.vocos(self.average.module(quantizer.decode(quantizer.encode(latents)))[0])
+        return self.codec.vocos(self.average.module(self.read(latents))[0])
 
     def parts(self):
         return {"refiner": self.codec.refiner, "average": self.average.module, "optimizer": self.optimizer}
@@ -268,6 +264,7 @@ class AdversarialDecoder(Stage):
     def __init__(self, codec, pool, validation, options, gain_db):
         super().__init__(codec, pool, validation, options, gain_db)
         device = pool.samples.device
+        self.before = copy.deepcopy(codec.vocos).requires_grad_(False)
         self.discriminators = Discriminators(options["periods"], options["windows"], options["width"]).to(device)
         self.discriminators.to(memory_format=torch.channels_last)
         codec.encoder.requires_grad_(False)
@@ -281,10 +278,19 @@ class AdversarialDecoder(Stage):
         return {
             "codec": self.codec,
             "average": self.average.module,
+            "before": self.before,
             "discriminators": self.discriminators,
             "optimizer": self.optimizer,
             "judges": self.judges,
         }
+
+    def save(self, folder):
+        """Writes the codec with the decoder between what it was (`keep`) and what it became: words stay clearer."""
+        whole = copy.deepcopy(self.codec)
+        became = self.average.module.state_dict()
+        kept = {name: torch.lerp(became[name], x, self.options["keep"]) for name, x in self.before.state_dict().items()}
+        whole.vocos.load_state_dict(kept)
+        whole.save_pretrained(folder)
 
     def judge(self, real, fake):
         with torch.autocast(real.device.type, torch.bfloat16, enabled=self.options["bf16"]):
