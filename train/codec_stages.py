@@ -111,8 +111,8 @@ class Stage:
         return output, error
 
     def read(self, latents):
-        """What the decoder learns to read: quantized latents, though a refiner may stand between later. One that learned
-        from latents before quantization sounded worse with a refiner too (docs/training-log.md)."""
+        """What the decoder learns to read: quantized latents, though a refiner may come between later. One
+        that learned from latents before quantization sounded worse with a refiner too (docs/training-log.md)."""
         return self.codec.quantizer.decode(self.codec.quantizer.encode(latents))
 
     def decode(self, latents):
