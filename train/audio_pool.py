@@ -74,6 +74,13 @@ def load_corpus(corpora, sampling_rate, exclude_speakers=(), max_hours=None, thr
     return audio
 
 
+def draw_places(choices, count, generator):
+    """File and place in it of `count` random pieces, all places alike; choices: how many there are up to each file."""
+    choice = torch.randint(int(choices[-1]), (count,), generator=generator, device=choices.device)
+    file = torch.searchsorted(choices, choice, right=True)
+    return file, choice - torch.where(file > 0, choices[file - 1], 0)
+
+
 class AudioPool:
     """All samples on one device; pieces of `size` samples that never cross from one file into the next."""
 
@@ -83,7 +90,6 @@ class AudioPool:
         self.samples = torch.from_numpy(np.concatenate(audio)).to(device)
         self.offsets = (lengths.cumsum(0) - lengths).to(device)
         self.choices = (lengths - size + 1).cumsum(0).to(device)  # how many pieces there are up to each file
-        self.total = int(self.choices[-1])
         self.steps = torch.arange(size, device=device)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.pitch = None  # a train.pitch.PitchTrack, where somebody wants one
@@ -98,10 +104,7 @@ class AudioPool:
     def located_pieces(self, count, gain_db=(0.0, 0.0)):
         """As `pieces`, with the file and the first sample in it of each, both (count,)."""
         device = self.samples.device
-        choice = torch.randint(self.total, (count,), generator=self.generator, device=device)
-        file = torch.searchsorted(self.choices, choice, right=True)
-        before = torch.where(file > 0, self.choices[file - 1], 0)
-        start = choice - before
+        file, start = draw_places(self.choices, count, self.generator)
         low, high = gain_db
         gain = low + (high - low) * torch.rand(count, 1, generator=self.generator, device=device)
         samples = self.samples[(self.offsets[file] + start)[:, None] + self.steps]

@@ -36,10 +36,10 @@ class Averaged:
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.module.parameters()), list(self.source.parameters()), 1 - decay)
 
-    def save(self, codec, folder):
-        """Writes the codec with this part in place of its own."""
+    def save(self, codec, folder, weights=None):
+        """Writes the codec with this part, or one of other weights, in place of its own."""
         whole = copy.deepcopy(codec)
-        getattr(whole, self.name).load_state_dict(self.module.state_dict())
+        getattr(whole, self.name).load_state_dict(weights or self.module.state_dict())
         whole.save_pretrained(folder)
 
 
@@ -286,11 +286,9 @@ class AdversarialDecoder(Stage):
 
     def save(self, folder):
         """Writes the codec with the decoder between what it was (`keep`) and what it became: words stay clearer."""
-        whole = copy.deepcopy(self.codec)
-        became = self.average.module.state_dict()
-        kept = {name: torch.lerp(became[name], x, self.options["keep"]) for name, x in self.before.state_dict().items()}
-        whole.vocos.load_state_dict(kept)
-        whole.save_pretrained(folder)
+        became, keep = self.average.module.state_dict(), self.options["keep"]
+        kept = {name: torch.lerp(became[name], x, keep) for name, x in self.before.state_dict().items()}
+        self.average.save(self.codec, folder, kept)
 
     def judge(self, real, fake):
         with torch.autocast(real.device.type, torch.bfloat16, enabled=self.options["bf16"]):

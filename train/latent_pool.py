@@ -3,6 +3,8 @@
 import torch
 from tqdm import tqdm
 
+from .audio_pool import draw_places
+
 
 class LatentPool:
     """Latents before quantization (N, D), float16, and codes (N, Q) of an AudioPool, each file at a gain of its own."""
@@ -29,9 +31,6 @@ class LatentPool:
 
     def pieces(self, count):
         """Latents (count, D, frames), float32, and codes (count, Q, frames), int64."""
-        device = self.latents.device
-        choice = torch.randint(int(self.choices[-1]), (count,), generator=self.generator, device=device)
-        file = torch.searchsorted(self.choices, choice, right=True)
-        before = torch.where(file > 0, self.choices[file - 1], 0)
-        rows = (self.offsets[file] + choice - before)[:, None] + self.steps
+        file, start = draw_places(self.choices, count, self.generator)
+        rows = (self.offsets[file] + start)[:, None] + self.steps
         return self.latents[rows].float().transpose(1, 2), self.codes[rows].long().transpose(1, 2)
