@@ -48,8 +48,7 @@ def read_part(file, sampling_rate, start=0.0, duration=None):
 
     Raises ValueError where the file ends before (a tenth of a second is forgiven) or holds no or infinite samples.
     """
-    if start:
-        file.seek(min(round(start * file.samplerate), file.frames))
+    file.seek(min(round(start * file.samplerate), file.frames))
     wanted = -1 if duration is None else round(duration * file.samplerate)
     audio = file.read(wanted, dtype="float32", always_2d=True).mean(1)
     if not len(audio) or len(audio) < wanted - 0.1 * file.samplerate:

@@ -17,7 +17,8 @@ class Clip:
 
     source: its name, which no other clip has; text: None where nobody wrote it down; words: [start, end] in seconds of
     each word of text.split(), where known. The recording is the file `path`, or within it `member` (offset and size in
-    bytes, of an uncompressed tar archive) or `row` (row group, row in it, of a parquet file).
+    bytes, of an uncompressed tar archive) or `row` (row group, row in it, of a parquet file). It is played `speed`
+    times as fast as it is; start, duration and words are those of the recording.
     """
 
     source: str
@@ -29,11 +30,23 @@ class Clip:
     words: tuple = ()
     member: tuple | None = None
     row: tuple | None = None
+    speed: float = 1.0
 
     @property
     def seconds(self):
-        """The duration, guessed from the text where it is not known."""
-        return self.duration if self.duration is not None else max(1.0, len(self.text or "") / 15)
+        """How long it plays, guessed from the text where that is not known."""
+        duration = self.duration if self.duration is not None else max(1.0, len(self.text or "") / 15)
+        return duration / self.speed
+
+    def at_speed(self, speed):
+        """The same, played faster or slower by resampling: higher or lower, and so another speaker's.
+
+        Speed perturbation (Ko et al. 2015), each speed a speaker of its own (Yamamoto et al. 2019).
+        """
+        if speed == 1:
+            return self
+        names = {"source": f"{self.source} x{speed:g}", "speaker": f"{self.speaker} x{speed:g}"}
+        return dataclasses.replace(self, **names, speed=speed)
 
     def to_json(self):
         return json.dumps({key: value for key, value in dataclasses.asdict(self).items() if value}, ensure_ascii=False)
@@ -69,7 +82,8 @@ def read_clips(group, sampling_rate):
             return read_rows(group, sampling_rate)
         with Window(first.path, *first.member) if first.member else open(first.path, "rb") as source:
             file = soundfile.SoundFile(source)
-            return [attempt(clip, read_part, file, sampling_rate, clip.start, clip.duration) for clip in group]
+            return [attempt(clip, read_part, file, sampling_rate / clip.speed, clip.start, clip.duration)
+                    for clip in group]  # fmt: skip
     except UNREADABLE as error:
         return [Problem(clip.source, str(error)) for clip in group]
 
@@ -86,7 +100,7 @@ def read_rows(group, sampling_rate):
     """`read_clips` of a parquet file, whose column audio holds {"bytes", "path"}."""
     with pyarrow.parquet.ParquetFile(group[0].path) as file:
         column = file.read_row_group(group[0].row[0], columns=["audio"]).column("audio")
-    return [attempt(clip, read_bytes, column[clip.row[1]].as_py(), sampling_rate) for clip in group]
+    return [attempt(clip, read_bytes, column[clip.row[1]].as_py(), sampling_rate / clip.speed) for clip in group]
 
 
 def read_bytes(audio, sampling_rate):

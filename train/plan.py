@@ -85,8 +85,10 @@ def collect(corpora, exclude, options, folder):
 
 
 def make_plan(out, corpora, exclude=(), eval_count=600, eval_speakers=(), test_speakers=(), shard_hours=2.0, seed=0,
-              **options):  # fmt: skip
+              speeds=(1.0,), **options):  # fmt: skip
     """Writes OUT/plan; the options are those of `corpus_clips`. Raises ValueError where there is nothing to prepare."""
+    if not all(0.5 <= speed <= 2 for speed in speeds):
+        raise ValueError(f"--speeds {speeds}: expected 0.5 to 2, as 0.9 1 1.1; beyond, it is nobody's voice")
     folder = pathlib.Path(out) / "plan.partial"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -98,7 +100,9 @@ def make_plan(out, corpora, exclude=(), eval_count=600, eval_speakers=(), test_s
     with open(folder / "all.jsonl", encoding="utf-8") as lines:
         for index, line in enumerate(lines):
             clip = Clip.from_json(line)
-            parts.add(split_of(index, clip.speaker), line, clip.seconds)
+            split = split_of(index, clip.speaker)
+            for played in map(clip.at_speed, speeds if split == "train" else [1.0]):
+                parts.add(split, played.to_json() + "\n", played.seconds)
     (folder / "all.jsonl").unlink()
     return folder, parts.close()
 

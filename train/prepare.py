@@ -112,7 +112,7 @@ def encode_clips(clips, codec, batch_seconds=400, threads=8, transcriber=None, p
                 problem(Problem(clip.source, "nothing is heard in it"))
                 continue
             rows.append({"text": text, "speaker": clip.speaker, "duration": len(wave) / codec.sampling_rate,
-                         "words": [time for word in clip.words for time in word], "source": clip.source,
+                         "words": [time / clip.speed for word in clip.words for time in word], "source": clip.source,
                          "codes": codes.numpy().astype(np.uint16).ravel()})  # fmt: skip
         yield rows
 
@@ -210,6 +210,8 @@ def parse():
         ("--cuts", "cut manifests of Libriheavy: the transcripts of Libri-light"),
     ):
         parser.add_argument(name, nargs="*", default=[], help=text)
+    parser.add_argument("--speeds", nargs="+", type=float, default=[1.0],
+                        help="play what is trained on at these speeds, each a speaker of its own; as 0.9 1 1.1")  # fmt: skip
     parser.add_argument("--asr", help="recognizer of transformers for what has no transcript: folder or Hub name")
     parser.add_argument("--min-snr", type=float, help="dB; leaves out recordings of Libri-light with less")
     return parser.parse_args()
@@ -223,7 +225,8 @@ def main():
     options = dict(cuts=arguments.cuts, transcribe=bool(arguments.asr), min_snr=arguments.min_snr,
                    max_seconds=arguments.max_seconds)  # fmt: skip
     split = dict(exclude=arguments.exclude, eval_count=arguments.eval, eval_speakers=arguments.eval_speakers,
-                 test_speakers=arguments.test_speakers, shard_hours=arguments.shard_hours)  # fmt: skip
+                 test_speakers=arguments.test_speakers, shard_hours=arguments.shard_hours,
+                 speeds=arguments.speeds)  # fmt: skip
     request = {"corpora": corpora, "codec": arguments.codec, "asr": arguments.asr, **options, **split}
     parts = load_or_make_plan(out, request, lambda: make_plan(out, corpora, **split, **options), first=rank == 0)
     mine = list(parts)[rank::world]

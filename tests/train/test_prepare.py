@@ -16,9 +16,11 @@ import transformers
 from pyarrow.parquet import read_table
 
 from smalle.codec_smalle import load_codec
+from smalle.wav_smalle import write_wav
 from tests.librilight import make_cuts, make_librilight, make_tar
 from train import prepare
 from train.audio import read_audio
+from train.clips import Clip, read_clips
 from train.data import CodesDataset, shards
 from train.prepare import batches, encode
 
@@ -219,6 +221,29 @@ def test_a_recognizer_writes_down_what_has_no_text(work, tmp_path):
         heard = processor.batch_decode(model(**inputs).logits.argmax(-1))[0]
     same = difflib.SequenceMatcher(None, heard, row["text"]).ratio()
     assert len(row["text"]) > 3 and same > 0.7  # it was resampled to and fro
+
+
+def test_another_speed_is_another_speaker(work, tmp_path):
+    folder, tone = tmp_path / "tones", np.sin(2 * np.pi * 300 * np.arange(24000) / 24000).astype(np.float32) / 2
+    lines = []
+    folder.mkdir()
+    for name in "anna", "ben":
+        write_wav(folder / f"{name}.wav", torch.from_numpy(tone), 24000)
+        lines.append({"file_name": f"{name}.wav", "text": "la la", "speaker": name, "words": [[0.1, 0.4], [0.5, 0.8]]})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    call(folder, "--codec", work[0] / "codec", "--out", tmp_path / "codes", "--eval-speakers", "ben", "--threads", 1,
+         "--speeds", 1, 1.25)  # fmt: skip
+    found = rows(tmp_path / "codes")
+    assert [row["speaker"] for row in found["eval"]] == ["ben"]
+    slow, fast = sorted(found["train"], key=lambda row: row["speaker"])
+    assert (slow["speaker"], fast["speaker"]) == ("anna", "anna x1.25")
+    assert (slow["duration"], fast["duration"]) == (1.0, pytest.approx(0.8))
+    assert np.allclose(fast["words"], np.array(slow["words"]) / 1.25)
+    clip = Clip("anna", str(folder / "anna.wav"), "anna").at_speed(1.25)
+    (wave,) = read_clips([clip], 24000)
+    assert np.abs(np.fft.rfft(wave)).argmax() / (len(wave) / 24000) == pytest.approx(375, abs=2)
+    with pytest.raises(ValueError, match="nobody's voice"):
+        call(folder, "--codec", work[0] / "codec", "--out", tmp_path / "other", "--speeds", 3)
 
 
 def test_batches_stay_within_their_budget_and_hold_little_back():
