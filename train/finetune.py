@@ -121,11 +121,14 @@ def tune(recipe, adapt):
     return trainer.model.eval(), [before, trainer.evaluate()["eval_loss"]]
 
 
-def finetune(recipe, corpus, base):
-    """Tunes; returns the model, adapted or not, its `Voice`, and the losses before and after on what was left out."""
+def finetune(recipe, corpus, base, speaker=None, most=None):
+    """Tunes; returns the model, adapted or not, its `Voice`, and the losses before and after on what was left out.
+
+    speaker: the one of the corpus to learn from, where it has several; most: recordings to take, at random.
+    """
     processor = SmallEProcessor.from_pretrained(base)
     with torch.inference_mode():
-        rows = [normalised(row, processor.normalize) for row in prepare([corpus], processor.codec)]
+        rows = [normalised(row, processor.normalize) for row in prepare([corpus], processor.codec, speaker, most)]
     data = dict(recipe["data"], tokenizer=base)
     with tempfile.TemporaryDirectory() as folder:
         if any(recipe["objective"].get(name) for name in ("alignment_weight", "timed_rows")):
@@ -183,13 +186,15 @@ def main():
     for name in ("recipe", "corpus", "base", "out"):
         parser.add_argument(name)
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--name", help="of the voice (default: name of the corpus folder)")
+    parser.add_argument("--speaker", help="the one of the corpus to learn from, where it has several")
+    parser.add_argument("--most", type=int, help="recordings to take, at random (default: all)")
+    parser.add_argument("--name", help="of the voice (default: the speaker, or the name of the corpus folder)")
     parser.add_argument("--whole", metavar="FOLDER", help="also write a whole checkpoint")
     parser.add_argument("--codec", metavar="FOLDER", help="its codec: that of BASE with a tuned decoder (train.codec)")
     arguments = parser.parse_intermixed_args()
-    name = arguments.name or pathlib.Path(arguments.corpus).resolve().name
+    name = arguments.name or arguments.speaker or pathlib.Path(arguments.corpus).resolve().name
     recipe = read_recipe(arguments.recipe, arguments.overrides)
-    model, voice, losses = finetune(recipe, arguments.corpus, arguments.base)
+    model, voice, losses = finetune(recipe, arguments.corpus, arguments.base, arguments.speaker, arguments.most)
     path = write_adapter(model, voice, name, arguments.out)
     shutil.copy(arguments.recipe, arguments.out)
     size = sum(file.stat().st_size for file in pathlib.Path(arguments.out).rglob("*") if file.is_file())

@@ -18,6 +18,7 @@ from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.processing_smalle import load_voice
 from train import assemble, finetune
 from train.audio import read_metadata
+from train.prepare import prepare
 from train.train import read_recipe
 
 RECIPES = pathlib.Path(finetune.__file__).parent / "recipes"
@@ -142,6 +143,21 @@ def test_lora_reaches_the_heads_where_it_is_asked_to(base):
     assert any(".head.lora_A" in name for name in names)
     assert not any("text_" in name or "cross_attention" in name or "embedding" in name for name in names)
     assert sum(".audio_decoder.0.mlp.down_proj." in name for name in names) == 2
+
+
+def test_one_speaker_of_a_corpus_is_learned_from(base, record, tmp_path):
+    lines = []
+    for index, text in enumerate(TEXTS):
+        record(tmp_path / f"{index}.wav", 0.5, 110)
+        lines.append({"file_name": f"{index}.wav", "text": text, "speaker": "anna" if index else "ben"})
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    codec = SmallEProcessor.from_pretrained(base).codec
+    rows = list(prepare([tmp_path], codec, "anna"))
+    assert {row["text"] for row in rows} == set(TEXTS[1:])
+    some = [list(prepare([tmp_path], codec, "anna", 2)) for _ in range(2)]
+    assert len(some[0]) == 2 and [row["text"] for row in some[0]] == [row["text"] for row in some[1]]
+    with pytest.raises(ValueError, match="speaker='carl'.*anna, ben"):
+        list(prepare([tmp_path], codec, "carl"))
 
 
 def test_whole_checkpoint_takes_a_codec_whose_decoder_was_tuned_and_no_other(base, tiny_codec, tmp_path):
