@@ -58,3 +58,4 @@ class EMACallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         for name, parameter in self.parameters.items():
             parameter.copy_(self.average[name])
+        self.average = None

@@ -6,10 +6,11 @@ CORPUS: a folder with metadata.jsonl, or with NAME.wav and NAME.txt side by side
 The recipe is one of train.train without `model`; `data` is filled in here, and `adapter` says what is tuned: method
 "state", the recurrent state in which speech begins, or "lora", with `heads: true` of the heads too; and its rank. After
 LoRA, `adapter.scale` of its changes is kept, which reads better than all of them (WiSE-FT, Wortsman et al. 2022, arXiv
-2109.01903), and the state is tuned on top, with `state` in place of what stands in `training`. Where `objective` needs
-to know when each word is said, BASE tells it (train.align). OUT is small: voices/NAME.safetensors, a voice as any other,
-and with LoRA also the adapter in PEFT's form. --whole FOLDER gets a whole checkpoint, BASE with the adapter merged into
-it and NAME as its default voice; with --codec, BASE's codec gives way to that one, whose decoder was tuned.
+2109.01903). Where `objective` needs to know when each word is said, BASE tells it (train.align).
+
+OUT is small: voices/NAME.safetensors, a voice as any other, and with LoRA also the adapter in PEFT's form; its voice is
+that speech begins with nothing. --whole FOLDER gets a whole checkpoint, BASE with the adapter merged into it and NAME as
+its default voice; with --codec, BASE's codec gives way to that one, whose decoder was tuned.
 """
 
 import argparse
@@ -113,14 +114,6 @@ def example_of(rows, processor, seconds=4.0):
     return {**processor.tokenizer([row["text"]], return_tensors="pt"), "audio_codes": delay(codes)[None]}
 
 
-def tune(recipe, adapt):
-    """Trains what `adapt` makes of a recipe's model: it, and the losses before and after on what was left out."""
-    trainer = build_trainer(recipe, adapt)
-    before = trainer.evaluate()["eval_loss"]
-    trainer.train()
-    return trainer.model.eval(), [before, trainer.evaluate()["eval_loss"]]
-
-
 def finetune(recipe, corpus, base, speaker=None, most=None):
     """Tunes; returns the model, adapted or not, its `Voice`, and the losses before and after on what was left out.
 
@@ -140,11 +133,14 @@ def finetune(recipe, corpus, base, speaker=None, most=None):
         recipe["training"] = {**recipe["training"], "output_dir": folder, "save_strategy": "no"}
         example, adapter = example_of(train, processor), dict(recipe["adapter"])
         scale = adapter.pop("scale", 1.0)
-        tuned, losses = tune(recipe, lambda model: adapt(model, example, **adapter))
-        if not isinstance(tuned, TunedState):
-            model, training = soften(tuned, scale), {**recipe["training"], **recipe.get("state", {})}
-            tuned, (_, losses[1]) = tune({**recipe, "training": training}, lambda _: TunedState(model, None, example))
-    return tuned.model, Voice(state=tuned.state.tensors), losses
+        trainer = build_trainer(recipe, lambda model: adapt(model, example, **adapter))
+        losses = [trainer.evaluate()["eval_loss"]]
+        trainer.train()
+        model = trainer.model if adapter["method"] == "state" else soften(trainer.model, scale)
+        losses.append(trainer.evaluate()["eval_loss"])
+    if isinstance(model, TunedState):
+        return model.model.eval(), Voice(state=model.state.tensors), losses
+    return model.eval(), Voice(state=TunedState(model, 1, example).state.tensors), losses
 
 
 def write_adapter(model, voice, name, out):

@@ -112,8 +112,8 @@ def encode_clips(clips, codec, batch_seconds=400, threads=8, transcriber=None, p
                 problem(Problem(clip.source, "nothing is heard in it"))
                 continue
             rows.append({"text": text, "speaker": clip.speaker, "duration": len(wave) / codec.sampling_rate,
-                         "words": [time / clip.speed for word in clip.words for time in word], "source": clip.source,
-                         "codes": codes.numpy().astype(np.uint16).ravel()})  # fmt: skip
+                         "words": [time / clip.speed for word in clip.words for time in word],
+                         "source": clip.source, "codes": codes.numpy().astype(np.uint16).ravel()})  # fmt: skip
         yield rows
 
 

@@ -93,7 +93,8 @@ def test_a_tuned_voice_begins_after_the_exported_text_as_after_the_models(export
     mine, other = exported.model.encode_text(ids, None, voice), encode_text(exported, ids, None, voice)
     assert all(map(torch.equal, moving_tensors(mine), moving_tensors(other)))
     codes = torch.randint(0, 23, (2, 9, 3), generator=torch.Generator().manual_seed(2))
-    one, same = (read(steps, codes)[0] for steps in (TorchSteps(exported, mine, True), start_steps(exported, other, True)))
+    steps = TorchSteps(exported, mine, True), start_steps(exported, other, True)
+    one, same = (read(each, codes)[0] for each in steps)
     torch.testing.assert_close(same, one, atol=1e-4, rtol=1e-4)
 
 
