@@ -9,8 +9,8 @@ LoRA, `adapter.scale` of its changes is kept, which reads better than all of the
 2109.01903). Where `objective` needs to know when each word is said, BASE tells it (train.align).
 
 OUT is small: voices/NAME.safetensors, a voice as any other, and with LoRA also the adapter in PEFT's form; its voice is
-that speech begins with nothing. --whole FOLDER gets a whole checkpoint, BASE with the adapter merged into it and NAME as
-its default voice; with --codec, BASE's codec gives way to that one, whose decoder was tuned.
+that speech begins with nothing. --whole FOLDER gets a whole checkpoint, BASE with the adapter merged into it and NAME
+as its default voice; with --codec, BASE's codec gives way to that one, whose decoder was tuned.
 """
 
 import argparse

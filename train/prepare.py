@@ -218,7 +218,7 @@ def parse():
     ):
         parser.add_argument(name, nargs="*", default=[], help=text)
     parser.add_argument("--speeds", nargs="+", type=float, default=[1.0],
-                        help="play what is trained on at these speeds, each a speaker of its own; as 0.9 1 1.1")  # fmt: skip
+                        help="of what is trained on, each a speaker of its own; as 0.9 1 1.1")
     parser.add_argument("--asr", help="recognizer of transformers for what has no transcript: folder or Hub name")
     parser.add_argument("--min-snr", type=float, help="dB; leaves out recordings of Libri-light with less")
     return parser.parse_args()
