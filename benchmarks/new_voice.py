@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import markdown  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
+from smalle.voice_smalle import save_voice  # noqa: E402
 from smalle.wav_smalle import write_wav  # noqa: E402
 from train.audio import read_audio, read_metadata  # noqa: E402
 from train.codec_copy import copy_synthesis  # noqa: E402
@@ -82,6 +83,15 @@ def tune_codec(base, out, minutes):
         settings = [f"data.corpus=[{out}/recordings]", f"{stage}.start={start}", f"{stage}.output={output}",
                     f"{stage}.minutes={minutes / len(stages)}"]  # fmt: skip
         run("train.codec", recipe, "--stage", stage, *settings)
+
+
+def prompt_of(base, out, seconds=4.0):
+    """Path of a voice of BASE: the recording to tune on that is nearest to so many seconds, as a prompt."""
+    path = out / "prompt.safetensors"
+    if not path.is_file():
+        row = min(read_metadata(out / "recordings"), key=lambda row: abs(row["duration"] - seconds))
+        save_voice(path, *SmallEProcessor.from_pretrained(base).encode_voice(row["path"], row["text"]))
+    return path
 
 
 def copies(codec, out, arguments):
@@ -176,9 +186,8 @@ def main():
         codec, name = load_codec(str(out / "codec")), "her recordings through the tuned codec"
         table += [line(name, copies(codec, out / "copies-tuned", arguments), count)]
     table += [line("base, its own voice", spoken(base, None, arguments), count)]
-    prompt = out / "lora" / "voices" / "voice.safetensors"
-    if prompt.is_file():
-        table += [line("base, a recording of hers as prompt", spoken(base, prompt, arguments), count)]
+    prompt = prompt_of(base, out)
+    table += [line("base, a recording of hers as prompt", spoken(base, prompt, arguments), count)]
     for method in arguments.methods:
         table += [line(METHODS[method], spoken(out / f"{method}-whole", None, arguments), count)]
     shown = markdown(COLUMNS, table)
