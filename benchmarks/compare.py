@@ -86,7 +86,7 @@ def train_run(recipe):
     """Trains, or goes on; then the loss of each codebook on what is left out, in nats, with what belongs to it."""
     folder = recipe["training"]["output_dir"]
     if (pathlib.Path(folder) / "model.safetensors").is_file():  # trained, not measured yet
-        trainer = build_trainer({**recipe, "init": folder})
+        trainer = build_trainer({**recipe, "init": folder, "anew": []})
     else:
         trainer = build_trainer(recipe)
         trainer.train(resume_from_checkpoint=last_checkpoint(trainer))

@@ -281,12 +281,13 @@ def encode_text(model, input_ids, attention_mask=None, initial_state=None):
     """As `SmallEModel.encode_text`, by ONNX Runtime where it can, see `find_export`."""
     found = None if model.step_runtime == "torch" else find_export(model)
     text = found and found.text
-    if text is None or initial_state is not None:
+    if text is None:
         return model.model.encode_text(input_ids, attention_mask, initial_state)
     mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     names = [x.name for x in text.get_outputs()]
     outputs = text.run(names, {"input_ids": input_ids.numpy(), "text_mask": mask.numpy()})
-    return model.model.text_state(mask, **dict(zip(names, map(torch.from_numpy, outputs))))
+    tensors = dict(zip(names, map(torch.from_numpy, outputs)))
+    return model.model.text_state(mask, **tensors, initial_state=initial_state)
 
 
 def start_steps(model, state, maps, again=False):

@@ -3,9 +3,9 @@
 usage: python -m train.assemble MODEL CODEC VOICES.yaml OUT [--card CARD.md]
 
 MODEL: output folder of train.train, or one of its checkpoints, whose averaged weights are taken. CODEC: folder of
-train.codec. VOICES.yaml: default: NAME, voices: {NAME: {audio: recording, text: transcript}}, paths from where the
-command runs, and generation: {...}, what generate() shall do by default. Weights are stored in half precision and load
-as float32.
+train.codec. VOICES.yaml: default: NAME, voices: {NAME: {audio: recording, text: transcript}} or, of a voice that was
+tuned, {NAME: {file: voice}}, paths from where the command runs, and generation: {...}, what generate() shall do by
+default. Weights are stored in half precision and load as float32.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from transformers import AutoTokenizer, GenerationConfig
 import smalle
 from smalle.codec_smalle import load_codec
 from smalle.hub_smalle import write_card
-from smalle.processing_smalle import SmallEProcessor, save_voice
+from smalle.processing_smalle import SmallEProcessor
+from smalle.voice_smalle import load_voice, save_voice
 
 from .ema import EMACallback
 
@@ -61,7 +62,8 @@ def assemble(model_folder, codec_folder, voices_file, out, card=None):
     )  # fmt: skip
     processor._codec = load_codec(codec_folder)
     for name, voice in recipe["voices"].items():
-        save_voice(partial / "voices" / f"{name}.safetensors", *processor.encode_voice(voice["audio"], voice["text"]))
+        voice = load_voice(voice["file"]) if "file" in voice else processor.encode_voice(voice["audio"], voice["text"])
+        save_voice(partial / "voices" / f"{name}.safetensors", *voice)
     processor.source = str(partial)
     processor.save_pretrained(partial)
     save_half(processor.codec, partial / "codec")

@@ -4,11 +4,12 @@ usage: python -m train.finetune RECIPE.yaml CORPUS BASE OUT [options] [key.subke
 
 CORPUS: a folder with metadata.jsonl, or with NAME.wav and NAME.txt side by side. BASE: a checkpoint, folder or name.
 The recipe is one of train.train without `model`; `data` is filled in here, and `adapter` says what is tuned: method
-"state", the recurrent state in which speech begins, or "lora", with `heads: true` of the heads too; and its rank. Where
-`objective` needs to know when each word is said, BASE tells it (train.align). OUT is small: voices/NAME.safetensors, a
-voice of BASE as any other, and with LoRA also the adapter in PEFT's form. --whole FOLDER gets a whole checkpoint, BASE
-with the adapter merged into it and NAME as its default voice; with --codec, BASE's codec gives way to that one, whose
-decoder was tuned.
+"state", the recurrent state in which speech begins, or "lora", with `heads: true` of the heads too; and its rank. After
+LoRA, `adapter.scale` of its changes is kept, which reads better than all of them (WiSE-FT, Wortsman et al. 2022, arXiv
+2109.01903), and the state is tuned on top, with `state` in place of what stands in `training`. Where `objective` needs
+to know when each word is said, BASE tells it (train.align). OUT is small: voices/NAME.safetensors, a voice as any other,
+and with LoRA also the adapter in PEFT's form. --whole FOLDER gets a whole checkpoint, BASE with the adapter merged into
+it and NAME as its default voice; with --codec, BASE's codec gives way to that one, whose decoder was tuned.
 """
 
 import argparse
@@ -66,6 +67,17 @@ def adapt(model, example, method, rank=None, heads=False):
     raise ValueError(f"adapter.method={method!r}: expected 'state' or 'lora'.")
 
 
+@torch.no_grad()
+def soften(model, scale):
+    """Keeps `scale` of what LoRA changes. Raises ValueError for one that keeps nothing or more than there is."""
+    if not 0 < scale <= 1:
+        raise ValueError(f"adapter.scale={scale}: expected more than 0 and up to 1; 0.5 is usual.")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.mul_(scale)
+    return model
+
+
 def normalised(row, normalize):
     """A row of codes with its text as the processor gives texts to the model; word times only if they still fit."""
     text = normalize(row["text"])
@@ -94,18 +106,29 @@ def split_rows(rows, count):
     return [row for row in rows if row["text"] not in held_out], [row for row in rows if row["text"] in held_out]
 
 
-def prompt_of(rows, codec, seconds=4.0):
-    """The recording nearest to a prompt's usual length as a voice."""
+def example_of(rows, processor, seconds=4.0):
+    """Inputs of the model for one recording, of about so many seconds."""
     row = min(rows, key=lambda row: abs(row["duration"] - seconds))
-    codes = torch.from_numpy(row["codes"].astype(np.int64)).view(-1, codec.num_codebooks)
-    return Voice(codes, row["text"], codec=codec.identity)
+    codes = torch.from_numpy(row["codes"].astype(np.int64)).view(-1, processor.codec.num_codebooks)
+    return {**processor.tokenizer([row["text"]], return_tensors="pt"), "audio_codes": delay(codes)[None]}
 
 
-def finetune(recipe, corpus, base):
-    """Tunes; returns the adapted model, its `Voice`, and the losses before and after on what was left out."""
+def tune(recipe, adapt):
+    """Trains what `adapt` makes of a recipe's model: it, and the losses before and after on what was left out."""
+    trainer = build_trainer(recipe, adapt)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    return trainer.model.eval(), [before, trainer.evaluate()["eval_loss"]]
+
+
+def finetune(recipe, corpus, base, speaker=None, most=None):
+    """Tunes; returns the model, adapted or not, its `Voice`, and the losses before and after on what was left out.
+
+    speaker: the one of the corpus to learn from, where it has several; most: recordings to take, at random.
+    """
     processor = SmallEProcessor.from_pretrained(base)
     with torch.inference_mode():
-        rows = [normalised(row, processor.normalize) for row in prepare([corpus], processor.codec)]
+        rows = [normalised(row, processor.normalize) for row in prepare([corpus], processor.codec, speaker, most)]
     data = dict(recipe["data"], tokenizer=base)
     with tempfile.TemporaryDirectory() as folder:
         if any(recipe["objective"].get(name) for name in ("alignment_weight", "timed_rows")):
@@ -115,23 +138,20 @@ def finetune(recipe, corpus, base):
         weights = {"codebook_weights": [0.65**q for q in range(processor.codec.num_codebooks)]}  # words first
         recipe = {**recipe, "init": base, "data": data, "objective": {**weights, **recipe["objective"]}}
         recipe["training"] = {**recipe["training"], "output_dir": folder, "save_strategy": "no"}
-        prompt = prompt_of(train, processor.codec)
-        example = {**processor.tokenizer([prompt.text], return_tensors="pt"), "audio_codes": delay(prompt.codes)[None]}
-        trainer = build_trainer(recipe, lambda model: adapt(model, example, **recipe["adapter"]))
-        losses = [trainer.evaluate()["eval_loss"]]
-        trainer.train()
-        losses.append(trainer.evaluate()["eval_loss"])
-    model = trainer.model.eval()
-    if isinstance(model, TunedState):
-        return model, Voice(state=model.state.tensors), losses
-    return model, prompt, losses
+        example, adapter = example_of(train, processor), dict(recipe["adapter"])
+        scale = adapter.pop("scale", 1.0)
+        tuned, losses = tune(recipe, lambda model: adapt(model, example, **adapter))
+        if not isinstance(tuned, TunedState):
+            model, training = soften(tuned, scale), {**recipe["training"], **recipe.get("state", {})}
+            tuned, (_, losses[1]) = tune({**recipe, "training": training}, lambda _: TunedState(model, None, example))
+    return tuned.model, Voice(state=tuned.state.tensors), losses
 
 
 def write_adapter(model, voice, name, out):
     """The small folder: a voice, and with LoRA the adapter. Returns the voice's path."""
     path = pathlib.Path(out) / "voices" / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not isinstance(model, TunedState):
+    if hasattr(model, "merge_and_unload"):
         model.save_pretrained(out)
     save_voice(path, *voice)
     return path
@@ -158,7 +178,7 @@ def write_whole(model, voice, name, base, folder, codec=None):
     processor.save_pretrained(folder)
     if codec:
         save_half(processor.codec, pathlib.Path(folder) / "codec")
-    save_half(model.model if isinstance(model, TunedState) else model.merge_and_unload(), folder)
+    save_half(model.merge_and_unload() if hasattr(model, "merge_and_unload") else model, folder)
 
 
 def main():
@@ -166,13 +186,15 @@ def main():
     for name in ("recipe", "corpus", "base", "out"):
         parser.add_argument(name)
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--name", help="of the voice (default: name of the corpus folder)")
+    parser.add_argument("--speaker", help="the one of the corpus to learn from, where it has several")
+    parser.add_argument("--most", type=int, help="recordings to take, at random (default: all)")
+    parser.add_argument("--name", help="of the voice (default: the speaker, or the name of the corpus folder)")
     parser.add_argument("--whole", metavar="FOLDER", help="also write a whole checkpoint")
     parser.add_argument("--codec", metavar="FOLDER", help="its codec: that of BASE with a tuned decoder (train.codec)")
     arguments = parser.parse_intermixed_args()
-    name = arguments.name or pathlib.Path(arguments.corpus).resolve().name
+    name = arguments.name or arguments.speaker or pathlib.Path(arguments.corpus).resolve().name
     recipe = read_recipe(arguments.recipe, arguments.overrides)
-    model, voice, losses = finetune(recipe, arguments.corpus, arguments.base)
+    model, voice, losses = finetune(recipe, arguments.corpus, arguments.base, arguments.speaker, arguments.most)
     path = write_adapter(model, voice, name, arguments.out)
     shutil.copy(arguments.recipe, arguments.out)
     size = sum(file.stat().st_size for file in pathlib.Path(arguments.out).rglob("*") if file.is_file())

@@ -117,20 +117,27 @@ def encode_clips(clips, codec, batch_seconds=400, threads=8, transcriber=None, p
         yield rows
 
 
-def prepare(corpora, codec, exclude=(), batch_seconds=400, threads=8):
-    """Yields a row of codes for each clip of the corpora. Raises ValueError at one that cannot be read."""
+def prepare(corpora, codec, speaker=None, most=None, batch_seconds=400, threads=8):
+    """Yields a row of codes for each clip of the corpora, or of one `speaker`; of `most` of them, drawn at random.
+
+    Raises ValueError at one that cannot be read, and for a speaker that is not there.
+    """
 
     def refuse(problem):
         raise ValueError(f"{problem.source}: {problem.reason}")
 
-    def clips():
-        for clip in itertools.chain(*map(corpus_clips, corpora)):
-            if isinstance(clip, Problem):
-                refuse(clip)
-            if clip.speaker not in set(exclude):
-                yield clip
-
-    for rows in encode_clips(clips(), codec, batch_seconds, threads, problem=refuse):
+    clips = []
+    for clip in itertools.chain(*map(corpus_clips, corpora)):
+        if isinstance(clip, Problem):
+            refuse(clip)
+        clips.append(clip)
+    wanted = [clip for clip in clips if speaker in (None, clip.speaker)]
+    if speaker and not wanted:
+        names = sorted({clip.speaker for clip in clips})
+        raise ValueError(f"speaker={speaker!r}: {', '.join(map(str, corpora))} has {', '.join(names[:8])}")
+    if most and most < len(wanted):
+        wanted = random.Random(0).sample(wanted, most)
+    for rows in encode_clips(wanted, codec, batch_seconds, threads, problem=refuse):
         yield from rows
 
 

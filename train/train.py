@@ -5,7 +5,8 @@ usage: python -m train.train RECIPE.yaml [key.subkey=value ...] [--resume]
 The recipe has four parts: `model` (fields of SmallEConfig), `data`, `objective`, `training` (TrainingArguments, and
 `minutes`, which ends the run and paces its learning rate by the clock instead of by steps), and may have `samples`
 (train.samples). torchrun and accelerate launch start several processes.
-It may name an `init` checkpoint to start from. The averaged weights, the tokenizer and the recipe end up in
+It may name an `init` checkpoint to start from; with `anew`, parts of it that are not taken, `model` says what is
+changed of its configuration. The averaged weights, the tokenizer and the recipe end up in
 training.output_dir; `--resume` goes on from its last checkpoint and gives what an uninterrupted run gives.
 """
 
@@ -194,9 +195,29 @@ def read_arguments(training):
     return arguments
 
 
+def begun_anew(path, parts, changes):
+    """A checkpoint with some parts, as "cross_attention", as they are before training; `changes` of its configuration.
+
+    Raises ValueError where it has no such part, or another part would not fit.
+    """
+    trained = SmallEForTextToSpeech.from_pretrained(path, dtype=torch.float32)
+    model = SmallEForTextToSpeech(SmallEConfig.from_pretrained(path, **changes))
+    unknown = [part for part in parts if not hasattr(model.model, part)]
+    if unknown:
+        raise ValueError(f"anew: {unknown}: expected parts of the model, as cross_attention or audio_decoder.")
+    mine = tuple(f"model.{part}." for part in parts)
+    kept = {name: x for name, x in trained.state_dict().items() if not name.startswith(mine)}
+    left = [name for names in model.load_state_dict(kept, strict=False) for name in names if not name.startswith(mine)]
+    if left:
+        raise ValueError(f"anew: with model={changes} {left[0]} would be without weights: name its part too.")
+    return model
+
+
 def build_model(recipe, vocab_size, adapt=None):
     """(the model that is trained, its configuration)"""
-    if recipe.get("init"):
+    if recipe.get("init") and recipe.get("anew"):
+        model = begun_anew(recipe["init"], recipe["anew"], recipe.get("model") or {})
+    elif recipe.get("init"):
         model = SmallEForTextToSpeech.from_pretrained(recipe["init"], dtype=torch.float32)
     else:
         model = SmallEForTextToSpeech(SmallEConfig(vocab_size=vocab_size, **recipe["model"]))

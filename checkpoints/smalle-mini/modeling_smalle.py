@@ -136,15 +136,15 @@ class SmallEModel(SmallEPreTrainedModel):
         for layer in self.text_encoder:
             x, _, _ = layer(x, mask[:, None, None], cos, sin)
         keys, values, positions = self.cross_attention.encode_text(self.text_norm(x), mask)
-        state = self.text_state(mask, keys, values, positions)
+        return self.text_state(mask, keys, values, positions, initial_state)
+
+    def text_state(self, text_mask, text_keys, text_values, positions=None, initial_state=None):
+        """The state of a text that was read and that nothing was said for, of its tensors as `SmallEState` has them."""
+        steps = text_mask.new_zeros(len(text_mask), dtype=torch.long) if self.config.cross_rotary_size else None
+        state = SmallEState(text_keys, text_values, positions, text_mask, steps=steps)
         if initial_state is None:
             return state
         return replace(state, recurrent=split_state(initial_state, self._zero_state(state)))
-
-    def text_state(self, text_mask, text_keys, text_values, positions=None):
-        """The state of a text that was read and that nothing was said for, of its tensors as `SmallEState` has them."""
-        steps = text_mask.new_zeros(len(text_mask), dtype=torch.long) if self.config.cross_rotary_size else None
-        return SmallEState(text_keys, text_values, positions, text_mask, steps=steps)
 
     @torch.no_grad()
     def _zero_state(self, state):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor, cli, runtime_smalle
+from smalle.initial_state_smalle import tensors_of
 from smalle.recent_smalle import RECENT, Recent
 from smalle.runtime_smalle import (
     CHUNK,
@@ -93,6 +94,17 @@ def test_the_exported_text_is_the_models(exported):
         assert text_tensors(mine).keys() == text_tensors(other).keys()
         for name, tensor in text_tensors(mine).items():
             torch.testing.assert_close(text_tensors(other)[name], tensor, atol=1e-4, rtol=1e-4)
+
+
+def test_a_tuned_voice_begins_after_the_exported_text_as_after_the_models(exported):
+    ids = torch.tensor([[1, 9, 8, 2]] * 2)
+    numbers = sum(x[0].numel() for x in tensors_of(exported.model._zero_state(exported.model.encode_text(ids))))
+    voice = torch.randn(2, numbers, generator=torch.Generator().manual_seed(2))
+    mine, other = exported.model.encode_text(ids, None, voice), encode_text(exported, ids, None, voice)
+    assert all(map(torch.equal, moving_tensors(mine), moving_tensors(other)))
+    codes = torch.randint(0, 23, (2, 9, 3), generator=torch.Generator().manual_seed(2))
+    one, same = (read(steps, codes)[0] for steps in (TorchSteps(exported, mine, True), start_steps(exported, other, True)))
+    torch.testing.assert_close(same, one, atol=1e-4, rtol=1e-4)
 
 
 def test_states_are_values_that_later_steps_leave_alone(exported):

@@ -18,6 +18,7 @@ from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.processing_smalle import load_voice
 from train import assemble, finetune
 from train.audio import read_metadata
+from train.prepare import prepare
 from train.train import read_recipe
 
 RECIPES = pathlib.Path(finetune.__file__).parent / "recipes"
@@ -25,7 +26,7 @@ TEXTS = ["Hello you.", "How are you?", "It is late.", "We go home.", "No, not ye
 QUICK = ["data.frames_per_batch=150", "data.max_seconds=2", "data.eval_batches=2", "training.logging_steps=4",
          "training.warmup_steps=1", "objective.ema=0.5"]  # fmt: skip
 STEPS = {"state": ["training.max_steps=12", "training.learning_rate=0.2"],
-         "lora": ["training.max_steps=12", "training.learning_rate=0.02", "adapter.rank=4"]}  # fmt: skip
+         "lora": ["training.max_steps=12", "training.learning_rate=0.02", "adapter.rank=4", "state.max_steps=4"]}  # fmt: skip
 FIXED = {"generate_kwargs": {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}}
 
 
@@ -95,13 +96,24 @@ def test_folder_is_small_and_holds_what_the_method_needs(tuned, base):
     assert sum((out / name).stat().st_size for name in files) < 80_000
 
 
-def test_voice_is_a_state_or_a_prompt_of_the_corpus(tuned, base):
-    method, out, *_ = tuned
-    voice, processor = load_voice(out / "voices" / "carl.safetensors"), SmallEProcessor.from_pretrained(base)
-    if method == "state":
-        assert voice.codes is None and voice.text == "" and any(tensor.any() for tensor in voice.state.values())
-    else:
-        assert voice.state is None and voice.text in {processor.normalize(text) for text in TEXTS}
+def test_voice_is_a_tuned_state(tuned):
+    voice = load_voice(tuned[1] / "voices" / "carl.safetensors")
+    assert voice.codes is None and voice.text == "" and any(tensor.any() for tensor in voice.state.values())
+
+
+def test_a_part_of_what_lora_changed_is_kept(base):
+    model = finetune.adapt(SmallEForTextToSpeech.from_pretrained(base), None, "lora", 2)
+    before = {name: x.clone() for name, x in SmallEForTextToSpeech.from_pretrained(base).state_dict().items()}
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    whole, half = (copy.deepcopy(model) for _ in range(2))
+    whole, half = whole.merge_and_unload().state_dict(), finetune.soften(half, 0.5).merge_and_unload().state_dict()
+    for name, x in before.items():
+        torch.testing.assert_close(half[name] - x, (whole[name] - x) / 2, atol=1e-5, rtol=1e-4)
+    assert any(not torch.equal(whole[name], x) for name, x in before.items())
+    with pytest.raises(ValueError, match="up to 1"):
+        finetune.soften(model, 1.5)
 
 
 def test_pipeline_speaks_with_the_small_folder_as_with_the_whole_checkpoint(tuned, base):
@@ -131,6 +143,21 @@ def test_lora_reaches_the_heads_where_it_is_asked_to(base):
     assert any(".head.lora_A" in name for name in names)
     assert not any("text_" in name or "cross_attention" in name or "embedding" in name for name in names)
     assert sum(".audio_decoder.0.mlp.down_proj." in name for name in names) == 2
+
+
+def test_one_speaker_of_a_corpus_is_learned_from(base, record, tmp_path):
+    lines = []
+    for index, text in enumerate(TEXTS):
+        record(tmp_path / f"{index}.wav", 0.5, 110)
+        lines.append({"file_name": f"{index}.wav", "text": text, "speaker": "anna" if index else "ben"})
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    codec = SmallEProcessor.from_pretrained(base).codec
+    rows = list(prepare([tmp_path], codec, "anna"))
+    assert {row["text"] for row in rows} == set(TEXTS[1:])
+    some = [list(prepare([tmp_path], codec, "anna", 2)) for _ in range(2)]
+    assert len(some[0]) == 2 and [row["text"] for row in some[0]] == [row["text"] for row in some[1]]
+    with pytest.raises(ValueError, match="speaker='carl'.*anna, ben"):
+        list(prepare([tmp_path], codec, "carl"))
 
 
 def test_whole_checkpoint_takes_a_codec_whose_decoder_was_tuned_and_no_other(base, tiny_codec, tmp_path):
@@ -167,7 +194,7 @@ def test_one_command_tunes_and_compares(base, corpus, tmp_path):
     program = pathlib.Path(__file__).parents[2] / "benchmarks" / "new_voice.py"
     command = [sys.executable, program, corpus, base, tmp_path / "out", *QUICK, "training.max_steps=2",
                "--sentences", tmp_path / "lines.txt", "--judge", tmp_path / "judge.py", "--count", "2", "--joined", "1",
-               "--methods", "lora", "--codec-minutes", "0.01", "--generate", "max_new_tokens=8"]  # fmt: skip
+               "state.max_steps=1", "--methods", "lora", "--codec-minutes", "0.01", "--generate", "max_new_tokens=8"]  # fmt: skip
     subprocess.run(list(map(str, command)), check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     table = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert [row.split("|")[1].strip() for row in table[2:]] == [

@@ -154,6 +154,22 @@ def test_training_ends_by_the_clock(work):
     assert sorted(path.name for path in (work / "timed").glob("checkpoint-*")) == ["checkpoint-1"]
 
 
+def test_parts_begin_anew_and_the_others_as_they_were_trained(trained):
+    before = SmallEForTextToSpeech.from_pretrained(trained).state_dict()
+    for changes in {}, {"cross_attention": "plain"}:
+        after = train.begun_anew(trained, ["cross_attention"], changes)
+        assert after.config.cross_attention == changes.get("cross_attention", "paca")
+        for name, x in after.state_dict().items():
+            if not name.startswith("model.cross_attention."):
+                assert torch.equal(x, before[name])
+            elif x.dim() == 2 and name in before:
+                assert not torch.equal(x, before[name])
+    with pytest.raises(ValueError, match="expected parts of the model"):
+        train.begun_anew(trained, ["ears"], {})
+    with pytest.raises(ValueError, match="name its part too"):
+        train.begun_anew(trained, ["cross_attention"], {"audio_encoder_layers": 2})
+
+
 def test_wrong_recipes_are_refused(work):
     with pytest.raises(ValueError, match="key.subkey=value"):
         train.read_recipe(work / "recipe.yaml", ["training.seed"])
