@@ -86,9 +86,9 @@ def with_recent(state):
     return replace(state, recurrent=recurrent)
 
 
-def folded(state):
-    """A `SmallEState` with `Recent` states after its steps have been added to these."""
-    return with_recent(replace(state, recurrent=tuple(x if x is None else x.fold() for x in state.recurrent)))
+def folded(state, own=False):
+    """A `SmallEState` with `Recent` states after its steps have been added to these; own: see `Recent.fold`."""
+    return with_recent(replace(state, recurrent=tuple(x if x is None else x.fold(own) for x in state.recurrent)))
 
 
 def room(state):
@@ -137,7 +137,7 @@ class OnnxSteps(TorchSteps):
 
     def __init__(self, model, state, maps, session):
         super().__init__(model, state, maps)
-        self.session, self.turns, self.recent = session, None, keeps_recent(model.config)
+        self.session, self.turns, self.recent, self.own = session, None, keeps_recent(model.config), False
         self.several = isinstance(session.get_inputs()[0].shape[1], str)
         self.changed = [int(x.name.partition(".")[2]) for x in session.get_outputs() if x.name[:5] == "next."]
 
@@ -147,7 +147,7 @@ class OnnxSteps(TorchSteps):
                 return super().__call__(codes, mask)
             self._start(codes)
         if self.room == 0:
-            self.state = folded(self.state)
+            self._fold()
             self._bind()
         self.codes.copy_(codes)
         (binding, self.state), *_ = self.turns
@@ -163,7 +163,7 @@ class OnnxSteps(TorchSteps):
         while codes.shape[1]:
             here = room(self.state)
             if here == 0:
-                self.state = folded(self.state)
+                self._fold()
             size, tensors = here if here > 0 else CHUNK, moving_tensors(self.state)
             inputs = {"codes": codes[:, :size], **text} | {f"state.{n}": x for n, x in enumerate(tensors)}
             outputs = self.session.run(names, {name: x.contiguous().numpy() for name, x in inputs.items()})
@@ -181,6 +181,10 @@ class OnnxSteps(TorchSteps):
         text = {name: x.contiguous() for name, x in text_tensors(state).items()}
         self.state = replace(with_recent(state) if self.recent else state, **text)
         return True
+
+    def _fold(self):
+        """Adds the steps that stand beside the recurrent states to these: to copies, which later times write over."""
+        self.state, self.own = folded(self.state, self.own), True
 
     def _zeros(self, rows):
         """Recurrent states of rows that have read nothing: of each `Recent` the first tensor."""
