@@ -1,26 +1,25 @@
 """GLA's recurrence as functions of ONNX: one step in as few operations as can be, or several at once.
 
-They run what `recurrence_smalle.step`, `chunked` and `Recent.step` compute, in the same layout: q, k, log decays
-(B, T, H, K), v (B, T, H, V). `single` says whether T is 1: an `If` keeps the operations of one way out of the other.
-Several steps, at most `MOST`, are read as the chunks of `gated_chunks_smalle` are: exponents are taken relative to the
-middle step, so that no factor overflows; what does lies above the diagonal, and is dropped.
+They run what `recurrence_smalle.step`, `chunked` and `Recent.step` compute, of q, k, log decays (B, T, H K), v
+(B, T, H V) and what these have of a state; `row`, `column` and `many` are shapes that part heads: of one step
+(B, H, 1, K) or (B, H, K, 1), of several (B, T, H, K). `single` says whether T is 1: an `If` keeps the operations of one
+way out of the other. Several steps, at most 16 (`CHUNK` of `runtime_smalle`), are read as the chunks of
+`gated_chunks_smalle` are: exponents are taken relative to the middle step, so that no factor that is needed overflows;
+what overflows lies above the diagonal, and is dropped.
 """
 
 import torch
 
-from .gated_chunks_smalle import BLOCK
 from .recent_smalle import RECENT, Recent
 from .recurrence_smalle import step
 
 DOMAIN = "smalle"
-MOST = min(BLOCK, RECENT)  # steps at once
-
-BY_HEAD = """
-    q = Transpose <perm = [0, 2, 1, 3]> (queries)
-    k = Transpose <perm = [0, 2, 1, 3]> (keys)
-    v = Transpose <perm = [0, 2, 1, 3]> (values)
-    g = Transpose <perm = [0, 2, 1, 3]> (log_decays)
-"""
+NAMES = dict(q="queries", k="keys", v="values", g="log_decays")
+BY_HEAD = "    heads = Constant <value_ints: ints = @many> ()" + "".join(
+    f"""
+    {name}_heads = Reshape ({source}, heads)
+    {name} = Transpose <perm = [0, 2, 1, 3]> ({name}_heads)""" for name, source in NAMES.items()
+)
 CHUNK = f"""{BY_HEAD}
     two = Constant <value_ints = [2]> ()
     end = Constant <value_ints = [-1]> ()
@@ -47,13 +46,15 @@ CHUNK = f"""{BY_HEAD}
     written = Mul (k, left)
 """
 PLAIN = f"""
-Recurrence (single, queries, keys, values, log_decays, state) => (out, state_after) {{
+Recurrence <row, column, many> (single, queries, keys, values, log_decays, state) => (out, state_after) {{
   by_head, state_after = If (single) <
     then_branch = one () => (float[B, H, T, V] out_one, float[B, H, K, V] state_one) {{
-    q = Transpose <perm = [0, 2, 1, 3]> (queries)
-    k = Transpose <perm = [0, 2, 3, 1]> (keys)
-    v = Transpose <perm = [0, 2, 1, 3]> (values)
-    g = Transpose <perm = [0, 2, 3, 1]> (log_decays)
+    row = Constant <value_ints: ints = @row> ()
+    column = Constant <value_ints: ints = @column> ()
+    q = Reshape (queries, row)
+    k = Reshape (keys, column)
+    v = Reshape (values, row)
+    g = Reshape (log_decays, column)
     decay = Exp (g)
     kept = Mul (state, decay)
     new = Mul (k, v)
@@ -74,12 +75,18 @@ Recurrence (single, queries, keys, values, log_decays, state) => (out, state_aft
 }}
 """
 BESIDE = f"""
-RecentRecurrence (single, queries, keys, values, log_decays, state, decay, recent_keys, recent_values) =>
-    (out, decay_after, keys_after, values_after) {{
+RecentRecurrence <row, column, many> (
+  single, queries, keys, values, log_decays, state, decay, recent_keys, recent_values
+) => (out, decay_after, keys_after, values_after) {{
   by_head, decay_after, keys_after, values_after = If (single) <
     then_branch = one () => (
       float[B, H, T, V] out_one, float[B, H, T, K] decay_one, float[B, H, R, K] keys_one, float[B, H, R, V] values_one
-    ) {{{BY_HEAD}
+    ) {{
+    row = Constant <value_ints: ints = @row> ()
+    q = Reshape (queries, row)
+    k = Reshape (keys, row)
+    v = Reshape (values, row)
+    g = Reshape (log_decays, row)
     second = Constant <value_ints = [1]> ()
     end = Constant <value_ints = [{RECENT}]> ()
     axis = Constant <value_ints = [2]> ()
@@ -144,8 +151,11 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def symbolic(graph, single, q, k, v, log_decay, state, *beside):
-        inputs, name = (single, q, k, v, log_decay, state, *beside), "RecentRecurrence" if beside else "Recurrence"
-        outputs = graph.op(f"{DOMAIN}::{name}", *inputs, outputs=4 if beside else 2)
+        flat = (x.node().inputsAt(0) for x in (q, k, v, log_decay))  # before heads were parted
+        inputs, name = (single, *flat, state, *beside), "RecentRecurrence" if beside else "Recurrence"
+        heads = q.type().varyingSizes()[2]
+        shapes = dict(row_i=[0, heads, 1, -1], column_i=[0, heads, -1, 1], many_i=[0, 0, heads, -1])
+        outputs = graph.op(f"{DOMAIN}::{name}", *inputs, **shapes, outputs=4 if beside else 2)
         for x, like in zip(outputs, (v, *(beside or (state,)))):
             x.setType(like.type())
         return outputs
