@@ -4,6 +4,7 @@ from then on.
 usage: smalle export [MODEL] [--float]
 """
 
+import functools
 import math
 import os
 import pathlib
@@ -16,10 +17,18 @@ import torch
 from torch import nn
 from torch.onnx.symbolic_helper import parse_args
 
-from . import mixers_smalle
-from .recent_smalle import Recent
+from . import gla_onnx, mixers_smalle
 from .recurrence_smalle import step
-from .runtime_smalle import FILES, fingerprint, keeps_recent, moved, moving_tensors, text_tensors, with_recent
+from .runtime_smalle import (
+    FILES,
+    fingerprint,
+    keeps_recent,
+    moved,
+    moving_tensors,
+    reads_chunks,
+    text_tensors,
+    with_recent,
+)
 
 OPSET = 17
 DOMAIN, BLOCK = "com.microsoft", 128  # of ONNX Runtime's matrices in 8 bits: one scale for each block of a column
@@ -27,7 +36,8 @@ SMALL = 2**15  # weights with fewer entries stay as they are: gates and position
 
 
 class Step(nn.Module):
-    """A model's step as a function of tensors; of the state it returns what has changed."""
+    """A model's step as a function of tensors; of the state it returns what has changed. With GLA codes may be those of
+    several steps; logits are those of the last."""
 
     def __init__(self, model, state):
         super().__init__()
@@ -36,11 +46,21 @@ class Step(nn.Module):
     def forward(self, codes, *tensors):
         text = dict(zip(text_tensors(self.state), tensors))
         before = tensors[len(text) :]
-        out = self.model(audio_codes=codes, past_key_values=moved(replace(self.state, **text), before), use_cache=True,
-                         output_attentions=True, output_hidden_states=False, return_dict=True)  # fmt: skip
+        with mock.patch.object(mixers_smalle, "recurrence", self.recurrence(codes)):
+            out = self.model.model(
+                audio_codes=codes, past_key_values=moved(replace(self.state, **text), before), use_cache=True,
+                output_attentions=True, output_hidden_states=False, return_dict=True,
+            )  # fmt: skip
         after = moving_tensors(out.past_key_values)
         self.changed = [n for n, (x, y) in enumerate(zip(before, after)) if x is not y]
-        return out.logits, out.attentions[-1], *(after[n] for n in self.changed)
+        logits = self.model.head(out.last_hidden_state[:, -1:]).unflatten(-1, (self.model.config.num_codebooks, -1))
+        return logits, out.attentions[-1], *(after[n] for n in self.changed)
+
+    def recurrence(self, codes):
+        """What stands for that of `recurrence_smalle` while this is traced."""
+        if not reads_chunks(self.model.config):
+            return lambda q, k, v, log_decay, state, kernel: step(q, k, v, log_decay, state)
+        return functools.partial(gla_onnx.recurrence, torch.onnx.operators.shape_as_tensor(codes)[1] == 1)
 
 
 class Text(nn.Module):
@@ -53,11 +73,6 @@ class Text(nn.Module):
     def forward(self, input_ids, text_mask):
         tensors = text_tensors(self.model.encode_text(input_ids, text_mask))
         return tuple(x for name, x in tensors.items() if name != "text_mask")
-
-
-def recurrence(q, k, v, log_decay, state, kernel):
-    """That of `recurrence_smalle`, for one step."""
-    return state.step(q, k, v, log_decay) if isinstance(state, Recent) else step(q, k, v, log_decay, state)
 
 
 @parse_args("v", "is", "v", "f")
@@ -133,14 +148,15 @@ def export_step(model, path):
     state = model(input_ids=ids, audio_codes=codes, use_cache=True, return_dict=True).past_key_values
     state = with_recent(state) if keeps_recent(config) else state
     text, moving = text_tensors(state), moving_tensors(state)
-    with mock.patch.object(mixers_smalle, "recurrence", recurrence):
-        step, tensors = Step(model, state).eval(), (codes, *text.values(), *moving)
-        step(*tensors)
-        inputs = ["codes", *text, *(f"state.{n}" for n in range(len(moving)))]
-        outputs = ["logits", "map", *(f"next.{n}" for n in step.changed)]
-        axes = {name: {0: "rows"} for name in inputs + outputs}
-        axes |= {name: {0: "rows", 1: "tokens"} for name in text} | {"map": {0: "rows", 2: "tokens"}}
-        write(step, tensors, path, inputs, outputs, axes)
+    step, tensors = Step(model, state).eval(), (codes, *text.values(), *moving)
+    step(*tensors)
+    inputs = ["codes", *text, *(f"state.{n}" for n in range(len(moving)))]
+    outputs = ["logits", "map", *(f"next.{n}" for n in step.changed)]
+    axes = {name: {0: "rows"} for name in inputs + outputs}
+    axes |= {name: {0: "rows", 1: "tokens"} for name in text} | {"map": {0: "rows", 2: "tokens"}}
+    if reads_chunks(config):
+        axes["codes"][1] = axes["map"][1] = "steps"
+    write(step, tensors, path, inputs, outputs, axes)
 
 
 def in_blocks(weight):
@@ -176,6 +192,8 @@ def finish(source, path, weights, int8):
 
     model = onnx.load(source)
     del model.graph.value_info[:]  # sizes of the trace's inputs
+    if any(x.domain == gla_onnx.DOMAIN for x in model.opset_import):
+        model.functions.extend(gla_onnx.functions(OPSET))
     if int8:
         quantize(model.graph)
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))

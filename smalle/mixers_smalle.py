@@ -38,18 +38,16 @@ class GatedLinearAttention(nn.Module):
         self.o_proj = nn.Linear(value_size, hidden_size, bias=False)
 
     def forward(self, x, mask=None, state=None):
-        q, k, v, gate = (
-            layer(x).unflatten(-1, (self.num_heads, -1))
-            for layer in (self.q_proj, self.k_proj, self.v_proj, self.g_proj)
-        )
-        decay = self.decay_up_proj(self.decay_down_proj(x)).unflatten(-1, (self.num_heads, -1))
+        q, k, v, gate = self.q_proj(x) * self.scale, self.k_proj(x), self.v_proj(x), self.g_proj(x)
+        decay = self.decay_up_proj(self.decay_down_proj(x))
         decay = (F.logsigmoid(wide(decay)) / self.normalizer).clamp(min=STRONGEST)  # forgets all but 3e-4
         if mask is not None:
-            keep = mask[:, :, None, None]
+            keep = mask[:, :, None]
             k, decay = k * keep, decay * keep
-        out, state = recurrence(q * self.scale, k, v, decay, state, self.config.mixer_kernel)
-        out = self.norm(out.to(self.norm.weight.dtype)) * F.silu(gate)
-        return self.o_proj(out.flatten(-2)), state
+        heads = (part.unflatten(-1, (self.num_heads, -1)) for part in (q, k, v, decay))
+        out, state = recurrence(*heads, state, self.config.mixer_kernel)
+        out = self.norm(out.to(self.norm.weight.dtype)).flatten(-2) * F.silu(gate)
+        return self.o_proj(out), state
 
 
 def turn(x, angles, dim):

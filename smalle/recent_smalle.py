@@ -38,10 +38,11 @@ class Recent(NamedTuple):
         out = (q * decay) @ self.state + (q @ keys.transpose(-1, -2)) @ values
         return out.transpose(1, 2), Recent(self.state, decay, keys, values)
 
-    def fold(self):
-        """The state (B, H, K, V) after all steps."""
+    def fold(self, own=False):
+        """The state (B, H, K, V) after all steps; own: nobody else holds it, so that it may be written over."""
         written = self.keys.flatten(0, 1).transpose(-1, -2), self.values.flatten(0, 1)
-        return (self.state * self.decay.transpose(-1, -2)).flatten(0, 1).baddbmm_(*written).view_as(self.state)
+        state = torch.mul(self.state, self.decay.transpose(-1, -2), out=self.state if own else None)
+        return state.flatten(0, 1).baddbmm_(*written).view_as(state)
 
     def room(self):
         """Steps that may follow before `fold`: a key that is zero wrote nothing and may be dropped."""

@@ -310,9 +310,9 @@ class SmallEGenerationMixin(GenerationMixin):
         mask = torch.arange(newest, device=input_ids.device) >= start[:, None]
         state = encode_text(self, input_ids, attention_mask, initial_state)
         if newest:
-            out = self.model(audio_codes=grid[:, :newest], audio_attention_mask=mask, past_key_values=state,
-                             use_cache=True, output_attentions=False, return_dict=True)  # fmt: skip
-            state = out.past_key_values
+            steps = start_steps(self, state, False, again=True)
+            steps.read(grid[:, :newest], mask)
+            state = steps.state
         remaining = torch.full((batch,), -1, device=input_ids.device)
         history = grid[:batch, :newest][:, -REPETITION_WINDOW:]
         return GenerationState(

@@ -2,9 +2,9 @@
 
 `smalle export` (smalle/export.py) writes both beside the weights of a checkpoint. Inputs of the text: `input_ids`
 (B, N), `text_mask` (B, N) bool; outputs: the other tensors that a state has of it, by name. Inputs of the step: `codes`
-(B, 1, Q), delayed codes, and the tensors of the state, those of the text by name, then `state.0`, `state.1`...;
-outputs: `logits` (B, 1, Q, V), `map` (B, 1, N), where in the text it read, and `next.0`, `next.1`..., the state after
-the step.
+(B, T, Q), delayed codes, and the tensors of the state, those of the text by name, then `state.0`, `state.1`...;
+outputs: `logits` (B, 1, Q, V) of the last step, `map` (B, T, N), where in the text it read, and `next.0`, `next.1`...,
+the state after the step. T is 1; with GLA up to `CHUNK`, so that prompts are read by the same weights.
 """
 
 import hashlib
@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from transformers.utils import cached_file, logging
 
-from .recent_smalle import Recent
+from .recent_smalle import RECENT, Recent
 
 FILES = {"step.int8.onnx": "text.int8.onnx", "step.onnx": "text.onnx"}  # the first step that is there runs
 LARGE = 2**16  # values of a block's state from which on steps stand beside it: smaller ones stay in a cache
+CHUNK = RECENT  # steps of a prompt that are read at once: what stands beside a state, and what exponents bear
 THREADS = 1  # more wait for each other where a machine has other work
 TEXT = "text_keys", "text_values", "positions", "text_mask"  # what steps leave as it is
 
@@ -68,10 +69,31 @@ def keeps_recent(config):
     return config.mixer == "gla" and math.prod(sizes) / config.mixer_heads >= LARGE
 
 
+def reads_chunks(config):
+    """Whether the step of a model is exported so that it takes several steps at once."""
+    return config.mixer == "gla"
+
+
+def begins_at_zero(config):
+    """Whether the states of a model that has read nothing are known: zeros, one tensor for each block."""
+    position_layers = config.position_layers if config.cross_attention == "paca" else 1
+    return config.mixer == "gla" and config.feed_forward != "rwkv" and position_layers == 1
+
+
 def with_recent(state):
     """A `SmallEState` whose recurrent states are `Recent`."""
     recurrent = tuple(x if x is None or isinstance(x, Recent) else Recent.begin(x) for x in state.recurrent)
     return replace(state, recurrent=recurrent)
+
+
+def folded(state, own=False):
+    """A `SmallEState` with `Recent` states after its steps have been added to these; own: see `Recent.fold`."""
+    return with_recent(replace(state, recurrent=tuple(x if x is None else x.fold(own) for x in state.recurrent)))
+
+
+def room(state):
+    """Steps that may stand beside the states of a `SmallEState` before `folded`; -1 where none do."""
+    return min((x.room() for x in state.recurrent if isinstance(x, Recent)), default=-1)
 
 
 def fingerprint(model):
@@ -88,7 +110,8 @@ def fingerprint(model):
 
 
 class TorchSteps:
-    """Steps by the model itself; `state` is where they stand."""
+    """Steps by the model itself; `state` is where they stand. Or a prompt, many steps of which only the state is
+    wanted."""
 
     def __init__(self, model, state, maps):
         self.model, self.state, self.maps = model, state, maps
@@ -100,23 +123,32 @@ class TorchSteps:
         self.state = out.past_key_values
         return out.logits, out.attentions[-1] if self.maps else None
 
+    def read(self, codes, mask):
+        """Reads codes (B, T, Q), mask (B, T), False on padding."""
+        out = self.model.model(audio_codes=codes, audio_attention_mask=mask, past_key_values=self.state, use_cache=True,
+                               output_attentions=False, output_hidden_states=False, return_dict=True)  # fmt: skip
+        self.state = out.past_key_values
+
 
 class OnnxSteps(TorchSteps):
     """Steps by ONNX Runtime, which reads one set of tensors and writes another, by turns. Rows that have ended go on
-    unheard. Where nothing has been read yet there is no state to bind: the model itself takes that step, unless its
-    states are known to begin at zero."""
+    unheard. The model itself reads what is padded, what was exported without `CHUNK`, and a first step where it is not
+    known in which state to begin."""
 
     def __init__(self, model, state, maps, session):
         super().__init__(model, state, maps)
-        self.session, self.turns, self.recent = session, None, keeps_recent(model.config)
+        self.session, self.turns, self.recent, self.own = session, None, keeps_recent(model.config), False
+        self.several = isinstance(session.get_inputs()[0].shape[1], str)
+        self.changed = [int(x.name.partition(".")[2]) for x in session.get_outputs() if x.name[:5] == "next."]
 
     def __call__(self, codes, mask):
         if self.turns is None:
-            if self.state.recurrent is None and not self.recent:
+            if not self._begin(len(codes)):
                 return super().__call__(codes, mask)
             self._start(codes)
         if self.room == 0:
             self._fold()
+            self._bind()
         self.codes.copy_(codes)
         (binding, self.state), *_ = self.turns
         self.turns.reverse()
@@ -124,31 +156,49 @@ class OnnxSteps(TorchSteps):
         self.room -= 1
         return self.logits.clone(), self.map.clone() if self.maps else None
 
-    def _start(self, codes):
-        """Makes the tensors that steps write."""
-        text = {name: x.contiguous() for name, x in text_tensors(self.state).items()}
-        self.codes = codes.clone(memory_format=torch.contiguous_format)
-        self.logits = torch.empty(*codes.shape, self.model.config.audio_vocab_size)
-        self.map = torch.empty(len(codes), 1, text["text_mask"].shape[1])
-        state = replace(self.state, **text)
+    def read(self, codes, mask):
+        if not self.several or not mask.all() or not self._begin(len(codes)):
+            return super().read(codes, mask)
+        text, names = text_tensors(self.state), [f"next.{n}" for n in self.changed]
+        while codes.shape[1]:
+            here = room(self.state)
+            if here == 0:
+                self._fold()
+            size, tensors = here if here > 0 else CHUNK, moving_tensors(self.state)
+            inputs = {"codes": codes[:, :size], **text} | {f"state.{n}": x for n, x in enumerate(tensors)}
+            outputs = self.session.run(names, {name: x.contiguous().numpy() for name, x in inputs.items()})
+            for n, x in zip(self.changed, outputs):
+                tensors[n] = torch.from_numpy(x)
+            self.state, codes = moved(self.state, tensors), codes[:, size:]
+
+    def _begin(self, rows):
+        """Makes `state` one that the session reads; False where it is not known what that would be."""
+        state = self.state
         if state.recurrent is None:
-            state = replace(state, recurrent=self._zeros(len(codes)))
-        self.state = with_recent(state) if self.recent else state
-        self.changed = [int(x.name.partition(".")[2]) for x in self.session.get_outputs() if x.name[:5] == "next."]
-        self._bind()
+            if not begins_at_zero(self.model.config):
+                return False
+            state = replace(state, recurrent=self._zeros(rows))
+        text = {name: x.contiguous() for name, x in text_tensors(state).items()}
+        self.state = replace(with_recent(state) if self.recent else state, **text)
+        return True
+
+    def _fold(self):
+        """Adds the steps that stand beside the recurrent states to these: to copies, which later times write over."""
+        self.state, self.own = folded(self.state, self.own), True
 
     def _zeros(self, rows):
-        """Recurrent states of rows that have read nothing: the first tensor of each `Recent`."""
+        """Recurrent states of rows that have read nothing: of each `Recent` the first tensor."""
         shapes = [x.shape[1:] for x in self.session.get_inputs() if x.name[:6] == "state." and len(x.shape) == 4]
-        states = [torch.zeros(rows, *shape) for shape in shapes[:: len(Recent._fields)]]
+        states = [torch.zeros(rows, *shape) for shape in shapes[:: len(Recent._fields) if self.recent else 1]]
         if self.model.config.cross_attention != "paca":
             states.insert(self.model.config.audio_encoder_layers, None)
         return tuple(states)
 
-    def _fold(self):
-        """Adds the steps that stand beside the recurrent states to these."""
-        recurrent = tuple(x if x is None else x.fold() for x in self.state.recurrent)
-        self.state = with_recent(replace(self.state, recurrent=recurrent))
+    def _start(self, codes):
+        """Makes the tensors that steps write."""
+        self.codes = codes.clone(memory_format=torch.contiguous_format)
+        self.logits = torch.empty(*codes.shape, self.model.config.audio_vocab_size)
+        self.map = torch.empty(len(codes), 1, self.state.text_mask.shape[1])
         self._bind()
 
     def _bind(self):
@@ -166,7 +216,7 @@ class OnnxSteps(TorchSteps):
                 for name, x in tensors.items():
                     bind(name, "cpu", 0, np.dtype(str(x.dtype).removeprefix("torch.")), tuple(x.shape), x.data_ptr())
             self.turns.append((binding, moved(start, after)))
-        self.room = min((x.room() for x in start.recurrent if isinstance(x, Recent)), default=-1)
+        self.room = room(start)
 
 
 def file_of(model, name):

@@ -77,8 +77,8 @@ def stream_codes(model, inputs_of, pieces, prompt, seed, settings):
         inputs, new_voice = inputs_of(piece, prompt), prompt.codes is None and not prompt.state
         limit, said = frame_limit(piece, model.config.frame_rate, most), []
         call = {**inputs, **settings, "seed": generator, "max_new_tokens": limit}
-        for output in chunks_of(model, best_of, call):
-            codes = output.sequences[0, : int(output.lengths[0])]
+        outputs = chunks_of(model, best_of, call)  # in an expression, so that no state outlives its piece:
+        for codes in (output.sequences[0, : int(output.lengths[0])] for output in outputs):
             if new_voice:
                 said.append(codes.cpu())
             yield codes

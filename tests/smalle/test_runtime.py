@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from smalle import SmallEForTextToSpeech, SmallEProcessor, cli, runtime_smalle
 from smalle.initial_state_smalle import tensors_of
 from smalle.recent_smalle import RECENT, Recent
 from smalle.runtime_smalle import (
+    CHUNK,
     OnnxSteps,
     TorchSteps,
     encode_text,
@@ -28,6 +30,7 @@ from smalle.export import export  # noqa: E402
 
 KINDS = {
     "gla": {},
+    "gla, channel mixing": dict(feed_forward="rwkv"),
     "gla, large": {},
     "gla, large, plain": dict(cross_attention="plain", cross_rotary_size=8),
     "rwkv6, tuples of states": dict(mixer="rwkv6", feed_forward="rwkv"),
@@ -57,6 +60,15 @@ def read(steps, codes):
     return [torch.cat(part, 1) for part in zip(*results)]
 
 
+def assert_same(*states):
+    """Two states of a model are the same, whether steps stand beside them or not."""
+    for state, other in zip(*(
+        moving_tensors(replace(x, recurrent=tuple(y.fold() if isinstance(y, Recent) else y for y in x.recurrent)))
+        for x in states
+    ), strict=True):  # fmt: skip
+        torch.testing.assert_close(other, state, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("rows, tokens", [(1, 5), (3, 9)])
 def test_the_exported_step_is_the_models(exported, rows, tokens):
     random = torch.Generator().manual_seed(2)
@@ -69,9 +81,7 @@ def test_the_exported_step_is_the_models(exported, rows, tokens):
     assert type(others) is OnnxSteps
     for one, other in zip(read(mine, codes), read(others, codes)):
         torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
-    for one, other in zip(mine.state.recurrent, others.state.recurrent):
-        other = other.fold() if isinstance(other, Recent) else other
-        torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-3)
+    assert_same(mine.state, others.state)
 
 
 def test_the_exported_text_is_the_models(exported):
@@ -130,6 +140,23 @@ def test_pytorch_goes_on_from_steps_that_stand_beside_a_state(exported):
     torch.testing.assert_close(logits, read(TorchSteps(exported, state, True), codes)[0][:, 6:], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("parts", [[1], [CHUNK], [5, 3], [37], [7, 30, 2 * CHUNK]])
+def test_a_prompt_read_at_once_leaves_the_state_of_single_steps(exported, parts, monkeypatch):
+    codes = torch.randint(0, 23, (2, sum(parts) + 2, 3), generator=torch.Generator().manual_seed(2))
+    state = exported.model.encode_text(torch.tensor([[1, 9, 8, 2]] * 2))
+    one, other = TorchSteps(exported, state, True), start_steps(exported, state, True)
+    if runtime_smalle.begins_at_zero(exported.config):
+        monkeypatch.setattr(TorchSteps, "read", None)  # ONNX Runtime reads
+    read(one, codes[:, : sum(parts)])
+    for part in codes[:, : sum(parts)].split(parts, 1):
+        with torch.no_grad():
+            other.read(part, torch.ones(2, part.shape[1], dtype=torch.bool))
+    assert_same(one.state, other.state)
+    following = start_steps(exported, other.state, True)
+    for mine, others in zip(read(one, codes[:, -2:]), read(following, codes[:, -2:])):
+        torch.testing.assert_close(others, mine, atol=1e-4, rtol=1e-4)
+
+
 @pytest.fixture
 def folder(tiny_checkpoint, tmp_path):
     return shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
@@ -149,6 +176,31 @@ def test_one_command_and_generate_takes_it_with_the_same_speech(folder, capsys, 
     model.step_runtime = "torch"
     assert torch.equal(model.generate(**inputs, **way), plain) and steps == [1]
     assert not [name for name in os.listdir(folder) if name.endswith(".partial")]
+
+
+@pytest.mark.parametrize("lengths", [[4], [50, 50], [40, 9]])
+def test_speech_that_goes_on_from_a_prompt_is_the_same(folder, lengths, monkeypatch):
+    export(folder, int8=False)
+    model, longest = SmallEForTextToSpeech.from_pretrained(folder).eval(), max(lengths)
+    mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
+    codes = torch.randint(0, 20, (len(lengths), longest, 3), generator=torch.Generator().manual_seed(2))
+    way = dict(input_ids=torch.tensor([[1, 9, 8, 2]] * len(lengths)), audio_codes=codes, audio_attention_mask=mask)
+    way |= dict(seed=1, max_new_tokens=30, guidance_scale=1.5)
+    by_torch, torch_reads = [], TorchSteps.read
+    monkeypatch.setattr(TorchSteps, "read", lambda *inputs: by_torch.append(1) or torch_reads(*inputs))
+    speech = model.generate(**way)
+    assert len(by_torch) == len(set(lengths)) - 1  # PyTorch reads prompts of different lengths
+    model.step_runtime = "torch"
+    assert torch.equal(model.generate(**way), speech) and len(by_torch) == len(set(lengths))
+
+
+def test_what_was_exported_to_take_single_steps_reads_prompts_by_pytorch(folder, monkeypatch):
+    way = dict(input_ids=torch.tensor([[1, 9, 8, 2]]), audio_codes=torch.full((1, 20, 3), 7), seed=1, max_new_tokens=9)
+    speech = SmallEForTextToSpeech.from_pretrained(folder).eval().generate(**way)
+    monkeypatch.setattr("smalle.export.reads_chunks", lambda config: False)
+    export(folder, int8=False)
+    model = SmallEForTextToSpeech.from_pretrained(folder).eval()
+    assert torch.equal(model.generate(**way), speech) and not start_steps(model, None, False).several
 
 
 def test_int8_is_near(make_tiny, tmp_path):
