@@ -7,6 +7,7 @@ outputs: `logits` (B, 1, Q, V) of the last step, `map` (B, T, N), where in the t
 the state after the step. T is 1; with GLA up to `CHUNK`, so that prompts are read by the same weights.
 """
 
+import ctypes
 import hashlib
 import importlib
 import math
@@ -159,6 +160,7 @@ class OnnxSteps(TorchSteps):
     def read(self, codes, mask):
         if not self.several or not mask.all() or not self._begin(len(codes)):
             return super().read(codes, mask)
+        give_back()  # what the piece of text before had
         text, names = text_tensors(self.state), [f"next.{n}" for n in self.changed]
         while codes.shape[1]:
             here = room(self.state)
@@ -219,6 +221,14 @@ class OnnxSteps(TorchSteps):
         self.room = room(start)
 
 
+def give_back():
+    """Gives memory that was freed back to the system, where the C library keeps it (glibc) and can."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        pass
+
+
 def file_of(model, name):
     """Path of a file of a model's checkpoint, or None."""
     folder = model.config._name_or_path
@@ -257,6 +267,7 @@ def open_parts(model, path):
     step = path and open_session(path)
     text = step and file_of(model, FILES[os.path.basename(path)])
     text = text and open_session(text)
+    give_back()  # the files as they were read
     return step, text if made_from(text) == made_from(step) else None
 
 
