@@ -254,6 +254,7 @@ def open_session(path, threads=THREADS):
         return None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
+    options.enable_mem_pattern = False  # one would be kept for each length of a text
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
