@@ -32,16 +32,16 @@ def npm_package(name: str, folder: str) -> dict[str, bytes]:
 
 
 def fetch(folder: str) -> tuple[bytes, dict[str, torch.Tensor], dict[str, int]]:
-    """ONNX graph, English voices and vocabulary, downloaded to `folder`."""
+    """ONNX graph, voices and vocabulary, downloaded to `folder`."""
     shards = {}
     for package in SHARDS:
         for name, content in npm_package(package, folder).items():
             if part := re.search(r"part(\d+)\.bin$", name):
                 shards[int(part[1])] = content
     graph = b"".join(shards[i] for i in range(len(shards)))
-    english = re.compile(r"/voices/[ab]\w+\.bin$")
+    voice = re.compile(r"/voices/\w+\.bin$")
     voices = {Path(name).stem: torch.from_numpy(np.frombuffer(content, np.float32).reshape(-1, 256).copy())
-              for name, content in npm_package("kokoro-js", folder).items() if english.search(name)}
+              for name, content in npm_package("kokoro-js", folder).items() if voice.search(name)}
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, "kokoro-onnx"]
     subprocess.run(pip, check=True)
     wheel = next(Path(folder).glob("kokoro_onnx-*.whl")).read_bytes()

@@ -1,7 +1,8 @@
 """Speak a plan of sentences with Kokoro-82M into a corpus folder: python -m train.synthesize PLAN.jsonl OUT --weights W
 
 A row of the plan: {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speaker": "mix1", "voice": {"af_heart": 0.6,
-"am_adam": 0.4}, "speed": 1.0}; phonemes in the misaki alphabet, voice weights of any sign. Writes
+"am_adam": 0.4}, "speed": 1.0}; phonemes in the misaki alphabet, voice weights of any sign; "prosody", weights as
+well, where it is not spoken as it sounds. --voices and --crowd speak the plan's texts by other speakers. Writes
 OUT/<speaker>/<id>.wav (16 bit, mono, 24 kHz) and OUT/metadata.jsonl. Rows are taken in the plan's order; a row whose
 file exists is skipped, so that a run that was stopped by its time limit goes on where it ended.
 """
@@ -21,12 +22,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from train.kokoro_model import MAX_PHONEMES, SAMPLES_PER_FRAME, SAMPLING_RATE, Kokoro, load_kokoro, load_voices
+from train.crowd import in_crowd
+from train.kokoro_model import MAX_PHONEMES, SAMPLES_PER_FRAME, SAMPLING_RATE, STYLE, Kokoro, load_kokoro, load_voices
 
 FIELDS = {"id": str, "text": str, "phonemes": str, "speaker": str, "voice": dict, "speed": (int, float)}
 FRAME_STEP = 32  # lengths are rounded up to few values: convolution plans are cached by shape
 BATCH_STEP = 8
 WAV_HEADER = 44  # bytes
+EACH_OF_CROWD = 3
 COUNTERS = ("spoken", "broken", "too_long", "seconds")
 
 
@@ -69,7 +72,7 @@ def read_plan(path: Path, voices: dict[str, torch.Tensor]) -> list[dict]:
         for field, kind in FIELDS.items():
             if not isinstance(row.get(field), kind):
                 raise ValueError(f"{path}:{number}: {field} is {row.get(field)!r}; see the module for a row's form")
-        if unknown := row["voice"].keys() - voices.keys():
+        if unknown := (row["voice"].keys() | row.get("prosody", {}).keys()) - voices.keys():
             known = ", ".join(sorted(voices))
             raise ValueError(f"{path}:{number}: no voice {', '.join(sorted(unknown))}; expected some of {known}")
         if not row["voice"] or not 0.3 <= row["speed"] <= 3:
@@ -84,12 +87,14 @@ def read_plan(path: Path, voices: dict[str, torch.Tensor]) -> list[dict]:
 
 
 def in_voices(rows: list[dict], names: list[str]) -> list[dict]:
-    """The plan for these voices alone, in turn: each takes the next row whose phonemes are of its accent."""
+    """The plan for these voices alone, in turn: each takes the next row whose phonemes are of its accent.
+
+    Those of other languages speak American English."""
     spoken = {accent: iter([row for row in rows if {voice[0] for voice in row["voice"]} == {accent}])
-              for accent in {name[0] for name in names}}  # fmt: skip
+              for accent in "ab"}  # fmt: skip
     turns = []
     for name in itertools.cycle(names):
-        row = next(spoken[name[0]], None)  # a voice's first letter is its accent
+        row = next(spoken["b" if name[0] == "b" else "a"], None)  # a voice's first letter is its accent
         if row is None:
             return turns
         turns.append({**row, "speaker": name, "voice": {name: 1.0}})
@@ -101,8 +106,11 @@ def file_name(row: dict) -> str:
 
 
 def style_of(row: dict, voices: dict[str, torch.Tensor], phonemes: int) -> torch.Tensor:
-    """The row's blend of voices for a sentence of so many phonemes, (256,)."""
-    return sum(weight * voices[name][phonemes - 1] for name, weight in row["voice"].items())
+    """The row's blend of voices for a sentence of so many phonemes, (256,): how it sounds, and how it is spoken."""
+    def blend(weights):
+        return sum(weight * voices[name][phonemes - 1] for name, weight in weights.items())
+
+    return torch.cat((blend(row["voice"])[:STYLE], blend(row.get("prosody", row["voice"]))[STYLE:]))
 
 
 def plan_batch(model: Kokoro, batch: list[Sentence], device: str, start: int) -> torch.Tensor:
@@ -282,6 +290,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--weights", type=Path, required=True, help="folder written by python -m train.kokoro")
     parser.add_argument("--voices", nargs="+", help="speak the plan in these voices alone, in turn")
+    parser.add_argument("--crowd", type=int, metavar="SPEAKERS",
+                        help="speak three short texts of the plan by each of so many speakers (train.crowd)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"),
                         help="of the decoder; float16 on a GPU, float32 elsewhere")
@@ -303,7 +313,10 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rows = in_voices(rows, args.voices) if args.voices else rows
+    if args.voices:
+        rows = in_voices(rows, args.voices)
+    if args.crowd:
+        rows = in_crowd(rows, args.crowd, EACH_OF_CROWD, voices, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     todo = [row for row in rows if not (args.out / file_name(row)).is_file()]
     options = Options(args.out, args.weights, args.device, args.dtype or ("float16" if gpu else "float32"),

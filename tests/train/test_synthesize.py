@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from train.crowd import in_crowd
 from train.kokoro import lstm_weights, pad_to
-from train.kokoro_model import SAMPLES_PER_FRAME, SAMPLING_RATE, Kokoro
+from train.kokoro_model import SAMPLES_PER_FRAME, SAMPLING_RATE, Kokoro, energy
 from train.synthesize import (
     Sentence,
     decoder_batches,
@@ -15,9 +16,11 @@ from train.synthesize import (
     in_voices,
     read_plan,
     speech_span,
+    style_of,
     usable,
     write_metadata,
 )
+from train.texts import HELD_OUT_VOICES
 
 ROW = {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speaker": "mix", "voice": {"a": 1.5, "b": -0.5},
        "speed": 1.0}
@@ -37,6 +40,44 @@ def test_voices_take_turns_and_each_reads_its_accent():
         ("am_one", "0"), ("bf_two", "1"), ("af_three", "2"), ("am_one", "3"), ("bf_two", "4"), ("af_three", "6")
     ]  # fmt: skip
     assert turns[1]["voice"] == {"bf_two": 1.0}
+
+
+def test_voices_of_other_languages_read_american_english():
+    rows = [{**ROW, "id": str(n), "voice": {f"{accent}_x": 1.0}} for n, accent in enumerate("ba")]
+    assert [(row["speaker"], row["id"]) for row in in_voices(rows, ["ef_dora"])] == [("ef_dora", "1")]
+
+
+def test_a_voice_sounds_as_one_blend_and_is_spoken_as_another():
+    voices = {name: torch.full((510, 256), value) for name, value in (("a", 1.0), ("b", 2.0))}
+    style = style_of({**ROW, "voice": {"a": 1.25, "b": -0.25}, "prosody": {"b": 1.0}}, voices, 5)
+    assert style.tolist() == [0.75] * 128 + [2.0] * 128
+    assert style_of(ROW, voices, 5).tolist() == [0.5] * 256
+
+
+NAMES = [f"{accent}{sex}_{name}" for accent in "abez" for sex in "fm" for name in ("one", "two")] + [*HELD_OUT_VOICES]
+
+
+def test_a_crowd_is_made_of_voices_that_may_be_heard_and_spoken_in_english():
+    rows = [{**ROW, "id": str(n), "text": "x" * (20 + n), "voice": {f"{'ab'[n % 2]}f_one": 1.0}} for n in range(80)]
+    turns = in_crowd(rows, 12, 3, NAMES)
+    assert turns == in_crowd(rows, 12, 3, NAMES) != in_crowd(rows, 12, 3, NAMES, seed=1)
+    assert all(30 <= len(row["text"]) <= 80 for row in turns)
+    assert len({row["id"] for row in turns}) == len(turns)
+    for row in turns:
+        sound, prosody = row["voice"], row["prosody"]
+        assert not (sound.keys() | prosody.keys()) & set(HELD_OUT_VOICES)
+        assert sum(sound.values()) == pytest.approx(1) == sum(prosody.values())
+        assert len({name[1] for name in (*sound, *prosody)}) == 1
+        assert {name[0] for name in prosody} == {"ab"[int(row["id"]) % 2]}
+    alike = [{(tuple(row["voice"].items()), row["speed"]) for row in turns if row["speaker"] == name}
+             for name in {row["speaker"] for row in turns}]  # fmt: skip
+    assert all(len(one) == 1 for one in alike)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+def test_energy_is_the_sum_of_squares_in_any_dtype(dtype):
+    x = 300 * torch.randn(2, 50, 8)
+    torch.testing.assert_close(energy(x.to(dtype)), x.square().sum(1, keepdim=True), rtol=2e-2, atol=0)
 
 
 def tone(seconds, before=0.0, behind=0.0):
