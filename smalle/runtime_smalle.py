@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from transformers.utils import cached_file, logging
 
+from .initial_state_smalle import split_state
 from .recent_smalle import RECENT, Recent
 
 FILES = {"step.int8.onnx": "text.int8.onnx", "step.onnx": "text.onnx"}  # the first step that is there runs
@@ -81,20 +82,39 @@ def begins_at_zero(config):
     return config.mixer == "gla" and config.feed_forward != "rwkv" and position_layers == 1
 
 
+def zero_states(session, config, rows):
+    """Recurrent states of rows that have read nothing, where a model `begins_at_zero`: no weight is looked at."""
+    shapes = [x.shape[1:] for x in session.get_inputs() if x.name[:6] == "state." and len(x.shape) == 4]
+    first = slice(None, None, len(Recent._fields) if keeps_recent(config) else 1)  # the state itself of each `Recent`
+    states = [torch.zeros(rows, *shape) for shape in shapes[first]]
+    if config.cross_attention != "paca":
+        states.insert(config.audio_encoder_layers, None)
+    return tuple(states)
+
+
+def each_matrix(function, x):
+    """`function` of every matrix state, `Recent` or (B, H, K, V), in nested tuples; the rest stays as it is."""
+    if isinstance(x, tuple) and not isinstance(x, Recent):
+        return tuple(each_matrix(function, part) for part in x)
+    return function(x) if isinstance(x, Recent) or (x is not None and x.ndim == 4) else x
+
+
 def with_recent(state):
     """A `SmallEState` whose recurrent states are `Recent`."""
-    recurrent = tuple(x if x is None or isinstance(x, Recent) else Recent.begin(x) for x in state.recurrent)
-    return replace(state, recurrent=recurrent)
+    begun = each_matrix(lambda x: x if isinstance(x, Recent) else Recent.begin(x), state.recurrent)
+    return replace(state, recurrent=begun)
 
 
 def folded(state, own=False):
     """A `SmallEState` with `Recent` states after its steps have been added to these; own: see `Recent.fold`."""
-    return with_recent(replace(state, recurrent=tuple(x if x is None else x.fold(own) for x in state.recurrent)))
+    return with_recent(replace(state, recurrent=each_matrix(lambda x: x.fold(own), state.recurrent)))
 
 
 def room(state):
     """Steps that may stand beside the states of a `SmallEState` before `folded`; -1 where none do."""
-    return min((x.room() for x in state.recurrent if isinstance(x, Recent)), default=-1)
+    rooms = []
+    each_matrix(lambda x: rooms.append(x.room()) if isinstance(x, Recent) else None, state.recurrent)
+    return min(rooms, default=-1)
 
 
 def fingerprint(model):
@@ -179,7 +199,7 @@ class OnnxSteps(TorchSteps):
         if state.recurrent is None:
             if not begins_at_zero(self.model.config):
                 return False
-            state = replace(state, recurrent=self._zeros(rows))
+            state = replace(state, recurrent=zero_states(self.session, self.model.config, rows))
         text = {name: x.contiguous() for name, x in text_tensors(state).items()}
         self.state = replace(with_recent(state) if self.recent else state, **text)
         return True
@@ -187,14 +207,6 @@ class OnnxSteps(TorchSteps):
     def _fold(self):
         """Adds the steps that stand beside the recurrent states to these: to copies, which later times write over."""
         self.state, self.own = folded(self.state, self.own), True
-
-    def _zeros(self, rows):
-        """Recurrent states of rows that have read nothing: of each `Recent` the first tensor."""
-        shapes = [x.shape[1:] for x in self.session.get_inputs() if x.name[:6] == "state." and len(x.shape) == 4]
-        states = [torch.zeros(rows, *shape) for shape in shapes[:: len(Recent._fields) if self.recent else 1]]
-        if self.model.config.cross_attention != "paca":
-            states.insert(self.model.config.audio_encoder_layers, None)
-        return tuple(states)
 
     def _start(self, codes):
         """Makes the tensors that steps write."""
@@ -303,7 +315,10 @@ def encode_text(model, input_ids, attention_mask=None, initial_state=None):
     names = [x.name for x in text.get_outputs()]
     outputs = text.run(names, {"input_ids": input_ids.numpy(), "text_mask": mask.numpy()})
     tensors = dict(zip(names, map(torch.from_numpy, outputs)))
-    return model.model.text_state(mask, **tensors, initial_state=initial_state)
+    if initial_state is None or not begins_at_zero(model.config):
+        return model.model.text_state(mask, **tensors, initial_state=initial_state)
+    zeros = zero_states(found.step, model.config, len(mask))
+    return replace(model.model.text_state(mask, **tensors), recurrent=split_state(initial_state, zeros))
 
 
 def start_steps(model, state, maps, again=False):

@@ -16,6 +16,7 @@ from smalle.runtime_smalle import (
     CHUNK,
     OnnxSteps,
     TorchSteps,
+    each_matrix,
     encode_text,
     find_export,
     fingerprint,
@@ -32,6 +33,7 @@ KINDS = {
     "gla": {},
     "gla, channel mixing": dict(feed_forward="rwkv"),
     "gla, large": {},
+    "gla, large, channel mixing, two position layers": dict(feed_forward="rwkv", position_layers=2),
     "gla, large, plain": dict(cross_attention="plain", cross_rotary_size=8),
     "rwkv6, tuples of states": dict(mixer="rwkv6", feed_forward="rwkv"),
     "plain, positions by step": dict(cross_attention="plain", cross_rotary_size=8, mixer="retnet"),
@@ -62,10 +64,11 @@ def read(steps, codes):
 
 def assert_same(*states):
     """Two states of a model are the same, whether steps stand beside them or not."""
-    for state, other in zip(*(
-        moving_tensors(replace(x, recurrent=tuple(y.fold() if isinstance(y, Recent) else y for y in x.recurrent)))
-        for x in states
-    ), strict=True):  # fmt: skip
+    def written(state):
+        recurrent = each_matrix(lambda x: x.fold() if isinstance(x, Recent) else x, state.recurrent)
+        return moving_tensors(replace(state, recurrent=recurrent))
+
+    for state, other in zip(*map(written, states), strict=True):
         torch.testing.assert_close(other, state, atol=1e-4, rtol=1e-3)
 
 
