@@ -60,8 +60,10 @@ def check(arguments):
         check_listener(arguments.output)
     else:
         output = pathlib.Path(arguments.output)
-        if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-            raise ValueError(f"{output} cannot be written: expected a file in a folder that exists and may be written.")
+        odd = output.exists() and not output.is_file()  # a folder; a device or a pipe, which a file would replace
+        if odd or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+            raise ValueError(f"{output} cannot be written: expected a file in a folder that exists and may be written; "
+                             "--stream writes into a pipe.")  # fmt: skip
     if (arguments.clone is None) != (arguments.clone_text is None):
         raise ValueError("--clone and --clone-text go together: the recording and what it says.")
     if arguments.clone is not None and arguments.voice is not None:

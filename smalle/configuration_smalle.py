@@ -86,7 +86,7 @@ class SmallEConfig(PreTrainedConfig):
     architecture: str = "small-e"
     vocab_size: int = 256
     hidden_size: int = 512
-    intermediate_size: int = 816
+    intermediate_size: int = 744
     text_layers: int = 9
     num_attention_heads: int = 8
     rope_theta: float = 10000.0

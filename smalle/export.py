@@ -202,8 +202,8 @@ def finish(source, path, weights, int8):
 
 
 def export(folder, int8=True):
-    """Writes text encoder and step of the checkpoint in a folder into it, in 8 bits or in single precision; returns the
-    step's path.
+    """Writes text encoder and step of the checkpoint in a folder into it, in 8 bits or in single precision, in place of
+    those of the other kind; returns the step's path.
 
     Raises ValueError where onnx and onnxruntime are missing, and for a decoder-only model, whose state grows.
     """
@@ -217,9 +217,12 @@ def export(folder, int8=True):
     model = SmallEForTextToSpeech.from_pretrained(folder, dtype=torch.float32).eval()
     if model.config.architecture != "small-e":
         raise ValueError(f"architecture={model.config.architecture!r}: only steps with a state of fixed size export.")
-    step, text = list(FILES.items())[0 if int8 else 1]
+    (step, text), other = list(FILES.items())[:: 1 if int8 else -1]
     write_whole(export_text, model, pathlib.Path(folder) / text, int8)
-    return write_whole(export_step, model, pathlib.Path(folder) / step, int8)
+    path = write_whole(export_step, model, pathlib.Path(folder) / step, int8)
+    for name in other:  # of which the first that is there would run
+        pathlib.Path(folder, name).unlink(missing_ok=True)
+    return path
 
 
 def write_whole(export, model, path, int8):

@@ -244,7 +244,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """`stream` for an event loop: `async for wave in processor.astream(model, text)`. Work is done in threads."""
         left = threading.Event()
         progress = until_left(left, kwargs.pop("progress", None))
-        return in_threads(self.stream(*args, **kwargs, progress=progress), left)
+        return in_threads(lambda: self.stream(*args, **kwargs, progress=progress), left)
 
     def _settings(self, kwargs):
         """The settings of a call, sorted into text_kwargs and audio_kwargs."""

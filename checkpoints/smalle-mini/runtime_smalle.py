@@ -313,7 +313,7 @@ def encode_text(model, input_ids, attention_mask=None, initial_state=None):
         return model.model.encode_text(input_ids, attention_mask, initial_state)
     mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     names = [x.name for x in text.get_outputs()]
-    outputs = text.run(names, {"input_ids": input_ids.numpy(), "text_mask": mask.numpy()})
+    outputs = text.run(names, {"input_ids": input_ids.long().numpy(), "text_mask": mask.numpy()})
     tensors = dict(zip(names, map(torch.from_numpy, outputs)))
     if initial_state is None or not begins_at_zero(model.config):
         return model.model.text_state(mask, **tensors, initial_state=initial_state)

@@ -128,13 +128,20 @@ def stream_audio(codec, chunks, left):
         yield codec.decode_chunk(codes.T[None, :, :0], state, last=True)[0][0].float().cpu()
 
 
-async def in_threads(chunks, left):
-    """A generator for an event loop: chunks are made in a thread. Who leaves sets `left`, see `until_left`."""
-    thread = ThreadPoolExecutor(1)
+async def in_threads(begin, left):
+    """A generator for an event loop: begin() and the chunks that it gives are made in a thread. Who leaves sets `left`,
+    see `until_left`."""
+    thread, chunks = ThreadPoolExecutor(1), None
+
+    def work(function, *arguments):
+        return asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
+
     try:
-        while (chunk := await asyncio.get_running_loop().run_in_executor(thread, next, chunks, None)) is not None:
+        chunks = await work(begin)
+        while (chunk := await work(next, chunks, None)) is not None:
             yield chunk
     finally:
         left.set()
-        thread.submit(chunks.close)  # behind the chunk in work, even where the loop has ended
+        if chunks is not None:
+            thread.submit(chunks.close)  # behind the chunk in work, even where the loop has ended
         thread.shutdown(wait=False)

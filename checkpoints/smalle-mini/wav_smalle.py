@@ -26,7 +26,7 @@ def endless_header(sampling_rate):
 def write_wav(path, samples, sampling_rate):
     """16-bit mono wav, complete or not at all, of floats (L,) in -1..1 or an iterable of them; returns the samples'
     number."""
-    path, size = pathlib.Path(path), 0
+    path, size = pathlib.Path(path).resolve(), 0  # a link stays one
     handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as raw, wave.open(raw) as file:

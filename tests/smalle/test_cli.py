@@ -59,6 +59,12 @@ def test_a_seed_gives_the_same_file_and_another_seed_another(say, tmp_path):
     assert first == again != other
 
 
+def test_a_link_is_followed(say, tmp_path):
+    (tmp_path / "link.wav").symlink_to(tmp_path / "a.wav")
+    assert say("Hello you.", "-o", str(tmp_path / "link.wav"))[0] == 0
+    assert (tmp_path / "link.wav").is_symlink() and (tmp_path / "a.wav").stat().st_size > 44
+
+
 def test_text_from_standard_input(say, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nyou.\n"))
     assert say("-", "-o", "piped.wav")[0] == 0
@@ -108,6 +114,7 @@ WRONG = {
     "output's folder missing": (["Hi.", "-o", "nowhere/a.wav"], "nowhere/a.wav"),
     "output's folder is a file": (["Hi.", "-o", "notes.txt/a.wav"], "notes.txt/a.wav"),
     "output is a folder": (["Hi.", "-o", "folder"], "folder"),
+    "output is a device": (["Hi.", "-o", "/dev/null"], "--stream"),
     "output is empty": (["Hi.", "-o", ""], "cannot be written"),
     "clone without text": (["Hi.", "--clone", "notes.txt"], "--clone-text"),
     "text without clone": (["Hi.", "--clone-text", "Hi."], "--clone"),

@@ -181,6 +181,18 @@ def test_one_command_and_generate_takes_it_with_the_same_speech(folder, capsys, 
     assert not [name for name in os.listdir(folder) if name.endswith(".partial")]
 
 
+def test_the_newer_kind_of_export_takes_the_place_of_the_other(folder):
+    for int8, names in ((False, ["step.onnx", "text.onnx"]), (True, ["step.int8.onnx", "text.int8.onnx"])):
+        export(folder, int8)
+        assert sorted(name for name in os.listdir(folder) if name.endswith(".onnx")) == names
+
+
+def test_tokens_may_be_of_any_whole_type(exported):
+    ids = torch.tensor([[1, 9, 8, 2]])
+    states = [encode_text(exported, ids.to(kind)) for kind in (torch.int64, torch.int32)]
+    assert torch.equal(*(state.text_keys for state in states))
+
+
 @pytest.mark.parametrize("lengths", [[4], [50, 50], [40, 9]])
 def test_speech_that_goes_on_from_a_prompt_is_the_same(folder, lengths, monkeypatch):
     export(folder, int8=False)
