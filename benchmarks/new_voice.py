@@ -57,6 +57,9 @@ def leave_out(corpus, sentences, count, out, joined=1):
     takes = sorted({row["text"]: row for row in left_out}.values(), key=lambda row: row["text"])
     others = [line.strip() for line in sentences.read_text(encoding="utf-8").splitlines() if line.strip()]
     texts = [row["text"] for row in takes] + others[:: max(1, len(others) // count)][:count]
+    if len(takes) < 2:
+        raise ValueError(f"{corpus}: {len(takes)} text left out, expected two, to compare one with the other: "
+                         "10 different texts at least")  # fmt: skip
     joined = max(1, min(joined, len(takes) - 1))
     (out / "left-out").mkdir(parents=True, exist_ok=True)
     ring = [take["file_name"] for take in takes] * (joined + 1)
@@ -142,9 +145,10 @@ def word_errors(rows):
 
 def line(name, rows, count):
     """Values of a row of the table; the first `count` rows are the speaker's own sentences."""
-    mean = [statistics.mean(row[key] for row in rows if key in row) for key in ("similarity", "distillmos")]
+    found = [[row[key] for row in rows if row.get(key) is not None] for key in ("similarity", "distillmos")]
+    mean = [f"{statistics.mean(values):.2f}" if values else "–" for values in found]  # a judge may not say
     parts = [f"{word_errors(part):.1f} %" if part else "" for part in (rows[:count], rows[count:], rows)]
-    return name, f"{mean[0]:.2f}", *parts, f"{mean[1]:.2f}"
+    return name, mean[0], *parts, mean[1]
 
 
 def parse():

@@ -2,9 +2,9 @@
 
 usage: python -m train.align MODEL CODES.parquet OUT.parquet [--batch 32]
 
-OUT has CODES' rows, with `words` filled where they were empty; what is known stays. A pause counts to the word before
-it. Prints how far the model's times lie from those that are known, so that one sees what they are worth. With them
-train.train's loss on maps and its timed rows take these too.
+CODES may be shards, as for train.train. OUT has their rows, with `words` filled where they were empty; what is known
+stays. A pause counts to the word before it. Prints how far the model's times lie from those that are known, so that one
+sees what they are worth. With them train.train's loss on maps and its timed rows take these too.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from smalle import SmallEForTextToSpeech
 from smalle.alignment_smalle import monotonic_path, word_times
 
-from .data import CodesDataset, Collator
+from .data import CodesDataset, Collator, shards
 
 
 @torch.inference_mode()
@@ -60,8 +60,7 @@ def main():
     shape = model.config.num_codebooks, model.config.frame_rate
     data = CodesDataset(arguments.codes, *shape)
     collator = Collator(AutoTokenizer.from_pretrained(arguments.model), *shape)
-    with open(arguments.codes, "rb") as file:
-        table = pyarrow.parquet.ParquetFile(file).read()
+    table = pyarrow.concat_tables(pyarrow.parquet.ParquetFile(part).read() for part in shards(arguments.codes))
     words = table.column("words").to_pylist()
     known = [n for n in range(len(data)) if words[n]]
     wanted = [n for n in range(len(data)) if not words[n]] + known[:: max(1, len(known) // arguments.check)]

@@ -1,6 +1,6 @@
 """Speech held in memory as 16-bit samples, and random pieces of it.
 
-A corpus is a folder with metadata.jsonl: one JSON object a line with `file_name` (relative to the folder) and, where
+A corpus is a folder as `audio.metadata_rows` reads it: rows with `file_name` (relative to the folder) and, where
 known, `speaker` and `duration`. A speakers.json beside it names the voices that a blended speaker is made of.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .audio import UNREADABLE, read_audio
+from .audio import UNREADABLE, metadata_rows, read_audio
 
 
 def read_samples(path, sampling_rate):
@@ -25,13 +25,14 @@ def list_files(corpora, exclude_speakers=()):
     """[(path, seconds or None)] of the corpora, without the excluded speakers and every blend that they are part of."""
     excluded, found = set(exclude_speakers), []
     for folder in map(pathlib.Path, corpora):
-        if not (folder / "metadata.jsonl").is_file():
-            raise ValueError(f"{folder} has no metadata.jsonl; expected a corpus folder with one JSON object a line")
+        rows = metadata_rows(folder)
+        if not rows:
+            raise ValueError(f"{folder} has no metadata.jsonl or metadata.csv, nor recordings with a text beside them; "
+                             "expected a corpus folder")  # fmt: skip
         blends = {}
         if (folder / "speakers.json").is_file():
             blends = json.loads((folder / "speakers.json").read_text(encoding="utf-8"))
-        for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in rows:
             voices = {row.get("speaker")} | {voice for voice, _ in blends.get(row.get("speaker"), ())}
             if not voices & excluded:
                 found.append((folder / row["file_name"], row.get("duration")))

@@ -99,6 +99,7 @@ def train(recipe, stage, fresh=False):
         codec = SmallECodec(SmallECodecConfig(**recipe["codec"]))
     if stage == "refiner" and codec.refiner is None:
         raise ValueError(f"the codec of {options['start']} has no refiner; set codec.refiner_num_layers, as to 8")
+    begun = codec.identity if options["start"] else "nothing"
     codec.to(device)
     pitch = codec.config.vocos_excitation == "harmonic" and stage != "refiner"
     pool, held = load_pools(recipe, codec.config, device, pitch)
@@ -113,9 +114,11 @@ def train(recipe, stage, fresh=False):
         learner = {"refiner": Refinement, "decoder": AdversarialDecoder}[stage](codec, pool, held, options, gain)
     frames = options.get("frames", held.shape[1] // codec.hop_length)
     seconds = options["batch_size"] * frames / codec.frame_rate
+    made_of = {"stage": stage, "data": str(recipe["data"]), "codec": str(recipe["codec"]), "start": begun}
     run = TimedRun(
-        learner, options["output"], options["minutes"], seconds, options["log_seconds"], options["checkpoint_seconds"]
-    )
+        learner, options["output"], options["minutes"], seconds, options["log_seconds"], options["checkpoint_seconds"],
+        made_of,
+    )  # fmt: skip
     if fresh:
         shutil.rmtree(run.folder, ignore_errors=True)
     run.resume()

@@ -109,6 +109,10 @@ class SpeakerBatchSampler:
         for index, speaker in enumerate(speakers):
             if lengths[index] <= max_frames:
                 self.by_speaker.setdefault(speaker, []).append(index)
+        self.left_out = len(lengths) - sum(map(len, self.by_speaker.values()))
+        if not self.by_speaker:
+            raise ValueError(f"data.max_seconds is {max_frames} frames, expected more: the shortest of {len(lengths)} "
+                             f"utterances has {min(lengths, default=0)}. Raise it, or cut the recordings.")  # fmt: skip
 
     def samples(self, rng):
         """One epoch's samples: a share of single utterances, the others joined up to a random length."""

@@ -120,12 +120,17 @@ def weights_digest(checkpoint: str, runtime: str) -> str | None:
     if files and RUNTIMES[runtime]:
         names = RUNTIMES[runtime], FILES[RUNTIMES[runtime]]
         files += [path for name in names if (path := Path(checkpoint, name)).is_file()]
-    digest = hashlib.sha256()
+    return digest(files)
+
+
+def digest(files) -> str | None:
+    """SHA-256 over the contents of files; None for none."""
+    sums = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
+        with Path(file).open("rb") as stream:
             while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest() if files else None
+                sums.update(block)
+    return sums.hexdigest() if files else None
 
 
 def write_json(path: Path, value) -> None:
@@ -143,15 +148,16 @@ def write_text(path: Path, text: str) -> None:
 def claim_folder(out: Path, settings: Settings, utterances: list[Utterance]) -> Path:
     """The folder of these settings, made where it is missing.
 
-    Raises ValueError when it holds recordings of other weights or other texts under the same name.
+    Raises ValueError when it holds recordings of other weights, texts or voices under the same name.
     """
-    folder = out / settings.name
+    folder, prompts = out / settings.name, [u.audio for u in utterances if u.audio]
+    voice = [settings.voice] if settings.voice and Path(settings.voice).is_file() else []
     made_from = {"weights": weights_digest(settings.checkpoint, settings.runtime),
                  "texts": [u.text for u in utterances],
-                 "prompts": [str(u.audio) for u in utterances if u.audio]}
+                 "prompts": list(map(str, prompts)), "voices": digest([*voice, *sorted(set(prompts))])}
     record = folder / "made_from.json"
     if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != made_from:
-        raise ValueError(f"{folder} holds recordings of other weights or texts: delete it, or name another OUT")
+        raise ValueError(f"{folder} holds recordings of other weights, texts or voices: delete it, or name another OUT")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(record, made_from)
     return folder
@@ -186,8 +192,7 @@ def choose_runtime(model, settings: Settings) -> None:
         if found is None or Path(found).name != wanted:
             option = " --float" if settings.runtime == "float" else ""
             raise ValueError(f"--runtime {settings.runtime} runs {wanted}, but {settings.checkpoint} would run "
-                             f"{Path(found).name if found else 'none'}: smalle export {settings.checkpoint}{option}"
-                             f"{f' and delete {found}' if found else ''}")
+                             f"{Path(found).name if found else 'none'}: smalle export {settings.checkpoint}{option}")
         if (settings.dtype, settings.device) != ("float32", "cpu"):
             raise ValueError(f"--runtime {settings.runtime} runs in float32 on the CPU, not in {settings.dtype} on "
                              f"{settings.device}: add --device cpu --dtype float32")

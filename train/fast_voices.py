@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import zlib
 
 import numpy as np
 import tqdm
@@ -158,7 +159,7 @@ def speak(plan, out, engine, hours):
     seconds, names = 0.0, list(engine.speakers)
     with tqdm.tqdm(total=round(hours, 2), unit="h", mininterval=5) as bar:
         for row in plan:
-            rng = np.random.default_rng(int(row["id"].lstrip("t")))
+            rng = np.random.default_rng(zlib.crc32(row["id"].encode()))
             speaker = names[int(rng.random() * len(names))]
             name = f"{speaker}/{row['id']}.wav"
             audio, words = utterance(engine, row["text"], speaker, rng)

@@ -16,7 +16,6 @@ as its default voice; with --codec, BASE's codec gives way to that one, whose de
 import argparse
 import pathlib
 import random
-import shutil
 import sys
 import tempfile
 
@@ -34,7 +33,7 @@ from .align import read_all
 from .assemble import save_half
 from .data import CodesDataset, Collator
 from .prepare import prepare, write
-from .train import build_trainer, read_recipe
+from .train import build_trainer, read_recipe, write_recipe
 
 
 class TunedState(nn.Module):
@@ -164,17 +163,20 @@ def tuned_codec(folder, processor):
 def write_whole(model, voice, name, base, folder, codec=None):
     """A checkpoint that needs no other: BASE, merged with the adapter, with one more voice, which is the default.
 
+    Tuned states of BASE are voices of its weights, and stay only where these do.
     codec: folder of one whose decoder was tuned, to take the place of BASE's.
     """
     processor = SmallEProcessor.from_pretrained(base)
     if codec:
         processor._codec = tuned_codec(codec, processor)
-    processor.voices = [*(voice for voice in processor.voices if voice != name), name]
+    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    stay = [voice for voice in processor.voices if merged is model or not processor._voice(voice).state]
+    processor.voices = [*(voice for voice in stay if voice != name), name]
     processor.default_voice, processor._loaded_voices[name] = name, voice
     processor.save_pretrained(folder)
     if codec:
         save_half(processor.codec, pathlib.Path(folder) / "codec")
-    save_half(model.merge_and_unload() if hasattr(model, "merge_and_unload") else model, folder)
+    save_half(merged, folder)
 
 
 def main():
@@ -188,11 +190,15 @@ def main():
     parser.add_argument("--whole", metavar="FOLDER", help="also write a whole checkpoint")
     parser.add_argument("--codec", metavar="FOLDER", help="its codec: that of BASE with a tuned decoder (train.codec)")
     arguments = parser.parse_intermixed_args()
+    if arguments.codec and not arguments.whole:
+        parser.error("--codec goes into a whole checkpoint: name one with --whole")
+    if arguments.codec:
+        tuned_codec(arguments.codec, SmallEProcessor.from_pretrained(arguments.base))  # refused now, not at the end
     name = arguments.name or arguments.speaker or pathlib.Path(arguments.corpus).resolve().name
     recipe = read_recipe(arguments.recipe, arguments.overrides)
     model, voice, losses = finetune(recipe, arguments.corpus, arguments.base, arguments.speaker, arguments.most)
     path = write_adapter(model, voice, name, arguments.out)
-    shutil.copy(arguments.recipe, arguments.out)
+    write_recipe(recipe, arguments.recipe, arguments.out)
     size = sum(file.stat().st_size for file in pathlib.Path(arguments.out).rglob("*") if file.is_file())
     print(f"loss on recordings left out: {losses[0]:.3f} before, {losses[1]:.3f} after")
     print(f"{path}; {arguments.out}: {size / 1e6:.2f} MB")

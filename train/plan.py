@@ -104,7 +104,11 @@ def make_plan(out, corpora, exclude=(), eval_count=600, eval_speakers=(), test_s
             for played in map(clip.at_speed, speeds if split == "train" else [1.0]):
                 parts.add(split, played.to_json() + "\n", played.seconds)
     (folder / "all.jsonl").unlink()
-    return folder, parts.close()
+    hours = parts.close()
+    if not any(name.startswith("train") for name in hours):
+        raise ValueError(f"--eval {eval_count}: the corpus has {sum(counts.values())} clips, and none would be left to "
+                         "train on; give fewer")  # fmt: skip
+    return folder, hours
 
 
 def load_or_make_plan(out, request, make, first):

@@ -138,10 +138,6 @@ FUNCTIONS = {
 }
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
-
-
 def read_grammar(path: Path) -> tuple[dict[str, list[str]], list[str]]:
     """(slots, templates) of a grammar file; a template stands as often as its heading says."""
     slots: dict[str, list[str]] = {"day": DAYS, "month": MONTHS}

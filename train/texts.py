@@ -443,6 +443,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"train.texts: {error}", file=sys.stderr)
         return 2
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_whole(args.out.with_suffix(".speakers.json"), json.dumps(speakers, indent=1) + "\n")
     characters = sum(len(row["text"]) for row in rows)

@@ -26,11 +26,12 @@ class TimedRun:
 
     The stage has `step(step, fraction) -> {name: scalar tensor}`, `validate() -> {name: float}`, `state_dict()`,
     `load_state_dict(state)` and `save(folder)`; `fraction` is the share of the time that is spent. State and log lie
-    in OUTPUT.training, the codec in OUTPUT.
+    in OUTPUT.training, the codec in OUTPUT. made_of: {name: text} of what a run is of; one of other things is not
+    taken up.
     """
 
-    def __init__(self, stage, output, minutes, seconds_per_step, log_seconds=2, checkpoint_seconds=60):
-        self.stage, self.output, self.limit = stage, pathlib.Path(output), 60 * minutes
+    def __init__(self, stage, output, minutes, seconds_per_step, log_seconds=2, checkpoint_seconds=60, made_of=None):
+        self.stage, self.output, self.limit, self.made_of = stage, pathlib.Path(output), 60 * minutes, made_of
         self.seconds_per_step, self.log_seconds, self.checkpoint_seconds = (
             seconds_per_step,
             log_seconds,
@@ -43,15 +44,21 @@ class TimedRun:
     def checkpoint(self):
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.state.with_suffix(".tmp")
-        torch.save({"step": self.step, "spent": self.spent, "stage": self.stage.state_dict()}, temporary)
+        state = {"step": self.step, "spent": self.spent, "made_of": self.made_of, "stage": self.stage.state_dict()}
+        torch.save(state, temporary)
         os.replace(temporary, self.state)
         replace_folder(self.stage.save, self.output)
         self._write({"step": self.step, "minutes": self.spent / 60, **self.stage.validate()}, "checkpoint")
 
     def resume(self):
-        """Takes up the last checkpoint, if there is one."""
+        """Takes up the last checkpoint, if there is one. ValueError where it was made of something else."""
         if self.state.is_file():
             state = torch.load(self.state, map_location="cpu", weights_only=True)
+            before, now = state.get("made_of") or {}, self.made_of or {}
+            for name in before.keys() & now.keys():
+                if before[name] != now[name]:
+                    raise ValueError(f"{self.state} is of another run: {name} was {before[name]}, now {now[name]}. "
+                                     "--fresh begins anew, another output keeps both.")  # fmt: skip
             self.stage.load_state_dict(state["stage"])
             self.step, self.spent = state["step"], state["spent"]
             print(f"resumed at step {self.step}, {self.spent / 60:.1f} minutes", flush=True)

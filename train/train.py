@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import pathlib
-import shutil
 import sys
 import time
 
@@ -47,6 +46,13 @@ def mean_forward_sum(attentions, windows, inputs):
 
 
 MAP_LOSSES = {"alignment": mean_window_loss, "forward_sum": mean_forward_sum}
+
+
+KEYS = {  # what the parts of a recipe may hold; the Trainer and the model check theirs
+    "data": {"tokenizer", "train", "eval", "cache", "frames_per_batch", "max_seconds", "single", "eval_batches"},
+    "objective": {"codebook_weights", "alignment_weight", "forward_sum_weight", "timed_rows", "text_dropout",
+                  "audio_dropout", "misplaced", "own_steps", "ema"},
+}  # fmt: skip
 
 
 class SmallETrainer(Trainer):
@@ -185,13 +191,26 @@ def read_recipe(path, overrides):
     return recipe
 
 
+def check_keys(recipe):
+    """Raises ValueError for a setting that nothing would read."""
+    for part, known in KEYS.items():
+        for name in recipe[part].keys() - known:
+            raise ValueError(f"{part}.{name}: expected one of {', '.join(sorted(known))}.")
+
+
+def write_recipe(recipe, path, folder):
+    """The recipe as it was run, with all overrides, under the name of its file into a folder."""
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    (pathlib.Path(folder) / pathlib.Path(path).name).write_text(text, encoding="utf-8")
+
+
 def read_arguments(training):
     """TrainingArguments of the recipe's part `training`."""
     defaults = {"use_cpu": not torch.cuda.is_available(), "ddp_find_unused_parameters": False}
     arguments = TrainingArguments(remove_unused_columns=False, **{**defaults, **training})
-    if arguments.metric_for_best_model and arguments.save_total_limit == 1:
-        raise ValueError("training.save_total_limit=1: expected 2 or more beside metric_for_best_model, or the best "
-                         "checkpoint alone is kept and the newest, to go on from, is deleted.")  # fmt: skip
+    if arguments.save_total_limit == 1:
+        raise ValueError("training.save_total_limit=1: expected 2 or more: the older checkpoint is deleted before all "
+                         "of the newer one is written, and a best one beside the newest.")  # fmt: skip
     return arguments
 
 
@@ -265,6 +284,7 @@ def build_callbacks(recipe, model, tokenizer, evaluation, arguments):
 
 def build_trainer(recipe, adapt=None):
     """The Trainer that a recipe describes; `adapt` makes of its model what is trained in its place."""
+    check_keys(recipe)
     data = recipe["data"]
     arguments = read_arguments({key: value for key, value in recipe["training"].items() if key != "minutes"})
     set_seed(arguments.seed)
@@ -276,7 +296,8 @@ def build_trainer(recipe, adapt=None):
     if arguments.process_index == 0:
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters; "
               f"{train.lengths.sum() / config.frame_rate / 3600:.1f} hours, {len(sampler.epoch(0))} batches an epoch, "
-              f"{arguments.world_size} processes", flush=True)  # fmt: skip
+              f"{sampler.left_out} utterances too long for data.max_seconds, {arguments.world_size} processes",
+              flush=True)  # fmt: skip
     trainer = SmallETrainer(
         model=model, args=arguments, train_dataset=train, eval_dataset=evaluation, sampler=sampler,
         eval_sampler=eval_batches, objective=objective, clock=clock, ema=ema, processing_class=tokenizer,
@@ -307,13 +328,13 @@ def main():
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--resume", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     recipe = read_recipe(arguments.recipe, arguments.overrides)
     trainer = build_trainer(recipe)
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer) if arguments.resume else None)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        shutil.copy(arguments.recipe, trainer.args.output_dir)
+        write_recipe(recipe, arguments.recipe, trainer.args.output_dir)
         if trainer.state.best_model_checkpoint:
             print(f"best: {trainer.state.best_model_checkpoint}, {trainer.state.best_metric}")
 

@@ -1,6 +1,7 @@
 """Codec training: the audio it reads, where it starts, and both stages end to end on a tiny corpus."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -123,6 +124,22 @@ def test_all_stages_run_resume_and_keep_the_codes(corpus, tmp_path):
     manifest = copy_synthesis(second, corpus / "metadata.jsonl", tmp_path / "copies", count=2)
     row = json.loads(manifest.read_text().splitlines()[0])
     assert (manifest.parent / row["audio"]).is_file() and (manifest.parent / row["reference"]).is_file()
+
+
+def test_a_run_of_another_corpus_is_not_taken_up(corpus, tmp_path, capsys):
+    arguments = [*tiny(corpus, tmp_path), "reconstruction.minutes=0.01"]
+    assert main(arguments) == 0
+    before = (tmp_path / "a.training" / "state.pt").read_bytes()
+    assert main([*arguments, "data.max_hours=1"]) == 2
+    assert "data was" in (said := capsys.readouterr().err) and "--fresh" in said
+    assert (tmp_path / "a.training" / "state.pt").read_bytes() == before
+    assert main([*arguments, "data.max_hours=1", "--fresh"]) == 0
+
+
+def test_recordings_may_have_their_texts_beside_them(corpus, tmp_path):
+    shutil.copy(corpus / "0.wav", tmp_path / "hello.wav")
+    (tmp_path / "hello.txt").write_text("Hello.")
+    assert [path.name for path, _ in list_files([tmp_path])] == ["hello.wav"]
 
 
 def test_wrong_input_ends_with_code_2(corpus, tmp_path, capsys):

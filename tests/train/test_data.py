@@ -164,6 +164,11 @@ def test_utterances_beyond_the_longest_sample_are_left_out():
     assert sorted(index for batch in sampler.epoch(0) for sample in batch for index in sample) == [0, 2]
 
 
+def test_a_longest_sample_that_no_utterance_fits_is_refused():
+    with pytest.raises(ValueError, match="max_seconds is 50 frames.*shortest of 2 utterances has 60"):
+        SpeakerBatchSampler([60, 99], "ab", 100, max_frames=50)
+
+
 def test_a_seed_fixes_the_batches_and_epochs_differ():
     lengths, speakers = [10 + index % 7 for index in range(60)], [index % 3 for index in range(60)]
     first, again, other = (SpeakerBatchSampler(lengths, speakers, 100, 40, seed) for seed in (1, 1, 2))

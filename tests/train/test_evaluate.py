@@ -104,6 +104,17 @@ def test_name_of_the_folder_holds_what_changes_a_number(tmp_path):
     assert len(names | {base.name}) == len(changes) + 1
 
 
+def test_recordings_of_another_voice_under_the_same_name_are_not_mixed_in(processor, sentences, tmp_path, capsys):
+    voice = tmp_path / "anna.safetensors"
+    voice.write_bytes(b"tuned")
+    run(capsys, "mini", sentences, tmp_path / "out", "--voice", voice)
+    run(capsys, "mini", sentences, tmp_path / "out", "--voice", voice)
+    voice.write_bytes(b"tuned for longer")
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["mini", str(sentences), str(tmp_path / "out"), "--voice", str(voice)])
+    assert stopped.value.code == 2 and "other weights, texts or voices" in capsys.readouterr().err
+
+
 def test_resumed_run_equals_an_unbroken_one(processor, sentences, tmp_path, capsys):
     folder = tmp_path / "out" / run(capsys, "mini", sentences, tmp_path / "out", "--batch-size", 2)["folder"]
     whole = waves(folder)
@@ -185,7 +196,7 @@ def test_the_runtime_that_is_asked_for_takes_the_steps(tmp_path, monkeypatch, ru
     ("settings", "found", "says"),
     [
         ({"runtime": "int8"}, None, "would run none: smalle export mini$"),
-        ({"runtime": "float"}, "step.int8.onnx", "smalle export mini --float and delete .*step.int8.onnx"),
+        ({"runtime": "float"}, "step.int8.onnx", "would run step.int8.onnx: smalle export mini --float"),
         ({"runtime": "int8", "dtype": "bfloat16"}, "step.int8.onnx", "not in bfloat16 on cpu"),
     ],
 )
@@ -232,4 +243,4 @@ def test_recordings_of_other_texts_are_not_mixed_in(processor, sentences, tmp_pa
     sentences.write_text("Something else.\n")
     with pytest.raises(SystemExit) as stopped:
         evaluate.main(["mini", str(sentences), str(tmp_path / "out")])
-    assert stopped.value.code == 2 and "other weights or texts" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "other weights, texts or voices" in capsys.readouterr().err

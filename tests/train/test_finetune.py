@@ -16,7 +16,7 @@ from transformers import pipeline
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.initial_state_smalle import join_state
-from smalle.processing_smalle import load_voice
+from smalle.processing_smalle import Voice, load_voice
 from train import assemble, finetune
 from train.audio import read_metadata
 from train.prepare import prepare
@@ -183,6 +183,15 @@ def test_whole_checkpoint_takes_a_codec_whose_decoder_was_tuned_and_no_other(bas
         finetune.tuned_codec(tmp_path / "codec", whole)
 
 
+def test_states_tuned_for_the_base_stay_with_its_weights_alone(base, tmp_path):
+    model, voice = SmallEForTextToSpeech.from_pretrained(base), Voice(state={"state_0": torch.ones(4)})
+    finetune.write_whole(model, voice, "ben", base, tmp_path / "with-ben")
+    for adapted, voices in (model, ["anna", "ben", "carl"]), (finetune.adapt(model, None, "lora", 2), ["anna", "carl"]):
+        finetune.write_whole(adapted, voice, "carl", str(tmp_path / "with-ben"), tmp_path / "whole")
+        processor = SmallEProcessor.from_pretrained(tmp_path / "whole")
+        assert processor.voices == voices and processor.default_voice == "carl"
+
+
 JUDGE = """
 import argparse, json, pathlib
 p = argparse.ArgumentParser(); p.add_argument("manifest"); p.add_argument("--out"); p.add_argument("--threads")
@@ -195,7 +204,12 @@ pathlib.Path(a.out).write_text(json.dumps({"summary": {}, "rows": rows}))
 """
 
 
-def test_one_command_tunes_and_compares(base, corpus, tmp_path):
+def test_one_command_tunes_and_compares(base, record, tmp_path):
+    corpus = tmp_path / "anna"
+    corpus.mkdir()
+    for index, text in enumerate([*TEXTS, "We came back.", "It was a long way.", "Nobody knew."]):
+        record(corpus / f"{index:02}.wav", 0.4 + 0.05 * index, 110)
+        (corpus / f"{index:02}.txt").write_text(text)
     (tmp_path / "judge.py").write_text(JUDGE)
     (tmp_path / "lines.txt").write_text("A door.\nA room.\n")
     program = pathlib.Path(__file__).parents[2] / "benchmarks" / "new_voice.py"

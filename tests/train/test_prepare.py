@@ -4,6 +4,7 @@ import difflib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -190,6 +191,18 @@ def test_other_wishes_for_a_folder_that_was_begun_are_refused(arguments, prepare
         call(*arguments, "--out", prepared.parent / "other", "--test-speakers", "nobody")
     with pytest.raises(ValueError, match="none would be left"):
         call(*arguments, "--out", prepared.parent / "other", "--eval-speakers", 7)
+
+
+def test_a_corpus_that_is_all_evaluation_is_refused(work, tmp_path):
+    work, _ = work
+    corpus = tmp_path / "few"
+    corpus.mkdir()
+    for name in "ab":
+        shutil.copy(next(work.rglob("*.flac")), corpus / f"{name}.flac")
+        (corpus / f"{name}.txt").write_text("Hello.")
+    with pytest.raises(ValueError, match="--eval 600: the corpus has 2 clips"):
+        call(corpus, "--codec", work / "codec", "--out", tmp_path / "codes", "--threads", 1)
+    assert not (tmp_path / "codes" / "plan").exists()
 
 
 def test_a_recognizer_writes_down_what_has_no_text(work, tmp_path):

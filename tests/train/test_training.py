@@ -176,6 +176,16 @@ def test_wrong_recipes_are_refused(work):
     recipe = train.read_recipe(work / "recipe.yaml", ["objective.codebook_weights=[1, 1]", "training.output_dir=x"])
     with pytest.raises(ValueError, match="expected 3 numbers"):
         train.build_trainer(recipe)
+    for part, name in ("objective", "timed_row"), ("data", "max_second"):
+        recipe = train.read_recipe(work / "recipe.yaml", [f"{part}.{name}=0", "training.output_dir=x"])
+        with pytest.raises(ValueError, match=f"{part}.{name}: expected one of"):
+            train.build_trainer(recipe)
+
+
+def test_the_recipe_beside_the_weights_is_what_was_run(work):
+    call(train, work / "recipe.yaml", "--resume", f"training.output_dir={work}/said", "training.max_steps=1")
+    said = yaml.safe_load((work / "said" / "recipe.yaml").read_text())
+    assert said == train.read_recipe(work / "recipe.yaml", [f"training.output_dir={work}/said", "training.max_steps=1"])
 
 
 def test_assembled_checkpoint_speaks(work, trained):
