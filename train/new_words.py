@@ -2,8 +2,8 @@
 
 usage: python -m train.new_words PLAN.jsonl OUT.jsonl --known CORPUS ...
 
-A model of letters learns each word's sound from hearing it, so new words teach more than new recordings of old ones. OUT
-is a plan as any synthesizer here takes it (train.fast_voices, train.synthesize). CORPUS: folders of recordings.
+A model of letters learns each word's sound from hearing it, so new words teach more than new recordings of old ones.
+OUT is a plan as any synthesizer here takes it (train.fast_voices, train.synthesize). CORPUS: folders of recordings.
 """
 
 import argparse
@@ -19,7 +19,7 @@ ROUNDS = 40  # after each fortieth of the plan its words count as known
 
 
 def new_words_first(texts, known):
-    """Indices of `texts` that are not among the `known` ones, rare words first: rare in those and in what comes first."""
+    """Indices of `texts` that are not among the `known` ones; rare words first, rare in those and in what came first."""
     counts = collections.Counter(word for text in known for word in words(text))
     said, spelled = set(known), [words(text) for text in texts]
     left = [n for n, text in enumerate(texts) if text not in said]
