@@ -19,7 +19,7 @@ ROUNDS = 40  # after each fortieth of the plan its words count as known
 
 
 def new_words_first(texts, known):
-    """Indices of `texts` that are not among the `known` ones; rare words first, rare in those and in what came first."""
+    """Indices of `texts` that are not `known`; words first that are rare in the known ones and in what came before."""
     counts = collections.Counter(word for text in known for word in words(text))
     said, spelled = set(known), [words(text) for text in texts]
     left = [n for n, text in enumerate(texts) if text not in said]
