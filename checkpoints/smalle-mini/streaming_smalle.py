@@ -17,6 +17,7 @@ BREAKS = tuple(map(re.compile, (  # where a text may be cut, the best places fir
     r"(?<=,)\s+",
     r"\s+",
 )))  # fmt: skip
+HALF = max(1, torch.get_num_threads() // 2)  # of PyTorch's threads
 LONGEST = 100  # characters of a piece, about 6 seconds: models are trained on utterances, not on chapters
 
 
@@ -102,10 +103,16 @@ def until_left(left, progress=None):
     return step
 
 
+def share_cores():
+    """Leaves this thread half of PyTorch's threads: the codec works beside it, and more threads than cores wait for
+    each other at every operation."""
+    torch.set_num_threads(min(torch.get_num_threads(), HALF))
+
+
 def ahead(chunks, left):
     """The same chunks; while one is used, a thread makes the next. Who leaves sets `left`, see `until_left`."""
     try:
-        with ThreadPoolExecutor(1) as thread:
+        with ThreadPoolExecutor(1, initializer=share_cores) as thread:
             try:
                 coming = thread.submit(next, chunks, None)
                 while (chunk := coming.result()) is not None:

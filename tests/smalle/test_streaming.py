@@ -19,7 +19,7 @@ from transformers import EncodecConfig, EncodecModel, GenerationConfig
 from smalle import SmallEForTextToSpeech
 from smalle.codec_smalle import EncodecCodec, SmallECodec, SmallECodecConfig
 from smalle.excitation_smalle import pulse_train, pulses_between
-from smalle.streaming_smalle import cut, sentences
+from smalle.streaming_smalle import HALF, cut, sentences
 from smalle.vocos_smalle import Vocos, VocosConfig
 
 SIZES = dict(
@@ -366,6 +366,14 @@ def test_an_async_stream_that_is_cancelled_works_no_more(speaker, model):
         return taken
 
     assert asyncio.run(leave()) == len(steps) < 300
+
+
+def test_the_model_takes_half_of_the_threads_and_leaves_the_callers_as_they_are(speaker, model):
+    before, seen = torch.get_num_threads(), []
+    for _ in range(3):  # each time the same
+        way = dict(seed=1, max_new_tokens=20, progress=lambda rows: seen.append(torch.get_num_threads()))
+        list(speaker.stream(model, "Nobody knew.", **way))
+    assert set(seen) == {min(before, HALF)} and torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("way", ["break", "close", "cancel"])
