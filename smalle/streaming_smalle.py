@@ -17,7 +17,7 @@ BREAKS = tuple(map(re.compile, (  # where a text may be cut, the best places fir
     r"(?<=,)\s+",
     r"\s+",
 )))  # fmt: skip
-HALF = max(1, torch.get_num_threads() // 2)  # of PyTorch's threads
+HALF = max(1, torch.get_num_threads() // 2)  # of PyTorch's threads at import: new threads take what the last one set
 LONGEST = 100  # characters of a piece, about 6 seconds: models are trained on utterances, not on chapters
 
 

@@ -1,4 +1,5 @@
-"""A crowd of speakers for a plan of Kokoro: what a voice has to hear of many to take on a stranger's.
+"""A crowd of speakers for a plan of Kokoro. Alone they did not teach cloning (docs/training-log.md): heard for seconds
+each, they are hardly nearer to themselves than strangers.
 
 Kokoro's own 54 voices are few, and blends of them stay near their middle. A voice is two halves, how it sounds and how
 it is spoken. Here the first comes from two voices of any language, pushed apart or mixed, the second from an English

@@ -9,11 +9,11 @@ OUT is a plan as any synthesizer here takes it (train.fast_voices, train.synthes
 import argparse
 import collections
 import json
-import os
 import pathlib
 
 from .audio import metadata_rows
 from .hearing import words
+from .texts import write_whole
 
 ROUNDS = 40  # after each fortieth of the plan its words count as known
 
@@ -42,9 +42,7 @@ def main():
     if not known:
         raise ValueError(f"--known {' '.join(map(str, arguments.known))}: no recordings there, so all words are new.")
     order = list(new_words_first([row["text"] for row in rows], known))
-    partial = arguments.out.with_name(f"{arguments.out.name}.partial")
-    partial.write_text("".join(json.dumps(rows[n], ensure_ascii=False) + "\n" for n in order), encoding="utf-8")
-    os.replace(partial, arguments.out)
+    write_whole(arguments.out, "".join(json.dumps(rows[n], ensure_ascii=False) + "\n" for n in order))
     print(f"{len(order)} of {len(rows)} texts are new, in {arguments.out}")
 
 

@@ -2,7 +2,7 @@
 
 A row of the plan: {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speaker": "mix1", "voice": {"af_heart": 0.6,
 "am_adam": 0.4}, "speed": 1.0}; phonemes in the misaki alphabet, voice weights of any sign; "prosody", weights as
-well, where it is not spoken as it sounds. --voices and --crowd speak the plan's texts by other speakers. Writes
+well, where it is not spoken as it sounds. --voices or --crowd speak the plan's texts by other speakers. Writes
 OUT/<speaker>/<id>.wav (16 bit, mono, 24 kHz) and OUT/metadata.jsonl. Rows are taken in the plan's order; a row whose
 file exists is skipped, so that a run that was stopped by its time limit goes on where it ended.
 """
@@ -289,8 +289,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("plan", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--weights", type=Path, required=True, help="folder written by python -m train.kokoro")
-    parser.add_argument("--voices", nargs="+", help="speak the plan in these voices alone, in turn")
-    parser.add_argument("--crowd", type=int, metavar="SPEAKERS",
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument("--voices", nargs="+", help="speak the plan in these voices alone, in turn")
+    others.add_argument("--crowd", type=int, metavar="SPEAKERS",
                         help="speak three short texts of the plan by each of so many speakers (train.crowd)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"),

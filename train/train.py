@@ -31,6 +31,7 @@ from .clock import Clock
 from .corruption import corrupt, own_steps, scheduled
 from .data import CodesDataset, Collator, SpeakerBatchSampler
 from .ema import EMACallback
+from .evaluate import write_text
 from .samples import Samples
 
 
@@ -201,7 +202,7 @@ def check_keys(recipe):
 def write_recipe(recipe, path, folder):
     """The recipe as it was run, with all overrides, under the name of its file into a folder."""
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    (pathlib.Path(folder) / pathlib.Path(path).name).write_text(text, encoding="utf-8")
+    write_text(pathlib.Path(folder, pathlib.Path(path).name), text)
 
 
 def read_arguments(training):

@@ -14,8 +14,8 @@ def test_texts_with_words_that_were_not_said_come_first_and_said_ones_never():
 
 def test_words_of_what_comes_first_are_known_then(monkeypatch):
     monkeypatch.setattr(new_words, "ROUNDS", 100)  # one text a round
-    order = list(new_words.new_words_first(["Badger badger.", "Badger!", "Weasel hat."], ["A dog."]))
-    assert order[:2] in ([2, 0], [2, 1], [0, 2], [1, 2])
+    texts = ["Badger mole.", "Mole badger.", "Weasel dog."]  # of these alone the second would come before the third
+    assert list(new_words.new_words_first(texts, ["A dog."])) == [0, 2, 1]
 
 
 def test_one_command_makes_a_plan_of_the_rest(tmp_path, monkeypatch, capsys):
