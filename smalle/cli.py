@@ -28,7 +28,7 @@ def parse(arguments=None):
                      help="speak at once: wav to standard output; on a terminal, to a player")  # fmt: skip
     say.add_argument("--voice", help="a preset of the model, or a voice file")
     say.add_argument("--clone", metavar="AUDIO", help="recording of a voice to speak with, 3 to 10 seconds")
-    say.add_argument("--clone-text", metavar="TEXT", help="what that recording says")
+    say.add_argument("--clone-text", metavar="TEXT", help="what that recording says: speech goes on from it; without, it tells who speaks alone")
     default = os.environ.get("SMALLE_MODEL", str(DEFAULT_MODEL))
     say.add_argument("--model", default=default, help="folder or Hub name")
     say.add_argument("--seed", type=int, default=0, help="another seed, another reading (default: %(default)s)")
@@ -64,8 +64,8 @@ def check(arguments):
         if odd or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
             raise ValueError(f"{output} cannot be written: expected a file in a folder that exists and may be written; "
                              "--stream writes into a pipe.")  # fmt: skip
-    if (arguments.clone is None) != (arguments.clone_text is None):
-        raise ValueError("--clone and --clone-text go together: the recording and what it says.")
+    if arguments.clone is None and arguments.clone_text is not None:
+        raise ValueError("--clone-text is what a recording says: name that with --clone.")
     if arguments.clone is not None and arguments.voice is not None:
         raise ValueError("--voice and --clone exclude each other: give one voice.")
     check_model(arguments.model)

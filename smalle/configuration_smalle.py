@@ -74,6 +74,8 @@ class SmallEConfig(PreTrainedConfig):
         position_theta: slowest wavelength of those positions, in units of 2 pi tokens.
         position_gain: scale of the normalised output of that block, how sharply it looks up positions; None: neither
             norm nor scale, the paper's equation as it stands.
+        speaker_layers: transformer layers that read a recording of the speaker into a vector beside the text
+            (`speaker_smalle`); 0: none, and voices are prompts and states alone, as in the paper.
         num_codebooks, codebook_size, frame_rate, sampling_rate: the audio codec; frames and samples per second.
         tie_word_embeddings: the head's weight is that of the audio embedding.
         max_text_tokens, max_audio_frames: limits of one input; longer ones are refused.
@@ -114,6 +116,7 @@ class SmallEConfig(PreTrainedConfig):
     position_intermediate_size: int | None = None
     position_theta: float = 10000.0
     position_gain: float | None = 8.0
+    speaker_layers: int = 0
     num_codebooks: int = 4
     codebook_size: int = 1024
     frame_rate: float = 75.0
@@ -159,9 +162,11 @@ class SmallEConfig(PreTrainedConfig):
                     "decoder_layers", "position_size", "position_layers", "position_heads", "num_codebooks",
                     "codebook_size", "frame_rate", "sampling_rate", "max_text_tokens", "max_audio_frames")  # fmt: skip
         check_positive(self, positive)
-        for name in ("text_layers", "audio_encoder_layers", "audio_decoder_layers"):
+        for name in ("text_layers", "audio_encoder_layers", "audio_decoder_layers", "speaker_layers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more.")
+        if self.speaker_layers and self.architecture == "decoder-only":
+            raise ValueError(f"speaker_layers={self.speaker_layers}: expected 0 of a decoder-only transformer.")
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"dropout={self.dropout}: expected a share, 0 to 1.")
         if self.hidden_size % (2 * self.num_attention_heads):

@@ -6,7 +6,7 @@ from transformers import GenerationMixin
 from transformers.generation import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
 
 from .alignment_smalle import monotonicity
-from .checks_smalle import check_initial_state, check_prompt, check_text
+from .checks_smalle import check_initial_state, check_recording, check_text
 from .configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL
 from .delay_smalle import delay, undelay, undelay_steps
 from .generation_config_smalle import speech_config
@@ -17,7 +17,8 @@ from .sampling_smalle import REPETITION_WINDOW, draw, penalise_repetition, sampl
 UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
 NO_CODE = -1  # fills `sequences` after the end of a row
 INPUTS = ("input_ids", "attention_mask", "audio_codes", "audio_attention_mask", "past_key_values",
-          "unprompted_input_ids", "unprompted_attention_mask", "initial_state")  # fmt: skip
+          "unprompted_input_ids", "unprompted_attention_mask", "initial_state", "speaker_codes",
+          "speaker_attention_mask")  # fmt: skip
 
 
 def guide(logits, scales):
@@ -92,7 +93,8 @@ class SmallEGenerationMixin(GenerationMixin):
     def generate(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
                  past_key_values=None, generation_config=None, seed=None, output_alignments=False, progress=None,
                  logits_processor=None, stopping_criteria=None, unprompted_input_ids=None,
-                 unprompted_attention_mask=None, initial_state=None, **kwargs):  # fmt: skip
+                 unprompted_attention_mask=None, initial_state=None, speaker_codes=None, speaker_attention_mask=None,
+                 **kwargs):  # fmt: skip
         """Speaks: samples, or is greedy with do_sample=False.
 
         Args:
@@ -116,6 +118,8 @@ class SmallEGenerationMixin(GenerationMixin):
             unprompted_input_ids, unprompted_attention_mask (B, M): the text alone, without the prompt's transcript;
                 needed for voice_guidance_scale.
             initial_state (B, S): a tuned voice, the state in which speech begins (`initial_state_smalle`).
+            speaker_codes (B, P, Q), speaker_attention_mask (B, P): undelayed codes of a recording of who is to speak,
+                which is not gone on with, for models with a speaker encoder; rows without: that of their prompt.
 
         Returns:
             codes (B, T, Q), or `SmallEGenerateOutput` with return_dict_in_generate=True.
@@ -130,10 +134,9 @@ class SmallEGenerationMixin(GenerationMixin):
         state = past_key_values
         if state is None:
             unprompted = (unprompted_input_ids, unprompted_attention_mask)
-            state = self._start(
-                config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted, initial_state
-            )
-        elif input_ids is not None or audio_codes is not None or initial_state is not None:
+            recordings = (audio_codes, audio_attention_mask), (speaker_codes, speaker_attention_mask)
+            state = self._start(config, input_ids, attention_mask, *recordings, unprompted, initial_state)
+        elif any(x is not None for x in (input_ids, audio_codes, initial_state, speaker_codes)):
             raise ValueError("past_key_values= goes on with a former text: give that, or input_ids and a voice.")
         elif not hasattr(state, "remaining"):
             raise ValueError(f"past_key_values is {type(state).__name__}: expected that of an output of generate().")
@@ -271,19 +274,22 @@ class SmallEGenerationMixin(GenerationMixin):
             logits = torch.cat((first[:, None], logits[:, 1:]), 1)
         return logits
 
-    def _start(self, config, input_ids, attention_mask, audio_codes, audio_attention_mask, unprompted, initial_state):
+    def _start(self, config, input_ids, attention_mask, prompt, speaker, unprompted, initial_state):
         """The state of new texts, and of a branch for each guidance, before the first new step."""
         if input_ids is None:
             raise ValueError("generate() needs input_ids (a text) or past_key_values (of a former output).")
         check_text(input_ids, attention_mask, self.config)
         batch = len(input_ids)
-        voices = self._prompts(batch, audio_codes, audio_attention_mask)
+        voices = self._recordings(batch, *prompt)
+        speaker = self._speaker(batch, voices, *speaker)
+        speakers = [speaker]
         check_initial_state(initial_state, batch)
         texts, prompts, states, branches = [(input_ids, attention_mask)], list(voices), [initial_state], []
         if config.guidance_scale != 1:
             marks = input_ids.new_tensor([self.config.bos_token_id, self.config.eos_token_id])
             texts.append((marks.expand(batch, -1), None))  # a dropped text, as in training
             prompts, states, branches = prompts + voices, [*states, initial_state], [*branches, "guidance_scale"]
+            speakers.append(speaker)
         if config.voice_guidance_scale != 1:
             if unprompted[0] is None or len(unprompted[0]) != batch:
                 raise ValueError(
@@ -294,10 +300,12 @@ class SmallEGenerationMixin(GenerationMixin):
             texts.append(unprompted)
             prompts, branches = prompts + [voice[:0] for voice in voices], [*branches, "voice_guidance_scale"]
             states.append(None if initial_state is None else torch.zeros_like(initial_state))
+            speakers.append(None if speaker is None else torch.zeros_like(speaker))
         initial_state = None if initial_state is None else torch.cat(states)
-        return self._read(*join_texts(texts, self.config.pad_token_id), prompts, tuple(branches), initial_state)
+        speaker = None if speaker is None else torch.cat(speakers)
+        return self._read(*join_texts(texts, self.config.pad_token_id), prompts, tuple(branches), initial_state, speaker)
 
-    def _read(self, input_ids, attention_mask, prompts, branches, initial_state):
+    def _read(self, input_ids, attention_mask, prompts, branches, initial_state, speaker):
         """Reads texts (G·B, N) and prompts, all but the prompts' last step."""
         num_codebooks, batch = self.config.num_codebooks, len(prompts) // (1 + len(branches))
         grids = [delay(prompt, UNKNOWN) for prompt in prompts]
@@ -308,7 +316,7 @@ class SmallEGenerationMixin(GenerationMixin):
         newest = longest - num_codebooks
         start = torch.tensor([longest - len(x) for x in grids], device=input_ids.device)
         mask = torch.arange(newest, device=input_ids.device) >= start[:, None]
-        state = encode_text(self, input_ids, attention_mask, initial_state)
+        state = encode_text(self, input_ids, attention_mask, initial_state, speaker)
         if newest:
             steps = start_steps(self, state, False, again=True)
             steps.read(grid[:, :newest], mask)
@@ -319,10 +327,18 @@ class SmallEGenerationMixin(GenerationMixin):
             state, grid[:, newest : newest + 1], grid[:, newest + 1 :], remaining, history, branches=branches
         )
 
-    def _prompts(self, batch, codes, mask):
-        """Prompts as a list of (P, Q) codes, one for each text."""
+    def _speaker(self, batch, prompts, codes, mask):
+        """Who speaks, (B, D): of the recording of each row (B, P, Q), else of its prompt (P, Q); None without encoder."""
+        if not self.config.speaker_layers:
+            return self.model.encode_speaker(codes)  # which refuses any
+        heard = [one if len(one) else prompt for one, prompt in zip(self._recordings(batch, codes, mask, "speaker"), prompts)]
+        padded = torch.nn.utils.rnn.pad_sequence(heard, batch_first=True, padding_value=UNKNOWN)
+        return self.model.encode_speaker(padded.clamp(min=0), padded[..., 0] != UNKNOWN)
+
+    def _recordings(self, batch, codes, mask, prefix="audio"):
+        """Recordings as a list of (P, Q) codes, one for each text."""
         if codes is None:
             codes = torch.zeros(batch, 0, self.config.num_codebooks, dtype=torch.long, device=self.device)
-        check_prompt(codes, mask, batch, self.config)
+        check_recording(codes, mask, batch, self.config, prefix)
         mask = torch.ones_like(codes[..., 0]) if mask is None else mask
         return [row[keep.bool()].long() for row, keep in zip(codes, mask)]

@@ -31,8 +31,19 @@ def drop_spans(codes, share, span=8):
 def misplace_spans(codes, share, span=10):
     """Puts what a row says elsewhere in the place of about a `share` of the steps of delayed codes (B, T, Q)."""
     elsewhere = codes.roll(int(torch.randint(2 * span, 10 * span, ())), 1)
-    said = ((codes >= NUM_AUDIO_SPECIALS) & (elsewhere >= NUM_AUDIO_SPECIALS)).all(-1)
-    return torch.where((spans(codes, share, span) & said)[..., None], elsewhere, codes)
+    return replace_spans(codes, elsewhere, share, span)
+
+
+def foreign_spans(codes, share, span=10):
+    """Puts what another row says in the place of about a `share` of the steps of delayed codes (B, T, Q)."""
+    others = codes.roll(int(torch.randint(1, max(2, len(codes)), ())), 0)
+    return replace_spans(codes, others, share, span)
+
+
+def replace_spans(codes, others, share, span):
+    """About a `share` of the steps of codes (B, T, Q) as `others` has them, in spans, where both say something."""
+    said = ((codes >= NUM_AUDIO_SPECIALS) & (others >= NUM_AUDIO_SPECIALS)).all(-1)
+    return torch.where((spans(codes, share, span) & said)[..., None], others, codes)
 
 
 @torch.no_grad()
@@ -51,7 +62,9 @@ def own_steps(model, inputs, share, temperature=0.8, span=8):
 
 
 def corrupt(codes, objective):
-    """What a recipe's `objective` asks for: `misplaced` and `audio_dropout`, shares of the steps."""
+    """What a recipe's `objective` asks for: `foreign`, `misplaced` and `audio_dropout`, shares of the steps."""
+    if objective.get("foreign"):
+        codes = foreign_spans(codes, objective["foreign"])
     if objective.get("misplaced"):
         codes = misplace_spans(codes, objective["misplaced"])
     if objective.get("audio_dropout"):

@@ -59,13 +59,18 @@ class CodesDataset(torch.utils.data.Dataset):
     An item is (text, codes (T, Q), words (W, 2): seconds at which each word begins and ends, NaN where unknown) of the
     utterances in a tuple, joined.
     Joined utterances teach the model to go on in the voice of a prompt, and to read long texts.
+    With `heard` frames an item has a fourth part, up to so many frames (P, Q) of another utterance of the speaker, or
+    of one of these where there is no other.
     """
 
-    def __init__(self, path, num_codebooks, frame_rate, cache=None):
-        self.num_codebooks, self.frame_rate = num_codebooks, frame_rate
+    def __init__(self, path, num_codebooks, frame_rate, cache=None, heard=0):
+        self.num_codebooks, self.frame_rate, self.heard = num_codebooks, frame_rate, heard
         table = read_table(path, cache)
         self.texts, self.words, self.codes = (table.column(name) for name in ("text", "words", "codes"))
         self.speakers = table.column("speaker").to_pylist()
+        self.by_speaker = {}
+        for index, speaker in enumerate(self.speakers):
+            self.by_speaker.setdefault(speaker, []).append(index)
         self.lengths = pyarrow.compute.list_value_length(self.codes).to_numpy() // num_codebooks
         seconds = pyarrow.compute.sum(table.column("duration")).as_py()
         if abs(self.lengths.sum() / frame_rate - seconds) > 0.2 * seconds:
@@ -88,7 +93,17 @@ class CodesDataset(torch.utils.data.Dataset):
         texts, codes, words = zip(*map(self._utterance, utterances))
         starts = np.cumsum([0, *(len(one) for one in codes[:-1])]) / self.frame_rate
         words = np.concatenate([one + np.float32(start) for one, start in zip(words, starts)])
-        return " ".join(texts), torch.from_numpy(np.concatenate(codes).astype(np.int64)), words
+        item = " ".join(texts), torch.from_numpy(np.concatenate(codes).astype(np.int64)), words
+        return (*item, self._heard(utterances)) if self.heard else item
+
+    def _heard(self, utterances):
+        """A piece of a recording of who speaks these, (P, Q): the utterances fix which, so that a resumed run sees it."""
+        rng, spoken = random.Random(f"heard {utterances}"), self.by_speaker[self.speakers[utterances[0]]]
+        others = [index for index in rng.sample(spoken, min(len(spoken), len(utterances) + 1)) if index not in utterances]
+        codes = self._utterance(others[0] if others else utterances[0])[1]
+        length = rng.randint(min(len(codes), self.heard) // 2, min(len(codes), self.heard))
+        begin = rng.randint(0, len(codes) - length)
+        return torch.from_numpy(codes[begin : begin + length].astype(np.int64))
 
 
 class SpeakerBatchSampler:
@@ -150,12 +165,12 @@ class Collator:
 
     Beside it token_windows (B, N, 2), the frames in which each token is read, for the loss on the maps of the text.
     text_dropout: share of samples whose text is left out, which lets generation be guided by the text; the batch seeds
-    which, so that a resumed run leaves out the same.
+    which, so that a resumed run leaves out the same. speaker_dropout: likewise of samples that do not hear who speaks.
     """
 
-    def __init__(self, tokenizer, num_codebooks, frame_rate, text_dropout=0.0):
+    def __init__(self, tokenizer, num_codebooks, frame_rate, text_dropout=0.0, speaker_dropout=0.0):
         self.tokenizer, self.num_codebooks, self.frame_rate = tokenizer, num_codebooks, frame_rate
-        self.text_dropout = text_dropout
+        self.text_dropout, self.speaker_dropout = text_dropout, speaker_dropout
 
     def _windows(self, text, words, offsets):
         """(N, 2) of the padded tokens; endless where the text was left out."""
@@ -169,10 +184,10 @@ class Collator:
         text = self.tokenizer(
             texts, padding=True, padding_side="right", return_tensors="pt", return_offsets_mapping=True
         )
-        windows = [self._windows(t, words, o) for t, (*_, words), o in zip(texts, samples, text["offset_mapping"])]
+        windows = [self._windows(t, sample[2], o) for t, sample, o in zip(texts, samples, text["offset_mapping"])]
         windows = torch.stack(windows).masked_fill(text["attention_mask"][..., None] == 0, torch.inf)  # never read
         grids = []
-        for _, codes, _ in samples:
+        for _, codes, *_ in samples:
             grid = delay(codes)
             grids.append(torch.cat((grid, grid.new_full((1, self.num_codebooks), AUDIO_TAIL))))
         longest = max(map(len, grids))
@@ -186,5 +201,14 @@ class Collator:
         return {
             "input_ids": text["input_ids"], "attention_mask": text["attention_mask"],
             "token_windows": windows, "audio_codes": inputs[:, :-1],
-            "audio_attention_mask": mask.long(), "labels": labels[:, 1:],
+            "audio_attention_mask": mask.long(), "labels": labels[:, 1:], **self._heard(samples, rng),
         }  # fmt: skip
+
+    def _heard(self, samples, rng):
+        """The pieces of the speakers' recordings, padded, and their mask; nothing where samples have none."""
+        if len(samples[0]) < 4:
+            return {}
+        pieces = torch.nn.utils.rnn.pad_sequence([heard for *_, heard in samples], batch_first=True, padding_value=-1)
+        mask = pieces[..., 0] >= 0
+        mask &= torch.tensor([[rng.random() >= self.speaker_dropout] for _ in samples])
+        return {"speaker_codes": pieces.clamp(min=0), "speaker_attention_mask": mask.long()}

@@ -85,7 +85,7 @@ def read_sentences(path: Path) -> list[Utterance]:
 
 
 def read_prompts(path: Path) -> list[Utterance]:
-    """Rows {"audio", "audio_text", "text", "reference"?}, paths relative to the manifest. ValueError names the line."""
+    """Rows {"audio", "audio_text"?, "text", "reference"?}, paths relative to the manifest. ValueError names the line."""
     utterances = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
@@ -93,9 +93,9 @@ def read_prompts(path: Path) -> list[Utterance]:
         try:
             row = json.loads(line)
             files = {key: path.parent.resolve() / row[key] for key in ("audio", "reference") if row.get(key)}
-            utterance = Utterance(row["text"], files["audio"], row["audio_text"], files.get("reference"))
+            utterance = Utterance(row["text"], files["audio"], row.get("audio_text"), files.get("reference"))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f'{path}, line {number}: expected a JSON object with "audio", "audio_text" and "text"; '
+            raise ValueError(f'{path}, line {number}: expected a JSON object with "audio", "text" and maybe "audio_text"; '
                              f"got {line[:60]!r}") from error
         for file in files.values():
             if not file.is_file():
@@ -363,7 +363,7 @@ def arguments() -> argparse.ArgumentParser:
                         help='text file, one sentence a line; or .jsonl, rows {"text", "reference"?}')
     parser.add_argument("out", type=Path, help="folder that gets the folder of this run")
     parser.add_argument("--clone", type=Path, metavar="MANIFEST",
-                        help='rows {"audio", "audio_text", "text", "reference"?}')
+                        help='rows {"audio", "audio_text"?, "text", "reference"?}')
     parser.add_argument("--voice", help="one of the checkpoint's voices; its default otherwise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8, help="clones and streams are made one by one")

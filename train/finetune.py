@@ -9,7 +9,7 @@ LoRA, `adapter.scale` of its changes is kept, which reads better than all of the
 2109.01903). Where `objective` needs to know when each word is said, BASE tells it (train.align).
 
 OUT is small: voices/NAME.safetensors, a voice as any other, and with LoRA also the adapter in PEFT's form; its voice is
-that speech begins with nothing. --whole FOLDER gets a whole checkpoint, BASE with the adapter merged into it and NAME
+that speech begins with nothing. A model with a speaker encoder hears one of the recordings beside it. --whole FOLDER gets a whole checkpoint, BASE with the adapter merged into it and NAME
 as its default voice; with --codec, BASE's codec gives way to that one, whose decoder was tuned.
 """
 
@@ -34,6 +34,9 @@ from .assemble import save_half
 from .data import CodesDataset, Collator
 from .prepare import prepare, write
 from .train import build_trainer, read_recipe, write_recipe
+
+
+HEARD = 6.0  # seconds of the recording that tells a model with a speaker encoder who speaks
 
 
 class TunedState(nn.Module):
@@ -106,11 +109,21 @@ def split_rows(rows, count):
     return [row for row in rows if row["text"] not in held_out], [row for row in rows if row["text"] in held_out]
 
 
+def row_of(rows, seconds):
+    """The recording that is nearest to so many seconds."""
+    return min(rows, key=lambda row: abs(row["duration"] - seconds))
+
+
+def codes_of(row, processor):
+    """The codes (P, Q) of a recording."""
+    return torch.from_numpy(row["codes"].astype(np.int64)).view(-1, processor.codec.num_codebooks)
+
+
 def example_of(rows, processor, seconds=4.0):
     """Inputs of the model for one recording, of about so many seconds."""
-    row = min(rows, key=lambda row: abs(row["duration"] - seconds))
-    codes = torch.from_numpy(row["codes"].astype(np.int64)).view(-1, processor.codec.num_codebooks)
-    return {**processor.tokenizer([row["text"]], return_tensors="pt"), "audio_codes": delay(codes)[None]}
+    row = row_of(rows, seconds)
+    tokens = processor.tokenizer([row["text"]], return_tensors="pt")
+    return {**tokens, "audio_codes": delay(codes_of(row, processor))[None]}
 
 
 def finetune(recipe, corpus, base, speaker=None, most=None):
@@ -137,9 +150,10 @@ def finetune(recipe, corpus, base, speaker=None, most=None):
         trainer.train()
         model = trainer.model if adapter["method"] == "state" else soften(trainer.model, scale)
         losses.append(trainer.evaluate()["eval_loss"])
-    if isinstance(model, TunedState):
-        return model.model.eval(), Voice(state=model.state.tensors), losses
-    return model.eval(), Voice(state=TunedState(model, 1, example).state.tensors), losses
+    tuned = model if isinstance(model, TunedState) else TunedState(model, 1, example)
+    model = tuned.model.eval()
+    heard = {"codes": codes_of(row_of(train, HEARD), processor), "codec": processor.codec.identity}
+    return model, Voice(state=tuned.state.tensors, **(heard if model.config.speaker_layers else {})), losses
 
 
 def write_adapter(model, voice, name, out):

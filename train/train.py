@@ -50,9 +50,10 @@ MAP_LOSSES = {"alignment": mean_window_loss, "forward_sum": mean_forward_sum}
 
 
 KEYS = {  # what the parts of a recipe may hold; the Trainer and the model check theirs
-    "data": {"tokenizer", "train", "eval", "cache", "frames_per_batch", "max_seconds", "single", "eval_batches"},
+    "data": {"tokenizer", "train", "eval", "cache", "frames_per_batch", "max_seconds", "single", "eval_batches",
+             "speaker_seconds"},
     "objective": {"codebook_weights", "alignment_weight", "forward_sum_weight", "timed_rows", "text_dropout",
-                  "audio_dropout", "misplaced", "own_steps", "ema"},
+                  "speaker_dropout", "audio_dropout", "misplaced", "foreign", "own_steps", "ema"},
 }  # fmt: skip
 
 
@@ -263,7 +264,8 @@ def check_objective(objective, config):
 
 def read_data(data, config, arguments):
     """Codes to train on and to evaluate on, the batches of this process, and those of the evaluation."""
-    codes = config.num_codebooks, config.frame_rate, data.get("cache")
+    heard = int(data.get("speaker_seconds", 4.0) * config.frame_rate) if config.speaker_layers else 0
+    codes = config.num_codebooks, config.frame_rate, data.get("cache"), heard
     train, evaluation = (CodesDataset(data[name], *codes) for name in ("train", "eval"))
     sizes = data["frames_per_batch"], int(data["max_seconds"] * config.frame_rate)
     sampler = SpeakerBatchSampler(train.lengths, train.speakers, *sizes, arguments.seed, data["single"],
@@ -303,7 +305,8 @@ def build_trainer(recipe, adapt=None):
         model=model, args=arguments, train_dataset=train, eval_dataset=evaluation, sampler=sampler,
         eval_sampler=eval_batches, objective=objective, clock=clock, ema=ema, processing_class=tokenizer,
         callbacks=[callback for callback in (ema, clock, samples) if callback],
-        data_collator=Collator(tokenizer, config.num_codebooks, config.frame_rate, objective["text_dropout"]),
+        data_collator=Collator(tokenizer, config.num_codebooks, config.frame_rate, objective["text_dropout"],
+                               objective.get("speaker_dropout", 0.0)),
     )  # fmt: skip
     if arguments.world_size > 1:
         torch.manual_seed(arguments.seed + arguments.process_index)  # what is dropped differs; the weights are made

@@ -58,17 +58,19 @@ def check_text(ids, mask, config, prefix="", look=True):
         )
 
 
-def check_prompt(codes, mask, batch, config):
-    """ValueError unless codes (B, P, Q) and mask (B, P) are undelayed codes that the model can go on from."""
-    shape, meaning = (batch, None, config.num_codebooks), "undelayed codes with one prompt for each text"
-    check_tensor("audio_codes", codes, shape, INTEGERS, f"{meaning}, (batch, frames, {config.num_codebooks})")
-    check_mask("audio_attention_mask", mask, codes)
+def check_recording(codes, mask, batch, config, prefix="audio", look=True):
+    """ValueError unless codes (B, P, Q) and mask (B, P) are undelayed codes of recordings, for each text one."""
+    shape, meaning = (batch, None, config.num_codebooks), "undelayed codes with one recording for each text"
+    check_tensor(f"{prefix}_codes", codes, shape, INTEGERS, f"{meaning}, (batch, frames, {config.num_codebooks})")
+    check_mask(f"{prefix}_attention_mask", mask, codes, look)
     if codes.shape[1] > config.max_audio_frames:
-        raise ValueError(f"The prompt has {codes.shape[1]} frames, the limit is {config.max_audio_frames}: shorten it.")
-    heard = codes if mask is None else codes[mask.bool()]
-    if heard.numel() and (heard.min() < 0 or heard.max() >= config.codebook_size):
         raise ValueError(
-            f"audio_codes holds {int(heard.min())}..{int(heard.max())}: expected codes of "
+            f"{prefix}_codes has {codes.shape[1]} frames, the limit is {config.max_audio_frames}: shorten the voice."
+        )
+    heard = codes if mask is None or not look else codes[mask.bool()]
+    if look and heard.numel() and (heard.min() < 0 or heard.max() >= config.codebook_size):
+        raise ValueError(
+            f"{prefix}_codes holds {int(heard.min())}..{int(heard.max())}: expected codes of "
             f"0..{config.codebook_size - 1}. Was the voice made with another codec?"
         )
 

@@ -12,14 +12,24 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention_smalle import CROSS_ATTENTIONS
-from .checks_smalle import check_delayed, check_initial_state, check_labels, check_maps, check_text, rows_of, visible
-from .configuration_smalle import AUDIO_PAD, SmallEConfig
+from .checks_smalle import (
+    check_delayed,
+    check_initial_state,
+    check_labels,
+    check_maps,
+    check_recording,
+    check_text,
+    rows_of,
+    visible,
+)
+from .configuration_smalle import AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
 from .generation_smalle import SmallEGenerationMixin
 from .hub_smalle import HubMixin
 from .initial_state_smalle import split_state
 from .layers_smalle import LinearAttentionBlock, TransformerLayer, final_norm, rotary
 from .loss_smalle import IGNORED, cross_entropy
 from .peft_smalle import LORA_TARGETS, register_lora_targets
+from .speaker_smalle import SpeakerEncoder
 from .state_smalle import SmallEState, State
 from .transformer_smalle import CausalTransformer
 
@@ -96,6 +106,8 @@ class SmallEModel(SmallEPreTrainedModel):
             )
             self.text_norm = final_norm(config, "text", size)
         self.audio_embedding = nn.Embedding(config.num_codebooks * config.audio_vocab_size, size)
+        if config.speaker_layers:
+            self.speaker_encoder = SpeakerEncoder(config)
         if self.decoder_only:
             self.transformer = CausalTransformer(config)
         else:
@@ -118,10 +130,25 @@ class SmallEModel(SmallEPreTrainedModel):
     def set_input_embeddings(self, value):
         self.text_embedding = value
 
-    def encode_text(self, input_ids, attention_mask=None, initial_state=None):
+    def encode_speaker(self, speaker_codes, speaker_attention_mask=None):
+        """Undelayed codes of a recording (B, P, Q) and their mask (B, P) to a vector of who speaks (B, D); zero for a
+        row of which nothing is heard. None without codes. Raises ValueError where the model has no speaker encoder."""
+        if speaker_codes is None:
+            return None
+        if not self.config.speaker_layers:
+            raise ValueError(
+                "speaker_codes: this model has no speaker encoder and takes voices from prompts: give audio_codes, or "
+                "the processor what the recording says (audio_text)."
+            )
+        mask = torch.ones_like(speaker_codes[..., 0]) if speaker_attention_mask is None else speaker_attention_mask
+        embedded = self.embed_audio(speaker_codes.long() + NUM_AUDIO_SPECIALS)
+        return self.speaker_encoder(embedded, mask)
+
+    def encode_text(self, input_ids, attention_mask=None, initial_state=None, speaker=None):
         """Text (B, N) to a fresh state. attention_mask (B, N): 1 where there is text, 0 on padding, either side.
 
         initial_state (B, S): a voice, where the recurrent states begin (`initial_state_smalle`); else at zero.
+        speaker (B, D): who speaks, of `encode_speaker`.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask, x = mask.bool(), self.text_embedding(input_ids)
@@ -136,10 +163,14 @@ class SmallEModel(SmallEPreTrainedModel):
         for layer in self.text_encoder:
             x, _, _ = layer(x, mask[:, None, None], cos, sin)
         keys, values, positions = self.cross_attention.encode_text(self.text_norm(x), mask)
-        return self.text_state(mask, keys, values, positions, initial_state)
+        return self.text_state(mask, keys, values, positions, initial_state, speaker)
 
-    def text_state(self, text_mask, text_keys, text_values, positions=None, initial_state=None):
-        """The state of a text that was read and that nothing was said for, of its tensors as `SmallEState` has them."""
+    def text_state(self, text_mask, text_keys, text_values, positions=None, initial_state=None, speaker=None):
+        """The state of a text that was read and that nothing was said for, of its tensors as `SmallEState` has them.
+
+        A map's weights add up to 1, so a speaker (B, D) added to all values is added to what each step reads."""
+        if speaker is not None:
+            text_values = text_values + speaker[:, None].to(text_values.dtype)
         steps = text_mask.new_zeros(len(text_mask), dtype=torch.long) if self.config.cross_rotary_size else None
         state = SmallEState(text_keys, text_values, positions, text_mask, steps=steps)
         if initial_state is None:
@@ -162,7 +193,7 @@ class SmallEModel(SmallEPreTrainedModel):
     @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
                 past_key_values=None, use_cache=None, output_attentions=None, output_hidden_states=None,
-                initial_state=None, text_maps=None, **kwargs):  # fmt: skip
+                initial_state=None, text_maps=None, speaker_codes=None, speaker_attention_mask=None, **kwargs):  # fmt: skip
         """One pass over delayed audio codes.
 
         Args:
@@ -171,6 +202,8 @@ class SmallEModel(SmallEPreTrainedModel):
             audio_attention_mask (B, T): 0 on padding; a padded step leaves every state untouched.
             past_key_values: state of a former call, to go on from there.
             initial_state (B, S): a tuned voice, the state to begin a text in (`initial_state_smalle`).
+            speaker_codes (B, P, Q), speaker_attention_mask (B, P): a recording of the speaker, undelayed codes, for models with
+                a speaker encoder; a row of zeros in the mask: nobody's.
             output_attentions, output_hidden_states: see `SmallEModelOutput`; the decoder-only model has no maps.
             text_maps (B, T, N), in training: where in the text each step reads, in place of the model's own map; steps
                 of zeros are left to it.
@@ -186,8 +219,9 @@ class SmallEModel(SmallEPreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if audio_codes is None or (input_ids is None) == (past_key_values is None):
             raise ValueError("Give audio_codes and either input_ids (a new text) or past_key_values (its state).")
-        if initial_state is not None and past_key_values is not None:
-            raise ValueError("initial_state= begins a text, past_key_values= goes on with one: give one of them.")
+        for name, begins in {"initial_state": initial_state, "speaker_codes": speaker_codes}.items():
+            if begins is not None and past_key_values is not None:
+                raise ValueError(f"{name}= begins a text, past_key_values= goes on with one: give one of them.")
         if output_attentions and self.decoder_only:
             raise ValueError(
                 "output_attentions=True: a decoder-only transformer has no map of the text. Leave it out (and in "
@@ -195,11 +229,15 @@ class SmallEModel(SmallEPreTrainedModel):
             )
         state = past_key_values
         self._check(input_ids, attention_mask, audio_codes, audio_attention_mask, state, initial_state, text_maps)
+        if speaker_codes is not None:
+            look = visible(speaker_codes, speaker_attention_mask)
+            check_recording(speaker_codes, speaker_attention_mask, len(audio_codes), config, "speaker", look)
         x, attentions = self.embed_audio(audio_codes), None
         alone = state is None and initial_state is None and not use_cache and not output_hidden_states
         whole = self.decoder_only and alone
         if state is None and not whole:
-            state = self.encode_text(input_ids, attention_mask, initial_state)
+            speaker = self.encode_speaker(speaker_codes, speaker_attention_mask)
+            state = self.encode_text(input_ids, attention_mask, initial_state, speaker)
         if whole:
             hidden = self._read_whole(input_ids, attention_mask, x, audio_attention_mask)
         elif self.decoder_only:
@@ -268,7 +306,8 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
     @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None, labels=None,
                 past_key_values=None, use_cache=None, output_attentions=None, num_items_in_batch=None,
-                output_hidden_states=None, initial_state=None, text_maps=None, **kwargs):  # fmt: skip
+                output_hidden_states=None, initial_state=None, text_maps=None, speaker_codes=None, speaker_attention_mask=None,
+                **kwargs):  # fmt: skip
         """As `SmallEModel.forward`; with labels (B, T, Q), -100 ignored, also the mean cross-entropy over them.
 
         labels[:, t] is what follows audio_codes[:, t]. With `num_items_in_batch` the summed loss is divided by it,
@@ -276,7 +315,7 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         """
         out = self.model(
             input_ids, attention_mask, audio_codes, audio_attention_mask, past_key_values, use_cache, output_attentions,
-            output_hidden_states, initial_state, text_maps, return_dict=True,
+            output_hidden_states, initial_state, text_maps, speaker_codes, speaker_attention_mask, return_dict=True,
         )  # fmt: skip
         logits = self.head(out.last_hidden_state).unflatten(-1, (self.config.num_codebooks, -1))
         loss = None

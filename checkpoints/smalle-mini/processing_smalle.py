@@ -126,8 +126,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             voice: name of a preset, or path of a voice file, a recording's prompt or a tuned state; or a list with one
                 for each text.
             audio, audio_text, sampling_rate: a voice to clone: samples (L,) or (channels, L), path or bytes of a
-                recording, or a row of a data set (`voice_smalle.open_recording`); what it says; samples a second of a
-                waveform. Audio and text may be lists with one for each text.
+                recording, or a row of a data set (`voice_smalle.open_recording`); what it says, so that the model goes
+                on from it, or None, so that it hears who speaks and no more (models with a speaker encoder); samples a
+                second of a waveform. Audio and text may be lists with one for each text.
             unprompted: also return unprompted_input_ids, unprompted_attention_mask (B, M), the texts alone, which
                 `generate(voice_guidance_scale=...)` needs.
             normalize_text: False leaves text and audio_text as they are, for texts that are spelled out already or in
@@ -136,7 +137,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
         Returns:
             input_ids, attention_mask (B, N), left-padded; with a voice also audio_codes (B, P, Q), undelayed, and
-            audio_attention_mask (B, P), or where it is a tuned state initial_state (B, S), zeros for other rows.
+            audio_attention_mask (B, P), or where it is a tuned state initial_state (B, S), zeros for other rows, or
+            where it is a recording without its text speaker_codes (B, P, Q) and speaker_attention_mask (B, P).
         """
         settings = self._settings(kwargs)
         normalize_text = settings["text_kwargs"].pop("normalize_text")
@@ -192,8 +194,10 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     def _inputs(self, texts, prompts, unprompted, settings):
         """What `__call__` returns for texts as the tokenizer gets them and the `Voice` of each."""
         data = self._tokens([self._joined(*pair) for pair in zip(prompts, texts)], settings["text_kwargs"])
-        if any(prompt.codes is not None for prompt in prompts):
-            data.update(self._pad_prompts([prompt.codes for prompt in prompts]))
+        for name, with_text in {"audio": True, "speaker": False}.items():
+            recordings = [voice.codes if bool(voice.text) == with_text else None for voice in prompts]
+            if any(codes is not None for codes in recordings):
+                data.update(self._pad_recordings(recordings, name))
         if any(prompt.state for prompt in prompts):
             data["initial_state"] = self._states([prompt.state for prompt in prompts])
         if unprompted:
@@ -325,15 +329,16 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         return voice
 
     def encode_voice(self, audio, audio_text, sampling_rate=None, normalize_text=True):
-        """The `Voice` of a recording: its codes and transcript. See `__call__`."""
-        if not isinstance(audio_text, str) or not audio_text:
+        """The `Voice` of a recording: its codes, and its transcript where that is known. See `__call__`."""
+        if audio_text is not None and (not isinstance(audio_text, str) or not audio_text):
             raise ValueError(
-                f"audio_text={audio_text!r}: audio= needs what the recording says, for the model goes on from both."
+                f"audio_text={audio_text!r}: expected what the recording says, or None, where it is heard for its "
+                "voice alone."
             )
         waveform = to_waveform(audio, sampling_rate, self.sampling_rate)
         if not len(waveform):
             raise ValueError("audio has no sample at the model's rate: nothing to encode.")
-        text = self.read(audio_text, normalize_text)
+        text = "" if audio_text is None else self.read(audio_text, normalize_text)
         codes = self.codec.encode(torch.from_numpy(waveform)[None])[0].T.cpu()
         return Voice(codes, text, codec=self.codec.identity)
 
@@ -342,6 +347,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if is_one_recording(audio):
             return [self.encode_voice(audio, audio_text, sampling_rate, normalize_text)] * count
         said = list(audio_text) if isinstance(audio_text, (list, tuple)) else [audio_text]
+        said = [None] * len(audio) if audio_text is None else said
         if not len(audio) == len(said) == count:
             raise ValueError(
                 f"{len(audio)} recordings (audio) and {len(said)} transcripts (audio_text) for {count} texts: expected "
@@ -357,19 +363,19 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             raise ValueError(f"The voices' states have {sorted(sizes)} numbers: they were tuned for different models.")
         return torch.stack([torch.zeros(*sizes) if row is None else row for row in rows])
 
-    def _pad_prompts(self, prompts):
-        """Right-pads prompts (P, Q) of different lengths."""
-        longest = max(0 if codes is None else len(codes) for codes in prompts)
-        width, *others = {codes.shape[1] for codes in prompts if codes is not None}
+    def _pad_recordings(self, recordings, name):
+        """Right-pads recordings (P, Q) of different lengths: NAME_codes and NAME_attention_mask."""
+        longest = max(0 if codes is None else len(codes) for codes in recordings)
+        width, *others = {codes.shape[1] for codes in recordings if codes is not None}
         if others:
             raise ValueError(f"The voices have {[width, *others]} codebooks: they were made with different codecs.")
-        padded = torch.zeros(len(prompts), longest, width, dtype=torch.long)
-        mask = torch.zeros(len(prompts), longest, dtype=torch.long)
-        for row, codes in enumerate(prompts):
+        padded = torch.zeros(len(recordings), longest, width, dtype=torch.long)
+        mask = torch.zeros(len(recordings), longest, dtype=torch.long)
+        for row, codes in enumerate(recordings):
             if codes is not None:
                 padded[row, : len(codes)] = codes
                 mask[row, : len(codes)] = 1
-        return {"audio_codes": padded, "audio_attention_mask": mask}
+        return {f"{name}_codes": padded, f"{name}_attention_mask": mask}
 
     @torch.no_grad()
     def decode(self, codes, **kwargs):

@@ -232,7 +232,6 @@ SAID = {"audio_text": "So.", "sampling_rate": 24000}
         (["Hello.", 5], {}, "list of strings"),
         ("Hello.", {"return_tensors": "np"}, "'np'"),
         ("Hello.", {"speaker": "anna"}, "speaker"),
-        ("Hello.", {"audio": WAVE, "sampling_rate": 24000}, "audio_text"),
         ("Hello.", {"audio": WAVE, **SAID, "audio_text": "?!"}, "letter"),
         ("Hello.", {"audio": WAVE, "audio_text": "So."}, "sampling_rate"),
         ("Hello.", {"audio": WAVE, **SAID, "sampling_rate": 0}, "sampling_rate=0"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_PAD, NUM_AUDIO_SPECIALS
-from train.corruption import corrupt, drop_spans, misplace_spans, own_steps, scheduled
+from train.corruption import corrupt, drop_spans, foreign_spans, misplace_spans, own_steps, scheduled
 
 
 @pytest.fixture
@@ -42,10 +42,22 @@ def test_misplaced_spans_are_the_rows_own_codes_from_elsewhere(codes):
         assert torch.isin(said[steps][:, 0], row[:, 0]).all()
 
 
-def test_nothing_is_done_that_was_not_asked_for(codes):
+def test_foreign_spans_are_what_another_row_says_at_that_step(codes):
+    torch.manual_seed(1)
+    made = foreign_spans(codes, 0.3)
+    moved = changed(codes, made)
+    assert 0.15 < moved[4:].float().mean() < 0.35
+    assert not moved[:, :2].any() and not moved[:4, 400:].any()  # neither marks nor padding, on either side
+    for row, step in moved.nonzero().tolist():
+        assert (codes[:, step] == made[row, step]).all(-1).any()
+    assert torch.equal(foreign_spans(codes[:1], 0.3), codes[:1])  # there is nobody else
+
+
+@pytest.mark.parametrize("name", ["foreign", "misplaced", "audio_dropout"])
+def test_nothing_is_done_that_was_not_asked_for(codes, name):
     assert corrupt(codes, {}) is codes
     torch.manual_seed(1)
-    assert (corrupt(codes, {"misplaced": 0.2, "audio_dropout": 0.2}) != codes).any()
+    assert (corrupt(codes, {name: 0.2}) != codes).any()
 
 
 def test_own_steps_are_what_the_model_says_after_the_step_before(codes):

@@ -97,6 +97,41 @@ def test_joined_utterances_are_read_one_after_the_other(tmp_path, codes):
     assert np.isnan(words[0]).all() and words[1:] == pytest.approx(WORDS[0] + LENGTHS[2] / 50)
 
 
+@pytest.fixture
+def speakers(tmp_path, codes):
+    """Codes that name their utterance, 12 of anna's, one of ben's; pieces of up to 4 frames tell who speaks."""
+    rows = [
+        {"text": f"{'a' * (n % 5 + 1)} {'b' * n}", "speaker": "ben" if n == 12 else "anna", "duration": 0.16, "words": [],
+         "codes": np.full(24, n, "uint16")} for n in range(13)
+    ]  # fmt: skip
+    return CodesDataset(write(rows, tmp_path / "codes.parquet"), 3, 50.0, heard=4)
+
+
+def test_who_speaks_is_heard_in_another_utterance_where_there_is_one(speakers):
+    heard = {n: speakers[(n, (n + 1) % 12)][3] for n in range(12)}
+    assert all(2 <= len(piece) <= 4 and piece.shape[1] == 3 and (piece == piece[0]).all() for piece in heard.values())
+    assert all(int(piece[0, 0]) not in (n, (n + 1) % 12, 12) for n, piece in heard.items())
+    assert len({int(piece[0, 0]) for piece in heard.values()}) > 3
+    assert (speakers[(12,)][3] == 12).all()  # ben has no other
+    assert all(torch.equal(speakers[(n, (n + 1) % 12)][3], piece) for n, piece in heard.items())
+
+
+def test_a_batch_holds_what_is_heard_but_for_the_share_that_is_dropped(speakers, tiny_tokenizer):
+    samples = [speakers[(n,)] for n in range(12)]
+    batch = Collator(tiny_tokenizer, 3, 50.0)(samples)
+    for row, sample in enumerate(samples):
+        mask = batch["speaker_attention_mask"][row].bool()
+        assert torch.equal(batch["speaker_codes"][row][mask], sample[3])
+    collate, kept = Collator(tiny_tokenizer, 3, 50.0, speaker_dropout=0.3), []
+    for first in range(60):
+        some = [samples[(first * step + step) % 12] for step in range(4)]
+        kept.append(collate(some)["speaker_attention_mask"].any(1))
+        assert torch.equal(collate(some)["speaker_attention_mask"].any(1), kept[-1])
+    assert 0.55 < torch.cat(kept).float().mean() < 0.85
+    dropped = Collator(tiny_tokenizer, 3, 50.0, speaker_dropout=1.0)(samples)
+    assert not dropped["speaker_attention_mask"].any()
+
+
 def test_windows_follow_the_words_and_meet_between_them(tiny_tokenizer):
     text, words = "Stay  here, friend.", np.array([[0.1, 0.4], [0.5, 0.9], [1.5, 2.0]])
     encoded = tiny_tokenizer(text, return_offsets_mapping=True)

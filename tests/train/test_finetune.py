@@ -108,6 +108,19 @@ def test_voice_is_a_tuned_state_or_after_lora_nothing_but_the_model(tuned):
         assert torch.equal(model.generate(**inputs, **way), model.generate(**alone, **way))
 
 
+@pytest.mark.parametrize("method", ["state", "lora"])
+def test_a_model_that_hears_who_speaks_keeps_one_of_the_recordings(method, corpus, make_base, tmp_path):
+    base = make_base(tmp_path, speaker_layers=1)
+    recipe = read_recipe(RECIPES / f"finetune-{method}.yaml", [*QUICK, *STEPS[method]])
+    model, voice, losses = finetune.finetune(recipe, corpus, base)
+    assert losses[1] < losses[0] and voice.text == "" and voice.codes.shape[1] == 3
+    assert hasattr(model, "merge_and_unload") == (method == "lora")
+    finetune.write_whole(model, voice, "carl", base, tmp_path / "whole")
+    inputs = SmallEProcessor.from_pretrained(tmp_path / "whole")("Hello.")
+    assert torch.equal(inputs["speaker_codes"][0], voice.codes) and "audio_codes" not in inputs
+    SmallEForTextToSpeech.from_pretrained(tmp_path / "whole").eval().generate(**inputs, **FIXED["generate_kwargs"])
+
+
 def test_a_part_of_what_lora_changed_is_kept(base):
     model = finetune.adapt(SmallEForTextToSpeech.from_pretrained(base), None, "lora", 2)
     before = {name: x.clone() for name, x in SmallEForTextToSpeech.from_pretrained(base).state_dict().items()}

@@ -1,0 +1,141 @@
+"""Who speaks, as a vector of a recording: the same alone and in a batch, by every runtime, and nothing where nothing is
+heard."""
+
+import pytest
+import torch
+
+from smalle import SmallEConfig, SmallEForTextToSpeech, runtime_smalle
+from smalle.voice_smalle import Voice, load_voice, save_voice
+
+TEXT = torch.tensor([[5, 9, 30, 7], [8, 40, 11, 6]])
+GREEDY = dict(do_sample=False, max_new_tokens=12, min_new_tokens=12)
+
+
+@pytest.fixture(scope="module", params=["paca", "plain"])
+def model(request, make_tiny):
+    return make_tiny(speaker_layers=1, cross_attention=request.param)
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    """Two recordings (B, P, Q), the second shorter, and their mask."""
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, 5:] = 0
+    return torch.randint(0, 20, (2, 9, 3), generator=torch.Generator().manual_seed(1)), mask
+
+
+def test_each_recording_is_heard_as_alone(model, recordings):
+    codes, mask = recordings
+    together = model.model.encode_speaker(codes, mask)
+    for row, length in enumerate(mask.sum(1).tolist()):
+        alone = model.model.encode_speaker(codes[row : row + 1, :length])
+        assert torch.allclose(together[row], alone[0], atol=1e-6)
+    assert not torch.allclose(together[0], together[1], atol=0.1)
+
+
+def test_padding_is_not_heard_wherever_it_stands(model, recordings):
+    codes, mask = recordings
+    noise = torch.where(mask[..., None].bool(), codes, 19 - codes)
+    assert torch.equal(model.model.encode_speaker(codes, mask), model.model.encode_speaker(noise, mask))
+    left = model.model.encode_speaker(codes[1:].roll(4, 1), mask[1:].roll(4, 1))
+    assert torch.allclose(left, model.model.encode_speaker(codes, mask)[1:], atol=1e-5)  # rotary positions are relative
+
+
+def test_who_hears_nothing_speaks_as_without(model, recordings):
+    codes, mask = recordings
+    assert not model.model.encode_speaker(codes, mask * 0).any()
+    spoken = model.generate(TEXT, speaker_codes=codes, speaker_attention_mask=mask * 0, **GREEDY)
+    assert torch.equal(spoken, model.generate(TEXT, **GREEDY))
+
+
+def test_speech_follows_the_recording_of_its_row(model, recordings):
+    codes, mask = recordings
+    together = model.generate(TEXT, speaker_codes=codes, speaker_attention_mask=mask, **GREEDY)
+    assert not torch.equal(together, model.generate(TEXT, **GREEDY))
+    for row, length in enumerate(mask.sum(1).tolist()):
+        mine = slice(row, row + 1)
+        alone = model.generate(TEXT[mine], speaker_codes=codes[mine, :length], **GREEDY)
+        assert torch.equal(alone[0], together[row])
+
+
+def test_a_prompt_tells_who_speaks_unless_somebody_else_shall(model, recordings):
+    codes, mask = recordings
+    prompt = {"audio_codes": codes, "audio_attention_mask": mask}
+    said = model.generate(TEXT, **prompt, **GREEDY)
+    same = model.generate(TEXT, **prompt, speaker_codes=codes, speaker_attention_mask=mask, **GREEDY)
+    other = model.generate(TEXT, **prompt, speaker_codes=codes.flip(1, 0), **GREEDY)
+    assert torch.equal(said, same) and not torch.equal(said, other)
+
+
+def test_steps_after_a_state_remember_who_speaks(model, recordings):
+    codes, mask = recordings
+    heard = {"speaker_codes": codes, "speaker_attention_mask": mask}
+    audio = torch.randint(3, 23, (2, 8, 3), generator=torch.Generator().manual_seed(2))
+    whole = model(TEXT, audio_codes=audio, **heard)
+    begun = model(TEXT, audio_codes=audio[:, :3], use_cache=True, **heard)
+    rest = model(audio_codes=audio[:, 3:], past_key_values=begun.past_key_values)
+    assert torch.allclose(torch.cat((begun.logits, rest.logits), 1), whole.logits, atol=1e-4)
+
+
+def test_guidance_by_text_keeps_the_speaker_and_by_voice_does_not(model, recordings):
+    codes, mask = recordings
+    config = model._speech_config(None, {"guidance_scale": 2.0, "voice_guidance_scale": 2.0})
+    state = model._start(config, TEXT, None, (None, None), (codes, mask), (TEXT, None), None)
+    values = state.model.text_values.chunk(3)  # the text, none, and the text without a voice
+    speaker = model.model.encode_speaker(codes, mask)
+    assert torch.allclose(values[0] - values[2], speaker[:, None].expand_as(values[0]), atol=1e-5)
+
+
+def test_the_exported_step_speaks_as_the_model(model, recordings, tmp_path):
+    pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    from smalle.export import export
+
+    model.save_pretrained(tmp_path)
+    export(tmp_path, int8=False)
+    loaded, codes = SmallEForTextToSpeech.from_pretrained(tmp_path).eval(), recordings[0]
+    assert runtime_smalle.find_export(loaded).text is not None
+    spoken = loaded.generate(TEXT, speaker_codes=codes, **GREEDY)
+    assert torch.equal(spoken, model.generate(TEXT, speaker_codes=codes, **GREEDY))
+
+
+@pytest.mark.parametrize("changes, words", [
+    (lambda x: {"speaker_codes": x[:, 0]}, "speaker_codes"),
+    (lambda x: {"speaker_codes": x[:1]}, "speaker_codes"),
+    (lambda x: {"speaker_codes": x + 20}, "0..19"),
+    (lambda x: {"speaker_codes": x, "speaker_attention_mask": torch.ones(2, 3)}, "speaker_attention_mask"),
+], ids=["shape", "rows", "range", "mask"])  # fmt: skip
+def test_what_is_no_recording_is_refused(model, recordings, changes, words):
+    for call in (model.generate, lambda ids, **rest: model(ids, audio_codes=recordings[0] + 3, **rest)):
+        with pytest.raises(ValueError, match=words):
+            call(TEXT, **changes(recordings[0]))
+
+
+def test_who_has_no_encoder_says_so(tiny_model, recordings):
+    for call in (tiny_model.generate, lambda ids, **rest: tiny_model(ids, audio_codes=recordings[0] + 3, **rest)):
+        with pytest.raises(ValueError, match="no speaker encoder.*audio_text"):
+            call(TEXT, speaker_codes=recordings[0])
+    with pytest.raises(ValueError, match="speaker_layers=1"):
+        SmallEConfig(speaker_layers=1, architecture="decoder-only")
+
+
+def test_a_recording_without_its_text_tells_who_speaks(processor, record, tmp_path):
+    wave = record(tmp_path / "me.wav", 0.4)
+    heard = processor("Hello.", audio=wave, sampling_rate=24000)
+    prompted = processor("Hello.", audio=wave, audio_text="I said so.", sampling_rate=24000)
+    assert torch.equal(heard["speaker_codes"], prompted["audio_codes"]) and "audio_codes" not in heard
+    assert torch.equal(heard["input_ids"], processor("Hello.", voice=str(written(processor, wave, tmp_path)))["input_ids"])
+
+
+def written(processor, wave, folder):
+    """A voice file of a recording without its text."""
+    voice = processor.encode_voice(wave, None, 24000)
+    save_voice(folder / "me.safetensors", *voice)
+    assert load_voice(folder / "me.safetensors").text == "" and isinstance(voice, Voice)
+    return folder / "me.safetensors"
+
+
+def test_a_batch_mixes_prompts_and_recordings(processor, record, tmp_path):
+    wave = record(tmp_path / "me.wav", 0.4)
+    batch = processor(["Hello.", "So."], voice=[str(written(processor, wave, tmp_path)), "anna"])
+    assert batch["speaker_attention_mask"].any(1).tolist() == [True, False]
+    assert batch["audio_attention_mask"].any(1).tolist() == [False, True]
