@@ -30,7 +30,8 @@ from benchmarks.measuring import markdown, record  # noqa: E402
 from smalle import SmallEForTextToSpeech, SmallEProcessor  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
 from train.data import read_table  # noqa: E402
-from train.evaluate import Settings, evaluate, write_json, write_text  # noqa: E402
+from train.evaluate import Settings, evaluate  # noqa: E402
+from train.files import write_json, write_text  # noqa: E402
 from train.train import build_trainer, last_checkpoint, read_recipe  # noqa: E402
 
 BATCH = 25  # texts that are spoken at once

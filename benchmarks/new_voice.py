@@ -33,7 +33,8 @@ from smalle.voice_smalle import save_voice  # noqa: E402
 from smalle.wav_smalle import write_wav  # noqa: E402
 from train.audio import read_audio, read_metadata  # noqa: E402
 from train.codec_copy import copy_synthesis  # noqa: E402
-from train.evaluate import Settings, evaluate, judge_recordings, option, write_json, write_rows  # noqa: E402
+from train.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
+from train.files import write_json  # noqa: E402
 from train.finetune import split_rows  # noqa: E402
 
 JOINED_RATE = 24000  # Hz

@@ -32,7 +32,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from benchmarks.measuring import record, table  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
 from train.audio import read_metadata  # noqa: E402
-from train.evaluate import RUNTIMES, Settings, evaluate, option, read_text, weights_digest, write_text  # noqa: E402
+from train.evaluate import RUNTIMES, Settings, evaluate, option, read_text, weights_digest  # noqa: E402
+from train.files import write_text  # noqa: E402
 from train.texts import HELD_OUT_VOICES  # noqa: E402
 
 PARTS = "sentences", "hard", "presets", "cloning", "words", "paragraph"

@@ -27,9 +27,9 @@ LOUDEST = 16.0  # floats beyond are samples of another scale, such as 16 bits
 
 
 class Voice(NamedTuple):
-    """A recording, a tuned state or both: codes (P, Q) of a recording; what it says, so that it is a prompt to go on from,
-    or "", where it tells who speaks and no more; tensors of a starting state by name (`initial_state_smalle`); identity
-    of the codec that made the codes, None where it is not known."""
+    """A recording, a tuned state or both: codes (P, Q) of a recording; what it says, which makes it a prompt to go on
+    from, or "", where it tells who speaks and no more; tensors of a starting state by name (`initial_state_smalle`);
+    identity of the codec that made the codes, None where it is not known."""
 
     codes: torch.LongTensor | None = None
     text: str = ""

@@ -4,8 +4,8 @@ usage: python -m train.assemble MODEL CODEC VOICES.yaml OUT [--card CARD.md]
 
 MODEL: output folder of train.train, or one of its checkpoints, whose averaged weights are taken. CODEC: folder of
 train.codec. VOICES.yaml: default: NAME, voices: {NAME: {audio: recording, text: transcript}}, without the text for
-models with a speaker encoder, or, of a voice that was tuned, {NAME: {file: voice}}, paths from where the command runs, and generation: {...}, what generate() shall do by
-default. Weights are stored in half precision and load as float32.
+models with a speaker encoder, or, of a voice that was tuned, {NAME: {file: voice}}, paths from where the command runs,
+and generation: {...}, what generate() shall do by default. Weights are stored in half precision and load as float32.
 """
 
 import argparse
@@ -62,7 +62,8 @@ def assemble(model_folder, codec_folder, voices_file, out, card=None):
     )  # fmt: skip
     processor._codec = load_codec(codec_folder)
     for name, voice in recipe["voices"].items():
-        voice = load_voice(voice["file"]) if "file" in voice else processor.encode_voice(voice["audio"], voice.get("text"))
+        recorded = voice.get("audio"), voice.get("text")
+        voice = load_voice(voice["file"]) if "file" in voice else processor.encode_voice(*recorded)
         save_voice(partial / "voices" / f"{name}.safetensors", *voice)
     processor.source = str(partial)
     processor.save_pretrained(partial)

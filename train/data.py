@@ -97,10 +97,11 @@ class CodesDataset(torch.utils.data.Dataset):
         return (*item, self._heard(utterances)) if self.heard else item
 
     def _heard(self, utterances):
-        """A piece of a recording of who speaks these, (P, Q): the utterances fix which, so that a resumed run sees it."""
+        """A piece (P, Q) of a recording of who speaks these, which fix it, so that a resumed run hears the same."""
         rng, spoken = random.Random(f"heard {utterances}"), self.by_speaker[self.speakers[utterances[0]]]
-        others = [index for index in rng.sample(spoken, min(len(spoken), len(utterances) + 1)) if index not in utterances]
-        codes = self._utterance(others[0] if others else utterances[0])[1]
+        some = rng.sample(spoken, min(len(spoken), len(utterances) + 1))
+        other = next((index for index in some if index not in utterances), utterances[0])
+        codes = self._utterance(other)[1]
         length = rng.randint(min(len(codes), self.heard) // 2, min(len(codes), self.heard))
         begin = rng.randint(0, len(codes) - length)
         return torch.from_numpy(codes[begin : begin + length].astype(np.int64))

@@ -33,6 +33,7 @@ from smalle.wav_smalle import write_wav
 
 from .asr import Transcriber
 from .audio import read_audio
+from .files import write_json, write_lines, write_text
 from .hearing import align, runs_on, words
 from .hearing import judge as hear
 from .page import results_page
@@ -85,7 +86,9 @@ def read_sentences(path: Path) -> list[Utterance]:
 
 
 def read_prompts(path: Path) -> list[Utterance]:
-    """Rows {"audio", "audio_text"?, "text", "reference"?}, paths relative to the manifest. ValueError names the line."""
+    """Rows {"audio", "audio_text"?, "text", "reference"?}, paths relative to the manifest.
+
+    ValueError names the line that is none."""
     utterances = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
@@ -95,7 +98,7 @@ def read_prompts(path: Path) -> list[Utterance]:
             files = {key: path.parent.resolve() / row[key] for key in ("audio", "reference") if row.get(key)}
             utterance = Utterance(row["text"], files["audio"], row.get("audio_text"), files.get("reference"))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f'{path}, line {number}: expected a JSON object with "audio", "text" and maybe "audio_text"; '
+            raise ValueError(f'{path}, line {number}: expected a JSON object with "audio" and "text"; '
                              f"got {line[:60]!r}") from error
         for file in files.values():
             if not file.is_file():
@@ -131,18 +134,6 @@ def digest(files) -> str | None:
             while block := stream.read(1 << 20):
                 sums.update(block)
     return sums.hexdigest() if files else None
-
-
-def write_json(path: Path, value) -> None:
-    """Writes JSON under a temporary name, then renames it."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes text under a temporary name, then renames it."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def claim_folder(out: Path, settings: Settings, utterances: list[Utterance]) -> Path:
@@ -278,7 +269,7 @@ def write_manifest(folder: Path, utterances: list[Utterance]) -> Path:
 def write_rows(folder: Path, rows: list[dict]) -> Path:
     """Writes manifest.jsonl; returns its path."""
     path = folder / "manifest.jsonl"
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_lines(path, rows)
     return path
 
 

@@ -15,7 +15,6 @@ each phoneme takes.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 import zlib
 
@@ -24,6 +23,7 @@ import tqdm
 
 from smalle.wav_smalle import write_wav
 
+from .files import write_lines
 from .synthesize import speech_span, usable
 
 RATE = 24000
@@ -195,9 +195,7 @@ def main():
     engine = (HibariVoice if arguments.engine == "hibari" else JoeVoice)(arguments.variants)
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = list(speak(plan, arguments.out, engine, arguments.hours))
-    partial = arguments.out / "metadata.jsonl.partial"
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(partial, arguments.out / "metadata.jsonl")
+    write_lines(arguments.out / "metadata.jsonl", rows)
     print(f"{len(rows)} sentences, {sum(row['duration'] for row in rows) / 3600:.2f} hours in {arguments.out}")
 
 

@@ -9,8 +9,9 @@ LoRA, `adapter.scale` of its changes is kept, which reads better than all of the
 2109.01903). Where `objective` needs to know when each word is said, BASE tells it (train.align).
 
 OUT is small: voices/NAME.safetensors, a voice as any other, and with LoRA also the adapter in PEFT's form; its voice is
-that speech begins with nothing. A model with a speaker encoder hears one of the recordings beside it. --whole FOLDER gets a whole checkpoint, BASE with the adapter merged into it and NAME
-as its default voice; with --codec, BASE's codec gives way to that one, whose decoder was tuned.
+that speech begins with nothing. A model with a speaker encoder hears one of the recordings beside it. --whole FOLDER
+gets a whole checkpoint, BASE with the adapter merged into it and NAME as its default voice; with --codec, BASE's codec
+gives way to that one, whose decoder was tuned.
 """
 
 import argparse
@@ -34,7 +35,6 @@ from .assemble import save_half
 from .data import CodesDataset, Collator
 from .prepare import prepare, write
 from .train import build_trainer, read_recipe, write_recipe
-
 
 HEARD = 6.0  # seconds of the recording that tells a model with a speaker encoder who speaks
 

@@ -12,8 +12,8 @@ import json
 import pathlib
 
 from .audio import metadata_rows
+from .files import write_lines
 from .hearing import words
-from .texts import write_whole
 
 ROUNDS = 40  # after each fortieth of the plan its words count as known
 
@@ -42,7 +42,7 @@ def main():
     if not known:
         raise ValueError(f"--known {' '.join(map(str, arguments.known))}: no recordings there, so all words are new.")
     order = list(new_words_first([row["text"] for row in rows], known))
-    write_whole(arguments.out, "".join(json.dumps(rows[n], ensure_ascii=False) + "\n" for n in order))
+    write_lines(arguments.out, (rows[n] for n in order))
     print(f"{len(order)} of {len(rows)} texts are new, in {arguments.out}")
 
 

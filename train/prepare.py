@@ -30,6 +30,7 @@ from smalle.codec_smalle import load_codec
 
 from .clips import Problem, read_clips, recordings
 from .corpora import corpus_clips
+from .files import write_text
 from .plan import SPLITS, load_or_make_plan, make_plan, read_part_of_plan
 
 FEATURES = datasets.Features({
@@ -149,13 +150,6 @@ def write(rows, path):
     return path
 
 
-def write_lines(values, path):
-    """One JSON object a line, complete or not at all."""
-    partial = pathlib.Path(f"{path}.partial")
-    partial.write_text("".join(value.to_json() + "\n" for value in values), encoding="utf-8")
-    os.replace(partial, path)
-
-
 def write_shard(out, name, hours, codec, bar, **options):
     """One part of the plan as OUT/NAME.parquet, rows in random order; before it OUT/plan/NAME.problems."""
     rows, problems, end = [], [], bar.n + hours
@@ -164,7 +158,7 @@ def write_shard(out, name, hours, codec, bar, **options):
         bar.update(min(sum(row["duration"] for row in batch) / 3600, end - bar.n))
     bar.update(end - bar.n)  # what could not be read, or was longer than planned
     random.Random(name).shuffle(rows)
-    write_lines(problems, out / "plan" / f"{name}.problems")
+    write_text(out / "plan" / f"{name}.problems", "".join(problem.to_json() + "\n" for problem in problems))
     write(rows, out / f"{name}.parquet")
 
 
@@ -189,9 +183,7 @@ def finish(out, parts, codec_name):
     texts = {"problems.jsonl": "".join(f"{line}\n" for line in problems),
              "README.md": CARD.format(files=names, codec=codec_name, hours=sum(parts.values()))}  # fmt: skip
     for name, text in texts.items():
-        partial = out / f"{name}.{os.getpid()}.partial"  # every process may come here
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, out / name)
+        write_text(out / name, text)  # every process may come here
     return [json.loads(line) for line in problems]
 
 

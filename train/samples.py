@@ -10,7 +10,8 @@ from smalle.alignment_smalle import monotonicity
 from smalle.codec_smalle import load_codec
 from smalle.wav_smalle import write_wav
 
-from .evaluate import judge_recordings, write_json, write_rows
+from .evaluate import judge_recordings, write_rows
+from .files import write_json
 from .pictures import alignment_picture, png
 
 

@@ -39,6 +39,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from train import templates
+from train.files import write_json, write_lines
 from train.templates import spell_number, spell_ordinal, spell_year
 
 MIN_LENGTH, MAX_LENGTH = 2, 220  # characters of a text
@@ -386,13 +387,6 @@ def deal(shares: dict[str, float], count: int, rng: random.Random) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def make_plan(args: argparse.Namespace) -> tuple[list[dict], dict[str, dict], Counter]:
     """(rows, speakers, texts for each source)."""
     excluded = Exclusion(line for path in args.exclude for line in path.read_text(encoding="utf-8").splitlines())
@@ -444,8 +438,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"train.texts: {error}", file=sys.stderr)
         return 2
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(args.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_whole(args.out.with_suffix(".speakers.json"), json.dumps(speakers, indent=1) + "\n")
+    write_lines(args.out, rows)
+    write_json(args.out.with_suffix(".speakers.json"), speakers)
     characters = sum(len(row["text"]) for row in rows)
     print(f"{len(rows)} texts, {characters} characters, about {characters / 17 / 3600:.0f} hours; "
           + ", ".join(f"{source} {count}" for source, count in sources.most_common()))

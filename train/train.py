@@ -31,7 +31,7 @@ from .clock import Clock
 from .corruption import corrupt, own_steps, scheduled
 from .data import CodesDataset, Collator, SpeakerBatchSampler
 from .ema import EMACallback
-from .evaluate import write_text
+from .files import write_text
 from .samples import Samples
 
 

@@ -303,7 +303,8 @@ class SmallEGenerationMixin(GenerationMixin):
             speakers.append(None if speaker is None else torch.zeros_like(speaker))
         initial_state = None if initial_state is None else torch.cat(states)
         speaker = None if speaker is None else torch.cat(speakers)
-        return self._read(*join_texts(texts, self.config.pad_token_id), prompts, tuple(branches), initial_state, speaker)
+        text = join_texts(texts, self.config.pad_token_id)
+        return self._read(*text, prompts, tuple(branches), initial_state, speaker)
 
     def _read(self, input_ids, attention_mask, prompts, branches, initial_state, speaker):
         """Reads texts (G·B, N) and prompts, all but the prompts' last step."""
@@ -328,10 +329,11 @@ class SmallEGenerationMixin(GenerationMixin):
         )
 
     def _speaker(self, batch, prompts, codes, mask):
-        """Who speaks, (B, D): of the recording of each row (B, P, Q), else of its prompt (P, Q); None without encoder."""
+        """Who speaks, (B, D): by the recording of each row (B, P, Q), else by its prompt; None without encoder."""
         if not self.config.speaker_layers:
             return self.model.encode_speaker(codes)  # which refuses any
-        heard = [one if len(one) else prompt for one, prompt in zip(self._recordings(batch, codes, mask, "speaker"), prompts)]
+        recordings = self._recordings(batch, codes, mask, "speaker")
+        heard = [recording if len(recording) else prompt for recording, prompt in zip(recordings, prompts)]
         padded = torch.nn.utils.rnn.pad_sequence(heard, batch_first=True, padding_value=UNKNOWN)
         return self.model.encode_speaker(padded.clamp(min=0), padded[..., 0] != UNKNOWN)
 

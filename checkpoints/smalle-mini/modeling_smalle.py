@@ -193,7 +193,8 @@ class SmallEModel(SmallEPreTrainedModel):
     @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
                 past_key_values=None, use_cache=None, output_attentions=None, output_hidden_states=None,
-                initial_state=None, text_maps=None, speaker_codes=None, speaker_attention_mask=None, **kwargs):  # fmt: skip
+                initial_state=None, text_maps=None, speaker_codes=None, speaker_attention_mask=None,
+                **kwargs):  # fmt: skip
         """One pass over delayed audio codes.
 
         Args:
@@ -202,8 +203,8 @@ class SmallEModel(SmallEPreTrainedModel):
             audio_attention_mask (B, T): 0 on padding; a padded step leaves every state untouched.
             past_key_values: state of a former call, to go on from there.
             initial_state (B, S): a tuned voice, the state to begin a text in (`initial_state_smalle`).
-            speaker_codes (B, P, Q), speaker_attention_mask (B, P): a recording of the speaker, undelayed codes, for models with
-                a speaker encoder; a row of zeros in the mask: nobody's.
+            speaker_codes (B, P, Q), speaker_attention_mask (B, P): a recording of the speaker, undelayed codes, for
+                models with a speaker encoder; a row of zeros in the mask: nobody's.
             output_attentions, output_hidden_states: see `SmallEModelOutput`; the decoder-only model has no maps.
             text_maps (B, T, N), in training: where in the text each step reads, in place of the model's own map; steps
                 of zeros are left to it.
@@ -306,8 +307,8 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
     @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None, labels=None,
                 past_key_values=None, use_cache=None, output_attentions=None, num_items_in_batch=None,
-                output_hidden_states=None, initial_state=None, text_maps=None, speaker_codes=None, speaker_attention_mask=None,
-                **kwargs):  # fmt: skip
+                output_hidden_states=None, initial_state=None, text_maps=None, speaker_codes=None,
+                speaker_attention_mask=None, **kwargs):  # fmt: skip
         """As `SmallEModel.forward`; with labels (B, T, Q), -100 ignored, also the mean cross-entropy over them.
 
         labels[:, t] is what follows audio_codes[:, t]. With `num_items_in_batch` the summed loss is divided by it,

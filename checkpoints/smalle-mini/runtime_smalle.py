@@ -318,7 +318,8 @@ def encode_text(model, input_ids, attention_mask=None, initial_state=None, speak
     if initial_state is None or not begins_at_zero(model.config):
         return model.model.text_state(mask, **tensors, initial_state=initial_state, speaker=speaker)
     zeros = zero_states(found.step, model.config, len(mask))
-    return replace(model.model.text_state(mask, **tensors, speaker=speaker), recurrent=split_state(initial_state, zeros))
+    state = model.model.text_state(mask, **tensors, speaker=speaker)
+    return replace(state, recurrent=split_state(initial_state, zeros))
 
 
 def start_steps(model, state, maps, again=False):

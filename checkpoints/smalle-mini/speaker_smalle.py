@@ -8,7 +8,7 @@ as it was.
 import torch
 from torch import nn
 
-from .layers_smalle import TransformerLayer, final_norm, rotary
+from .layers_smalle import TransformerLayer, rotary
 
 
 class SpeakerEncoder(nn.Module):

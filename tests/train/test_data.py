@@ -101,8 +101,8 @@ def test_joined_utterances_are_read_one_after_the_other(tmp_path, codes):
 def speakers(tmp_path, codes):
     """Codes that name their utterance, 12 of anna's, one of ben's; pieces of up to 4 frames tell who speaks."""
     rows = [
-        {"text": f"{'a' * (n % 5 + 1)} {'b' * n}", "speaker": "ben" if n == 12 else "anna", "duration": 0.16, "words": [],
-         "codes": np.full(24, n, "uint16")} for n in range(13)
+        {"text": f"{'a' * (n % 5 + 1)} {'b' * n}", "speaker": "ben" if n == 12 else "anna", "duration": 0.16,
+         "words": [], "codes": np.full(24, n, "uint16")} for n in range(13)
     ]  # fmt: skip
     return CodesDataset(write(rows, tmp_path / "codes.parquet"), 3, 50.0, heard=4)
 
