@@ -30,7 +30,7 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from benchmarks.measuring import record, table  # noqa: E402
-from smalle import SmallEProcessor  # noqa: E402
+from smalle import SmallEConfig, SmallEProcessor  # noqa: E402
 from train.audio import read_metadata  # noqa: E402
 from train.evaluate import RUNTIMES, Settings, evaluate, option, read_text, weights_digest  # noqa: E402
 from train.files import write_text  # noqa: E402
@@ -101,11 +101,18 @@ def cloning_rows(found, sentences, each):
     return rows
 
 
-def cloning_list(arguments):
-    """(number of strangers, manifest) of the part `cloning`."""
+def cloning_lists(arguments):
+    """(name for the table, manifest) of the part `cloning`: prompts, and where a model hears who speaks, recordings
+    without their texts."""
     found, each = find_strangers(arguments.corpus), min(arguments.sentences or EACH, EACH)
     rows = cloning_rows(found, lines(arguments.eval / "sentences.txt"), each)
-    return len(found), write_list(arguments, "cloning.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows])
+    name = f"cloning, {len(found)} of {len(HELD_OUT_VOICES)} strangers"
+    lists = {name: ("cloning.jsonl", rows)}
+    if SmallEConfig.from_pretrained(arguments.checkpoint).speaker_layers:
+        textless = [{key: value for key, value in row.items() if key != "audio_text"} for row in rows]
+        lists[f"{name}, without transcripts"] = "heard.jsonl", textless
+    for name, (file, rows) in lists.items():
+        yield name, write_list(arguments, file, [json.dumps(row, ensure_ascii=False) for row in rows])
 
 
 def presets(checkpoint):
@@ -119,8 +126,8 @@ def presets(checkpoint):
 def runs(arguments, part):
     """(name for the table, list, other settings) of what a part speaks."""
     if part == "cloning":
-        count, path = cloning_list(arguments)
-        yield f"cloning, {count} of {len(HELD_OUT_VOICES)} strangers", path, {"clone": True, "batch_size": 1}
+        for name, path in cloning_lists(arguments):
+            yield name, path, {"clone": True, "batch_size": 1}
     elif part == "paragraph":
         yield part, TEXTS / "paragraph.txt", {"stream": True, "batch_size": 1}
     elif part == "presets":

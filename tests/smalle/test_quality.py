@@ -77,6 +77,15 @@ def test_all_parts_stand_in_one_table_and_are_not_done_again(place, tmp_path, ca
     assert len(measuring.RESULTS.read_text().splitlines()) == len(recorded)
 
 
+def test_a_model_that_hears_who_speaks_also_clones_without_transcripts(place, tmp_path, tiny_config):
+    tiny_config.__class__(**{**tiny_config.to_dict(), "speaker_layers": 1}).save_pretrained(tmp_path / "model")
+    arguments = quality.parse([str(tmp_path / "model"), *place[1:]])
+    (told, prompts), (untold, heard) = quality.cloning_lists(arguments)
+    assert untold == f"{told}, without transcripts"
+    prompts, heard = ([json.loads(line) for line in path.read_text().splitlines()] for path in (prompts, heard))
+    assert heard == [{key: row[key] for key in ("audio", "text", "reference")} for row in prompts] and len(heard) == 6
+
+
 def test_each_stranger_has_a_prompt_of_seconds_another_recording_and_sentences_of_its_own(record, tmp_path):
     corpus(tmp_path / "a", record, {"af_sky": [1, 5.9, 4, 11], "am_puck": [1, 2], "somebody": [6, 1]})
     corpus(tmp_path / "b", record, {"bm_lewis": [5.5], "bf_lily": [1, 5.5]})
