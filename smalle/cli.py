@@ -28,7 +28,7 @@ def parse(arguments=None):
                      help="speak at once: wav to standard output; on a terminal, to a player")  # fmt: skip
     say.add_argument("--voice", help="a preset of the model, or a voice file")
     say.add_argument("--clone", metavar="AUDIO", help="recording of a voice to speak with, 3 to 10 seconds")
-    say.add_argument("--clone-text", metavar="TEXT", 
+    say.add_argument("--clone-text", metavar="TEXT",
                      help="what that recording says, to go on from it; without, it is heard for its voice alone")
     default = os.environ.get("SMALLE_MODEL", str(DEFAULT_MODEL))
     say.add_argument("--model", default=default, help="folder or Hub name")
@@ -137,6 +137,9 @@ def say(arguments):
     from tqdm import tqdm
 
     processor, model = load(arguments.model)
+    if arguments.clone and arguments.clone_text is None and not model.config.speaker_layers:
+        raise ValueError("--clone without --clone-text: this model has no speaker encoder and goes on from a recording "
+                         "whose words it knows; say what it says.")  # fmt: skip
     started = time.perf_counter()
     expected = int(len(text) / 15 * model.config.frame_rate) + 1  # people speak about 15 characters a second
 

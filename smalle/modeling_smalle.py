@@ -137,8 +137,8 @@ class SmallEModel(SmallEPreTrainedModel):
             return None
         if not self.config.speaker_layers:
             raise ValueError(
-                "speaker_codes: this model has no speaker encoder and takes voices from prompts: give audio_codes, or "
-                "the processor what the recording says (audio_text)."
+                "speaker_codes: this model has no speaker encoder and takes voices from prompts: give the processor "
+                "what the recording says (audio_text), also where a voice file is made of it."
             )
         mask = torch.ones_like(speaker_codes[..., 0]) if speaker_attention_mask is None else speaker_attention_mask
         embedded = self.embed_audio(speaker_codes.long() + NUM_AUDIO_SPECIALS)
@@ -220,6 +220,8 @@ class SmallEModel(SmallEPreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if audio_codes is None or (input_ids is None) == (past_key_values is None):
             raise ValueError("Give audio_codes and either input_ids (a new text) or past_key_values (its state).")
+        if speaker_codes is None and speaker_attention_mask is not None:
+            raise ValueError("speaker_attention_mask without speaker_codes: give both, or neither.")
         for name, begins in {"initial_state": initial_state, "speaker_codes": speaker_codes}.items():
             if begins is not None and past_key_values is not None:
                 raise ValueError(f"{name}= begins a text, past_key_values= goes on with one: give one of them.")
@@ -236,8 +238,8 @@ class SmallEModel(SmallEPreTrainedModel):
         x, attentions = self.embed_audio(audio_codes), None
         alone = state is None and initial_state is None and not use_cache and not output_hidden_states
         whole = self.decoder_only and alone
+        speaker = self.encode_speaker(speaker_codes, speaker_attention_mask)
         if state is None and not whole:
-            speaker = self.encode_speaker(speaker_codes, speaker_attention_mask)
             state = self.encode_text(input_ids, attention_mask, initial_state, speaker)
         if whole:
             hidden = self._read_whole(input_ids, attention_mask, x, audio_attention_mask)

@@ -38,7 +38,7 @@ class Voice(NamedTuple):
 
 
 def check_voice_codes(name, codes):
-    """ValueError unless codes are a prompt (P, Q)."""
+    """ValueError unless codes are those of a recording (P, Q)."""
     right = torch.is_tensor(codes) and codes.ndim == 2 and codes.dtype in INTEGERS
     if not right or not codes.numel() or codes.min() < 0:
         what = f"{tuple(codes.shape)}, {codes.dtype}" if torch.is_tensor(codes) else type(codes).__name__
@@ -52,7 +52,7 @@ def save_voice(path, codes=None, text="", state=None, codec=None):
         check_voice_codes("codes=", codes)
         tensors["codes"] = codes.to(torch.int16).contiguous()
     if not tensors:
-        raise ValueError("A voice needs codes and a text (a prompt), or a state, or both.")
+        raise ValueError("A voice needs codes, of a prompt with its text, or a state, or both.")
     partial = f"{path}.partial"
     save_file(tensors, partial, metadata={"text": text, **({"codec": codec} if codec else {})})
     os.replace(partial, path)

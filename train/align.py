@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from smalle import SmallEForTextToSpeech
 from smalle.alignment_smalle import monotonic_path, word_times
 
-from .data import CodesDataset, Collator, shards
+from .data import CodesDataset, Collator, heard_frames, shards
 
 
 @torch.inference_mode()
@@ -29,7 +29,7 @@ def read_words(model, collator, samples):
     """Times (W, 2) in seconds of the words of each of train.data's samples, where the last map of the text reads."""
     batch = collator(samples)
     frames = batch["audio_attention_mask"].sum(1) - model.config.num_codebooks  # the rest ends the codebooks
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "audio_codes", "audio_attention_mask")}
+    inputs = {name: x for name, x in batch.items() if name not in ("labels", "token_windows")}
     maps = model(**inputs, output_attentions=True, use_cache=False).attentions[-1]
     times = []
     for (text, *_), attention, count in zip(samples, maps, frames.tolist()):
@@ -58,7 +58,7 @@ def main():
     arguments = parser.parse_args()
     model = SmallEForTextToSpeech.from_pretrained(arguments.model, dtype=torch.float32).eval()
     shape = model.config.num_codebooks, model.config.frame_rate
-    data = CodesDataset(arguments.codes, *shape)
+    data = CodesDataset(arguments.codes, *shape, heard=heard_frames(model.config))
     collator = Collator(AutoTokenizer.from_pretrained(arguments.model), *shape)
     table = pyarrow.concat_tables(pyarrow.parquet.ParquetFile(part).read() for part in shards(arguments.codes))
     words = table.column("words").to_pylist()

@@ -36,6 +36,14 @@ def save_half(model, folder):
     path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 
+def make_voice(name, voice, processor, config):
+    """The `Voice` of an entry of VOICES.yaml. Raises ValueError for one that could not speak."""
+    needed = {"audio"} if config.speaker_layers else {"audio", "text"}
+    if "file" not in voice and not needed <= voice.keys() <= {"audio", "text"}:
+        raise ValueError(f"voice {name}: {sorted(voice)}: expected file, or {' and '.join(sorted(needed))}.")
+    return load_voice(voice["file"]) if "file" in voice else processor.encode_voice(voice["audio"], voice.get("text"))
+
+
 def assemble(model_folder, codec_folder, voices_file, out, card=None):
     """Writes OUT; returns its size in bytes."""
     partial = pathlib.Path(f"{out}.partial")
@@ -62,9 +70,7 @@ def assemble(model_folder, codec_folder, voices_file, out, card=None):
     )  # fmt: skip
     processor._codec = load_codec(codec_folder)
     for name, voice in recipe["voices"].items():
-        recorded = voice.get("audio"), voice.get("text")
-        voice = load_voice(voice["file"]) if "file" in voice else processor.encode_voice(*recorded)
-        save_voice(partial / "voices" / f"{name}.safetensors", *voice)
+        save_voice(partial / "voices" / f"{name}.safetensors", *make_voice(name, voice, processor, config))
     processor.source = str(partial)
     processor.save_pretrained(partial)
     save_half(processor.codec, partial / "codec")

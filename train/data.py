@@ -53,14 +53,24 @@ def read_table(path, cache=None):
     return pyarrow.concat_tables(tables)
 
 
+def heard_frames(config, seconds=5.0):
+    """Frames up to which samples hear another recording of their speaker; 0 for a model without a speaker encoder.
+
+    Raises ValueError for seconds that are no recording."""
+    frames = int(seconds * config.frame_rate) if isinstance(seconds, int | float) else 0
+    if not 2 <= frames <= config.max_audio_frames:
+        raise ValueError(f"data.speaker_seconds={seconds!r}: expected some seconds, 3 to 10 are right.")
+    return frames if config.speaker_layers else 0
+
+
 class CodesDataset(torch.utils.data.Dataset):
     """Prepared codes (train.prepare): a parquet file or the shards of a split, in memory or, with `cache`, on disk.
 
     An item is (text, codes (T, Q), words (W, 2): seconds at which each word begins and ends, NaN where unknown) of the
     utterances in a tuple, joined.
     Joined utterances teach the model to go on in the voice of a prompt, and to read long texts.
-    With `heard` frames an item has a fourth part, up to so many frames (P, Q) of another utterance of the speaker, or
-    of one of these where there is no other.
+    With `heard` frames an item has a fourth part, up to so many frames (P, Q) of another utterance of the speaker; none
+    where there is no other.
     """
 
     def __init__(self, path, num_codebooks, frame_rate, cache=None, heard=0):
@@ -69,7 +79,7 @@ class CodesDataset(torch.utils.data.Dataset):
         self.texts, self.words, self.codes = (table.column(name) for name in ("text", "words", "codes"))
         self.speakers = table.column("speaker").to_pylist()
         self.by_speaker = {}
-        for index, speaker in enumerate(self.speakers):
+        for index, speaker in enumerate(self.speakers if heard else ()):
             self.by_speaker.setdefault(speaker, []).append(index)
         self.lengths = pyarrow.compute.list_value_length(self.codes).to_numpy() // num_codebooks
         seconds = pyarrow.compute.sum(table.column("duration")).as_py()
@@ -100,8 +110,8 @@ class CodesDataset(torch.utils.data.Dataset):
         """A piece (P, Q) of a recording of who speaks these, which fix it, so that a resumed run hears the same."""
         rng, spoken = random.Random(f"heard {utterances}"), self.by_speaker[self.speakers[utterances[0]]]
         some = rng.sample(spoken, min(len(spoken), len(utterances) + 1))
-        other = next((index for index in some if index not in utterances), utterances[0])
-        codes = self._utterance(other)[1]
+        others = [index for index in some if index not in utterances]
+        codes = self._utterance(others[0])[1] if others else np.zeros((0, self.num_codebooks), np.uint16)
         length = rng.randint(min(len(codes), self.heard) // 2, min(len(codes), self.heard))
         begin = rng.randint(0, len(codes) - length)
         return torch.from_numpy(codes[begin : begin + length].astype(np.int64))
@@ -162,9 +172,10 @@ class SpeakerBatchSampler:
 
 
 class Collator:
-    """(text, codes, words) to a batch of the model: the grid of delayed codes but its last step in, but its first out.
+    """Items of a `CodesDataset` to a batch of the model.
 
-    Beside it token_windows (B, N, 2), the frames in which each token is read, for the loss on the maps of the text.
+    The grid of delayed codes but its last step goes in, but its first out; what is heard of the speakers, padded, and
+    token_windows (B, N, 2), the frames in which each token is read, for the loss on the maps.
     text_dropout: share of samples whose text is left out, which lets generation be guided by the text; the batch seeds
     which, so that a resumed run leaves out the same. speaker_dropout: likewise of samples that do not hear who speaks.
     """
@@ -207,7 +218,8 @@ class Collator:
 
     def _heard(self, samples, rng):
         """The pieces of the speakers' recordings, padded, and their mask; nothing where samples have none."""
-        if len(samples[0]) < 4:
+        has_heard = len(samples[0]) == 4
+        if not has_heard:
             return {}
         pieces = torch.nn.utils.rnn.pad_sequence([heard for *_, heard in samples], batch_first=True, padding_value=-1)
         mask = pieces[..., 0] >= 0

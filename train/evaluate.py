@@ -145,7 +145,8 @@ def claim_folder(out: Path, settings: Settings, utterances: list[Utterance]) -> 
     voice = [settings.voice] if settings.voice and Path(settings.voice).is_file() else []
     made_from = {"weights": weights_digest(settings.checkpoint, settings.runtime),
                  "texts": [u.text for u in utterances],
-                 "prompts": list(map(str, prompts)), "voices": digest([*voice, *sorted(set(prompts))])}
+                 "prompts": list(map(str, prompts)), "said": [u.audio_text for u in utterances if u.audio],
+                 "voices": digest([*voice, *sorted(set(prompts))])}
     record = folder / "made_from.json"
     if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != made_from:
         raise ValueError(f"{folder} holds recordings of other weights, texts or voices: delete it, or name another OUT")
@@ -216,6 +217,10 @@ def make_recordings(settings: Settings, utterances: list[Utterance], folder: Pat
     if not todo:
         return None
     processor, model = load(settings)
+    untold = sum(u.audio is not None and u.audio_text is None for u in utterances)
+    if untold and not model.config.speaker_layers:
+        raise ValueError(f"{settings.texts}: {untold} rows without audio_text: expected what each recording says, for "
+                         f"{settings.checkpoint} has no speaker encoder")  # fmt: skip
     times = []
     with tqdm(total=sum(map(len, todo)), desc="speaking", unit="utterance") as bar:
         for batch in todo:

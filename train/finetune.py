@@ -32,7 +32,7 @@ from smalle.processing_smalle import Voice, save_voice
 
 from .align import read_all
 from .assemble import save_half
-from .data import CodesDataset, Collator
+from .data import CodesDataset, Collator, heard_frames
 from .prepare import prepare, write
 from .train import build_trainer, read_recipe, write_recipe
 
@@ -93,7 +93,7 @@ def with_times(rows, base, tokenizer, folder):
     if model.config.architecture == "decoder-only":
         return rows
     shape = model.config.num_codebooks, model.config.frame_rate
-    data = CodesDataset(write(rows, f"{folder}/untimed.parquet"), *shape)
+    data = CodesDataset(write(rows, f"{folder}/untimed.parquet"), *shape, heard=heard_frames(model.config))
     untimed = [n for n, row in enumerate(rows) if not row["words"]]
     times = dict(read_all(model, Collator(tokenizer, *shape), data, untimed))
     return [{**row, "words": times[n].ravel() if n in times else row["words"]} for n, row in enumerate(rows)]

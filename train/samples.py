@@ -54,7 +54,7 @@ class Samples(TrainerCallback):
     @torch.no_grad()
     def _say(self, model, prompt, sentence):
         """Codes (T, Q), their map (T, N) or None, and monotonicity or None."""
-        (said, codes, _), text = self.dataset[(prompt,)], self.dataset[(sentence,)][0]
+        (said, codes, *_), (text, *_) = self.dataset[(prompt,)], self.dataset[(sentence,)]
         inputs = self.tokenizer([f"{said} {text}"], return_tensors="pt").to(model.device)
         reads = model.config.architecture != "decoder-only"
         out = model.generate(
@@ -83,7 +83,7 @@ class Samples(TrainerCallback):
         folder, rows, steadiness = self.folder / "samples" / str(state.global_step), [], []
         folder.mkdir(parents=True, exist_ok=True)
         for number, (prompt, sentence) in enumerate(self.pairs, 1):
-            text, original, _ = self.dataset[(sentence,)]
+            text, original, *_ = self.dataset[(sentence,)]
             codes, alignment, steady = self._say(model, prompt, sentence)
             name, wave = f"{number:04d}", self._wave(codes)
             write_wav(folder / f"{name}.wav", wave, self.codec.sampling_rate)

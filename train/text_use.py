@@ -12,13 +12,13 @@ from transformers import AutoTokenizer
 
 from smalle import SmallEForTextToSpeech
 
-from .data import CodesDataset, Collator
+from .data import CodesDataset, Collator, heard_frames
 
 
 @torch.no_grad()
-def first_codebook_loss(model, collator, text, codes):
-    """Mean cross-entropy in nats of the first of codes (T, Q)."""
-    batch = collator([(text, codes, np.full((len(text.split()), 2), np.nan))])
+def first_codebook_loss(model, collator, text, codes, heard=()):
+    """Mean cross-entropy in nats of the first of codes (T, Q); heard: of their speaker, as `CodesDataset` gives it."""
+    batch = collator([(text, codes, np.full((len(text.split()), 2), np.nan), *heard)])
     labels, _ = batch.pop("labels"), batch.pop("token_windows")
     return F.cross_entropy(model(**batch).logits[0, :, 0], labels[0, :, 0]).item()
 
@@ -33,13 +33,15 @@ def main():
     model = SmallEForTextToSpeech.from_pretrained(arguments.model, dtype=torch.float32).eval()
     shape = model.config.num_codebooks, model.config.frame_rate
     collator = Collator(AutoTokenizer.from_pretrained(arguments.model), *shape)
-    data = CodesDataset(arguments.data, *shape)
+    data = CodesDataset(arguments.data, *shape, heard=heard_frames(model.config))
     wanted = [i for i in range(len(data)) if arguments.speaker in (None, data.speakers[i])]
     chosen = [i for i in wanted if 120 < data.lengths[i] < 220]
     chosen = chosen[: arguments.count]
     for name, shift in (("right", 0), ("wrong", 1)):
-        losses = [first_codebook_loss(model, collator, data[(chosen[k - shift],)][0], data[(i,)][1])
-                  for k, i in enumerate(chosen)]  # fmt: skip
+        texts = [data[(chosen[k - shift],)][0] for k in range(len(chosen))]
+        spoken = [data[(i,)] for i in chosen]
+        losses = [first_codebook_loss(model, collator, text, codes, heard)
+                  for text, (_, codes, _, *heard) in zip(texts, spoken)]  # fmt: skip
         print(f"{name} text: {sum(losses) / len(losses):.4f} nats over {len(losses)} utterances")
 
 

@@ -29,7 +29,7 @@ from smalle.loss_smalle import cross_entropy
 from .alignment import forward_sum_loss, timed_maps, window_loss
 from .clock import Clock
 from .corruption import corrupt, own_steps, scheduled
-from .data import CodesDataset, Collator, SpeakerBatchSampler
+from .data import CodesDataset, Collator, SpeakerBatchSampler, heard_frames
 from .ema import EMACallback
 from .files import write_text
 from .samples import Samples
@@ -264,7 +264,7 @@ def check_objective(objective, config):
 
 def read_data(data, config, arguments):
     """Codes to train on and to evaluate on, the batches of this process, and those of the evaluation."""
-    heard = int(data.get("speaker_seconds", 4.0) * config.frame_rate) if config.speaker_layers else 0
+    heard = heard_frames(config, data.get("speaker_seconds", 5.0))
     codes = config.num_codebooks, config.frame_rate, data.get("cache"), heard
     train, evaluation = (CodesDataset(data[name], *codes) for name in ("train", "eval"))
     sizes = data["frames_per_batch"], int(data["max_seconds"] * config.frame_rate)
@@ -306,7 +306,7 @@ def build_trainer(recipe, adapt=None):
         eval_sampler=eval_batches, objective=objective, clock=clock, ema=ema, processing_class=tokenizer,
         callbacks=[callback for callback in (ema, clock, samples) if callback],
         data_collator=Collator(tokenizer, config.num_codebooks, config.frame_rate, objective["text_dropout"],
-                               objective.get("speaker_dropout", 0.0)),
+                               objective.get("speaker_dropout", 0.1)),
     )  # fmt: skip
     if arguments.world_size > 1:
         torch.manual_seed(arguments.seed + arguments.process_index)  # what is dropped differs; the weights are made

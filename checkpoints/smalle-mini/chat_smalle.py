@@ -31,19 +31,20 @@ def read_message(message):
 
 
 def read_conversation(messages):
-    """The text to be spoken, that of the last message, and (recording, what it says) of each message before."""
+    """The text to be spoken, that of the last message, and (recording, what it says) of each message before; a single
+    recording may come without what it says, None."""
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(f"conversation={messages!r}: expected a list of messages, or a list of such lists.")
     *context, (text, recordings) = [read_message(message) for message in messages]
     if recordings:
         raise ValueError("The last message is what will be spoken: put a recording and what it says in one before it.")
     for said, recordings in context:
-        if len(recordings) != 1 or not said:
+        if len(recordings) != 1 or not said and len(context) > 1:
             raise ValueError(
                 f"A message before the last has {len(recordings)} recordings and the text {said!r}: expected one "
-                "recording and what it says, the voice to speak in."
+                "recording and what it says, the voice to speak in; one recording alone may be without."
             )
-    return text, [(recording, said) for said, (recording,) in context]
+    return text, [(recording, said or None) for said, (recording,) in context]
 
 
 def conversations_of(chat):

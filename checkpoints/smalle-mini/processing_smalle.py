@@ -123,8 +123,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
         Args:
             text: what to say, one string or a list.
-            voice: name of a preset, or path of a voice file, a recording's prompt or a tuned state; or a list with one
-                for each text.
+            voice: name of a preset, or path of a voice file, which is any `Voice`; or a list with one for each text.
             audio, audio_text, sampling_rate: a voice to clone: samples (L,) or (channels, L), path or bytes of a
                 recording, or a row of a data set (`voice_smalle.open_recording`); what it says, so that the model goes
                 on from it, or None, so that it hears who speaks and no more (models with a speaker encoder); samples a
@@ -328,7 +327,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
         return voice
 
-    def encode_voice(self, audio, audio_text, sampling_rate=None, normalize_text=True):
+    def encode_voice(self, audio, audio_text=None, sampling_rate=None, normalize_text=True):
         """The `Voice` of a recording: its codes, and its transcript where that is known. See `__call__`."""
         if audio_text is not None and (not isinstance(audio_text, str) or not audio_text):
             raise ValueError(
@@ -405,8 +404,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         Args:
             output: of `generate(..., output_alignments=True, return_dict_in_generate=True)`, or its alignments
                 (B, T, N) if no row ended early.
-            text, voice, audio_text, normalize_text: as the processor was given them. With num_return_sequences, one
-                text for each group of rows.
+            text, voice, audio_text, normalize_text: as the processor was given them, but "" or [None] for a recording
+                without its text. With num_return_sequences, one text for each group of rows.
 
         Returns:
             for each row, {"word", "start", "end"} of the words of the normalised text, in seconds from the start of the
@@ -423,7 +422,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if audio_text is None:
             prompts = self._voices(voice, len(texts))
         else:
-            said = [Voice(text=self.read(t, normalize_text)) for t in self._texts(audio_text)]
+            said = audio_text if isinstance(audio_text, (list, tuple)) else [audio_text or None]
+            said = [Voice() if t is None else Voice(text=self.read(*self._texts(t), normalize_text)) for t in said]
             prompts = said * len(texts) if len(said) == 1 else said
         if len(prompts) != len(texts):
             raise ValueError(f"{len(prompts)} audio_text for {len(texts)} texts: expected one, or one for each.")

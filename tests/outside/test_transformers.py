@@ -149,4 +149,5 @@ class SmallEProcessorTest(ProcessorTesterMixin, unittest.TestCase):
         return {"voices": ["anna"], "default_voice": "anna", "codec_id": cls.codec.identity}
 
     def prepare_audio_inputs(self, batch_size=None):
-        """None: a recording needs its transcript, which the tests do not know of; the default voice stands for it."""
+        """None: recordings would be heard without their text, which the tiny model does not; the default voice stands
+        for them."""

@@ -79,6 +79,12 @@ def test_batch_of_conversations_equals_single_ones(processor, wave):
     assert processor.apply_chat_template(chats[1]) == read[1]
 
 
+def test_a_recording_alone_tells_who_speaks(processor, wave):
+    heard = inputs(processor, [turn({"type": "audio", "path": wave[0]}), turn(text("Hello."))])
+    wanted = processor("Hello.", audio=wave[0])
+    assert heard.keys() == wanted.keys() and all(torch.equal(heard[name], wanted[name]) for name in wanted)
+
+
 def test_pipeline_takes_conversations(tiny_checkpoint, wave):
     speak = pipeline("text-to-speech", model=str(tiny_checkpoint))
     length = {"generate_kwargs": {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}}
@@ -95,7 +101,7 @@ def test_pipeline_takes_conversations(tiny_checkpoint, wave):
     ([turn({"type": "audio"})], "path or url"),
     ([turn(text("Hello."), {"type": "audio", "path": "a.wav"})], "before it"),
     ([turn(text("One.")), turn(text("Two."))], "0 recordings"), ([turn(text("!?"))], "letter"),
-    ([turn({"type": "audio", "path": "a.wav"}), turn(text("Two."))], "1 recordings and the text ''"),
+    ([turn({"type": "audio", "path": "a.wav"})] * 2 + [turn(text("Two."))], "1 recordings and the text ''"),
     ([turn({"type": "audio", "path": "a.wav"}, text("One.")), turn(text("Two."))], "no such file"),
     ([turn({"type": "audio", "audio": np.zeros(900)}, text("One.")), turn(text("Two."))], "sampling_rate"),
 ])  # fmt: skip

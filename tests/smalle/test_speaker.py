@@ -83,7 +83,11 @@ def test_guidance_by_text_keeps_the_speaker_and_by_voice_does_not(model, recordi
     state = model._start(config, TEXT, None, (None, None), (codes, mask), (TEXT, None), None)
     values = state.model.text_values.chunk(3)  # the text, none, and the text without a voice
     speaker = model.model.encode_speaker(codes, mask)
-    assert torch.allclose(values[0] - values[2], speaker[:, None].expand_as(values[0]), atol=1e-5)
+    nobody = model._start(config, TEXT, None, (None, None), (codes, mask * 0), (TEXT, None), None).model.text_values
+    added = (state.model.text_values - nobody).chunk(3)
+    assert torch.equal(values[2], nobody.chunk(3)[2])
+    for branch in added[:2]:
+        assert torch.allclose(branch, speaker[:, None].expand_as(branch), atol=1e-5)
 
 
 def test_the_exported_step_speaks_as_the_model(model, recordings, tmp_path):
@@ -110,12 +114,19 @@ def test_what_is_no_recording_is_refused(model, recordings, changes, words):
             call(TEXT, **changes(recordings[0]))
 
 
-def test_who_has_no_encoder_says_so(tiny_model, recordings):
-    for call in (tiny_model.generate, lambda ids, **rest: tiny_model(ids, audio_codes=recordings[0] + 3, **rest)):
+@pytest.mark.parametrize("architecture", ["small-e", "decoder-only"])
+def test_who_has_no_encoder_says_so(make_tiny, recordings, architecture):
+    model, audio = make_tiny(architecture=architecture, decoder_layers=1), recordings[0] + 3
+    for call in (model.generate, model, model.train()):
         with pytest.raises(ValueError, match="no speaker encoder.*audio_text"):
-            call(TEXT, speaker_codes=recordings[0])
+            call(TEXT, speaker_codes=recordings[0], **({} if call == model.generate else {"audio_codes": audio}))
     with pytest.raises(ValueError, match="speaker_layers=1"):
         SmallEConfig(speaker_layers=1, architecture="decoder-only")
+
+
+def test_a_mask_is_that_of_a_recording(model, recordings):
+    with pytest.raises(ValueError, match="speaker_attention_mask without speaker_codes"):
+        model(TEXT, audio_codes=recordings[0] + 3, speaker_attention_mask=recordings[1])
 
 
 def test_a_recording_without_its_text_tells_who_speaks(processor, record, tmp_path):
@@ -135,8 +146,22 @@ def written(processor, wave, folder):
     return folder / "me.safetensors"
 
 
-def test_a_batch_mixes_prompts_and_recordings(processor, record, tmp_path):
+def test_a_batch_mixes_prompts_and_recordings(processor, make_tiny, record, tmp_path):
     wave = record(tmp_path / "me.wav", 0.4)
-    batch = processor(["Hello.", "So."], voice=[str(written(processor, wave, tmp_path)), "anna"])
+    texts, voices = ["Hello.", "So."], [str(written(processor, wave, tmp_path)), "anna"]
+    batch = processor(texts, voice=voices)
     assert batch["speaker_attention_mask"].any(1).tolist() == [True, False]
     assert batch["audio_attention_mask"].any(1).tolist() == [False, True]
+    model = make_tiny(speaker_layers=1)
+    both = model.generate(**batch, **GREEDY)
+    for row, (text, voice) in enumerate(zip(texts, voices)):
+        assert torch.equal(model.generate(**processor(text, voice=voice), **GREEDY)[0], both[row])
+
+
+def test_a_stream_speaks_in_the_voice_that_was_heard(processor, make_tiny, record, tmp_path):
+    wave, model = record(tmp_path / "me.wav", 0.4), make_tiny(speaker_layers=1)
+    heard = {"audio": wave, "sampling_rate": 24000}
+    said = torch.cat(list(processor.stream(model, "Hello.", **heard, chunk_frames=5, **GREEDY)))
+    (whole,) = processor.decode(model.generate(**processor("Hello.", **heard), **GREEDY))
+    (other,) = processor.decode(model.generate(**processor("Hello."), **GREEDY))
+    assert torch.equal(said, whole) and not torch.equal(said, other)

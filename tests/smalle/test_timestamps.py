@@ -139,6 +139,15 @@ def test_timestamps_with_a_transcript_for_each_text(processor, record, tmp_path)
         assert [word["word"] for word in both[1]] == ["Mr" if asked else "Mister", "dog"]
 
 
+def test_timestamps_of_who_was_heard_without_a_transcript(processor, record, tmp_path):
+    wave = record(tmp_path / "me.wav", 0.3)[0]
+    tokens = processor("The fox.", audio=wave, sampling_rate=24000)["input_ids"]  # and no prompt of the default voice
+    maps = torch.rand(2, 9, tokens.shape[1], generator=torch.Generator().manual_seed(0))
+    both = processor.timestamps(maps, ["The fox."] * 2, audio_text="")
+    assert both == processor.timestamps(maps, ["The fox."] * 2, audio_text=[None, None])
+    assert [word["word"] for word in both[1]] == ["The", "fox"]
+
+
 def test_wrong_alignments_are_refused(processor):
     with pytest.raises(ValueError, match="3 audio_text for 2 texts"):
         processor.timestamps(torch.zeros(2, 5, 60), ["One.", "Two."], audio_text=["So."] * 3)

@@ -43,7 +43,7 @@ class FakeProcessor:
 class FakeModel(torch.nn.Module):
     """As many random frames as the text has letters, padded on the right; a text of more than 30 has no end."""
 
-    device = torch.device("cpu")
+    device, config = torch.device("cpu"), SimpleNamespace(speaker_layers=0)
 
     def generate(self, input_ids, return_dict_in_generate, scale=1000):
         lengths = input_ids[:, 0]
@@ -168,6 +168,22 @@ def test_clone_takes_prompt_and_reference(processor, tmp_path, capsys):
     assert all(call.audio.shape == (800,) and call.audio_text == "What it says." for call in processor.calls)
     rows = (tmp_path / "out" / result["folder"] / "manifest.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["reference"] == str(tmp_path / "prompt.wav") and "reference" not in json.loads(rows[1])
+
+
+def test_clone_without_a_transcript_is_for_models_that_hear_who_speaks(processor, tmp_path, capsys, monkeypatch):
+    soundfile.write(tmp_path / "me.wav", np.full(800, 0.25), 16000)
+    manifest, out = tmp_path / "clone.jsonl", tmp_path / "out"
+    manifest.write_text(json.dumps({"audio": "me.wav", "text": "What to say."}) + "\n")
+    with pytest.raises(SystemExit):
+        evaluate.main(["mini", str(out), "--clone", str(manifest)])
+    assert "1 rows without audio_text" in capsys.readouterr().err and not list(out.rglob("*.wav"))
+    monkeypatch.setattr(FakeModel.config, "speaker_layers", 1)
+    run(capsys, "mini", out, "--clone", manifest)
+    assert processor.calls[-1].audio_text is None
+    manifest.write_text(json.dumps({"audio": "me.wav", "audio_text": "So.", "text": "What to say."}) + "\n")
+    with pytest.raises(SystemExit):
+        evaluate.main(["mini", str(out), "--clone", str(manifest)])
+    assert "other weights, texts or voices" in capsys.readouterr().err
 
 
 def test_options_reach_generate(processor, sentences, tmp_path, capsys):

@@ -37,15 +37,15 @@ def test_a_picture_shows_the_text_upwards_and_time_to_the_right():
     assert np.array_equal(np.asarray(image.open(io.BytesIO(png(picture)))), picture)
 
 
-@pytest.fixture
-def data(tmp_path):
+@pytest.fixture(params=[0, 4], ids=["", "of speakers that are heard"])
+def data(request, tmp_path):
     """Evaluation data: two speakers with two utterances each, one with one."""
     random = np.random.default_rng(0)
     rows = [{"text": text, "speaker": speaker, "duration": 0.4, "words": [],
              "codes": random.integers(0, 20, 60).astype(np.uint16)}
             for text, speaker in (("Fox.", "a"), ("Box.", "b"), ("The fox.", "a"), ("A box!", "b"), ("Dog.", "c"))
             ]  # fmt: skip
-    return CodesDataset(write(rows, tmp_path / "eval.parquet"), 3, 50.0)
+    return CodesDataset(write(rows, tmp_path / "eval.parquet"), 3, 50.0, heard=request.param)
 
 
 @pytest.mark.parametrize("architecture", ["small-e", "decoder-only"])
