@@ -75,8 +75,12 @@ def load_voice(path):
 
 
 def join_voices(voices):
-    """One prompt of several, one after the other."""
-    codes, text = torch.cat([voice.codes for voice in voices]), " ".join(voice.text for voice in voices)
+    """One recording of several, one after the other; a prompt where all have their texts.
+
+    Raises ValueError where some have."""
+    if len({bool(voice.text) for voice in voices}) > 1:
+        raise ValueError("Some of the recordings come without what they say: give the text of each, or of none.")
+    codes, text = torch.cat([voice.codes for voice in voices]), " ".join(filter(None, (voice.text for voice in voices)))
     return Voice(codes, text, codec=voices[0].codec)
 
 

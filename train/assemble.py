@@ -3,9 +3,10 @@
 usage: python -m train.assemble MODEL CODEC VOICES.yaml OUT [--card CARD.md]
 
 MODEL: output folder of train.train, or one of its checkpoints, whose averaged weights are taken. CODEC: folder of
-train.codec. VOICES.yaml: default: NAME, voices: {NAME: {audio: recording, text: transcript}}, without the text for
-models with a speaker encoder, or, of a voice that was tuned, {NAME: {file: voice}}, paths from where the command runs,
-and generation: {...}, what generate() shall do by default. Weights are stored in half precision and load as float32.
+train.codec. VOICES.yaml: default: NAME, voices: {NAME: {audio: recording, text: transcript}}, or lists of several,
+without the text for models with a speaker encoder, or, of a voice that was tuned, {NAME: {file: voice}}, paths from
+where the command runs, and generation: {...}, what generate() shall do by default. Weights are stored in half
+precision and load as float32.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import smalle
 from smalle.codec_smalle import load_codec
 from smalle.hub_smalle import write_card
 from smalle.processing_smalle import SmallEProcessor
-from smalle.voice_smalle import load_voice, save_voice
+from smalle.voice_smalle import join_voices, load_voice, save_voice
 
 from .ema import EMACallback
 
@@ -41,7 +42,13 @@ def make_voice(name, voice, processor, config):
     needed = {"audio"} if config.speaker_layers else {"audio", "text"}
     if "file" not in voice and not needed <= voice.keys() <= {"audio", "text"}:
         raise ValueError(f"voice {name}: {sorted(voice)}: expected file, or {' and '.join(sorted(needed))}.")
-    return load_voice(voice["file"]) if "file" in voice else processor.encode_voice(voice["audio"], voice.get("text"))
+    if "file" in voice:
+        return load_voice(voice["file"])
+    audio, texts = (x if isinstance(x, list) else [x] for x in (voice["audio"], voice.get("text")))
+    texts = texts if "text" in voice else [None] * len(audio)
+    if len(audio) != len(texts):
+        raise ValueError(f"voice {name}: {len(audio)} recordings, {len(texts)} texts: expected as many, or no text.")
+    return join_voices([processor.encode_voice(*recording) for recording in zip(audio, texts)])
 
 
 def assemble(model_folder, codec_folder, voices_file, out, card=None):

@@ -1,11 +1,14 @@
 """Who speaks, as a vector of a recording: the same alone and in a batch, by every runtime, and nothing where nothing is
 heard."""
 
+import json
+
 import pytest
 import torch
 
-from smalle import SmallEConfig, SmallEForTextToSpeech, runtime_smalle
-from smalle.voice_smalle import Voice, load_voice, save_voice
+from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor, runtime_smalle
+from smalle.voice_smalle import Voice, join_voices, load_voice, save_voice
+from train.assemble import assemble
 
 TEXT = torch.tensor([[5, 9, 30, 7], [8, 40, 11, 6]])
 GREEDY = dict(do_sample=False, max_new_tokens=12, min_new_tokens=12)
@@ -144,6 +147,49 @@ def written(processor, wave, folder):
     save_voice(folder / "me.safetensors", *voice)
     assert load_voice(folder / "me.safetensors").text == "" and isinstance(voice, Voice)
     return folder / "me.safetensors"
+
+
+@pytest.fixture
+def voices_of(make_tiny, tiny_codec, tiny_tokenizer, record, tmp_path):
+    """Assembles a checkpoint whose one voice is such an entry of VOICES.yaml; gives its `Voice`."""
+
+    def assembled(voice, layers=1):
+        make_tiny(speaker_layers=layers).save_pretrained(tmp_path / "model")
+        tiny_tokenizer.save_pretrained(tmp_path / "model")
+        tiny_codec.save_pretrained(tmp_path / "codec")
+        for name in "ab":
+            record(tmp_path / f"{name}.wav", 0.4, 100 if name == "a" else 150)
+        recipe = {"default": "anna", "voices": {"anna": voice}}
+        (tmp_path / "voices.yaml").write_text(json.dumps(recipe).replace("WORK", str(tmp_path)))
+        assemble(tmp_path / "model", tmp_path / "codec", tmp_path / "voices.yaml", tmp_path / "whole")
+        return SmallEProcessor.from_pretrained(tmp_path / "whole")._voice("anna")
+
+    return assembled
+
+
+def test_a_preset_may_be_heard_in_one_recording_or_several(voices_of):
+    one, other = (voices_of({"audio": f"WORK/{name}.wav"}) for name in "ab")
+    both = voices_of({"audio": ["WORK/a.wav", "WORK/b.wav"]})
+    assert both.text == "" and torch.equal(both.codes, torch.cat((one.codes, other.codes)))
+    said = voices_of({"audio": ["WORK/a.wav", "WORK/b.wav"], "text": ["So.", "It is."]})
+    assert said.text == "So. It is." and torch.equal(said.codes, both.codes)
+
+
+@pytest.mark.parametrize("voice, layers, words", [
+    ({"audio": "WORK/a.wav"}, 0, "expected file, or audio and text"), ({"text": "So."}, 1, "expected file, or audio"),
+    ({"audio": "WORK/a.wav", "txt": "So."}, 1, "'txt'"),
+    ({"audio": ["WORK/a.wav", "WORK/b.wav"], "text": "So."}, 1, "2 recordings, 1 texts"),
+])  # fmt: skip
+def test_a_preset_that_could_not_speak_is_refused(voices_of, voice, layers, words, tmp_path):
+    with pytest.raises(ValueError, match=f"voice anna.*{words}"):
+        voices_of(voice, layers)
+    assert not (tmp_path / "whole").exists()
+
+
+def test_recordings_with_and_without_texts_are_not_one_voice():
+    codes = torch.zeros(3, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match="of each, or of none"):
+        join_voices([Voice(codes, "So."), Voice(codes)])
 
 
 def test_a_batch_mixes_prompts_and_recordings(processor, make_tiny, record, tmp_path):
