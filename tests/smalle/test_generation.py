@@ -183,7 +183,7 @@ def test_wrong_inputs_are_refused(tiny_model, tiny_config):
     prompt = torch.zeros(2, 4, tiny_config.num_codebooks, dtype=torch.long)
     with pytest.raises(ValueError, match="another codec"):
         tiny_model.generate(ids, mask, prompt + tiny_config.codebook_size)
-    with pytest.raises(ValueError, match="one prompt for each text"):
+    with pytest.raises(ValueError, match="one recording for each text"):
         tiny_model.generate(ids, mask, prompt[:1])
     with pytest.raises(ValueError, match="input_ids"):
         tiny_model.generate()

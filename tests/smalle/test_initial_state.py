@@ -164,7 +164,8 @@ def test_guidance_on_the_voice_moves_away_from_no_voice(tiny_model, processor, v
     assert torch.equal(guided.sequences, greedy(tiny_model, processor("One.", voice=voice_file)).sequences)
     config = tiny_model._speech_config(None, {"guidance_scale": 2.0, "voice_guidance_scale": 2.0})
     unprompted = inputs["unprompted_input_ids"], None
-    start = tiny_model._start(config, inputs["input_ids"], None, None, None, unprompted, inputs["initial_state"])
+    nothing = None, None
+    start = tiny_model._start(config, inputs["input_ids"], None, nothing, nothing, unprompted, inputs["initial_state"])
     recurrent = start.model.recurrent
     assert [bool(rows.any()) for rows in recurrent[0]] == [True, True, False]  # as it is, no text, no voice
 
