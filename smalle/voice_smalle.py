@@ -52,7 +52,7 @@ def save_voice(path, codes=None, text="", state=None, codec=None):
         check_voice_codes("codes=", codes)
         tensors["codes"] = codes.to(torch.int16).contiguous()
     if not tensors:
-        raise ValueError("A voice needs codes, of a prompt with its text, or a state, or both.")
+        raise ValueError("A voice needs codes of a recording, or a state, or both.")
     partial = f"{path}.partial"
     save_file(tensors, partial, metadata={"text": text, **({"codec": codec} if codec else {})})
     os.replace(partial, path)
@@ -80,7 +80,7 @@ def join_voices(voices):
     Raises ValueError where some have."""
     if len({bool(voice.text) for voice in voices}) > 1:
         raise ValueError("Some of the recordings come without what they say: give the text of each, or of none.")
-    codes, text = torch.cat([voice.codes for voice in voices]), " ".join(filter(None, (voice.text for voice in voices)))
+    codes, text = torch.cat([voice.codes for voice in voices]), " ".join(voice.text for voice in voices).strip()
     return Voice(codes, text, codec=voices[0].codec)
 
 

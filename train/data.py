@@ -218,8 +218,7 @@ class Collator:
 
     def _heard(self, samples, rng):
         """The pieces of the speakers' recordings, padded, and their mask; nothing where samples have none."""
-        has_heard = len(samples[0]) == 4
-        if not has_heard:
+        if len(samples[0]) < 4:  # text, codes and words alone
             return {}
         pieces = torch.nn.utils.rnn.pad_sequence([heard for *_, heard in samples], batch_first=True, padding_value=-1)
         mask = pieces[..., 0] >= 0
