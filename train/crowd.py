@@ -1,9 +1,10 @@
-"""A crowd of speakers for a plan of Kokoro. Alone they did not teach cloning (docs/training-log.md): heard for seconds
-each, they are hardly nearer to themselves than strangers.
+"""A crowd of speakers for a plan of Kokoro: what a model needs to take on a voice that it never heard.
 
-Kokoro's own 54 voices are few, and blends of them stay near their middle. A voice is two halves, how it sounds and how
-it is spoken. Here the first comes from two voices of any language, pushed apart or mixed, the second from an English
-voice of the same sex, so that voices of other languages lend their sound and not their accent.
+Kokoro's own 54 voices are few, and each is half outside of what the others span, so mixtures of them are not enough: a
+model hears unheard mixtures and no unheard voices (docs/training-log.md). A voice is two halves, how it sounds and how
+it is spoken. Here the first is drawn from a normal distribution as wide as the voices themselves, of all languages, and
+a part of it lies in no voice's direction; the second is a mixture of two English voices of the same sex and a smaller
+such part, so that voices of other languages lend their sound and not their accent.
 """
 
 import random
@@ -12,13 +13,26 @@ from train.texts import HELD_OUT_VOICES, UNBLENDED
 
 NOISY = ("zf_xiaoyi", "zf_xiaoxiao", "zm_yunxia", "jf_nezumi")  # DistillMOS below 3 with an English prosody
 SHORTEST, LONGEST = 30, 80  # characters: many speakers rather than many words
-BRITISH = 0.25  # share of the speakers
+BRITISH = 0.4  # share of the speakers
+SPREAD = 1.0  # of the drawn sounds, in deviations of the voices'
+STRAY_SOUND, STRAY_PROSODY = 0.75, 0.35  # length of the part in no voice's direction; voices are 1.5 from their middle
 
 
 def usable_voices(voices):
     """Those of the voices' names that a speaker may be made of: {sex: names}."""
     left_out = {*HELD_OUT_VOICES, *UNBLENDED, *NOISY}
     return {sex: sorted(name for name in voices if name[1] == sex and name not in left_out) for sex in "fm"}
+
+
+def drawn(rng, by_sex, sex):
+    """Weights of all voices, of a sound about the middle of a sex: each voice's distance from the middle of its own sex
+    times a normal number. They sum to 1."""
+    count, weights = sum(map(len, by_sex.values())), {}
+    for other, names in by_sex.items():
+        normal = [rng.gauss(0, SPREAD / count**0.5) for _ in names]
+        middle = (sum(normal) - (other == sex)) / len(names)
+        weights.update({name: round(number - middle, 4) for name, number in zip(names, normal, strict=True)})
+    return weights
 
 
 def blend(rng, names, low, high):
@@ -37,10 +51,13 @@ def in_crowd(rows, count, each, voices, seed=0):
         rng.shuffle(texts[accent])
     for number in range(count):
         sex, accent = rng.choice("fm"), "b" if rng.random() < BRITISH else "a"
-        sound = blend(rng, by_sex[sex], 0.6, 1.25)
-        prosody = blend(rng, [name for name in by_sex[sex] if name[0] == accent], 0.5, 1.0)
-        pace = round(rng.uniform(0.92, 1.12), 2)
+        who = {
+            "speaker": f"crowd{seed}_{number:04d}",
+            "voice": drawn(rng, by_sex, sex),
+            "prosody": blend(rng, [name for name in by_sex[sex] if name[0] == accent], 0.5, 1.0),
+            "stray": {"seed": rng.getrandbits(32), "voice": STRAY_SOUND, "prosody": STRAY_PROSODY},
+            "speed": round(rng.uniform(0.92, 1.12), 2),
+        }
         for _ in range(min(each, len(texts[accent]))):
-            turns.append({**texts[accent].pop(), "speaker": f"crowd{number:04d}", "voice": sound, "prosody": prosody,
-                          "speed": pace})  # fmt: skip
+            turns.append({**texts[accent].pop(), **who})
     return turns

@@ -69,7 +69,7 @@ class CodesDataset(torch.utils.data.Dataset):
     An item is (text, codes (T, Q), words (W, 2): seconds at which each word begins and ends, NaN where unknown) of the
     utterances in a tuple, joined.
     Joined utterances teach the model to go on in the voice of a prompt, and to read long texts.
-    With `heard` frames an item has a fourth part, up to so many frames (P, Q) of another utterance of the speaker; none
+    With `heard` frames an item has a fourth part, up to so many frames (P, Q) of other utterances of the speaker; none
     where there is no other.
     """
 
@@ -107,11 +107,11 @@ class CodesDataset(torch.utils.data.Dataset):
         return (*item, self._heard(utterances)) if self.heard else item
 
     def _heard(self, utterances):
-        """A piece (P, Q) of a recording of who speaks these, which fix it, so that a resumed run hears the same."""
+        """A piece (P, Q) of recordings of who speaks these, which fix it, so that a resumed run hears the same."""
         rng, spoken = random.Random(f"heard {utterances}"), self.by_speaker[self.speakers[utterances[0]]]
-        some = rng.sample(spoken, min(len(spoken), len(utterances) + 1))
-        others = [index for index in some if index not in utterances]
-        codes = self._utterance(others[0])[1] if others else np.zeros((0, self.num_codebooks), np.uint16)
+        some = rng.sample(spoken, min(len(spoken), len(utterances) + 3))
+        others = [self._utterance(index)[1] for index in some if index not in utterances][:3]
+        codes = np.concatenate([np.zeros((0, self.num_codebooks), np.uint16), *others])
         length = rng.randint(min(len(codes), self.heard) // 2, min(len(codes), self.heard))
         begin = rng.randint(0, len(codes) - length)
         return torch.from_numpy(codes[begin : begin + length].astype(np.int64))
@@ -124,13 +124,13 @@ class SpeakerBatchSampler:
     up to `max_frames`, samples of similar length share a batch of at most `frames_per_batch` (padding counted), and
     the batches are shuffled. The seed fixes everything, so that a resumed run sees what an uninterrupted one saw. Of
     `world` processes each takes every world-th batch, so all make the same number of steps and none sees a sample that
-    another one sees.
+    another one sees. A sample has all but `apart` of its speaker's utterances at most, which are left to be heard.
     """
 
     def __init__(self, lengths, speakers, frames_per_batch, max_frames, seed=0, single=0.35,
-                 rank=0, world=1):  # fmt: skip
+                 rank=0, world=1, apart=0):  # fmt: skip
         self.lengths, self.frames_per_batch, self.max_frames = lengths, frames_per_batch, max_frames
-        self.seed, self.single, self.rank, self.world = seed, single, rank, world
+        self.seed, self.single, self.rank, self.world, self.apart = seed, single, rank, world, apart
         self.by_speaker = {}
         for index, speaker in enumerate(speakers):
             if lengths[index] <= max_frames:
@@ -144,11 +144,12 @@ class SpeakerBatchSampler:
         """One epoch's samples: a share of single utterances, the others joined up to a random length."""
         for speaker in sorted(self.by_speaker):
             order = rng.sample(self.by_speaker[speaker], len(self.by_speaker[speaker]))
+            most = len(order) - self.apart
             while order:
                 sample = [order.pop()]
                 goal = 0 if rng.random() < self.single else rng.uniform(0.2, 1.0) * self.max_frames
                 frames = self.lengths[sample[0]]
-                while order and frames + self.lengths[order[-1]] <= goal:
+                while order and len(sample) < most and frames + self.lengths[order[-1]] <= goal:
                     sample.append(order.pop())
                     frames += self.lengths[sample[-1]]
                 yield int(frames), tuple(sample)

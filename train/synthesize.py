@@ -2,7 +2,8 @@
 
 A row of the plan: {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speaker": "mix1", "voice": {"af_heart": 0.6,
 "am_adam": 0.4}, "speed": 1.0}; phonemes in the misaki alphabet, voice weights of any sign; "prosody", weights as
-well, where it is not spoken as it sounds. --voices or --crowd speak the plan's texts by other speakers. Writes
+well, where it is not spoken as it sounds; "stray", {"seed": 7, "voice": 0.75, "prosody": 0.35}, random directions of
+these lengths for both. --voices or --crowd speak the plan's texts by other speakers. Writes
 OUT/<speaker>/<id>.wav (16 bit, mono, 24 kHz) and OUT/metadata.jsonl. Rows are taken in the plan's order; a row whose
 file exists is skipped, so that a run that was stopped by its time limit goes on where it ended.
 """
@@ -29,7 +30,7 @@ FIELDS = {"id": str, "text": str, "phonemes": str, "speaker": str, "voice": dict
 FRAME_STEP = 32  # lengths are rounded up to few values: convolution plans are cached by shape
 BATCH_STEP = 8
 WAV_HEADER = 44  # bytes
-EACH_OF_CROWD = 3
+EACH_OF_CROWD = 2
 COUNTERS = ("spoken", "broken", "too_long", "seconds")
 
 
@@ -110,7 +111,12 @@ def style_of(row: dict, voices: dict[str, torch.Tensor], phonemes: int) -> torch
     def blend(weights):
         return sum(weight * voices[name][phonemes - 1] for name, weight in weights.items())
 
-    return torch.cat((blend(row["voice"])[:STYLE], blend(row.get("prosody", row["voice"]))[STYLE:]))
+    halves = [blend(row["voice"])[:STYLE], blend(row.get("prosody", row["voice"]))[STYLE:]]
+    if stray := row.get("stray"):
+        generator = torch.Generator().manual_seed(stray["seed"])
+        for half, name in zip(halves, ("voice", "prosody"), strict=True):
+            half += stray[name] * torch.nn.functional.normalize(torch.randn(STYLE, generator=generator), dim=0)
+    return torch.cat(halves)
 
 
 def plan_batch(model: Kokoro, batch: list[Sentence], device: str, start: int) -> torch.Tensor:
@@ -292,7 +298,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     others = parser.add_mutually_exclusive_group()
     others.add_argument("--voices", nargs="+", help="speak the plan in these voices alone, in turn")
     others.add_argument("--crowd", type=int, metavar="SPEAKERS",
-                        help="speak three short texts of the plan by each of so many speakers (train.crowd)")
+                        help="speak two short texts of the plan by each of so many speakers (train.crowd)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"),
                         help="of the decoder; float16 on a GPU, float32 elsewhere")

@@ -269,7 +269,7 @@ def read_data(data, config, arguments):
     train, evaluation = (CodesDataset(data[name], *codes) for name in ("train", "eval"))
     sizes = data["frames_per_batch"], int(data["max_seconds"] * config.frame_rate)
     sampler = SpeakerBatchSampler(train.lengths, train.speakers, *sizes, arguments.seed, data["single"],
-                                  arguments.process_index, arguments.world_size)  # fmt: skip
+                                  arguments.process_index, arguments.world_size, apart=int(heard > 0))  # fmt: skip
     eval_batches = SpeakerBatchSampler(evaluation.lengths, evaluation.speakers, *sizes).epoch(0)
     return train, evaluation, sampler, eval_batches[: data["eval_batches"]]
 

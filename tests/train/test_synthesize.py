@@ -66,10 +66,12 @@ def test_a_crowd_is_made_of_voices_that_may_be_heard_and_spoken_in_english():
     for row in turns:
         sound, prosody = row["voice"], row["prosody"]
         assert not (sound.keys() | prosody.keys()) & set(HELD_OUT_VOICES)
-        assert sum(sound.values()) == pytest.approx(1) == sum(prosody.values())
-        assert len({name[1] for name in (*sound, *prosody)}) == 1
+        assert sum(sound.values()) == pytest.approx(1, abs=0.01) and sum(prosody.values()) == pytest.approx(1)
+        sexes = [sum(weight for name, weight in sound.items() if name[1] == sex) for sex in "fm"]
+        assert sorted(sexes) == pytest.approx([0, 1], abs=0.01)  # every voice's part is its distance from its sex
+        assert {name[1] for name in prosody} == {"fm"[sexes[1] > 0.5]}
         assert {name[0] for name in prosody} == {"ab"[int(row["id"]) % 2]}
-    alike = [{(tuple(row["voice"].items()), row["speed"]) for row in turns if row["speaker"] == name}
+    alike = [{(tuple(row["voice"].items()), str(row["stray"]), row["speed"]) for row in turns if row["speaker"] == name}
              for name in {row["speaker"] for row in turns}]  # fmt: skip
     assert all(len(one) == 1 for one in alike)
 
@@ -78,6 +80,15 @@ def test_a_crowd_is_made_of_voices_that_may_be_heard_and_spoken_in_english():
 def test_energy_is_the_sum_of_squares_in_any_dtype(dtype):
     x = 300 * torch.randn(2, 50, 8)
     torch.testing.assert_close(energy(x.to(dtype)), x.square().sum(1, keepdim=True), rtol=2e-2, atol=0)
+
+
+def test_a_stray_part_is_as_long_as_asked_in_both_halves_and_fixed_by_its_seed():
+    stray = {"seed": 3, "voice": 0.75, "prosody": 0.35}
+    style = style_of({**ROW, "stray": stray}, VOICES, 3)
+    assert style.view(2, 128).norm(dim=1).tolist() == pytest.approx([0.75, 0.35])
+    assert torch.equal(style, style_of({**ROW, "stray": stray}, VOICES, 9))
+    assert not torch.equal(style, style_of({**ROW, "stray": {**stray, "seed": 4}}, VOICES, 3))
+    assert not style_of(ROW, VOICES, 3).any() and not VOICES["a"].any()
 
 
 def tone(seconds, before=0.0, behind=0.0):
