@@ -27,6 +27,7 @@ from train.crowd import in_crowd
 from train.kokoro_model import MAX_PHONEMES, SAMPLES_PER_FRAME, SAMPLING_RATE, STYLE, Kokoro, load_kokoro, load_voices
 
 FIELDS = {"id": str, "text": str, "phonemes": str, "speaker": str, "voice": dict, "speed": (int, float)}
+STRAY = {"seed": int, "voice": (int, float), "prosody": (int, float)}
 FRAME_STEP = 32  # lengths are rounded up to few values: convolution plans are cached by shape
 BATCH_STEP = 8
 WAV_HEADER = 44  # bytes
@@ -79,6 +80,9 @@ def read_plan(path: Path, voices: dict[str, torch.Tensor]) -> list[dict]:
         if not row["voice"] or not 0.3 <= row["speed"] <= 3:
             raise ValueError(f"{path}:{number}: voice {row['voice']} at speed {row['speed']}; "
                              "expected one voice at least and a speed from 0.3 to 3")
+        stray = row.get("stray", {})
+        if stray and [name for name, kind in STRAY.items() if not isinstance(stray.get(name), kind)]:
+            raise ValueError(f"{path}:{number}: stray is {stray!r}; expected the numbers {', '.join(STRAY)}")
         name = file_name(row)
         if Path(name).parts != (row["speaker"], f"{row['id']}.wav") or ".." in name or name in seen:
             raise ValueError(f"{path}:{number}: file name {name!r} is unsafe or taken; id and speaker need other names")

@@ -178,7 +178,8 @@ def test_metadata_lists_what_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"voice": {"c": 1.0}}, {"voice": {}}, {"speed": 0}, {"speed": None},
-                                    {"id": "../s1"}, {"speaker": ".."}, {"speaker": "/tmp"}, {"id": "s1"}])
+                                    {"id": "../s1"}, {"speaker": ".."}, {"speaker": "/tmp"}, {"id": "s1"},
+                                    {"stray": {"seed": 1}}, {"stray": {"seed": 1, "voice": "x", "prosody": 0}}])
 def test_a_bad_row_is_named(change, tmp_path):
     plan = write_plan(tmp_path / "plan.jsonl", ROW, {**ROW, "id": "s0", **change})
     with pytest.raises(ValueError, match=r"plan\.jsonl:2"):
