@@ -43,21 +43,25 @@ def blend(rng, names, low, high):
 
 
 def in_crowd(rows, count, each, voices, seed=0):
-    """`count` speakers with `each` rows of a plan, a speaker's one behind the other; fewer where the texts run out."""
+    """`count` speakers with `each` rows of a plan, a speaker's one behind the other; fewer where the texts run out.
+
+    They come in pairs, "~a" and "~b", that say the same in the same times and differ in their sound: what train.data's
+    `twins` are for."""
     rng, by_sex, turns = random.Random(f"crowd {seed}"), usable_voices(voices), []
     short = [row for row in rows if SHORTEST <= len(row["text"]) <= LONGEST]
     texts = {accent: [row for row in short if {name[0] for name in row["voice"]} == {accent}] for accent in "ab"}
     for accent in "ab":
         rng.shuffle(texts[accent])
-    for number in range(count):
+    for number in range(count // 2):
         sex, accent = rng.choice("fm"), "b" if rng.random() < BRITISH else "a"
-        who = {
-            "speaker": f"crowd{seed}_{number:04d}",
-            "voice": drawn(rng, by_sex, sex),
+        manner = {
             "prosody": blend(rng, [name for name in by_sex[sex] if name[0] == accent], 0.5, 1.0),
-            "stray": {"seed": rng.getrandbits(32), "voice": STRAY_SOUND, "prosody": STRAY_PROSODY},
             "speed": round(rng.uniform(0.92, 1.12), 2),
         }
-        for _ in range(min(each, len(texts[accent]))):
-            turns.append({**texts[accent].pop(), **who})
+        stray = [rng.getrandbits(32), STRAY_PROSODY]
+        said = [texts[accent].pop() for _ in range(min(each, len(texts[accent])))]
+        for name in "ab":
+            who = {"speaker": f"crowd{seed}_{number:04d}~{name}", "voice": drawn(rng, by_sex, sex), **manner,
+                   "stray": {"voice": [rng.getrandbits(32), STRAY_SOUND], "prosody": stray}}  # fmt: skip
+            turns.extend({**row, **who} for row in said)
     return turns

@@ -4,12 +4,14 @@ import itertools
 import os
 import pathlib
 import random
+import re
 
 import numpy as np
 import pyarrow.compute
 import pyarrow.ipc
 import pyarrow.parquet
 import torch
+import torch.nn.functional as F
 
 from smalle.configuration_smalle import AUDIO_PAD, AUDIO_TAIL
 from smalle.delay_smalle import delay
@@ -63,24 +65,38 @@ def heard_frames(config, seconds=5.0):
     return frames if config.speaker_layers else 0
 
 
+def twins(texts, speakers):
+    """Utterances in the same words and times: {index: indices}, itself among them, of those that have others.
+
+    They are the speeds of one recording (train.prepare --speeds) and the speakers of one pair of a crowd (train.crowd),
+    known by their text and by what stands before " x" or "~" in the speaker's name.
+    """
+    alike = {}
+    for index, (text, speaker) in enumerate(zip(texts, speakers)):
+        alike.setdefault((text, re.split(" x|~", speaker)[0]), []).append(index)
+    return {index: group for group in alike.values() if len(group) > 1 for index in group}
+
+
 class CodesDataset(torch.utils.data.Dataset):
     """Prepared codes (train.prepare): a parquet file or the shards of a split, in memory or, with `cache`, on disk.
 
     An item is (text, codes (T, Q), words (W, 2): seconds at which each word begins and ends, NaN where unknown) of the
     utterances in a tuple, joined.
     Joined utterances teach the model to go on in the voice of a prompt, and to read long texts.
-    With `heard` frames an item has a fourth part, up to so many frames (P, Q) of other utterances of the speaker; none
-    where there is no other.
+    With `heard` frames an item has two parts more: up to so many frames (P, Q) of other utterances of the speaker, none
+    where there is no other, and the past (T, Q) that the model hears, which for a share `revoiced` of the items other
+    voices say in the same words and times (`twins`), where there are some.
     """
 
-    def __init__(self, path, num_codebooks, frame_rate, cache=None, heard=0):
-        self.num_codebooks, self.frame_rate, self.heard = num_codebooks, frame_rate, heard
+    def __init__(self, path, num_codebooks, frame_rate, cache=None, heard=0, revoiced=0.0):
+        self.num_codebooks, self.frame_rate, self.heard, self.revoiced = num_codebooks, frame_rate, heard, revoiced
         table = read_table(path, cache)
         self.texts, self.words, self.codes = (table.column(name) for name in ("text", "words", "codes"))
         self.speakers = table.column("speaker").to_pylist()
         self.by_speaker = {}
         for index, speaker in enumerate(self.speakers if heard else ()):
             self.by_speaker.setdefault(speaker, []).append(index)
+        self.twins = twins(self.texts.to_pylist(), self.speakers) if revoiced else {}
         self.lengths = pyarrow.compute.list_value_length(self.codes).to_numpy() // num_codebooks
         seconds = pyarrow.compute.sum(table.column("duration")).as_py()
         if abs(self.lengths.sum() / frame_rate - seconds) > 0.2 * seconds:
@@ -104,7 +120,22 @@ class CodesDataset(torch.utils.data.Dataset):
         starts = np.cumsum([0, *(len(one) for one in codes[:-1])]) / self.frame_rate
         words = np.concatenate([one + np.float32(start) for one, start in zip(words, starts)])
         item = " ".join(texts), torch.from_numpy(np.concatenate(codes).astype(np.int64)), words
-        return (*item, self._heard(utterances)) if self.heard else item
+        return (*item, self._heard(utterances), self._past(utterances, codes)) if self.heard else item
+
+    def _past(self, utterances, codes):
+        """The utterances' codes, joined (T, Q), or for a share of them those of twins, as long."""
+        rng = random.Random(f"past {utterances}")
+        if rng.random() < self.revoiced:
+            codes = [self._twin(rng, index, one) for index, one in zip(utterances, codes)]
+        return torch.from_numpy(np.concatenate(codes).astype(np.int64))
+
+    def _twin(self, rng, index, codes):
+        """What a twin of an utterance says at each of its frames."""
+        others = [other for other in self.twins.get(index, ()) if other != index]
+        if not others:
+            return codes
+        twin = self._utterance(rng.choice(others))[1]
+        return twin[np.arange(len(codes)) * len(twin) // len(codes)]
 
     def _heard(self, utterances):
         """A piece (P, Q) of recordings of who speaks these, which fix it, so that a resumed run hears the same."""
@@ -199,15 +230,8 @@ class Collator:
         )
         windows = [self._windows(t, sample[2], o) for t, sample, o in zip(texts, samples, text["offset_mapping"])]
         windows = torch.stack(windows).masked_fill(text["attention_mask"][..., None] == 0, torch.inf)  # never read
-        grids = []
-        for _, codes, *_ in samples:
-            grid = delay(codes)
-            grids.append(torch.cat((grid, grid.new_full((1, self.num_codebooks), AUDIO_TAIL))))
-        longest = max(map(len, grids))
-        shape = (len(grids), longest, self.num_codebooks)
-        inputs, labels = torch.full(shape, AUDIO_PAD), torch.full(shape, -100)
-        for row, grid in enumerate(grids):
-            inputs[row, : len(grid)] = labels[row, : len(grid)] = grid
+        labels = self._grids([codes for _, codes, *_ in samples], -100)
+        inputs = self._grids([sample[4] if len(sample) > 4 else sample[1] for sample in samples], AUDIO_PAD)
         for q in range(1, self.num_codebooks):  # heads are sure: nothing to learn
             labels[:, : q + 1, q] = -100
         mask = labels[:, 1:, 0] != -100
@@ -217,11 +241,17 @@ class Collator:
             "audio_attention_mask": mask.long(), "labels": labels[:, 1:], **self._heard(samples, rng),
         }  # fmt: skip
 
+    def _grids(self, codes, padding):
+        """Codes (T, Q), delayed and ended, as one padded grid (B, S, Q)."""
+        ended = [F.pad(delay(one), (0, 0, 0, 1), value=AUDIO_TAIL) for one in codes]
+        return torch.nn.utils.rnn.pad_sequence(ended, batch_first=True, padding_value=padding)
+
     def _heard(self, samples, rng):
         """The pieces of the speakers' recordings, padded, and their mask; nothing where samples have none."""
         if len(samples[0]) < 4:  # text, codes and words alone
             return {}
-        pieces = torch.nn.utils.rnn.pad_sequence([heard for *_, heard in samples], batch_first=True, padding_value=-1)
+        pieces = [sample[3] for sample in samples]
+        pieces = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=-1)
         mask = pieces[..., 0] >= 0
         mask &= torch.tensor([[rng.random() >= self.speaker_dropout] for _ in samples])
         return {"speaker_codes": pieces.clamp(min=0), "speaker_attention_mask": mask.long()}

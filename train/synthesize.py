@@ -2,8 +2,8 @@
 
 A row of the plan: {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speaker": "mix1", "voice": {"af_heart": 0.6,
 "am_adam": 0.4}, "speed": 1.0}; phonemes in the misaki alphabet, voice weights of any sign; "prosody", weights as
-well, where it is not spoken as it sounds; "stray", {"seed": 7, "voice": 0.75, "prosody": 0.35}, random directions of
-these lengths for both. --voices or --crowd speak the plan's texts by other speakers. Writes
+well, where it is not spoken as it sounds; "stray", {"voice": [7, 0.75], "prosody": [8, 0.35]}, random directions for
+both: a seed and a length. --voices or --crowd speak the plan's texts by other speakers. Writes
 OUT/<speaker>/<id>.wav (16 bit, mono, 24 kHz) and OUT/metadata.jsonl. Rows are taken in the plan's order; a row whose
 file exists is skipped, so that a run that was stopped by its time limit goes on where it ended.
 """
@@ -27,7 +27,7 @@ from train.crowd import in_crowd
 from train.kokoro_model import MAX_PHONEMES, SAMPLES_PER_FRAME, SAMPLING_RATE, STYLE, Kokoro, load_kokoro, load_voices
 
 FIELDS = {"id": str, "text": str, "phonemes": str, "speaker": str, "voice": dict, "speed": (int, float)}
-STRAY = {"seed": int, "voice": (int, float), "prosody": (int, float)}
+STRAY = ("voice", "prosody")
 FRAME_STEP = 32  # lengths are rounded up to few values: convolution plans are cached by shape
 BATCH_STEP = 8
 WAV_HEADER = 44  # bytes
@@ -80,15 +80,22 @@ def read_plan(path: Path, voices: dict[str, torch.Tensor]) -> list[dict]:
         if not row["voice"] or not 0.3 <= row["speed"] <= 3:
             raise ValueError(f"{path}:{number}: voice {row['voice']} at speed {row['speed']}; "
                              "expected one voice at least and a speed from 0.3 to 3")
-        stray = row.get("stray", {})
-        if stray and [name for name, kind in STRAY.items() if not isinstance(stray.get(name), kind)]:
-            raise ValueError(f"{path}:{number}: stray is {stray!r}; expected the numbers {', '.join(STRAY)}")
+        if not strays(row.get("stray", {})):
+            raise ValueError(f"{path}:{number}: stray is {row['stray']!r}; expected a seed and a length for each of "
+                             f"{', '.join(STRAY)}, as {{\"voice\": [7, 0.75]}}")
         name = file_name(row)
         if Path(name).parts != (row["speaker"], f"{row['id']}.wav") or ".." in name or name in seen:
             raise ValueError(f"{path}:{number}: file name {name!r} is unsafe or taken; id and speaker need other names")
         seen.add(name)
         rows.append(row)
     return rows
+
+
+def strays(value) -> bool:
+    """Whether a value is a row's "stray"."""
+    return isinstance(value, dict) and value.keys() <= set(STRAY) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], int) and isinstance(pair[1], int | float)
+        for pair in value.values())  # fmt: skip
 
 
 def in_voices(rows: list[dict], names: list[str]) -> list[dict]:
@@ -116,10 +123,10 @@ def style_of(row: dict, voices: dict[str, torch.Tensor], phonemes: int) -> torch
         return sum(weight * voices[name][phonemes - 1] for name, weight in weights.items())
 
     halves = [blend(row["voice"])[:STYLE], blend(row.get("prosody", row["voice"]))[STYLE:]]
-    if stray := row.get("stray"):
-        generator = torch.Generator().manual_seed(stray["seed"])
-        for half, name in zip(halves, ("voice", "prosody"), strict=True):
-            half += stray[name] * torch.nn.functional.normalize(torch.randn(STYLE, generator=generator), dim=0)
+    for half, name in zip(halves, STRAY, strict=True):
+        seed, length = row.get("stray", {}).get(name, (0, 0))
+        random = torch.randn(STYLE, generator=torch.Generator().manual_seed(seed))
+        half += length * torch.nn.functional.normalize(random, dim=0)
     return torch.cat(halves)
 
 

@@ -53,7 +53,7 @@ KEYS = {  # what the parts of a recipe may hold; the Trainer and the model check
     "data": {"tokenizer", "train", "eval", "cache", "frames_per_batch", "max_seconds", "single", "eval_batches",
              "speaker_seconds"},
     "objective": {"codebook_weights", "alignment_weight", "forward_sum_weight", "timed_rows", "text_dropout",
-                  "speaker_dropout", "audio_dropout", "misplaced", "foreign", "own_steps", "ema"},
+                  "speaker_dropout", "revoiced", "audio_dropout", "misplaced", "foreign", "own_steps", "ema"},
 }  # fmt: skip
 
 
@@ -262,11 +262,11 @@ def check_objective(objective, config):
     return objective
 
 
-def read_data(data, config, arguments):
+def read_data(data, config, arguments, revoiced=0.0):
     """Codes to train on and to evaluate on, the batches of this process, and those of the evaluation."""
     heard = heard_frames(config, data.get("speaker_seconds", 5.0))
     codes = config.num_codebooks, config.frame_rate, data.get("cache"), heard
-    train, evaluation = (CodesDataset(data[name], *codes) for name in ("train", "eval"))
+    train, evaluation = CodesDataset(data["train"], *codes, revoiced), CodesDataset(data["eval"], *codes)
     sizes = data["frames_per_batch"], int(data["max_seconds"] * config.frame_rate)
     sampler = SpeakerBatchSampler(train.lengths, train.speakers, *sizes, arguments.seed, data["single"],
                                   arguments.process_index, arguments.world_size, apart=int(heard > 0))  # fmt: skip
@@ -294,7 +294,7 @@ def build_trainer(recipe, adapt=None):
     tokenizer = AutoTokenizer.from_pretrained(data["tokenizer"])
     model, config = build_model(recipe, len(tokenizer), adapt)
     objective = check_objective(recipe["objective"], config)
-    train, evaluation, sampler, eval_batches = read_data(data, config, arguments)
+    train, evaluation, sampler, eval_batches = read_data(data, config, arguments, objective.get("revoiced", 0.0))
     ema, clock, samples = build_callbacks(recipe, model, tokenizer, evaluation, arguments)
     if arguments.process_index == 0:
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters; "

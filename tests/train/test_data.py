@@ -117,6 +117,35 @@ def test_who_speaks_is_heard_in_other_utterances_where_there_are_some(speakers):
     assert all(torch.equal(speakers[(n, (n + 1) % 12)][3], piece) for n, piece in heard.items())
 
 
+def test_the_past_is_said_by_another_voice_in_the_same_words_and_times(tmp_path):
+    said = [("hello you", "anna", 8), ("hello you", "anna x0.8", 10), ("hello you", "ben", 8), ("who", "anna", 6),
+            ("go on", "c~a", 4), ("go on", "c~b", 4)]  # fmt: skip
+    rows = [{"text": text, "speaker": speaker, "duration": frames / 50, "words": [],
+             "codes": (np.repeat(np.arange(frames), 3) + 100 * n).astype("uint16")}
+            for n, (text, speaker, frames) in enumerate(said)]  # fmt: skip
+    path = write(rows, tmp_path / "codes.parquet")
+    mine, others = (CodesDataset(path, 3, 50.0, heard=4, revoiced=share) for share in (0.0, 1.0))
+    for item in ((0,), (1,), (2,), (3,), (4,), (0, 3)):
+        assert torch.equal(mine[item][4], mine[item][1]) and torch.equal(others[item][1], mine[item][1])
+    past = [others[(n,)][4][:, 0].tolist() for n in range(6)]
+    assert past[0] == [100, 101, 102, 103, 105, 106, 107, 108] and past[1] == [0, 0, 1, 2, 3, 4, 4, 5, 6, 7]
+    assert past[2] == list(range(200, 208)) and past[3] == list(range(300, 306))  # nobody else says these
+    assert past[4] == list(range(500, 504)) and past[5] == list(range(400, 404))
+    assert others[(0, 3)][4][:, 0].tolist() == past[0] + past[3]
+    some = CodesDataset(path, 3, 50.0, heard=4, revoiced=0.5)
+    assert 0 < sum(torch.equal(some[item][4], some[item][1]) for item in ((0,), (1,), (4,), (5,), (0, 3), (3, 0))) < 6
+
+
+def test_what_is_heard_goes_in_and_what_was_said_comes_out(tiny_tokenizer, codes):
+    past = [torch.zeros_like(one) for one in codes]
+    samples = [(*item, codes[0][:2], was) for item, was in zip(zip(TEXTS, codes, WORDS), past)]
+    batch, plain = (Collator(tiny_tokenizer, 3, 50.0)(some) for some in (samples, [one[:4] for one in samples]))
+    assert torch.equal(batch["labels"], plain["labels"])
+    zeros = Collator(tiny_tokenizer, 3, 50.0)([(text, was, words) for text, was, words in zip(TEXTS, past, WORDS)])
+    assert torch.equal(batch["audio_codes"], zeros["audio_codes"])
+    assert not torch.equal(batch["audio_codes"], plain["audio_codes"])
+
+
 @pytest.mark.parametrize("seconds", [0, 0.01, -3, 1e9, "4", None])
 def test_seconds_that_are_no_recording_are_refused(seconds):
     with pytest.raises(ValueError, match="data.speaker_seconds"):

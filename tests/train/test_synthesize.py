@@ -62,7 +62,10 @@ def test_a_crowd_is_made_of_voices_that_may_be_heard_and_spoken_in_english():
     turns = in_crowd(rows, 12, 3, NAMES)
     assert turns == in_crowd(rows, 12, 3, NAMES) != in_crowd(rows, 12, 3, NAMES, seed=1)
     assert all(30 <= len(row["text"]) <= 80 for row in turns)
-    assert len({row["id"] for row in turns}) == len(turns)
+    said = {name: [row["id"] for row in turns if row["speaker"] == name] for name in {row["speaker"] for row in turns}}
+    pairs = [(ids, said[name[:-1] + "b"]) for name, ids in said.items() if name.endswith("~a")]
+    assert len(pairs) == 6 and all(first == second for first, second in pairs)
+    assert len({name for first, _ in pairs for name in first}) == len(turns) / 2
     for row in turns:
         sound, prosody = row["voice"], row["prosody"]
         assert not (sound.keys() | prosody.keys()) & set(HELD_OUT_VOICES)
@@ -83,11 +86,11 @@ def test_energy_is_the_sum_of_squares_in_any_dtype(dtype):
 
 
 def test_a_stray_part_is_as_long_as_asked_in_both_halves_and_fixed_by_its_seed():
-    stray = {"seed": 3, "voice": 0.75, "prosody": 0.35}
+    stray = {"voice": [3, 0.75], "prosody": [4, 0.35]}
     style = style_of({**ROW, "stray": stray}, VOICES, 3)
     assert style.view(2, 128).norm(dim=1).tolist() == pytest.approx([0.75, 0.35])
     assert torch.equal(style, style_of({**ROW, "stray": stray}, VOICES, 9))
-    assert not torch.equal(style, style_of({**ROW, "stray": {**stray, "seed": 4}}, VOICES, 3))
+    assert not torch.equal(style, style_of({**ROW, "stray": {**stray, "voice": [4, 0.75]}}, VOICES, 3))
     assert not style_of(ROW, VOICES, 3).any() and not VOICES["a"].any()
 
 
@@ -179,7 +182,7 @@ def test_metadata_lists_what_was_written(tmp_path):
 
 @pytest.mark.parametrize("change", [{"voice": {"c": 1.0}}, {"voice": {}}, {"speed": 0}, {"speed": None},
                                     {"id": "../s1"}, {"speaker": ".."}, {"speaker": "/tmp"}, {"id": "s1"},
-                                    {"stray": {"seed": 1}}, {"stray": {"seed": 1, "voice": "x", "prosody": 0}}])
+                                    {"stray": {"voice": 0.7}}, {"stray": {"sound": [1, 0.7]}}, {"stray": None}])
 def test_a_bad_row_is_named(change, tmp_path):
     plan = write_plan(tmp_path / "plan.jsonl", ROW, {**ROW, "id": "s0", **change})
     with pytest.raises(ValueError, match=r"plan\.jsonl:2"):
