@@ -238,7 +238,7 @@ class Collator:
         return {
             "input_ids": text["input_ids"], "attention_mask": text["attention_mask"],
             "token_windows": windows, "audio_codes": inputs[:, :-1],
-            "audio_attention_mask": mask.long(), "labels": labels[:, 1:], **self._heard(samples, rng),
+            "audio_attention_mask": mask.long(), "labels": labels[:, 1:], **self._heard(samples, texts, rng),
         }  # fmt: skip
 
     def _grids(self, codes, padding):
@@ -246,12 +246,14 @@ class Collator:
         ended = [F.pad(delay(one), (0, 0, 0, 1), value=AUDIO_TAIL) for one in codes]
         return torch.nn.utils.rnn.pad_sequence(ended, batch_first=True, padding_value=padding)
 
-    def _heard(self, samples, rng):
-        """The pieces of the speakers' recordings, padded, and their mask; nothing where samples have none."""
+    def _heard(self, samples, texts, rng):
+        """The pieces of the speakers' recordings, padded, and their mask; nothing where samples have none.
+
+        Who is left without a text hears nobody either: guidance leads away from both."""
         if len(samples[0]) < 4:  # text, codes and words alone
             return {}
         pieces = [sample[3] for sample in samples]
         pieces = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=-1)
         mask = pieces[..., 0] >= 0
-        mask &= torch.tensor([[rng.random() >= self.speaker_dropout] for _ in samples])
+        mask &= torch.tensor([[rng.random() >= self.speaker_dropout and text != ""] for text in texts])
         return {"speaker_codes": pieces.clamp(min=0), "speaker_attention_mask": mask.long()}
