@@ -149,6 +149,11 @@ def test_alignment_loss_of_a_decoder_only_transformer_is_refused(work):
         call(train, work / "recipe.yaml", "model.architecture=decoder-only", f"training.output_dir={work}/refused")
 
 
+def test_a_past_in_another_voice_is_refused_where_nobody_is_heard(work):
+    with pytest.raises(ValueError, match="objective.revoiced=0.5"):
+        call(train, work / "recipe.yaml", "objective.revoiced=0.5", f"training.output_dir={work}/refused")
+
+
 def test_training_ends_by_the_clock(work):
     call(train, work / "recipe.yaml", f"training.output_dir={work}/timed", "training.minutes=0.00001")
     assert sorted(path.name for path in (work / "timed").glob("checkpoint-*")) == ["checkpoint-1"]
