@@ -166,6 +166,9 @@ def test_a_batch_holds_what_is_heard_but_for_the_share_that_is_dropped(speakers,
     assert 0.55 < torch.cat(kept).float().mean() < 0.85
     dropped = Collator(tiny_tokenizer, 3, 50.0, speaker_dropout=1.0)(samples)
     assert not dropped["speaker_attention_mask"].any()
+    some = Collator(tiny_tokenizer, 3, 50.0, text_dropout=0.5)(samples[:12])
+    heard, read = some["speaker_attention_mask"].any(1), some["attention_mask"].sum(1) > 2
+    assert torch.equal(heard, read) and 0 < heard.sum() < 12  # guidance leads away from both at once
 
 
 def test_windows_follow_the_words_and_meet_between_them(tiny_tokenizer):
