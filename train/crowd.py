@@ -45,14 +45,14 @@ def blend(rng, names, low, high):
 def in_crowd(rows, count, each, voices, seed=0):
     """`count` speakers with `each` rows of a plan, a speaker's one behind the other; fewer where the texts run out.
 
-    They come in pairs, "~a" and "~b", that say the same in the same times and differ in their sound: what train.data's
+    They come in whole pairs, "~a" and "~b", that say the same in the same times and differ in their sound: what train.data's
     `twins` are for."""
     rng, by_sex, turns = random.Random(f"crowd {seed}"), usable_voices(voices), []
     short = [row for row in rows if SHORTEST <= len(row["text"]) <= LONGEST]
     texts = {accent: [row for row in short if {name[0] for name in row["voice"]} == {accent}] for accent in "ab"}
     for accent in "ab":
         rng.shuffle(texts[accent])
-    for number in range(count // 2):
+    for number in range(-(-count // 2)):
         sex, accent = rng.choice("fm"), "b" if rng.random() < BRITISH else "a"
         manner = {
             "prosody": blend(rng, [name for name in by_sex[sex] if name[0] == accent], 0.5, 1.0),

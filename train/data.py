@@ -69,11 +69,11 @@ def twins(texts, speakers):
     """Utterances in the same words and times: {index: indices}, itself among them, of those that have others.
 
     They are the speeds of one recording (train.prepare --speeds) and the speakers of one pair of a crowd (train.crowd),
-    known by their text and by what stands before " x" or "~" in the speaker's name.
+    known by their text and by the speaker's name without what tells these apart, as in "crowd0_0001~a x0.91".
     """
     alike = {}
     for index, (text, speaker) in enumerate(zip(texts, speakers)):
-        alike.setdefault((text, re.split(" x|~", speaker)[0]), []).append(index)
+        alike.setdefault((text, re.sub(r"(~[ab])?( x[\d.]+)?$", "", speaker)), []).append(index)
     return {index: group for group in alike.values() if len(group) > 1 for index in group}
 
 

@@ -119,7 +119,7 @@ def test_who_speaks_is_heard_in_other_utterances_where_there_are_some(speakers):
 
 def test_the_past_is_said_by_another_voice_in_the_same_words_and_times(tmp_path):
     said = [("hello you", "anna", 8), ("hello you", "anna x0.8", 10), ("hello you", "ben", 8), ("who", "anna", 6),
-            ("go on", "c~a", 4), ("go on", "c~b", 4)]  # fmt: skip
+            ("go on", "c~a", 4), ("go on", "c~b x1.1", 4)]  # fmt: skip
     rows = [{"text": text, "speaker": speaker, "duration": frames / 50, "words": [],
              "codes": (np.repeat(np.arange(frames), 3) + 100 * n).astype("uint16")}
             for n, (text, speaker, frames) in enumerate(said)]  # fmt: skip
