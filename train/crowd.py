@@ -45,8 +45,8 @@ def blend(rng, names, low, high):
 def in_crowd(rows, count, each, voices, seed=0):
     """`count` speakers with `each` rows of a plan, a speaker's one behind the other; fewer where the texts run out.
 
-    They come in whole pairs, "~a" and "~b", that say the same in the same times and differ in their sound: what train.data's
-    `twins` are for."""
+    They come in whole pairs, "~a" and "~b", that say the same in the same times and differ in their sound (train.data's
+    `twins`)."""
     rng, by_sex, turns = random.Random(f"crowd {seed}"), usable_voices(voices), []
     short = [row for row in rows if SHORTEST <= len(row["text"]) <= LONGEST]
     texts = {accent: [row for row in short if {name[0] for name in row["voice"]} == {accent}] for accent in "ab"}

@@ -260,7 +260,7 @@ def check_objective(objective, config):
                 f"objective.{name}={objective[name]}: expected 0; a decoder-only transformer has no map of the text."
             )
     if objective.get("revoiced") and not config.speaker_layers:
-        raise ValueError(f"objective.revoiced={objective['revoiced']}: expected 0 of a model without a speaker encoder, "
+        raise ValueError(f"objective.revoiced={objective['revoiced']}: expected 0 of a model without speaker encoder, "
                          "which takes voices from the past alone; model.speaker_layers gives it one.")  # fmt: skip
     return objective
 
