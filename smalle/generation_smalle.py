@@ -107,9 +107,9 @@ class SmallEGenerationMixin(GenerationMixin):
                 with one for each codebook, all of which are then sampled); max_new_tokens and min_new_tokens (new
                 frames), max_time (seconds); num_return_sequences: speeches of each text, next to each other; best_of:
                 speeches of each text of which those are kept that read it most steadily
-                (`alignment_smalle.monotonicity`); guidance_scale: keeps closer to the text and to who is heard, away
-                from speech without them; voice_guidance_scale: closer to the prompt's voice; return_dict_in_generate,
-                output_scores.
+                (`alignment_smalle.monotonicity`); guidance_scale: keeps closer to the text, and to who is heard
+                without a prompt, away from speech without them; voice_guidance_scale: closer to the prompt's voice;
+                return_dict_in_generate, output_scores.
             seed: makes the same speech again; without it the global random state is used. Or a torch.Generator.
             output_alignments: return where in the text each frame was read.
             progress: called after each step with the number of rows that still speak.
@@ -289,9 +289,10 @@ class SmallEGenerationMixin(GenerationMixin):
         texts, prompts, states, branches = [(input_ids, attention_mask)], list(voices), [initial_state], []
         if config.guidance_scale != 1:
             marks = input_ids.new_tensor([self.config.bos_token_id, self.config.eos_token_id])
-            texts.append((marks.expand(batch, -1), None))  # a dropped text, and nobody heard, as in training
+            texts.append((marks.expand(batch, -1), None))  # a dropped text, as in training
             prompts, states, branches = prompts + voices, [*states, initial_state], [*branches, "guidance_scale"]
-            speakers.append(nobody)
+            prompted = torch.tensor([[len(voice) > 0] for voice in voices], device=input_ids.device)
+            speakers.append(None if speaker is None else speaker * prompted)  # whom no prompt keeps, no text keeps
         if config.voice_guidance_scale != 1:
             if unprompted[0] is None or len(unprompted[0]) != batch:
                 raise ValueError(

@@ -80,17 +80,20 @@ def test_steps_after_a_state_remember_who_speaks(model, recordings):
     assert torch.allclose(torch.cat((begun.logits, rest.logits), 1), whole.logits, atol=1e-4)
 
 
-def test_guidance_leads_away_from_nobody_heard(model, recordings):
+def test_guidance_leads_away_from_nobody_heard_or_by_text_alone_where_a_prompt_goes_on(model, recordings):
     codes, mask = recordings
     config = model._speech_config(None, {"guidance_scale": 2.0, "voice_guidance_scale": 2.0})
-    state = model._start(config, TEXT, None, (None, None), (codes, mask), (TEXT, None), None)
-    values = state.model.text_values.chunk(3)  # the text, none, and the text without a voice
-    speaker = model.model.encode_speaker(codes, mask)
-    nobody = model._start(config, TEXT, None, (None, None), (codes, mask * 0), (TEXT, None), None).model.text_values
-    added = (state.model.text_values - nobody).chunk(3)
-    for value, without in zip(values[1:], nobody.chunk(3)[1:]):
-        assert torch.equal(value, without)
-    assert torch.allclose(added[0], speaker[:, None].expand_as(added[0]), atol=1e-5)
+
+    def values(mask, *prompt):  # of the text, of none, and of the text without a voice
+        state = model._start(config, TEXT, None, prompt, (codes, mask), (TEXT, None), None)
+        return state.model.text_values.chunk(3)
+
+    speaker, nobody = model.model.encode_speaker(codes, mask)[:, None], values(mask * 0, None, None)
+    prompt_of_the_second = codes[:, :4], torch.tensor([[0] * 4, [1] * 4])
+    for prompt, kept in ((None, None), [0.0, 0.0]), (prompt_of_the_second, [0.0, 1.0]):
+        shares = 1.0, torch.tensor(kept)[:, None, None], 0.0
+        for share, value, without in zip(shares, values(mask, *prompt), nobody):
+            assert torch.allclose(value - without, (share * speaker).expand_as(value), atol=1e-5)
 
 
 def test_the_exported_step_speaks_as_the_model(model, recordings, tmp_path):
