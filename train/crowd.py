@@ -1,10 +1,10 @@
 """A crowd of speakers for a plan of Kokoro, as different from each other as voices that no training heard.
 
 Kokoro's own 54 voices are few, and each is half outside of what the others span, so mixtures of them are not enough: a
-model takes on unheard mixtures better than unheard voices (docs/training-log.md). A voice is two halves, how it sounds and how
-it is spoken. Here the first is drawn from a normal distribution as wide as the voices themselves, of all languages, and
-a part of it lies in no voice's direction; the second is a mixture of two English voices of the same sex and a smaller
-such part, so that voices of other languages lend their sound and not their accent.
+model takes on unheard mixtures better than unheard voices (docs/training-log.md). A voice is two halves, how it sounds
+and how it is spoken. Here the first is drawn from a normal distribution as wide as the voices themselves, of all
+languages, and a part of it lies in no voice's direction; the second is a mixture of two English voices of the same sex
+and a smaller such part, so that voices of other languages lend their sound and not their accent.
 """
 
 import random
