@@ -120,14 +120,15 @@ class CodesDataset(torch.utils.data.Dataset):
         starts = np.cumsum([0, *(len(one) for one in codes[:-1])]) / self.frame_rate
         words = np.concatenate([one + np.float32(start) for one, start in zip(words, starts)])
         item = " ".join(texts), torch.from_numpy(np.concatenate(codes).astype(np.int64)), words
-        return (*item, self._heard(utterances), self._past(utterances, codes)) if self.heard else item
+        return (*item, self._heard(utterances), self._past(utterances, codes, item[1])) if self.heard else item
 
-    def _past(self, utterances, codes):
-        """The utterances' codes, joined (T, Q), or for a share of them those of twins, as long."""
+    def _past(self, utterances, codes, joined):
+        """The utterances' `joined` codes (T, Q), or for a share of the items those of twins, as long."""
         rng = random.Random(f"past {utterances}")
-        if rng.random() < self.revoiced:
-            codes = [self._twin(rng, index, one) for index, one in zip(utterances, codes)]
-        return torch.from_numpy(np.concatenate(codes).astype(np.int64))
+        if rng.random() >= self.revoiced:
+            return joined
+        said = [self._twin(rng, index, one) for index, one in zip(utterances, codes)]
+        return torch.from_numpy(np.concatenate(said).astype(np.int64))
 
     def _twin(self, rng, index, codes):
         """What a twin of an utterance says at each of its frames."""
