@@ -39,8 +39,9 @@ class SmallEModelOutput(ModelOutput):
     """last_hidden_state (B, T, D); past_key_values: `SmallEState`, or `TransformerState` of the decoder-only model.
 
     attentions: maps (B, T, N) of the text: PACA's two, positions attended first and last, or the one of plain
-    cross-attention. hidden_states: (B, T, D) each, the audio's embeddings, then after each block and the
-    cross-attention, the last one normed.
+    cross-attention, or that of the decoder-only model's `map_layer`, whose rows may look at the audio too.
+    hidden_states: (B, T, D) each, the audio's embeddings, then after each block and the cross-attention, the last one
+    normed.
     """
 
     last_hidden_state: torch.FloatTensor = None
@@ -131,8 +132,8 @@ class SmallEModel(SmallEPreTrainedModel):
         self.text_embedding = value
 
     def encode_speaker(self, speaker_codes, speaker_attention_mask=None):
-        """Undelayed codes of a recording (B, P, Q) and their mask (B, P) to a vector of who speaks (B, D); zero for a
-        row of which nothing is heard. None without codes. Raises ValueError where the model has no speaker encoder."""
+        """Undelayed codes of a recording (B, P, Q) and their mask (B, P) to who speaks, as `speaker_smalle.Heard`.
+        None without codes. Raises ValueError where the model has no speaker encoder."""
         if speaker_codes is None:
             return None
         if not self.config.speaker_layers:
@@ -148,7 +149,7 @@ class SmallEModel(SmallEPreTrainedModel):
         """Text (B, N) to a fresh state. attention_mask (B, N): 1 where there is text, 0 on padding, either side.
 
         initial_state (B, S): a voice, where the recurrent states begin (`initial_state_smalle`); else at zero.
-        speaker (B, D): who speaks, of `encode_speaker`.
+        speaker: who speaks, of `encode_speaker`.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask, x = mask.bool(), self.text_embedding(input_ids)
@@ -168,9 +169,9 @@ class SmallEModel(SmallEPreTrainedModel):
     def text_state(self, text_mask, text_keys, text_values, positions=None, initial_state=None, speaker=None):
         """The state of a text that was read and that nothing was said for, of its tensors as `SmallEState` has them.
 
-        A map's weights add up to 1, so a speaker (B, D) added to all values is added to what each step reads."""
+        A map's weights add up to 1, so a speaker added to all values is added to what each step reads."""
         if speaker is not None:
-            text_values = text_values + speaker[:, None].to(text_values.dtype)
+            text_values = text_values + self.speaker_encoder.beside(text_values, speaker).to(text_values.dtype)
         steps = text_mask.new_zeros(len(text_mask), dtype=torch.long) if self.config.cross_rotary_size else None
         state = SmallEState(text_keys, text_values, positions, text_mask, steps=steps)
         if initial_state is None:
@@ -205,7 +206,7 @@ class SmallEModel(SmallEPreTrainedModel):
             initial_state (B, S): a tuned voice, the state to begin a text in (`initial_state_smalle`).
             speaker_codes (B, P, Q), speaker_attention_mask (B, P): a recording of the speaker, undelayed codes, for
                 models with a speaker encoder; a row of zeros in the mask: nobody's.
-            output_attentions, output_hidden_states: see `SmallEModelOutput`; the decoder-only model has no maps.
+            output_attentions, output_hidden_states: see `SmallEModelOutput`.
             text_maps (B, T, N), in training: where in the text each step reads, in place of the model's own map; steps
                 of zeros are left to it.
             use_cache: return the state. None, for all three: what the configuration says; no state in training.
@@ -225,10 +226,10 @@ class SmallEModel(SmallEPreTrainedModel):
         for name, begins in {"initial_state": initial_state, "speaker_codes": speaker_codes}.items():
             if begins is not None and past_key_values is not None:
                 raise ValueError(f"{name}= begins a text, past_key_values= goes on with one: give one of them.")
-        if output_attentions and self.decoder_only:
+        if output_attentions and not config.has_map:
             raise ValueError(
-                "output_attentions=True: a decoder-only transformer has no map of the text. Leave it out (and in "
-                "generate() output_alignments and best_of, which need it)."
+                "output_attentions=True: a decoder-only transformer without map_layer has no map of the text. Leave it "
+                "out (and in generate() output_alignments and best_of, which need it)."
             )
         state = past_key_values
         self._check(input_ids, attention_mask, audio_codes, audio_attention_mask, state, initial_state, text_maps)
@@ -237,14 +238,14 @@ class SmallEModel(SmallEPreTrainedModel):
             check_recording(speaker_codes, speaker_attention_mask, len(audio_codes), config, "speaker", look)
         x, attentions = self.embed_audio(audio_codes), None
         alone = state is None and initial_state is None and not use_cache and not output_hidden_states
-        whole = self.decoder_only and alone
+        whole = self.decoder_only and alone and not output_attentions
         speaker = self.encode_speaker(speaker_codes, speaker_attention_mask)
         if state is None and not whole:
             state = self.encode_text(input_ids, attention_mask, initial_state, speaker)
         if whole:
             hidden = self._read_whole(input_ids, attention_mask, x, audio_attention_mask)
         elif self.decoder_only:
-            hidden, state = self.transformer(x, audio_attention_mask, state)
+            hidden, state, attentions = self.transformer(x, audio_attention_mask, state, output_attentions)
         else:
             hidden, state, attentions = self._read(x, audio_attention_mask, state, text_maps)
         return SmallEModelOutput(

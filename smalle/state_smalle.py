@@ -44,12 +44,14 @@ class SmallEState(State):
 class TransformerState(State):
     """All that the decoder-only transformer needs to go on, text and audio in one sequence of S steps.
 
-    keys, values: (B, H, S, D / H) of each layer, keys rotated; mask (B, S) bool, False on padding.
+    keys, values: (B, H, S, D / H) of each layer, keys rotated; mask (B, S) bool, False on padding; text_mask (B, N)
+    bool, that of the text, the first N steps.
     """
 
     keys: tuple[torch.FloatTensor, ...]
     values: tuple[torch.FloatTensor, ...]
     mask: torch.BoolTensor
+    text_mask: torch.BoolTensor
 
 
 for _state in (SmallEState, TransformerState):  # torch.export takes and returns them, DDP and FSDP look inside

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from .layers_smalle import TransformerLayer, rotary
+from .attention_smalle import attention_map
+from .layers_smalle import TransformerLayer, rotary, rotate
 from .mixer_base_smalle import take
 from .state_smalle import TransformerState
 
@@ -23,29 +24,35 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.rotary_size, self.theta = config.rotary_size, config.rope_theta
+        self.rotary_size, self.theta, self.map_layer = config.rotary_size, config.rope_theta, config.map_layer
         depth = config.decoder_layers
         self.layers = nn.ModuleList(TransformerLayer(config, depth) for _ in range(depth))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
-    def forward(self, x, mask=None, state=None):
-        """x (B, T, D), mask (B, T), 0 on padding -> hidden states (B, T, D), embeddings to normed output; the state."""
+    def forward(self, x, mask=None, state=None, maps=False):
+        """x (B, T, D), mask (B, T), 0 on padding -> hidden states (B, T, D), embeddings to normed output; the state,
+        whose text is what began it; with `maps` the map (B, T, N) of that text in a tuple, else None."""
         mask = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
         if state is None:
             nothing = (None,) * len(self.layers)
-            state = TransformerState(nothing, nothing, mask[:, :0])
+            state = TransformerState(nothing, nothing, mask[:, :0], mask)
         whole = torch.cat((state.mask, mask), 1)
         positions = (whole.long().cumsum(1) - 1)[:, state.mask.shape[1] :]
         cos, sin = rotary(positions[:, None], self.rotary_size, self.theta)
         visible = causal(whole, x.shape[1])
-        hidden, keys, values = [x], [], []
-        for layer, old_keys, old_values in zip(self.layers, state.keys, state.values):
+        hidden, keys, values, attentions = [x], [], [], None
+        for n, (layer, old_keys, old_values) in enumerate(zip(self.layers, state.keys, state.values)):
+            before = x
             x, k, v = layer(x, visible, cos, sin, old_keys, old_values)
+            if maps and n == self.map_layer:
+                queries = rotate(layer.split(layer.q_proj, layer.norm1(before)), cos, sin)
+                looks = attention_map(queries[:, 0], k[:, 0], visible[:, 0])
+                attentions = (looks[..., : state.text_mask.shape[1]],)
             hidden.append(x)
             keys.append(k)
             values.append(v)
         hidden[-1] = self.norm(x)
-        return hidden, TransformerState(tuple(keys), tuple(values), whole)
+        return hidden, TransformerState(tuple(keys), tuple(values), whole, state.text_mask), attentions
 
     def read_whole(self, x, mask):
         """All at once, nothing kept to go on from: x (B, T, D), mask (B, T) -> hidden states as `forward` gives them.

@@ -56,7 +56,7 @@ class Samples(TrainerCallback):
         """Codes (T, Q), their map (T, N) or None, and monotonicity or None."""
         (said, codes, *_), (text, *_) = self.dataset[(prompt,)], self.dataset[(sentence,)]
         inputs = self.tokenizer([f"{said} {text}"], return_tensors="pt").to(model.device)
-        reads = model.config.architecture != "decoder-only"
+        reads = model.config.has_map
         out = model.generate(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], seed=self.seed,
             audio_codes=codes[None].to(model.device), max_new_tokens=self.max_frames, output_alignments=reads,

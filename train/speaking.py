@@ -45,7 +45,7 @@ def recorded(utterance: Utterance) -> dict:
 def speak(processor, model, inputs, **options) -> list[Speech]:
     """One speech at `processor.sampling_rate` for each row; no alignments of a model that has no map of the text."""
     config = getattr(model, "config", None)
-    if config is not None and getattr(config, "architecture", "decoder-only") != "decoder-only":
+    if getattr(config, "has_map", False):
         options["output_alignments"] = True
     try:
         output = model.generate(**inputs.to(model.device), return_dict_in_generate=True, **options)

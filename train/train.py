@@ -5,9 +5,10 @@ usage: python -m train.train RECIPE.yaml [key.subkey=value ...] [--resume]
 The recipe has four parts: `model` (fields of SmallEConfig), `data`, `objective`, `training` (TrainingArguments, and
 `minutes`, which ends the run and paces its learning rate by the clock instead of by steps), and may have `samples`
 (train.samples). torchrun and accelerate launch start several processes.
-It may name an `init` checkpoint to start from; with `anew`, parts of it that are not taken, `model` says what is
-changed of its configuration. The averaged weights, the tokenizer and the recipe end up in
-training.output_dir; `--resume` goes on from its last checkpoint and gives what an uninterrupted run gives.
+It may name an `init` checkpoint to start from; layers that `model` has beyond those begin as nothing, so that it speaks
+as before. With `anew`, parts of it that are not taken, `model` may change them. The averaged weights, the tokenizer and
+the recipe end up in training.output_dir; `--resume` goes on from its last checkpoint and gives what an uninterrupted
+run gives.
 """
 
 import argparse
@@ -234,12 +235,31 @@ def begun_anew(path, parts, changes):
     return model
 
 
+def grown(path, changes):
+    """A checkpoint with `changes` of its configuration that add layers, which begin as nothing: it speaks as before.
+
+    Raises ValueError where what it has would not fit.
+    """
+    trained = SmallEForTextToSpeech.from_pretrained(path, dtype=torch.float32)
+    model = SmallEForTextToSpeech(SmallEConfig.from_pretrained(path, **changes))
+    weights, wanted = trained.state_dict(), model.state_dict()
+    wrong = [name for name, x in weights.items() if name not in wanted or wanted[name].shape != x.shape]
+    if wrong:
+        raise ValueError(f"init: {path} has {wrong[0]}, which model= leaves no place for: expected as many layers or "
+                         "more, of its sizes; `anew` names parts that are not taken.")  # fmt: skip
+    missing = model.load_state_dict(weights, strict=False).missing_keys
+    for name, module in model.named_modules():
+        if hasattr(module, "residual_branches") and f"{name}.weight" in missing:
+            torch.nn.init.zeros_(module.weight)
+    return model
+
+
 def build_model(recipe, vocab_size, adapt=None):
     """(the model that is trained, its configuration)"""
     if recipe.get("init") and recipe.get("anew"):
         model = begun_anew(recipe["init"], recipe["anew"], recipe.get("model") or {})
     elif recipe.get("init"):
-        model = SmallEForTextToSpeech.from_pretrained(recipe["init"], dtype=torch.float32)
+        model = grown(recipe["init"], recipe.get("model") or {})
     else:
         model = SmallEForTextToSpeech(SmallEConfig(vocab_size=vocab_size, **recipe["model"]))
     config = model.config
@@ -255,10 +275,9 @@ def check_objective(objective, config):
     if len(objective["codebook_weights"]) != config.num_codebooks:
         raise ValueError(f"objective.codebook_weights: expected {config.num_codebooks} numbers, one for each codebook.")
     for name in ("alignment_weight", "forward_sum_weight"):
-        if objective.get(name) and config.architecture == "decoder-only":
-            raise ValueError(
-                f"objective.{name}={objective[name]}: expected 0; a decoder-only transformer has no map of the text."
-            )
+        if objective.get(name) and not config.has_map:
+            raise ValueError(f"objective.{name}={objective[name]}: expected 0; a decoder-only transformer has no map "
+                             "of the text unless model.map_layer names the layer that is to have one.")  # fmt: skip
     if objective.get("revoiced") and not config.speaker_layers:
         raise ValueError(f"objective.revoiced={objective['revoiced']}: expected 0 of a model without speaker encoder, "
                          "which takes voices from the past alone; model.speaker_layers gives it one.")  # fmt: skip

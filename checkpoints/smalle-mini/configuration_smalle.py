@@ -45,6 +45,8 @@ class SmallEConfig(PreTrainedConfig):
         partial_rotary_factor: share of the channels of its heads that rotary positions turn.
         decoder_layers: layers of the decoder-only transformer, which has the heads and rope_theta above and nothing of
             what follows up to the codec.
+        map_layer: which of them, from 0, has a first head whose attention to the text is the model's map of it, to be
+            taught where the words are (`alignment_weight` of a recipe); None: it has no map, as in the paper.
         final_norms: the stacks that end in a LayerNorm, of "text", "audio_encoder", "position" (without
             `position_gain`, which has a norm of its own) and "audio_decoder".
         audio_encoder_layers, audio_decoder_layers: linear-attention blocks before and after the cross-attention.
@@ -76,6 +78,7 @@ class SmallEConfig(PreTrainedConfig):
             norm nor scale, the paper's equation as it stands.
         speaker_layers: transformer layers that read a recording of the speaker into a vector beside the text
             (`speaker_smalle`); 0: none, and voices are prompts and states alone, as in the paper.
+        speaker_attention: each token of the text also attends to the recording that those layers have read.
         num_codebooks, codebook_size, frame_rate, sampling_rate: the audio codec; frames and samples per second.
         tie_word_embeddings: the head's weight is that of the audio embedding.
         max_text_tokens, max_audio_frames: limits of one input; longer ones are refused.
@@ -94,6 +97,7 @@ class SmallEConfig(PreTrainedConfig):
     rope_theta: float = 10000.0
     partial_rotary_factor: float = 1.0
     decoder_layers: int = 12
+    map_layer: int | None = None
     audio_encoder_layers: int = 6
     audio_decoder_layers: int = 6
     final_norms: list[str] | tuple[str, ...] = ("text", "audio_decoder")
@@ -117,6 +121,7 @@ class SmallEConfig(PreTrainedConfig):
     position_theta: float = 10000.0
     position_gain: float | None = 8.0
     speaker_layers: int = 0
+    speaker_attention: bool = False
     num_codebooks: int = 4
     codebook_size: int = 1024
     frame_rate: float = 75.0
@@ -165,8 +170,12 @@ class SmallEConfig(PreTrainedConfig):
         for name in ("text_layers", "audio_encoder_layers", "audio_decoder_layers", "speaker_layers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more.")
+        if self.map_layer is not None and not 0 <= self.map_layer < self.decoder_layers:
+            raise ValueError(f"map_layer={self.map_layer}: expected None, or a layer, 0 to {self.decoder_layers - 1}.")
         if self.speaker_layers and self.architecture == "decoder-only":
             raise ValueError(f"speaker_layers={self.speaker_layers}: expected 0 of a decoder-only transformer.")
+        if self.speaker_attention and not self.speaker_layers:
+            raise ValueError("speaker_attention=True: expected speaker_layers=1 or more, which read the recording.")
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"dropout={self.dropout}: expected a share, 0 to 1.")
         if self.hidden_size % (2 * self.num_attention_heads):
@@ -195,6 +204,11 @@ class SmallEConfig(PreTrainedConfig):
             raise ValueError(f"cross_rotary_size={self.cross_rotary_size}: expected an even number, 0 to {width}.")
         if self.position_size % 2:
             raise ValueError(f"position_size={self.position_size} must be even: half sines, half cosines.")
+
+    @property
+    def has_map(self) -> bool:
+        """Whether there is a map of the text."""
+        return self.architecture == "small-e" or self.map_layer is not None
 
     @property
     def rotary_size(self) -> int:

@@ -67,6 +67,10 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.mlp = GatedMLP(size, config.intermediate_size, depth)
         self.dropout = nn.Dropout(config.dropout)
 
+    def split(self, layer, x):
+        """A projection of x (B, T, D), head by head: (B, H, T, D / H)."""
+        return layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
     def forward(self, x, visible, cos, sin, keys=None, values=None):
         """One layer over T new steps after S old ones.
 
@@ -75,10 +79,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         Returns x, and keys and values of all S + T.
         """
         normed = self.norm1(x)
-        q, k, v = (
-            layer(normed).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for layer in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (self.split(layer, normed) for layer in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if keys is not None:
             k, v = torch.cat((keys, k), 2), torch.cat((values, v), 2)

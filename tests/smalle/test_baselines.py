@@ -9,12 +9,12 @@ from transformers import pipeline
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
 from smalle.attention_smalle import sinusoids
-from smalle.layers_smalle import rotary
+from smalle.layers_smalle import rotary, rotate
 from smalle.state_smalle import SmallEState
 
 BASELINES = {
     "plain": dict(cross_attention="plain"),
-    "decoder-only": dict(architecture="decoder-only", decoder_layers=3),
+    "decoder-only": dict(architecture="decoder-only", decoder_layers=3, map_layer=1),
     "rotary plain": dict(cross_attention="plain", cross_attention_heads=1, cross_rotary_size=8, final_norms=[]),
     "rwkv blocks": dict(
         mixer="rwkv6", feed_forward="rwkv", cross_rotary_size=16, position_gain=None, position_heads=2,
@@ -193,7 +193,24 @@ def test_decoder_only_is_one_causal_sequence_of_text_and_audio(make_tiny, inputs
     assert torch.allclose(got, model.transformer.norm(x)[:, 9:], atol=1e-4)
 
 
-def test_decoder_only_has_no_map(make_tiny, inputs):
+@torch.no_grad()
+def test_a_map_of_the_decoder_only_is_the_attention_of_a_head(make_tiny, inputs):
+    model, (ids, codes) = make_tiny(architecture="decoder-only", decoder_layers=3, map_layer=1).model, inputs
+    out = model(input_ids=ids, audio_codes=codes, output_attentions=True)
+    layer, x = model.transformer.layers[1], torch.cat((model.text_embedding(ids), model.embed_audio(codes)), 1)
+    steps = torch.arange(x.shape[1])
+    cos, sin = rotary(steps, 16, model.config.rope_theta)
+    x, _, _ = model.transformer.layers[0](x, steps <= steps[:, None], cos, sin)
+    q, k = (rotate(project(layer.norm1(x)).unflatten(-1, (2, -1)).transpose(1, 2), cos, sin)[:, 0]
+            for project in (layer.q_proj, layer.k_proj))  # fmt: skip
+    scores = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).masked_fill(steps > steps[:, None], -torch.inf)
+    wanted = scores.softmax(-1)[:, ids.shape[1] :, : ids.shape[1]]
+    assert len(out.attentions) == 1 and torch.allclose(out.attentions[0], wanted, atol=1e-5)
+    plain = model(input_ids=ids, audio_codes=codes).last_hidden_state
+    assert torch.allclose(out.last_hidden_state, plain, atol=1e-4)
+
+
+def test_decoder_only_without_map_layer_has_no_map(make_tiny, inputs):
     model = make_tiny(architecture="decoder-only")
     with pytest.raises(ValueError, match="no map of the text"):
         model(input_ids=inputs[0], audio_codes=inputs[1], output_attentions=True)
@@ -204,6 +221,7 @@ UNKNOWN = [
     dict(final_norms=["audio"]), dict(partial_rotary_factor=0.0), dict(partial_rotary_factor=0.05),
     dict(cross_rotary_size=3), dict(cross_rotary_size=514), dict(cross_attention_heads=3, cross_attention="plain"),
     dict(cross_rotary_size=66, cross_attention="plain"), dict(position_layers=0), dict(position_heads=0),
+    dict(map_layer=12), dict(map_layer=-1),
 ]  # fmt: skip
 
 

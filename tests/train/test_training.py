@@ -125,8 +125,9 @@ def test_resumed_run_equals_an_uninterrupted_one(work, trained):
 @pytest.mark.parametrize("kind", [
     ["model.cross_attention=plain"], ["model.architecture=decoder-only", "objective.alignment_weight=0",
      "objective.forward_sum_weight=0"],
+    ["model.architecture=decoder-only", "model.decoder_layers=2", "model.map_layer=1"],
     ["model.tie_word_embeddings=true"],
-], ids=["plain", "decoder-only", "tied"])  # fmt: skip
+], ids=["plain", "decoder-only", "decoder-only with a map", "tied"])  # fmt: skip
 def test_baselines_train_and_resume(work, tmp_path, kind):
     changes = *kind, "training.max_steps=4", "training.save_steps=2", f"training.output_dir={tmp_path}/whole"
     call(train, work / "recipe.yaml", *changes)
@@ -173,6 +174,27 @@ def test_parts_begin_anew_and_the_others_as_they_were_trained(trained):
         train.begun_anew(trained, ["ears"], {})
     with pytest.raises(ValueError, match="name its part too"):
         train.begun_anew(trained, ["cross_attention"], {"audio_encoder_layers": 2})
+
+
+def test_a_grown_checkpoint_speaks_as_before_and_learns(trained):
+    changes = {"audio_encoder_layers": 2, "audio_decoder_layers": 3, "text_layers": 2, "speaker_layers": 2,
+               "speaker_attention": True}  # fmt: skip
+    before, after = SmallEForTextToSpeech.from_pretrained(trained), train.grown(trained, changes)
+    ids, codes = torch.tensor([[3, 4, 5, 6]]), torch.randint(3, 20, (1, 12, before.config.num_codebooks))
+    inputs = {"input_ids": ids, "audio_codes": codes}
+    said = after.eval()(**inputs, speaker_codes=codes - 3).logits
+    assert after.num_parameters() > before.num_parameters()
+    assert torch.equal(before.eval()(**inputs).logits, said)
+    said.logsumexp(-1).sum().backward()
+    new = after.model.speaker_encoder.proj, after.model.speaker_encoder.attention.o_proj
+    for layer in (*new, after.model.audio_decoder[-1].mlp.down_proj, after.model.text_encoder[-1].o_proj):
+        assert not layer.weight.any() and layer.weight.grad.any()
+
+
+@pytest.mark.parametrize("changes", [{"audio_decoder_layers": 0}, {"hidden_size": 64}, {"cross_attention": "plain"}])
+def test_what_would_lose_weights_of_a_checkpoint_is_refused(trained, changes):
+    with pytest.raises(ValueError, match="init: .* leaves no place for"):
+        train.grown(trained, changes)
 
 
 def test_wrong_recipes_are_refused(work):
