@@ -320,7 +320,7 @@ class SmallEGenerationMixin(GenerationMixin):
         newest = longest - num_codebooks
         start = torch.tensor([longest - len(x) for x in grids], device=input_ids.device)
         mask = torch.arange(newest, device=input_ids.device) >= start[:, None]
-        state = encode_text(self, input_ids, attention_mask, initial_state, speaker)
+        state, _ = self.model.hear(encode_text(self, input_ids, attention_mask, initial_state), speaker)
         if newest:
             steps = start_steps(self, state, False, again=True)
             steps.read(grid[:, :newest], mask)

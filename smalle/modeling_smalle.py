@@ -41,13 +41,14 @@ class SmallEModelOutput(ModelOutput):
     attentions: maps (B, T, N) of the text: PACA's two, positions attended first and last, or the one of plain
     cross-attention, or that of the decoder-only model's `map_layer`, whose rows may look at the audio too.
     hidden_states: (B, T, D) each, the audio's embeddings, then after each block and the cross-attention, the last one
-    normed.
+    normed. speaker_attentions: the map (B, N, P) of the speaker's recording, where each token attends to it.
     """
 
     last_hidden_state: torch.FloatTensor = None
     past_key_values: State | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    speaker_attentions: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -59,6 +60,7 @@ class SmallEOutput(ModelOutput):
     past_key_values: State | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    speaker_attentions: torch.FloatTensor | None = None
 
 
 class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
@@ -145,11 +147,10 @@ class SmallEModel(SmallEPreTrainedModel):
         embedded = self.embed_audio(speaker_codes.long() + NUM_AUDIO_SPECIALS)
         return self.speaker_encoder(embedded, mask)
 
-    def encode_text(self, input_ids, attention_mask=None, initial_state=None, speaker=None):
+    def encode_text(self, input_ids, attention_mask=None, initial_state=None):
         """Text (B, N) to a fresh state. attention_mask (B, N): 1 where there is text, 0 on padding, either side.
 
         initial_state (B, S): a voice, where the recurrent states begin (`initial_state_smalle`); else at zero.
-        speaker: who speaks, of `encode_speaker`.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask, x = mask.bool(), self.text_embedding(input_ids)
@@ -164,19 +165,24 @@ class SmallEModel(SmallEPreTrainedModel):
         for layer in self.text_encoder:
             x, _, _ = layer(x, mask[:, None, None], cos, sin)
         keys, values, positions = self.cross_attention.encode_text(self.text_norm(x), mask)
-        return self.text_state(mask, keys, values, positions, initial_state, speaker)
+        return self.text_state(mask, keys, values, positions, initial_state)
 
-    def text_state(self, text_mask, text_keys, text_values, positions=None, initial_state=None, speaker=None):
-        """The state of a text that was read and that nothing was said for, of its tensors as `SmallEState` has them.
-
-        A map's weights add up to 1, so a speaker added to all values is added to what each step reads."""
-        if speaker is not None:
-            text_values = text_values + self.speaker_encoder.beside(text_values, speaker).to(text_values.dtype)
+    def text_state(self, text_mask, text_keys, text_values, positions=None, initial_state=None):
+        """The state of a text that was read and that nothing was said for, of its tensors as `SmallEState` has them."""
         steps = text_mask.new_zeros(len(text_mask), dtype=torch.long) if self.config.cross_rotary_size else None
         state = SmallEState(text_keys, text_values, positions, text_mask, steps=steps)
         if initial_state is None:
             return state
         return replace(state, recurrent=split_state(initial_state, self._zero_state(state)))
+
+    def hear(self, state, speaker):
+        """The state of a text that who speaks, of `encode_speaker` or None, is to say; the map (B, N, P) or None.
+
+        A map's weights add up to 1, so what is added to all values is added to what each step reads."""
+        if speaker is None:
+            return state, None
+        added, found = self.speaker_encoder.beside(state.text_values, speaker)
+        return replace(state, text_values=state.text_values + added.to(state.text_values.dtype)), found
 
     @torch.no_grad()
     def _zero_state(self, state):
@@ -236,12 +242,12 @@ class SmallEModel(SmallEPreTrainedModel):
         if speaker_codes is not None:
             look = visible(speaker_codes, speaker_attention_mask)
             check_recording(speaker_codes, speaker_attention_mask, len(audio_codes), config, "speaker", look)
-        x, attentions = self.embed_audio(audio_codes), None
+        x, attentions, found = self.embed_audio(audio_codes), None, None
         alone = state is None and initial_state is None and not use_cache and not output_hidden_states
         whole = self.decoder_only and alone and not output_attentions
         speaker = self.encode_speaker(speaker_codes, speaker_attention_mask)
         if state is None and not whole:
-            state = self.encode_text(input_ids, attention_mask, initial_state, speaker)
+            state, found = self.hear(self.encode_text(input_ids, attention_mask, initial_state), speaker)
         if whole:
             hidden = self._read_whole(input_ids, attention_mask, x, audio_attention_mask)
         elif self.decoder_only:
@@ -253,6 +259,7 @@ class SmallEModel(SmallEPreTrainedModel):
             past_key_values=state if use_cache else None,
             attentions=attentions if output_attentions else None,
             hidden_states=tuple(hidden) if output_hidden_states else None,
+            speaker_attentions=found if output_attentions else None,
         )
 
     def _check(self, input_ids, attention_mask, audio_codes, audio_attention_mask, state, initial_state, text_maps):
@@ -329,5 +336,5 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
             loss = cross_entropy(logits, labels).sum() / count
         return SmallEOutput(
             loss=loss, logits=logits, past_key_values=out.past_key_values, attentions=out.attentions,
-            hidden_states=out.hidden_states,
+            hidden_states=out.hidden_states, speaker_attentions=out.speaker_attentions,
         )  # fmt: skip

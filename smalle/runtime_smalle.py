@@ -305,20 +305,20 @@ def find_export(model, again=False):
     return known if known.fits else None
 
 
-def encode_text(model, input_ids, attention_mask=None, initial_state=None, speaker=None):
+def encode_text(model, input_ids, attention_mask=None, initial_state=None):
     """As `SmallEModel.encode_text`, by ONNX Runtime where it can, see `find_export`."""
     found = None if model.step_runtime == "torch" else find_export(model)
     text = found and found.text
     if text is None:
-        return model.model.encode_text(input_ids, attention_mask, initial_state, speaker)
+        return model.model.encode_text(input_ids, attention_mask, initial_state)
     mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     names = [x.name for x in text.get_outputs()]
     outputs = text.run(names, {"input_ids": input_ids.long().numpy(), "text_mask": mask.numpy()})
     tensors = dict(zip(names, map(torch.from_numpy, outputs)))
     if initial_state is None or not begins_at_zero(model.config):
-        return model.model.text_state(mask, **tensors, initial_state=initial_state, speaker=speaker)
+        return model.model.text_state(mask, **tensors, initial_state=initial_state)
     zeros = zero_states(found.step, model.config, len(mask))
-    state = model.model.text_state(mask, **tensors, speaker=speaker)
+    state = model.model.text_state(mask, **tensors)
     return replace(state, recurrent=split_state(initial_state, zeros))
 
 

@@ -8,9 +8,9 @@ vector of the whole recording and, with `speaker_attention`, what each token fin
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from .attention_smalle import attention_map
 from .layers_smalle import TransformerLayer, ends_residual_branch, rotary
 
 
@@ -42,15 +42,14 @@ class SpeakerAttention(nn.Module):
         ends_residual_branch(self.o_proj, 1)
 
     def forward(self, text, heard):
-        """text (B, N, D), `Heard` -> (B, N, D); zero where nothing is heard."""
+        """text (B, N, D), `Heard` -> (B, N, D), zero where nothing is heard; the map (B, N, P), the mean of heads."""
         q, k, v = (
             layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer, x in ((self.q_proj, text), (self.k_proj, heard.frames), (self.v_proj, heard.frames))
         )
-        some = heard.mask.any(1)[:, None, None]
-        visible = heard.mask[:, None, None] | ~some[:, None]  # softmax needs something
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-        return self.o_proj(found.transpose(1, 2).flatten(-2)) * some
+        maps = attention_map(q, k, heard.mask[:, None, None])
+        found = (maps.to(v.dtype) @ v).transpose(1, 2).flatten(-2)
+        return self.o_proj(found) * heard.mask.any(1)[:, None, None], maps.mean(1)
 
 
 class SpeakerEncoder(nn.Module):
@@ -78,6 +77,10 @@ class SpeakerEncoder(nn.Module):
         return Heard(self.proj(mean) * heard, x, mask)
 
     def beside(self, text, heard):
-        """What is added to a text's values (B, N, D): (B, N, D), or (B, 1, D) where each token hears the same."""
+        """What is added to a text's values (B, N, D): (B, N, D), or (B, 1, D) where each token hears the same; and of
+        these the map (B, N, P) of the recording, or None."""
         voice = heard.vector[:, None]
-        return voice if self.attention is None else voice + self.attention(text, heard)
+        if self.attention is None:
+            return voice, None
+        found, maps = self.attention(text, heard)
+        return voice + found, maps

@@ -30,7 +30,7 @@ def recordings():
 def beside(model, codes, mask=None, rows=(0, 1)):
     """What the rows of `TEXT` hear of recordings, (B, N, D) or (B, 1, D)."""
     text = model.model.encode_text(TEXT[list(rows)]).text_values
-    return model.model.speaker_encoder.beside(text, model.model.encode_speaker(codes, mask))
+    return model.model.speaker_encoder.beside(text, model.model.encode_speaker(codes, mask))[0]
 
 
 def test_each_recording_is_heard_as_alone(model, recordings):
@@ -101,7 +101,7 @@ def test_guidance_leads_away_from_nobody_heard_or_by_text_alone_where_a_prompt_g
         return state.model.text_values.chunk(3)
 
     nobody = values(mask * 0, None, None)
-    speaker = [model.model.speaker_encoder.beside(text, model.model.encode_speaker(codes, mask)) for text in nobody]
+    speaker = [model.model.speaker_encoder.beside(text, model.model.encode_speaker(codes, mask))[0] for text in nobody]
     prompt_of_the_second = codes[:, :4], torch.tensor([[0] * 4, [1] * 4])
     for prompt, kept in ((None, None), [0.0, 0.0]), (prompt_of_the_second, [0.0, 1.0]):
         shares = 1.0, torch.tensor(kept)[:, None, None], 0.0

@@ -155,6 +155,11 @@ def test_a_past_in_another_voice_is_refused_where_nobody_is_heard(work):
         call(train, work / "recipe.yaml", "objective.revoiced=0.5", f"training.output_dir={work}/refused")
 
 
+def test_matching_what_is_heard_is_refused_where_no_text_attends_to_it(work):
+    with pytest.raises(ValueError, match="objective.match_weight=0.2"):
+        call(train, work / "recipe.yaml", "objective.match_weight=0.2", f"training.output_dir={work}/refused")
+
+
 def test_training_ends_by_the_clock(work):
     call(train, work / "recipe.yaml", f"training.output_dir={work}/timed", "training.minutes=0.00001")
     assert sorted(path.name for path in (work / "timed").glob("checkpoint-*")) == ["checkpoint-1"]
