@@ -289,9 +289,10 @@ def check_objective(objective, config):
     if objective.get("match_weight") and not config.speaker_attention:
         raise ValueError(f"objective.match_weight={objective['match_weight']}: expected 0 of a model whose text does "
                          "not attend to recordings; model.speaker_attention lets it.")  # fmt: skip
-    if objective.get("revoiced") and not config.speaker_layers:
-        raise ValueError(f"objective.revoiced={objective['revoiced']}: expected 0 of a model without speaker encoder, "
-                         "which takes voices from the past alone; model.speaker_layers gives it one.")  # fmt: skip
+    for name in ("revoiced", "speaker_dropout"):
+        if objective.get(name) and not config.speaker_layers:
+            raise ValueError(f"objective.{name}={objective[name]}: expected 0 of a model without speaker encoder, "
+                             "which takes voices from the past alone; model.speaker_layers gives it one.")  # fmt: skip
     return objective
 
 

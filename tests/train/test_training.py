@@ -150,9 +150,10 @@ def test_alignment_loss_of_a_decoder_only_transformer_is_refused(work):
         call(train, work / "recipe.yaml", "model.architecture=decoder-only", f"training.output_dir={work}/refused")
 
 
-def test_a_past_in_another_voice_is_refused_where_nobody_is_heard(work):
-    with pytest.raises(ValueError, match="objective.revoiced=0.5"):
-        call(train, work / "recipe.yaml", "objective.revoiced=0.5", f"training.output_dir={work}/refused")
+@pytest.mark.parametrize("wrong", ["revoiced=0.5", "speaker_dropout=0.1"])
+def test_a_past_in_another_voice_and_deafness_are_refused_where_nobody_is_heard(work, wrong):
+    with pytest.raises(ValueError, match=f"objective.{wrong}"):
+        call(train, work / "recipe.yaml", f"objective.{wrong}", f"training.output_dir={work}/refused")
 
 
 def test_matching_what_is_heard_is_refused_where_no_text_attends_to_it(work):
