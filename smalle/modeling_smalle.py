@@ -41,14 +41,13 @@ class SmallEModelOutput(ModelOutput):
     attentions: maps (B, T, N) of the text: PACA's two, positions attended first and last, or the one of plain
     cross-attention, or that of the decoder-only model's `map_layer`, whose rows may look at the audio too.
     hidden_states: (B, T, D) each, the audio's embeddings, then after each block and the cross-attention, the last one
-    normed. speaker_attentions: the map (B, N, P) of the speaker's recording, where each token attends to it.
+    normed.
     """
 
     last_hidden_state: torch.FloatTensor = None
     past_key_values: State | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    speaker_attentions: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -60,7 +59,6 @@ class SmallEOutput(ModelOutput):
     past_key_values: State | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    speaker_attentions: torch.FloatTensor | None = None
 
 
 class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
@@ -134,8 +132,8 @@ class SmallEModel(SmallEPreTrainedModel):
         self.text_embedding = value
 
     def encode_speaker(self, speaker_codes, speaker_attention_mask=None):
-        """Undelayed codes of a recording (B, P, Q) and their mask (B, P) to who speaks, as `speaker_smalle.Heard`.
-        None without codes. Raises ValueError where the model has no speaker encoder."""
+        """Undelayed codes of a recording (B, P, Q) and their mask (B, P) to a vector of who speaks (B, D); zero for a
+        row of which nothing is heard. None without codes. Raises ValueError where the model has no speaker encoder."""
         if speaker_codes is None:
             return None
         if not self.config.speaker_layers:
@@ -171,18 +169,22 @@ class SmallEModel(SmallEPreTrainedModel):
         """The state of a text that was read and that nothing was said for, of its tensors as `SmallEState` has them."""
         steps = text_mask.new_zeros(len(text_mask), dtype=torch.long) if self.config.cross_rotary_size else None
         state = SmallEState(text_keys, text_values, positions, text_mask, steps=steps)
+        if self.config.speaker_modulation:
+            shape = len(text_mask), self.config.audio_decoder_layers, 4, self.config.hidden_size
+            state = replace(state, voice=text_values.new_zeros(shape))
         if initial_state is None:
             return state
         return replace(state, recurrent=split_state(initial_state, self._zero_state(state)))
 
     def hear(self, state, speaker):
-        """The state of a text that who speaks, of `encode_speaker` or None, is to say; the map (B, N, P) or None.
+        """The state of a text that a speaker (B, D), of `encode_speaker` or None, is to say.
 
-        A map's weights add up to 1, so what is added to all values is added to what each step reads."""
+        A map's weights add up to 1, so a speaker added to all values is added to what each step reads."""
         if speaker is None:
-            return state, None
-        added, found = self.speaker_encoder.beside(state.text_values, speaker)
-        return replace(state, text_values=state.text_values + added.to(state.text_values.dtype)), found
+            return state
+        values = state.text_values + speaker[:, None].to(state.text_values.dtype)
+        voice = None if state.voice is None else self.speaker_encoder.modulation(speaker)
+        return replace(state, text_values=values, voice=voice)
 
     @torch.no_grad()
     def _zero_state(self, state):
@@ -242,12 +244,12 @@ class SmallEModel(SmallEPreTrainedModel):
         if speaker_codes is not None:
             look = visible(speaker_codes, speaker_attention_mask)
             check_recording(speaker_codes, speaker_attention_mask, len(audio_codes), config, "speaker", look)
-        x, attentions, found = self.embed_audio(audio_codes), None, None
+        x, attentions = self.embed_audio(audio_codes), None
         alone = state is None and initial_state is None and not use_cache and not output_hidden_states
         whole = self.decoder_only and alone and not output_attentions
         speaker = self.encode_speaker(speaker_codes, speaker_attention_mask)
         if state is None and not whole:
-            state, found = self.hear(self.encode_text(input_ids, attention_mask, initial_state), speaker)
+            state = self.hear(self.encode_text(input_ids, attention_mask, initial_state), speaker)
         if whole:
             hidden = self._read_whole(input_ids, attention_mask, x, audio_attention_mask)
         elif self.decoder_only:
@@ -259,7 +261,6 @@ class SmallEModel(SmallEPreTrainedModel):
             past_key_values=state if use_cache else None,
             attentions=attentions if output_attentions else None,
             hidden_states=tuple(hidden) if output_hidden_states else None,
-            speaker_attentions=found if output_attentions else None,
         )
 
     def _check(self, input_ids, attention_mask, audio_codes, audio_attention_mask, state, initial_state, text_maps):
@@ -283,13 +284,15 @@ class SmallEModel(SmallEPreTrainedModel):
         """Embedded audio (B, T, D) to hidden states, from the embeddings to the normed output; the state; the maps."""
         blocks = [*self.audio_encoder, self.cross_attention, *self.audio_decoder]
         hidden, after = [x], []
-        for block, before in zip(blocks, state.recurrent or [None] * len(blocks)):
+        voices = [None] * len(blocks) if state.voice is None else [None] * (len(self.audio_encoder) + 1)
+        voices += [] if state.voice is None else state.voice.unbind(1)
+        for block, before, voice in zip(blocks, state.recurrent or [None] * len(blocks), voices):
             if block is self.cross_attention:
                 x = self.audio_encoder_norm(x)
                 attended, attentions, recurrent = block(x, state, mask, before, text_maps)
                 x = x + attended
             else:
-                x, recurrent = block(x, mask, before)
+                x, recurrent = block(x, mask, before, voice)
             hidden.append(x)
             after.append(recurrent)
         hidden[-1] = self.audio_norm(x)
@@ -336,5 +339,5 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
             loss = cross_entropy(logits, labels).sum() / count
         return SmallEOutput(
             loss=loss, logits=logits, past_key_values=out.past_key_values, attentions=out.attentions,
-            hidden_states=out.hidden_states, speaker_attentions=out.speaker_attentions,
+            hidden_states=out.hidden_states,
         )  # fmt: skip

@@ -51,16 +51,6 @@ def window_loss(attention, windows, audio_mask):
     return -((mass + 1e-6).log() * audio_mask).sum() / audio_mask.sum()
 
 
-def match_loss(attention, matches):
-    """Mean over tokens of -log of the attention to frames that say a letter of the token, of those that some say.
-
-    attention (B, N, P), of a text's tokens to the frames of a recording; matches (B, N, P) bool.
-    """
-    some = matches.any(-1)
-    mass = (attention.float() * matches).sum(-1)
-    return -((mass + 1e-6).log() * some).sum() / some.sum().clamp(min=1)
-
-
 def timed_maps(windows, length):
     """Maps (B, T, N) of windows (B, N, 2): every frame reads the tokens in whose windows it lies, most where deepest.
 

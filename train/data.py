@@ -83,9 +83,8 @@ class CodesDataset(torch.utils.data.Dataset):
     An item is (text, codes (T, Q), words (W, 2): seconds at which each word begins and ends, NaN where unknown) of the
     utterances in a tuple, joined.
     Joined utterances teach the model to go on in the voice of a prompt, and to read long texts.
-    With `heard` frames an item has two parts more: a text, up to so many frames (P, Q) and words (W', 2) of other
-    utterances of the speaker, whose text and words may lie outside of the frames, none where there is no other; and the
-    past (T, Q) that the model hears, which for a share `revoiced` of the items other
+    With `heard` frames an item has two parts more: up to so many frames (P, Q) of other utterances of the speaker, none
+    where there is no other, and the past (T, Q) that the model hears, which for a share `revoiced` of the items other
     voices say in the same words and times (`twins`), where there are some.
     """
 
@@ -116,25 +115,19 @@ class CodesDataset(torch.utils.data.Dataset):
         words = np.array(times, np.float32).reshape(-1, 2) if times else np.full((len(text.split()), 2), np.nan)
         return text, codes, words.astype(np.float32)
 
-    def _joined(self, utterances):
-        """(text, codes (T, Q), words (W, 2)) of some, one after the other."""
-        texts, codes, words = zip(("", np.zeros((0, self.num_codebooks), np.uint16), np.zeros((0, 2), np.float32)),
-                                  *map(self._utterance, utterances))  # fmt: skip
+    def __getitem__(self, utterances):
+        texts, codes, words = zip(*map(self._utterance, utterances))
         starts = np.cumsum([0, *(len(one) for one in codes[:-1])]) / self.frame_rate
         words = np.concatenate([one + np.float32(start) for one, start in zip(words, starts)])
-        return " ".join(texts[1:]), np.concatenate(codes), words
+        item = " ".join(texts), torch.from_numpy(np.concatenate(codes).astype(np.int64)), words
+        return (*item, self._heard(utterances), self._past(utterances, codes, item[1])) if self.heard else item
 
-    def __getitem__(self, utterances):
-        text, codes, words = self._joined(utterances)
-        item = text, torch.from_numpy(codes.astype(np.int64)), words
-        return (*item, self._heard(utterances), self._past(utterances, item[1])) if self.heard else item
-
-    def _past(self, utterances, joined):
+    def _past(self, utterances, codes, joined):
         """The utterances' `joined` codes (T, Q), or for a share of the items those of twins, as long."""
         rng = random.Random(f"past {utterances}")
         if rng.random() >= self.revoiced:
             return joined
-        said = [self._twin(rng, index, self._utterance(index)[1]) for index in utterances]
+        said = [self._twin(rng, index, one) for index, one in zip(utterances, codes)]
         return torch.from_numpy(np.concatenate(said).astype(np.int64))
 
     def _twin(self, rng, index, codes):
@@ -146,15 +139,14 @@ class CodesDataset(torch.utils.data.Dataset):
         return twin[np.arange(len(codes)) * len(twin) // len(codes)]
 
     def _heard(self, utterances):
-        """(text, piece (P, Q), words) of recordings of who speaks these, which fix it, so that a resumed run hears the
-        same."""
+        """A piece (P, Q) of recordings of who speaks these, which fix it, so that a resumed run hears the same."""
         rng, spoken = random.Random(f"heard {utterances}"), self.by_speaker[self.speakers[utterances[0]]]
         some = rng.sample(spoken, min(len(spoken), len(utterances) + 3))
-        text, codes, words = self._joined([index for index in some if index not in utterances][:3])
+        others = [self._utterance(index)[1] for index in some if index not in utterances][:3]
+        codes = np.concatenate([np.zeros((0, self.num_codebooks), np.uint16), *others])
         length = rng.randint(min(len(codes), self.heard) // 2, min(len(codes), self.heard))
         begin = rng.randint(0, len(codes) - length)
-        piece = torch.from_numpy(codes[begin : begin + length].astype(np.int64))
-        return text, piece, words - np.float32(begin / self.frame_rate)
+        return torch.from_numpy(codes[begin : begin + length].astype(np.int64))
 
 
 class SpeakerBatchSampler:
@@ -247,8 +239,7 @@ class Collator:
         return {
             "input_ids": text["input_ids"], "attention_mask": text["attention_mask"],
             "token_windows": windows, "audio_codes": inputs[:, :-1],
-            "audio_attention_mask": mask.long(), "labels": labels[:, 1:],
-            **self._heard(samples, texts, text["offset_mapping"], rng),
+            "audio_attention_mask": mask.long(), "labels": labels[:, 1:], **self._heard(samples, texts, rng),
         }  # fmt: skip
 
     def _grids(self, codes, padding):
@@ -256,31 +247,14 @@ class Collator:
         ended = [F.pad(delay(one), (0, 0, 0, 1), value=AUDIO_TAIL) for one in codes]
         return torch.nn.utils.rnn.pad_sequence(ended, batch_first=True, padding_value=padding)
 
-    def _heard(self, samples, texts, offsets, rng):
-        """The pieces of the speakers' recordings, padded, their mask, and speaker_matches (B, N, P), at which of their
-        frames a letter of each token is said; nothing where samples have none.
+    def _heard(self, samples, texts, rng):
+        """The pieces of the speakers' recordings, padded, and their mask; nothing where samples have none.
 
         Who is left without a text hears nobody either: guidance leads away from both."""
         if len(samples[0]) < 4:  # text, codes and words alone
             return {}
-        tokens = [[text[a:b].lower() for a, b in spans.tolist()] for text, spans in zip(texts, offsets)]
-        matches = [self._matches(row, *sample[3]) for row, sample in zip(tokens, samples)]
-        matches = torch.nn.utils.rnn.pad_sequence([x.T for x in matches], batch_first=True).transpose(1, 2)
-        pieces = [sample[3][1] for sample in samples]
+        pieces = [sample[3] for sample in samples]
         pieces = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=-1)
         mask = pieces[..., 0] >= 0
         mask &= torch.tensor([[rng.random() >= self.speaker_dropout and text != ""] for text in texts])
-        matches &= mask[:, None]
-        return {"speaker_codes": pieces.clamp(min=0), "speaker_attention_mask": mask.long(), "speaker_matches": matches}
-
-    def _matches(self, tokens, text, piece, words):
-        """At which frames of a piece (P, Q) of a recording a letter of each of the N tokens is said: (N, P) bool."""
-        places = [place for place, letter in enumerate(text) if letter.isalpha()]
-        if not places:
-            return torch.zeros(len(tokens), len(piece), dtype=torch.bool)
-        spans = [(place, place + 1) for place in places]
-        times = torch.from_numpy(token_windows(text, words, spans, self.frame_rate, slack=0.0, stretch=0.0))
-        frames = torch.arange(len(piece)) + 0.5
-        said = (frames >= times[:, :1]) & (frames < times[:, 1:]) & times.isfinite().all(1, keepdim=True)
-        same = torch.tensor([[text[place].lower() in token for place in places] for token in tokens])
-        return (same.float() @ said.float()) > 0
+        return {"speaker_codes": pieces.clamp(min=0), "speaker_attention_mask": mask.long()}

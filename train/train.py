@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 from smalle import SmallEConfig, SmallEForTextToSpeech
 from smalle.loss_smalle import cross_entropy
 
-from .alignment import forward_sum_loss, match_loss, timed_maps, window_loss
+from .alignment import forward_sum_loss, timed_maps, window_loss
 from .clock import Clock
 from .corruption import corrupt, own_steps, scheduled
 from .data import CodesDataset, Collator, SpeakerBatchSampler, heard_frames
@@ -36,32 +36,25 @@ from .files import write_text
 from .samples import Samples
 
 
-def mean_window_loss(out, targets, inputs):
+def mean_window_loss(attentions, windows, inputs):
     """`window_loss`, the mean over maps."""
-    losses = [window_loss(one, targets["windows"], inputs["audio_attention_mask"]) for one in out.attentions]
-    return sum(losses) / len(losses)
+    return sum(window_loss(one, windows, inputs["audio_attention_mask"]) for one in attentions) / len(attentions)
 
 
-def mean_forward_sum(out, targets, inputs):
+def mean_forward_sum(attentions, windows, inputs):
     """`forward_sum_loss`, the mean over maps, with one pass over time for all."""
-    masks = (inputs[name].repeat(len(out.attentions), 1) for name in ("audio_attention_mask", "attention_mask"))
-    return forward_sum_loss(torch.cat(out.attentions), *masks)
+    masks = (inputs[name].repeat(len(attentions), 1) for name in ("audio_attention_mask", "attention_mask"))
+    return forward_sum_loss(torch.cat(attentions), *masks)
 
 
-def speaker_match(out, targets, inputs):
-    """`match_loss` of the map of the speaker's recording."""
-    return match_loss(out.speaker_attentions, targets["matches"])
-
-
-MAP_LOSSES = {"alignment": mean_window_loss, "forward_sum": mean_forward_sum, "match": speaker_match}
+MAP_LOSSES = {"alignment": mean_window_loss, "forward_sum": mean_forward_sum}
 
 
 KEYS = {  # what the parts of a recipe may hold; the Trainer and the model check theirs
     "data": {"tokenizer", "train", "eval", "cache", "frames_per_batch", "max_seconds", "single", "eval_batches",
              "speaker_seconds"},
-    "objective": {"codebook_weights", "alignment_weight", "forward_sum_weight", "match_weight", "timed_rows",
-                  "text_dropout", "speaker_dropout", "revoiced", "audio_dropout", "misplaced", "foreign",
-                  "own_steps", "ema"},
+    "objective": {"codebook_weights", "alignment_weight", "forward_sum_weight", "timed_rows", "text_dropout",
+                  "speaker_dropout", "revoiced", "audio_dropout", "misplaced", "foreign", "own_steps", "ema"},
 }  # fmt: skip
 
 
@@ -111,7 +104,6 @@ class SmallETrainer(Trainer):
     def _losses(self, model, inputs):
         """Cross-entropy summed for each codebook (Q,), labels in it (Q,), and the mean losses on the maps by name."""
         labels, windows = inputs.pop("labels"), inputs.pop("token_windows")
-        targets = {"windows": windows, "matches": inputs.pop("speaker_matches", None)}
         if model.training:
             inputs["audio_codes"] = corrupt(inputs["audio_codes"], self.objective)
         if model.training and self.objective.get("timed_rows"):
@@ -124,13 +116,13 @@ class SmallETrainer(Trainer):
         out = model(**inputs, output_attentions=bool(self.map_weights))
         sums, counts = cross_entropy(out.logits, labels).sum((0, 1)), (labels != -100).sum((0, 1))
         self.num_maps = len(out.attentions or ())
-        return sums, counts, {name: MAP_LOSSES[name](out, targets, inputs) for name in self.map_weights}
+        return sums, counts, {name: MAP_LOSSES[name](out.attentions, windows, inputs) for name in self.map_weights}
 
     def _total(self, codebooks, maps):
         """The loss of mean losses of the codebooks (Q,) and on the maps; the forward sum counts for each map."""
         weights = torch.tensor(self.objective["codebook_weights"], device=codebooks.device)
         loss = (codebooks * weights).sum() / weights.sum()
-        times = {"alignment": 1, "forward_sum": self.num_maps, "match": 1}
+        times = {"alignment": 1, "forward_sum": self.num_maps}
         return loss + sum(self.map_weights[name] * times[name] * value for name, value in maps.items())
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -286,9 +278,6 @@ def check_objective(objective, config):
         if objective.get(name) and not config.has_map:
             raise ValueError(f"objective.{name}={objective[name]}: expected 0; a decoder-only transformer has no map "
                              "of the text unless model.map_layer names the layer that is to have one.")  # fmt: skip
-    if objective.get("match_weight") and not config.speaker_attention:
-        raise ValueError(f"objective.match_weight={objective['match_weight']}: expected 0 of a model whose text does "
-                         "not attend to recordings; model.speaker_attention lets it.")  # fmt: skip
     for name in ("revoiced", "speaker_dropout"):
         if objective.get(name) and not config.speaker_layers:
             raise ValueError(f"objective.{name}={objective[name]}: expected 0 of a model without speaker encoder, "

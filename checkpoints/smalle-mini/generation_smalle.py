@@ -13,7 +13,6 @@ from .generation_config_smalle import speech_config
 from .generation_state_smalle import GenerationState, SmallEGenerateOutput
 from .runtime_smalle import encode_text, start_steps
 from .sampling_smalle import REPETITION_WINDOW, draw, penalise_repetition, sampling_settings, seeded
-from .speaker_smalle import Heard
 
 UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
 NO_CODE = -1  # fills `sequences` after the end of a row
@@ -284,6 +283,7 @@ class SmallEGenerationMixin(GenerationMixin):
         batch = len(input_ids)
         voices = self._recordings(batch, *prompt)
         speaker = self._speaker(batch, voices, *speaker)
+        nobody = None if speaker is None else torch.zeros_like(speaker)
         speakers = [speaker]
         check_initial_state(initial_state, batch)
         texts, prompts, states, branches = [(input_ids, attention_mask)], list(voices), [initial_state], []
@@ -292,7 +292,7 @@ class SmallEGenerationMixin(GenerationMixin):
             texts.append((marks.expand(batch, -1), None))  # a dropped text, as in training
             prompts, states, branches = prompts + voices, [*states, initial_state], [*branches, "guidance_scale"]
             prompted = torch.tensor([[len(voice) > 0] for voice in voices], device=input_ids.device)
-            speakers.append(speaker and speaker.only(prompted))  # whom no prompt keeps, no text keeps
+            speakers.append(None if speaker is None else speaker * prompted)  # whom no prompt keeps, no text keeps
         if config.voice_guidance_scale != 1:
             if unprompted[0] is None or len(unprompted[0]) != batch:
                 raise ValueError(
@@ -303,9 +303,9 @@ class SmallEGenerationMixin(GenerationMixin):
             texts.append(unprompted)
             prompts, branches = prompts + [voice[:0] for voice in voices], [*branches, "voice_guidance_scale"]
             states.append(None if initial_state is None else torch.zeros_like(initial_state))
-            speakers.append(speaker and speaker.only(input_ids.new_zeros(batch, 1, dtype=torch.bool)))
+            speakers.append(nobody)
         initial_state = None if initial_state is None else torch.cat(states)
-        speaker = speaker and Heard.join(speakers)
+        speaker = None if speaker is None else torch.cat(speakers)
         text = join_texts(texts, self.config.pad_token_id)
         return self._read(*text, prompts, tuple(branches), initial_state, speaker)
 
@@ -320,7 +320,7 @@ class SmallEGenerationMixin(GenerationMixin):
         newest = longest - num_codebooks
         start = torch.tensor([longest - len(x) for x in grids], device=input_ids.device)
         mask = torch.arange(newest, device=input_ids.device) >= start[:, None]
-        state = encode_text(self, input_ids, attention_mask, initial_state, speaker)
+        state = self.model.hear(encode_text(self, input_ids, attention_mask, initial_state), speaker)
         if newest:
             steps = start_steps(self, state, False, again=True)
             steps.read(grid[:, :newest], mask)
@@ -332,7 +332,7 @@ class SmallEGenerationMixin(GenerationMixin):
         )
 
     def _speaker(self, batch, prompts, codes, mask):
-        """Who speaks: by the recording of each row (B, P, Q), else by its prompt; None without encoder."""
+        """Who speaks, (B, D): by the recording of each row (B, P, Q), else by its prompt; None without encoder."""
         if not self.config.speaker_layers:
             return self.model.encode_speaker(codes)  # which refuses any
         recordings = self._recordings(batch, codes, mask, "speaker")

@@ -132,8 +132,8 @@ class SmallEModel(SmallEPreTrainedModel):
         self.text_embedding = value
 
     def encode_speaker(self, speaker_codes, speaker_attention_mask=None):
-        """Undelayed codes of a recording (B, P, Q) and their mask (B, P) to who speaks, as `speaker_smalle.Heard`.
-        None without codes. Raises ValueError where the model has no speaker encoder."""
+        """Undelayed codes of a recording (B, P, Q) and their mask (B, P) to a vector of who speaks (B, D); zero for a
+        row of which nothing is heard. None without codes. Raises ValueError where the model has no speaker encoder."""
         if speaker_codes is None:
             return None
         if not self.config.speaker_layers:
@@ -145,11 +145,10 @@ class SmallEModel(SmallEPreTrainedModel):
         embedded = self.embed_audio(speaker_codes.long() + NUM_AUDIO_SPECIALS)
         return self.speaker_encoder(embedded, mask)
 
-    def encode_text(self, input_ids, attention_mask=None, initial_state=None, speaker=None):
+    def encode_text(self, input_ids, attention_mask=None, initial_state=None):
         """Text (B, N) to a fresh state. attention_mask (B, N): 1 where there is text, 0 on padding, either side.
 
         initial_state (B, S): a voice, where the recurrent states begin (`initial_state_smalle`); else at zero.
-        speaker: who speaks, of `encode_speaker`.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask, x = mask.bool(), self.text_embedding(input_ids)
@@ -164,19 +163,28 @@ class SmallEModel(SmallEPreTrainedModel):
         for layer in self.text_encoder:
             x, _, _ = layer(x, mask[:, None, None], cos, sin)
         keys, values, positions = self.cross_attention.encode_text(self.text_norm(x), mask)
-        return self.text_state(mask, keys, values, positions, initial_state, speaker)
+        return self.text_state(mask, keys, values, positions, initial_state)
 
-    def text_state(self, text_mask, text_keys, text_values, positions=None, initial_state=None, speaker=None):
-        """The state of a text that was read and that nothing was said for, of its tensors as `SmallEState` has them.
-
-        A map's weights add up to 1, so a speaker added to all values is added to what each step reads."""
-        if speaker is not None:
-            text_values = text_values + self.speaker_encoder.beside(text_values, speaker).to(text_values.dtype)
+    def text_state(self, text_mask, text_keys, text_values, positions=None, initial_state=None):
+        """The state of a text that was read and that nothing was said for, of its tensors as `SmallEState` has them."""
         steps = text_mask.new_zeros(len(text_mask), dtype=torch.long) if self.config.cross_rotary_size else None
         state = SmallEState(text_keys, text_values, positions, text_mask, steps=steps)
+        if self.config.speaker_modulation:
+            shape = len(text_mask), self.config.audio_decoder_layers, 4, self.config.hidden_size
+            state = replace(state, voice=text_values.new_zeros(shape))
         if initial_state is None:
             return state
         return replace(state, recurrent=split_state(initial_state, self._zero_state(state)))
+
+    def hear(self, state, speaker):
+        """The state of a text that a speaker (B, D), of `encode_speaker` or None, is to say.
+
+        A map's weights add up to 1, so a speaker added to all values is added to what each step reads."""
+        if speaker is None:
+            return state
+        values = state.text_values + speaker[:, None].to(state.text_values.dtype)
+        voice = None if state.voice is None else self.speaker_encoder.modulation(speaker)
+        return replace(state, text_values=values, voice=voice)
 
     @torch.no_grad()
     def _zero_state(self, state):
@@ -241,7 +249,7 @@ class SmallEModel(SmallEPreTrainedModel):
         whole = self.decoder_only and alone and not output_attentions
         speaker = self.encode_speaker(speaker_codes, speaker_attention_mask)
         if state is None and not whole:
-            state = self.encode_text(input_ids, attention_mask, initial_state, speaker)
+            state = self.hear(self.encode_text(input_ids, attention_mask, initial_state), speaker)
         if whole:
             hidden = self._read_whole(input_ids, attention_mask, x, audio_attention_mask)
         elif self.decoder_only:
@@ -276,13 +284,15 @@ class SmallEModel(SmallEPreTrainedModel):
         """Embedded audio (B, T, D) to hidden states, from the embeddings to the normed output; the state; the maps."""
         blocks = [*self.audio_encoder, self.cross_attention, *self.audio_decoder]
         hidden, after = [x], []
-        for block, before in zip(blocks, state.recurrent or [None] * len(blocks)):
+        voices = [None] * len(blocks) if state.voice is None else [None] * (len(self.audio_encoder) + 1)
+        voices += [] if state.voice is None else state.voice.unbind(1)
+        for block, before, voice in zip(blocks, state.recurrent or [None] * len(blocks), voices):
             if block is self.cross_attention:
                 x = self.audio_encoder_norm(x)
                 attended, attentions, recurrent = block(x, state, mask, before, text_maps)
                 x = x + attended
             else:
-                x, recurrent = block(x, mask, before)
+                x, recurrent = block(x, mask, before, voice)
             hidden.append(x)
             after.append(recurrent)
         hidden[-1] = self.audio_norm(x)

@@ -1,6 +1,8 @@
-"""Who speaks, by a recording: the same alone and in a batch, by every runtime, and nothing where nothing is heard."""
+"""Who speaks, as a vector of a recording: the same alone and in a batch, by every runtime, and nothing where nothing is
+heard."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,10 +15,15 @@ TEXT = torch.tensor([[5, 9, 30, 7], [8, 40, 11, 6]])
 GREEDY = dict(do_sample=False, max_new_tokens=12, min_new_tokens=12)
 
 
-@pytest.fixture(scope="module", params=[("paca", True), ("paca", False), ("plain", True)], ids=str)
+KINDS = {
+    "paca": {}, "plain": {"cross_attention": "plain"}, "modulation": {"speaker_modulation": True},
+    "modulated mixer alone": {"speaker_modulation": True, "feed_forward": "none"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
 def model(request, make_tiny):
-    cross_attention, attention = request.param
-    return make_tiny(speaker_layers=1, speaker_attention=attention, cross_attention=cross_attention)
+    return make_tiny(speaker_layers=1, **KINDS[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -27,38 +34,40 @@ def recordings():
     return torch.randint(0, 20, (2, 9, 3), generator=torch.Generator().manual_seed(1)), mask
 
 
-def beside(model, codes, mask=None, rows=(0, 1)):
-    """What the rows of `TEXT` hear of recordings, (B, N, D) or (B, 1, D)."""
-    text = model.model.encode_text(TEXT[list(rows)]).text_values
-    return model.model.speaker_encoder.beside(text, model.model.encode_speaker(codes, mask))[0]
-
-
 def test_each_recording_is_heard_as_alone(model, recordings):
     codes, mask = recordings
-    together = beside(model, codes, mask)
+    together = model.model.encode_speaker(codes, mask)
     for row, length in enumerate(mask.sum(1).tolist()):
-        alone = beside(model, codes[row : row + 1, :length], rows=[row])
+        alone = model.model.encode_speaker(codes[row : row + 1, :length])
         assert torch.allclose(together[row], alone[0], atol=1e-6)
     assert not torch.allclose(together[0], together[1], atol=0.1)
 
 
-def test_each_token_finds_its_own_with_attention_alone(model, recordings):
-    found = beside(model, *recordings)
-    assert (found.shape[1] == len(TEXT[0])) == model.config.speaker_attention
-    assert torch.allclose(found[:, :1], found, atol=1e-3) != model.config.speaker_attention
+def test_a_speaker_sets_how_each_block_of_the_decoder_reads(model, recordings):
+    state = model.model.encode_text(TEXT)
+    heard = model.model.hear(state, model.model.encode_speaker(*recordings))
+    if not model.config.speaker_modulation:
+        assert heard.voice is None
+        return
+    assert heard.voice.shape == (2, model.config.audio_decoder_layers, 4, model.config.hidden_size)
+    assert not state.voice.any() and not torch.allclose(heard.voice[0], heard.voice[1])
+    codes = torch.randint(3, 20, (2, 6, model.config.num_codebooks))
+    said = [model.model(audio_codes=codes, past_key_values=x).last_hidden_state
+            for x in (heard, replace(heard, voice=state.voice))]  # fmt: skip
+    assert not torch.allclose(*said, atol=1e-3)
 
 
 def test_padding_is_not_heard_wherever_it_stands(model, recordings):
     codes, mask = recordings
     noise = torch.where(mask[..., None].bool(), codes, 19 - codes)
-    assert torch.equal(beside(model, codes, mask), beside(model, noise, mask))
-    left = beside(model, codes[1:].roll(4, 1), mask[1:].roll(4, 1), rows=[1])
-    assert torch.allclose(left, beside(model, codes, mask)[1:], atol=1e-5)  # rotary positions are relative
+    assert torch.equal(model.model.encode_speaker(codes, mask), model.model.encode_speaker(noise, mask))
+    left = model.model.encode_speaker(codes[1:].roll(4, 1), mask[1:].roll(4, 1))
+    assert torch.allclose(left, model.model.encode_speaker(codes, mask)[1:], atol=1e-5)  # rotary positions are relative
 
 
 def test_who_hears_nothing_speaks_as_without(model, recordings):
     codes, mask = recordings
-    assert not beside(model, codes, mask * 0).any()
+    assert not model.model.encode_speaker(codes, mask * 0).any()
     spoken = model.generate(TEXT, speaker_codes=codes, speaker_attention_mask=mask * 0, **GREEDY)
     assert torch.equal(spoken, model.generate(TEXT, **GREEDY))
 
@@ -100,13 +109,12 @@ def test_guidance_leads_away_from_nobody_heard_or_by_text_alone_where_a_prompt_g
         state = model._start(config, TEXT, None, prompt, (codes, mask), (TEXT, None), None)
         return state.model.text_values.chunk(3)
 
-    nobody = values(mask * 0, None, None)
-    speaker = [model.model.speaker_encoder.beside(text, model.model.encode_speaker(codes, mask))[0] for text in nobody]
+    speaker, nobody = model.model.encode_speaker(codes, mask)[:, None], values(mask * 0, None, None)
     prompt_of_the_second = codes[:, :4], torch.tensor([[0] * 4, [1] * 4])
     for prompt, kept in ((None, None), [0.0, 0.0]), (prompt_of_the_second, [0.0, 1.0]):
         shares = 1.0, torch.tensor(kept)[:, None, None], 0.0
-        for share, value, without, voice in zip(shares, values(mask, *prompt), nobody, speaker):
-            assert torch.allclose(value - without, (share * voice).expand_as(value), atol=1e-5)
+        for share, value, without in zip(shares, values(mask, *prompt), nobody):
+            assert torch.allclose(value - without, (share * speaker).expand_as(value), atol=1e-5)
 
 
 def test_the_exported_step_speaks_as_the_model(model, recordings, tmp_path):
@@ -141,8 +149,8 @@ def test_who_has_no_encoder_says_so(make_tiny, recordings, architecture):
             call(TEXT, speaker_codes=recordings[0], **({} if call == model.generate else {"audio_codes": audio}))
     with pytest.raises(ValueError, match="speaker_layers=1"):
         SmallEConfig(speaker_layers=1, architecture="decoder-only")
-    with pytest.raises(ValueError, match="speaker_attention=True"):
-        SmallEConfig(speaker_attention=True)
+    with pytest.raises(ValueError, match="speaker_modulation=True"):
+        SmallEConfig(speaker_modulation=True)
 
 
 def test_a_mask_is_that_of_a_recording(model, recordings):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from smalle import SmallEConfig
 from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL, NUM_AUDIO_SPECIALS
 from smalle.delay_smalle import delay
-from train.alignment import forward_sum_loss, match_loss, timed_maps, token_windows, window_loss
+from train.alignment import forward_sum_loss, timed_maps, token_windows, window_loss
 from train.data import CodesDataset, Collator, SpeakerBatchSampler, heard_frames
 from train.ema import EMACallback
 from train.prepare import write
@@ -109,12 +109,12 @@ def speakers(tmp_path, codes):
 
 
 def test_who_speaks_is_heard_in_other_utterances_where_there_are_some(speakers):
-    heard = {n: speakers[(n, (n + 1) % 12)][3][1] for n in range(12)}
+    heard = {n: speakers[(n, (n + 1) % 12)][3] for n in range(12)}
     assert all(2 <= len(piece) <= 4 and piece.shape[1] == 3 for piece in heard.values())
     assert all(not {n, (n + 1) % 12, 12} & set(piece.flatten().tolist()) for n, piece in heard.items())
     assert len({int(piece[0, 0]) for piece in heard.values()}) > 3
-    assert speakers[(12,)][3][0] == "" and not len(speakers[(12,)][3][1])  # ben has no other
-    assert all(torch.equal(speakers[(n, (n + 1) % 12)][3][1], piece) for n, piece in heard.items())
+    assert not len(speakers[(12,)][3])  # ben has no other
+    assert all(torch.equal(speakers[(n, (n + 1) % 12)][3], piece) for n, piece in heard.items())
 
 
 def test_the_past_is_said_by_another_voice_in_the_same_words_and_times(tmp_path):
@@ -138,7 +138,7 @@ def test_the_past_is_said_by_another_voice_in_the_same_words_and_times(tmp_path)
 
 def test_what_is_heard_goes_in_and_what_was_said_comes_out(tiny_tokenizer, codes):
     past = [torch.zeros_like(one) for one in codes]
-    samples = [(*item, (TEXTS[0], codes[0][:2], WORDS[0]), was) for item, was in zip(zip(TEXTS, codes, WORDS), past)]
+    samples = [(*item, codes[0][:2], was) for item, was in zip(zip(TEXTS, codes, WORDS), past)]
     batch, plain = (Collator(tiny_tokenizer, 3, 50.0)(some) for some in (samples, [one[:4] for one in samples]))
     assert torch.equal(batch["labels"], plain["labels"])
     zeros = Collator(tiny_tokenizer, 3, 50.0)([(text, was, words) for text, was, words in zip(TEXTS, past, WORDS)])
@@ -157,7 +157,7 @@ def test_a_batch_holds_what_is_heard_but_for_the_share_that_is_dropped(speakers,
     batch = Collator(tiny_tokenizer, 3, 50.0)(samples)
     for row, sample in enumerate(samples):
         mask = batch["speaker_attention_mask"][row].bool()
-        assert torch.equal(batch["speaker_codes"][row][mask], sample[3][1])
+        assert torch.equal(batch["speaker_codes"][row][mask], sample[3])
     collate, kept = Collator(tiny_tokenizer, 3, 50.0, speaker_dropout=0.3), []
     for first in range(60):
         some = [samples[(first * step + step) % 12] for step in range(4)]  # but ben
@@ -169,26 +169,6 @@ def test_a_batch_holds_what_is_heard_but_for_the_share_that_is_dropped(speakers,
     some = Collator(tiny_tokenizer, 3, 50.0, text_dropout=0.5)(samples[:12])
     heard, read = some["speaker_attention_mask"].any(1), some["attention_mask"].sum(1) > 2
     assert torch.equal(heard, read) and 0 < heard.sum() < 12  # guidance leads away from both at once
-
-
-def test_tokens_are_matched_with_frames_in_which_a_letter_of_theirs_is_said(tmp_path, tiny_tokenizer):
-    said = [("go", [[0.0, 0.08]]), ("no go", [[0.0, 0.04], [0.08, 0.12]]), ("on", None)]
-    rows = [{"text": text, "speaker": "anna", "duration": 0.16, "words": sum(words or [], []),
-             "codes": np.zeros(24, "uint16")} for text, words in said[:2]]  # fmt: skip
-    dataset = CodesDataset(write(rows, tmp_path / "codes.parquet"), 3, 50.0, heard=50)
-    text, piece, words = dataset[(0,)][3]
-    begin = round(float(-words[0, 0]) * 50)  # frames of "no go" before the piece
-    frames = ["n", "o", "o", "o", "g", "o", "o", "o"][begin : begin + len(piece)]  # a pause belongs to what was before
-    known, unknown = dataset[(0,)], ("on", torch.zeros(8, 3).long(), np.full((1, 2), np.nan, np.float32))
-    untimed = *unknown, ("no go", torch.zeros(8, 3).long(), np.full((2, 2), np.nan, np.float32)), unknown[1]
-    batch = Collator(tiny_tokenizer, 3, 50.0)([known, untimed])
-    tokens = tiny_tokenizer(["go"], return_offsets_mapping=True)["offset_mapping"][0]
-    for n, (first, last) in enumerate(tokens):
-        wanted = [letter in "go"[first:last] for letter in frames]
-        assert batch["speaker_matches"][0, n, : len(piece)].tolist()[:6] == wanted[:6]
-    assert not batch["speaker_matches"][1].any()
-    nobody = Collator(tiny_tokenizer, 3, 50.0, speaker_dropout=1.0)([known, untimed])
-    assert not nobody["speaker_matches"].any()
 
 
 def test_windows_follow_the_words_and_meet_between_them(tiny_tokenizer):
@@ -223,13 +203,6 @@ def test_timed_maps_read_what_is_said_and_leave_the_rest_to_the_model(tiny_token
     assert window_loss(maps[:2], batch["token_windows"][:2], batch["audio_attention_mask"][:2]) < 1e-3
     places = (maps[0] * torch.arange(maps.shape[2])).sum(-1)
     assert (places.diff() >= 0).all() and places[0] < 6 and places[-1] > batch["attention_mask"][0].sum() - 2
-
-
-def test_match_loss_is_of_tokens_that_some_frame_says():
-    attention = torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]])
-    matches = torch.tensor([[[False, True, True], [False, False, False]]])
-    assert match_loss(attention, matches) == pytest.approx(np.log(2), abs=1e-4)
-    assert match_loss(attention, matches & False) == 0
 
 
 def test_window_loss_counts_only_attention_outside_of_windows():
