@@ -34,7 +34,7 @@ from smalle.wav_smalle import write_wav  # noqa: E402
 from train.audio import read_audio, read_metadata  # noqa: E402
 from train.codec_copy import copy_synthesis  # noqa: E402
 from train.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
-from train.files import write_json  # noqa: E402
+from train.files import write_json, write_lines, write_text  # noqa: E402
 from train.finetune import split_rows  # noqa: E402
 
 JOINED_RATE = 24000  # Hz
@@ -71,7 +71,7 @@ def leave_out(corpus, sentences, count, out, joined=1):
     (out / "recordings").mkdir(parents=True, exist_ok=True)
     write_rows(out / "left-out", recordings)
     for path, lines in ((out / "recordings/metadata.jsonl", kept), (out / "spoken.jsonl", spoken)):
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        write_lines(path, lines)
     return len(takes)
 
 
@@ -196,7 +196,7 @@ def main():
     for method in arguments.methods:
         table += [line(METHODS[method], spoken(out / f"{method}-whole", None, arguments), count)]
     shown = markdown(COLUMNS, table)
-    (out / "table.md").write_text(shown + "\n", encoding="utf-8")
+    write_text(out / "table.md", shown + "\n")
     print(shown)
 
 

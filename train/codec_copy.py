@@ -18,6 +18,7 @@ from tqdm import tqdm
 from smalle.codec_smalle import load_codec
 from smalle.wav_smalle import write_wav
 from train.audio import read_audio
+from train.files import write_lines
 
 
 def copy_synthesis(codec, manifest, out, count=None):
@@ -40,9 +41,8 @@ def copy_synthesis(codec, manifest, out, count=None):
         write_wav(path, copy, codec.sampling_rate)
         reference = os.path.relpath(source, out)
         copies.append({"audio": path.name, "text": row.get("text", ""), "reference": reference})
-    temporary = out / "manifest.jsonl.tmp"
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in copies), encoding="utf-8")
-    return temporary.replace(out / "manifest.jsonl")
+    write_lines(out / "manifest.jsonl", copies)
+    return out / "manifest.jsonl"
 
 
 def main(arguments=None):
