@@ -6,7 +6,7 @@ from transformers import GenerationMixin
 from transformers.generation import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
 
 from .alignment_smalle import monotonicity
-from .checks_smalle import check_initial_state, check_recording, check_text
+from .checks_smalle import FLOATS, check_initial_state, check_recording, check_tensor, check_text
 from .configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL
 from .delay_smalle import delay, undelay, undelay_steps
 from .generation_config_smalle import speech_config
@@ -18,7 +18,7 @@ UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
 NO_CODE = -1  # fills `sequences` after the end of a row
 INPUTS = ("input_ids", "attention_mask", "audio_codes", "audio_attention_mask", "past_key_values",
           "unprompted_input_ids", "unprompted_attention_mask", "initial_state", "speaker_codes",
-          "speaker_attention_mask")  # fmt: skip
+          "speaker_attention_mask", "speaker")  # fmt: skip
 
 
 def guide(logits, scales):
@@ -94,7 +94,7 @@ class SmallEGenerationMixin(GenerationMixin):
                  past_key_values=None, generation_config=None, seed=None, output_alignments=False, progress=None,
                  logits_processor=None, stopping_criteria=None, unprompted_input_ids=None,
                  unprompted_attention_mask=None, initial_state=None, speaker_codes=None, speaker_attention_mask=None,
-                 **kwargs):  # fmt: skip
+                 speaker=None, **kwargs):  # fmt: skip
         """Speaks: samples, or is greedy with do_sample=False.
 
         Args:
@@ -121,6 +121,7 @@ class SmallEGenerationMixin(GenerationMixin):
             initial_state (B, S): a tuned voice, the state in which speech begins (`initial_state_smalle`).
             speaker_codes (B, P, Q), speaker_attention_mask (B, P): undelayed codes of a recording of who is to speak,
                 which is not gone on with, for models with a speaker encoder; rows without: that of their prompt.
+            speaker (B, D): what `hear_speaker` made of such recordings, in their place.
 
         Returns:
             codes (B, T, Q), or `SmallEGenerateOutput` with return_dict_in_generate=True.
@@ -136,8 +137,8 @@ class SmallEGenerationMixin(GenerationMixin):
         if state is None:
             unprompted = (unprompted_input_ids, unprompted_attention_mask)
             recordings = (audio_codes, audio_attention_mask), (speaker_codes, speaker_attention_mask)
-            state = self._start(config, input_ids, attention_mask, *recordings, unprompted, initial_state)
-        elif any(x is not None for x in (input_ids, audio_codes, initial_state, speaker_codes)):
+            state = self._start(config, input_ids, attention_mask, *recordings, unprompted, initial_state, speaker)
+        elif any(x is not None for x in (input_ids, audio_codes, initial_state, speaker_codes, speaker)):
             raise ValueError("past_key_values= goes on with a former text: give that, or input_ids and a voice.")
         elif not hasattr(state, "remaining"):
             raise ValueError(f"past_key_values is {type(state).__name__}: expected that of an output of generate().")
@@ -275,14 +276,17 @@ class SmallEGenerationMixin(GenerationMixin):
             logits = torch.cat((first[:, None], logits[:, 1:]), 1)
         return logits
 
-    def _start(self, config, input_ids, attention_mask, prompt, speaker, unprompted, initial_state):
+    def _start(self, config, input_ids, attention_mask, prompt, heard, unprompted, initial_state, speaker=None):
         """The state of new texts, and of a branch for each guidance, before the first new step."""
         if input_ids is None:
             raise ValueError("generate() needs input_ids (a text) or past_key_values (of a former output).")
         check_text(input_ids, attention_mask, self.config)
         batch = len(input_ids)
         voices = self._recordings(batch, *prompt)
-        speaker = self._speaker(batch, voices, *speaker)
+        if speaker is None:
+            speaker = self._speaker(batch, voices, *heard)
+        else:
+            self._check_speaker(speaker, batch, heard[0])
         nobody = None if speaker is None else torch.zeros_like(speaker)
         speakers = [speaker]
         check_initial_state(initial_state, batch)
@@ -330,6 +334,20 @@ class SmallEGenerationMixin(GenerationMixin):
         return GenerationState(
             state, grid[:, newest : newest + 1], grid[:, newest + 1 :], remaining, history, branches=branches
         )
+
+    @torch.no_grad()
+    def hear_speaker(self, speaker_codes, speaker_attention_mask=None):
+        """Who speaks, (B, D), for the `speaker` of several calls of `generate()`: undelayed codes of recordings
+        (B, P, Q), and their mask (B, P). Raises ValueError for what is no such, and without a speaker encoder."""
+        check_recording(speaker_codes, speaker_attention_mask, None, self.config, "speaker")
+        rows = len(speaker_codes)
+        return self._speaker(rows, self._recordings(rows, None, None), speaker_codes, speaker_attention_mask)
+
+    def _check_speaker(self, speaker, batch, codes):
+        """ValueError unless a speaker is (B, D) numbers of this model's encoder, and there are no codes beside it."""
+        if not self.config.speaker_layers or codes is not None:
+            raise ValueError("speaker=: expected of a model with a speaker encoder, and without speaker_codes.")
+        check_tensor("speaker", speaker, (batch, self.config.hidden_size), FLOATS, "what hear_speaker() gives")
 
     def _speaker(self, batch, prompts, codes, mask):
         """Who speaks, (B, D): by the recording of each row (B, P, Q), else by its prompt; None without encoder."""

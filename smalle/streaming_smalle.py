@@ -70,12 +70,15 @@ def stream_codes(model, inputs_of, pieces, prompt, seed, settings):
     inputs_of(piece, prompt): inputs of `generate()`. With best_of > 1 a piece is one chunk. What is drawn depends on
     the seed and on what was said before, not on the chunks.
     """
-    generator = seeded(seed, model.device)
+    generator, speaker = seeded(seed, model.device), None
     defaults = settings.get("generation_config") or model.generation_config
     best_of = settings.pop("best_of", 1)
     most = settings.pop("max_new_tokens", None) or defaults.max_new_tokens or int(60 * model.config.frame_rate)
     for piece in pieces:
         inputs, new_voice = inputs_of(piece, prompt), prompt.codes is None and not prompt.state
+        if "speaker_codes" in inputs:  # long, and the same for all
+            heard = inputs.pop("speaker_codes"), inputs.pop("speaker_attention_mask", None)
+            inputs["speaker"] = speaker = model.hear_speaker(*heard) if speaker is None else speaker
         limit, said = frame_limit(piece, model.config.frame_rate, most), []
         call = {**inputs, **settings, "seed": generator, "max_new_tokens": limit}
         outputs = chunks_of(model, best_of, call)  # in an expression, so that no state outlives its piece:

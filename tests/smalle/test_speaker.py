@@ -82,6 +82,19 @@ def test_speech_follows_the_recording_of_its_row(model, recordings):
         assert torch.equal(alone[0], together[row])
 
 
+def test_who_was_heard_once_speaks_again(model, recordings):
+    codes, mask = recordings
+    heard = model.hear_speaker(codes, mask)
+    spoken = model.generate(TEXT, speaker=heard, guidance_scale=2.0, **GREEDY)
+    heard_anew = {"speaker_codes": codes, "speaker_attention_mask": mask}
+    assert torch.equal(spoken, model.generate(TEXT, **heard_anew, guidance_scale=2.0, **GREEDY))
+    for wrong in {"speaker": heard[:1]}, {"speaker": heard, "speaker_codes": codes}, {"speaker": "me"}:
+        with pytest.raises(ValueError, match="speaker"):
+            model.generate(TEXT, **wrong, **GREEDY)
+    with pytest.raises(ValueError, match="speaker_codes"):
+        model.hear_speaker(codes[0])
+
+
 def test_a_prompt_tells_who_speaks_unless_somebody_else_shall(model, recordings):
     codes, mask = recordings
     prompt = {"audio_codes": codes, "audio_attention_mask": mask}
@@ -237,3 +250,14 @@ def test_a_stream_speaks_in_the_voice_that_was_heard(processor, make_tiny, recor
     (whole,) = processor.decode(model.generate(**processor("Hello.", **heard), **GREEDY))
     (other,) = processor.decode(model.generate(**processor("Hello."), **GREEDY))
     assert torch.equal(said, whole) and not torch.equal(said, other)
+
+
+def test_a_stream_of_several_pieces_hears_once(processor, make_tiny, record, tmp_path, monkeypatch):
+    wave, model, calls = record(tmp_path / "me.wav", 0.4), make_tiny(speaker_layers=1), []
+    encode = model.model.encode_speaker
+    monkeypatch.setattr(model.model, "encode_speaker", lambda *given: calls.append(given) or encode(*given))
+    said = torch.cat(list(processor.stream(model, "Hello. So. It is.", audio=wave, sampling_rate=24000, longest=6,
+                                           **GREEDY)))  # fmt: skip
+    pieces = [processor.stream(model, text, audio=wave, sampling_rate=24000, **GREEDY) for text in ("Hello.", "So.")]
+    assert len(said) > sum(len(torch.cat(list(piece))) for piece in pieces)
+    assert sum(codes is not None for codes, *_ in calls) == 3  # one for each stream
