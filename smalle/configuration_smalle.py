@@ -78,7 +78,6 @@ class SmallEConfig(PreTrainedConfig):
             norm nor scale, the paper's equation as it stands.
         speaker_layers: transformer layers that read a recording of the speaker into a vector beside the text
             (`speaker_smalle`); 0: none, and voices are prompts and states alone, as in the paper.
-        speaker_modulation: that vector also scales and shifts what the decoder's blocks read.
         num_codebooks, codebook_size, frame_rate, sampling_rate: the audio codec; frames and samples per second.
         tie_word_embeddings: the head's weight is that of the audio embedding.
         max_text_tokens, max_audio_frames: limits of one input; longer ones are refused.
@@ -121,7 +120,6 @@ class SmallEConfig(PreTrainedConfig):
     position_theta: float = 10000.0
     position_gain: float | None = 8.0
     speaker_layers: int = 0
-    speaker_modulation: bool = False
     num_codebooks: int = 4
     codebook_size: int = 1024
     frame_rate: float = 75.0
@@ -174,8 +172,6 @@ class SmallEConfig(PreTrainedConfig):
             raise ValueError(f"map_layer={self.map_layer}: expected None, or a layer, 0 to {self.decoder_layers - 1}.")
         if self.speaker_layers and self.architecture == "decoder-only":
             raise ValueError(f"speaker_layers={self.speaker_layers}: expected 0 of a decoder-only transformer.")
-        if self.speaker_modulation and not self.speaker_layers:
-            raise ValueError("speaker_modulation=True: expected speaker_layers=1 or more, which hear who speaks.")
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"dropout={self.dropout}: expected a share, 0 to 1.")
         if self.hidden_size % (2 * self.num_attention_heads):

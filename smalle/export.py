@@ -23,7 +23,6 @@ from .runtime_smalle import (
     FILES,
     fingerprint,
     keeps_recent,
-    kept_tensors,
     moved,
     moving_tensors,
     reads_chunks,
@@ -45,11 +44,11 @@ class Step(nn.Module):
         self.model, self.state = model, state
 
     def forward(self, codes, *tensors):
-        kept = dict(zip(kept_tensors(self.state), tensors))
-        before = tensors[len(kept) :]
+        text = dict(zip(text_tensors(self.state), tensors))
+        before = tensors[len(text) :]
         with mock.patch.object(mixers_smalle, "recurrence", self.recurrence(codes)):
             out = self.model.model(
-                audio_codes=codes, past_key_values=moved(replace(self.state, **kept), before), use_cache=True,
+                audio_codes=codes, past_key_values=moved(replace(self.state, **text), before), use_cache=True,
                 output_attentions=True, output_hidden_states=False, return_dict=True,
             )  # fmt: skip
         after = moving_tensors(out.past_key_values)
@@ -72,7 +71,8 @@ class Text(nn.Module):
         self.model = model
 
     def forward(self, input_ids, text_mask):
-        return tuple(text_tensors(self.model.encode_text(input_ids, text_mask)).values())
+        tensors = text_tensors(self.model.encode_text(input_ids, text_mask))
+        return tuple(x for name, x in tensors.items() if name != "text_mask")
 
 
 @parse_args("v", "is", "v", "f")
@@ -134,7 +134,7 @@ def export_text(model, path):
     """Writes how a model reads texts: inputs and outputs as in `runtime_smalle`, any number of rows and tokens."""
     ids = torch.full((2, 5), model.config.bos_token_id or 0)
     mask = torch.ones_like(ids, dtype=torch.bool)
-    outputs = list(text_tensors(model.model.encode_text(ids, mask)))
+    outputs = [name for name in text_tensors(model.model.encode_text(ids, mask)) if name != "text_mask"]
     axes = {name: {0: "rows", 1: "tokens"} for name in ("input_ids", "text_mask", *outputs)}
     write(Text(model.model), (ids, mask), path, ["input_ids", "text_mask"], outputs, axes)
 
@@ -147,14 +147,13 @@ def export_step(model, path):
     codes = torch.zeros(2, 1, config.num_codebooks, dtype=torch.long)
     state = model(input_ids=ids, audio_codes=codes, use_cache=True, return_dict=True).past_key_values
     state = with_recent(state) if keeps_recent(config) else state
-    kept, moving = kept_tensors(state), moving_tensors(state)
-    step, tensors = Step(model, state).eval(), (codes, *kept.values(), *moving)
+    text, moving = text_tensors(state), moving_tensors(state)
+    step, tensors = Step(model, state).eval(), (codes, *text.values(), *moving)
     step(*tensors)
-    inputs = ["codes", *kept, *(f"state.{n}" for n in range(len(moving)))]
+    inputs = ["codes", *text, *(f"state.{n}" for n in range(len(moving)))]
     outputs = ["logits", "map", *(f"next.{n}" for n in step.changed)]
     axes = {name: {0: "rows"} for name in inputs + outputs}
-    tokens = {name for name in kept if name != "voice"}
-    axes |= {name: {0: "rows", 1: "tokens"} for name in tokens} | {"map": {0: "rows", 2: "tokens"}}
+    axes |= {name: {0: "rows", 1: "tokens"} for name in text} | {"map": {0: "rows", 2: "tokens"}}
     if reads_chunks(config):
         axes["codes"][1] = axes["map"][1] = "steps"
     write(step, tensors, path, inputs, outputs, axes)

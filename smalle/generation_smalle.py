@@ -347,7 +347,7 @@ class SmallEGenerationMixin(GenerationMixin):
         """ValueError unless a speaker is (B, D) numbers of this model's encoder, and there are no codes beside it."""
         if not self.config.speaker_layers or codes is not None:
             raise ValueError("speaker=: expected of a model with a speaker encoder, and without speaker_codes.")
-        check_tensor("speaker", speaker, (batch, self.config.hidden_size), FLOATS, "what hear_speaker() gives")
+        check_tensor("speaker", speaker, (batch, self.config.hidden_size), FLOATS, "what hear_speaker() gives", "")
 
     def _speaker(self, batch, prompts, codes, mask):
         """Who speaks, (B, D): by the recording of each row (B, P, Q), else by its prompt; None without encoder."""

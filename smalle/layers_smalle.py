@@ -110,24 +110,16 @@ class LinearAttentionBlock(GradientCheckpointingLayer):
             ends_residual_branch(self.mlp.v_proj, depth)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, mask=None, state=None, voice=None):
-        """x (B, T, D), mask (B, T), state, voice (B, 4, D): scales and shifts of what both parts read, as `modulated`
-        takes them -> (B, T, D), state."""
-        first, second = (None, None) if voice is None else voice.chunk(2, 1)
+    def forward(self, x, mask=None, state=None):
         state, last = state if self.feed_forward == "rwkv" and state is not None else (state, None)
-        mixed, state = self.mixer(modulated(self.norm1(x), first), mask, state)
+        mixed, state = self.mixer(self.norm1(x), mask, state)
         x = x + self.dropout(mixed)
         if self.feed_forward == "none":
             return x, state
         if self.feed_forward == "swiglu":
-            return x + self.dropout(self.mlp(modulated(self.norm2(x), second))), state
-        mixed, last = self.mlp(modulated(self.norm2(x), second), mask, last)
+            return x + self.dropout(self.mlp(self.norm2(x))), state
+        mixed, last = self.mlp(self.norm2(x), mask, last)
         return x + self.dropout(mixed), (state, last)
-
-
-def modulated(x, voice):
-    """x (B, T, D) scaled and shifted by a voice (B, 2, D), FiLM (Perez et al. 2018); None leaves it as it is."""
-    return x if voice is None else x * (1 + voice[:, :1]) + voice[:, 1:]
 
 
 class BlockStack(nn.ModuleList):

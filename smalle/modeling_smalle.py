@@ -169,9 +169,6 @@ class SmallEModel(SmallEPreTrainedModel):
         """The state of a text that was read and that nothing was said for, of its tensors as `SmallEState` has them."""
         steps = text_mask.new_zeros(len(text_mask), dtype=torch.long) if self.config.cross_rotary_size else None
         state = SmallEState(text_keys, text_values, positions, text_mask, steps=steps)
-        if self.config.speaker_modulation:
-            shape = len(text_mask), self.config.audio_decoder_layers, 4, self.config.hidden_size
-            state = replace(state, voice=text_values.new_zeros(shape))
         if initial_state is None:
             return state
         return replace(state, recurrent=split_state(initial_state, self._zero_state(state)))
@@ -182,9 +179,7 @@ class SmallEModel(SmallEPreTrainedModel):
         A map's weights add up to 1, so a speaker added to all values is added to what each step reads."""
         if speaker is None:
             return state
-        values = state.text_values + speaker[:, None].to(state.text_values.dtype)
-        voice = None if state.voice is None else self.speaker_encoder.modulation(speaker)
-        return replace(state, text_values=values, voice=voice)
+        return replace(state, text_values=state.text_values + speaker[:, None].to(state.text_values.dtype))
 
     @torch.no_grad()
     def _zero_state(self, state):
@@ -284,15 +279,13 @@ class SmallEModel(SmallEPreTrainedModel):
         """Embedded audio (B, T, D) to hidden states, from the embeddings to the normed output; the state; the maps."""
         blocks = [*self.audio_encoder, self.cross_attention, *self.audio_decoder]
         hidden, after = [x], []
-        voices = [None] * len(blocks) if state.voice is None else [None] * (len(self.audio_encoder) + 1)
-        voices += [] if state.voice is None else state.voice.unbind(1)
-        for block, before, voice in zip(blocks, state.recurrent or [None] * len(blocks), voices):
+        for block, before in zip(blocks, state.recurrent or [None] * len(blocks)):
             if block is self.cross_attention:
                 x = self.audio_encoder_norm(x)
                 attended, attentions, recurrent = block(x, state, mask, before, text_maps)
                 x = x + attended
             else:
-                x, recurrent = block(x, mask, before, voice)
+                x, recurrent = block(x, mask, before)
             hidden.append(x)
             after.append(recurrent)
         hidden[-1] = self.audio_norm(x)

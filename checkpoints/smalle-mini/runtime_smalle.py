@@ -2,7 +2,7 @@
 
 `smalle export` (smalle/export.py) writes both beside the weights of a checkpoint. Inputs of the text: `input_ids`
 (B, N), `text_mask` (B, N) bool; outputs: the other tensors that a state has of it, by name. Inputs of the step: `codes`
-(B, T, Q), delayed codes, and the tensors of the state, those that stay by name, then `state.0`, `state.1`...;
+(B, T, Q), delayed codes, and the tensors of the state, those of the text by name, then `state.0`, `state.1`...;
 outputs: `logits` (B, 1, Q, V) of the last step, `map` (B, T, N), where in the text it read, and `next.0`, `next.1`...,
 the state after the step. T is 1; with GLA up to `CHUNK`, so that prompts are read by the same weights.
 """
@@ -26,8 +26,7 @@ FILES = {"step.int8.onnx": "text.int8.onnx", "step.onnx": "text.onnx"}  # the fi
 LARGE = 2**16  # values of a block's state from which on steps stand beside it: smaller ones stay in a cache
 CHUNK = RECENT  # steps of a prompt that are read at once: what stands beside a state, and what exponents bear
 THREADS = 1  # more wait for each other where a machine has other work
-TEXT = "text_keys", "text_values", "positions"
-KEPT = *TEXT, "text_mask", "voice"  # what steps leave as it is
+TEXT = "text_keys", "text_values", "positions", "text_mask"  # what steps leave as it is
 
 logger = logging.get_logger(__name__)
 
@@ -47,28 +46,23 @@ class Export:
 _exports = weakref.WeakKeyDictionary()  # model -> Export
 
 
-def kept_tensors(state):
-    """Tensors of a `SmallEState` that steps leave as they are, by name."""
-    return {name: getattr(state, name) for name in KEPT if getattr(state, name) is not None}
-
-
 def text_tensors(state):
-    """Tensors of a `SmallEState` that reading a text makes, by name; its mask is given."""
-    return {name: tensor for name, tensor in kept_tensors(state).items() if name in TEXT}
+    """Tensors of a `SmallEState` that steps leave as they are, by name."""
+    return {name: getattr(state, name) for name in TEXT if getattr(state, name) is not None}
 
 
 def moving_tensors(state):
     """Tensors of a `SmallEState` that steps change."""
     tensors = []
-    replace(state, **dict.fromkeys(KEPT)).map(tensors.append)
+    replace(state, **dict.fromkeys(TEXT)).map(tensors.append)
     return tensors
 
 
 def moved(state, tensors):
     """The state with these in place of its `moving_tensors`."""
     tensors = iter(tensors)
-    after = replace(state, **dict.fromkeys(KEPT)).map(lambda _: next(tensors))
-    return replace(after, **kept_tensors(state))
+    after = replace(state, **dict.fromkeys(TEXT)).map(lambda _: next(tensors))
+    return replace(after, **text_tensors(state))
 
 
 def keeps_recent(config):
@@ -187,7 +181,7 @@ class OnnxSteps(TorchSteps):
         if not self.several or not mask.all() or not self._begin(len(codes)):
             return super().read(codes, mask)
         give_back()  # what the piece of text before had
-        text, names = kept_tensors(self.state), [f"next.{n}" for n in self.changed]
+        text, names = text_tensors(self.state), [f"next.{n}" for n in self.changed]
         while codes.shape[1]:
             here = room(self.state)
             if here == 0:
@@ -206,7 +200,7 @@ class OnnxSteps(TorchSteps):
             if not begins_at_zero(self.model.config):
                 return False
             state = replace(state, recurrent=zero_states(self.session, self.model.config, rows))
-        text = {name: x.contiguous() for name, x in kept_tensors(state).items()}
+        text = {name: x.contiguous() for name, x in text_tensors(state).items()}
         self.state = replace(with_recent(state) if self.recent else state, **text)
         return True
 
@@ -227,7 +221,7 @@ class OnnxSteps(TorchSteps):
         for n in self.changed:  # what was given stays as it is
             here[n] = here[n].clone()
         there = [torch.empty_like(x) if n in self.changed else x for n, x in enumerate(here)]
-        text, start, self.turns = kept_tensors(self.state), self.state, []
+        text, start, self.turns = text_tensors(self.state), self.state, []
         for before, after in ((here, there), (there, here)):
             binding = self.session.io_binding()
             inputs = {"codes": self.codes, **text} | {f"state.{n}": x for n, x in enumerate(before)}

@@ -2,29 +2,13 @@
 
 Beyond the paper, which clones by continuing a prompt. A small model learns to keep the voice that it goes on with only
 from many speakers; a vector of a whole recording, added to the values that the cross-attention reads, is in every step
-as it was. With `speaker_modulation` it also sets how the decoder's blocks hear what they read.
+as it was.
 """
-
-import math
 
 import torch
 from torch import nn
 
 from .layers_smalle import TransformerLayer, ends_residual_branch, rotary
-
-
-class SpeakerModulation(nn.Module):
-    """Scales and shifts of what the decoder's blocks read, by the vector of who speaks, as the conditional layer norm
-    of AdaSpeech (arXiv 2103.00993): (B, D) -> (B, L, 4, D), zero for nobody."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.shape = config.audio_decoder_layers, 4, config.hidden_size
-        self.proj = nn.Linear(config.hidden_size, math.prod(self.shape), bias=False)
-        ends_residual_branch(self.proj, 1)
-
-    def forward(self, vector):
-        return self.proj(vector).unflatten(-1, self.shape)
 
 
 class SpeakerEncoder(nn.Module):
@@ -37,7 +21,6 @@ class SpeakerEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
         ends_residual_branch(self.proj, 1)
-        self.modulation = SpeakerModulation(config) if config.speaker_modulation else None
 
     def forward(self, x, mask):
         """x (B, P, D), mask (B, P), 0 on padding -> (B, D); zero where nothing is heard."""

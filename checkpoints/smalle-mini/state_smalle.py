@@ -29,8 +29,7 @@ class SmallEState(State):
     text_keys, text_values (B, N, D); positions (B, N, d_b), None without PACA; text_mask (B, N) bool, True where there
     is text; recurrent: the state of each block, audio encoder first, then the position block (None without PACA), then
     the decoder: (B, H, K, V), or a tuple of tensors where the mixer remembers more than one; steps (B,): audio steps
-    read so far, where the cross-attention has rotary positions; voice (B, L, 4, D): scales and shifts of the decoder's
-    L blocks by who speaks, where it has such, zero for nobody.
+    read so far, where the cross-attention has rotary positions.
     """
 
     text_keys: torch.FloatTensor
@@ -39,7 +38,6 @@ class SmallEState(State):
     text_mask: torch.BoolTensor
     recurrent: tuple[torch.FloatTensor | tuple[torch.FloatTensor, ...] | None, ...] | None = None
     steps: torch.LongTensor | None = None
-    voice: torch.FloatTensor | None = None
 
 
 @dataclass
