@@ -241,6 +241,8 @@ def grown(path, changes):
     Raises ValueError where what it has would not fit.
     """
     trained = SmallEForTextToSpeech.from_pretrained(path, dtype=torch.float32)
+    if not changes:  # it knows its path, which an adapter names as its base
+        return trained
     model = SmallEForTextToSpeech(SmallEConfig.from_pretrained(path, **changes))
     weights, wanted = trained.state_dict(), model.state_dict()
     wrong = [name for name, x in weights.items() if name not in wanted or wanted[name].shape != x.shape]
