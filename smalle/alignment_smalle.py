@@ -17,6 +17,7 @@ def monotonicity(alignments, lengths, text_mask):
     positions = (text_mask.long().cumsum(1) - 1).clamp(min=0).to(alignments.dtype)
     last = positions.max(1).values
     expected = (alignments @ positions[..., None])[..., 0]
+    expected = expected / alignments.sum(-1).clamp(min=1e-6)  # a decoder-only model looks at the audio too
     expected = torch.cat((expected, last[:, None]), 1)
     index = torch.arange(expected.shape[1], device=expected.device)
     expected = torch.where(index < lengths[:, None], expected, last[:, None])

@@ -8,7 +8,15 @@ of the model's own; steps of zeros are read by its own.
 import torch
 from torch import nn
 
-from .layers_smalle import BlockStack, LinearAttentionBlock, ends_residual_branch, final_norm, rotary, rotate
+from .layers_smalle import (
+    BlockStack,
+    LinearAttentionBlock,
+    attention_map,
+    ends_residual_branch,
+    final_norm,
+    rotary,
+    rotate,
+)
 
 
 def index(mask):
@@ -20,12 +28,6 @@ def sinusoids(mask, size, theta=10000.0):
     """Position table P (B, N, size) of the text: sines, then cosines; positions count the unmasked tokens from 0."""
     cos, sin = rotary(index(mask), size, theta)
     return torch.cat((sin, cos), -1)
-
-
-def attention_map(queries, keys, mask):
-    """softmax(queries keys^T / sqrt(width)) over the unmasked text, fp32: (..., T, D), (..., N, D) -> (..., T, N)."""
-    scores = (queries @ keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5
-    return scores.masked_fill(~mask, torch.finfo(torch.float32).min).softmax(-1)
 
 
 def read_by(own, given):

@@ -345,8 +345,10 @@ class SmallEGenerationMixin(GenerationMixin):
 
     def _check_speaker(self, speaker, batch, codes):
         """ValueError unless a speaker is (B, D) numbers of this model's encoder, and there are no codes beside it."""
-        if not self.config.speaker_layers or codes is not None:
-            raise ValueError("speaker=: expected of a model with a speaker encoder, and without speaker_codes.")
+        if not self.config.speaker_layers:
+            raise ValueError("speaker=: this model has no speaker encoder and takes voices from prompts: leave it out.")
+        if codes is not None:
+            raise ValueError("speaker= stands in the place of speaker_codes=: give one of them.")
         check_tensor("speaker", speaker, (batch, self.config.hidden_size), FLOATS, "what hear_speaker() gives", "")
 
     def _speaker(self, batch, prompts, codes, mask):

@@ -52,6 +52,12 @@ def rotate(x, cos, sin):
     return torch.cat((first * cos - second * sin, second * cos + first * sin, x[..., size:]), -1).to(x.dtype)
 
 
+def attention_map(queries, keys, mask):
+    """softmax(queries keys^T / sqrt(width)) over what is unmasked, fp32: (..., T, D), (..., N, D) -> (..., T, N)."""
+    scores = (queries @ keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5
+    return scores.masked_fill(~mask, torch.finfo(torch.float32).min).softmax(-1)
+
+
 class TransformerLayer(GradientCheckpointingLayer):
     """Self-attention with rotary positions, then a gated feed-forward layer, pre-norm."""
 
@@ -67,25 +73,25 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.mlp = GatedMLP(size, config.intermediate_size, depth)
         self.dropout = nn.Dropout(config.dropout)
 
-    def split(self, layer, x):
-        """A projection of x (B, T, D), head by head: (B, H, T, D / H)."""
-        return layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-    def forward(self, x, visible, cos, sin, keys=None, values=None):
+    def forward(self, x, visible, cos, sin, keys=None, values=None, mapped=False):
         """One layer over T new steps after S old ones.
 
         x (B, T, D); visible, bool, broadcasts to (B, H, T, S + T): True where a step may look, or None, where each
         looks back and S = 0; cos, sin: `rotary` of the new steps; keys, values (B, H, S, D / H) of the old ones.
-        Returns x, and keys and values of all S + T.
+        Returns x, and keys and values of all S + T; if `mapped` also the attention (B, T, S + T) of the first head.
         """
         normed = self.norm1(x)
-        q, k, v = (self.split(layer, normed) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            layer(normed).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if keys is not None:
             k, v = torch.cat((keys, k), 2), torch.cat((values, v), 2)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
         x = x + self.dropout(self.o_proj(attended.transpose(1, 2).flatten(-2)))
-        return x + self.dropout(self.mlp(self.norm2(x))), k, v
+        out = x + self.dropout(self.mlp(self.norm2(x))), k, v
+        return (*out, attention_map(q[:, 0], k[:, 0], visible[:, 0])) if mapped else out
 
 
 class LinearAttentionBlock(GradientCheckpointingLayer):

@@ -265,6 +265,8 @@ class SmallEModel(SmallEPreTrainedModel):
             check_initial_state(initial_state, len(input_ids), visible(initial_state))
         batch = len(input_ids) if state is None else rows_of(state, self.config)
         check_delayed(audio_codes, audio_attention_mask, batch, self.config)
+        if self.decoder_only and text_maps is not None:
+            raise ValueError("text_maps: a decoder-only transformer reads by its own attention alone: leave them out.")
         if not self.decoder_only:
             check_maps(text_maps, (input_ids if state is None else state.text_mask).shape[1], audio_codes)
 

@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from .attention_smalle import attention_map
-from .layers_smalle import TransformerLayer, rotary, rotate
+from .layers_smalle import TransformerLayer, rotary
 from .mixer_base_smalle import take
 from .state_smalle import TransformerState
 
@@ -42,12 +41,10 @@ class CausalTransformer(nn.Module):
         visible = causal(whole, x.shape[1])
         hidden, keys, values, attentions = [x], [], [], None
         for n, (layer, old_keys, old_values) in enumerate(zip(self.layers, state.keys, state.values)):
-            before = x
-            x, k, v = layer(x, visible, cos, sin, old_keys, old_values)
-            if maps and n == self.map_layer:
-                queries = rotate(layer.split(layer.q_proj, layer.norm1(before)), cos, sin)
-                looks = attention_map(queries[:, 0], k[:, 0], visible[:, 0])
-                attentions = (looks[..., : state.text_mask.shape[1]],)
+            mapped = maps and n == self.map_layer
+            x, k, v, *looks = layer(x, visible, cos, sin, old_keys, old_values, mapped)
+            if mapped:
+                attentions = (looks[0][..., : state.text_mask.shape[1]],)
             hidden.append(x)
             keys.append(k)
             values.append(v)

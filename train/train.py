@@ -217,13 +217,24 @@ def read_arguments(training):
     return arguments
 
 
+GROWING = {"text_layers", "audio_encoder_layers", "audio_decoder_layers", "decoder_layers", "speaker_layers"}
+FREE = {"dropout", "max_text_tokens", "max_audio_frames", "mixer_kernel", "use_cache"}  # of weights that are trained
+
+
+def changed(path, changes):
+    """The configuration of a checkpoint with some fields changed. ValueError for what is no such field."""
+    for name in changes.keys() - SmallEConfig.__annotations__.keys():
+        raise ValueError(f"model.{name}: expected a field of SmallEConfig.")
+    return SmallEConfig(**{**SmallEConfig.from_pretrained(path).to_dict(), **changes})
+
+
 def begun_anew(path, parts, changes):
     """A checkpoint with some parts, as "cross_attention", as they are before training; `changes` of its configuration.
 
     Raises ValueError where it has no such part, or another part would not fit.
     """
     trained = SmallEForTextToSpeech.from_pretrained(path, dtype=torch.float32)
-    model = SmallEForTextToSpeech(SmallEConfig.from_pretrained(path, **changes))
+    model = SmallEForTextToSpeech(changed(path, changes))
     unknown = [part for part in parts if not hasattr(model.model, part)]
     if unknown:
         raise ValueError(f"anew: {unknown}: expected parts of the model, as cross_attention or audio_decoder.")
@@ -238,18 +249,20 @@ def begun_anew(path, parts, changes):
 def grown(path, changes):
     """A checkpoint with `changes` of its configuration that add layers, which begin as nothing: it speaks as before.
 
-    Raises ValueError where what it has would not fit.
+    Raises ValueError for other changes that would be heard.
     """
     trained = SmallEForTextToSpeech.from_pretrained(path, dtype=torch.float32)
-    if not changes:  # it knows its path, which an adapter names as its base
+    config, before = changed(path, changes), trained.config
+    new = {name for name in changes if getattr(config, name) != getattr(before, name)}
+    if not new:  # it knows its path, which an adapter names as its base
         return trained
-    model = SmallEForTextToSpeech(SmallEConfig.from_pretrained(path, **changes))
-    weights, wanted = trained.state_dict(), model.state_dict()
-    wrong = [name for name, x in weights.items() if name not in wanted or wanted[name].shape != x.shape]
-    if wrong:
-        raise ValueError(f"init: {path} has {wrong[0]}, which model= leaves no place for: expected as many layers or "
-                         "more, of its sizes; `anew` names parts that are not taken.")  # fmt: skip
-    missing = model.load_state_dict(weights, strict=False).missing_keys
+    for name in sorted(new - FREE):
+        if name not in GROWING or getattr(config, name) < getattr(before, name):
+            raise ValueError(f"model.{name}={getattr(config, name)!r}: {path} has {getattr(before, name)!r}; expected "
+                             "that, or more layers; `anew` names parts that are not taken.")  # fmt: skip
+    model = SmallEForTextToSpeech(config)
+    model.generation_config = trained.generation_config
+    missing = model.load_state_dict(trained.state_dict(), strict=False).missing_keys
     for name, module in model.named_modules():
         if hasattr(module, "residual_branches") and f"{name}.weight" in missing:
             torch.nn.init.zeros_(module.weight)
@@ -280,6 +293,9 @@ def check_objective(objective, config):
         if objective.get(name) and not config.has_map:
             raise ValueError(f"objective.{name}={objective[name]}: expected 0; a decoder-only transformer has no map "
                              "of the text unless model.map_layer names the layer that is to have one.")  # fmt: skip
+    if objective.get("timed_rows") and config.architecture == "decoder-only":
+        raise ValueError(f"objective.timed_rows={objective['timed_rows']}: expected 0 of a decoder-only transformer, "
+                         "which reads by its own attention alone.")  # fmt: skip
     for name in ("revoiced", "speaker_dropout"):
         if objective.get(name) and not config.speaker_layers:
             raise ValueError(f"objective.{name}={objective[name]}: expected 0 of a model without speaker encoder, "

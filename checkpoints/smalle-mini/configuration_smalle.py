@@ -168,6 +168,8 @@ class SmallEConfig(PreTrainedConfig):
         for name in ("text_layers", "audio_encoder_layers", "audio_decoder_layers", "speaker_layers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more.")
+        if self.map_layer is not None and self.architecture != "decoder-only":
+            raise ValueError(f"map_layer={self.map_layer}: expected None of {self.architecture}, which has its own.")
         if self.map_layer is not None and not 0 <= self.map_layer < self.decoder_layers:
             raise ValueError(f"map_layer={self.map_layer}: expected None, or a layer, 0 to {self.decoder_layers - 1}.")
         if self.speaker_layers and self.architecture == "decoder-only":

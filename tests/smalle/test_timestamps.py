@@ -53,6 +53,11 @@ def test_steady_reading_is_best_and_jumps_cost_what_they_are_long():
     assert steadiness([0, 1, 4, 5], padding=3) == pytest.approx(-2 / 6)
 
 
+def test_what_a_frame_gives_to_the_audio_does_not_count():
+    alignment, shares = one_hot([0, 1, 2, 3], 4)[None], torch.tensor([1.0, 0.5, 0.9, 0.2])[:, None]
+    assert monotonicity(alignment * shares, torch.tensor([4]), torch.ones(1, 4)).item() == pytest.approx(0, abs=1e-6)
+
+
 def test_frames_after_the_end_do_not_count():
     alignments = one_hot([0, 1, 2, 3, 0, 2], 4)[None]
     mask = torch.ones(1, 4)

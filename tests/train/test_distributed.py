@@ -158,6 +158,15 @@ def test_fsdp_gives_what_one_process_gives(recipe, alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_fsdp_shards_a_decoder_only_model_with_a_map(recipe, tmp_path):
+    kind = "model.architecture=decoder-only", "model.decoder_layers=2", "model.map_layer=1", "objective.timed_rows=0"
+    twice = "training.gradient_accumulation_steps=2"
+    run(1, recipe, f"training.output_dir={tmp_path}/alone", *kind, "objective.ema=0", twice)
+    run(2, recipe, f"training.output_dir={tmp_path}/both", *kind, *FSDP)
+    check_weights(tmp_path / "both", tmp_path / "alone")
+
+
+@pytest.mark.slow
 def test_fsdp_resumes(recipe, alone, tmp_path):
     run(2, recipe, f"training.output_dir={tmp_path}/whole", *FSDP)
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")

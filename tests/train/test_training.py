@@ -145,6 +145,13 @@ def test_baselines_train_and_resume(work, tmp_path, kind):
         assert torch.equal(value, average[name].half().float()), name
 
 
+def test_timed_rows_of_a_decoder_only_transformer_are_refused(work):
+    with pytest.raises(ValueError, match="objective.timed_rows=0.3"):
+        call(train, work / "recipe.yaml", "model.architecture=decoder-only", "objective.timed_rows=0.3",
+             "objective.alignment_weight=0", "objective.forward_sum_weight=0",
+             f"training.output_dir={work}/refused")  # fmt: skip
+
+
 def test_alignment_loss_of_a_decoder_only_transformer_is_refused(work):
     with pytest.raises(ValueError, match="objective.alignment_weight=0.1"):
         call(train, work / "recipe.yaml", "model.architecture=decoder-only", f"training.output_dir={work}/refused")
@@ -191,9 +198,21 @@ def test_a_grown_checkpoint_speaks_as_before_and_learns(trained):
         assert not layer.weight.any() and layer.weight.grad.any()
 
 
-@pytest.mark.parametrize("changes", [{"audio_decoder_layers": 0}, {"hidden_size": 64}, {"cross_attention": "plain"}])
-def test_what_would_lose_weights_of_a_checkpoint_is_refused(trained, changes):
-    with pytest.raises(ValueError, match="init: .* leaves no place for"):
+def test_a_grown_checkpoint_keeps_how_it_generates(trained, tmp_path):
+    model = SmallEForTextToSpeech.from_pretrained(trained)
+    model.generation_config.temperature = 0.37
+    model.save_pretrained(tmp_path)
+    assert train.grown(tmp_path, {"audio_decoder_layers": 2}).generation_config.temperature == 0.37
+    same = train.grown(tmp_path, {"audio_decoder_layers": 1, "hidden_size": 32})
+    assert same.config._name_or_path == str(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [
+    {"audio_decoder_layers": 0}, {"hidden_size": 64}, {"cross_attention": "plain"}, {"norm_eps": 0.1},
+    {"cross_attention": "plane"}, {"audio_decoder_layer": 3}, {"final_norms": ["text"]},
+])  # fmt: skip
+def test_what_would_be_heard_of_a_checkpoint_is_refused(trained, changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
         train.grown(trained, changes)
 
 
