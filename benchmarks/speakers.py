@@ -9,8 +9,9 @@ from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 
 EMBEDDED = ROOT / "checkpoints" / "smalle-mini"
 PAPER = "random weights, the paper's shape"
-RUNTIMES = "torch", "float", "int8"
+RUNTIMES = "torch", "float", "int8", "native"
 SENTENCE = "The quick brown fox jumps over the lazy dog, and nobody knows why it should, or whether it will again. "
+EXPORTED = "*.onnx", "step.native.*"
 PIECE = 10.0  # seconds
 OURS = {  # name -> checkpoint (None: random weights), runtime
     "smalle-mini, int8": (EMBEDDED, "int8"),
@@ -42,13 +43,13 @@ def prepared(source, work, runtime):
         if source is None:
             random_checkpoint(work)
         else:
-            shutil.copytree(source, work, ignore=shutil.ignore_patterns("*.onnx"))
-    for exported in work.glob("*.onnx"):
+            shutil.copytree(source, work, ignore=shutil.ignore_patterns(*EXPORTED))
+    for exported in (path for pattern in EXPORTED for path in work.glob(pattern)):
         exported.unlink()
     if runtime != "torch":
         from smalle.export import export
 
-        export(work, int8=runtime == "int8")
+        export(work, runtime)
     return work
 
 
@@ -64,7 +65,7 @@ class Speaker:
     def __init__(self, folder, runtime):
         self.processor = SmallEProcessor.from_pretrained(folder)
         self.model = SmallEForTextToSpeech.from_pretrained(folder).eval()
-        self.model.step_runtime = "torch" if runtime == "torch" else "onnx"
+        self.model.step_runtime = runtime if runtime in ("torch", "native") else "onnx"
         self.sampling_rate, self.parameters = self.processor.sampling_rate, self.model.num_parameters()
 
     def speak(self, seconds, rows=1):

@@ -28,14 +28,19 @@ def parse(arguments=None):
                      help="speak at once: wav to standard output; on a terminal, to a player")  # fmt: skip
     say.add_argument("--voice", help="a preset of the model, or a voice file")
     say.add_argument("--clone", metavar="AUDIO", help="recording of a voice to speak with, 3 to 10 seconds")
-    say.add_argument("--clone-text", metavar="TEXT",
-                     help="what that recording says, to go on from it; without, it is heard for its voice alone")
+    say.add_argument(
+        "--clone-text",
+        metavar="TEXT",
+        help="what that recording says, to go on from it; without, it is heard for its voice alone",
+    )
     default = os.environ.get("SMALLE_MODEL", str(DEFAULT_MODEL))
     say.add_argument("--model", default=default, help="folder or Hub name")
     say.add_argument("--seed", type=int, default=0, help="another seed, another reading (default: %(default)s)")
-    export = commands.add_parser("export", help="make a checkpoint speak faster on a CPU, by ONNX Runtime in 8 bits")
+    export = commands.add_parser("export", help="make a checkpoint speak faster on a CPU, in 8 bits")
     export.add_argument("model", nargs="?", default=default, help="folder (default: %(default)s)")
-    export.add_argument("--float", action="store_true", help="in single precision")
+    export.add_argument("--runtime", choices=["native", "int8", "float"],
+                        help="native: C, compiled for this processor; int8, float: ONNX Runtime, in 8 bits or single "
+                        "precision (default: the fastest that is here)")  # fmt: skip
     arguments = parser.parse_args(arguments)
     if arguments.command == "export":
         return arguments
@@ -171,7 +176,7 @@ def export(arguments):
     logging.disable_progress_bar()
     if not (pathlib.Path(arguments.model) / "config.json").is_file():
         raise ValueError(f"There is no checkpoint at {arguments.model}: expected a folder with config.json.")
-    return export(arguments.model, int8=not arguments.float)
+    return export(arguments.model, arguments.runtime)
 
 
 def main(arguments=None):

@@ -1,162 +1,22 @@
-"""A checkpoint's text encoder and decode step for ONNX Runtime, beside the weights; `generate()` takes them by itself
-from then on.
+"""A checkpoint's text encoder and decode step in a form that speaks faster on a CPU, beside the weights; `generate()`
+takes them by itself from then on.
 
-usage: smalle export [MODEL] [--float]
+usage: smalle export [MODEL] [--runtime native | int8 | float]
 """
 
-import functools
-import math
-import os
+import contextlib
+import importlib.util
 import pathlib
-import warnings
-from dataclasses import replace
-from unittest import mock
 
 import numpy as np
 import torch
-from torch import nn
-from torch.onnx.symbolic_helper import parse_args
 
-from . import gla_onnx, mixers_smalle
-from .recurrence_smalle import step
-from .runtime_smalle import (
-    FILES,
-    fingerprint,
-    keeps_recent,
-    moved,
-    moving_tensors,
-    reads_chunks,
-    text_tensors,
-    with_recent,
-)
+from .modeling_smalle import SmallEForTextToSpeech
+from .runtime_smalle import FILES, fingerprint
 
-OPSET = 17
-DOMAIN, BLOCK = "com.microsoft", 128  # of ONNX Runtime's matrices in 8 bits: one scale for each block of a column
+STEPS = dict(zip(("native", "int8", "float"), FILES))  # runtime -> file of its step
+BLOCK = 128  # rows of a column of a matrix in 8 bits that have a scale
 SMALL = 2**15  # weights with fewer entries stay as they are: gates and positions, which gain nothing
-
-
-class Step(nn.Module):
-    """A model's step as a function of tensors; of the state it returns what has changed. With GLA codes may be those of
-    several steps; logits are those of the last."""
-
-    def __init__(self, model, state):
-        super().__init__()
-        self.model, self.state = model, state
-
-    def forward(self, codes, *tensors):
-        text = dict(zip(text_tensors(self.state), tensors))
-        before = tensors[len(text) :]
-        with mock.patch.object(mixers_smalle, "recurrence", self.recurrence(codes)):
-            out = self.model.model(
-                audio_codes=codes, past_key_values=moved(replace(self.state, **text), before), use_cache=True,
-                output_attentions=True, output_hidden_states=False, return_dict=True,
-            )  # fmt: skip
-        after = moving_tensors(out.past_key_values)
-        self.changed = [n for n, (x, y) in enumerate(zip(before, after)) if x is not y]
-        logits = self.model.head(out.last_hidden_state[:, -1:]).unflatten(-1, (self.model.config.num_codebooks, -1))
-        return logits, out.attentions[-1], *(after[n] for n in self.changed)
-
-    def recurrence(self, codes):
-        """What stands for that of `recurrence_smalle` while this is traced."""
-        if not reads_chunks(self.model.config):
-            return lambda q, k, v, log_decay, state, kernel: step(q, k, v, log_decay, state)
-        return functools.partial(gla_onnx.recurrence, torch.onnx.operators.shape_as_tensor(codes)[1] == 1)
-
-
-class Text(nn.Module):
-    """A model's reading of a text as a function of tensors."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, text_mask):
-        tensors = text_tensors(self.model.encode_text(input_ids, text_mask))
-        return tuple(x for name, x in tensors.items() if name != "text_mask")
-
-
-@parse_args("v", "is", "v", "f")
-def rms_norm(graph, x, shape, weight, eps):
-    """RMSNorm over the last dimension, which the exporter does not know."""
-    return graph.op("SimplifiedLayerNormalization", x, weight, axis_i=-1, epsilon_f=eps).setType(x.type())
-
-
-@parse_args("v")
-def log_sigmoid(graph, x):
-    """As the exporter does not: log(sigmoid(x)) ends near -18 in ONNX Runtime, and strong decays would be weak."""
-    return graph.op("Neg", graph.op("Softplus", graph.op("Neg", x)))
-
-
-def reshape(graph, x, head, rest):
-    """x with the dimensions `head`, where 0 keeps what is there, then those of x from `rest` on.
-
-    Sizes that are known are written down: the exporter would compute them again in every step.
-    """
-    sizes = x.type().varyingSizes()[rest:]
-    if None not in sizes:
-        return graph.op("Reshape", x, graph.op("Constant", value_t=torch.tensor(head + sizes)))
-    ends = (graph.op("Constant", value_t=torch.tensor([end])) for end in (rest, rest + len(sizes)))
-    sizes = graph.op("Slice", graph.op("Shape", x), *ends)
-    head = graph.op("Constant", value_t=torch.tensor(head))
-    return graph.op("Reshape", x, graph.op("Concat", head, sizes, axis_i=0))
-
-
-@parse_args("v", "i", "is")
-def unflatten(graph, x, dim, sizes):
-    dim %= x.type().dim()
-    whole = x.type().varyingSizes()[dim]
-    if whole is not None:
-        known = math.prod(size for size in sizes if size > 0)
-        sizes = [whole // known if size == -1 else size for size in sizes]
-    return reshape(graph, x, [0] * dim + (sizes if -1 in sizes else [-1, *sizes[1:]]), dim + 1)
-
-
-@parse_args("v", "i", "i")
-def flatten(graph, x, first, last):
-    first, last = first % x.type().dim(), last % x.type().dim()
-    return reshape(graph, x, [0] * first + [-1], last + 1)
-
-
-def write(module, tensors, path, inputs, outputs, axes):
-    """Traces a module and writes it in single precision; axes: names of the dimensions of any size by tensor."""
-    for symbolic in (rms_norm, log_sigmoid, unflatten, flatten):
-        torch.onnx.register_custom_op_symbolic(f"aten::{symbolic.__name__}", symbolic, OPSET)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constants in traces, which is what they shall be
-        torch.onnx.export(
-            module.eval(), tensors, str(path), input_names=inputs, output_names=outputs, dynamic_axes=axes,
-            opset_version=OPSET, dynamo=False,
-        )  # fmt: skip
-
-
-@torch.no_grad()
-def export_text(model, path):
-    """Writes how a model reads texts: inputs and outputs as in `runtime_smalle`, any number of rows and tokens."""
-    ids = torch.full((2, 5), model.config.bos_token_id or 0)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    outputs = [name for name in text_tensors(model.model.encode_text(ids, mask)) if name != "text_mask"]
-    axes = {name: {0: "rows", 1: "tokens"} for name in ("input_ids", "text_mask", *outputs)}
-    write(Text(model.model), (ids, mask), path, ["input_ids", "text_mask"], outputs, axes)
-
-
-@torch.no_grad()
-def export_step(model, path):
-    """Writes a model's step in single precision: inputs and outputs as in `runtime_smalle`, any number of rows."""
-    config = model.config
-    ids = torch.full((2, 3), config.bos_token_id or 0)
-    codes = torch.zeros(2, 1, config.num_codebooks, dtype=torch.long)
-    state = model(input_ids=ids, audio_codes=codes, use_cache=True, return_dict=True).past_key_values
-    state = with_recent(state) if keeps_recent(config) else state
-    text, moving = text_tensors(state), moving_tensors(state)
-    step, tensors = Step(model, state).eval(), (codes, *text.values(), *moving)
-    step(*tensors)
-    inputs = ["codes", *text, *(f"state.{n}" for n in range(len(moving)))]
-    outputs = ["logits", "map", *(f"next.{n}" for n in step.changed)]
-    axes = {name: {0: "rows"} for name in inputs + outputs}
-    axes |= {name: {0: "rows", 1: "tokens"} for name in text} | {"map": {0: "rows", 2: "tokens"}}
-    if reads_chunks(config):
-        axes["codes"][1] = axes["map"][1] = "steps"
-    write(step, tensors, path, inputs, outputs, axes)
 
 
 def in_blocks(weight):
@@ -167,72 +27,49 @@ def in_blocks(weight):
     return rounded.astype(np.uint8), scales[..., 0]
 
 
-def quantize(graph):
-    """Puts large matrices of a graph into 8 bits; what they are multiplied by is rounded alike, as it comes."""
-    from onnx import helper, numpy_helper
-
-    sizes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
-    nodes = [x for x in graph.node if x.op_type == "MatMul" and math.prod(sizes.get(x.input[1], [0])) >= SMALL]
-    for node in nodes:
-        x, name = node.input
-        names, (rows, columns) = (f"{name}.bits", f"{name}.scales"), sizes[name]
-        size = dict(K=rows, N=columns, bits=8, block_size=BLOCK, accuracy_level=4)
-        node.CopyFrom(helper.make_node("MatMulNBits", [x, *names], node.output, node.name, domain=DOMAIN, **size))
-    left = {name for node in graph.node for name in node.input}
-    for weight in list(graph.initializer):
-        if weight.name not in left:
-            parts = zip(("bits", "scales"), in_blocks(numpy_helper.to_array(weight)))
-            graph.initializer.extend(numpy_helper.from_array(part, f"{weight.name}.{kind}") for kind, part in parts)
-            graph.initializer.remove(weight)
-
-
-def finish(source, path, weights, int8):
-    """The graph of a file into another: quantized, and stamped with which weights it was made from."""
-    import onnx
-
-    model = onnx.load(source)
-    del model.graph.value_info[:]  # sizes of the trace's inputs
-    if any(x.domain == gla_onnx.DOMAIN for x in model.opset_import):
-        model.functions.extend(gla_onnx.functions(OPSET))
-    if int8:
-        quantize(model.graph)
-        model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
-    onnx.helper.set_model_props(model, {"weights": weights})
-    onnx.save(model, path)
-
-
-def export(folder, int8=True):
-    """Writes text encoder and step of the checkpoint in a folder into it, in 8 bits or in single precision, in place of
-    those of the other kind; returns the step's path.
-
-    Raises ValueError where onnx and onnxruntime are missing, and for a decoder-only model, whose state grows.
-    """
-    from .modeling_smalle import SmallEForTextToSpeech
-
+@contextlib.contextmanager
+def whole(path):
+    """A path to write to that takes the place of another when all is written, or of none."""
+    partial = path.with_name(f"{path.name}.partial")
     try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise ValueError("Exporting needs onnx and onnxruntime: pip install -e '.[onnx]' in the repository.") from error
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def fastest(config):
+    """The runtime that speaks fastest here with a model of this shape."""
+    from .export_native import runs_fast, unfit
+
+    onnx = all(map(importlib.util.find_spec, ("onnx", "onnxruntime")))
+    return "native" if not unfit(config) and runs_fast() else "int8" if onnx else "native"
+
+
+@torch.no_grad()
+def export(folder, runtime=None):
+    """Writes text encoder and step of the checkpoint in a folder into it, in place of those for another runtime;
+    returns the step's path.
+
+    runtime: "native", C in 8 bits for this kind of processor; "int8" or "float", ONNX Runtime in 8 bits or in single
+    precision; None: the fastest that there is. Raises ValueError for a model that a runtime cannot have, and where a
+    compiler or a package is missing.
+    """
+    from . import export_native, export_onnx
+
     model = SmallEForTextToSpeech.from_pretrained(folder, dtype=torch.float32).eval()
     if model.config.architecture != "small-e":
         raise ValueError(f"architecture={model.config.architecture!r}: only steps with a state of fixed size export.")
-    (step, text), other = list(FILES.items())[:: 1 if int8 else -1]
-    write_whole(export_text, model, pathlib.Path(folder) / text, int8)
-    path = write_whole(export_step, model, pathlib.Path(folder) / step, int8)
-    for name in other:  # of which the first that is there would run
-        pathlib.Path(folder, name).unlink(missing_ok=True)
-    return path
-
-
-def write_whole(export, model, path, int8):
-    """A part of a model into a file, complete or not at all; returns the path."""
-    partial, plain = path.with_suffix(".partial"), path.with_suffix(".plain.partial")
-    try:
-        export(model, plain)
-        finish(plain, partial, fingerprint(model), int8)
-        os.replace(partial, path)
-    finally:
-        for left in (partial, plain):
-            left.unlink(missing_ok=True)
-    return path
+    runtime = runtime or fastest(model.config)
+    if runtime not in STEPS:
+        raise ValueError(f"runtime={runtime!r}: expected one of {', '.join(STEPS)}.")
+    step = pathlib.Path(folder) / STEPS[runtime]
+    beside = step.with_name(FILES[step.name])
+    writer = export_native if runtime == "native" else export_onnx
+    with whole(step) as step_partial, whole(beside) as beside_partial:
+        writer.write(model, step_partial, beside_partial, runtime, fingerprint(model))
+    for other in STEPS.values():  # of which the first that is there would run
+        if other != step.name:
+            step.with_name(other).unlink(missing_ok=True)
+            step.with_name(FILES[other]).unlink(missing_ok=True)
+    return step

@@ -1,5 +1,7 @@
 """generate(): a text that is read once, delayed codebooks that are written step by step."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from transformers import GenerationMixin
@@ -12,7 +14,7 @@ from .delay_smalle import delay, undelay, undelay_steps
 from .generation_config_smalle import speech_config
 from .generation_state_smalle import GenerationState, SmallEGenerateOutput
 from .runtime_smalle import encode_text, start_steps
-from .sampling_smalle import REPETITION_WINDOW, draw, penalise_repetition, sampling_settings, seeded
+from .sampling_smalle import REPETITION_WINDOW, draw, only_choose, penalise_repetition, sampling_settings, seeded
 
 UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
 NO_CODE = -1  # fills `sequences` after the end of a row
@@ -84,7 +86,8 @@ def best_rows(scores, candidates, kept):
 class SmallEGenerationMixin(GenerationMixin):
     """generate() for a model that reads text once and writes delayed codebooks.
 
-    step_runtime: "auto" takes ONNX Runtime where the checkpoint was exported for it, "torch" never, "onnx" insists.
+    step_runtime: "auto" takes what the checkpoint was exported for, C or ONNX Runtime; "torch" does not; "native" and
+    "onnx" insist on theirs.
     """
 
     step_runtime = "auto"
@@ -163,23 +166,27 @@ class SmallEGenerationMixin(GenerationMixin):
 
         Joined they are what generate() gives at once, whatever chunk_frames is; memory does not grow. Takes the inputs
         and settings of generate() but for num_return_sequences, best_of (the checkpoint's default is passed over) and
-        max_time. Nothing runs until the next chunk is asked for; who leaves the loop has stopped it.
+        max_time. chunk_frames may be an iterator: of the sizes of one chunk after the other, without end. Nothing runs
+        until the next chunk is asked for; who leaves the loop has stopped it.
         """
         inputs = {name: kwargs.pop(name) for name in INPUTS if name in kwargs}
         if generation_config is None:
             kwargs.setdefault("best_of", 1)
         config = self._speech_config(generation_config, kwargs)
-        if chunk_frames < 1:
+        sizes = itertools.repeat(chunk_frames) if isinstance(chunk_frames, int) else chunk_frames
+        if chunk_frames is not sizes and chunk_frames < 1:
             raise ValueError(f"chunk_frames={chunk_frames}: expected at least one frame.")
         if config.num_return_sequences > 1 or config.best_of > 1 or config.max_time is not None:
             raise ValueError("A stream has one speech of each text and no max_time: use generate(), or leave the loop.")
-        generator = seeded(seed, self.device)
-        for done in range(0, config.max_new_tokens, chunk_frames):
+        generator, done = seeded(seed, self.device), 0
+        while done < config.max_new_tokens:
+            size = min(next(sizes), config.max_new_tokens - done)
             output = self.generate(
                 **inputs, generation_config=config, seed=generator, output_alignments=output_alignments,
-                progress=progress, max_new_tokens=min(chunk_frames, config.max_new_tokens - done),
-                min_new_tokens=max(0, config.min_new_tokens - done), return_dict_in_generate=True,
+                progress=progress, max_new_tokens=size, min_new_tokens=max(0, config.min_new_tokens - done),
+                return_dict_in_generate=True,
             )  # fmt: skip
+            done += size
             inputs = {"past_key_values": output.past_key_values}
             yield output
             if not inputs["past_key_values"].remaining.any():
@@ -194,14 +201,19 @@ class SmallEGenerationMixin(GenerationMixin):
         window, maps, scores = list(state.grid.unbind(1)), list(state.maps), list(state.scores)
         speaking, going, mask = standing(remaining, branches)
         never = impossible(num_codebooks, self.config.audio_vocab_size, self.device)
+        quick = steps.draws and not processors and not config.output_scores and only_choose(settings)
         while going and len(window) - num_codebooks < config.max_new_tokens:
             logits, text_map = steps(window[-1][:, None], mask)
-            logits = guide(logits[:, -1].float(), scales)
-            logits = self._processed(logits, state.history, window, settings, processors)
-            logits = logits.masked_fill(never[len(window) - 1 < config.min_new_tokens], -torch.inf)
-            logits = logits if speaking == batch else only_tails(logits, remaining)
-            step, drawn_from = draw(logits, settings, generator)
-            step = step.repeat(branches, 1)
+            banned = never[len(window) - 1 < config.min_new_tokens]
+            if quick and speaking == batch:
+                step, drawn_from = steps.draw(scales, banned, settings, generator), ()
+            else:
+                logits = guide(logits[:, -1].float(), scales)
+                logits = self._processed(logits, state.history, window, settings, processors)
+                logits = logits.masked_fill(banned, -torch.inf)
+                logits = logits if speaking == batch else only_tails(logits, remaining)
+                step, drawn_from = draw(logits, settings, generator)
+            step = step.repeat(branches, 1) if branches > 1 else step
             if forced.shape[1]:
                 step, forced = torch.where(forced[:, 0] == UNKNOWN, step, forced[:, 0]), forced[:, 1:]
             before = remaining

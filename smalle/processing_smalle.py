@@ -18,6 +18,7 @@ from .hub_smalle import HubMixin
 from .initial_state_smalle import join_state
 from .streaming_smalle import LONGEST, in_threads, sentences, stream_audio, stream_codes, until_left
 from .text_smalle import normalize
+from .vocos_chunks_smalle import block_sizes
 from .voice_smalle import Voice, is_one_recording, join_voices, load_voice, save_voice, to_waveform
 from .wav_smalle import write_wav
 
@@ -204,7 +205,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             data.update({f"unprompted_{name}": tensor for name, tensor in alone.items()})
         return BatchFeature(data)
 
-    def stream(self, model, text, voice=None, audio=None, audio_text=None, sampling_rate=None, chunk_frames=16,
+    def stream(self, model, text, voice=None, audio=None, audio_text=None, sampling_rate=None, chunk_frames=None,
                seed=None, longest=LONGEST, normalize_text=True, **settings):  # fmt: skip
         """Speaks a text of any length: a generator of waveforms (L,) float32 on the CPU, as soon as they are certain.
 
@@ -216,7 +217,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             model: what generates, `SmallEForTextToSpeech`.
             text: a string. voice, audio, audio_text, sampling_rate, normalize_text: as in the call. Without any voice,
                 the first piece's speech is the voice of the others.
-            chunk_frames: frames that are written before audio is made of them.
+            chunk_frames: frames that are written before audio is made of them. None: as many as the codec takes at
+                once, few at the beginning, so that it is heard soon.
             seed: makes the same speech again.
             longest: characters of a piece, where a sentence allows it.
             **settings: of `generate()`, except num_return_sequences and max_time; max_new_tokens is that of one piece.
@@ -239,6 +241,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             return self._inputs([piece], [prompt], True, call).to(model.device)
 
         left = threading.Event()
+        chunk_frames = block_sizes() if chunk_frames is None else chunk_frames
         settings |= {"chunk_frames": chunk_frames, "progress": until_left(left, settings.get("progress"))}
         codes = stream_codes(model, inputs_of, sentences(self, text, fits, normalize_text), prompt, seed, settings)
         return stream_audio(self.codec, codes, left)

@@ -44,6 +44,11 @@ def seeded(seed, device):
     return seed if given else torch.Generator(device).manual_seed(seed)
 
 
+def only_choose(settings):
+    """Whether tokens are drawn from their scores by top-k and temperature alone."""
+    return all((s.top_p, s.min_p, s.repetition_penalty) == (1, 0, 1) for s in settings)
+
+
 def per_codebook(name, value, num_codebooks, default):
     """A setting for every codebook: a number sets the first and leaves `default` for the rest; a list sets each."""
     if not isinstance(value, (list, tuple)):

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from smalle.export import STEPS
 from smalle.runtime_smalle import FILES, exported
 from smalle.wav_smalle import write_wav
 
@@ -40,7 +41,7 @@ from .page import results_page
 from .pictures import alignment_picture, png
 from .speaking import Speech, Utterance, encode, speak, stream
 
-RUNTIMES = {"torch": None, "int8": "step.int8.onnx", "float": "step.onnx"}  # and the exported step that each runs
+RUNTIMES = {"torch": None, **STEPS}  # and the exported step that each runs
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def read_text(path: Path) -> str:
 def weights_digest(checkpoint: str, runtime: str) -> str | None:
     """SHA-256 over the safetensors files of a local checkpoint and what runs instead; None for one on the Hub."""
     files = sorted(Path(checkpoint).rglob("*.safetensors")) if Path(checkpoint).is_dir() else []
+    files = [path for path in files if path.name not in FILES]
     if files and RUNTIMES[runtime]:
         names = RUNTIMES[runtime], FILES[RUNTIMES[runtime]]
         files += [path for name in names if (path := Path(checkpoint, name)).is_file()]
@@ -182,13 +184,13 @@ def choose_runtime(model, settings: Settings) -> None:
     if wanted:
         found = exported(model)
         if found is None or Path(found).name != wanted:
-            option = " --float" if settings.runtime == "float" else ""
             raise ValueError(f"--runtime {settings.runtime} runs {wanted}, but {settings.checkpoint} would run "
-                             f"{Path(found).name if found else 'none'}: smalle export {settings.checkpoint}{option}")
+                             f"{Path(found).name if found else 'none'}: smalle export "
+                             f"{settings.checkpoint} --runtime {settings.runtime}")
         if (settings.dtype, settings.device) != ("float32", "cpu"):
             raise ValueError(f"--runtime {settings.runtime} runs in float32 on the CPU, not in {settings.dtype} on "
                              f"{settings.device}: add --device cpu --dtype float32")
-    model.step_runtime = "onnx" if wanted else "torch"
+    model.step_runtime = settings.runtime if settings.runtime in ("torch", "native") else "onnx"
 
 
 def missing_batches(folder: Path, utterances: list[Utterance], size: int) -> list[list[int]]:

@@ -122,6 +122,14 @@ def block_size(taken):
     return next(size for end, size in BLOCKS if taken < end)
 
 
+def block_sizes():
+    """Frames of one block after the other, without end."""
+    taken = 0
+    while True:
+        yield block_size(taken)
+        taken += block_size(taken)
+
+
 def advance(vocos, features, state, condition, last, refiner):
     """The waveform (B, L) that is certain after these features (B, C, T), and the state after them."""
     silence = torch.zeros(len(features), 0, device=features.device)

@@ -9,27 +9,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from smalle import SmallEForTextToSpeech, SmallEProcessor, cli, runtime_smalle
+from smalle import SmallEForTextToSpeech, SmallEProcessor, cli, export_native, native_smalle, steps_smalle
+from smalle.export import export, fastest
+from smalle.generation_smalle import guide
 from smalle.initial_state_smalle import tensors_of
+from smalle.native_smalle import Memory, NativeSteps
+from smalle.onnx_smalle import OnnxSteps
 from smalle.recent_smalle import RECENT, Recent
-from smalle.runtime_smalle import (
-    CHUNK,
-    OnnxSteps,
-    TorchSteps,
-    each_matrix,
-    encode_text,
-    find_export,
-    fingerprint,
-    moving_tensors,
-    start_steps,
-    text_tensors,
-)
+from smalle.runtime_smalle import encode_text, find_export, fingerprint, start_steps
+from smalle.sampling_smalle import SamplingSettings, draw
+from smalle.steps_smalle import CHUNK, TorchSteps, begins_at_zero, each_matrix, moving_tensors, text_tensors
 
-pytest.importorskip("onnx", reason="onnx is not installed: pip install -e '.[onnx]'")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
-from smalle.export import export  # noqa: E402
-
+NATIVE = dict(hidden_size=128, position_size=64)  # states that step.c can have beside
 KINDS = {
+    "native": {},
+    "native, large": NATIVE,
     "gla": {},
     "gla, channel mixing": dict(feed_forward="rwkv"),
     "gla, large": {},
@@ -41,18 +35,23 @@ KINDS = {
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def exported(request, make_tiny, tmp_path_factory):
+def exported(request, make_tiny, tmp_path_factory, exporting):
     """A checkpoint with strong decays, its step in single precision; one with states that count as large."""
-    size = runtime_smalle.LARGE
-    runtime_smalle.LARGE = 0 if "large" in request.param else size
-    model, folder = make_tiny(**KINDS[request.param]), tmp_path_factory.mktemp("exported")
+    kind, size = request.param, steps_smalle.LARGE
+    steps_smalle.LARGE = 0 if "large" in kind else size
+    model, folder = make_tiny(**KINDS[kind]), tmp_path_factory.mktemp("exported")
     for name, parameter in model.named_parameters():
         if "decay_up_proj" in name:  # as trained ones have: log(sigmoid(x)) must not stop at -18
             parameter.data.mul_(300)
     model.save_pretrained(folder)
-    export(folder, int8=False)
-    yield SmallEForTextToSpeech.from_pretrained(folder).eval()
-    runtime_smalle.LARGE = size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_native, "SMALL", 2**30)  # no matrix in 8 bits
+        exporting(folder, "native" if "native" in kind else "float")
+    model = SmallEForTextToSpeech.from_pretrained(folder).eval()
+    model.steps = NativeSteps if "native" in kind else OnnxSteps
+    model.off = 0.03 if kind == "native, large" else 0.0  # it reads the upper halves of its states
+    yield model
+    steps_smalle.LARGE = size
 
 
 def read(steps, codes):
@@ -62,14 +61,22 @@ def read(steps, codes):
     return [torch.cat(part, 1) for part in zip(*results)]
 
 
-def assert_same(*states):
+def assert_near(tensor, expected, off, rtol=1e-4):
+    """A tensor is what was expected, but for rounding; or off by at most this share of its length."""
+    if off:
+        assert (tensor - expected).norm() <= off * expected.norm()
+    else:
+        torch.testing.assert_close(tensor, expected, atol=1e-4, rtol=rtol)
+
+
+def assert_same(state, other, off):
     """Two states of a model are the same, whether steps stand beside them or not."""
     def written(state):
         recurrent = each_matrix(lambda x: x.fold() if isinstance(x, Recent) else x, state.recurrent)
         return moving_tensors(replace(state, recurrent=recurrent))
 
-    for state, other in zip(*map(written, states), strict=True):
-        torch.testing.assert_close(other, state, atol=1e-4, rtol=1e-3)
+    for one, same in zip(*map(written, (state, other)), strict=True):
+        assert_near(same, one, off, rtol=1e-3)
 
 
 @pytest.mark.parametrize("rows, tokens", [(1, 5), (3, 9)])
@@ -81,10 +88,10 @@ def test_the_exported_step_is_the_models(exported, rows, tokens):
     codes = torch.randint(0, 23, (rows, 25, 3), generator=random)
     state = exported.model.encode_text(ids, mask)
     mine, others = TorchSteps(exported, state, True), start_steps(exported, state, True)
-    assert type(others) is OnnxSteps
+    assert type(others) is exported.steps
     for one, other in zip(read(mine, codes), read(others, codes)):
-        torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
-    assert_same(mine.state, others.state)
+        assert_near(other, one, exported.off)
+    assert_same(mine.state, others.state, exported.off)
 
 
 def test_the_exported_text_is_the_models(exported):
@@ -93,7 +100,7 @@ def test_the_exported_text_is_the_models(exported):
         mask = torch.ones(3, tokens, dtype=torch.long)
         mask[-1, :2] = 0
         mine, other = exported.model.encode_text(ids[:, :tokens], mask), encode_text(exported, ids[:, :tokens], mask)
-        assert find_export(exported).text is not None and (mine.steps is None) == (other.steps is None)
+        assert find_export(exported) is not None and (mine.steps is None) == (other.steps is None)
         assert text_tensors(mine).keys() == text_tensors(other).keys()
         for name, tensor in text_tensors(mine).items():
             torch.testing.assert_close(text_tensors(other)[name], tensor, atol=1e-4, rtol=1e-4)
@@ -108,7 +115,7 @@ def test_a_tuned_voice_begins_after_the_exported_text_as_after_the_models(export
     codes = torch.randint(0, 23, (2, 9, 3), generator=torch.Generator().manual_seed(2))
     steps = TorchSteps(exported, mine, True), start_steps(exported, other, True)
     one, same = (read(each, codes)[0] for each in steps)
-    torch.testing.assert_close(same, one, atol=1e-4, rtol=1e-4)
+    assert_near(same, one, exported.off)
 
 
 def test_states_are_values_that_later_steps_leave_alone(exported):
@@ -140,7 +147,7 @@ def test_pytorch_goes_on_from_steps_that_stand_beside_a_state(exported):
     read(steps, codes[:, :6])
     with torch.no_grad():
         logits = exported(audio_codes=codes[:, 6:], past_key_values=steps.state).logits
-    torch.testing.assert_close(logits, read(TorchSteps(exported, state, True), codes)[0][:, 6:], atol=1e-4, rtol=1e-4)
+    assert_near(logits, read(TorchSteps(exported, state, True), codes)[0][:, 6:], exported.off)
 
 
 @pytest.mark.parametrize("parts", [[1], [CHUNK], [5, 3], [37], [7, 30, 2 * CHUNK]])
@@ -148,16 +155,16 @@ def test_a_prompt_read_at_once_leaves_the_state_of_single_steps(exported, parts,
     codes = torch.randint(0, 23, (2, sum(parts) + 2, 3), generator=torch.Generator().manual_seed(2))
     state = exported.model.encode_text(torch.tensor([[1, 9, 8, 2]] * 2))
     one, other = TorchSteps(exported, state, True), start_steps(exported, state, True)
-    if runtime_smalle.begins_at_zero(exported.config):
-        monkeypatch.setattr(TorchSteps, "read", None)  # ONNX Runtime reads
+    if begins_at_zero(exported.config):
+        monkeypatch.setattr(TorchSteps, "read", None)  # what was exported reads
     read(one, codes[:, : sum(parts)])
     for part in codes[:, : sum(parts)].split(parts, 1):
         with torch.no_grad():
             other.read(part, torch.ones(2, part.shape[1], dtype=torch.bool))
-    assert_same(one.state, other.state)
+    assert_same(one.state, other.state, exported.off)
     following = start_steps(exported, other.state, True)
     for mine, others in zip(read(one, codes[:, -2:]), read(following, codes[:, -2:])):
-        torch.testing.assert_close(others, mine, atol=1e-4, rtol=1e-4)
+        assert_near(others, mine, exported.off)
 
 
 @pytest.fixture
@@ -170,7 +177,7 @@ def test_one_command_and_generate_takes_it_with_the_same_speech(folder, capsys, 
     inputs, way = processor(["Hello you.", "Nobody knew it."]), dict(seed=1, max_new_tokens=30, guidance_scale=1.5)
     assert find_export(model) is None
     plain = model.generate(**inputs, **way)
-    assert cli.main(["export", str(folder), "--float"]) == 0
+    assert cli.main(["export", str(folder), "--runtime", "float"]) == 0
     assert re.fullmatch(r".*/step\.onnx: [0-9.]+ MB; .*\n", capsys.readouterr().out)
     assert find_export(model) is not None  # a model that was loaded before finds it, too
     steps, bind = [], OnnxSteps._start
@@ -181,10 +188,14 @@ def test_one_command_and_generate_takes_it_with_the_same_speech(folder, capsys, 
     assert not [name for name in os.listdir(folder) if name.endswith(".partial")]
 
 
-def test_the_newer_kind_of_export_takes_the_place_of_the_other(folder):
-    for int8, names in ((False, ["step.onnx", "text.onnx"]), (True, ["step.int8.onnx", "text.int8.onnx"])):
-        export(folder, int8)
-        assert sorted(name for name in os.listdir(folder) if name.endswith(".onnx")) == names
+def test_the_newer_kind_of_export_takes_the_place_of_the_others(folder, exporting):
+    there = {path.name for path in folder.iterdir()}
+    for runtime, names in (
+        ("float", {"step.onnx", "text.onnx"}), ("native", {"step.native.safetensors", "step.native.so"}),
+        ("int8", {"step.int8.onnx", "text.int8.onnx"}),
+    ):  # fmt: skip
+        exporting(folder, runtime)
+        assert {path.name for path in folder.iterdir()} - there == names
 
 
 def test_tokens_may_be_of_any_whole_type(exported):
@@ -194,8 +205,9 @@ def test_tokens_may_be_of_any_whole_type(exported):
 
 
 @pytest.mark.parametrize("lengths", [[4], [50, 50], [40, 9]])
-def test_speech_that_goes_on_from_a_prompt_is_the_same(folder, lengths, monkeypatch):
-    export(folder, int8=False)
+@pytest.mark.parametrize("runtime", ["float", "native"])
+def test_speech_that_goes_on_from_a_prompt_is_the_same(folder, lengths, monkeypatch, exporting, runtime):
+    exporting(folder, runtime)
     model, longest = SmallEForTextToSpeech.from_pretrained(folder).eval(), max(lengths)
     mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
     codes = torch.randint(0, 20, (len(lengths), longest, 3), generator=torch.Generator().manual_seed(2))
@@ -212,17 +224,18 @@ def test_speech_that_goes_on_from_a_prompt_is_the_same(folder, lengths, monkeypa
 def test_what_was_exported_to_take_single_steps_reads_prompts_by_pytorch(folder, monkeypatch):
     way = dict(input_ids=torch.tensor([[1, 9, 8, 2]]), audio_codes=torch.full((1, 20, 3), 7), seed=1, max_new_tokens=9)
     speech = SmallEForTextToSpeech.from_pretrained(folder).eval().generate(**way)
-    monkeypatch.setattr("smalle.export.reads_chunks", lambda config: False)
-    export(folder, int8=False)
+    monkeypatch.setattr("smalle.export_onnx.reads_chunks", lambda config: False)
+    export(folder, "float")
     model = SmallEForTextToSpeech.from_pretrained(folder).eval()
     assert torch.equal(model.generate(**way), speech) and not start_steps(model, None, False).several
 
 
-def test_int8_is_near(make_tiny, tmp_path):
-    model = make_tiny(hidden_size=256, intermediate_size=256, expand_k=1.0)
+@pytest.mark.parametrize("runtime, name", [("int8", "step.int8.onnx"), ("native", "step.native.safetensors")])
+def test_8_bits_are_near(make_tiny, tmp_path, exporting, runtime, name):
+    model = make_tiny(hidden_size=256, intermediate_size=300, expand_k=1.0)  # of which the last block is a part
     model.save_pretrained(tmp_path)
-    path = export(tmp_path)
-    assert path.name == "step.int8.onnx" and path.stat().st_size < 0.5 * (tmp_path / "model.safetensors").stat().st_size
+    path = exporting(tmp_path, runtime)
+    assert path.name == name and path.stat().st_size < 0.5 * (tmp_path / "model.safetensors").stat().st_size
     model = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
     codes = torch.randint(0, 23, (1, 25, 3), generator=torch.Generator().manual_seed(2))
     ids = torch.tensor([[1, 9, 8, 30, 2]])
@@ -232,8 +245,8 @@ def test_int8_is_near(make_tiny, tmp_path):
     assert 0 < divergence[:, 1:].mean() < 0.02  # of random weights the first step hangs by a thread
 
 
-def test_a_step_alone_as_it_was_exported_once_still_speaks(folder):
-    export(folder, int8=False)
+def test_a_step_alone_as_it_was_exported_once_still_speaks(folder, exporting):
+    exporting(folder, "float")
     model, way = SmallEForTextToSpeech.from_pretrained(folder).eval(), dict(seed=1, max_new_tokens=9)
     ids = torch.tensor([[1, 9, 8, 2]])
     with_text = model.generate(ids, **way)
@@ -243,8 +256,8 @@ def test_a_step_alone_as_it_was_exported_once_still_speaks(folder):
     assert find_export(again).text is None and find_export(again).step is not None
 
 
-def test_what_was_exported_from_other_weights_or_may_not_run_is_not_used(folder):
-    export(folder, int8=False)
+def test_what_was_exported_from_other_weights_or_may_not_run_is_not_used(folder, exporting):
+    exporting(folder, "float")
     model = SmallEForTextToSpeech.from_pretrained(folder)
     assert find_export(model.train()) is None and find_export(model.eval()) is not None
     assert find_export(model.double()) is None and find_export(model.float()) is not None
@@ -267,8 +280,8 @@ def test_every_training_has_its_fingerprint(make_tiny):
         assert fingerprint(model) != fingerprint(make_tiny())
 
 
-def test_without_the_package_torch_speaks(folder, monkeypatch):
-    export(folder, int8=False)
+def test_without_the_package_torch_speaks(folder, monkeypatch, exporting):
+    exporting(folder, "float")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert find_export(SmallEForTextToSpeech.from_pretrained(folder).eval()) is None
 
@@ -277,4 +290,66 @@ def test_what_cannot_be_exported_is_refused(make_tiny, tmp_path, capsys):
     make_tiny(architecture="decoder-only").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="decoder-only"):
         export(tmp_path)
+    model = make_tiny(cross_attention="plain")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="cross_attention='plain'.*--runtime int8"):
+        export(tmp_path, "native")
+    with pytest.raises(ValueError, match="'fast'.*native, int8, float"):
+        export(tmp_path, "fast")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("step.")]
     assert cli.main(["export", str(tmp_path / "nowhere")]) == 2 and "nowhere" in capsys.readouterr().err
+
+
+def test_without_a_compiler_what_is_there_stays(folder, exporting, monkeypatch):
+    step = exporting(folder, "native").read_bytes()
+    monkeypatch.setattr(export_native, "compilers", lambda: [["no-compiler"], ["false"]])
+    with pytest.raises(ValueError, match="install gcc"):
+        export(folder, "native")
+    assert (folder / "step.native.safetensors").read_bytes() == step and not list(folder.glob("*.partial"))
+
+
+def test_the_fastest_runtime_that_a_model_can_have_is_exported(make_tiny, monkeypatch):
+    for fast, plain, expected in ((True, False, "native"), (False, False, "int8"), (True, True, "int8")):
+        pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+        monkeypatch.setattr(export_native, "runs_fast", lambda fast=fast: fast)
+        assert fastest(make_tiny(**(dict(cross_attention="plain") if plain else {})).config) == expected
+
+
+@pytest.mark.parametrize("name", ["processor", "VERSION"])
+def test_a_step_for_another_processor_or_version_is_not_used(folder, exporting, monkeypatch, name):
+    exporting(folder, "native")
+    monkeypatch.setattr(native_smalle, name, {"processor": lambda: "other", "VERSION": "0"}[name])
+    model = SmallEForTextToSpeech.from_pretrained(folder).eval()
+    assert find_export(model) is None and model.generate(torch.tensor([[1, 9, 2]]), max_new_tokens=3).shape[2] == 3
+    model.step_runtime = "native"
+    with pytest.raises(ValueError, match="--runtime native"):
+        model.generate(torch.tensor([[1, 9, 2]]), max_new_tokens=3)
+
+
+def test_memory_is_used_again_once_nobody_looks_at_it():
+    memory = Memory()
+    whole = memory.tensor(1000)
+    place, view = whole.data_ptr(), whole.view(torch.float32)[3:]
+    del whole
+    assert memory.tensor(1000).data_ptr() != place
+    del view
+    first, second = memory.tensor(500), memory.tensor(500)
+    assert place in (first.data_ptr(), second.data_ptr()) and first.data_ptr() != second.data_ptr()
+
+
+@pytest.mark.parametrize("top_k", [100, 0, 1, 5, 2000])
+@pytest.mark.parametrize("scales", [[], [2.6], [0.5, 3.0]])
+def test_c_draws_what_pytorch_draws(folder, exporting, top_k, scales):
+    exporting(folder, "native")
+    model = SmallEForTextToSpeech.from_pretrained(folder).eval()
+    steps = start_steps(model, None, False)
+    settings = [SamplingSettings(top_k=top_k, temperature=0.7), SamplingSettings(), SamplingSettings(top_k=3)]
+    banned = torch.zeros(3, 130, dtype=torch.bool)
+    banned[:, :3] = True
+    for seed in range(20):
+        logits = 3 * torch.randn(4 * (1 + len(scales)), 3, 130, generator=torch.Generator().manual_seed(seed))
+        steps.logits = logits.clone()
+        one, other = (torch.Generator().manual_seed(seed) for _ in range(2))
+        expected, _ = draw(guide(logits, scales).masked_fill(banned, -torch.inf), settings, one)
+        assert torch.equal(steps.draw(scales, banned, settings, other), expected)
+        assert torch.equal(one.get_state(), other.get_state())

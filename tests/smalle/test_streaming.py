@@ -4,7 +4,6 @@ left of a stream that its listener leaves."""
 import asyncio
 import copy
 import gc
-import importlib.util
 import pathlib
 import shutil
 import statistics
@@ -295,12 +294,13 @@ def held():
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").is_file(), reason="only Linux says what a process holds")
-def test_a_process_holds_no_more_after_two_minutes_than_after_ten_seconds(processor, tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize("runtime", ["torch", "float", "native"])
+def test_a_process_holds_no_more_after_two_minutes_than_after_ten_seconds(
+    processor, tiny_checkpoint, tmp_path, runtime, exporting
+):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
-    if all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):  # what holds memory that Python does not see
-        from smalle.export import export
-
-        export(folder, int8=False)
+    if runtime != "torch":  # what holds memory that Python does not see
+        exporting(folder, runtime)
     model = SmallEForTextToSpeech.from_pretrained(folder).eval()
     samples, early = 0, None
     for wave in processor.stream(model, "It was a door. " * 60, longest=30, min_new_tokens=200, max_new_tokens=200):

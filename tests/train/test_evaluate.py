@@ -199,7 +199,7 @@ def test_what_is_not_finite_becomes_silence(tmp_path):
 
 @pytest.mark.parametrize(
     ("runtime", "found", "expected"), [("torch", "step.int8.onnx", "torch"), ("int8", "step.int8.onnx", "onnx"),
-                                       ("float", "step.onnx", "onnx")]
+                                       ("float", "step.onnx", "onnx"), ("native", "step.native.safetensors", "native")]
 )
 def test_the_runtime_that_is_asked_for_takes_the_steps(tmp_path, monkeypatch, runtime, found, expected):
     monkeypatch.setattr(evaluate, "exported", lambda model: str(tmp_path / found))
@@ -211,8 +211,8 @@ def test_the_runtime_that_is_asked_for_takes_the_steps(tmp_path, monkeypatch, ru
 @pytest.mark.parametrize(
     ("settings", "found", "says"),
     [
-        ({"runtime": "int8"}, None, "would run none: smalle export mini$"),
-        ({"runtime": "float"}, "step.int8.onnx", "would run step.int8.onnx: smalle export mini --float"),
+        ({"runtime": "int8"}, None, "would run none: smalle export mini --runtime int8"),
+        ({"runtime": "float"}, "step.int8.onnx", "would run step.int8.onnx: smalle export mini --runtime float"),
         ({"runtime": "int8", "dtype": "bfloat16"}, "step.int8.onnx", "not in bfloat16 on cpu"),
     ],
 )
@@ -228,7 +228,9 @@ def test_recordings_of_another_exported_step_are_not_mixed_in(tmp_path):
     for step in (b"one", b"other"):
         (tmp_path / "step.int8.onnx").write_bytes(step)
         digests += [evaluate.weights_digest(str(tmp_path), "int8")]
+    (tmp_path / "step.native.safetensors").write_bytes(b"step")
     assert len(set(digests)) == 3 and evaluate.weights_digest(str(tmp_path), "torch") == digests[0]
+    assert evaluate.weights_digest(str(tmp_path), "native") not in digests
 
 
 @pytest.mark.parametrize(
