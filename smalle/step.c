@@ -520,6 +520,8 @@ void smalle_fold(int heads, int keys, int values, const float *state, const floa
                 for (int r = 0; r < ROWS; r++)
                     for (int c = 0; c < WIDE; c++)
                         sums[r][c] = *(const floats *)(state + r * values + j + c * LANES) * decay[r];
+                for (int r = 0; r < ROWS; r++) /* of the next rows, while these are worked on */
+                    for (int c = 0; c < WIDE; c++) __builtin_prefetch(state + (ROWS + r) * values + j + c * LANES, 1);
                 for (int n = 0; n < RECENT; n++) {
                     floats row[WIDE];
                     for (int c = 0; c < WIDE; c++) row[c] = *(const floats *)(old + n * values + j + c * LANES);
