@@ -2,11 +2,11 @@
 
 usage: python benchmarks/peers.py [--models NAME ...] [--seconds 10] [--rows 1 8] [--threads 1] [--note TEXT]
 
-Small-E is the embedded default and the paper's shape (64M, with EnCodec and Vocos), in PyTorch and in 8 bits; the
-others are the package pocket-tts and what transformers has (benchmarks/peer_models.py), in published sizes. All but the
-embedded default have random weights, and all are made to speak for as long as they are told, in pieces of up to ten
-seconds. Each does so in a process of its own, after a second of speech that warms it up; peak memory is counted with
-loading.
+Small-E is the embedded default and the paper's shape (64M, with EnCodec and Vocos), in PyTorch and in 8 bits, by C
+(native) or by ONNX Runtime (int8); the others are the package pocket-tts and what transformers has
+(benchmarks/peer_models.py), in published sizes. All but the embedded default have random weights, and all are made to
+speak for as long as they are told, in pieces of up to ten seconds. Each does so in a process of its own, after a second
+of speech that warms it up; peak memory is counted with loading.
 
 rows: texts at once; their seconds count together. First audio is when a model's interface hands out samples, which for
 many is when all of them are done. Times are by the clock; beside them those of the processor, of all threads together.

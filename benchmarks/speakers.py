@@ -14,8 +14,10 @@ SENTENCE = "The quick brown fox jumps over the lazy dog, and nobody knows why it
 EXPORTED = "*.onnx", "step.native.*"
 PIECE = 10.0  # seconds
 OURS = {  # name -> checkpoint (None: random weights), runtime
+    "smalle-mini, native": (EMBEDDED, "native"),
     "smalle-mini, int8": (EMBEDDED, "int8"),
     "smalle-mini, PyTorch": (EMBEDDED, "torch"),
+    "Small-E 64M, native": (None, "native"),
     "Small-E 64M, int8": (None, "int8"),
     "Small-E 64M, PyTorch": (None, "torch"),
 }

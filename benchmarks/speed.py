@@ -1,6 +1,6 @@
 """How fast a checkpoint speaks: times real time from text to samples, first audio, peak memory.
 
-usage: python benchmarks/speed.py [MODEL] [--runtimes torch int8] [--seconds 10] [--threads 1] [--note TEXT]
+usage: python benchmarks/speed.py [MODEL] [--runtimes torch native] [--seconds 10] [--threads 1] [--note TEXT]
 
 MODEL is a checkpoint's folder; without one, a model of the paper's shape (64M, GLA) with EnCodec and Vocos in their
 published sizes, all with random weights. Speech is streamed for batch 1, in pieces of up to ten seconds that do not end
@@ -42,9 +42,9 @@ def measure(arguments, folder, runtime):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?")
-    parser.add_argument("--runtimes", nargs="+", default=["torch", "int8"], choices=RUNTIMES)
+    parser.add_argument("--runtimes", nargs="+", default=["torch", "native"], choices=RUNTIMES)
     parser.add_argument("--seconds", type=float, default=10.0, help="of speech")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; ONNX Runtime has one")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; a step in 8 bits has one")
     parser.add_argument("--note", help="what else is to be known, kept in the row")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
