@@ -4,12 +4,15 @@ usage: python -m train.finetune RECIPE.yaml CORPUS BASE OUT [options] [key.subke
 
 CORPUS: a folder with metadata.jsonl, or with NAME.wav and NAME.txt side by side. BASE: a checkpoint, folder or name.
 The recipe is one of train.train without `model`; `data` is filled in here, and `adapter` says what is tuned: method
-"state", the recurrent state in which speech begins, or "lora", with `heads: true` of the heads too; and its rank. After
-LoRA, `adapter.scale` of its changes is kept, which reads better than all of them (WiSE-FT, Wortsman et al. 2022, arXiv
-2109.01903). Where `objective` needs to know when each word is said, BASE tells it (train.align).
+"state", the recurrent state in which speech begins; "lora", with `heads: true` of the heads too; and its rank; or
+"full", the weights themselves that LoRA would change, and the heads. `adapter.scale` of what changed in the weights is
+kept, which reads better than all of it (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). One recording is enough where
+`data.rearranged` makes so many samples of it (train.pieces). Where `objective` needs to know when each word is said,
+BASE tells it (train.align).
 
 OUT is small: voices/NAME.safetensors, a voice as any other, and with LoRA also the adapter in PEFT's form; its voice is
-that speech begins with nothing. A model with a speaker encoder hears one of the recordings beside it. --whole FOLDER
+that speech begins with nothing. A model with a speaker encoder hears one of the recordings beside it. "full" is all in
+the whole checkpoint. --whole FOLDER
 gets a whole checkpoint, BASE with the adapter merged into it and NAME as its default voice; with --codec, BASE's codec
 gives way to that one, whose decoder was tuned.
 """
@@ -17,6 +20,7 @@ gives way to that one, whose decoder was tuned.
 import argparse
 import pathlib
 import random
+import re
 import sys
 import tempfile
 
@@ -33,6 +37,7 @@ from smalle.processing_smalle import Voice, save_voice
 from .align import read_all
 from .assemble import save_half
 from .data import CodesDataset, Collator, heard_frames
+from .pieces import rearranged
 from .prepare import prepare, write
 from .train import build_trainer, read_recipe, write_recipe
 
@@ -67,17 +72,22 @@ def adapt(model, example, method, rank=None, heads=False):
 
         targets = rf"{model.lora_targets}|(.*\.)?head" if heads else model.lora_targets
         return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
-    raise ValueError(f"adapter.method={method!r}: expected 'state' or 'lora'.")
+    if method == "full":
+        tuned = re.compile(rf"({model.lora_targets}|(.*\.)?head)\.weight")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(tuned.fullmatch(name) is not None)
+        return model
+    raise ValueError(f"adapter.method={method!r}: expected 'state', 'lora' or 'full'.")
 
 
 @torch.no_grad()
-def soften(model, scale):
-    """Keeps `scale` of what LoRA changes. Raises ValueError for one that keeps nothing or more than there is."""
-    if not 0 < scale <= 1:
-        raise ValueError(f"adapter.scale={scale}: expected more than 0 and up to 1; 0.5 is usual.")
+def soften(model, before, scale):
+    """Keeps `scale` of what was changed; before: parameters by name where they began, but LoRA's, which began at 0."""
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.mul_(scale)
+        elif name in before:
+            parameter.copy_(torch.lerp(before[name], parameter, scale))
     return model
 
 
@@ -109,6 +119,14 @@ def split_rows(rows, count):
     return [row for row in rows if row["text"] not in held_out], [row for row in rows if row["text"] in held_out]
 
 
+def samples_of(rows, data, codec):
+    """Rows to train on and rows to evaluate on, as `data`, of which this takes its keys, says."""
+    count, eval_texts = data.pop("rearranged", None), data.pop("eval_texts", None)
+    if count is None:
+        return split_rows(rows, eval_texts)
+    return rearranged(rows, count, codec.frame_rate, codec.num_codebooks), rows
+
+
 def row_of(rows, seconds):
     """The recording that is nearest to so many seconds."""
     return min(rows, key=lambda row: abs(row["duration"] - seconds))
@@ -134,25 +152,31 @@ def finetune(recipe, corpus, base, speaker=None, most=None):
     processor = SmallEProcessor.from_pretrained(base)
     with torch.inference_mode():
         rows = [normalised(row, processor.normalize) for row in prepare([corpus], processor.codec, speaker, most)]
-    data = dict(recipe["data"], tokenizer=base)
+    given = recipe["data"]
+    data = dict(given, tokenizer=base)
     with tempfile.TemporaryDirectory() as folder:
         if any(recipe["objective"].get(name) for name in ("alignment_weight", "timed_rows")):
             rows = with_times(rows, base, processor.tokenizer, folder)
-        train, evaluation = split_rows(rows, data.pop("eval_texts"))
+        train, evaluation = samples_of(rows, data, processor.codec)
         data |= {"train": write(train, f"{folder}/train.parquet"), "eval": write(evaluation, f"{folder}/eval.parquet")}
         weights = {"codebook_weights": [0.65**q for q in range(processor.codec.num_codebooks)]}  # words first
         recipe = {**recipe, "init": base, "data": data, "objective": {**weights, **recipe["objective"]}}
         recipe["training"] = {**recipe["training"], "output_dir": folder, "save_strategy": "no"}
         example, adapter = example_of(train, processor), dict(recipe["adapter"])
         scale = adapter.pop("scale", 1.0)
+        if not 0 < scale <= 1:
+            raise ValueError(f"adapter.scale={scale}: expected more than 0 and up to 1; 0.5 is usual.")
         trainer = build_trainer(recipe, lambda model: adapt(model, example, **adapter))
+        before = {name: x.detach().clone() for name, x in trainer.model.named_parameters()
+                  if x.requires_grad and adapter["method"] == "full"}  # fmt: skip
         losses = [trainer.evaluate()["eval_loss"]]
         trainer.train()
-        model = trainer.model if adapter["method"] == "state" else soften(trainer.model, scale)
+        model = trainer.model if adapter["method"] == "state" else soften(trainer.model, before, scale)
         losses.append(trainer.evaluate()["eval_loss"])
     tuned = model if isinstance(model, TunedState) else TunedState(model, 1, example)
     model = tuned.model.eval()
-    heard = {"codes": codes_of(row_of(train, HEARD), processor), "codec": processor.codec.identity}
+    recording = row_of(rows if "rearranged" in given else train, HEARD)
+    heard = {"codes": codes_of(recording, processor), "codec": processor.codec.identity}
     return model, Voice(state=tuned.state.tensors, **(heard if model.config.speaker_layers else {})), losses
 
 
@@ -210,11 +234,14 @@ def main():
         tuned_codec(arguments.codec, SmallEProcessor.from_pretrained(arguments.base))  # refused now, not at the end
     name = arguments.name or arguments.speaker or pathlib.Path(arguments.corpus).resolve().name
     recipe = read_recipe(arguments.recipe, arguments.overrides)
+    if recipe.get("adapter", {}).get("method") == "full" and not arguments.whole:
+        parser.error("adapter.method=full changes the weights: name a folder for them with --whole")
     model, voice, losses = finetune(recipe, arguments.corpus, arguments.base, arguments.speaker, arguments.most)
     path = write_adapter(model, voice, name, arguments.out)
     write_recipe(recipe, arguments.recipe, arguments.out)
     size = sum(file.stat().st_size for file in pathlib.Path(arguments.out).rglob("*") if file.is_file())
-    print(f"loss on recordings left out: {losses[0]:.3f} before, {losses[1]:.3f} after")
+    of = "the recordings" if "rearranged" in recipe["data"] else "recordings left out"
+    print(f"loss on {of}: {losses[0]:.3f} before, {losses[1]:.3f} after")
     print(f"{path}; {arguments.out}: {size / 1e6:.2f} MB")
     if arguments.whole:
         write_whole(model, voice, name, arguments.base, arguments.whole, arguments.codec)

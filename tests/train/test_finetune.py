@@ -128,12 +128,36 @@ def test_a_part_of_what_lora_changed_is_kept(base):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     whole, half = (copy.deepcopy(model) for _ in range(2))
-    whole, half = whole.merge_and_unload().state_dict(), finetune.soften(half, 0.5).merge_and_unload().state_dict()
+    whole, half = whole.merge_and_unload().state_dict(), finetune.soften(half, {}, 0.5).merge_and_unload().state_dict()
     for name, x in before.items():
         torch.testing.assert_close(half[name] - x, (whole[name] - x) / 2, atol=1e-5, rtol=1e-4)
     assert any(not torch.equal(whole[name], x) for name, x in before.items())
-    with pytest.raises(ValueError, match="up to 1"):
-        finetune.soften(model, 1.5)
+
+
+def test_one_recording_is_enough_where_its_words_are_put_in_other_orders(make_base, record, tmp_path, monkeypatch):
+    base, corpus = make_base(tmp_path, speaker_layers=1), tmp_path / "dora"
+    corpus.mkdir()
+    record(corpus / "1.wav", 2.0, 90)
+    (corpus / "1.txt").write_text("It is late and we go home to the open door.")
+    quick = [*QUICK, "training.max_steps=12", "training.learning_rate=0.01", "data.rearranged=20", "data.max_seconds=4"]
+    command = ["finetune", f"{RECIPES}/finetune-recording.yaml", str(corpus), base, str(tmp_path / "out"), *quick]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):  # where would the weights go?
+        finetune.main()
+    changed = {}
+    for scale in (1.0, 0.5):
+        monkeypatch.setattr(sys, "argv", [*command, f"adapter.scale={scale}", "--whole", str(tmp_path / str(scale))])
+        finetune.main()
+        weights = SmallEForTextToSpeech.from_pretrained(tmp_path / str(scale)).state_dict()
+        original = SmallEForTextToSpeech.from_pretrained(base).state_dict()
+        changed[scale] = {name: x - original[name] for name, x in weights.items() if not torch.equal(x, original[name])}
+    assert changed[1.0].keys() == changed[0.5].keys() and "head.weight" in changed[1.0]
+    assert all(name == "head.weight" or "audio_" in name and "_proj." in name for name in changed[1.0])
+    for name, change in changed[1.0].items():  # weights are kept in half precision
+        torch.testing.assert_close(changed[0.5][name], change / 2, atol=1e-3, rtol=1e-2)
+    processor = SmallEProcessor.from_pretrained(tmp_path / "1.0")
+    assert processor.default_voice == "dora" and processor("Hello.")["speaker_codes"].shape[2] == 3
 
 
 def test_pipeline_speaks_with_the_small_folder_as_with_the_whole_checkpoint(tuned, base):
@@ -264,10 +288,12 @@ def test_corpus_needs_no_metadata(corpus, tmp_path):
 
 def test_wrong_wishes_are_refused(base, corpus, make_base, tmp_path):
     recipe = read_recipe(RECIPES / "finetune-state.yaml", QUICK)
-    with pytest.raises(ValueError, match="'prefix'.*'state' or 'lora'"):
+    with pytest.raises(ValueError, match="'prefix'.*'state', 'lora' or 'full'"):
         finetune.finetune({**recipe, "adapter": {"method": "prefix"}}, corpus, base)
     with pytest.raises(ValueError, match="rank=None"):
         finetune.finetune({**recipe, "adapter": {"method": "lora", "rank": None}}, corpus, base)
+    with pytest.raises(ValueError, match="scale=1.5.*up to 1"):
+        finetune.finetune({**recipe, "adapter": {"method": "full", "scale": 1.5}}, corpus, base)
     with pytest.raises(ValueError, match="two or more"):
         finetune.split_rows([{"text": "One."}] * 3, 1)
     with pytest.raises(ValueError, match="choose lora"):

@@ -1,0 +1,129 @@
+"""Voices of strangers from one recording each: likeness and word errors as they are heard, and after half a minute of
+tuning.
+
+usage: python benchmarks/one_recording.py BASE OUT --sentences FILE --corpus FOLDER ... --judge score.py [options] \
+    [key.subkey=value ...]
+
+The strangers, their recordings and sentences are those of `quality.py --only cloning`: speakers that are kept out of
+all training, the recording nearest to 6 s, five sentences each, compared with the longest of their others. BASE hears
+the recording; then it is tuned to it (train/recipes/finetune-recording.yaml, with what `key.subkey=value` changes).
+
+OUT keeps everything, of one set of options; the same command again does what is missing. Prints a table in Markdown,
+writes OUT/table.md, and appends a row to benchmarks/results.jsonl.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+import statistics
+import sys
+import time
+
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from benchmarks.measuring import ROOT, markdown, record  # noqa: E402
+from benchmarks.new_voice import run, word_errors  # noqa: E402
+from benchmarks.quality import EACH, cloning_rows, find_strangers, lines  # noqa: E402
+from smalle import SmallEProcessor  # noqa: E402
+from smalle.voice_smalle import save_voice  # noqa: E402
+from train.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
+from train.files import write_json, write_lines, write_text  # noqa: E402
+
+RECIPE = ROOT / "train" / "recipes" / "finetune-recording.yaml"
+COLUMNS = "", "utterances", "ECAPA to the speaker", "WER", "skips", "repeats", "DistillMOS"
+
+
+def tuned(name, prompt, arguments):
+    """Folder of the checkpoint that was tuned to a recording, if it is not there made now, and seconds of all cores."""
+    out = arguments.out / name
+    if not (out / "whole").is_dir():
+        recording = out / "recording"
+        recording.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(prompt["path"], recording / f"1{pathlib.Path(prompt['path']).suffix}")
+        write_text(recording / "1.txt", prompt["text"])
+        begun = time.time()
+        run("train.finetune", RECIPE, recording, arguments.base, out / "voice", *arguments.overrides, "--name", name,
+            "--whole", out / "whole.partial")  # fmt: skip
+        write_json(out / "seconds.json", time.time() - begun)
+        shutil.move(out / "whole.partial", out / "whole")
+    return out / "whole", json.loads((out / "seconds.json").read_text(encoding="utf-8"))
+
+
+def heard(name, prompt, arguments):
+    """Path of a voice of the recording alone, for BASE."""
+    path = arguments.out / name / "heard.safetensors"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_voice(path, *SmallEProcessor.from_pretrained(arguments.base).encode_voice(prompt["path"], None))
+    return path
+
+
+def spoken(checkpoint, voice, path, arguments):
+    """Rows of a manifest of what a checkpoint says."""
+    settings = Settings(str(checkpoint), path, voice=voice and str(voice), seed=arguments.seed, batch_size=EACH,
+                        generate=dict(arguments.generate))  # fmt: skip
+    folder = pathlib.Path(evaluate(settings, path.parent / "spoken")["folder"])
+    rows = map(json.loads, (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines())
+    return [{**row, "audio": str((folder / row["audio"]).resolve())} for row in rows]
+
+
+def judged(rows, folder, arguments):
+    """Rows of the judge's report of a manifest that is kept in a folder."""
+    if not (folder / "judged.json").is_file():
+        write_rows(folder, rows)
+        write_json(folder / "judged.json", judge_recordings(
+            arguments.judge, arguments.judge_python, folder / "manifest.jsonl", arguments.threads))  # fmt: skip
+    return json.loads((folder / "judged.json").read_text(encoding="utf-8"))["rows"]
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base")
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--sentences", type=pathlib.Path, required=True, help="text file, one a line")
+    parser.add_argument("--corpus", type=pathlib.Path, nargs="+", required=True, help="folders with the strangers")
+    parser.add_argument("--judge", type=pathlib.Path, required=True, help="program that scores a manifest")
+    parser.add_argument("--judge-python", default=sys.executable)
+    parser.add_argument("--generate", type=option, action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--note", help="what else is to be known, kept in the row")
+    return parser.parse_intermixed_args()
+
+
+def main():
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    arguments.out, arguments.base = arguments.out.resolve(), str(pathlib.Path(arguments.base).resolve())
+    found, ways, seconds = find_strangers(arguments.corpus), {"heard": [], "tuned": []}, []
+    for name, stranger in found.items():
+        rows = cloning_rows({name: stranger}, lines(arguments.sentences), EACH)
+        path = arguments.out / name / "sentences.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_lines(path, [{"text": row["text"], "reference": row["reference"]} for row in rows])
+        whole, took = tuned(name, stranger[0], arguments)
+        seconds.append(took)
+        ways["heard"] += spoken(arguments.base, heard(name, stranger[0], arguments), path, arguments)
+        ways["tuned"] += spoken(whole, None, path, arguments)
+    table = []
+    for way, rows in ways.items():
+        rows = judged(rows, arguments.out / f"judged-{way}", arguments)
+        mean = {key: statistics.mean(row[key] for row in rows) for key in ("similarity", "distillmos")}
+        counts = [sum(map(bool, (row[key] for row in rows))) for key in ("skip", "repeat")]
+        table.append((way, len(rows), f"{mean['similarity']:.3f}", f"{word_errors(rows):.1f} %", *counts,
+                      f"{mean['distillmos']:.2f}"))  # fmt: skip
+        record("one recording", arguments.note, way=way, speakers=len(found), seed=arguments.seed,
+               overrides=arguments.overrides, generate=dict(arguments.generate),
+               tuning_seconds=round(statistics.mean(seconds), 1), similarity=round(mean["similarity"], 3),
+               wer=round(word_errors(rows), 2), skips=counts[0], repeats=counts[1],
+               distillmos=round(mean["distillmos"], 3))  # fmt: skip
+    shown = markdown(COLUMNS, table)
+    write_text(arguments.out / "table.md", shown + "\n")
+    print(shown)
+
+
+if __name__ == "__main__":
+    main()
