@@ -72,6 +72,7 @@ def spoken(checkpoint, voice, path, arguments):
 def judged(rows, folder, arguments):
     """Rows of the judge's report of a manifest that is kept in a folder."""
     if not (folder / "judged.json").is_file():
+        folder.mkdir(exist_ok=True)
         write_rows(folder, rows)
         write_json(folder / "judged.json", judge_recordings(
             arguments.judge, arguments.judge_python, folder / "manifest.jsonl", arguments.threads))  # fmt: skip
