@@ -1,12 +1,13 @@
-"""Voices of strangers from one recording each: likeness and word errors as they are heard, and after half a minute of
+"""Voices of strangers from one recording each: likeness and word errors as they are heard, and after a minute or two of
 tuning.
 
 usage: python benchmarks/one_recording.py BASE OUT --sentences FILE --corpus FOLDER ... --judge score.py [options] \
-    [key.subkey=value ...]
+           [key.subkey=value ...]
 
 The strangers, their recordings and sentences are those of `quality.py --only cloning`: speakers that are kept out of
 all training, the recording nearest to 6 s, five sentences each, compared with the longest of their others. BASE hears
-the recording; then it is tuned to it (train/recipes/finetune-recording.yaml, with what `key.subkey=value` changes).
+the recording; then codec and model are tuned to it (train/recipes/finetune-codec.yaml and finetune-recording.yaml, the
+latter with what `key.subkey=value` changes).
 
 OUT keeps everything, of one set of options; the same command again does what is missing. Prints a table in Markdown,
 writes OUT/table.md, and appends a row to benchmarks/results.jsonl.
@@ -24,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from benchmarks.measuring import ROOT, markdown, record  # noqa: E402
-from benchmarks.new_voice import run, word_errors  # noqa: E402
+from benchmarks.new_voice import run, tune_codec, word_errors  # noqa: E402
 from benchmarks.quality import EACH, cloning_rows, find_strangers, lines  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
 from smalle.voice_smalle import save_voice  # noqa: E402
@@ -39,13 +40,16 @@ def tuned(name, prompt, arguments):
     """Folder of the checkpoint that was tuned to a recording, if it is not there made now, and seconds of all cores."""
     out = arguments.out / name
     if not (out / "whole").is_dir():
-        recording = out / "recording"
+        recording = out / "recordings"
         recording.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(prompt["path"], recording / f"1{pathlib.Path(prompt['path']).suffix}")
         write_text(recording / "1.txt", prompt["text"])
         begun = time.time()
+        if arguments.codec_minutes:
+            tune_codec(arguments.base, out, arguments.codec_minutes)
+        codec = ["--codec", out / "codec"] if arguments.codec_minutes else []
         run("train.finetune", RECIPE, recording, arguments.base, out / "voice", *arguments.overrides, "--name", name,
-            "--whole", out / "whole.partial")  # fmt: skip
+            "--whole", out / "whole.partial", *codec)  # fmt: skip
         write_json(out / "seconds.json", time.time() - begun)
         shutil.move(out / "whole.partial", out / "whole")
     return out / "whole", json.loads((out / "seconds.json").read_text(encoding="utf-8"))
@@ -88,6 +92,7 @@ def parse():
     parser.add_argument("--corpus", type=pathlib.Path, nargs="+", required=True, help="folders with the strangers")
     parser.add_argument("--judge", type=pathlib.Path, required=True, help="program that scores a manifest")
     parser.add_argument("--judge-python", default=sys.executable)
+    parser.add_argument("--codec-minutes", type=float, default=1.0, help="to tune the codec; 0: not at all")
     parser.add_argument("--generate", type=option, action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -117,7 +122,7 @@ def main():
         table.append((way, len(rows), f"{mean['similarity']:.3f}", f"{word_errors(rows):.1f} %", *counts,
                       f"{mean['distillmos']:.2f}"))  # fmt: skip
         record("one recording", arguments.note, way=way, speakers=len(found), seed=arguments.seed,
-               overrides=arguments.overrides, generate=dict(arguments.generate),
+               overrides=arguments.overrides, codec_minutes=arguments.codec_minutes, generate=dict(arguments.generate),
                tuning_seconds=round(statistics.mean(seconds), 1), similarity=round(mean["similarity"], 3),
                wer=round(word_errors(rows), 2), skips=counts[0], repeats=counts[1],
                distillmos=round(mean["distillmos"], 3))  # fmt: skip

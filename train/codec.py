@@ -66,18 +66,18 @@ def read_recipe(path, settings):
 
 
 def load_pools(recipe, config, device, pitch):
-    """Training pieces, and one fixed batch of pieces from files that are left out."""
+    """Training pieces, and one batch of pieces of files that are left out; of the only file, where there is one."""
     data, seed = recipe["data"], recipe["seed"]
     audio = load_corpus(
         data["corpus"], config.sampling_rate, data["exclude_speakers"], data["max_hours"], recipe["threads"], seed
     )
+    if not audio:
+        raise ValueError("data.corpus holds no usable file; expected at least 1")
     left_out = min(data["validation_files"], len(audio) - 1)
-    if left_out < 1:
-        raise ValueError(f"data.corpus holds {len(audio)} usable files; expected at least 2")
     segment = data["segment"] - data["segment"] % config.hop_length
     if segment < 2048:
         raise ValueError(f"data.segment is {data['segment']}; expected at least 2048 samples")
-    held = AudioPool(audio[:left_out], segment, device, seed).pieces(left_out)
+    held = AudioPool(audio[: max(1, left_out)], segment, device, seed).pieces(max(1, left_out))
     pool = AudioPool(audio[left_out:], segment, device, seed)
     if pitch:
         pool.pitch = PitchTrack(audio[left_out:], config.sampling_rate, device)
