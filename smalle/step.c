@@ -28,9 +28,10 @@ struct step {
     const uint8_t *text_mask; /* (rows, N) */
     void **states; /* of each block (B, H, K, V), or the four of `Recent`; written over, but not the state of those */
     float *logits, *map; /* (rows, codebooks, vocabulary) of the last step, (rows, steps, N) */
-    char *scratch; /* as many bytes as scratch() says */
+    char *scratch; /* as many bytes as `working_memory` says */
 };
 
+/* What stands before each part of the stream */
 struct part {
     int32_t kind, in, out, biased; /* kind: 8 or 32 bits of a matrix; of a norm 0, LAYER_NORM, RMS_NORM */
     int32_t unused[12];
@@ -133,7 +134,7 @@ static float dot(const float *a, const float *b, int size) {
 static void normalise(const char **at, const float *x, float *y, int count, int size, float eps) {
     const struct part *part = next_part(at);
     if (!part->kind) {
-        memcpy(y, x, sizeof(float) * count * size);
+        memmove(y, x, sizeof(float) * count * size);
         return;
     }
     const float *weight = take(at, 4 * size), *bias = part->kind == LAYER_NORM ? take(at, 4 * size) : 0;
@@ -185,8 +186,8 @@ static inline ints add_products(ints sum, const uint8_t *w, const int8_t *x) {
 #endif
 }
 
-/* 16 columns of a matrix in 8 bits for each of `count` vectors: w holds for each block of 128 rows 4 rows of each column,
-   the next 4, ..., then the columns' scales */
+/* 16 columns of a matrix in 8 bits for each of `count` vectors: w holds for each block of 128 rows 4 rows of each
+   column, the next 4, ..., then the columns' scales */
 static inline __attribute__((always_inline)) void eight_bits(
     int count, const uint8_t *w, const float *bias, struct input x, int in, int first, floats *y) {
     int wide = up(in, BLOCK), blocks = wide / BLOCK;
@@ -337,16 +338,19 @@ static void block(const struct step *s, const char **at, float *x, int size, int
     multiply(at, input, count, q, keys, 0);
     multiply(at, input, count, k, keys, 0);
     int values = width_of_next(*at), deep = keys / heads, broad = values / heads;
-    float *v = room_for(&scratch, sizeof(float) * count * values), *gate = room_for(&scratch, sizeof(float) * count * values);
+    float *v = room_for(&scratch, sizeof(float) * count * values);
+    float *gate = room_for(&scratch, sizeof(float) * count * values);
     multiply(at, input, count, v, values, 0);
     multiply(at, input, count, gate, values, 0);
     int rank = width_of_next(*at);
-    float *low = room_for(&scratch, sizeof(float) * count * rank), *decay = room_for(&scratch, sizeof(float) * count * keys);
+    float *low = room_for(&scratch, sizeof(float) * count * rank);
+    float *decay = room_for(&scratch, sizeof(float) * count * keys);
     multiply(at, input, count, low, rank, 0);
-    multiply(at, (struct input){.values = low}, count, decay, keys, 0);
+    multiply(at, rounded(low, count, rank, &scratch), count, decay, keys, 0);
     for (int i = 0; i < count * keys; i++)
         decay[i] = exponential(most(log_sigmoid(decay[i]) / s->normalizer, s->strongest));
-    float *mixed = room_for(&scratch, sizeof(float) * count * values), *scaled = room_for(&scratch, sizeof(float) * deep);
+    float *mixed = room_for(&scratch, sizeof(float) * count * values);
+    float *scaled = room_for(&scratch, sizeof(float) * deep);
     for (int row = 0; row < s->rows; row++)
         for (int head = 0; head < heads; head++)
             for (int t = 0; t < s->steps; t++) {
@@ -406,7 +410,8 @@ static void take_steps(const struct step *s) {
     char *scratch = s->scratch;
     const char *at = s->weights;
     void *const *state = s->states;
-    float *x = room_for(&scratch, sizeof(float) * count * size), *last = room_for(&scratch, sizeof(float) * s->rows * size);
+    float *x = room_for(&scratch, sizeof(float) * count * size);
+    float *last = room_for(&scratch, sizeof(float) * s->rows * size);
     memset(x, 0, sizeof(float) * count * size);
     for (int m = 0; m < count; m++)
         for (int q = 0; q < s->codebooks; q++) {
@@ -539,10 +544,11 @@ void smalle_fold(int heads, int keys, int values, const float *state, const floa
 /* The bands of a state (heads, K, V) */
 void smalle_bands(int heads, int keys, int values, const float *state, uint32_t *bands) {
     for (int h = 0; h < heads; h++, bands += keys * values / 2)
-        for (int i = 0; i < keys; i += 2, state += 2 * values) write_bands(bands, state, state + values, i, keys, values);
+        for (int i = 0; i < keys; i += 2, state += 2 * values)
+            write_bands(bands, state, state + values, i, keys, values);
 }
 
-/* The k-th largest of numbers, found bit by bit: numbers in order are integers in order, once negative ones are turned */
+/* The k-th largest of numbers, found bit by bit: as integers they keep their order, once negative ones are turned */
 static float largest(const float *x, int count, int k) {
     uint32_t found = 0;
     for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
@@ -560,8 +566,8 @@ static float largest(const float *x, int count, int k) {
     return value;
 }
 
-/* The next token of a codebook from its scores (V), of which only the top_k count: as `sample` of sampling_smalle, where
-   `waits` (V) are drawn from the exponential distribution; 0 for the likeliest token */
+/* The next token of a codebook from its scores (V), of which only the top_k count: as `sample` of sampling_smalle,
+   where `waits` (V) are drawn from the exponential distribution; null: the likeliest token */
 static int32_t token_of(float *scores, const float *waits, int vocabulary, int top_k, float temperature) {
     int best = 0;
     for (int v = 1; v < vocabulary; v++) best = scores[v] > scores[best] ? v : best;
