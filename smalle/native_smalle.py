@@ -109,8 +109,10 @@ def read_weights(path):
 
 def working_memory(config, vectors, tokens):
     """Bytes that suffice for so many vectors at once, beside maps of a text."""
-    widths = config.hidden_size * (1 + config.expand_k + config.expand_v) + config.intermediate_size
-    return int(24 * vectors * (widths + 256)) + 16 * tokens + 2**15
+    inside = config.position_intermediate_size or 2 * config.position_size
+    widths = (config.hidden_size + config.position_size) * (1 + config.expand_k + config.expand_v)
+    widths += config.intermediate_size + inside + config.gate_low_rank
+    return int(32 * vectors * (widths + 256)) + 16 * tokens + 2**15
 
 
 class NativeExport:

@@ -331,6 +331,29 @@ def test_a_step_for_another_processor_or_version_is_not_used(folder, exporting, 
         model.generate(torch.tensor([[1, 9, 2]]), max_new_tokens=3)
 
 
+@pytest.mark.parametrize("changes", [
+    {}, dict(num_attention_heads=1, mixer_heads=1, expand_k=0.25, expand_v=0.25), dict(gate_low_rank=400),
+    dict(position_intermediate_size=700), dict(intermediate_size=900), NATIVE,
+], ids=str)  # fmt: skip
+def test_nothing_is_written_beyond_its_memory(make_tiny, tmp_path, exporting, monkeypatch, changes):
+    model, lent, tensor = make_tiny(**changes), [], Memory.tensor
+
+    def watched(self, size):
+        whole = tensor(self, size + 4096)
+        whole[size:] = 171
+        lent.append(whole[size:])
+        return whole[:size]
+
+    monkeypatch.setattr(steps_smalle, "LARGE", 0 if changes is NATIVE else steps_smalle.LARGE)
+    model.save_pretrained(tmp_path)
+    exporting(tmp_path, "native")
+    monkeypatch.setattr(Memory, "tensor", watched)
+    model = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
+    codes = torch.randint(0, 20, (3, 40, 3), generator=torch.Generator().manual_seed(2))
+    model.generate(torch.randint(3, 60, (3, 70)), audio_codes=codes, max_new_tokens=20, guidance_scale=1.5)
+    assert find_export(model).kind == "native" and len(lent) > 3 and all((end == 171).all() for end in lent)
+
+
 def test_memory_is_used_again_once_nobody_looks_at_it():
     memory = Memory()
     whole = memory.tensor(1000)
