@@ -18,7 +18,6 @@ import json
 import pathlib
 import shutil
 import statistics
-import subprocess
 import sys
 
 import numpy as np
@@ -32,6 +31,7 @@ from smalle.codec_smalle import load_codec  # noqa: E402
 from smalle.voice_smalle import save_voice  # noqa: E402
 from smalle.wav_smalle import write_wav  # noqa: E402
 from train.audio import read_audio, read_metadata  # noqa: E402
+from train.clone import run, tune_codec  # noqa: E402
 from train.codec_copy import copy_synthesis  # noqa: E402
 from train.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
 from train.files import write_json, write_lines, write_text  # noqa: E402
@@ -75,20 +75,6 @@ def leave_out(corpus, sentences, count, out, joined=1):
     return len(takes)
 
 
-def tune_codec(base, out, minutes):
-    """OUT/codec: that of BASE with its decoder, and then its refiner, tuned to the recordings."""
-    recipe = ROOT / "train" / "recipes" / "finetune-codec.yaml"
-    codec = SmallEProcessor.from_pretrained(base).codec
-    if not (out / "codec").is_dir():
-        codec.save_pretrained(out / "codec-base")
-    stages = ["reconstruction"] if codec.refiner is None else ["reconstruction", "refiner"]
-    folders = [out / "codec-base", *[out / "codec-decoder"] * (len(stages) - 1), out / "codec"]
-    for stage, start, output in zip(stages, folders, folders[1:]):
-        settings = [f"data.corpus=[{out}/recordings]", f"{stage}.start={start}", f"{stage}.output={output}",
-                    f"{stage}.minutes={minutes / len(stages)}"]  # fmt: skip
-        run("train.codec", recipe, "--stage", stage, *settings)
-
-
 def prompt_of(base, out, seconds=4.0):
     """Path of a voice of BASE: the recording to tune on that is nearest to so many seconds, as a prompt."""
     path = out / "prompt.safetensors"
@@ -106,10 +92,6 @@ def copies(codec, out, arguments):
         made = copy_synthesis(codec, source, out).read_text(encoding="utf-8").splitlines()
         write_rows(out, [{**row, "audio": json.loads(copy)["audio"]} for row, copy in zip(rows, made)])
     return judged(out, arguments)
-
-
-def run(module, *arguments):
-    subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True, cwd=ROOT)
 
 
 def tune(method, base, out, overrides):

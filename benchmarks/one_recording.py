@@ -6,8 +6,7 @@ usage: python benchmarks/one_recording.py BASE OUT --sentences FILE --corpus FOL
 
 The strangers, their recordings and sentences are those of `quality.py --only cloning`: speakers that are kept out of
 all training, the recording nearest to 6 s, five sentences each, compared with the longest of their others. BASE hears
-the recording; then codec and model are tuned to it (train/recipes/finetune-codec.yaml and finetune-recording.yaml, the
-latter with what `key.subkey=value` changes).
+the recording; then codec and model are tuned to it (train.clone, with what `key.subkey=value` changes).
 
 OUT keeps everything, of one set of options; the same command again does what is missing. Prints a table in Markdown,
 writes OUT/table.md, and appends a row to benchmarks/results.jsonl.
@@ -16,7 +15,6 @@ writes OUT/table.md, and appends a row to benchmarks/results.jsonl.
 import argparse
 import json
 import pathlib
-import shutil
 import statistics
 import sys
 import time
@@ -24,34 +22,26 @@ import time
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from benchmarks.measuring import ROOT, markdown, record  # noqa: E402
-from benchmarks.new_voice import run, tune_codec, word_errors  # noqa: E402
+from benchmarks.measuring import markdown, record  # noqa: E402
+from benchmarks.new_voice import word_errors  # noqa: E402
 from benchmarks.quality import EACH, cloning_rows, find_strangers, lines  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
 from smalle.voice_smalle import save_voice  # noqa: E402
+from train.clone import run  # noqa: E402
 from train.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
 from train.files import write_json, write_lines, write_text  # noqa: E402
 
-RECIPE = ROOT / "train" / "recipes" / "finetune-recording.yaml"
 COLUMNS = "", "utterances", "ECAPA to the speaker", "WER", "skips", "repeats", "DistillMOS"
 
 
 def tuned(name, prompt, arguments):
-    """Folder of the checkpoint that was tuned to a recording, if it is not there made now, and seconds of all cores."""
+    """Folder of the checkpoint that was tuned to a recording, made now if it is not there, and seconds that it took."""
     out = arguments.out / name
     if not (out / "whole").is_dir():
-        recording = out / "recordings"
-        recording.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(prompt["path"], recording / f"1{pathlib.Path(prompt['path']).suffix}")
-        write_text(recording / "1.txt", prompt["text"])
         begun = time.time()
-        if arguments.codec_minutes:
-            tune_codec(arguments.base, out, arguments.codec_minutes)
-        codec = ["--codec", out / "codec"] if arguments.codec_minutes else []
-        run("train.finetune", RECIPE, recording, arguments.base, out / "voice", *arguments.overrides, "--name", name,
-            "--whole", out / "whole.partial", *codec)  # fmt: skip
+        run("train.clone", pathlib.Path(prompt["path"]).resolve(), prompt["text"], arguments.base, out / "whole",
+            *arguments.overrides, "--name", name, "--codec-minutes", arguments.codec_minutes)  # fmt: skip
         write_json(out / "seconds.json", time.time() - begun)
-        shutil.move(out / "whole.partial", out / "whole")
     return out / "whole", json.loads((out / "seconds.json").read_text(encoding="utf-8"))
 
 
@@ -117,7 +107,8 @@ def main():
     table = []
     for way, rows in ways.items():
         rows = judged(rows, arguments.out / f"judged-{way}", arguments)
-        mean = {key: statistics.mean(row[key] for row in rows) for key in ("similarity", "distillmos")}
+        known = {key: [row[key] for row in rows if row.get(key) is not None] for key in ("similarity", "distillmos")}
+        mean = {key: statistics.mean(values) for key, values in known.items()}  # nothing is said of silence
         counts = [sum(map(bool, (row[key] for row in rows))) for key in ("skip", "repeat")]
         table.append((way, len(rows), f"{mean['similarity']:.3f}", f"{word_errors(rows):.1f} %", *counts,
                       f"{mean['distillmos']:.2f}"))  # fmt: skip

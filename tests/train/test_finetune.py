@@ -17,7 +17,7 @@ from transformers import pipeline
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.initial_state_smalle import join_state
 from smalle.processing_smalle import Voice, load_voice
-from train import assemble, finetune
+from train import assemble, clone, finetune
 from train.audio import read_metadata
 from train.prepare import prepare
 from train.train import read_recipe
@@ -158,6 +158,26 @@ def test_one_recording_is_enough_where_its_words_are_put_in_other_orders(make_ba
         torch.testing.assert_close(changed[0.5][name], change / 2, atol=1e-3, rtol=1e-2)
     processor = SmallEProcessor.from_pretrained(tmp_path / "1.0")
     assert processor.default_voice == "dora" and processor("Hello.")["speaker_codes"].shape[2] == 3
+
+
+def test_one_command_clones_and_leaves_nothing_half_done(make_base, record, tmp_path, monkeypatch):
+    base = make_base(tmp_path, speaker_layers=1)
+    record(tmp_path / "dora.wav", 2.0, 90)
+    quick = [*QUICK, "training.max_steps=3", "data.rearranged=20", "data.max_seconds=4"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = [str(tmp_path / "dora.wav"), "It is late and we go home to the open door.", base, str(tmp_path / "dora")]
+    monkeypatch.setattr(sys, "argv", ["clone", *command, *quick, "--codec-minutes", "0"])
+    clone.main()
+    assert SmallEProcessor.from_pretrained(tmp_path / "dora").default_voice == "dora"
+    assert SmallEForTextToSpeech.from_pretrained(tmp_path / "dora").generation_config.best_of == 4
+    there = {path.name for path in tmp_path.iterdir()}
+    for recording, text, out in (("dora", "Text.", "dora"), ("nobody", "Text.", "new"), ("dora", " ", "new")):
+        with pytest.raises(ValueError, match="is there|expected a sound file"):
+            clone.clone(str(tmp_path / f"{recording}.wav"), text, base, tmp_path / out, "dora", 0)
+    monkeypatch.setattr(clone, "finetune", lambda *inputs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        clone.clone(command[0], command[1], base, tmp_path / "new", "dora", 0)
+    assert {path.name for path in tmp_path.iterdir()} == there
 
 
 def test_pipeline_speaks_with_the_small_folder_as_with_the_whole_checkpoint(tuned, base):
