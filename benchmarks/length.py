@@ -2,7 +2,7 @@
 
 usage: python benchmarks/length.py [--models NAME ...] [--seconds 1 3 10 30 60 120 300 600] [--note TEXT] [--plot FILE]
 
-    python benchmarks/length.py --models "smalle-mini, int8" --seconds 10 60 600 1800      # half an hour, in one piece
+    python benchmarks/length.py --models "smalle-mini, native" --seconds 10 60 600 1800      # half an hour, in one piece
 
 Each model reads a long text sentence by sentence in a process of its own, after a second of speech that warms it up,
 and is looked at when so many seconds are spoken: how long it took by the clock and by the processor, what the process
@@ -69,7 +69,7 @@ def draw(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    streams = ["smalle-mini, int8", "Small-E 64M, int8"]
+    streams = ["smalle-mini, native", "Small-E 64M, native"]
     parser.add_argument("--models", nargs="+", default=streams, choices=OURS, metavar="NAME", help="; ".join(OURS))
     parser.add_argument("--seconds", type=float, nargs="+", default=LENGTHS, help="of speech, where to look")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
