@@ -120,7 +120,7 @@ def trace(module, tensors, path, inputs, outputs, axes):
 
 
 def export_text(model, path):
-    """Writes how a model reads texts: inputs and outputs as in `runtime_smalle`, any number of rows and tokens."""
+    """Writes how a model reads texts: inputs and outputs as in `onnx_smalle`, any number of rows and tokens."""
     ids = torch.full((2, 5), model.config.bos_token_id or 0)
     mask = torch.ones_like(ids, dtype=torch.bool)
     outputs = [name for name in text_tensors(model.model.encode_text(ids, mask)) if name != "text_mask"]
@@ -129,7 +129,7 @@ def export_text(model, path):
 
 
 def export_step(model, path):
-    """Writes a model's step in single precision: inputs and outputs as in `runtime_smalle`, any number of rows."""
+    """Writes a model's step in single precision: inputs and outputs as in `onnx_smalle`, any number of rows."""
     config = model.config
     ids = torch.full((2, 3), config.bos_token_id or 0)
     codes = torch.zeros(2, 1, config.num_codebooks, dtype=torch.long)

@@ -3,7 +3,7 @@
 They run what `recurrence_smalle.step`, `chunked` and `Recent.step` compute, of q, k, log decays (B, T, H K), v
 (B, T, H V) and what these have of a state; `row`, `column` and `many` are shapes that part heads: of one step
 (B, H, 1, K) or (B, H, K, 1), of several (B, T, H, K). `single` says whether T is 1: an `If` keeps the operations of one
-way out of the other. Several steps, at most 16 (`CHUNK` of `runtime_smalle`), are read as the chunks of
+way out of the other. Several steps, at most 16 (`CHUNK` of `steps_smalle`), are read as the chunks of
 `gated_chunks_smalle` are: exponents are taken relative to the middle step, so that no factor that is needed overflows;
 what overflows lies above the diagonal, and is dropped.
 """
