@@ -174,7 +174,9 @@ class NativeSteps(TorchSteps):
 
     def __call__(self, codes, mask):
         self._take(codes, 1)
-        return self.logits[:, None].clone(), self.map[:, :1].clone() if self.maps else None
+        rows, _, tokens = self.map.shape
+        text_map = self.map.view(-1)[: rows * tokens].view(rows, 1, tokens)  # of one step, however many there may be
+        return self.logits[:, None].clone(), text_map.clone() if self.maps else None
 
     def draw(self, scales, never, settings, generator):
         """The next tokens (B, Q), of the step just taken: what `guide` and `draw` make of its logits, by settings that
@@ -195,6 +197,7 @@ class NativeSteps(TorchSteps):
 
     def read(self, codes, mask):
         if not mask.all():
+            self.step = None  # the model goes on from `state`, and so does what follows
             return super().read(codes, mask)
         size = max(1, min(CHUNK, MOST // len(codes)))
         while codes.shape[1]:
