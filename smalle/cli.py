@@ -28,11 +28,8 @@ def parse(arguments=None):
                      help="speak at once: wav to standard output; on a terminal, to a player")  # fmt: skip
     say.add_argument("--voice", help="a preset of the model, or a voice file")
     say.add_argument("--clone", metavar="AUDIO", help="recording of a voice to speak with, 3 to 10 seconds")
-    say.add_argument(
-        "--clone-text",
-        metavar="TEXT",
-        help="what that recording says, to go on from it; without, it is heard for its voice alone",
-    )
+    say.add_argument("--clone-text", metavar="TEXT",
+                     help="what that recording says, to go on from it; without, it is heard for its voice alone")
     default = os.environ.get("SMALLE_MODEL", str(DEFAULT_MODEL))
     say.add_argument("--model", default=default, help="folder or Hub name")
     say.add_argument("--seed", type=int, default=0, help="another seed, another reading (default: %(default)s)")

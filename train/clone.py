@@ -62,7 +62,8 @@ def clone(recording, text, base, out, name, codec_minutes=1.0, overrides=()):
         recipe = read_recipe(RECIPES / "finetune-recording.yaml", list(overrides))
         model, voice, _ = finetune(recipe, work / "recordings", base)
         model.generation_config.best_of = BEST_OF
-        write_whole(model, voice, name, base, work / "whole", work / "codec" if codec_minutes else None)
+        write_whole(model, voice, name, base, work / "whole", work / "codec" if codec_minutes else None,
+                    changed=True)  # fmt: skip
         os.replace(work / "whole", out)
 
 

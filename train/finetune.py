@@ -198,17 +198,18 @@ def tuned_codec(folder, processor):
     return codec
 
 
-def write_whole(model, voice, name, base, folder, codec=None):
+def write_whole(model, voice, name, base, folder, codec=None, changed=False):
     """A checkpoint that needs no other: BASE, merged with the adapter, with one more voice, which is the default.
 
     Tuned states of BASE are voices of its weights, and stay only where these do.
-    codec: folder of one whose decoder was tuned, to take the place of BASE's.
+    codec: folder of one whose decoder was tuned, to take the place of BASE's; changed: the model's own weights were.
     """
     processor = SmallEProcessor.from_pretrained(base)
     if codec:
         processor._codec = tuned_codec(codec, processor)
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    stay = [voice for voice in processor.voices if merged is model or not processor._voice(voice).state]
+    same = merged is model and not changed
+    stay = [voice for voice in processor.voices if same or not processor._voice(voice).state]
     processor.voices = [*(voice for voice in stay if voice != name), name]
     processor.default_voice, processor._loaded_voices[name] = name, voice
     processor.save_pretrained(folder)
@@ -244,7 +245,8 @@ def main():
     print(f"loss on {of}: {losses[0]:.3f} before, {losses[1]:.3f} after")
     print(f"{path}; {arguments.out}: {size / 1e6:.2f} MB")
     if arguments.whole:
-        write_whole(model, voice, name, arguments.base, arguments.whole, arguments.codec)
+        full = recipe["adapter"]["method"] == "full"
+        write_whole(model, voice, name, arguments.base, arguments.whole, arguments.codec, changed=full)
 
 
 if __name__ == "__main__":
