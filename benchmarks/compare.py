@@ -2,9 +2,9 @@
 
 usage: python benchmarks/compare.py benchmarks/compare.yaml [key.subkey=value ...] [--judge score.py | --asr NAME]
 
-The YAML holds a recipe of train.train, what each variant changes in it, and the seeds. Every run gets a folder under
+The YAML holds a recipe of train.model.trainer, what each variant changes in it, and the seeds. Every run gets a folder under
 `out`: loss and perplexity of each codebook on left-out utterances, and what the text of another one costs (nothing,
-where a model does not read). With a judge (see train.evaluate) each run also speaks texts of left-out utterances, and
+where a model does not read). With a judge (see train.evaluation.evaluate) each run also speaks texts of left-out utterances, and
 skips, repeats and word errors are counted from what is heard, for all alike. The same command goes on after a kill:
 what is finished is not done again. Prints tables in Markdown, mean ± standard deviation over the seeds, and appends a
 row for each run trained, and for each way it spoke, to benchmarks/results.jsonl.
@@ -29,14 +29,19 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import markdown, record  # noqa: E402
 from smalle import SmallEForTextToSpeech, SmallEProcessor  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
-from train.data import read_table  # noqa: E402
-from train.evaluate import Settings, evaluate  # noqa: E402
+from train.data.dataset import read_table  # noqa: E402
+from train.evaluation.evaluate import Settings, evaluate  # noqa: E402
 from train.files import write_json, write_text  # noqa: E402
-from train.train import build_trainer, last_checkpoint, read_recipe  # noqa: E402
+from train.model.trainer import build_trainer, last_checkpoint, read_recipe  # noqa: E402
 
 BATCH = 25  # texts that are spoken at once
-HEARD = {"skips": "skips of 100", "repeats": "repeats of 100", "silent": "silent of 100", "wer": "WER (%)",
-         "cer": "CER (%)"}  # fmt: skip
+HEARD = {
+    "skips": "skips of 100",
+    "repeats": "repeats of 100",
+    "silent": "silent of 100",
+    "wer": "WER (%)",
+    "cer": "CER (%)",
+}
 
 
 def merged(recipe, changes):
@@ -99,8 +104,11 @@ def train_run(recipe):
     another = trainer.evaluate()["eval_loss_0"]
     losses = [measured[f"eval_loss_{q}"] for q in range(trainer.model.config.num_codebooks)]
     return {
-        "parameters": trainer.model.num_parameters(), "steps": recipe["training"]["max_steps"], "losses": losses,
-        "another_text": round(another - losses[0], 4), "map_loss": measured.get("eval_alignment"),
+        "parameters": trainer.model.num_parameters(),
+        "steps": recipe["training"]["max_steps"],
+        "losses": losses,
+        "another_text": round(another - losses[0], 4),
+        "map_loss": measured.get("eval_alignment"),
     }
 
 
@@ -113,8 +121,14 @@ def speak(plan, folder, way, judging):
         processor.save_pretrained(checkpoint)
         processor.codec.save_pretrained(checkpoint / "codec")
         SmallEForTextToSpeech.from_pretrained(folder, dtype=torch.float32).save_pretrained(checkpoint)
-    settings = Settings(str(checkpoint), sentences, seed=plan["recipe"]["training"]["seed"], batch_size=BATCH,
-                        device="cuda" if torch.cuda.is_available() else "cpu", generate=way)  # fmt: skip
+    settings = Settings(
+        str(checkpoint),
+        sentences,
+        seed=plan["recipe"]["training"]["seed"],
+        batch_size=BATCH,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        generate=way,
+    )
     summary = evaluate(settings, folder / "spoken", **judging)
     summary.pop("folder")
     counts = {name: 100 * summary[name] / summary["utterances"] for name, words in HEARD.items() if "of 100" in words}
@@ -169,8 +183,14 @@ def cell(values, digits):
 def perplexity_table(runs):
     """Table of {variant: [of train_run, for each seed]}. The perplexity of all codebooks is that of their mean loss."""
     codebooks = range(len(next(iter(runs.values()))[0]["losses"]))
-    header = ["variant", "parameters (M)", "seeds", "perplexity", *(f"of codebook {q + 1}" for q in codebooks),
-              "another text costs (nats)"]  # fmt: skip
+    header = [
+        "variant",
+        "parameters (M)",
+        "seeds",
+        "perplexity",
+        *(f"of codebook {q + 1}" for q in codebooks),
+        "another text costs (nats)",
+    ]
     rows = []
     for name, seeds in runs.items():
         whole = [math.exp(statistics.mean(one["losses"])) for one in seeds]
@@ -199,7 +219,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", help="the YAML")
     parser.add_argument("overrides", nargs="*", metavar="key.subkey=value")
-    parser.add_argument("--judge", type=pathlib.Path, help="program that scores a manifest, as for train.evaluate")
+    parser.add_argument(
+        "--judge", type=pathlib.Path, help="program that scores a manifest, as for train.evaluation.evaluate"
+    )
     parser.add_argument("--judge-python", default=sys.executable, help="the Python that runs the judge")
     parser.add_argument("--asr", help="judge by this speech recognizer of transformers: folder or Hub name")
     arguments = parser.parse_intermixed_args(argv)

@@ -26,9 +26,13 @@ from benchmarks.speakers import OURS, Speaker, prepared_ours  # noqa: E402
 
 LENGTHS = [1, 3, 10, 30, 60, 120, 300, 600]
 TITLES = {
-    "model": "model", "seconds": "speech (s)", "work_s": "time (s)", "work_cpu_s": "by processor time",
-    "held_mb": "memory held (MB)", "peak_mb": "most so far (MB)",
-}  # fmt: skip
+    "model": "model",
+    "seconds": "speech (s)",
+    "work_s": "time (s)",
+    "work_cpu_s": "by processor time",
+    "held_mb": "memory held (MB)",
+    "peak_mb": "most so far (MB)",
+}
 
 
 def follow(speaker, lengths):

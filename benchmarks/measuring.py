@@ -15,9 +15,13 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.jsonl"
 COLUMNS = {
-    "seconds": "speech (s)", "real_time": "times real time", "real_time_cpu": "by processor time",
-    "first_audio_s": "first audio (s)", "first_audio_cpu_s": "by processor time", "peak_mb": "peak memory (MB)",
-}  # fmt: skip
+    "seconds": "speech (s)",
+    "real_time": "times real time",
+    "real_time_cpu": "by processor time",
+    "first_audio_s": "first audio (s)",
+    "first_audio_cpu_s": "by processor time",
+    "peak_mb": "peak memory (MB)",
+}
 
 
 def now():
@@ -64,6 +68,7 @@ def machine():
 
 def commit():
     """The commit that is measured, with a + where files differ from it."""
+
     def git(*words):
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
 
@@ -84,9 +89,14 @@ def in_own_process(script, *arguments):
 def record(benchmark, note=None, **row):
     """Appends a row to results.jsonl with date, commit and machine; returns it."""
     row = {
-        "benchmark": benchmark, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(), "machine": machine(), "torch": torch.__version__, **row, **({"note": note} if note else {}),
-    }  # fmt: skip
+        "benchmark": benchmark,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine(),
+        "torch": torch.__version__,
+        **row,
+        **({"note": note} if note else {}),
+    }
     with RESULTS.open("a") as file:
         file.write(json.dumps(row) + "\n")
     return row

@@ -22,15 +22,23 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from smalle import SmallEConfig, SmallEForTextToSpeech  # noqa: E402
+from smalle.cache_smalle import apply  # noqa: E402
 from smalle.mixers_smalle import MIXERS  # noqa: E402
-from smalle.state_smalle import apply  # noqa: E402
 
 HEADS = {"rwkv5": 8, "rwkv6": 8, "rwkv7": 8, "mamba2": 16}  # as narrow as published: 64 channels; others have 2
 TEXT_TOKENS = 64
 COLUMNS = (
-    "mixer", "heads", "parameters (M)", "of them in a mixer (M)", "fla path", "training (frames/s)", "with fla",
-    "one step (ms)", "with fla", "state (kB)",
-)  # fmt: skip
+    "mixer",
+    "heads",
+    "parameters (M)",
+    "of them in a mixer (M)",
+    "fla path",
+    "training (frames/s)",
+    "with fla",
+    "one step (ms)",
+    "with fla",
+    "state (kB)",
+)
 
 
 def clocked(function, device, repeats, clock):
@@ -54,7 +62,7 @@ def training_step(model, batch, frames, dtype):
 
     def step():
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            model(input_ids=text, audio_codes=codes, labels=codes).loss.backward()
+            model(input_ids=text, decoder_input_ids=codes, labels=codes).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -69,11 +77,11 @@ def decoding_step(model):
 
     @torch.inference_mode()
     def read(**past):
-        return model(audio_codes=frame, use_cache=True, **past).past_key_values
+        return model(decoder_input_ids=frame, use_cache=True, **past).cache
 
     state, sizes = read(input_ids=text), []
     apply(lambda tensor: sizes.append(tensor.nbytes), state.recurrent)
-    return lambda: read(past_key_values=state), sum(sizes)
+    return lambda: read(cache=state), sum(sizes)
 
 
 def measure(mixer, arguments):
@@ -99,9 +107,15 @@ def measure(mixer, arguments):
         latencies.append("–" if latency is None else f"{latency:.1f}")
     heads = "–" if mixer == "mamba" else model.config.mixer_heads
     return (
-        mixer, heads, f"{model.num_parameters() / 1e6:.1f}", f"{own / 1e6:.2f}", "no" if mixer == "mamba" else "yes",
-        *speeds, *latencies, f"{state / 1000:,.0f}",
-    )  # fmt: skip
+        mixer,
+        heads,
+        f"{model.num_parameters() / 1e6:.1f}",
+        f"{own / 1e6:.2f}",
+        "no" if mixer == "mamba" else "yes",
+        *speeds,
+        *latencies,
+        f"{state / 1000:,.0f}",
+    )
 
 
 def main():
@@ -122,8 +136,9 @@ def main():
     print(
         f"{where}, threads: {arguments.threads}, torch {torch.__version__}, training in {arguments.dtype} on "
         f"{arguments.batch} × {arguments.frames} frames"
-        f"{', processor time' if arguments.processor_time else ''}\n", flush=True
-    )  # fmt: skip
+        f"{', processor time' if arguments.processor_time else ''}\n",
+        flush=True,
+    )
     rows = [COLUMNS, ["---"] * len(COLUMNS)]
     rows += [measure(mixer, arguments) for mixer in tqdm(arguments.mixers, leave=False)]
     print("\n".join(f"| {' | '.join(map(str, row))} |" for row in rows))

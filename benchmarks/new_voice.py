@@ -2,7 +2,7 @@
 
 usage: python benchmarks/new_voice.py CORPUS BASE OUT --sentences FILE --judge score.py [options] [key.subkey=value ...]
 
-CORPUS: a folder of one speaker's recordings, as train.finetune takes it. Some of its texts, the same in each run, are
+CORPUS: a folder of one speaker's recordings, as train.adapt.finetune takes it. Some of its texts, the same in each run, are
 left out of everything and then spoken, and as many lines of FILE, evenly spread. Each is compared with recordings of
 other texts that were left out, ten joined (--joined), which varies less than one of three seconds. BASE speaks in its
 own voice and with a recording as its prompt; then the tuned state and LoRA speak (train/recipes/finetune-*.yaml, with
@@ -27,15 +27,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import markdown  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
+from smalle.audio_smalle import write_wav  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
-from smalle.voice_smalle import save_voice  # noqa: E402
-from smalle.wav_smalle import write_wav  # noqa: E402
-from train.audio import read_audio, read_metadata  # noqa: E402
-from train.clone import run, tune_codec  # noqa: E402
-from train.codec_copy import copy_synthesis  # noqa: E402
-from train.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
+from smalle.voices_smalle import save_voice  # noqa: E402
+from train.adapt.clone import run, tune_codec  # noqa: E402
+from train.adapt.finetune import split_rows  # noqa: E402
+from train.codec.copy_synthesis import copy_synthesis  # noqa: E402
+from train.data.audio import read_audio, read_metadata  # noqa: E402
+from train.evaluation.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
 from train.files import write_json, write_lines, write_text  # noqa: E402
-from train.finetune import split_rows  # noqa: E402
 
 JOINED_RATE = 24000  # Hz
 METHODS = {"state": "tuned state", "lora": "LoRA"}
@@ -59,13 +59,17 @@ def leave_out(corpus, sentences, count, out, joined=1):
     others = [line.strip() for line in sentences.read_text(encoding="utf-8").splitlines() if line.strip()]
     texts = [row["text"] for row in takes] + others[:: max(1, len(others) // count)][:count]
     if len(takes) < 2:
-        raise ValueError(f"{corpus}: {len(takes)} text left out, expected two, to compare one with the other: "
-                         "10 different texts at least")  # fmt: skip
+        raise ValueError(
+            f"{corpus}: {len(takes)} text left out, expected two, to compare one with the other: "
+            "10 different texts at least"
+        )
     joined = max(1, min(joined, len(takes) - 1))
     (out / "left-out").mkdir(parents=True, exist_ok=True)
     ring = [take["file_name"] for take in takes] * (joined + 1)
-    references = [ring[n + 1] if joined == 1 else join(ring[n + 1 : n + 1 + joined], out / "left-out" / f"{n:03}.wav")
-                  for n in range(len(takes))] * len(texts)  # fmt: skip
+    references = [
+        ring[n + 1] if joined == 1 else join(ring[n + 1 : n + 1 + joined], out / "left-out" / f"{n:03}.wav")
+        for n in range(len(takes))
+    ] * len(texts)
     spoken = [{"text": text, "reference": reference} for text, reference in zip(texts, references)]
     recordings = [{**row, "audio": take["file_name"]} for row, take in zip(spoken, takes)]
     (out / "recordings").mkdir(parents=True, exist_ok=True)
@@ -95,12 +99,23 @@ def copies(codec, out, arguments):
 
 
 def tune(method, base, out, overrides):
-    """OUT/METHOD and OUT/METHOD-whole by train.finetune, if they are not there."""
+    """OUT/METHOD and OUT/METHOD-whole by train.adapt.finetune, if they are not there."""
     if (out / f"{method}-whole").is_dir():
         return
     codec = ["--codec", out / "codec"] if (out / "codec").is_dir() else []
-    run("train.finetune", ROOT / "train" / "recipes" / f"finetune-{method}.yaml", out / "recordings", base,
-        out / method, *overrides, "--name", "voice", "--whole", out / f"{method}-whole.partial", *codec)  # fmt: skip
+    run(
+        "train.adapt.finetune",
+        ROOT / "train" / "recipes" / f"finetune-{method}.yaml",
+        out / "recordings",
+        base,
+        out / method,
+        *overrides,
+        "--name",
+        "voice",
+        "--whole",
+        out / f"{method}-whole.partial",
+        *codec,
+    )
     shutil.move(out / f"{method}-whole.partial", out / f"{method}-whole")
 
 
@@ -108,15 +123,22 @@ def judged(folder, arguments):
     """Rows of the judge's report of a folder with a manifest."""
     path = folder / "judged.json"
     if not path.is_file():
-        write_json(path, judge_recordings(arguments.judge, arguments.judge_python, folder / "manifest.jsonl",
-                                          arguments.threads))  # fmt: skip
+        write_json(
+            path,
+            judge_recordings(arguments.judge, arguments.judge_python, folder / "manifest.jsonl", arguments.threads),
+        )
     return json.loads(path.read_text(encoding="utf-8"))["rows"]
 
 
 def spoken(checkpoint, voice, arguments):
     """Rows of the judge's report of what a checkpoint says of OUT/spoken.jsonl."""
-    settings = Settings(str(checkpoint), arguments.out / "spoken.jsonl", voice=voice and str(voice),
-                        batch_size=arguments.batch_size, generate=dict(arguments.generate))  # fmt: skip
+    settings = Settings(
+        str(checkpoint),
+        arguments.out / "spoken.jsonl",
+        voice=voice and str(voice),
+        batch_size=arguments.batch_size,
+        generate=dict(arguments.generate),
+    )
     folder = pathlib.Path(evaluate(settings, arguments.out / "spoken")["folder"])
     return judged(folder, arguments)
 

@@ -6,7 +6,7 @@ usage: python benchmarks/one_recording.py BASE OUT --sentences FILE --corpus FOL
 
 The strangers, their recordings and sentences are those of `quality.py --only cloning`: speakers that are kept out of
 all training, the recording nearest to 6 s, five sentences each, compared with the longest of their others. BASE hears
-the recording; then codec and model are tuned to it (train.clone, with what `key.subkey=value` changes).
+the recording; then codec and model are tuned to it (train.adapt.clone, with what `key.subkey=value` changes).
 
 OUT keeps everything, of one set of options; the same command again does what is missing. Prints a table in Markdown,
 writes OUT/table.md, and appends a row to benchmarks/results.jsonl.
@@ -26,9 +26,9 @@ from benchmarks.measuring import markdown, record  # noqa: E402
 from benchmarks.new_voice import word_errors  # noqa: E402
 from benchmarks.quality import EACH, cloning_rows, find_strangers, lines  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
-from smalle.voice_smalle import save_voice  # noqa: E402
-from train.clone import run  # noqa: E402
-from train.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
+from smalle.voices_smalle import save_voice  # noqa: E402
+from train.adapt.clone import run  # noqa: E402
+from train.evaluation.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
 from train.files import write_json, write_lines, write_text  # noqa: E402
 
 COLUMNS = "", "utterances", "ECAPA to the speaker", "WER", "skips", "repeats", "DistillMOS"
@@ -39,8 +39,18 @@ def tuned(name, prompt, arguments):
     out = arguments.out / name
     if not (out / "whole").is_dir():
         begun = time.time()
-        run("train.clone", pathlib.Path(prompt["path"]).resolve(), prompt["text"], arguments.base, out / "whole",
-            *arguments.overrides, "--name", name, "--codec-minutes", arguments.codec_minutes)  # fmt: skip
+        run(
+            "train.adapt.clone",
+            pathlib.Path(prompt["path"]).resolve(),
+            prompt["text"],
+            arguments.base,
+            out / "whole",
+            *arguments.overrides,
+            "--name",
+            name,
+            "--codec-minutes",
+            arguments.codec_minutes,
+        )
         write_json(out / "seconds.json", time.time() - begun)
     return out / "whole", json.loads((out / "seconds.json").read_text(encoding="utf-8"))
 
@@ -56,8 +66,14 @@ def heard(name, prompt, arguments):
 
 def spoken(checkpoint, voice, path, arguments):
     """Rows of a manifest of what a checkpoint says."""
-    settings = Settings(str(checkpoint), path, voice=voice and str(voice), seed=arguments.seed, batch_size=EACH,
-                        generate=dict(arguments.generate))  # fmt: skip
+    settings = Settings(
+        str(checkpoint),
+        path,
+        voice=voice and str(voice),
+        seed=arguments.seed,
+        batch_size=EACH,
+        generate=dict(arguments.generate),
+    )
     folder = pathlib.Path(evaluate(settings, path.parent / "spoken")["folder"])
     rows = map(json.loads, (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines())
     return [{**row, "audio": str((folder / row["audio"]).resolve())} for row in rows]
@@ -68,8 +84,10 @@ def judged(rows, folder, arguments):
     if not (folder / "judged.json").is_file():
         folder.mkdir(exist_ok=True)
         write_rows(folder, rows)
-        write_json(folder / "judged.json", judge_recordings(
-            arguments.judge, arguments.judge_python, folder / "manifest.jsonl", arguments.threads))  # fmt: skip
+        write_json(
+            folder / "judged.json",
+            judge_recordings(arguments.judge, arguments.judge_python, folder / "manifest.jsonl", arguments.threads),
+        )
     return json.loads((folder / "judged.json").read_text(encoding="utf-8"))["rows"]
 
 
@@ -110,13 +128,32 @@ def main():
         known = {key: [row[key] for row in rows if row.get(key) is not None] for key in ("similarity", "distillmos")}
         mean = {key: statistics.mean(values) for key, values in known.items()}  # nothing is said of silence
         counts = [sum(map(bool, (row[key] for row in rows))) for key in ("skip", "repeat")]
-        table.append((way, len(rows), f"{mean['similarity']:.3f}", f"{word_errors(rows):.1f} %", *counts,
-                      f"{mean['distillmos']:.2f}"))  # fmt: skip
-        record("one recording", arguments.note, way=way, speakers=len(found), seed=arguments.seed,
-               overrides=arguments.overrides, codec_minutes=arguments.codec_minutes, generate=dict(arguments.generate),
-               tuning_seconds=round(statistics.mean(seconds), 1), similarity=round(mean["similarity"], 3),
-               wer=round(word_errors(rows), 2), skips=counts[0], repeats=counts[1],
-               distillmos=round(mean["distillmos"], 3))  # fmt: skip
+        table.append(
+            (
+                way,
+                len(rows),
+                f"{mean['similarity']:.3f}",
+                f"{word_errors(rows):.1f} %",
+                *counts,
+                f"{mean['distillmos']:.2f}",
+            )
+        )
+        record(
+            "one recording",
+            arguments.note,
+            way=way,
+            speakers=len(found),
+            seed=arguments.seed,
+            overrides=arguments.overrides,
+            codec_minutes=arguments.codec_minutes,
+            generate=dict(arguments.generate),
+            tuning_seconds=round(statistics.mean(seconds), 1),
+            similarity=round(mean["similarity"], 3),
+            wer=round(word_errors(rows), 2),
+            skips=counts[0],
+            repeats=counts[1],
+            distillmos=round(mean["distillmos"], 3),
+        )
     shown = markdown(COLUMNS, table)
     write_text(arguments.out / "table.md", shown + "\n")
     print(shown)

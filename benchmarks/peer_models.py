@@ -57,9 +57,13 @@ class SpeechT5:
         text = ids(rows, seconds * CHARACTERS, self.model.config.vocab_size)
         frames = seconds * self.sampling_rate / 256 / text.shape[1]
         yield self.model.generate_speech(
-            text, torch.randn(rows, self.model.config.speaker_embedding_dim), vocoder=self.vocoder,
-            threshold=self.model.config.reduction_factor + 1, minlenratio=frames, maxlenratio=frames,
-        )  # fmt: skip
+            text,
+            torch.randn(rows, self.model.config.speaker_embedding_dim),
+            vocoder=self.vocoder,
+            threshold=self.model.config.reduction_factor + 1,
+            minlenratio=frames,
+            maxlenratio=frames,
+        )
 
 
 class FastSpeech2:
@@ -124,10 +128,17 @@ class PocketInTransformers:
         text, end = ids(rows, seconds * WORD_PIECES, 4000), torch.full((rows, 1), config.audio_bos_token_id)
         prompt = torch.cat((torch.tensor([places] * rows), text, end), 1)
         latents = self.model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), audio_prompt_latents=voice, do_sample=True, temperature=0.3,
-            audio_prompt_latents_mask=torch.ones(voice.shape[:2], dtype=torch.long), frames_after_eos=2,
-            max_new_tokens=round(seconds * config.frame_rate), eos_threshold=float("inf"), return_dict_in_generate=True,
-        ).audio_latents  # fmt: skip
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            audio_prompt_latents=voice,
+            do_sample=True,
+            temperature=0.3,
+            audio_prompt_latents_mask=torch.ones(voice.shape[:2], dtype=torch.long),
+            frames_after_eos=2,
+            max_new_tokens=round(seconds * config.frame_rate),
+            eos_threshold=float("inf"),
+            return_dict_in_generate=True,
+        ).audio_latents
         yield self.codec.decode(latents).audio_values
 
 

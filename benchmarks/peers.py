@@ -88,9 +88,11 @@ def main():
         return
     skipped = {name: package for name in arguments.models if (package := missing(name))}
     measurements = [
-        (name, rows) for name in arguments.models for rows in arguments.rows
+        (name, rows)
+        for name in arguments.models
+        for rows in arguments.rows
         if name not in skipped and (rows == 1 or name in OURS or PEERS[name][0].rows)
-    ]  # fmt: skip
+    ]
     with tempfile.TemporaryDirectory() as work:
         found = [measure(arguments, *what, pathlib.Path(work)) for what in tqdm(measurements, leave=False)]
     print(f"{machine()}, torch {torch.__version__}, its threads: {arguments.threads}\n")

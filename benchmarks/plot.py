@@ -46,8 +46,10 @@ class Panel:
         parts = [f'<text x="{LEFT}" y="20" font-weight="bold">{html.escape(f"{self.title} ({self.unit})")}</text>']
         for value in self.heights:
             y = self.y(value)
-            parts += [f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>',
-                      f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>']  # fmt: skip
+            parts += [
+                f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>',
+                f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>',
+            ]
         for value, name in self.ticks.items():
             if self.low <= value <= self.high:
                 place = f'x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle"'

@@ -13,7 +13,7 @@ usage: python benchmarks/quality.py CHECKPOINT OUT --eval FOLDER --corpus FOLDER
 
 --corpus: folders of recordings as for training, in which those speakers are looked for; the table says how many were
 found. benchmarks/texts/strangers.jsonl is a plan of two recordings of each, for train.synthesize. --sentences N: so
-many lines of each list, evenly spread (cloning: of each speaker's). The other options are those of train.evaluate,
+many lines of each list, evenly spread (cloning: of each speaker's). The other options are those of train.evaluation.evaluate,
 which does the work and keeps recordings, report.json and index.html of each part in a folder under OUT.
 
 Prints a table in Markdown, writes OUT/table.md, and appends a row for each part to benchmarks/results.jsonl. The same
@@ -30,11 +30,11 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from benchmarks.measuring import record, table  # noqa: E402
+from corpus.texts import HELD_OUT_VOICES  # noqa: E402
 from smalle import SmallEConfig, SmallEProcessor  # noqa: E402
-from train.audio import read_metadata  # noqa: E402
-from train.evaluate import RUNTIMES, Settings, evaluate, option, read_text, weights_digest  # noqa: E402
+from train.data.audio import read_metadata  # noqa: E402
+from train.evaluation.evaluate import RUNTIMES, Settings, evaluate, option, read_text, weights_digest  # noqa: E402
 from train.files import write_text  # noqa: E402
-from train.texts import HELD_OUT_VOICES  # noqa: E402
 
 PARTS = "sentences", "hard", "presets", "cloning", "words", "paragraph"
 OF_EVAL = PARTS[:4]  # these read a list of --eval
@@ -42,9 +42,18 @@ TEXTS = pathlib.Path(__file__).parent / "texts"
 EACH = 5  # sentences of a stranger
 PROMPT_SECONDS = 6  # the nearest of 3 to 10 s is the prompt
 COLUMNS = {
-    "part": "part", "utterances": "utterances", "wer": "WER %", "cer": "CER %", "skips": "skips", "repeats": "repeats",
-    "silent": "silent", "cut": "cut", "run_on": "run on", "distillmos": "DistillMOS", "similarity": "ECAPA",
-}  # fmt: skip
+    "part": "part",
+    "utterances": "utterances",
+    "wer": "WER %",
+    "cer": "CER %",
+    "skips": "skips",
+    "repeats": "repeats",
+    "silent": "silent",
+    "cut": "cut",
+    "run_on": "run on",
+    "distillmos": "DistillMOS",
+    "similarity": "ECAPA",
+}
 
 
 def lines(path):
@@ -58,7 +67,7 @@ def spread(things, count):
 
 
 def write_list(arguments, name, rows):
-    """A list for train.evaluate, under a name that tells how long it is."""
+    """A list for train.evaluation.evaluate, under a name that tells how long it is."""
     stem, suffix = name.split(".")
     path = arguments.out / "lists" / f"{stem}-{len(rows)}.{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,19 +94,27 @@ def find_strangers(folders):
         if others:
             found[speaker] = prompt, str(pathlib.Path(max(others, key=lambda row: row["duration"])["path"]).resolve())
     if not found:
-        raise ValueError(f"{', '.join(map(str, folders)) or '--corpus'}: no recording of 3 to 10 s and another of any "
-                         f"of {', '.join(HELD_OUT_VOICES)}; train.synthesize makes those of {TEXTS}/strangers.jsonl")
+        raise ValueError(
+            f"{', '.join(map(str, folders)) or '--corpus'}: no recording of 3 to 10 s and another of any "
+            f"of {', '.join(HELD_OUT_VOICES)}; corpus.synthesize makes those of {TEXTS}/strangers.jsonl"
+        )
     return found
 
 
 def cloning_rows(found, sentences, each):
-    """Rows of a manifest for train.evaluate --clone: each stranger has sentences of its own."""
+    """Rows of a manifest for train.evaluation.evaluate --clone: each stranger has sentences of its own."""
     rows = []
     for number, speaker in enumerate(HELD_OUT_VOICES):
         for sentence in sentences[number :: len(HELD_OUT_VOICES)][:each] if speaker in found else ():
             prompt, reference = found[speaker]
-            rows.append({"audio": str(pathlib.Path(prompt["path"]).resolve()), "audio_text": prompt["text"],
-                         "text": sentence, "reference": reference})  # fmt: skip
+            rows.append(
+                {
+                    "audio": str(pathlib.Path(prompt["path"]).resolve()),
+                    "audio_text": prompt["text"],
+                    "text": sentence,
+                    "reference": reference,
+                }
+            )
     return rows
 
 
@@ -143,15 +160,32 @@ def measure(arguments, part, settings):
     judge = arguments.asr or arguments.judge.name
     report = arguments.out / settings.name / "report.json"
     judged = report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("judge") == judge
-    judging = {} if judged else {"judge": arguments.judge, "judge_python": arguments.judge_python,
-                                 "asr": arguments.asr, "threads": arguments.threads}  # fmt: skip
+    judging = (
+        {}
+        if judged
+        else {
+            "judge": arguments.judge,
+            "judge_python": arguments.judge_python,
+            "asr": arguments.asr,
+            "threads": arguments.threads,
+        }
+    )
     summary = evaluate(settings, arguments.out, **judging)
     row = {"part": part, **{key: summary[key] for key in (*COLUMNS, "seconds") if summary.get(key) is not None}}
     if not judged:
         weights = weights_digest(settings.checkpoint, settings.runtime)
-        record("quality", arguments.note, model=pathlib.Path(settings.checkpoint).resolve().name,
-               weights=weights and weights[:12], runtime=settings.runtime, seed=settings.seed,
-               batch=settings.batch_size, generate=settings.generate, judge=judge, **row)  # fmt: skip
+        record(
+            "quality",
+            arguments.note,
+            model=pathlib.Path(settings.checkpoint).resolve().name,
+            weights=weights and weights[:12],
+            runtime=settings.runtime,
+            seed=settings.seed,
+            batch=settings.batch_size,
+            generate=settings.generate,
+            judge=judge,
+            **row,
+        )
     return row
 
 
@@ -188,8 +222,13 @@ def parse(argv=None):
 def main(argv=None):
     arguments = parse(argv)
     torch.set_num_threads(arguments.threads)
-    common = {"seed": arguments.seed, "device": arguments.device, "runtime": arguments.runtime,
-              "batch_size": arguments.batch_size, "generate": dict(arguments.generate)}  # fmt: skip
+    common = {
+        "seed": arguments.seed,
+        "device": arguments.device,
+        "runtime": arguments.runtime,
+        "batch_size": arguments.batch_size,
+        "generate": dict(arguments.generate),
+    }
     rows = []
     for part in arguments.only:
         for name, path, settings in runs(arguments, part):

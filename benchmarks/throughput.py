@@ -5,7 +5,7 @@ usage: python benchmarks/throughput.py [RECIPE ...] [--seconds 5 10 25 60 120] [
 
 RECIPE: files of train/recipes; without any, smalle-64m and decoder-only-64m. Every model sees the same batches, the
 same texts (16 characters a second) and random codes, as many samples of a length as --batch-seconds holds, at least
-one. A step is one of train.train with that recipe: forward, losses, backward, clipping, AdamW, in bfloat16 or with
+one. A step is one of train.model.trainer with that recipe: forward, losses, backward, clipping, AdamW, in bfloat16 or with
 --fp32. On one thread it is measured by the processor's time, which other programs add little to, else by the clock (a
 row has both); the shortest of --steps steps counts, after one that warms up. Models take turns, length by length.
 
@@ -32,15 +32,28 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import RESULTS, markdown, record  # noqa: E402
 from benchmarks.plot import Panel, svg  # noqa: E402
 from benchmarks.speakers import SENTENCE  # noqa: E402
-from train.data import Collator  # noqa: E402
-from train.train import SmallETrainer, build_model, check_objective, read_arguments, read_recipe  # noqa: E402
+from train.data.dataset import Collator  # noqa: E402
+from train.model.trainer import SmallETrainer, build_model, check_objective, read_arguments, read_recipe  # noqa: E402
 
 RECIPES = [ROOT / "train" / "recipes" / f"{name}.yaml" for name in ("smalle-64m", "decoder-only-64m")]
 CHARACTERS = 16  # a second of speech
-QUIET = {"save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no", "metric_for_best_model": None,
-         "report_to": [], "disable_tqdm": True, "dataloader_num_workers": 0}  # fmt: skip
-COLUMNS = {"model": "model", "seconds": "sample (s)", "batch": "samples a batch", "step_s": "a step (s)",
-           "tokens_per_s": "audio tokens/s", "audio_per_s": "audio (s/s)"}  # fmt: skip
+QUIET = {
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "logging_strategy": "no",
+    "metric_for_best_model": None,
+    "report_to": [],
+    "disable_tqdm": True,
+    "dataloader_num_workers": 0,
+}
+COLUMNS = {
+    "model": "model",
+    "seconds": "sample (s)",
+    "batch": "samples a batch",
+    "step_s": "a step (s)",
+    "tokens_per_s": "audio tokens/s",
+    "audio_per_s": "audio (s/s)",
+}
 
 
 class Stopwatch(TrainerCallback):
@@ -76,7 +89,7 @@ def sample(seconds, config, rng):
 
 
 def trainer(recipe, seconds, batch, steps, arguments, folder):
-    """A Trainer of train.train that takes that many steps, all of them on one batch."""
+    """A Trainer of train.model.trainer that takes that many steps, all of them on one batch."""
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "smalle-mini")
     torch.manual_seed(0)
     model, config = build_model(recipe, len(tokenizer))
@@ -86,10 +99,14 @@ def trainer(recipe, seconds, batch, steps, arguments, folder):
     training = read_arguments({**training, "use_cpu": arguments.device == "cpu"})
     objective = check_objective(recipe["objective"], config)
     return SmallETrainer(
-        model=model, args=training, train_dataset=[sample(seconds, config, rng) for _ in range(batch)],
-        sampler=list(itertools.repeat(range(batch), steps)), objective=objective, processing_class=tokenizer,
+        model=model,
+        args=training,
+        train_dataset=[sample(seconds, config, rng) for _ in range(batch)],
+        sampler=list(itertools.repeat(range(batch), steps)),
+        objective=objective,
+        processing_class=tokenizer,
         data_collator=Collator(tokenizer, config.num_codebooks, config.frame_rate),
-    )  # fmt: skip
+    )
 
 
 def measure(name, recipe, seconds, arguments):
@@ -105,12 +122,18 @@ def measure(name, recipe, seconds, arguments):
     return {
         "threads": torch.get_num_threads(),
         **({} if arguments.device == "cpu" else {"machine": torch.cuda.get_device_name()}),
-        "clock": "processor" if alone else "wall", "dtype": "float32" if arguments.fp32 else "bfloat16", "model": name,
-        "parameters": run.model.num_parameters(), "seconds": seconds, "batch": batch,
-        "text_tokens": len(run.processing_class(run.train_dataset[0][0]).input_ids), "step_s": round(step, 4),
-        "step_wall_s": round(by_clock, 4), "audio_per_s": round(audio / step, 3),
+        "clock": "processor" if alone else "wall",
+        "dtype": "float32" if arguments.fp32 else "bfloat16",
+        "model": name,
+        "parameters": run.model.num_parameters(),
+        "seconds": seconds,
+        "batch": batch,
+        "text_tokens": len(run.processing_class(run.train_dataset[0][0]).input_ids),
+        "step_s": round(step, 4),
+        "step_wall_s": round(by_clock, 4),
+        "audio_per_s": round(audio / step, 3),
         "tokens_per_s": round(audio * config.frame_rate * config.num_codebooks / step, 1),
-    }  # fmt: skip
+    }
 
 
 def newest(name, seconds):
@@ -131,8 +154,11 @@ def growth(rows):
     length, cost = (np.array([row[name] for row in rows]) for name in ("seconds", "audio_per_s"))
     exponent = 1 - np.polyfit(np.log(length), np.log(cost), 1)[0]
     each, ends = 1 / cost, (length.argmax(), length.argmin())
-    return {"exponent": f"{exponent:.2f}", "furthest from the mean": f"{abs(each / each.mean() - 1).max():.0%}",
-            " : ".join(f"{length[end]:g} s" for end in ends): f"{each[ends[0]] / each[ends[1]]:.2f}"}  # fmt: skip
+    return {
+        "exponent": f"{exponent:.2f}",
+        "furthest from the mean": f"{abs(each / each.mean() - 1).max():.0%}",
+        " : ".join(f"{length[end]:g} s" for end in ends): f"{each[ends[0]] / each[ends[1]]:.2f}",
+    }
 
 
 def report(by_model, arguments):
@@ -143,15 +169,19 @@ def report(by_model, arguments):
     if others:
         lengths = [row["seconds"] for row in by_model[first["model"]]]
         speeds = {name: [row["audio_per_s"] for row in rows] for name, rows in by_model.items()}
-        ratios = ([name, *(f"{own / other:.2f}" for own, other in zip(speeds[first["model"]], speeds[name]))]
-                  for name in list(by_model)[1:])  # fmt: skip
+        ratios = (
+            [name, *(f"{own / other:.2f}" for own, other in zip(speeds[first["model"]], speeds[name]))]
+            for name in list(by_model)[1:]
+        )
         print(markdown([f"{first['model']}, times", *(f"{length:g} s" for length in lengths)], ratios), end="\n\n")
     if len(arguments.seconds) > 1:
         grown = {name: growth(rows) for name, rows in by_model.items()}
         header = ["growth with length", *next(iter(grown.values()))]
         print(markdown(header, ([name, *figures.values()] for name, figures in grown.items())), end="\n\n")
-        points = {name: [(row["seconds"], row["seconds"] / row["audio_per_s"]) for row in rows]
-                  for name, rows in by_model.items()}  # fmt: skip
+        points = {
+            name: [(row["seconds"], row["seconds"] / row["audio_per_s"]) for row in rows]
+            for name, rows in by_model.items()
+        }
         ticks = {length: f"{length:g} s" for length in arguments.seconds}
         arguments.plot.write_text(svg(Panel("Training: a step on a sample", "s", ticks, points, log=True)))
 

@@ -13,7 +13,7 @@ AUTO_MAP = {
 }
 
 # Every codebook shares this layout: three special tokens, then the codes.
-AUDIO_PAD, AUDIO_HEAD, AUDIO_TAIL, NUM_AUDIO_SPECIALS = 0, 1, 2, 3
+AUDIO_PAD, AUDIO_BOS, AUDIO_EOS, NUM_AUDIO_SPECIALS = 0, 1, 2, 3
 
 
 def check_kinds(config, fields):
@@ -45,7 +45,7 @@ class SmallEConfig(PreTrainedConfig):
         partial_rotary_factor: share of the channels of its heads that rotary positions turn.
         decoder_layers: layers of the decoder-only transformer, which has the heads and rope_theta above and nothing of
             what follows up to the codec.
-        map_layer: which of them, from 0, has a first head whose attention to the text is the model's map of it, to be
+        alignment_layer: which of them, from 0, has a first head whose attention to the text is the model's map of it, to be
             taught where the words are (`alignment_weight` of a recipe); None: it has no map, as in the paper.
         final_norms: the stacks that end in a LayerNorm, of "text", "audio_encoder", "position" (without
             `position_gain`, which has a norm of its own) and "audio_decoder".
@@ -77,7 +77,7 @@ class SmallEConfig(PreTrainedConfig):
         position_gain: scale of the normalised output of that block, how sharply it looks up positions; None: neither
             norm nor scale, the paper's equation as it stands.
         speaker_layers: transformer layers that read a recording of the speaker into a vector beside the text
-            (`speaker_smalle`); 0: none, and voices are prompts and states alone, as in the paper.
+            (`layers_smalle`); 0: none, and voices are prompts and states alone, as in the paper.
         num_codebooks, codebook_size, frame_rate, sampling_rate: the audio codec; frames and samples per second.
         tie_word_embeddings: the head's weight is that of the audio embedding.
         max_text_tokens, max_audio_frames: limits of one input; longer ones are refused.
@@ -85,7 +85,7 @@ class SmallEConfig(PreTrainedConfig):
 
     model_type = "smalle"
     _auto_class = "AutoConfig"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache"]
 
     architecture: str = "small-e"
     vocab_size: int = 256
@@ -96,7 +96,7 @@ class SmallEConfig(PreTrainedConfig):
     rope_theta: float = 10000.0
     partial_rotary_factor: float = 1.0
     decoder_layers: int = 12
-    map_layer: int | None = None
+    alignment_layer: int | None = None
     audio_encoder_layers: int = 6
     audio_decoder_layers: int = 6
     final_norms: list[str] | tuple[str, ...] = ("text", "audio_decoder")
@@ -161,17 +161,35 @@ class SmallEConfig(PreTrainedConfig):
             raise ValueError(f"final_norms={self.final_norms}: expected some of {', '.join(stacks)}.")
 
     def _check_sizes(self):
-        positive = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "mixer_heads",
-                    "decoder_layers", "position_size", "position_layers", "position_heads", "num_codebooks",
-                    "codebook_size", "frame_rate", "sampling_rate", "max_text_tokens", "max_audio_frames")  # fmt: skip
+        positive = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "mixer_heads",
+            "decoder_layers",
+            "position_size",
+            "position_layers",
+            "position_heads",
+            "num_codebooks",
+            "codebook_size",
+            "frame_rate",
+            "sampling_rate",
+            "max_text_tokens",
+            "max_audio_frames",
+        )
         check_positive(self, positive)
         for name in ("text_layers", "audio_encoder_layers", "audio_decoder_layers", "speaker_layers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more.")
-        if self.map_layer is not None and self.architecture != "decoder-only":
-            raise ValueError(f"map_layer={self.map_layer}: expected None of {self.architecture}, which has its own.")
-        if self.map_layer is not None and not 0 <= self.map_layer < self.decoder_layers:
-            raise ValueError(f"map_layer={self.map_layer}: expected None, or a layer, 0 to {self.decoder_layers - 1}.")
+        if self.alignment_layer is not None and self.architecture != "decoder-only":
+            raise ValueError(
+                f"alignment_layer={self.alignment_layer}: expected None of {self.architecture}, which has its own."
+            )
+        if self.alignment_layer is not None and not 0 <= self.alignment_layer < self.decoder_layers:
+            raise ValueError(
+                f"alignment_layer={self.alignment_layer}: expected None, or a layer, 0 to {self.decoder_layers - 1}."
+            )
         if self.speaker_layers and self.architecture == "decoder-only":
             raise ValueError(f"speaker_layers={self.speaker_layers}: expected 0 of a decoder-only transformer.")
         if not 0 <= self.dropout <= 1:
@@ -204,9 +222,9 @@ class SmallEConfig(PreTrainedConfig):
             raise ValueError(f"position_size={self.position_size} must be even: half sines, half cosines.")
 
     @property
-    def has_map(self) -> bool:
+    def has_alignment(self) -> bool:
         """Whether there is a map of the text."""
-        return self.architecture == "small-e" or self.map_layer is not None
+        return self.architecture == "small-e" or self.alignment_layer is not None
 
     @property
     def rotary_size(self) -> int:

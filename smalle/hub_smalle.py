@@ -9,8 +9,15 @@ import tempfile
 from huggingface_hub import HfApi, ModelCard
 
 UPLOAD_OPTIONS = (
-    "repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags"
-)  # fmt: skip
+    "repo_id",
+    "commit_message",
+    "commit_description",
+    "private",
+    "token",
+    "revision",
+    "create_pr",
+    "tags",
+)
 CARD = """\
 ---
 library_name: transformers
@@ -65,8 +72,19 @@ class HubMixin:
                 self.push_to_hub(**{"repo_id": name, **upload})
         return saved
 
-    def push_to_hub(self, repo_id, *, commit_message=None, commit_description=None, private=None, token=None,
-                    revision=None, create_pr=False, tags=None, **saving):  # fmt: skip
+    def push_to_hub(
+        self,
+        repo_id,
+        *,
+        commit_message=None,
+        commit_description=None,
+        private=None,
+        token=None,
+        revision=None,
+        create_pr=False,
+        tags=None,
+        **saving,
+    ):
         """Uploads what save_pretrained(**saving) writes, as one commit. A model card that is there stays.
 
         Args as in transformers; model and processor of a checkpoint go to the same repository.
@@ -80,6 +98,10 @@ class HubMixin:
             keep_card(api, repo_id, folder, tags, revision=revision)
             self.save_pretrained(folder, **saving)
             return api.upload_folder(
-                repo_id=repo_id, folder_path=folder, revision=revision, create_pr=create_pr,
-                commit_message=commit_message or f"Upload {type(self).__name__}", commit_description=commit_description,
-            )  # fmt: skip
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
+            )

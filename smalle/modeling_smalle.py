@@ -3,16 +3,24 @@
 Or, with `architecture: decoder-only`, the paper's baseline behind the same call.
 """
 
+import math
+import sys
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .attention_smalle import CROSS_ATTENTIONS
-from .checks_smalle import (
+from .cache_smalle import SmallEState, State, split_state
+from .configuration_smalle import AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
+from .decoder_only_smalle import CausalTransformer
+from .generation_smalle import SmallEGenerationMixin
+from .hub_smalle import HubMixin
+from .layers_smalle import CROSS_ATTENTIONS, LinearAttentionBlock, SpeakerEncoder, TransformerLayer, final_norm, rotary
+from .validation_smalle import (
     check_delayed,
     check_initial_state,
     check_labels,
@@ -22,30 +30,80 @@ from .checks_smalle import (
     rows_of,
     visible,
 )
-from .configuration_smalle import AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
-from .generation_smalle import SmallEGenerationMixin
-from .hub_smalle import HubMixin
-from .initial_state_smalle import split_state
-from .layers_smalle import LinearAttentionBlock, TransformerLayer, final_norm, rotary
-from .loss_smalle import IGNORED, cross_entropy
-from .peft_smalle import LORA_TARGETS, register_lora_targets
-from .speaker_smalle import SpeakerEncoder
-from .state_smalle import SmallEState, State
-from .transformer_smalle import CausalTransformer
+
+# --- peft: What LoRA adapts by default. PEFT knows targets for the architectures of transformers alone.
+
+
+# All projections of the audio side, in every mixer and in the decoder-only transformer. The text encoder, the
+# cross-attention and the heads stay: they read, and a voice does not change that.
+LORA_TARGETS = r"(.*\.)?(audio_encoder|audio_decoder|transformer)\..*\.(q|k|v|g|r|o|in|gate|up|down)_proj"
+
+
+def register_lora_targets(model_type="smalle"):
+    """Enters the targets into PEFT's own table if PEFT (0.19 or later) is in use; `LoraConfig()` then needs none."""
+    constants = sys.modules.get("peft.utils.constants")
+    table = getattr(constants, "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING", {})
+    table.setdefault(model_type, LORA_TARGETS)
+
+
+# --- loss: Cross-entropy of codes, at the cost of two passes over the logits on a CPU.
+
+
+ROWS = 256  # at a time: what a core's cache holds of them
+IGNORED = -100
+LOG2E = math.log2(math.e)
+
+
+class CrossEntropy(torch.autograd.Function):
+    """`cross_entropy` of logits (N, V) and labels (N,); keeps the logits and one number a row for the backward pass.
+
+    Powers of 2, since they are the quicker ones: `log_sum` is the logarithm to the base 2 of the sum of exp(logits).
+    """
+
+    @staticmethod
+    def forward(context, logits, labels):
+        log_sum = logits.new_empty(len(logits), 1, dtype=torch.float32)
+        for rows, total in zip(logits.split(ROWS), log_sum.split(ROWS)):
+            scaled = rows.float() * LOG2E
+            top = scaled.amax(-1, keepdim=True)
+            torch.add(top, scaled.sub_(top).exp2_().sum(-1, keepdim=True).log2_(), out=total)
+        context.save_for_backward(logits, labels, log_sum)
+        losses = log_sum / LOG2E - logits.gather(1, labels.clamp(min=0)[:, None]).float()
+        return losses[:, 0].masked_fill_(labels == IGNORED, 0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, d_losses):
+        logits, labels, log_sum = context.saved_tensors
+        d_losses = d_losses.float().masked_fill(labels == IGNORED, 0)[:, None]
+        d_logits, labels = torch.empty_like(logits), labels.clamp(min=0)[:, None]
+        parts = (x.split(ROWS) for x in (logits, labels, log_sum, d_losses, d_logits))
+        for rows, label, total, gradient, out in zip(*parts):
+            share = (rows.float() * LOG2E).sub_(total).exp2_().mul_(gradient)
+            out.copy_(share.scatter_add_(1, label, -gradient))
+        return d_logits, None
+
+
+def cross_entropy(logits, labels):
+    """Losses in nats, fp32, of logits (..., V) and labels (...); 0 where a label is -100."""
+    if logits.device.type != "cpu" or torch.compiler.is_compiling() or logits.dtype == torch.float64:
+        losses = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten().long(), reduction="none")
+        return losses.view(labels.shape)
+    return CrossEntropy.apply(logits.flatten(0, -2), labels.flatten().long()).view(labels.shape)
 
 
 @dataclass
 class SmallEModelOutput(ModelOutput):
-    """last_hidden_state (B, T, D); past_key_values: `SmallEState`, or `TransformerState` of the decoder-only model.
+    """last_hidden_state (B, T, D); cache: `SmallEState`, or `TransformerState` of the decoder-only model.
 
     attentions: maps (B, T, N) of the text: PACA's two, positions attended first and last, or the one of plain
-    cross-attention, or that of the decoder-only model's `map_layer`, whose rows may look at the audio too.
+    cross-attention, or that of the decoder-only model's `alignment_layer`, whose rows may look at the audio too.
     hidden_states: (B, T, D) each, the audio's embeddings, then after each block and the cross-attention, the last one
     normed.
     """
 
     last_hidden_state: torch.FloatTensor = None
-    past_key_values: State | None = None
+    cache: State | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
@@ -56,7 +114,7 @@ class SmallEOutput(ModelOutput):
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor = None
-    past_key_values: State | None = None
+    cache: State | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
@@ -69,9 +127,12 @@ class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
     input_modalities = ("text", "audio")
     supports_gradient_checkpointing = True
     _no_split_modules = [
-        "TransformerLayer", "LinearAttentionBlock", "PositionAwareCrossAttention", "PlainCrossAttention"
-    ]  # fmt: skip
-    _skip_keys_device_placement = ["past_key_values"]
+        "TransformerLayer",
+        "LinearAttentionBlock",
+        "PositionAwareCrossAttention",
+        "PlainCrossAttention",
+    ]
+    _skip_keys_device_placement = ["cache"]
     _supports_sdpa = True
     _is_stateful = True
     lora_targets = LORA_TARGETS  # what LoraConfig() adapts; name it there if peft is imported after the model is made
@@ -148,7 +209,7 @@ class SmallEModel(SmallEPreTrainedModel):
     def encode_text(self, input_ids, attention_mask=None, initial_state=None):
         """Text (B, N) to a fresh state. attention_mask (B, N): 1 where there is text, 0 on padding, either side.
 
-        initial_state (B, S): a voice, where the recurrent states begin (`initial_state_smalle`); else at zero.
+        initial_state (B, S): a voice, where the recurrent states begin (`cache_smalle`); else at zero.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask, x = mask.bool(), self.text_embedding(input_ids)
@@ -188,29 +249,41 @@ class SmallEModel(SmallEPreTrainedModel):
         codes = torch.full((len(mask), 1, self.config.num_codebooks), AUDIO_PAD, device=mask.device)
         return self._read(self.embed_audio(codes), torch.zeros_like(codes[..., 0]), state, None)[1].recurrent
 
-    def embed_audio(self, audio_codes):
+    def embed_audio(self, decoder_input_ids):
         """Sum of the codebooks' embeddings: delayed codes (B, T, Q) -> (B, T, D)."""
         config = self.config
-        offsets = torch.arange(config.num_codebooks, device=audio_codes.device) * config.audio_vocab_size
-        return self.audio_embedding(audio_codes + offsets).sum(2)
+        offsets = torch.arange(config.num_codebooks, device=decoder_input_ids.device) * config.audio_vocab_size
+        return self.audio_embedding(decoder_input_ids + offsets).sum(2)
 
     @can_return_tuple
-    def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None,
-                past_key_values=None, use_cache=None, output_attentions=None, output_hidden_states=None,
-                initial_state=None, text_maps=None, speaker_codes=None, speaker_attention_mask=None,
-                **kwargs):  # fmt: skip
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        decoder_input_ids=None,
+        decoder_attention_mask=None,
+        cache=None,
+        use_cache=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        initial_state=None,
+        forced_alignments=None,
+        speaker_codes=None,
+        speaker_attention_mask=None,
+        **kwargs,
+    ):
         """One pass over delayed audio codes.
 
         Args:
-            input_ids (B, N), attention_mask (B, N): the text; not needed when `past_key_values` is given.
-            audio_codes (B, T, Q): delayed codes with special tokens, as embedding indices.
-            audio_attention_mask (B, T): 0 on padding; a padded step leaves every state untouched.
-            past_key_values: state of a former call, to go on from there.
-            initial_state (B, S): a tuned voice, the state to begin a text in (`initial_state_smalle`).
+            input_ids (B, N), attention_mask (B, N): the text; not needed when `cache` is given.
+            decoder_input_ids (B, T, Q): delayed codes with special tokens, as embedding indices.
+            decoder_attention_mask (B, T): 0 on padding; a padded step leaves every state untouched.
+            cache: state of a former call, to go on from there.
+            initial_state (B, S): a tuned voice, the state to begin a text in (`cache_smalle`).
             speaker_codes (B, P, Q), speaker_attention_mask (B, P): a recording of the speaker, undelayed codes, for
                 models with a speaker encoder; a row of zeros in the mask: nobody's.
             output_attentions, output_hidden_states: see `SmallEModelOutput`.
-            text_maps (B, T, N), in training: where in the text each step reads, in place of the model's own map; steps
+            forced_alignments (B, T, N), in training: where in the text each step reads, in place of the model's own map; steps
                 of zeros are left to it.
             use_cache: return the state. None, for all three: what the configuration says; no state in training.
             return_dict: False gives a tuple of what is not None.
@@ -222,53 +295,72 @@ class SmallEModel(SmallEPreTrainedModel):
         use_cache = config.use_cache and not self.training if use_cache is None else use_cache
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        if audio_codes is None or (input_ids is None) == (past_key_values is None):
-            raise ValueError("Give audio_codes and either input_ids (a new text) or past_key_values (its state).")
+        if decoder_input_ids is None or (input_ids is None) == (cache is None):
+            raise ValueError("Give decoder_input_ids and either input_ids (a new text) or cache (its state).")
         if speaker_codes is None and speaker_attention_mask is not None:
             raise ValueError("speaker_attention_mask without speaker_codes: give both, or neither.")
         for name, begins in {"initial_state": initial_state, "speaker_codes": speaker_codes}.items():
-            if begins is not None and past_key_values is not None:
-                raise ValueError(f"{name}= begins a text, past_key_values= goes on with one: give one of them.")
-        if output_attentions and not config.has_map:
+            if begins is not None and cache is not None:
+                raise ValueError(f"{name}= begins a text, cache= goes on with one: give one of them.")
+        if output_attentions and not config.has_alignment:
             raise ValueError(
-                "output_attentions=True: a decoder-only transformer without map_layer has no map of the text. Leave it "
+                "output_attentions=True: a decoder-only transformer without alignment_layer has no map of the text. Leave it "
                 "out (and in generate() output_alignments and best_of, which need it)."
             )
-        state = past_key_values
-        self._check(input_ids, attention_mask, audio_codes, audio_attention_mask, state, initial_state, text_maps)
+        state = cache
+        self._check(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            state,
+            initial_state,
+            forced_alignments,
+        )
         if speaker_codes is not None:
             look = visible(speaker_codes, speaker_attention_mask)
-            check_recording(speaker_codes, speaker_attention_mask, len(audio_codes), config, "speaker", look)
-        x, attentions = self.embed_audio(audio_codes), None
+            check_recording(speaker_codes, speaker_attention_mask, len(decoder_input_ids), config, "speaker", look)
+        x, attentions = self.embed_audio(decoder_input_ids), None
         alone = state is None and initial_state is None and not use_cache and not output_hidden_states
         whole = self.decoder_only and alone and not output_attentions
         speaker = self.encode_speaker(speaker_codes, speaker_attention_mask)
         if state is None and not whole:
             state = self.hear(self.encode_text(input_ids, attention_mask, initial_state), speaker)
         if whole:
-            hidden = self._read_whole(input_ids, attention_mask, x, audio_attention_mask)
+            hidden = self._read_whole(input_ids, attention_mask, x, decoder_attention_mask)
         elif self.decoder_only:
-            hidden, state, attentions = self.transformer(x, audio_attention_mask, state, output_attentions)
+            hidden, state, attentions = self.transformer(x, decoder_attention_mask, state, output_attentions)
         else:
-            hidden, state, attentions = self._read(x, audio_attention_mask, state, text_maps)
+            hidden, state, attentions = self._read(x, decoder_attention_mask, state, forced_alignments)
         return SmallEModelOutput(
             last_hidden_state=hidden[-1],
-            past_key_values=state if use_cache else None,
+            cache=state if use_cache else None,
             attentions=attentions if output_attentions else None,
             hidden_states=tuple(hidden) if output_hidden_states else None,
         )
 
-    def _check(self, input_ids, attention_mask, audio_codes, audio_attention_mask, state, initial_state, text_maps):
+    def _check(
+        self,
+        input_ids,
+        attention_mask,
+        decoder_input_ids,
+        decoder_attention_mask,
+        state,
+        initial_state,
+        forced_alignments,
+    ):
         """ValueErrors of `forward`."""
         if state is None:
             check_text(input_ids, attention_mask, self.config, look=visible(input_ids, attention_mask))
             check_initial_state(initial_state, len(input_ids), visible(initial_state))
         batch = len(input_ids) if state is None else rows_of(state, self.config)
-        check_delayed(audio_codes, audio_attention_mask, batch, self.config)
-        if self.decoder_only and text_maps is not None:
-            raise ValueError("text_maps: a decoder-only transformer reads by its own attention alone: leave them out.")
+        check_delayed(decoder_input_ids, decoder_attention_mask, batch, self.config)
+        if self.decoder_only and forced_alignments is not None:
+            raise ValueError(
+                "forced_alignments: a decoder-only transformer reads by its own attention alone: leave them out."
+            )
         if not self.decoder_only:
-            check_maps(text_maps, (input_ids if state is None else state.text_mask).shape[1], audio_codes)
+            check_maps(forced_alignments, (input_ids if state is None else state.text_mask).shape[1], decoder_input_ids)
 
     def _read_whole(self, input_ids, attention_mask, x, mask):
         """Hidden states (B, T, D) of embedded audio behind its text, where nothing is to be remembered."""
@@ -277,14 +369,14 @@ class SmallEModel(SmallEPreTrainedModel):
         mask = torch.cat([torch.ones_like(like, dtype=torch.bool) if m is None else m.bool() for m, like in masks], 1)
         return [hidden[:, input_ids.shape[1] :] for hidden in self.transformer.read_whole(sequence, mask)]
 
-    def _read(self, x, mask, state, text_maps):
+    def _read(self, x, mask, state, forced_alignments):
         """Embedded audio (B, T, D) to hidden states, from the embeddings to the normed output; the state; the maps."""
         blocks = [*self.audio_encoder, self.cross_attention, *self.audio_decoder]
         hidden, after = [x], []
         for block, before in zip(blocks, state.recurrent or [None] * len(blocks)):
             if block is self.cross_attention:
                 x = self.audio_encoder_norm(x)
-                attended, attentions, recurrent = block(x, state, mask, before, text_maps)
+                attended, attentions, recurrent = block(x, state, mask, before, forced_alignments)
                 x = x + attended
             else:
                 x, recurrent = block(x, mask, before)
@@ -313,26 +405,54 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         self.generation_config.top_k = 100
 
     @can_return_tuple
-    def forward(self, input_ids=None, attention_mask=None, audio_codes=None, audio_attention_mask=None, labels=None,
-                past_key_values=None, use_cache=None, output_attentions=None, num_items_in_batch=None,
-                output_hidden_states=None, initial_state=None, text_maps=None, speaker_codes=None,
-                speaker_attention_mask=None, **kwargs):  # fmt: skip
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        decoder_input_ids=None,
+        decoder_attention_mask=None,
+        labels=None,
+        cache=None,
+        use_cache=None,
+        output_attentions=None,
+        num_items_in_batch=None,
+        output_hidden_states=None,
+        initial_state=None,
+        forced_alignments=None,
+        speaker_codes=None,
+        speaker_attention_mask=None,
+        **kwargs,
+    ):
         """As `SmallEModel.forward`; with labels (B, T, Q), -100 ignored, also the mean cross-entropy over them.
 
-        labels[:, t] is what follows audio_codes[:, t]. With `num_items_in_batch` the summed loss is divided by it,
+        labels[:, t] is what follows decoder_input_ids[:, t]. With `num_items_in_batch` the summed loss is divided by it,
         so that accumulated gradients equal those of one large batch.
         """
         out = self.model(
-            input_ids, attention_mask, audio_codes, audio_attention_mask, past_key_values, use_cache, output_attentions,
-            output_hidden_states, initial_state, text_maps, speaker_codes, speaker_attention_mask, return_dict=True,
-        )  # fmt: skip
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            cache,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            initial_state,
+            forced_alignments,
+            speaker_codes,
+            speaker_attention_mask,
+            return_dict=True,
+        )
         logits = self.head(out.last_hidden_state).unflatten(-1, (self.config.num_codebooks, -1))
         loss = None
         if labels is not None:
-            check_labels(labels, audio_codes, self.config)
+            check_labels(labels, decoder_input_ids, self.config)
             count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
             loss = cross_entropy(logits, labels).sum() / count
         return SmallEOutput(
-            loss=loss, logits=logits, past_key_values=out.past_key_values, attentions=out.attentions,
+            loss=loss,
+            logits=logits,
+            cache=out.cache,
+            attentions=out.attentions,
             hidden_states=out.hidden_states,
-        )  # fmt: skip
+        )

@@ -9,14 +9,16 @@ from dataclasses import dataclass, replace
 import torch
 from transformers.utils import cached_file, logging
 
-from .initial_state_smalle import split_state
-from .native_smalle import NativeExport
-from .onnx_smalle import OnnxExport
-from .steps_smalle import TorchSteps, begins_at_zero, zero_states
+from .cache_smalle import split_state
+from .decoding_smalle import TorchSteps, begins_at_zero, zero_states
+from .native_runtime_smalle import NativeExport
+from .onnx_runtime_smalle import OnnxExport
 
 FILES = {  # file of a step -> what lies beside it; the first that is there runs
-    "step.native.safetensors": "step.native.so", "step.int8.onnx": "text.int8.onnx", "step.onnx": "text.onnx",
-}  # fmt: skip
+    "step.native.safetensors": "step.native.so",
+    "step.int8.onnx": "text.int8.onnx",
+    "step.onnx": "text.onnx",
+}
 RUNTIMES = "auto", "torch", "native", "onnx"
 
 logger = logging.get_logger(__name__)

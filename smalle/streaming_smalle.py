@@ -6,17 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from .sampling_smalle import seeded
-from .voice_smalle import Voice
+from .generation_smalle import seeded
+from .voices_smalle import Voice
 
 PARAGRAPH = re.compile(r"\n\s*\n")
 TITLES = "".join(rf"(?<!\b{title}\.)" for title in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "[A-Z]"))
-BREAKS = tuple(map(re.compile, (  # where a text may be cut, the best places first
-    rf"""{TITLES}(?:(?<=[.!?])|(?<=[.!?]["')]))\s+(?=["'(]?[A-Z])""",
-    r"""(?:(?<=[.!?;:])|(?<=[.!?;:]["')]))\s+""",
-    r"(?<=,)\s+",
-    r"\s+",
-)))  # fmt: skip
+BREAKS = tuple(
+    map(
+        re.compile,
+        (  # where a text may be cut, the best places first
+            rf"""{TITLES}(?:(?<=[.!?])|(?<=[.!?]["')]))\s+(?=["'(]?[A-Z])""",
+            r"""(?:(?<=[.!?;:])|(?<=[.!?;:]["')]))\s+""",
+            r"(?<=,)\s+",
+            r"\s+",
+        ),
+    )
+)
 HALF = max(1, torch.get_num_threads() // 2)  # of PyTorch's threads at import: new threads take what the last one set
 LONGEST = 100  # characters of a piece, about 6 seconds: models are trained on utterances, not on chapters
 
@@ -78,7 +83,7 @@ def stream_codes(model, inputs_of, pieces, prompt, seed, settings):
         inputs, new_voice = inputs_of(piece, prompt), prompt.codes is None and not prompt.state
         if "speaker_codes" in inputs:  # long, and the same for all
             heard = inputs.pop("speaker_codes"), inputs.pop("speaker_attention_mask", None)
-            inputs["speaker"] = speaker = model.hear_speaker(*heard) if speaker is None else speaker
+            inputs["speaker"] = speaker = model.encode_speaker(*heard) if speaker is None else speaker
         limit, said = frame_limit(piece, model.config.frame_rate, most), []
         call = {**inputs, **settings, "seed": generator, "max_new_tokens": limit}
         outputs = chunks_of(model, best_of, call)  # in an expression, so that no state outlives its piece:

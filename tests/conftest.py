@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
-from train.tokenizer import train_tokenizer
+from train.data.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"  # programs that tests start
@@ -16,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # programs that tests start
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
     "Pack my box with five dozen liquor jugs, please!",
-    "\"Why?\" he asked; it's a half-open door: nobody knew.",
+    '"Why?" he asked; it\'s a half-open door: nobody knew.',
 ]
 
 
@@ -30,9 +30,16 @@ def tiny_codec():
     """3 codebooks of 20 at 50 frames a second, as the tiny model expects."""
     torch.manual_seed(0)
     config = SmallECodecConfig(
-        latent_size=16, num_codebooks=3, codebook_size=20, encoder_hidden_size=16, encoder_intermediate_size=32,
-        encoder_num_layers=1, vocos_hidden_size=16, vocos_intermediate_size=32, vocos_num_layers=1,
-    )  # fmt: skip
+        latent_size=16,
+        num_codebooks=3,
+        codebook_size=20,
+        encoder_hidden_size=16,
+        encoder_intermediate_size=32,
+        encoder_num_layers=1,
+        vocos_hidden_size=16,
+        vocos_intermediate_size=32,
+        vocos_num_layers=1,
+    )
     codec = SmallECodec(config).eval()
     torch.nn.init.normal_(codec.encoder.projection.weight, std=0.05)
     return codec

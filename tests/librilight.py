@@ -9,12 +9,25 @@ import soundfile
 
 RATE = 16000
 BOOK_META = {
-    "id": "319", "title": "History of Holland", "description": "", "url_text_source": "", "language": "English",
-    "copyright_year": "1922", "num_sections": "2", "url_rss": "", "url_zip_file": "", "url_project": "",
-    "url_librivox": "", "url_other": "", "totaltime": "0:01:00", "totaltimesecs": 60,
+    "id": "319",
+    "title": "History of Holland",
+    "description": "",
+    "url_text_source": "",
+    "language": "English",
+    "copyright_year": "1922",
+    "num_sections": "2",
+    "url_rss": "",
+    "url_zip_file": "",
+    "url_project": "",
+    "url_librivox": "",
+    "url_other": "",
+    "totaltime": "0:01:00",
+    "totaltimesecs": 60,
     "authors": [{"id": "1", "first_name": "George", "last_name": "Edmundson", "dob": "1848", "dod": "1930"}],
-    "genre": ["*Non-fiction", "History"], "Dramatic Readings": False, "meta_genre": "Literature",
-}  # fmt: skip
+    "genre": ["*Non-fiction", "History"],
+    "Dramatic Readings": False,
+    "meta_genre": "Literature",
+}
 
 
 def speech(voiced, seconds, pitch):
@@ -25,8 +38,14 @@ def speech(voiced, seconds, pitch):
     return 0.1 * hum * inside + 0.001 * np.random.default_rng(round(pitch)).normal(size=len(time))
 
 
-def make_librilight(folder, speakers=("100", "1006", "960"), books=("a_book_librivox_64kb_mp3",), chapters=2,
-                    stretches=4, subset="small"):  # fmt: skip
+def make_librilight(
+    folder,
+    speakers=("100", "1006", "960"),
+    books=("a_book_librivox_64kb_mp3",),
+    chapters=2,
+    stretches=4,
+    subset="small",
+):
     """Writes FOLDER/subset/speaker/book/*.flac and *.json; gives the voiced stretches of each recording by its name."""
     voiced = {}
     for number, speaker in enumerate(speakers):
@@ -56,14 +75,40 @@ def make_cuts(path, voiced, words=("one", "two", "three", "four", "five", "six")
                 texts[cut] = " ".join(text.split())
                 duration, speaker = round(end - start, 3), name.split("/")[1]
                 custom = {"texts": [text, text.upper()], "pre_texts": ["", ""], "begin_byte": 0, "end_byte": 9}
-                supervision = {"id": cut, "recording_id": name, "start": 0, "duration": duration, "channel": 0,
-                               "language": "English", "speaker": speaker, "custom": custom}  # fmt: skip
+                supervision = {
+                    "id": cut,
+                    "recording_id": name,
+                    "start": 0,
+                    "duration": duration,
+                    "channel": 0,
+                    "language": "English",
+                    "speaker": speaker,
+                    "custom": custom,
+                }
                 source = {"type": "file", "channels": [0], "source": f"download/librilight/{name}.flac"}
-                recording = {"id": name, "sources": [source], "sampling_rate": RATE, "num_samples": 0, "duration": 0,
-                             "channel_ids": [0]}  # fmt: skip
-                file.write(json.dumps({"id": cut, "start": start, "duration": duration, "channel": 0,
-                                       "supervisions": [supervision], "recording": recording,
-                                       "custom": {"text_path": "text.txt"}, "type": "MonoCut"}) + "\n")  # fmt: skip
+                recording = {
+                    "id": name,
+                    "sources": [source],
+                    "sampling_rate": RATE,
+                    "num_samples": 0,
+                    "duration": 0,
+                    "channel_ids": [0],
+                }
+                file.write(
+                    json.dumps(
+                        {
+                            "id": cut,
+                            "start": start,
+                            "duration": duration,
+                            "channel": 0,
+                            "supervisions": [supervision],
+                            "recording": recording,
+                            "custom": {"text_path": "text.txt"},
+                            "type": "MonoCut",
+                        }
+                    )
+                    + "\n"
+                )
     return texts
 
 

@@ -28,10 +28,13 @@ RNN = {
     "mamba": ("model.mamba.AttentiveMamba", {}),
 }
 KINDS = {  # name: recurrent part, blind (PACA)
-    "gla-blind": ("gla", True), "gla-plain": ("gla", False),
-    "rwkv6-blind": ("rwkv6", True), "rwkv6-light-plain": ("rwkv6-light", False),
-    "mamba-blind": ("mamba", True), "mamba-plain": ("mamba", False),
-}  # fmt: skip
+    "gla-blind": ("gla", True),
+    "gla-plain": ("gla", False),
+    "rwkv6-blind": ("rwkv6", True),
+    "rwkv6-light-plain": ("rwkv6-light", False),
+    "mamba-blind": ("mamba", True),
+    "mamba-plain": ("mamba", False),
+}
 
 
 def recurrence(q, k, v, log_decay, bonus=None, initial_state=None, **ignored):
@@ -130,23 +133,33 @@ def configuration(kind):
     rnn, blind = KINDS[kind]
     path, more = RNN[rnn]
     rnn = {
-        "d_model": "${model.init_args.d_model}", "d_context": SIZE, "heads": 2, "n_layer": 1, "blind": blind,
-        **({"d_blind": 12} if blind else {}), **more,
-    }  # fmt: skip
+        "d_model": "${model.init_args.d_model}",
+        "d_context": SIZE,
+        "heads": 2,
+        "n_layer": 1,
+        "blind": blind,
+        **({"d_blind": 12} if blind else {}),
+        **more,
+    }
     return {
         "data": {"class_path": "dataset.LinaDataModule", "init_args": {"quant_layer": list(range(CODEBOOKS))}},
         "model": {
             "class_path": "model.lina.Lina",
             "init_args": {
-                "n_codebook": CODEBOOK, "n_special_token_in": 3, "n_special_token_out": 3,
-                "n_txt_vocab": TEXT_VOCABULARY, "d_context": SIZE, "d_model": SIZE,
+                "n_codebook": CODEBOOK,
+                "n_special_token_in": 3,
+                "n_special_token_out": 3,
+                "n_txt_vocab": TEXT_VOCABULARY,
+                "d_context": SIZE,
+                "d_model": SIZE,
                 "txt_encoder": {
-                    "class_path": "model.encoder.TextEncoder", "init_args": {"dim": SIZE, "heads": 1, "n_layers": 2},
+                    "class_path": "model.encoder.TextEncoder",
+                    "init_args": {"dim": SIZE, "heads": 1, "n_layers": 2},
                 },
                 "attentive_rnn": {"class_path": path, "init_args": rnn},
             },
         },
-    }  # fmt: skip
+    }
 
 
 def build(config):
@@ -195,8 +208,9 @@ def golden(kind, out):
     expected = {"text": text, "codes": codes[:, :-1].contiguous(), "logits": logits.contiguous()}
     save_file(
         {f"weights/{name}": value for name, value in {**weights, **freqs}.items()} | expected,
-        out / f"lina-{kind}.safetensors", {"config": yaml.safe_dump(config)},
-    )  # fmt: skip
+        out / f"lina-{kind}.safetensors",
+        {"config": yaml.safe_dump(config)},
+    )
 
 
 def main():

@@ -56,8 +56,12 @@ def test_what_is_not_installed_is_named_with_what_to_install(monkeypatch, capsys
 
 def test_a_picture_has_every_line_inside_of_its_panel():
     lines = {"one <int8>": [(1, 0.05), (600, 30.0)], "other": [(1, 0.4), (600, 200.0)]}
-    page = ET.fromstring(svg(Panel("Time", "s", {1: "1 s", 600: "10 min"}, lines, log=True),
-                             Panel("Memory", "MB", {1: "1 s"}, {"one": [(1, 500), (600, 517)]})))  # fmt: skip
+    page = ET.fromstring(
+        svg(
+            Panel("Time", "s", {1: "1 s", 600: "10 min"}, lines, log=True),
+            Panel("Memory", "MB", {1: "1 s"}, {"one": [(1, 500), (600, 517)]}),
+        )
+    )
     drawn = page.findall(".//{*}polyline")
     assert len(drawn) == 3 and "one <int8>" in [text.text for text in page.findall(".//{*}text")]
     for line in drawn:

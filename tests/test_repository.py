@@ -54,8 +54,16 @@ def test_embedded_checkpoint_is_small_and_has_nothing_pickled():
     files = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 60e6
     assert {path.suffix for path in files} <= {
-        ".json", ".jinja", ".md", ".onnx", ".py", ".safetensors", ".so", ".txt", "",  # some of them exported
-    }  # fmt: skip
+        ".json",
+        ".jinja",
+        ".md",
+        ".onnx",
+        ".py",
+        ".safetensors",
+        ".so",
+        ".txt",
+        "",  # some of them exported
+    }
 
 
 def imported(path):

@@ -14,8 +14,15 @@ RECIPES = pathlib.Path(__file__).parents[1] / "train" / "recipes"
 @pytest.mark.parametrize("recipe", ["smalle-mini", "decoder-only-64m"])
 def test_a_step_of_a_recipe_is_measured(recipe):
     recipe = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
-    recipe["model"] |= dict(hidden_size=32, intermediate_size=32, text_layers=1, num_attention_heads=2,
-                            audio_encoder_layers=1, audio_decoder_layers=1, decoder_layers=1)  # fmt: skip
+    recipe["model"] |= dict(
+        hidden_size=32,
+        intermediate_size=32,
+        text_layers=1,
+        num_attention_heads=2,
+        audio_encoder_layers=1,
+        audio_decoder_layers=1,
+        decoder_layers=1,
+    )
     arguments = argparse.Namespace(batch_seconds=4, steps=1, device="cpu", fp32=True, note=None)
     row = throughput.measure("tiny", recipe, 2.0, arguments)
     codes = recipe["model"]["frame_rate"] * recipe["model"]["num_codebooks"]

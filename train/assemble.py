@@ -2,7 +2,7 @@
 
 usage: python -m train.assemble MODEL CODEC VOICES.yaml OUT [--card CARD.md]
 
-MODEL: output folder of train.train, or one of its checkpoints, whose averaged weights are taken. CODEC: folder of
+MODEL: output folder of train.model.trainer, or one of its checkpoints, whose averaged weights are taken. CODEC: folder of
 train.codec. VOICES.yaml: default: NAME, voices: {NAME: {audio: recording, text: transcript}}, or lists of several,
 without the text for models with a speaker encoder, or, of a voice that was tuned, {NAME: {file: voice}}, paths from
 where the command runs, and generation: {...}, what generate() shall do by default. Weights are stored in half
@@ -23,9 +23,9 @@ import smalle
 from smalle.codec_smalle import load_codec
 from smalle.hub_smalle import write_card
 from smalle.processing_smalle import SmallEProcessor
-from smalle.voice_smalle import join_voices, load_voice, save_voice
+from smalle.voices_smalle import join_voices, load_voice, save_voice
 
-from .ema import EMACallback
+from .model.ema import EMACallback
 
 GENERATION = {"do_sample": True, "top_k": 100, "temperature": 1.0, "max_seconds": 60}
 
@@ -66,15 +66,20 @@ def assemble(model_folder, codec_folder, voices_file, out, card=None):
         model.load_state_dict({**average, **tied})
     config = model.config
     model.generation_config = GenerationConfig(
-        max_new_tokens=int(settings.pop("max_seconds") * config.frame_rate), pad_token_id=config.pad_token_id,
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, **settings,
-    )  # fmt: skip
+        max_new_tokens=int(settings.pop("max_seconds") * config.frame_rate),
+        pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        **settings,
+    )
     write_card(partial, pathlib.Path(out).name)
     save_half(model, partial)
     processor = SmallEProcessor(
-        AutoTokenizer.from_pretrained(model_folder), voices=sorted(recipe["voices"]), default_voice=recipe["default"],
+        AutoTokenizer.from_pretrained(model_folder),
+        voices=sorted(recipe["voices"]),
+        default_voice=recipe["default"],
         sampling_rate=config.sampling_rate,
-    )  # fmt: skip
+    )
     processor._codec = load_codec(codec_folder)
     for name, voice in recipe["voices"].items():
         save_voice(partial / "voices" / f"{name}.safetensors", *make_voice(name, voice, processor, config))

@@ -145,10 +145,14 @@ def mixer_settings(kind, rnn, size):
         return {**fields, "cross_attention": "plain", "cross_attention_heads": heads, "cross_rotary_size": turned}
     width = rnn.get("d_blind") or default
     return {
-        **fields, "cross_attention": "paca", "cross_rotary_size": size // cross_heads // 2, "position_size": width,
-        "position_layers": 2 if kind == "AttentiveMamba" else 1, "position_intermediate_size": 4 * width // 3,
+        **fields,
+        "cross_attention": "paca",
+        "cross_rotary_size": size // cross_heads // 2,
+        "position_size": width,
+        "position_layers": 2 if kind == "AttentiveMamba" else 1,
+        "position_intermediate_size": 4 * width // 3,
         "position_gain": None,
-    }  # fmt: skip
+    }
 
 
 def make_config(settings, num_codebooks):
@@ -166,12 +170,21 @@ def make_config(settings, num_codebooks):
     if missing:
         raise ValueError(f"attentive_rnn lacks {', '.join(missing)}.")
     return SmallEConfig(
-        vocab_size=settings["n_txt_vocab"], hidden_size=size, intermediate_size=4 * size // 3,
-        text_layers=encoder.get("n_layers", 4) if encoder_kind else 0, num_attention_heads=encoder.get("heads", 1),
-        partial_rotary_factor=0.5, audio_encoder_layers=rnn["n_layer"], audio_decoder_layers=rnn["n_layer"],
-        expand_k=1.0, expand_v=2.0, num_codebooks=num_codebooks, codebook_size=settings["n_codebook"],
-        tie_word_embeddings=bool(settings.get("tie_embed")), **mixer_settings(kind, rnn, size),
-    )  # fmt: skip
+        vocab_size=settings["n_txt_vocab"],
+        hidden_size=size,
+        intermediate_size=4 * size // 3,
+        text_layers=encoder.get("n_layers", 4) if encoder_kind else 0,
+        num_attention_heads=encoder.get("heads", 1),
+        partial_rotary_factor=0.5,
+        audio_encoder_layers=rnn["n_layer"],
+        audio_decoder_layers=rnn["n_layer"],
+        expand_k=1.0,
+        expand_v=2.0,
+        num_codebooks=num_codebooks,
+        codebook_size=settings["n_codebook"],
+        tie_word_embeddings=bool(settings.get("tie_embed")),
+        **mixer_settings(kind, rnn, size),
+    )
 
 
 def halves(rows, heads, turned):
@@ -280,9 +293,13 @@ def read_tokenizer(path):
         single="[BOS] $A [EOS]", pair="[BOS] $A $B [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", padding_side="left",
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        bos_token="[BOS]",
+        eos_token="[EOS]",
+        padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
-    )  # fmt: skip
+    )
 
 
 def save(model, out, tokenizer=None):
@@ -291,9 +308,13 @@ def save(model, out, tokenizer=None):
     shutil.rmtree(partial, ignore_errors=True)
     config = model.config
     model.generation_config = GenerationConfig(
-        max_new_tokens=int(60 * config.frame_rate), do_sample=True, top_k=100, pad_token_id=config.pad_token_id,
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id,
-    )  # fmt: skip
+        max_new_tokens=int(60 * config.frame_rate),
+        do_sample=True,
+        top_k=100,
+        pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+    )
     model.save_pretrained(partial)
     if tokenizer is not None:
         SmallEProcessor(tokenizer, codec="encodec", sampling_rate=config.sampling_rate).save_pretrained(partial)

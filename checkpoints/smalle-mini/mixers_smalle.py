@@ -7,15 +7,580 @@ comes out. Masked steps leave it untouched. A mixer ends in `o_proj`; parameters
 `init_parameters`.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
 
-from .deltanet_smalle import GatedDeltaNet
-from .mamba_smalle import Mamba, Mamba2
-from .mixer_base_smalle import head_width
-from .recurrence_smalle import STRONGEST, recurrence, wide
-from .rwkv_smalle import RWKV5, RWKV6, RWKV7
+from .linear_attention_smalle import (
+    STRONGEST,
+    chunk_size,
+    decay_sums,
+    fla_kernel,
+    into_chunks,
+    recurrence,
+    wide,
+    zero_state,
+)
+
+# --- mixer base: What mixers have in common: masked rows, token shift, short convolution, widths of heads.
+
+
+def head_width(name, width, num_heads):
+    """Width of one head; ValueError where the heads do not fit."""
+    if width < num_heads or width % num_heads:
+        raise ValueError(f"{name}={width} must be a multiple of the mixer's heads ({num_heads}): change mixer_heads.")
+    return width // num_heads
+
+
+def take(x, order):
+    """Steps of x (B, T, D) in the order (B, T) given for each row."""
+    return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def newest(seen, mask, count):
+    """The last `count` steps that a row has seen, (B, count, D), in fp32: what a mixer has to remember of them.
+
+    seen (B, count + T, D): `count` remembered steps, then the new ones, masked ones last.
+    """
+    if mask is None:
+        return wide(seen[:, seen.shape[1] - count :])
+    return wide(take(seen, mask.sum(1, keepdim=True) + torch.arange(count, device=seen.device)))
+
+
+class CausalMixer(nn.Module):
+    """A mixer that looks at the last few steps. `mix` gets rows whose masked steps stand last, wherever they stood."""
+
+    def mix(self, x, mask, state):
+        raise NotImplementedError
+
+    def forward(self, x, mask=None, state=None):
+        mask = None if mask is None else mask.bool()
+        if mask is None or x.shape[1] == 1:
+            return self.mix(x, mask, state)
+        order = (~mask).long().argsort(dim=1, stable=True)
+        y, state = self.mix(take(x, order), mask.gather(1, order), state)
+        return take(y, order.argsort(dim=1)), state
+
+
+def token_shift(x, mask, last):
+    """The step before each step of x (B, T, D), and the last step (B, D) to remember; `last` is that of the past."""
+    last = x.new_zeros(x.shape[0], x.shape[2]) if last is None else last.to(x.dtype)
+    seen = torch.cat((last[:, None], x), 1)
+    return seen[:, :-1], newest(seen, mask, 1)[:, 0]
+
+
+class ShortConvolution(nn.Conv1d):
+    """Causal convolution of each channel by itself, then SiLU: x (B, T, D), remembered inputs (B, width - 1, D)."""
+
+    def __init__(self, size, width, bias):
+        if width < 2:
+            raise ValueError(f"conv_size={width}: expected at least 2 steps.")
+        super().__init__(size, size, width, groups=size, bias=bias)
+
+    @torch.no_grad()
+    def init_parameters(self):
+        bound = self.kernel_size[0] ** -0.5
+        init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x, mask, state):
+        past = self.kernel_size[0] - 1
+        state = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state.to(x.dtype)
+        seen = torch.cat((state, x), 1)
+        return F.silu(super().forward(seen.transpose(1, 2)).transpose(1, 2)), newest(seen, mask, past)
+
+
+def init_time_step(bias, shortest=1e-3, longest=0.1):
+    """Sets a bias so that softplus(bias) is spread log-uniformly between two time steps (Gu & Dao 2023)."""
+    step = shortest * (longest / shortest) ** torch.rand_like(bias)
+    init.copy_(bias, step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+
+
+# --- deltanet: Gated DeltaNet, and the delta rule that it shares with RWKV-7.
+
+
+def delta_rule(q, k, v, a, b, log_decay, state=None, kernel="auto"):
+    """S_t = (diag(exp(g_t)) + b_t a_t^T) S_{t-1} + k_t v_t^T,  o_t = S_t^T q_t.
+
+    q, k, a, b (B, T, H, K); v (B, T, H, V); log_decay (B, T, H, K), down to -1 a step, or (B, T, H, 1) of any
+    strength. Returns outputs (B, T, H, V) and the final state (B, H, K, V). In parallel over chunks: what the rows
+    a_t read solves a triangular system (the WY form of Yang et al. 2024, arXiv 2406.06484). kernel: see `fla_kernel`.
+    """
+    fla = fla_kernel("delta" if log_decay.shape[-1] > 1 else None, kernel, k)
+    if fla is not None:
+        return fla(q, k, v, a, b, log_decay, state=state)
+    state = zero_state(k, v) if state is None else wide(state)
+    with torch.autocast(q.device.type, enabled=False):
+        if q.shape[1] == 1:
+            return _delta_step(q, k, v, a, b, log_decay, state)
+        size, length = chunk_size(q.shape[1]), q.shape[1]
+        output, state = _delta_chunks(*(wide(into_chunks(x, size)) for x in (q, k, v, a, b, log_decay)), state)
+    return output.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :length].to(v.dtype), state
+
+
+def delta_naive(q, k, v, a, b, log_decay, state=None):
+    """`delta_rule` step by step: its specification."""
+    state = zero_state(k, v) if state is None else wide(state)
+    outputs = []
+    for t in range(q.shape[1]):
+        output, state = _delta_step(*(x[:, t : t + 1] for x in (q, k, v, a, b, log_decay)), state)
+        outputs.append(output)
+    return torch.cat(outputs, 1), state
+
+
+def _delta_step(q, k, v, a, b, log_decay, state):
+    q, k, v, a, b, g = (wide(x[:, 0]) for x in (q, k, v, a, b, log_decay))
+    read = a[..., None, :] @ state
+    state = state * g.exp()[..., None] + b[..., None] * read + k[..., None] * v[..., None, :]
+    return (q[..., None, :] @ state).transpose(1, 2).to(v.dtype), state
+
+
+def _delta_chunks(q, k, v, a, b, g, state):
+    """All inputs (B, H, N, C, D). `read` is what the rows a_t find, in part from the chunk itself, in part from its
+    first state."""
+    upto = g.cumsum(3)
+    before = F.pad(upto[..., :-1, :], (0, 0, 1, 0))
+    pairs, after = (_head_pairs if g.shape[-1] == 1 else _channel_pairs)(upto, before, g)
+    system = torch.eye(g.shape[3], dtype=g.dtype, device=g.device) - pairs(a, b, True)
+    sources = torch.cat((a * before.exp(), pairs(a, k, True) @ v), -1)
+    from_state, own = torch.linalg.solve_triangular(system, sources, upper=False, unitriangular=True).split(
+        (a.shape[-1], v.shape[-1]), -1
+    )
+    to_state = (b * after.exp()).transpose(-1, -2)
+    updates = (k * after.exp()).transpose(-1, -2) @ v + to_state @ own
+    decay, states = upto[..., -1, :, None].exp(), []
+    for n in range(g.shape[2]):
+        states.append(state)
+        state = decay[:, :, n] * state + to_state[:, :, n] @ (from_state[:, :, n] @ state) + updates[:, :, n]
+    states = torch.stack(states, 2)
+    read = own + from_state @ states
+    return (q * upto.exp()) @ states + pairs(q, b, False) @ read + pairs(q, k, False) @ v, state
+
+
+def _head_pairs(upto, before, g):
+    """How rows see earlier columns with one decay a head; and the log decays from each step to the chunk's end."""
+    sums = decay_sums(g.squeeze(-1))
+    inclusive = sums.exp()
+    earlier = F.pad(inclusive[..., :-1, :], (0, 0, 1, 0))
+
+    def pairs(rows, columns, strict):
+        return (rows @ columns.transpose(-1, -2)) * (earlier if strict else inclusive)
+
+    return pairs, sums[..., -1, :, None]
+
+
+def _channel_pairs(upto, before, g):
+    """As `_head_pairs` for decays of each channel, taken relative to the chunk's middle."""
+    middle = upto[..., (g.shape[3] - 1) // 2, None, :]
+
+    def pairs(rows, columns, strict):
+        rows = rows * ((before if strict else upto) - middle).exp()
+        return (rows @ (columns * (middle - upto).exp()).transpose(-1, -2)).tril(-1 if strict else 0)
+
+    return pairs, upto[..., -1:, :] - upto
+
+
+def gated_delta_rule(q, k, v, log_decay, beta, state=None, kernel="auto"):
+    """S_t = exp(g_t) (S_{t-1} - beta_t k_t k_t^T S_{t-1}) + beta_t k_t v_t^T,  o_t = S_t^T q_t.
+
+    q, k (B, T, H, K); v (B, T, H, V); log_decay, beta (B, T, H, 1). Returns as `delta_rule` does. kernel: see
+    `fla_kernel`.
+    """
+    fla = fla_kernel("gated_delta", kernel, k)
+    if fla is not None:
+        return fla(q, k, v, log_decay, beta, state=state)
+    return delta_rule(q, beta * k, v, k, -beta * log_decay.exp() * k, log_decay, state, "torch")
+
+
+def unit(x, eps=1e-6):
+    """Vectors of length one."""
+    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + eps)
+
+
+class GatedDeltaNet(CausalMixer):
+    """Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464): a decay and a delta rule a head, short convolutions.
+
+    state: ((B, H, K, V), the last inputs of the convolution (B, W - 1, 2 H K + H V)).
+    """
+
+    def __init__(self, config, hidden_size, num_heads, index=0):
+        super().__init__()
+        self.config, self.num_heads = config, num_heads
+        self.key_size, self.value_size = int(hidden_size * config.expand_k), int(hidden_size * config.expand_v)
+        head_width("hidden_size * expand_k", self.key_size, num_heads)
+        head_value_size = head_width("hidden_size * expand_v", self.value_size, num_heads)
+        self.q_proj = nn.Linear(hidden_size, self.key_size, bias=False)
+        self.k_proj = nn.Linear(hidden_size, self.key_size, bias=False)
+        self.v_proj = nn.Linear(hidden_size, self.value_size, bias=False)
+        self.g_proj = nn.Linear(hidden_size, self.value_size, bias=False)
+        self.decay_proj = nn.Linear(hidden_size, num_heads, bias=False)
+        self.beta_proj = nn.Linear(hidden_size, num_heads, bias=False)
+        self.conv = ShortConvolution(2 * self.key_size + self.value_size, config.conv_size, bias=False)
+        self.A_log = nn.Parameter(torch.empty(num_heads))
+        self.dt_bias = nn.Parameter(torch.empty(num_heads))
+        self.norm = nn.RMSNorm(head_value_size, eps=config.norm_eps)
+        self.o_proj = nn.Linear(self.value_size, hidden_size, bias=False)
+
+    @torch.no_grad()
+    def init_parameters(self):
+        init.copy_(self.A_log, torch.empty_like(self.A_log).uniform_(0.01, 16).log())
+        init_time_step(self.dt_bias)
+
+    def mix(self, x, mask, state):
+        state, remembered = (None, None) if state is None else state
+        qkv = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), -1)
+        qkv, remembered = self.conv(qkv, mask, remembered)
+        q, k, v = (
+            part.unflatten(-1, (self.num_heads, -1))
+            for part in qkv.split((self.key_size, self.key_size, self.value_size), -1)
+        )
+        time_step = -F.logsigmoid(-(wide(self.decay_proj(x)) + self.dt_bias))  # softplus, but torch.compile knows it
+        decay = -wide(self.A_log).exp() * time_step
+        beta = wide(self.beta_proj(x)).sigmoid()
+        if mask is not None:
+            decay, beta = decay * mask[..., None], beta * mask[..., None]
+        decay, beta = decay[..., None], beta[..., None]
+        q, k = unit(wide(q)) * q.shape[-1] ** -0.5, unit(wide(k))
+        out, state = gated_delta_rule(q, k, v, decay, beta, state, self.config.mixer_kernel)
+        gate = self.g_proj(x).unflatten(-1, (self.num_heads, -1))
+        out = self.norm(out.to(self.norm.weight.dtype)) * F.silu(gate)
+        return self.o_proj(out.flatten(-2)), (state, remembered)
+
+
+# --- rwkv: Time mixing of RWKV v5.2, v6 and v7, and channel mixing of v6. Keys and values are as wide as the hidden size; heads
+
+
+MIX_RANK, DECAY_RANK = 32, 64  # of v6's low-rank maps
+
+
+class RWKV(CausalMixer):
+    """What the versions share: projections, an output norm per head, initial values that depend on depth."""
+
+    def __init__(self, config, hidden_size, num_heads, index):
+        super().__init__()
+        head_width("hidden_size", hidden_size, num_heads)
+        self.config, self.hidden_size, self.num_heads = config, hidden_size, num_heads
+        layers = config.audio_encoder_layers + config.audio_decoder_layers
+        self.depth, self.rest = index / max(1, layers - 1), 1 - index / max(1, layers)  # 0 .. 1, and 1 .. almost 0
+        self.norm_scale = ((index + 1) / max(1, layers)) ** 0.7
+        self.r_proj, self.k_proj, self.v_proj = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(3))
+        self.norm = nn.GroupNorm(num_heads, hidden_size, eps=64e-5)
+        self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def _ramp(self, parameter):
+        """0 .. 1 over the channels."""
+        return torch.linspace(0, 1, self.hidden_size, device=parameter.device)
+
+    def _shares(self, parameter, powers, extra=()):
+        """Shares of the step before in each row of `parameter` (R, D): 1 - (i / D)^(power * rest) - extra."""
+        place = torch.arange(self.hidden_size, device=parameter.device) / self.hidden_size
+        rows = [1 - place ** (power * self.rest) for power in powers]
+        for row, amount in extra:
+            rows[row] = rows[row] - amount
+        init.copy_(parameter, torch.stack(rows))
+
+    def _heads(self, x):
+        return x.unflatten(-1, (self.num_heads, -1))
+
+    def _norm(self, x):
+        """(B, T, H, V) -> (B, T, D), normalised in each head."""
+        return self.norm(x.flatten(0, 1).flatten(1).to(self.norm.weight.dtype)).reshape(x.shape[0], x.shape[1], -1)
+
+
+def keep(mask, *tensors):
+    """The tensors (B, T, H, K), zero in masked steps."""
+    return tensors if mask is None else tuple(x * mask[..., None, None] for x in tensors)
+
+
+class RWKV5(RWKV):
+    """RWKV v5.2 (Peng et al. 2024, arXiv 2404.05892): a constant decay a channel and a bonus for the present step."""
+
+    names = "rkvg"
+
+    def __init__(self, config, hidden_size, num_heads, index=0):
+        super().__init__(config, hidden_size, num_heads, index)
+        self.g_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.shares = nn.Parameter(torch.empty(len(self.names), hidden_size))
+        self.decay = nn.Parameter(torch.empty(hidden_size))
+        self.bonus = nn.Parameter(torch.empty(hidden_size))
+
+    @torch.no_grad()
+    def init_parameters(self):
+        power = {"r": 0.5, "g": 0.5}
+        extra = [(self.names.index("v"), 0.3 * self.depth)]
+        self._shares(self.shares, [power.get(name, 1.0) for name in self.names], extra)
+        ramp = self._ramp(self.decay)
+        init.copy_(self.decay, -6 + 5 * ramp ** (0.7 + 1.3 * self.depth))
+        zigzag = (torch.arange(1, self.hidden_size + 1, device=ramp.device) % 3 - 1) * 0.1
+        init.copy_(self.bonus, self.depth * (1 - ramp) + zigzag)
+        for layer, gain in ((self.r_proj, 1.0), (self.k_proj, 0.1), (self.v_proj, 1.0), (self.g_proj, 0.1)):
+            init.orthogonal_(layer.weight, gain=gain)
+        init.constant_(self.norm.weight, self.norm_scale)
+
+    def _inputs(self, x, change):
+        """Inputs of the projections r, k, v, g, and the decay before its two exponentials: broadcasts to (B, T, D)."""
+        r, k, v, g = (x + change * share for share in self.shares)
+        return r, k, v, g, self.decay
+
+    def mix(self, x, mask, state):
+        state, last = (None, None) if state is None else state
+        previous, last = token_shift(x, mask, last)
+        r, k, v, g, decay = self._inputs(x, previous - x)
+        r, k, v = (self._heads(layer(part)) for layer, part in ((self.r_proj, r), (self.k_proj, k), (self.v_proj, v)))
+        decay = self._heads(-wide(decay).exp()).expand_as(k)
+        k, decay = keep(mask, k, decay)
+        bonus = self.bonus.unflatten(0, (self.num_heads, -1))
+        out, state = recurrence(r, k, v, decay, state, self.config.mixer_kernel, bonus)
+        return self.o_proj(self._norm(out) * F.silu(self.g_proj(g))), (state, last)
+
+
+class RWKV6(RWKV5):
+    """RWKV v6 (Peng et al. 2024, arXiv 2404.05892): as v5.2, with shares and decay that depend on the input."""
+
+    names = "wkvrg"
+
+    def __init__(self, config, hidden_size, num_heads, index=0):
+        super().__init__(config, hidden_size, num_heads, index)
+        self.share = nn.Parameter(torch.empty(1, hidden_size))
+        self.share_down = nn.Parameter(torch.empty(hidden_size, 5 * MIX_RANK))
+        self.share_up = nn.Parameter(torch.empty(5, MIX_RANK, hidden_size))
+        self.decay_down = nn.Parameter(torch.empty(hidden_size, DECAY_RANK))
+        self.decay_up = nn.Parameter(torch.empty(DECAY_RANK, hidden_size))
+
+    @torch.no_grad()
+    def init_parameters(self):
+        super().init_parameters()
+        self._shares(self.share, [1.0])
+        for down, up in ((self.share_down, self.share_up), (self.decay_down, self.decay_up)):
+            init.zeros_(down)
+            init.uniform_(up, -0.01, 0.01)
+
+    def _inputs(self, x, change):
+        low = torch.tanh((x + change * self.share) @ self.share_down).unflatten(-1, (5, MIX_RANK))
+        shares = self.shares + torch.einsum("btnr,nrd->btnd", low, self.share_up)
+        w, k, v, r, g = (x[..., None, :] + change[..., None, :] * shares).unbind(-2)
+        return r, k, v, g, self.decay + torch.tanh(w @ self.decay_down) @ self.decay_up
+
+
+class RWKV7(RWKV):
+    """RWKV v7 (Peng et al. 2025, arXiv 2503.14456): a delta rule with decays a channel.
+
+    Without the mixing of the first layer's values into later layers: a mixer sees its own block only.
+    """
+
+    def __init__(self, config, hidden_size, num_heads, index=0):
+        super().__init__(config, hidden_size, num_heads, index)
+
+        def low_rank(factor):
+            rank = max(32, 32 * round(factor * hidden_size**0.5 / 32))
+            return nn.Parameter(torch.empty(hidden_size, rank)), nn.Parameter(torch.empty(rank, hidden_size))
+
+        self.shares = nn.Parameter(torch.empty(6, hidden_size))
+        self.decay_down, self.decay_up = low_rank(2.5)
+        self.rate_down, self.rate_up = low_rank(2.5)
+        self.gate_down, self.gate_up = low_rank(5)
+        self.decay, self.rate, self.key_scale, self.key_rate = (
+            nn.Parameter(torch.empty(hidden_size)) for _ in range(4)
+        )
+        self.bonus = nn.Parameter(torch.empty(hidden_size))
+
+    @torch.no_grad()
+    def init_parameters(self):
+        self._shares(self.shares, (0.2, 0.9, 0.7, 0.7, 0.9, 0.2))  # r, w, k, v, a, g
+        ramp, width = self._ramp(self.decay), self.hidden_size // self.num_heads
+        in_head = torch.linspace(-1, 1, width, device=ramp.device).repeat(self.num_heads)
+        zigzag, centred = in_head * in_head.abs(), ramp - 0.5
+        init.copy_(self.decay, -5.5 + 6 * ramp ** (1 + self.depth**0.3) + 2.5 * zigzag)
+        init.copy_(self.rate, -0.19 + 0.3 * zigzag + 0.4 * centred)
+        init.copy_(self.key_scale, 0.71 - 0.1 * centred)
+        init.constant_(self.key_rate, 1.02)
+        init.constant_(self.bonus, -0.04)
+        for down, up in (
+            (self.decay_down, self.decay_up),
+            (self.rate_down, self.rate_up),
+            (self.gate_down, self.gate_up),
+        ):
+            init.zeros_(down)
+            init.orthogonal_(up, gain=0.1 * max(1, up.shape[0] / up.shape[1]) ** 0.5)
+        for layer, scale in ((self.r_proj, 0.5), (self.k_proj, 0.05), (self.v_proj, 0.5)):
+            bound = scale * self.hidden_size**-0.5
+            init.uniform_(layer.weight, -bound, bound)
+        init.constant_(self.norm.weight, self.norm_scale)
+
+    def mix(self, x, mask, state):
+        state, last = (None, None) if state is None else state
+        previous, last = token_shift(x, mask, last)
+        change = previous - x
+        r, w, k, v, a, g = (x + change * share for share in self.shares)
+        r, k, v = self.r_proj(r), self.k_proj(k), self._heads(self.v_proj(v))
+        w = wide(self.decay + torch.tanh(w @ self.decay_down) @ self.decay_up)
+        decay = self._heads(-math.exp(-0.5) * w.sigmoid())  # between -0.607 and 0
+        a = (self.rate + a @ self.rate_down @ self.rate_up).sigmoid()
+        removed = F.normalize(self._heads(wide(k * self.key_scale)), dim=-1)
+        k = self._heads(k * (1 + (a - 1) * self.key_rate))
+        r, written = self._heads(r), removed * self._heads(a)
+        k, decay, written = keep(mask, k, decay, written)
+        out, state = delta_rule(r, k, v, -removed, written, decay, state, self.config.mixer_kernel)
+        present = (r * k * self._heads(self.bonus)).sum(-1, keepdim=True) * v
+        out = self._norm(out) + present.flatten(-2)
+        return self.o_proj(out * (torch.sigmoid(g @ self.gate_down) @ self.gate_up)), (state, last)
+
+
+class ChannelMix(CausalMixer):
+    """Channel mixing of RWKV v6, a feed-forward layer that sees the step before. state: the last input (B, D)."""
+
+    def __init__(self, hidden_size, index, depth):
+        super().__init__()
+        size = max(1, int(3.5 * hidden_size) // 32) * 32
+        self.rest = 1 - index / max(1, depth)
+        self.shares = nn.Parameter(torch.empty(2, hidden_size))
+        self.k_proj = nn.Linear(hidden_size, size, bias=False)
+        self.r_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.v_proj = nn.Linear(size, hidden_size, bias=False)
+
+    @torch.no_grad()
+    def init_parameters(self):
+        size = self.shares.shape[1]
+        place = torch.arange(size, device=self.shares.device) / size
+        init.copy_(self.shares, (1 - place**self.rest).expand(2, -1))
+
+    def mix(self, x, mask, state):
+        previous, last = token_shift(x, mask, state)
+        k, r = (x + (previous - x) * share for share in self.shares)
+        return torch.sigmoid(self.r_proj(r)) * self.v_proj(F.relu(self.k_proj(k)) ** 2), last
+
+
+# --- mamba: Mamba and Mamba-2: selective state spaces. The inner width is `expand_v` times the hidden size.
+
+
+CHUNK, SEGMENT = 16, 256  # steps
+
+
+def selective_scan(x, dt, A, B, C, state=None):
+    """h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T,  y_t = h_t C_t for every channel.
+
+    x, dt (B, T, D), A (D, N), B and C (B, T, N). Returns y (B, T, D) and the final state (B, D, N). Memory is that of
+    256 steps: longer sequences compute theirs again in the backward pass.
+    """
+    x, dt, A, B, C = (wide(part) for part in (x, dt, A, B, C))
+    state = x.new_zeros(x.shape[0], *A.shape) if state is None else wide(state)
+    save_memory = torch.is_grad_enabled() and x.shape[1] > SEGMENT
+    outputs = []
+    with torch.autocast(x.device.type, enabled=False):
+        if x.shape[1] == 1:
+            state = (dt[:, 0, :, None] * A).exp() * state + (dt * x)[:, 0, :, None] * B
+            return (state @ C.transpose(1, 2)).transpose(1, 2), state
+        for parts in zip(*(part.split(SEGMENT, 1) for part in (x, dt, B, C)), strict=True):
+            if save_memory:
+                y, state = checkpoint(_scan_segment, *parts, A, state, use_reentrant=False, preserve_rng_state=False)
+            else:
+                y, state = _scan_segment(*parts, A, state)
+            outputs.append(y)
+    return torch.cat(outputs, 1), state
+
+
+def _scan_segment(x, dt, B, C, A, state):
+    """Chunks of 16 steps side by side, each from a state of zero; then what its first state adds to each."""
+    length = x.shape[1]
+    size = min(CHUNK, length)
+    pad = -length % size
+    x, dt, B, C = (F.pad(part, (0, 0, 0, pad)).unflatten(1, (-1, size)) for part in (x, dt, B, C))  # (B, M, S, ·)
+    local, own = torch.zeros_like(x[:, :, 0, :, None] * A), []
+    for t in range(size):
+        update = (dt[:, :, t] * x[:, :, t])[..., None] * B[:, :, t, None]
+        local = (dt[:, :, t, :, None] * A).exp() * local + update
+        own.append((local @ C[:, :, t, :, None]).squeeze(-1))
+    passed = dt.cumsum(2)
+    decay, starts = (passed[:, :, -1, :, None] * A).exp(), []
+    for m in range(x.shape[1]):
+        starts.append(state)
+        state = decay[:, m] * state + local[:, m]
+    starts = torch.stack(starts, 1)[:, :, None]
+    carried = ((passed[..., None] * A).exp() * starts @ C[..., None]).squeeze(-1)
+    return (torch.stack(own, 2) + carried).flatten(1, 2)[:, :length], state
+
+
+class Mamba(CausalMixer):
+    """Mamba (Gu & Dao 2023, arXiv 2312.00752). It has no heads.
+
+    state: (the channels' states (B, D, N), the last inputs of the convolution (B, W - 1, D)).
+    """
+
+    def __init__(self, config, hidden_size, num_heads, index=0):
+        super().__init__()
+        self.config = config
+        size, self.rank = int(hidden_size * config.expand_v), math.ceil(hidden_size / 16)
+        self.state_size = config.state_size or 16
+        self.in_proj = nn.Linear(hidden_size, 2 * size, bias=False)
+        self.conv = ShortConvolution(size, config.conv_size, bias=True)
+        self.x_proj = nn.Linear(size, self.rank + 2 * self.state_size, bias=False)
+        self.dt_proj = nn.Linear(self.rank, size)
+        self.A_log = nn.Parameter(torch.empty(size, self.state_size))
+        self.D = nn.Parameter(torch.empty(size))
+        self.o_proj = nn.Linear(size, hidden_size, bias=False)
+
+    @torch.no_grad()
+    def init_parameters(self):
+        rates = torch.arange(1, self.state_size + 1, device=self.A_log.device).float()  # S4D-real
+        init.copy_(self.A_log, rates.log().expand_as(self.A_log))
+        init.ones_(self.D)
+        init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
+        init_time_step(self.dt_proj.bias)
+
+    def mix(self, x, mask, state):
+        fla_kernel(None, self.config.mixer_kernel, x)  # there is none: refuses to be told so
+        state, remembered = (None, None) if state is None else state
+        x, gate = self.in_proj(x).chunk(2, -1)
+        x, remembered = self.conv(x, mask, remembered)
+        dt, B, C = self.x_proj(x).split((self.rank, self.state_size, self.state_size), -1)
+        dt = F.softplus(wide(F.linear(dt, self.dt_proj.weight)) + self.dt_proj.bias)
+        if mask is not None:
+            dt = dt * mask[..., None]
+        y, state = selective_scan(x, dt, -wide(self.A_log).exp(), B, C, state)
+        y = (y + self.D * x) * F.silu(gate)
+        return self.o_proj(y.to(x.dtype)), (state, remembered)
+
+
+class Mamba2(CausalMixer):
+    """Mamba-2 (Dao & Gu 2024, arXiv 2405.21060): one decay a head; all heads share B and C.
+
+    state: (the heads' states (B, H, N, D / H), the last inputs of the convolution (B, W - 1, D + 2 N)).
+    """
+
+    def __init__(self, config, hidden_size, num_heads, index=0):
+        super().__init__()
+        self.config, self.num_heads, self.size = config, num_heads, int(hidden_size * config.expand_v)
+        self.state_size = config.state_size or 128
+        head_width("hidden_size * expand_v", self.size, num_heads)
+        self.in_proj = nn.Linear(hidden_size, 2 * self.size + 2 * self.state_size + num_heads, bias=False)
+        self.conv = ShortConvolution(self.size + 2 * self.state_size, config.conv_size, bias=True)
+        self.A_log, self.dt_bias, self.D = (nn.Parameter(torch.empty(num_heads)) for _ in range(3))
+        self.norm = nn.RMSNorm(self.size, eps=config.norm_eps)
+        self.o_proj = nn.Linear(self.size, hidden_size, bias=False)
+
+    @torch.no_grad()
+    def init_parameters(self):
+        init.copy_(self.A_log, torch.empty_like(self.A_log).uniform_(1, 16).log())
+        init_time_step(self.dt_bias)
+        init.ones_(self.D)
+
+    def mix(self, x, mask, state):
+        state, remembered = (None, None) if state is None else state
+        gate, x, dt = self.in_proj(x).split((self.size, self.size + 2 * self.state_size, self.num_heads), -1)
+        x, remembered = self.conv(x, mask, remembered)
+        x, B, C = x.split((self.size, self.state_size, self.state_size), -1)
+        x, dt = x.unflatten(-1, (self.num_heads, -1)), F.softplus(wide(dt) + self.dt_bias)
+        if mask is not None:
+            dt = dt * mask[..., None]
+        decay = (-wide(self.A_log).exp() * dt)[..., None]
+        y, state = recurrence(C[:, :, None], B[:, :, None], x * dt[..., None], decay, state, self.config.mixer_kernel)
+        y = (y + self.D[:, None] * x).flatten(-2) * F.silu(wide(gate))
+        return self.o_proj(self.norm(y.to(self.norm.weight.dtype)).to(gate.dtype)), (state, remembered)
 
 
 class GatedLinearAttention(nn.Module):

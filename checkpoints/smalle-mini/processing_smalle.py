@@ -11,22 +11,21 @@ from transformers.processing_utils import ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
 from .alignment_smalle import monotonic_path, word_times
-from .chat_smalle import conversations_of, read_conversation
-from .checks_smalle import INTEGERS, as_tensor
+from .audio_smalle import write_wav
+from .cache_smalle import join_state
 from .codec_smalle import load_codec
 from .hub_smalle import HubMixin
-from .initial_state_smalle import join_state
 from .streaming_smalle import LONGEST, in_threads, sentences, stream_audio, stream_codes, until_left
-from .text_smalle import normalize
-from .vocos_chunks_smalle import block_sizes
-from .voice_smalle import Voice, is_one_recording, join_voices, load_voice, save_voice, to_waveform
-from .wav_smalle import write_wav
+from .text_normalization_smalle import normalize
+from .validation_smalle import INTEGERS, as_tensor
+from .vocos_smalle import block_sizes
+from .voices_smalle import Voice, is_one_recording, load_voice, save_voice, to_waveform
 
 WORD = re.compile(r"\w+(?:['-]\w+)*")
 
 
 class SmallETextKwargs(TextKwargs, total=False):
-    """Settings of the tokenizer's call, and normalize_text: read texts as English (`text_smalle`)."""
+    """Settings of the tokenizer's call, and normalize_text: read texts as English (`text_normalization_smalle`)."""
 
     normalize_text: bool | None
 
@@ -61,9 +60,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     _auto_class = "AutoProcessor"
     valid_processor_kwargs = SmallEProcessorKwargs
 
-    def __init__(self, tokenizer, codec="codec", voices=None, default_voice=None, sampling_rate=24000,
-                 codec_id=None, chat_template=None):  # fmt: skip
-        super().__init__(tokenizer, chat_template=chat_template)
+    def __init__(self, tokenizer, codec="codec", voices=None, default_voice=None, sampling_rate=24000, codec_id=None):
+        super().__init__(tokenizer)
         self.codec_name, self.default_voice = codec, default_voice
         self.voices, self.sampling_rate = list(voices or []), sampling_rate
         self.source, self._source_options, self._loaded_voices = None, {}, {}
@@ -126,13 +124,13 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             text: what to say, one string or a list.
             voice: name of a preset, or path of a voice file, which is any `Voice`; or a list with one for each text.
             audio, audio_text, sampling_rate: a voice to clone: samples (L,) or (channels, L), path or bytes of a
-                recording, or a row of a data set (`voice_smalle.open_recording`); what it says, so that the model goes
+                recording, or a row of a data set (`voices_smalle.open_recording`); what it says, so that the model goes
                 on from it, or None, so that it hears who speaks and no more (models with a speaker encoder); samples a
                 second of a waveform. Audio and text may be lists with one for each text.
             unprompted: also return unprompted_input_ids, unprompted_attention_mask (B, M), the texts alone, which
                 `generate(voice_guidance_scale=...)` needs.
             normalize_text: False leaves text and audio_text as they are, for texts that are spelled out already or in
-                another language; by default they are read as English (`text_smalle`).
+                another language; by default they are read as English (`text_normalization_smalle`).
             **kwargs: also settings of the tokenizer's call; all of them flat, or in text_kwargs and audio_kwargs.
 
         Returns:
@@ -155,38 +153,6 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         rate = settings["audio_kwargs"].get("sampling_rate")
         return self._recorded_voices(audio, audio_text, rate, count, normalize_text)
 
-    def apply_chat_template(self, conversation, tokenize=False, return_dict=False, add_generation_prompt=True,
-                            processor_kwargs=None, **kwargs):  # fmt: skip
-        """What `generate()` or a reader gets of a conversation, or of a list of them (`chat_smalle`).
-
-        The last message is spoken, in the voice of the messages before it, each a recording and what it says; without
-        them by `voice`, as in a call. There is no mark-up that a template would have to write.
-
-        Args:
-            tokenize: False gives the text that the model reads, a string or a list of them.
-            return_dict: with tokenize, all inputs of `generate()`, else input_ids (B, N).
-            processor_kwargs: settings of the processor's call: voice, sampling_rate, unprompted, normalize_text...
-        """
-        settings = {**(processor_kwargs or {}), **kwargs}
-        voice, unprompted = settings.pop("voice", None), settings.pop("unprompted", None)
-        settings = self._settings(settings)
-        as_english = settings["text_kwargs"].pop("normalize_text")
-        conversations, several = conversations_of(conversation)
-        texts, contexts = zip(*map(read_conversation, conversations))
-        if voice is not None and any(contexts):
-            raise ValueError("Give either voice (a preset) or recordings in the conversation, not both.")
-        rate = settings["audio_kwargs"].get("sampling_rate")
-        prompts = [
-            join_voices([self.encode_voice(*recorded, rate, as_english) for recorded in context]) if context else preset
-            for context, preset in zip(contexts, self._voices(voice, len(texts)))
-        ]
-        texts = [self.read(text, as_english) for text in texts]
-        if not tokenize:
-            read = list(map(self._joined, prompts, texts))
-            return read if several else read[0]
-        inputs = self._inputs(texts, prompts, unprompted, settings)
-        return inputs if return_dict else inputs["input_ids"]
-
     def _joined(self, prompt, text):
         """What the model reads: what a prompt says, then the text."""
         return " ".join(filter(None, (prompt.text, text)))
@@ -205,8 +171,20 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             data.update({f"unprompted_{name}": tensor for name, tensor in alone.items()})
         return BatchFeature(data)
 
-    def stream(self, model, text, voice=None, audio=None, audio_text=None, sampling_rate=None, chunk_frames=None,
-               seed=None, longest=LONGEST, normalize_text=True, **settings):  # fmt: skip
+    def stream(
+        self,
+        model,
+        text,
+        voice=None,
+        audio=None,
+        audio_text=None,
+        sampling_rate=None,
+        chunk_frames=None,
+        seed=None,
+        longest=LONGEST,
+        normalize_text=True,
+        **settings,
+    ):
         """Speaks a text of any length: a generator of waveforms (L,) float32 on the CPU, as soon as they are certain.
 
         Joined they are the same whatever the chunks. A long text is read sentence by sentence, in the same voice and as
@@ -282,7 +260,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         return [self._voice(name) for name in voices]
 
     def spell(self, text):
-        """English text as it is spoken, in characters that the tokenizer knows (`text_smalle.normalize`)."""
+        """English text as it is spoken, in characters that the tokenizer knows (`text_normalization_smalle.normalize`)."""
         known = {c for token in self.tokenizer.get_vocab() if not token.startswith("[") for c in token}
         return normalize(text, known)
 
@@ -452,10 +430,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         path = monotonic_path(alignment[:, alignment.shape[1] - len(offsets) + first :])
         words = [(match.start() + begin, match.end() + begin) for match in WORD.finditer(text)]
         times = word_times(path, offsets[first:], words, self.codec.frame_rate)
-        return [
-            {"word": joined[slice(*word)], "start": start, "end": end}
-            for word, (start, end) in zip(words, times)
-        ]
+        return [{"word": joined[slice(*word)], "start": start, "end": end} for word, (start, end) in zip(words, times)]
 
     def save_audio(self, audio, saving_path):
         """Writes 16-bit wav files, each complete or not at all; returns their paths.

@@ -7,6 +7,7 @@ A head of our own, `excitation: harmonic`, filters pulses at a predicted fundame
 
 import functools
 import math
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,55 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_smalle import check_kinds, check_positive
-from .excitation_smalle import noise, pulse_train
+
+# --- excitation: Excitation of a vocoder: a pulse train that follows a fundamental frequency, and noise.
+
+
+NOISE_FRAMES = 1024
+
+
+def pulse_train(f0, hop_length, sampling_rate):
+    """Pulses (B, T * hop_length) of f0 (B, T) in Hz: a cosine of amplitude 1 for each harmonic below 0.46 of the rate.
+
+    f0[:, t] holds in the middle of frame t, and in between it is interpolated.
+    """
+    return pulses_between(F.pad(f0[:, None], (1, 1), "replicate")[:, 0], hop_length, sampling_rate)[0]
+
+
+def pulses_between(f0, hop_length, sampling_rate, phase=None):
+    """As `pulse_train`, of T frames with neighbours: f0 (B, T + 2) -> pulses (B, T * hop_length), phase after them.
+
+    phase (B,): cycles, 0 to 1, in double precision, where the frames before have ended; None: 0.
+    """
+    before, now, after = (part.float()[..., None] for part in (f0[:, :-2], f0[:, 1:-1], f0[:, 2:]))
+    place = (torch.arange(hop_length, device=f0.device) + 0.5) / hop_length - 0.5  # frames from the middle of one's own
+    f0 = (now + place.clamp(max=0) * (now - before) + place.clamp(min=0) * (after - now)).clamp(min=20.0)
+    cycles = (f0 / sampling_rate).cumsum(2)
+    ends = cycles[..., -1].cpu().double().cumsum(1)  # single precision would lose the high harmonics' phase
+    starts = F.pad(ends, (1, 0)) + (0.0 if phase is None else phase[:, None])
+    starts = starts % 1.0
+    cycles = (cycles + starts[:, :-1, None].to(cycles)).flatten(1)
+    phase = 2 * math.pi * (cycles - cycles.round())  # around 0, where the quotient below needs every digit
+    harmonics = (0.46 * sampling_rate / f0).floor().flatten(1)
+    # the sum of cos(h * phase), h = 1 ... harmonics, in closed form; its limit where the phase passes zero
+    half = (phase / 2).sin()
+    summed = ((harmonics + 0.5) * phase).sin() / (2 * torch.where(half.abs() < 1e-6, torch.ones_like(half), half)) - 0.5
+    return torch.where(half.abs() < 1e-6, harmonics, summed), starts[:, -1]
+
+
+@functools.lru_cache(maxsize=8)
+def noise_table(bins, device):
+    """Complex normal noise (NOISE_FRAMES, bins), the same in every process."""
+    with torch.inference_mode(False):
+        noise = torch.randn(NOISE_FRAMES, bins, 2, generator=torch.Generator().manual_seed(0))
+        return torch.view_as_complex(noise).to(device)
+
+
+def noise(frames, bins, device, start=0):
+    """Complex normal noise (frames, bins): frame t of any audio takes row start + t of the table, round again."""
+    rows = (torch.arange(frames, device=device) + start) % NOISE_FRAMES
+    return noise_table(bins, device)[rows]
+
 
 MAX_LOG_MAGNITUDE = math.log(1e2)
 
@@ -316,3 +365,162 @@ def convert_original(state, hop_length=None, padding=None):
     model = Vocos(config)
     model.load_state_dict(weights)
     return model.eval()
+
+
+# --- vocos chunks: Vocos in chunks: the audio of all frames at once, whatever the chunks, in memory that does not grow.
+
+
+BLOCKS = (64, 16), (256, 32), (float("inf"), 64)  # up to this frame, blocks of this size: first soon, then fast
+
+
+@dataclass
+class PulseState:
+    """Where pulses stand: voice, breath (B, W, bins): filters of spectral frames whose pulses are not complete;
+    f0 (B, 1, 2 at most), pulses (B, < n_fft): the last ones, which frames to come overlap; phase (B,): cycles there."""
+
+    voice: torch.Tensor
+    breath: torch.Tensor
+    f0: torch.Tensor | None = None
+    pulses: torch.Tensor | None = None
+    phase: torch.Tensor | None = None
+
+
+@dataclass
+class VocosState:
+    """Where a decoder stands, a value: hand it back to go on.
+
+    waiting: features (B, C, < 64) that no block holds yet; taken: frames before them; refiner: its state; inputs: of
+    each convolution, its last inputs (B, C, < kernel); pulses: where there are any; sums (B + 1, n_fft - hop): what
+    lies already on the samples to come, in the last row the squared windows; frame: spectral frames done.
+    """
+
+    waiting: torch.Tensor
+    taken: int = 0
+    refiner: object = None
+    inputs: tuple[torch.Tensor, ...] = ()
+    pulses: PulseState | None = None
+    sums: torch.Tensor | None = None
+    frame: int = 0
+
+
+def join(kept, new, edge, last, mode="constant"):
+    """What was kept and what is new, in the last dimension; at the start and at the end padded by `edge`."""
+    seen = new if kept is None else torch.cat((kept, new), -1)
+    return F.pad(seen, (edge if kept is None else 0, edge if last else 0), mode)
+
+
+def count(seen, size, step=1):
+    """Windows that fit into the last dimension, and what windows to come need of it."""
+    ready = max(0, (seen.shape[-1] - size) // step + 1)
+    return ready, seen[..., ready * step :]
+
+
+def convolve(layer, x, kept, last, ahead=None):
+    """Of a convolution that keeps the length: inputs and outputs (B, C, T') that are certain now, and what is kept.
+
+    `ahead`: inputs that an output sees after its own, by default half of the kernel.
+    """
+    size = layer.kernel_size[0]
+    ahead = size // 2 if ahead is None else ahead
+    before = size - 1 - ahead
+    seen = F.pad(x, (before, 0)) if kept is None else torch.cat((kept, x), -1)
+    seen = F.pad(seen, (0, ahead if last else 0))
+    ready, kept = count(seen, size)
+    if not ready:
+        return x[..., :0], x.new_zeros(len(x), layer.out_channels, 0), kept
+    y = F.conv1d(seen, layer.weight, layer.bias, groups=layer.groups)
+    return seen[..., before : before + ready], y, kept
+
+
+def backbone(vocos, features, kept, condition, last):
+    """Features (B, C, T) to what the head sees (B, T', D), and the inputs kept of each convolution."""
+    kept = list(kept or [None] * (1 + len(vocos.convnext)))
+    _, x, kept[0] = convolve(vocos.embed, features, kept[0], last)
+    x = vocos.norm(x.transpose(1, 2), condition).transpose(1, 2)
+    for n, block in enumerate(vocos.convnext, 1):
+        x, y, kept[n] = convolve(block.dwconv, x, kept[n], last)
+        x = block.pointwise(x, y, condition)
+    return vocos.final_layer_norm(x.transpose(1, 2)), tuple(kept)
+
+
+def excite(head, x, state, frame, last):
+    """What `HarmonicHead.forward` gives, of the frames whose pulses are complete now, and where the pulses stand."""
+    n_fft, hop = head.config.n_fft, head.config.spectral_hop
+    voice, breath, f0 = head.filters(x)
+    state = PulseState(voice[:, :0], breath[:, :0]) if state is None else state
+    voice, breath = torch.cat((state.voice, voice), 1), torch.cat((state.breath, breath), 1)
+    f0 = join(state.f0, f0[:, None], 1, last, "replicate")
+    pulses, phase = pulses_between(f0[:, 0], hop, head.config.sampling_rate, state.phase)
+    pulses = join(state.pulses, pulses, (n_fft - hop) // 2, last)
+    ready, later = count(pulses, n_fft, hop)
+    state = PulseState(voice[:, ready:], breath[:, ready:], count(f0, 3)[1], later, phase)
+    if not ready:
+        return voice[:, :0], state
+    hiss = noise(ready, n_fft // 2 + 1, x.device, frame)
+    return spectra(pulses, n_fft, hop) * voice[:, :ready] + hiss * breath[:, :ready], state
+
+
+def overlap(spectrum, config, sums, frame, last):
+    """What `inverse_stft` gives, of the samples that are complete now, and what lies on those to come."""
+    n_fft, hop, frames = config.n_fft, config.spectral_hop, spectrum.shape[1]
+    window = hann_window(n_fft, spectrum.device)
+    waves = torch.fft.irfft(spectrum, n_fft) * window
+    laid = overlap_add(torch.cat((waves, (window**2).expand(1, frames, -1))), hop, 0)
+    if sums is not None:
+        laid[:, : sums.shape[1]] += sums
+    trim = (n_fft - hop) // 2 if config.padding == "same" else n_fft // 2
+    complete = laid[:, max(0, trim - frame * hop) : laid.shape[1] - trim if last else frames * hop]
+    return complete[:-1] / complete[-1:].clamp(min=1e-11), laid[:, frames * hop :]
+
+
+def block_size(taken):
+    """Frames of the block that begins at a frame."""
+    return next(size for end, size in BLOCKS if taken < end)
+
+
+def block_sizes():
+    """Frames of one block after the other, without end."""
+    taken = 0
+    while True:
+        yield block_size(taken)
+        taken += block_size(taken)
+
+
+def advance(vocos, features, state, condition, last, refiner):
+    """The waveform (B, L) that is certain after these features (B, C, T), and the state after them."""
+    silence = torch.zeros(len(features), 0, device=features.device)
+    if refiner is not None:
+        features, refined = refiner(features, state.refiner, last)
+        state = replace(state, refiner=refined)
+    x, inputs = backbone(vocos, features.to(vocos.embed.weight.dtype), state.inputs, condition, last)
+    state = replace(state, inputs=inputs)
+    if not x.shape[1]:
+        return silence, state
+    if vocos.config.excitation == "harmonic":
+        spectrum, pulses = excite(vocos.out, x, state.pulses, state.frame, last)
+    else:
+        spectrum, pulses = vocos.out(x)[0], None
+    state = replace(state, pulses=pulses)
+    if not spectrum.shape[1]:
+        return silence, state
+    waveform, sums = overlap(spectrum, vocos.config, state.sums, state.frame, last)
+    return waveform, replace(state, sums=sums, frame=state.frame + spectrum.shape[1])
+
+
+@torch.no_grad()
+def decode_chunk(vocos, features, state=None, last=False, bandwidth_id=None, refiner=None):
+    """The waveform (B, L) that is certain after these features (B, C, T), T >= 0, and the state to go on from.
+
+    Joined over all chunks it is `vocos(all features)`, and the same to the last bit whatever the chunks. `last`: no
+    more will come; the state is None then. refiner: what features go through before (`codec_smalle`), or None.
+    """
+    condition = vocos.condition(features, bandwidth_id)
+    state = VocosState(features[..., :0]) if state is None else state
+    features, waves = torch.cat((state.waiting, features), 2), [torch.zeros(len(features), 0, device=features.device)]
+    while (size := block_size(state.taken)) <= features.shape[2]:
+        wave, state = advance(vocos, features[..., :size], state, condition, False, refiner)
+        features, state = features[..., size:], replace(state, taken=state.taken + size)
+        waves.append(wave)
+    if last and (state.taken or features.shape[2]):
+        waves.append(advance(vocos, features, state, condition, True, refiner)[0])
+    return torch.cat(waves, 1), None if last else replace(state, waiting=features)

@@ -40,9 +40,19 @@ class NotAvailable(Exception):
 def download(version, folder):
     """The sdist of this version of transformers, fetched with pip into `folder`."""
     command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--retries=1",
-        "--timeout=15", "--no-binary=transformers", f"--dest={folder}", f"transformers=={version}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--retries=1",
+        "--timeout=15",
+        "--no-binary=transformers",
+        f"--dest={folder}",
+        f"transformers=={version}",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     except subprocess.TimeoutExpired as error:

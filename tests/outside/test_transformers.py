@@ -16,7 +16,7 @@ from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEModel, SmallEProce
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
 from smalle.processing_smalle import Voice
 from tests.outside import sdist
-from train.tokenizer import train_tokenizer
+from train.data.tokenizer import train_tokenizer
 
 pytest.importorskip("parameterized", reason="transformers' test classes need the package parameterized")
 try:
@@ -44,10 +44,22 @@ SKIPS = {
     "it is that of the recording that is given",
 }
 TINY = dict(
-    vocab_size=64, hidden_size=32, intermediate_size=48, text_layers=1, num_attention_heads=2, audio_encoder_layers=1,
-    audio_decoder_layers=1, decoder_layers=2, mixer_heads=2, expand_k=0.5, expand_v=1.0, position_size=16,
-    num_codebooks=3, codebook_size=20, frame_rate=50.0,
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    text_layers=1,
+    num_attention_heads=2,
+    audio_encoder_layers=1,
+    audio_decoder_layers=1,
+    decoder_layers=2,
+    mixer_heads=2,
+    expand_k=0.5,
+    expand_v=1.0,
+    position_size=16,
+    num_codebooks=3,
+    codebook_size=20,
+    frame_rate=50.0,
+)
 
 
 def without_skips(test_class):

@@ -10,10 +10,21 @@ from smalle.export import export
 from train.assemble import assemble
 
 TINY = dict(
-    vocab_size=64, hidden_size=32, intermediate_size=48, text_layers=2, num_attention_heads=2, audio_encoder_layers=1,
-    audio_decoder_layers=2, mixer_heads=2, expand_k=0.5, expand_v=1.0, position_size=16, num_codebooks=3,
-    codebook_size=20, frame_rate=50.0,
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    text_layers=2,
+    num_attention_heads=2,
+    audio_encoder_layers=1,
+    audio_decoder_layers=2,
+    mixer_heads=2,
+    expand_k=0.5,
+    expand_v=1.0,
+    position_size=16,
+    num_codebooks=3,
+    codebook_size=20,
+    frame_rate=50.0,
+)
 
 VOICES = """\
 default: anna

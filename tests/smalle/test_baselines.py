@@ -8,23 +8,30 @@ import torch
 from transformers import pipeline
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
-from smalle.attention_smalle import sinusoids
-from smalle.layers_smalle import rotary, rotate
-from smalle.state_smalle import SmallEState
+from smalle.cache_smalle import SmallEState
+from smalle.layers_smalle import rotary, rotate, sinusoids
 
 BASELINES = {
     "plain": dict(cross_attention="plain"),
-    "decoder-only": dict(architecture="decoder-only", decoder_layers=3, map_layer=1),
+    "decoder-only": dict(architecture="decoder-only", decoder_layers=3, alignment_layer=1),
     "rotary plain": dict(cross_attention="plain", cross_attention_heads=1, cross_rotary_size=8, final_norms=[]),
     "rwkv blocks": dict(
-        mixer="rwkv6", feed_forward="rwkv", cross_rotary_size=16, position_gain=None, position_heads=2,
+        mixer="rwkv6",
+        feed_forward="rwkv",
+        cross_rotary_size=16,
+        position_gain=None,
+        position_heads=2,
         partial_rotary_factor=0.5,
     ),
     "mamba blocks": dict(
-        mixer="mamba", feed_forward="none", final_norms=["audio_encoder", "position", "audio_decoder"],
-        cross_rotary_size=4, position_gain=None, position_layers=2,
+        mixer="mamba",
+        feed_forward="none",
+        final_norms=["audio_encoder", "position", "audio_decoder"],
+        cross_rotary_size=4,
+        position_gain=None,
+        position_layers=2,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", params=list(BASELINES))
@@ -45,7 +52,7 @@ def inputs(tiny_config):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_equals_unpadded_and_so_does_what_follows(model, inputs, side):
     ids, codes = inputs
-    alone = model(input_ids=ids, audio_codes=codes, use_cache=True)
+    alone = model(input_ids=ids, decoder_input_ids=codes, use_cache=True)
 
     def pad(x, amount):
         widths = (amount, 0) if side == "left" else (0, amount)
@@ -53,25 +60,26 @@ def test_padded_equals_unpadded_and_so_does_what_follows(model, inputs, side):
 
     text_mask, audio_mask = pad(torch.ones(2, 9), 4), pad(torch.ones(2, 40), 11)
     padded = model(
-        input_ids=pad(ids, 4), attention_mask=text_mask, audio_codes=pad(codes, 11), audio_attention_mask=audio_mask,
+        input_ids=pad(ids, 4),
+        attention_mask=text_mask,
+        decoder_input_ids=pad(codes, 11),
+        decoder_attention_mask=audio_mask,
         use_cache=True,
-    )  # fmt: skip
+    )
     assert torch.allclose(padded.logits[audio_mask.bool()], alone.logits.flatten(0, 1), atol=1e-4)
     assert padded.logits.isfinite().all()
-    got, wanted = (
-        model(audio_codes=codes[:, :2], past_key_values=out.past_key_values).logits for out in (padded, alone)
-    )
+    got, wanted = (model(decoder_input_ids=codes[:, :2], cache=out.cache).logits for out in (padded, alone))
     assert torch.allclose(got, wanted, atol=1e-4)
 
 
 @torch.no_grad()
 def test_steps_with_state_equal_the_whole_sequence(model, inputs):
     ids, codes = inputs
-    whole = model(input_ids=ids, audio_codes=codes).logits
-    out = model(input_ids=ids, audio_codes=codes[:, :36], use_cache=True)
+    whole = model(input_ids=ids, decoder_input_ids=codes).logits
+    out = model(input_ids=ids, decoder_input_ids=codes[:, :36], use_cache=True)
     logits = [out.logits]
     for t in range(36, 40):
-        out = model(audio_codes=codes[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+        out = model(decoder_input_ids=codes[:, t : t + 1], cache=out.cache, use_cache=True)
         logits.append(out.logits)
     assert torch.allclose(torch.cat(logits, 1), whole, atol=1e-4)
 
@@ -79,24 +87,24 @@ def test_steps_with_state_equal_the_whole_sequence(model, inputs):
 @torch.no_grad()
 def test_a_state_is_a_value_whose_rows_can_be_selected(model, inputs):
     ids, codes = inputs
-    state = model(input_ids=ids, audio_codes=codes, use_cache=True).past_key_values
+    state = model(input_ids=ids, decoder_input_ids=codes, use_cache=True).cache
     second = state.map(lambda x: x[1:])
-    wanted = model(audio_codes=codes[:, :1], past_key_values=state).logits[1:]
-    assert torch.allclose(model(audio_codes=codes[1:, :1], past_key_values=second).logits, wanted, atol=1e-4)
-    again = model(audio_codes=codes[:, :1], past_key_values=state).logits[1:]
+    wanted = model(decoder_input_ids=codes[:, :1], cache=state).logits[1:]
+    assert torch.allclose(model(decoder_input_ids=codes[1:, :1], cache=second).logits, wanted, atol=1e-4)
+    again = model(decoder_input_ids=codes[:, :1], cache=state).logits[1:]
     assert torch.equal(again, wanted)
 
 
 @torch.no_grad()
 def test_the_audio_path_is_causal_and_hears_the_text_in_order(model, inputs):
     ids, codes = inputs
-    before = model(input_ids=ids, audio_codes=codes).logits
+    before = model(input_ids=ids, decoder_input_ids=codes).logits
     later = codes.clone()
     later[:, 20:] = (later[:, 20:] + 1) % model.config.audio_vocab_size
-    after = model(input_ids=ids, audio_codes=later).logits
+    after = model(input_ids=ids, decoder_input_ids=later).logits
     assert torch.allclose(before[:, :20], after[:, :20], atol=1e-5)
     assert not torch.allclose(before[:, 20:], after[:, 20:], atol=1e-3)
-    turned = model(input_ids=ids.flip(1), audio_codes=codes).logits
+    turned = model(input_ids=ids.flip(1), decoder_input_ids=codes).logits
     assert not torch.allclose(before[:, 0], turned[:, 0], atol=1e-3)
 
 
@@ -120,7 +128,7 @@ def test_stopped_and_continued_equals_at_once(model, inputs):
     settings = dict(do_sample=False, return_dict_in_generate=True)
     whole = model.generate(inputs[0], max_new_tokens=14, min_new_tokens=14, **settings)
     part = model.generate(inputs[0], max_new_tokens=6, min_new_tokens=14, **settings)  # it may not mean to end, either
-    rest = model.generate(past_key_values=part.past_key_values, max_new_tokens=8, min_new_tokens=8, **settings)
+    rest = model.generate(cache=part.cache, max_new_tokens=8, min_new_tokens=8, **settings)
     assert torch.equal(torch.cat((part.sequences, rest.sequences), 1), whole.sequences)
 
 
@@ -128,7 +136,7 @@ def test_stopped_and_continued_equals_at_once(model, inputs):
 def test_save_and_load_give_the_same_model(model, inputs, tmp_path):
     model.save_pretrained(tmp_path)
     again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
-    assert torch.equal(*(m(input_ids=inputs[0], audio_codes=inputs[1]).logits for m in (again, model)))
+    assert torch.equal(*(m(input_ids=inputs[0], decoder_input_ids=inputs[1]).logits for m in (again, model)))
 
 
 def test_training_steps_lower_the_loss_and_reach_every_parameter(model, inputs):
@@ -136,7 +144,7 @@ def test_training_steps_lower_the_loss_and_reach_every_parameter(model, inputs):
     optimizer = torch.optim.AdamW(fresh.parameters(), lr=1e-2)
     losses = []
     for _ in range(4):
-        loss = fresh(input_ids=inputs[0], audio_codes=inputs[1], labels=inputs[1]).loss
+        loss = fresh(input_ids=inputs[0], decoder_input_ids=inputs[1], labels=inputs[1]).loss
         loss.backward()
         assert [name for name, p in fresh.named_parameters() if p.grad is None] == []
         optimizer.step()
@@ -158,12 +166,12 @@ def test_plain_cross_attention_gives_one_map_and_no_recurrent_state(make_tiny, i
     model, (ids, codes) = make_tiny(cross_attention="plain"), inputs
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
-    out = model(input_ids=ids, attention_mask=mask, audio_codes=codes, use_cache=True, output_attentions=True)
+    out = model(input_ids=ids, attention_mask=mask, decoder_input_ids=codes, use_cache=True, output_attentions=True)
     (attention,) = out.attentions
     assert attention.shape == (2, 40, 9)
     assert torch.allclose(attention.sum(-1), torch.ones(2, 40), atol=1e-5)
     assert attention[0, :, :4].max() < 1e-6
-    assert [part is None for part in out.past_key_values.recurrent] == [False, True, False, False]
+    assert [part is None for part in out.cache.recurrent] == [False, True, False, False]
     spoken = model.generate(ids, max_new_tokens=5, output_alignments=True, return_dict_in_generate=True)
     assert spoken.alignments.shape[2] == 9
 
@@ -189,40 +197,52 @@ def test_decoder_only_is_one_causal_sequence_of_text_and_audio(make_tiny, inputs
     cos, sin = rotary(steps, 16, model.config.rope_theta)
     for layer in model.transformer.layers:
         x, _, _ = layer(x, steps <= steps[:, None], cos, sin)
-    got = model(input_ids=ids, audio_codes=codes).last_hidden_state
+    got = model(input_ids=ids, decoder_input_ids=codes).last_hidden_state
     assert torch.allclose(got, model.transformer.norm(x)[:, 9:], atol=1e-4)
 
 
 @torch.no_grad()
 def test_a_map_of_the_decoder_only_is_the_attention_of_a_head(make_tiny, inputs):
-    model, (ids, codes) = make_tiny(architecture="decoder-only", decoder_layers=3, map_layer=1).model, inputs
-    out = model(input_ids=ids, audio_codes=codes, output_attentions=True)
+    model, (ids, codes) = make_tiny(architecture="decoder-only", decoder_layers=3, alignment_layer=1).model, inputs
+    out = model(input_ids=ids, decoder_input_ids=codes, output_attentions=True)
     layer, x = model.transformer.layers[1], torch.cat((model.text_embedding(ids), model.embed_audio(codes)), 1)
     steps = torch.arange(x.shape[1])
     cos, sin = rotary(steps, 16, model.config.rope_theta)
     x, _, _ = model.transformer.layers[0](x, steps <= steps[:, None], cos, sin)
-    q, k = (rotate(project(layer.norm1(x)).unflatten(-1, (2, -1)).transpose(1, 2), cos, sin)[:, 0]
-            for project in (layer.q_proj, layer.k_proj))  # fmt: skip
+    q, k = (
+        rotate(project(layer.norm1(x)).unflatten(-1, (2, -1)).transpose(1, 2), cos, sin)[:, 0]
+        for project in (layer.q_proj, layer.k_proj)
+    )
     scores = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).masked_fill(steps > steps[:, None], -torch.inf)
     wanted = scores.softmax(-1)[:, ids.shape[1] :, : ids.shape[1]]
     assert len(out.attentions) == 1 and torch.allclose(out.attentions[0], wanted, atol=1e-5)
-    plain = model(input_ids=ids, audio_codes=codes).last_hidden_state
+    plain = model(input_ids=ids, decoder_input_ids=codes).last_hidden_state
     assert torch.allclose(out.last_hidden_state, plain, atol=1e-4)
 
 
 def test_decoder_only_without_map_layer_has_no_map(make_tiny, inputs):
     model = make_tiny(architecture="decoder-only")
     with pytest.raises(ValueError, match="no map of the text"):
-        model(input_ids=inputs[0], audio_codes=inputs[1], output_attentions=True)
+        model(input_ids=inputs[0], decoder_input_ids=inputs[1], output_attentions=True)
 
 
 UNKNOWN = [
-    dict(architecture="rnn"), dict(cross_attention="none"), dict(decoder_layers=0), dict(feed_forward="gelu"),
-    dict(final_norms=["audio"]), dict(partial_rotary_factor=0.0), dict(partial_rotary_factor=0.05),
-    dict(cross_rotary_size=3), dict(cross_rotary_size=514), dict(cross_attention_heads=3, cross_attention="plain"),
-    dict(cross_rotary_size=66, cross_attention="plain"), dict(position_layers=0), dict(position_heads=0),
-    dict(map_layer=12), dict(map_layer=-1),
-]  # fmt: skip
+    dict(architecture="rnn"),
+    dict(cross_attention="none"),
+    dict(decoder_layers=0),
+    dict(feed_forward="gelu"),
+    dict(final_norms=["audio"]),
+    dict(partial_rotary_factor=0.0),
+    dict(partial_rotary_factor=0.05),
+    dict(cross_rotary_size=3),
+    dict(cross_rotary_size=514),
+    dict(cross_attention_heads=3, cross_attention="plain"),
+    dict(cross_rotary_size=66, cross_attention="plain"),
+    dict(position_layers=0),
+    dict(position_heads=0),
+    dict(alignment_layer=12),
+    dict(alignment_layer=-1),
+]
 
 
 @pytest.mark.parametrize("wrong", UNKNOWN)
@@ -236,14 +256,14 @@ def test_decoder_only_reads_the_whole_at_once_as_it_reads_text_and_audio_in_turn
     ids, codes = inputs
     text_mask, audio_mask = torch.ones(2, 9), torch.ones(2, 40)
     text_mask[0, 6:], text_mask[1, :2], audio_mask[1, 33:] = 0, 0, 0
-    masks = dict(attention_mask=text_mask, audio_attention_mask=audio_mask)
+    masks = dict(attention_mask=text_mask, decoder_attention_mask=audio_mask)
     found = []
     for use_cache in (False, True):
         model.zero_grad()
-        out = model(input_ids=ids, audio_codes=codes, use_cache=use_cache, output_hidden_states=True, **masks)
+        out = model(input_ids=ids, decoder_input_ids=codes, use_cache=use_cache, output_hidden_states=True, **masks)
         states = torch.stack(out.hidden_states)[:, audio_mask.bool()]
         states.square().mean().backward()
         found.append((states, model.model.transformer.layers[0].k_proj.weight.grad.clone()))
-    assert out.past_key_values is not None
+    assert out.cache is not None
     for whole, in_turn in zip(*found):
         assert torch.allclose(whole, in_turn, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from smalle import cli
+from smalle.cli import main as cli
 
 REPORT = r"{}: [0-9.]+ s of speech in [0-9.]+ s \([0-9.]+ s with loading\)\n"
 
@@ -184,7 +184,7 @@ def test_failing_while_writing_leaves_what_was_there(say, tmp_path, monkeypatch,
 
 def test_as_a_program(tiny_checkpoint, tmp_path):
     output = tmp_path / "hello.wav"
-    command = [sys.executable, "-m", "smalle.cli", "say", "-", "--model", str(tiny_checkpoint), "-o", str(output)]
+    command = [sys.executable, "-m", "smalle.cli.main", "say", "-", "--model", str(tiny_checkpoint), "-o", str(output)]
     done = subprocess.run(command, input="Hello you.\n", capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and re.fullmatch(REPORT.format(re.escape(str(output))), done.stdout), done.stderr
     assert all(line.startswith("speaking: ") for line in done.stderr.split("\n")[1:-1])

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from transformers import EncodecConfig, EncodecModel
 
 from smalle.codec_smalle import EncodecCodec, SmallECodec, SmallECodecConfig, codebook_usage, load_codec, load_vocos
-from smalle.excitation_smalle import pulse_train
-from smalle.vocos_smalle import Vocos, VocosConfig, convert_original, inverse_stft
+from smalle.vocos_smalle import Vocos, VocosConfig, convert_original, inverse_stft, pulse_train
 
 TINY = {
     "latent_size": 16,
@@ -287,9 +286,16 @@ def test_unknown_codecs_are_refused(tmp_path):
         load_codec(str(tmp_path))
 
 
-@pytest.mark.parametrize("wrong", [
-    {"num_codebooks": 0}, {"hop_length": "long"}, {"mel_hop_length": 0}, {"latent_size": 2.0}, {"mel_floor": -1.0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_codebooks": 0},
+        {"hop_length": "long"},
+        {"mel_hop_length": 0},
+        {"latent_size": 2.0},
+        {"mel_floor": -1.0},
+    ],
+)
 def test_codecs_of_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*expected"):
         SmallECodecConfig(**wrong)

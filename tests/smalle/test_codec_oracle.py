@@ -22,9 +22,12 @@ spec.loader.exec_module(codec_oracle)
 def published_name(name):
     """Parameter name of the encodec package -> that of facebook/encodec_24khz on the Hub."""
     for old, new in (
-        (".model.", ".layers."), (".conv.conv.", ".conv."), (".convtr.convtr.", ".conv."),
-        ("quantizer.vq.", "quantizer."), ("._codebook.", ".codebook."),
-    ):  # fmt: skip
+        (".model.", ".layers."),
+        (".conv.conv.", ".conv."),
+        (".convtr.convtr.", ".conv."),
+        ("quantizer.vq.", "quantizer."),
+        ("._codebook.", ".codebook."),
+    ):
         name = name.replace(old, new)
     return name
 

@@ -35,15 +35,16 @@ def speech(tiny_config):
 
 @pytest.mark.parametrize(
     "kind, backend",
-    [*((kind, "eager") for kind in KINDS), *(slow(kind, "aot_eager") for kind in KINDS + OTHERS)], ids=name,
-)  # fmt: skip
+    [*((kind, "eager") for kind in KINDS), *(slow(kind, "aot_eager") for kind in KINDS + OTHERS)],
+    ids=name,
+)
 def test_training_step_compiles_without_a_break_and_has_the_same_gradients(model, speech, backend):
     ids, codes = speech
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
 
     def loss():
-        return model(input_ids=ids, attention_mask=mask, audio_codes=codes, labels=codes).loss
+        return model(input_ids=ids, attention_mask=mask, decoder_input_ids=codes, labels=codes).loss
 
     gradients = []
     for step in (loss, torch.compile(loss, backend=backend, fullgraph=True)):
@@ -57,12 +58,12 @@ def test_training_step_compiles_without_a_break_and_has_the_same_gradients(model
 @torch.no_grad()
 def test_exported_decoding_step_equals_the_model(model, speech, kind):
     ids, codes = speech
-    state = model.eval()(input_ids=ids, audio_codes=codes, use_cache=True).past_key_values
-    inputs = {"audio_codes": codes[:, :1], "past_key_values": state, "use_cache": True}
+    state = model.eval()(input_ids=ids, decoder_input_ids=codes, use_cache=True).cache
+    inputs = {"decoder_input_ids": codes[:, :1], "cache": state, "use_cache": True}
     program, theirs, ours = torch.export.export(model, (), inputs).module(), state, state
     for t in range(1 if kind.get("architecture") else 3):  # keys and values of a transformer grow
-        got = program(audio_codes=codes[:, t : t + 1], past_key_values=theirs, use_cache=True)
-        wanted = model(audio_codes=codes[:, t : t + 1], past_key_values=ours, use_cache=True)
+        got = program(decoder_input_ids=codes[:, t : t + 1], cache=theirs, use_cache=True)
+        wanted = model(decoder_input_ids=codes[:, t : t + 1], cache=ours, use_cache=True)
         assert torch.allclose(got.logits, wanted.logits, atol=1e-5)
-        theirs, ours = got.past_key_values, wanted.past_key_values
+        theirs, ours = got.cache, wanted.cache
         assert type(theirs) is type(ours)

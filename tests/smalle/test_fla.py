@@ -17,10 +17,8 @@ import pytest
 import torch
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
-from smalle.deltanet_smalle import delta_naive, delta_rule, gated_delta_rule
-from smalle.kernels_smalle import KERNELS
-from smalle.mixers_smalle import MIXERS, build_mixer
-from smalle.recurrence_smalle import naive, recurrence
+from smalle.linear_attention_smalle import KERNELS, naive, recurrence
+from smalle.mixers_smalle import MIXERS, build_mixer, delta_naive, delta_rule, gated_delta_rule
 
 GPU, INTERPRETER = torch.cuda.is_available(), os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE, LIMIT = ("cpu", 1e-4) if INTERPRETER or not GPU else ("cuda", 2e-2)  # kernels on a GPU round to TF32
@@ -103,9 +101,10 @@ def tensors(length, kind, heads=2, key=8, value=12):
     decay = -30 * torch.rand(2, length, heads, 1 if by_head else key) ** 8
     rate, state = torch.rand(2, length, heads, 1), torch.randn(2, heads, key, value)
     others = {
-        "bonus": (decay, torch.randn(heads, key)), "gated_delta": (decay, rate),
+        "bonus": (decay, torch.randn(heads, key)),
+        "gated_delta": (decay, rate),
         "delta": (-k, k * rate / 2, -0.6 * torch.rand(2, length, heads, key)),
-    }.get(kind, (decay,))  # fmt: skip
+    }.get(kind, (decay,))
     return [x.to(DEVICE) for x in (q, k, v, *others, state)]
 
 
@@ -239,7 +238,7 @@ def test_a_model_changes_its_path_by_its_configuration(tiny_config):
     @torch.no_grad()
     def logits(kernel):
         model.config.mixer_kernel = kernel
-        return model(input_ids=ids, audio_codes=codes).logits
+        return model(input_ids=ids, decoder_input_ids=codes).logits
 
     try:
         fla, plain = logits("fla"), logits("torch")

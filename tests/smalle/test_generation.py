@@ -18,11 +18,19 @@ from transformers.generation import (
 )
 
 from smalle.alignment_smalle import monotonicity
-from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_TAIL, NUM_AUDIO_SPECIALS
-from smalle.delay_smalle import delay, undelay, undelay_steps
-from smalle.generation_config_smalle import REFUSED
-from smalle.generation_smalle import best_rows
-from smalle.sampling_smalle import SamplingSettings, penalise_repetition, sample, sampling_settings, warp
+from smalle.configuration_smalle import AUDIO_BOS, AUDIO_EOS, NUM_AUDIO_SPECIALS
+from smalle.generation_smalle import (
+    REFUSED,
+    SamplingSettings,
+    best_rows,
+    delay,
+    penalise_repetition,
+    sample,
+    sampling_settings,
+    undelay,
+    undelay_steps,
+    warp,
+)
 
 
 @given(st.integers(0, 12), st.integers(1, 6))
@@ -31,9 +39,9 @@ def test_delay_shifts_each_codebook_by_one_more_step_and_undelay_is_its_inverse(
     grid = delay(codes)
     assert grid.shape == (length + num_codebooks, num_codebooks)
     for q in range(num_codebooks):
-        assert (grid[: q + 1, q] == AUDIO_HEAD).all()
+        assert (grid[: q + 1, q] == AUDIO_BOS).all()
         assert (grid[q + 1 : q + 1 + length, q] == codes[:, q] + NUM_AUDIO_SPECIALS).all()
-        assert (grid[q + 1 + length :, q] == AUDIO_TAIL).all()
+        assert (grid[q + 1 + length :, q] == AUDIO_EOS).all()
     assert torch.equal(undelay(grid[None])[0], codes)
 
 
@@ -59,9 +67,13 @@ def test_batch_with_different_prompts_equals_single_runs(tiny_model, tiny_config
     both = greedy(tiny_model, ids, mask, prompts, prompt_mask, max_new_tokens=15)
     for row in range(2):
         alone = greedy(
-            tiny_model, ids[row][mask[row].bool()][None], None, prompts[row][prompt_mask[row].bool()][None], None,
+            tiny_model,
+            ids[row][mask[row].bool()][None],
+            None,
+            prompts[row][prompt_mask[row].bool()][None],
+            None,
             max_new_tokens=15,
-        )  # fmt: skip
+        )
         length = int(alone.lengths[0])
         assert both.lengths[row] == length
         assert torch.equal(both.sequences[row, :length], alone.sequences[0])
@@ -72,7 +84,7 @@ def test_stopped_and_continued_equals_at_once(tiny_model, tiny_config):
     ids, mask = texts(tiny_config)
     whole = greedy(tiny_model, ids, mask, max_new_tokens=20, output_alignments=True)
     part = greedy(tiny_model, ids, mask, max_new_tokens=8, output_alignments=True)
-    rest = greedy(tiny_model, past_key_values=part.past_key_values, max_new_tokens=12, output_alignments=True)
+    rest = greedy(tiny_model, cache=part.cache, max_new_tokens=12, output_alignments=True)
     assert torch.equal(torch.cat((part.sequences, rest.sequences), 1), whole.sequences)
     assert torch.allclose(torch.cat((part.alignments, rest.alignments), 1), whole.alignments, atol=1e-5)
 
@@ -99,14 +111,14 @@ def test_a_seed_gives_the_same_speech_and_another_seed_another(tiny_model, tiny_
 
 
 def ending_model(model, step):
-    """The model, but its first codebook says AUDIO_TAIL for row 0 at a step, for row 1 two steps later."""
+    """The model, but its first codebook says AUDIO_EOS for row 0 at a step, for row 1 two steps later."""
     counter = {"steps": 0}
     forward = model.forward
 
     def wrapped(*args, **kwargs):
         out = forward(*args, **kwargs)
         for row, end in enumerate((step, step + 2)):
-            out.logits[row, -1, 0, AUDIO_TAIL] = 1e4 if counter["steps"] >= end else -1e4
+            out.logits[row, -1, 0, AUDIO_EOS] = 1e4 if counter["steps"] >= end else -1e4
         counter["steps"] += 1
         return out
 
@@ -142,13 +154,20 @@ def test_first_codebook_is_sampled_and_the_rest_greedy_by_default(tiny_model, ti
 
 
 WRONG = [
-    ({"top_k": [1, 2]}, "top_k"), ({"temperature": -1.0}, "temperature"), ({"max_new_tokens": 0}, "max_new_tokens"),
-    ({"temperature": 0.0}, "temperature"), ({"min_p": 1.5}, "min_p"), ({"top_p": [0.5, 0.0, 1.0]}, "top_p"),
-    ({"repetition_penalty": 0.0}, "repetition_penalty"), ({"unheard_of": 1}, "unheard_of"),
+    ({"top_k": [1, 2]}, "top_k"),
+    ({"temperature": -1.0}, "temperature"),
+    ({"max_new_tokens": 0}, "max_new_tokens"),
+    ({"temperature": 0.0}, "temperature"),
+    ({"min_p": 1.5}, "min_p"),
+    ({"top_p": [0.5, 0.0, 1.0]}, "top_p"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty"),
+    ({"unheard_of": 1}, "unheard_of"),
     ({"top_k": [1, 2, 3, 4]}, "one for each codebook"),
-    ({"num_return_sequences": 0}, "num_return_sequences"), ({"num_return_sequences": 3, "best_of": 2}, "best_of"),
-    ({"guidance_scale": -1.0}, "guidance_scale"), ({"voice_guidance_scale": 2.0}, "unprompted"),
-]  # fmt: skip
+    ({"num_return_sequences": 0}, "num_return_sequences"),
+    ({"num_return_sequences": 3, "best_of": 2}, "best_of"),
+    ({"guidance_scale": -1.0}, "guidance_scale"),
+    ({"voice_guidance_scale": 2.0}, "unprompted"),
+]
 
 
 @pytest.mark.parametrize("wrong, message", WRONG, ids=str)
@@ -227,7 +246,7 @@ def test_guided_batch_equals_single_runs_and_differs_from_unguided(tiny_model, t
 def test_guidance_of_one_is_no_guidance(tiny_model, tiny_config):
     free = guided(tiny_model, tiny_config, [0, 1], {}, max_new_tokens=15)
     one = guided(tiny_model, tiny_config, [0, 1], {"guidance_scale": 1.0, "voice_guidance_scale": 1}, max_new_tokens=15)
-    assert torch.equal(free.sequences, one.sequences) and one.past_key_values.branches == ()
+    assert torch.equal(free.sequences, one.sequences) and one.cache.branches == ()
 
 
 def test_text_guidance_is_the_formula_on_two_whole_passes(tiny_model, tiny_config):
@@ -237,7 +256,7 @@ def test_text_guidance_is_the_formula_on_two_whole_passes(tiny_model, tiny_confi
     bare = torch.tensor([[tiny_config.bos_token_id, tiny_config.eos_token_id]])
     with torch.no_grad():
         text, none = (tiny_model(input_ids=x, audio_codes=inputs).logits for x in (ids, bare))
-    expected = undelay_steps(none + 3.0 * (text - none))[:, :10, :, NUM_AUDIO_SPECIALS:]  # later steps read AUDIO_TAIL
+    expected = undelay_steps(none + 3.0 * (text - none))[:, :10, :, NUM_AUDIO_SPECIALS:]  # later steps read AUDIO_EOS
     assert torch.allclose(out.scores[:, :10, :, NUM_AUDIO_SPECIALS:], expected, atol=1e-3)
 
 
@@ -246,7 +265,7 @@ def test_guided_stopped_and_continued_equals_at_once(tiny_model, tiny_config, sc
     options = {"output_scores": True, "repetition_penalty": [1.3] * tiny_config.num_codebooks, **scales}
     whole = guided(tiny_model, tiny_config, [0, 1], options, max_new_tokens=20)
     part = guided(tiny_model, tiny_config, [0, 1], options, max_new_tokens=8)
-    rest = greedy(tiny_model, past_key_values=part.past_key_values, max_new_tokens=12, **options)
+    rest = greedy(tiny_model, cache=part.cache, max_new_tokens=12, **options)
     assert torch.equal(torch.cat((part.sequences, rest.sequences), 1), whole.sequences)
     assert torch.allclose(torch.cat((part.scores, rest.scores), 1), whole.scores, atol=1e-4)
 
@@ -255,7 +274,7 @@ def test_guided_stopped_and_continued_equals_at_once(tiny_model, tiny_config, sc
 def test_what_the_first_call_did_not_begin_cannot_be_continued(tiny_model, tiny_config, wanted):
     part = greedy(tiny_model, *texts(tiny_config), max_new_tokens=5)
     with pytest.raises(ValueError, match=next(iter(wanted))):
-        greedy(tiny_model, past_key_values=part.past_key_values, max_new_tokens=5, **wanted)
+        greedy(tiny_model, cache=part.cache, max_new_tokens=5, **wanted)
 
 
 def test_scores_are_of_the_codes(tiny_model, tiny_config):
@@ -328,7 +347,7 @@ def test_best_of_returns_the_steadiest_of_the_candidates(tiny_model, tiny_config
     for row, kept in enumerate((steadiness.argmax(1) + torch.tensor([0, 4])).tolist()):
         assert best.lengths[row] == many.lengths[kept]
         assert torch.equal(best.sequences[row, : best.lengths[row]], many.sequences[kept, : best.lengths[row]])
-    more = tiny_model.generate(past_key_values=best.past_key_values, seed=2, max_new_tokens=4)
+    more = tiny_model.generate(cache=best.cache, seed=2, max_new_tokens=4)
     assert len(more) == 2
 
 
@@ -364,7 +383,7 @@ def test_processors_of_transformers_work(tiny_model, tiny_config, monkeypatch):
     plain = greedy(tiny_model, ids, mask, max_new_tokens=9).sequences
     assert not all(len(set(row.tolist())) == 9 for row in plain[..., 0])
     monkeypatch.setattr(tiny_model, "forward", tiny_model.forward)
-    at_least = MinLengthLogitsProcessor(9, AUDIO_TAIL, device="cpu")
+    at_least = MinLengthLogitsProcessor(9, AUDIO_EOS, device="cpu")
     out = greedy(ending_model(tiny_model, 5), ids, mask, max_new_tokens=20, logits_processor=[at_least])
     assert out.lengths.tolist() == [9, 9]
 

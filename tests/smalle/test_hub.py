@@ -46,9 +46,14 @@ def files(folder):
 
 MODEL = {"config.json", "generation_config.json", "model.safetensors"}
 PROCESSOR = {
-    "processor_config.json", "tokenizer.json", "tokenizer_config.json", "codec/config.json", "codec/model.safetensors",
-    "voices/anna.safetensors", "voices/ben.safetensors",
-}  # fmt: skip
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "codec/config.json",
+    "codec/model.safetensors",
+    "voices/anna.safetensors",
+    "voices/ben.safetensors",
+}
 
 
 def test_model_and_processor_together_are_a_whole_repository(hub, tiny_checkpoint):

@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smalle import SmallEProcessor
-from smalle.delay_smalle import delay
-from smalle.initial_state_smalle import InitialState, join_state, split_state
+from smalle.cache_smalle import InitialState, join_state, split_state
+from smalle.generation_smalle import delay
 from smalle.mixers_smalle import MIXERS
 from smalle.processing_smalle import load_voice, save_voice
 
 
 def untuned(model, rank=None):
     with torch.no_grad():
-        return InitialState(model(**batch(model.config), use_cache=True).past_key_values.recurrent, rank)
+        return InitialState(model(**batch(model.config), use_cache=True).cache.recurrent, rank)
 
 
 def random_state(model, rank=None):
@@ -40,7 +40,7 @@ def batch(config, rows=2, frames=6):
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, config.vocab_size, (rows, 7), generator=generator)
     codes = torch.randint(0, config.codebook_size, (rows, frames, config.num_codebooks), generator=generator)
-    return {"input_ids": ids, "audio_codes": torch.stack([delay(row) for row in codes])}
+    return {"input_ids": ids, "decoder_input_ids": torch.stack([delay(row) for row in codes])}
 
 
 KINDS = [{"mixer": mixer} for mixer in sorted(MIXERS)] + [{"cross_attention": "plain"}, {"position_layers": 2}]
@@ -62,13 +62,13 @@ def test_state_after_a_prompt_speaks_as_the_prompt_does(tiny_model, tiny_config)
     inputs = batch(tiny_config, 1)
     with torch.no_grad():
         whole = tiny_model(**inputs, use_cache=True)
-        head, rest = inputs["audio_codes"].split([4, inputs["audio_codes"].shape[1] - 4], 1)
-        after = tiny_model(inputs["input_ids"], audio_codes=head, use_cache=True).past_key_values
+        head, rest = inputs["decoder_input_ids"].split([4, inputs["decoder_input_ids"].shape[1] - 4], 1)
+        after = tiny_model(inputs["input_ids"], decoder_input_ids=head, use_cache=True).cache
         numbers = []
         after.map(lambda x: numbers.append(x) or x)
         row = torch.cat([x.flatten() for x in numbers[4:]])[None]  # keys, values, positions and mask stand first
         split = split_state(row, after.recurrent)
-        resumed = tiny_model(inputs["input_ids"], audio_codes=rest, initial_state=row)
+        resumed = tiny_model(inputs["input_ids"], decoder_input_ids=rest, initial_state=row)
     for part, expected in zip(split, after.recurrent):
         assert torch.equal(part, expected)
     assert torch.allclose(resumed.logits, whole.logits[:, 4:], atol=1e-5)
@@ -85,9 +85,10 @@ def test_low_rank_is_its_dense_product_and_never_larger(shape, rank):
         torch.nn.init.normal_(parameter)
     pairs = [
         low.tensors[f"state_{n}_left"] @ low.tensors[f"state_{n}_right"]
-        if f"state_{n}_left" in low.tensors else low.tensors[f"state_{n}"]
+        if f"state_{n}_left" in low.tensors
+        else low.tensors[f"state_{n}"]
         for n in range(2)
-    ]  # fmt: skip
+    ]
     assert torch.equal(low(), torch.cat([pair.flatten() for pair in pairs]))
 
 
@@ -96,7 +97,7 @@ def test_tuning_lowers_the_loss_and_leaves_the_model_alone(make_tiny, rank):
     model = make_tiny().requires_grad_(False)
     before = [parameter.clone() for parameter in model.parameters()]
     state, inputs = untuned(model, rank), batch(model.config)
-    labels = inputs["audio_codes"].roll(-1, 1)
+    labels = inputs["decoder_input_ids"].roll(-1, 1)
     optimizer = torch.optim.Adam(state.parameters(), 0.05)
     losses = []
     for _ in range(15):
@@ -122,7 +123,7 @@ def test_same_after_save_and_load(tiny_model, rank, tmp_path):
 def test_what_is_tuned_is_relative_to_the_states_of_speech(tiny_model):
     state = untuned(tiny_model)
     with torch.no_grad():
-        spoken = tiny_model(**batch(tiny_model.config), use_cache=True).past_key_values.recurrent
+        spoken = tiny_model(**batch(tiny_model.config), use_cache=True).cache.recurrent
     for parameter in state.parameters():
         torch.nn.init.ones_(parameter)
     for tensor, natural in zip(state.tensors.values(), spoken):
@@ -133,13 +134,13 @@ def test_voice_may_be_a_prompt_and_a_state(processor, state, tmp_path):
     codes = torch.randint(20, (7, 3))
     save_voice(tmp_path / "both.safetensors", codes, "So it is.", state.tensors)
     inputs = processor("Hello.", voice=str(tmp_path / "both.safetensors"))
-    assert torch.equal(inputs["audio_codes"][0], codes) and torch.equal(inputs["initial_state"][0], state())
+    assert torch.equal(inputs["decoder_input_ids"][0], codes) and torch.equal(inputs["initial_state"][0], state())
 
 
 def test_processor_gives_a_state_for_each_row(processor, voice_file, state):
     inputs = processor(["One.", "Two."], voice=[voice_file, "anna"])
     assert torch.equal(inputs["initial_state"], torch.stack([state().detach(), torch.zeros_like(state())]))
-    assert not inputs["audio_attention_mask"][0].any() and inputs["audio_attention_mask"][1].any()
+    assert not inputs["decoder_attention_mask"][0].any() and inputs["decoder_attention_mask"][1].any()
     alone = processor("One.", voice=voice_file)
     assert set(alone) == {"input_ids", "attention_mask", "initial_state"}
     assert "initial_state" not in processor("One.", voice="anna")
@@ -200,15 +201,15 @@ def test_wrong_states_are_refused(tiny_model, processor, voice_file, tmp_path):
     with pytest.raises(ValueError, match=r"expected a tuned voice for each text, a tensor of shape \(1, any"):
         tiny_model.generate(**inputs, initial_state=row.repeat(2, 1))
     with pytest.raises(ValueError, match=r"a tensor of shape \(1, any\)"):
-        tiny_model(**inputs, audio_codes=torch.zeros(1, 1, 3).long(), initial_state=row.repeat(2, 1))
+        tiny_model(**inputs, decoder_input_ids=torch.zeros(1, 1, 3).long(), initial_state=row.repeat(2, 1))
     for wrong in (row[0], row[None], row[:, :-1]):
         with pytest.raises(ValueError, match="initial_state (has|is)"):
             tiny_model.generate(**inputs, initial_state=wrong)
-    state = greedy(tiny_model, inputs).past_key_values
+    state = greedy(tiny_model, inputs).cache
     with pytest.raises(ValueError, match="goes on"):
-        tiny_model.generate(past_key_values=state, initial_state=row)
+        tiny_model.generate(cache=state, initial_state=row)
     with pytest.raises(ValueError, match="one of them"):
-        tiny_model(audio_codes=torch.zeros(1, 1, 3).long(), past_key_values=state.model, initial_state=row)
+        tiny_model(decoder_input_ids=torch.zeros(1, 1, 3).long(), cache=state.model, initial_state=row)
     with pytest.raises(ValueError, match="rank=0"):
         InitialState(torch.ones(1, 3, 3), 0)
     with pytest.raises(ValueError, match="or a state"):

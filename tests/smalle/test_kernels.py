@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from smalle import SmallEConfig, SmallEForTextToSpeech, kernels_smalle
-from smalle.kernels_smalle import KERNELS, fla_kernel
+from smalle import SmallEConfig, SmallEForTextToSpeech, linear_attention_smalle
+from smalle.linear_attention_smalle import KERNELS, fla_kernel
 from smalle.mixers_smalle import MIXERS, build_mixer
 
 each_kind = pytest.mark.parametrize("kind", KERNELS)
@@ -20,8 +20,8 @@ def machine(monkeypatch):
 
     def pretend(has_fla=True, wrong=False):
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        monkeypatch.setattr(kernels_smalle, "installed", lambda path: has_fla)
-        monkeypatch.setattr(kernels_smalle, "miscompiled", lambda: wrong)
+        monkeypatch.setattr(linear_attention_smalle, "installed", lambda path: has_fla)
+        monkeypatch.setattr(linear_attention_smalle, "miscompiled", lambda: wrong)
 
     return pretend
 
@@ -57,22 +57,24 @@ def test_auto_leaves_out_what_triton_gets_wrong_and_what_does_not_fit(machine, k
     assert (fla_kernel(kind, "auto", keys(width=257)) is None) == ("delta" in kind)
 
 
-@pytest.mark.parametrize("hopper, recent, latest, wrong", [
-    (True, True, False, True), (True, True, True, False), (True, False, False, False), (False, True, False, False)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "hopper, recent, latest, wrong",
+    [(True, True, False, True), (True, True, True, False), (True, False, False, False), (False, True, False, False)],
+)
 def test_hopper_below_triton_3_7_1_is_known(monkeypatch, hopper, recent, latest, wrong):
     utils = SimpleNamespace(IS_NVIDIA_HOPPER=hopper, TRITON_ABOVE_3_4_0=recent, TRITON_ABOVE_3_7_1=latest)
     monkeypatch.setitem(sys.modules, "fla", SimpleNamespace(utils=utils))
     monkeypatch.setitem(sys.modules, "fla.utils", utils)
-    assert kernels_smalle.miscompiled.__wrapped__() == wrong
+    assert linear_attention_smalle.miscompiled.__wrapped__() == wrong
 
 
 def test_who_insists_on_fla_hears_why_it_cannot_be(machine):
     machine()
     for kind, k, reason in (
-        (None, keys(), "no kernel of this mixer"), ("delta", keys(width=300), "300 channels a head are too wide"),
+        (None, keys(), "no kernel of this mixer"),
+        ("delta", keys(width=300), "300 channels a head are too wide"),
         ("channel", keys(device="cpu"), "the input is on the CPU"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=reason):
             fla_kernel(kind, "fla", k)
     machine(has_fla=False)

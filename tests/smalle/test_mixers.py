@@ -8,10 +8,8 @@ import torch
 from torch import nn
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
-from smalle.deltanet_smalle import delta_naive, delta_rule
-from smalle.mamba_smalle import selective_scan
-from smalle.mixers_smalle import MIXERS, build_mixer
-from smalle.recurrence_smalle import exact, naive, recurrence
+from smalle.linear_attention_smalle import exact, naive, recurrence
+from smalle.mixers_smalle import MIXERS, build_mixer, delta_naive, delta_rule, selective_scan
 
 each_mixer = pytest.mark.parametrize("name", sorted(MIXERS))
 
@@ -96,8 +94,10 @@ def test_rows_with_masks_of_their_own_equal_single_rows(tiny_config, name):
     for row in range(3):
         wanted, last = module(x[row][mask[row]][None])
         assert close(got[row][mask[row]][None], wanted)
-        assert close([part[row : row + 1] for part in ([state] if torch.is_tensor(state) else state)],
-                     [last] if torch.is_tensor(last) else last)  # fmt: skip
+        assert close(
+            [part[row : row + 1] for part in ([state] if torch.is_tensor(state) else state)],
+            [last] if torch.is_tensor(last) else last,
+        )
 
 
 @each_mixer
@@ -212,9 +212,14 @@ def test_8000_steps_stay_finite(tiny_config, name):
 
 
 STRONG = {
-    "gla": ("decay_up_proj.bias", -2000.0), "rwkv5": ("decay", 3.4), "rwkv6": ("decay", 3.4), "rwkv7": ("decay", 9.0),
-    "mamba": ("A_log", 5.0), "mamba2": ("A_log", 5.0), "gated_deltanet": ("A_log", 5.0),
-}  # fmt: skip
+    "gla": ("decay_up_proj.bias", -2000.0),
+    "rwkv5": ("decay", 3.4),
+    "rwkv6": ("decay", 3.4),
+    "rwkv7": ("decay", 9.0),
+    "mamba": ("A_log", 5.0),
+    "mamba2": ("A_log", 5.0),
+    "gated_deltanet": ("A_log", 5.0),
+}
 
 
 @torch.no_grad()
@@ -422,10 +427,18 @@ def test_mamba2_equals_that_of_transformers(tiny_config):
 def test_gated_deltanet_equals_that_of_transformers(tiny_config):
     reference = pytest.importorskip("transformers.models.olmo_hybrid.modeling_olmo_hybrid")
     config = reference.OlmoHybridConfig(
-        hidden_size=16, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=4,
-        linear_value_head_dim=8, linear_conv_kernel_dim=4, linear_allow_neg_eigval=False, num_hidden_layers=2,
-        layer_types=["linear_attention", "full_attention"], num_attention_heads=2, num_key_value_heads=2,
-    )  # fmt: skip
+        hidden_size=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=4,
+        linear_value_head_dim=8,
+        linear_conv_kernel_dim=4,
+        linear_allow_neg_eigval=False,
+        num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"],
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
     module, other = mixer(tiny_config, "gated_deltanet"), reference.OlmoHybridGatedDeltaNet(config, 0).eval()
     names = {"conv.": "conv1d.", "norm.": "o_norm.", "decay_proj": "a_proj", "beta_proj": "b_proj"}
     other.load_state_dict(renamed(module, names))
@@ -450,7 +463,7 @@ def test_model_trains_a_step_and_loads_what_it_saved(tiny_config, name, tmp_path
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     losses = []
     for _ in range(2):
-        loss = model(input_ids=ids, audio_codes=codes, labels=codes).loss
+        loss = model(input_ids=ids, decoder_input_ids=codes, labels=codes).loss
         loss.backward()
         assert [part for part, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
         optimizer.step()
@@ -459,8 +472,8 @@ def test_model_trains_a_step_and_loads_what_it_saved(tiny_config, name, tmp_path
     model.eval().save_pretrained(tmp_path)
     again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        wanted = model(input_ids=ids, audio_codes=codes).logits
-        assert torch.equal(again(input_ids=ids, audio_codes=codes).logits, wanted)
+        wanted = model(input_ids=ids, decoder_input_ids=codes).logits
+        assert torch.equal(again(input_ids=ids, decoder_input_ids=codes).logits, wanted)
 
 
 @each_mixer
@@ -487,7 +500,7 @@ def test_checkpointing_changes_nothing_and_half_precision_little_and_no_states(t
 
     def gradient():
         model.zero_grad()
-        out = model(input_ids=ids, audio_codes=codes, labels=codes, use_cache=True)
+        out = model(input_ids=ids, decoder_input_ids=codes, labels=codes, use_cache=True)
         out.loss.backward()
         return out.logits, torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -499,8 +512,8 @@ def test_checkpointing_changes_nothing_and_half_precision_little_and_no_states(t
     model.train()
     assert relative(gradient()[1], wanted) < 1e-5
     model.bfloat16().eval()
-    state = model(input_ids=ids, audio_codes=codes, use_cache=True).past_key_values
-    state = model(audio_codes=codes[:, :1], past_key_values=state, use_cache=True).past_key_values
+    state = model(input_ids=ids, decoder_input_ids=codes, use_cache=True).cache
+    state = model(decoder_input_ids=codes[:, :1], cache=state, use_cache=True).cache
     for part in state.recurrent:
         assert {x.dtype for x in ((part,) if torch.is_tensor(part) else part)} == {torch.float32}
 
@@ -509,10 +522,10 @@ def test_checkpointing_changes_nothing_and_half_precision_little_and_no_states(t
 @torch.no_grad()
 def test_a_state_can_be_mapped_row_by_row(tiny_config, name):
     model, (ids, codes) = model_with(tiny_config, name).eval(), speech(tiny_config)
-    state = model(input_ids=ids, audio_codes=codes, use_cache=True).past_key_values
+    state = model(input_ids=ids, decoder_input_ids=codes, use_cache=True).cache
     second = state.map(lambda x: x[1:])
-    wanted = model(audio_codes=codes[:, :1], past_key_values=state).logits[1:]
-    assert relative(model(audio_codes=codes[1:, :1], past_key_values=second).logits, wanted) < 1e-5
+    wanted = model(decoder_input_ids=codes[:, :1], cache=state).logits[1:]
+    assert relative(model(decoder_input_ids=codes[1:, :1], cache=second).logits, wanted) < 1e-5
 
 
 @each_mixer

@@ -18,7 +18,7 @@ def batch(config, batch_size=2, text=9, frames=70, seed=0):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_equals_unpadded(tiny_model, tiny_config, side):
     ids, codes = batch(tiny_config, 1)
-    alone = tiny_model(input_ids=ids, audio_codes=codes, use_cache=True)
+    alone = tiny_model(input_ids=ids, decoder_input_ids=codes, use_cache=True)
 
     def pad(x, amount):
         widths = (amount, 0) if side == "left" else (0, amount)
@@ -26,40 +26,45 @@ def test_padded_equals_unpadded(tiny_model, tiny_config, side):
 
     text_mask, audio_mask = pad(torch.ones(1, 9), 4), pad(torch.ones(1, 70), 11)
     padded = tiny_model(
-        input_ids=pad(ids, 4), attention_mask=text_mask, audio_codes=pad(codes, 11), audio_attention_mask=audio_mask,
+        input_ids=pad(ids, 4),
+        attention_mask=text_mask,
+        decoder_input_ids=pad(codes, 11),
+        decoder_attention_mask=audio_mask,
         use_cache=True,
-    )  # fmt: skip
+    )
     assert torch.allclose(padded.logits[audio_mask.bool()], alone.logits[0], atol=1e-4)
-    for got, wanted in zip(padded.past_key_values.recurrent, alone.past_key_values.recurrent):
+    for got, wanted in zip(padded.cache.recurrent, alone.cache.recurrent):
         assert torch.allclose(got, wanted, atol=1e-4)
 
 
 @torch.no_grad()
 def test_steps_with_state_equal_the_whole_sequence(tiny_model, tiny_config):
     ids, codes = batch(tiny_config)
-    whole = tiny_model(input_ids=ids, audio_codes=codes, use_cache=True)
-    out = tiny_model(input_ids=ids, audio_codes=codes[:, :66], use_cache=True)
+    whole = tiny_model(input_ids=ids, decoder_input_ids=codes, use_cache=True)
+    out = tiny_model(input_ids=ids, decoder_input_ids=codes[:, :66], use_cache=True)
     logits = [out.logits]
     for t in range(66, 70):
-        out = tiny_model(audio_codes=codes[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+        out = tiny_model(decoder_input_ids=codes[:, t : t + 1], cache=out.cache, use_cache=True)
         logits.append(out.logits)
     assert torch.allclose(torch.cat(logits, 1), whole.logits, atol=1e-4)
-    for got, wanted in zip(out.past_key_values.recurrent, whole.past_key_values.recurrent):
+    for got, wanted in zip(out.cache.recurrent, whole.cache.recurrent):
         assert torch.allclose(got, wanted, atol=1e-4)
 
 
 @torch.no_grad()
 def test_the_audio_path_is_causal_and_the_text_path_is_not(tiny_model, tiny_config):
     ids, codes = batch(tiny_config)
-    before = tiny_model(input_ids=ids, audio_codes=codes).logits
+    before = tiny_model(input_ids=ids, decoder_input_ids=codes).logits
     later = codes.clone()
     later[:, 40:] = (later[:, 40:] + 1) % tiny_config.audio_vocab_size
-    after = tiny_model(input_ids=ids, audio_codes=later).logits
+    after = tiny_model(input_ids=ids, decoder_input_ids=later).logits
     assert torch.allclose(before[:, :40], after[:, :40], atol=1e-5)
     assert not torch.allclose(before[:, 40:], after[:, 40:], atol=1e-3)
     other = ids.clone()
     other[:, -1] = 3
-    assert not torch.allclose(before[:, 0], tiny_model(input_ids=other, audio_codes=codes).logits[:, 0], atol=1e-4)
+    assert not torch.allclose(
+        before[:, 0], tiny_model(input_ids=other, decoder_input_ids=codes).logits[:, 0], atol=1e-4
+    )
 
 
 @torch.no_grad()
@@ -67,7 +72,7 @@ def test_attention_maps_are_distributions_over_the_unmasked_text(tiny_model, tin
     ids, codes = batch(tiny_config)
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
-    out = tiny_model(input_ids=ids, attention_mask=mask, audio_codes=codes, output_attentions=True)
+    out = tiny_model(input_ids=ids, attention_mask=mask, decoder_input_ids=codes, output_attentions=True)
     for attention in out.attentions:
         assert attention.shape == (2, 70, 9)
         assert torch.allclose(attention.sum(-1), torch.ones(2, 70), atol=1e-5)
@@ -79,8 +84,8 @@ def test_save_and_load_give_the_same_model(tiny_model, tiny_config, tmp_path):
     again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
     ids, codes = batch(tiny_config)
     with torch.no_grad():
-        got = again(input_ids=ids, audio_codes=codes).logits
-        assert torch.equal(got, tiny_model(input_ids=ids, audio_codes=codes).logits)
+        got = again(input_ids=ids, decoder_input_ids=codes).logits
+        assert torch.equal(got, tiny_model(input_ids=ids, decoder_input_ids=codes).logits)
     assert again.config.num_codebooks == tiny_config.num_codebooks
 
 
@@ -89,20 +94,20 @@ def test_loss_is_the_mean_cross_entropy_of_unmasked_labels(tiny_model, tiny_conf
     labels = codes.roll(-1, 1)
     labels[:, -1] = -100
     labels[0, :, 2] = -100
-    out = tiny_model(input_ids=ids, audio_codes=codes, labels=labels)
+    out = tiny_model(input_ids=ids, decoder_input_ids=codes, labels=labels)
     log_probs = out.logits.log_softmax(-1)
     keep = labels != -100
     wanted = -log_probs[keep].gather(-1, labels[keep][:, None]).mean()
     assert torch.allclose(out.loss, wanted, atol=1e-5)
     count = int(keep.sum())
-    summed = tiny_model(input_ids=ids, audio_codes=codes, labels=labels, num_items_in_batch=2 * count).loss
+    summed = tiny_model(input_ids=ids, decoder_input_ids=codes, labels=labels, num_items_in_batch=2 * count).loss
     assert torch.allclose(summed * 2, wanted, atol=1e-5)
 
 
 def test_every_parameter_gets_a_gradient(tiny_config):
     model = SmallEForTextToSpeech(tiny_config)
     ids, codes = batch(tiny_config)
-    model(input_ids=ids, audio_codes=codes, labels=codes).loss.backward()
+    model(input_ids=ids, decoder_input_ids=codes, labels=codes).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
@@ -131,28 +136,29 @@ def test_residual_branches_start_small(kind):
 def test_hidden_states_run_from_the_embeddings_to_what_the_head_reads(make_tiny, kind):
     model = make_tiny(**kind)
     ids, codes = batch(model.config)
-    out = model(input_ids=ids, audio_codes=codes, output_hidden_states=True)
+    out = model(input_ids=ids, decoder_input_ids=codes, output_hidden_states=True)
     blocks = 3 if kind.get("architecture") else 1 + 1 + 2
     assert len(out.hidden_states) == 1 + blocks
     assert torch.equal(out.hidden_states[0], model.model.embed_audio(codes))
     assert torch.equal(model.head(out.hidden_states[-1]).view_as(out.logits), out.logits)
-    assert model(input_ids=ids, audio_codes=codes).hidden_states is None
+    assert model(input_ids=ids, decoder_input_ids=codes).hidden_states is None
 
 
 @torch.no_grad()
 def test_what_a_call_does_not_say_the_configuration_says(make_tiny):
     model = make_tiny()
     ids, codes = batch(model.config)
-    inputs = {"input_ids": ids, "audio_codes": codes}
-    assert set(model(**inputs)) == {"logits", "past_key_values"}
+    inputs = {"input_ids": ids, "decoder_input_ids": codes}
+    assert set(model(**inputs)) == {"logits", "cache"}
     assert set(model.train()(**inputs)) == {"logits"}
     speech = model.eval().generate(ids, max_new_tokens=5, min_new_tokens=5)
     model.set_attn_implementation("eager")  # or transformers refuses the second of these
     model.config.use_cache, model.config.output_attentions, model.config.output_hidden_states = False, True, True
     assert set(model(**inputs)) == {"logits", "attentions", "hidden_states"}
     assert set(model(**inputs, use_cache=True, output_attentions=False, output_hidden_states=False)) == {
-        "logits", "past_key_values"
-    }  # fmt: skip
+        "logits",
+        "cache",
+    }
     model.config.return_dict = False
     assert isinstance(model(**inputs), tuple) and len(model(**inputs)) == 3
     assert model.generate(ids, max_new_tokens=5, min_new_tokens=5).shape == speech.shape
@@ -168,7 +174,7 @@ def test_gradients_are_equal_with_gradient_checkpointing(make_tiny, kind):
             model.gradient_checkpointing_enable()
             assert model.is_gradient_checkpointing
         model.zero_grad()
-        model(input_ids=ids, audio_codes=codes, labels=codes).loss.backward()
+        model(input_ids=ids, decoder_input_ids=codes, labels=codes).loss.backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradients[1][name], gradient, atol=1e-6), name
@@ -182,8 +188,8 @@ def test_half_precision_is_finite_and_near(make_tiny, kind, dtype):
     ids, codes = batch(model.config)
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
-    wanted = model(input_ids=ids, attention_mask=mask, audio_codes=codes).logits
-    logits = model.to(dtype)(input_ids=ids, attention_mask=mask, audio_codes=codes).logits
+    wanted = model(input_ids=ids, attention_mask=mask, decoder_input_ids=codes).logits
+    logits = model.to(dtype)(input_ids=ids, attention_mask=mask, decoder_input_ids=codes).logits
     assert logits.dtype == dtype and logits.isfinite().all()
     assert (logits.float() - wanted).norm() / wanted.norm() < (0.1 if dtype == torch.bfloat16 else 0.02)
 
@@ -196,7 +202,7 @@ def test_gradients_are_finite_under_autocast(make_tiny, kind, dtype):
     mask = torch.ones_like(ids)
     mask[0, 5:] = 0
     with torch.autocast("cpu", dtype):
-        loss = model(input_ids=ids, attention_mask=mask, audio_codes=codes, labels=codes).loss
+        loss = model(input_ids=ids, attention_mask=mask, decoder_input_ids=codes, labels=codes).loss
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
@@ -211,8 +217,8 @@ def test_tied_head_is_the_audio_embedding_and_stays_so(make_tiny, kind, tmp_path
         assert tied.head.weight is tied.model.audio_embedding.weight
         assert "head.weight" not in dict(tied.named_parameters())
     with torch.no_grad():
-        got = again(input_ids=ids, audio_codes=codes).logits
-        assert torch.equal(got, model(input_ids=ids, audio_codes=codes).logits)
+        got = again(input_ids=ids, decoder_input_ids=codes).logits
+        assert torch.equal(got, model(input_ids=ids, decoder_input_ids=codes).logits)
     assert "head.weight" in dict(make_tiny(**kind).named_parameters())
 
 
@@ -221,13 +227,13 @@ def test_tied_head_is_the_audio_embedding_and_stays_so(make_tiny, kind, tmp_path
 def test_text_vocabulary_can_grow(make_tiny, kind, tmp_path):
     model = make_tiny(**kind)
     ids, codes = batch(model.config)
-    before = model(input_ids=ids, audio_codes=codes).logits
+    before = model(input_ids=ids, decoder_input_ids=codes).logits
     model.resize_token_embeddings(80, mean_resizing=False)
-    assert torch.equal(model(input_ids=ids, audio_codes=codes).logits, before)
+    assert torch.equal(model(input_ids=ids, decoder_input_ids=codes).logits, before)
     model.save_pretrained(tmp_path)
     again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
     assert again.config.vocab_size == 80
-    assert again(input_ids=ids + 10, audio_codes=codes).logits.shape == before.shape
+    assert again(input_ids=ids + 10, decoder_input_ids=codes).logits.shape == before.shape
 
 
 @kinds
@@ -236,11 +242,11 @@ def test_text_vocabulary_can_grow(make_tiny, kind, tmp_path):
 def test_saved_in_half_precision_it_loads_so_or_as_asked(make_tiny, kind, dtype, tmp_path):
     model = make_tiny(**kind).to(dtype)
     ids, codes = batch(model.config)
-    wanted = model(input_ids=ids, audio_codes=codes).logits
+    wanted = model(input_ids=ids, decoder_input_ids=codes).logits
     model.save_pretrained(tmp_path)
     again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
     assert {p.dtype for p in again.parameters()} == {dtype}
-    assert torch.equal(again(input_ids=ids, audio_codes=codes).logits, wanted)
+    assert torch.equal(again(input_ids=ids, decoder_input_ids=codes).logits, wanted)
     assert again.generate(ids, max_new_tokens=4, min_new_tokens=4).shape == (2, 4, 3)
     single = SmallEForTextToSpeech.from_pretrained(tmp_path, dtype=torch.float32)
     assert {p.dtype for p in single.parameters()} == {torch.float32}
@@ -263,12 +269,12 @@ def test_spread_over_devices_it_says_the_same(make_tiny, kind, tmp_path):
     ids, codes = batch(model.config)
     model.save_pretrained(tmp_path)
     settings = {"do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4}
-    wanted, speech = model(input_ids=ids, audio_codes=codes).logits, model.generate(ids, **settings)
+    wanted, speech = model(input_ids=ids, decoder_input_ids=codes).logits, model.generate(ids, **settings)
     for device_map in ("cpu", "auto", every_second_on_disk(model)):
         spread = SmallEForTextToSpeech.from_pretrained(
             tmp_path, device_map=device_map, offload_folder=tmp_path / "offload"
         ).eval()
-        assert torch.equal(spread(input_ids=ids, audio_codes=codes).logits.cpu(), wanted), device_map
+        assert torch.equal(spread(input_ids=ids, decoder_input_ids=codes).logits.cpu(), wanted), device_map
         assert torch.equal(spread.generate(ids, **settings).cpu(), speech)
 
 
@@ -286,8 +292,13 @@ def test_no_layer_with_a_residual_branch_is_split_between_devices(make_tiny, kin
     inside = tuple(f"{name}." for name in whole)
     outside = {name for name, _ in model.named_parameters() if not name.startswith(inside)}
     assert {name.split(".")[-2] for name in outside} <= {
-        "head", "text_embedding", "audio_embedding", "text_norm", "audio_norm", "norm"
-    }  # fmt: skip
+        "head",
+        "text_embedding",
+        "audio_embedding",
+        "text_norm",
+        "audio_norm",
+        "norm",
+    }
 
 
 def test_paper_shape_has_64_million_parameters():
@@ -297,11 +308,24 @@ def test_paper_shape_has_64_million_parameters():
 
 
 IMPOSSIBLE = [
-    dict(hidden_size=30), dict(num_codebooks=0), dict(position_size=15), dict(expand_v=0.99), dict(position_size=0),
-    dict(text_layers=-1), dict(dropout=1.5), dict(max_text_tokens=0), dict(hidden_size="large"), dict(mixer=5),
-    dict(num_codebooks=None), dict(final_norms=5), dict(vocab_size=True), dict(expand_k=float("nan")),
-    dict(audio_encoder_layers=2.0), dict(position_theta="far"), dict(tie_word_embeddings=1),
-]  # fmt: skip
+    dict(hidden_size=30),
+    dict(num_codebooks=0),
+    dict(position_size=15),
+    dict(expand_v=0.99),
+    dict(position_size=0),
+    dict(text_layers=-1),
+    dict(dropout=1.5),
+    dict(max_text_tokens=0),
+    dict(hidden_size="large"),
+    dict(mixer=5),
+    dict(num_codebooks=None),
+    dict(final_norms=5),
+    dict(vocab_size=True),
+    dict(expand_k=float("nan")),
+    dict(audio_encoder_layers=2.0),
+    dict(position_theta="far"),
+    dict(tie_word_embeddings=1),
+]
 
 
 @pytest.mark.parametrize("wrong", IMPOSSIBLE)
@@ -312,16 +336,16 @@ def test_impossible_sizes_and_values_of_another_kind_are_refused(wrong):
 
 def test_wrong_inputs_are_refused(tiny_model, tiny_config):
     ids, codes = batch(tiny_config)
-    right = {"input_ids": ids, "audio_codes": codes}
-    state = tiny_model(**right).past_key_values
+    right = {"input_ids": ids, "decoder_input_ids": codes}
+    state = tiny_model(**right).cache
     for name, wrong, message in [
-        ("audio_codes", codes[..., :2], r"expected delayed codes.*\(2, any, 3\)"),
-        ("audio_codes", codes[:1], r"\(2, any, 3\)"),
-        ("audio_codes", codes.float(), "is torch.float32"),
-        ("audio_codes", codes + 3, r"expected 0\.\.22"),
-        ("audio_codes", codes[:, :1].expand(-1, 65537, -1), "limit is 65536"),
-        ("audio_attention_mask", torch.ones(2, 69), r"\(2, 70\)"),
-        ("audio_attention_mask", torch.full((2, 70), 2), "expected 1 and"),
+        ("decoder_input_ids", codes[..., :2], r"expected delayed codes.*\(2, any, 3\)"),
+        ("decoder_input_ids", codes[:1], r"\(2, any, 3\)"),
+        ("decoder_input_ids", codes.float(), "is torch.float32"),
+        ("decoder_input_ids", codes + 3, r"expected 0\.\.22"),
+        ("decoder_input_ids", codes[:, :1].expand(-1, 65537, -1), "limit is 65536"),
+        ("decoder_attention_mask", torch.ones(2, 69), r"\(2, 70\)"),
+        ("decoder_attention_mask", torch.full((2, 70), 2), "expected 1 and"),
         ("input_ids", ids + 64, r"tokens of 0\.\.63"),
         ("input_ids", ids[0], "is torch.int64 of shape"),
         ("input_ids", ids.tolist(), "is list"),
@@ -330,17 +354,17 @@ def test_wrong_inputs_are_refused(tiny_model, tiny_config):
         ("labels", codes[:, :9], "codes that follow"),
         ("labels", codes.float(), "codes that follow"),
         ("labels", codes - 99, "or -100"),
-        ("text_maps", torch.ones(2, 70, 4), r"\(2, 70, 9\)"),
+        ("forced_alignments", torch.ones(2, 70, 4), r"\(2, 70, 9\)"),
         ("initial_state", torch.ones(2, 5).long(), "tuned voice for each"),
     ]:
         with pytest.raises(ValueError, match=f"{name} .*{message}"):
             tiny_model(**{**right, name: wrong})
-    with pytest.raises(ValueError, match="past_key_values is int"):
-        tiny_model(audio_codes=codes, past_key_values=5)
+    with pytest.raises(ValueError, match="cache is int"):
+        tiny_model(decoder_input_ids=codes, cache=5)
     with pytest.raises(ValueError, match=r"\(2, any, 3\)"):
-        tiny_model(audio_codes=codes[:1], past_key_values=state)
+        tiny_model(decoder_input_ids=codes[:1], cache=state)
     with pytest.raises(ValueError, match="either input_ids"):
-        tiny_model(audio_codes=codes)
+        tiny_model(decoder_input_ids=codes)
     with pytest.raises(ValueError, match="mixer='lstm'"):
         SmallEForTextToSpeech(SmallEConfig(mixer="lstm"))
 
@@ -350,11 +374,13 @@ def test_wrong_inputs_are_refused(tiny_model, tiny_config):
 def test_given_maps_are_read_by_and_zeros_are_left_to_the_model(make_tiny, kind):
     model = make_tiny(cross_attention=kind)
     text, codes = batch(model.config, text=6, frames=5)
-    own = model(text, audio_codes=codes, output_attentions=True)
-    torch.testing.assert_close(model(text, audio_codes=codes, text_maps=torch.zeros(2, 5, 6)).logits, own.logits)
+    own = model(text, decoder_input_ids=codes, output_attentions=True)
+    torch.testing.assert_close(
+        model(text, decoder_input_ids=codes, forced_alignments=torch.zeros(2, 5, 6)).logits, own.logits
+    )
     maps = torch.zeros(2, 5, 6)
     maps[0, 2:, 3] = 1
-    given = model(text, audio_codes=codes, text_maps=maps, output_attentions=True)
+    given = model(text, decoder_input_ids=codes, forced_alignments=maps, output_attentions=True)
     torch.testing.assert_close(given.logits[1], own.logits[1])
     torch.testing.assert_close(given.logits[0, :2], own.logits[0, :2])
     assert (given.logits[0, 2:] - own.logits[0, 2:]).abs().max() > 1e-4

@@ -11,15 +11,18 @@ from smalle import SmallEForTextToSpeech
 from smalle.mixers_smalle import MIXERS
 
 KINDS = [{"mixer": mixer} for mixer in sorted(MIXERS)] + [
-    {"cross_attention": "plain"}, {"architecture": "decoder-only", "decoder_layers": 2},
-]  # fmt: skip
+    {"cross_attention": "plain"},
+    {"architecture": "decoder-only", "decoder_layers": 2},
+]
 
 
 def inputs(config):
     generator = torch.Generator().manual_seed(0)
     return {
         "input_ids": torch.randint(3, config.vocab_size, (2, 7), generator=generator),
-        "audio_codes": torch.randint(3, config.audio_vocab_size, (2, 9, config.num_codebooks), generator=generator),
+        "decoder_input_ids": torch.randint(
+            3, config.audio_vocab_size, (2, 9, config.num_codebooks), generator=generator
+        ),
     }
 
 
@@ -52,7 +55,7 @@ def test_default_targets_are_the_projections_of_the_audio_side_and_all_of_them_l
     layers = config.audio_encoder_layers + config.audio_decoder_layers
     assert len({block[:2] for block in blocks}) == (1 if config.architecture == "decoder-only" else layers)
     data = inputs(config)
-    adapted(**data, labels=data["audio_codes"]).loss.backward()
+    adapted(**data, labels=data["decoder_input_ids"]).loss.backward()
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.any(), name

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from benchmarks import measuring, quality
+from corpus.texts import HELD_OUT_VOICES
 from smalle import SmallEForTextToSpeech
-from smalle.configuration_smalle import AUDIO_TAIL
-from train import evaluate, speaking
-from train.texts import HELD_OUT_VOICES
+from smalle.configuration_smalle import AUDIO_EOS
+from train.evaluation import evaluate, speaking
 
 JUDGE = """
 import argparse, json, pathlib
@@ -29,14 +29,30 @@ def place(tiny_checkpoint, record, tmp_path, monkeypatch):
     """Lists, recordings of two strangers, a judge, and a results.jsonl of their own; gives the arguments."""
     monkeypatch.setattr(measuring, "RESULTS", tmp_path / "results.jsonl")
     monkeypatch.setattr(quality, "TEXTS", tmp_path)
-    lists = {"sentences": [f"Line {n}." for n in range(24)], "hard": ["One.", "Two.", "Three."],
-             "words": ["Yes.", "No."], "paragraph": ["It is a door. Nobody asked. " * 4]}  # fmt: skip
+    lists = {
+        "sentences": [f"Line {n}." for n in range(24)],
+        "hard": ["One.", "Two.", "Three."],
+        "words": ["Yes.", "No."],
+        "paragraph": ["It is a door. Nobody asked. " * 4],
+    }
     for name, texts in lists.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(texts) + "\n")
     corpus(tmp_path / "corpus", record, {"af_sky": [4, 0.5], "bm_lewis": [0.5, 3, 0.6], "somebody": [4, 4]})
     (tmp_path / "judge.py").write_text(JUDGE)
-    return [str(tiny_checkpoint), str(tmp_path / "out"), "--eval", str(tmp_path), "--corpus", str(tmp_path / "corpus"),
-            "--judge", str(tmp_path / "judge.py"), "--sentences", "3", "--generate", "max_new_tokens=4"]  # fmt: skip
+    return [
+        str(tiny_checkpoint),
+        str(tmp_path / "out"),
+        "--eval",
+        str(tmp_path),
+        "--corpus",
+        str(tmp_path / "corpus"),
+        "--judge",
+        str(tmp_path / "judge.py"),
+        "--sentences",
+        "3",
+        "--generate",
+        "max_new_tokens=4",
+    ]
 
 
 def corpus(folder, record, speakers):
@@ -61,8 +77,15 @@ def test_all_parts_stand_in_one_table_and_are_not_done_again(place, tmp_path, ca
     text = capsys.readouterr().out
     rows = table(text)
     counts = {part: int(row["utterances"]) for part, row in rows.items()}
-    assert counts == {"sentences": 3, "hard": 3, "preset anna (default)": 3, "preset ben": 3,
-                      "cloning, 2 of 8 strangers": 6, "words": 2, "paragraph": 1}  # fmt: skip
+    assert counts == {
+        "sentences": 3,
+        "hard": 3,
+        "preset anna (default)": 3,
+        "preset ben": 3,
+        "cloning, 2 of 8 strangers": 6,
+        "words": 2,
+        "paragraph": 1,
+    }
     assert {part: row["run on"] for part, row in rows.items() if row["run on"] != "0"} == {"hard": "1"}
     assert rows["cloning, 2 of 8 strangers"]["ECAPA"] == "0.5" and rows["hard"]["ECAPA"] == "–"
     assert all(0 <= int(row["cut"]) <= counts[part] and row["WER %"] == "12.5" for part, row in rows.items())
@@ -91,8 +114,10 @@ def test_each_stranger_has_a_prompt_of_seconds_another_recording_and_sentences_o
     corpus(tmp_path / "b", record, {"bm_lewis": [5.5], "bf_lily": [1, 5.5]})
     found = quality.find_strangers([tmp_path / "a", tmp_path / "b"])
     chosen = {name: (prompt["file_name"], reference) for name, (prompt, reference) in found.items()}
-    assert chosen == {"af_sky": ("af_sky-1.wav", str(tmp_path / "a" / "af_sky-3.wav")),
-                      "bf_lily": ("bf_lily-1.wav", str(tmp_path / "b" / "bf_lily-0.wav"))}  # fmt: skip
+    assert chosen == {
+        "af_sky": ("af_sky-1.wav", str(tmp_path / "a" / "af_sky-3.wav")),
+        "bf_lily": ("bf_lily-1.wav", str(tmp_path / "b" / "bf_lily-0.wav")),
+    }
     rows = quality.cloning_rows(found, [str(n) for n in range(100)], 5)
     assert len({row["text"] for row in rows}) == len(rows) == 10
     assert all(row["audio"] != row["reference"] and row["audio_text"] == "Text 1." for row in rows)
@@ -104,9 +129,13 @@ def test_each_stranger_has_a_prompt_of_seconds_another_recording_and_sentences_o
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [(["--asr", "ears"], "--judge or --asr"), (["--judge", "nothing.py"], "nothing.py does not exist"),
-     (["--sentences", "0"], "expected 1 or more"), (["--only", "poems"], "invalid choice")],
-)  # fmt: skip
+    [
+        (["--asr", "ears"], "--judge or --asr"),
+        (["--judge", "nothing.py"], "nothing.py does not exist"),
+        (["--sentences", "0"], "expected 1 or more"),
+        (["--only", "poems"], "invalid choice"),
+    ],
+)
 def test_bad_arguments_are_named(place, capsys, change, says):
     with pytest.raises(SystemExit) as stopped:
         quality.main([*place, *change])
@@ -118,11 +147,11 @@ def test_a_row_is_cut_where_it_had_not_ended(tiny_checkpoint, processor):
     inputs = processor(["It is a door."] * 3, return_tensors="pt")
 
     def end(tokens, scores):  # the first row says at its fourth frame that it ends, the second after its eighth
-        scores[:, AUDIO_TAIL] = -torch.inf
+        scores[:, AUDIO_EOS] = -torch.inf
         for row, last in enumerate((3, 8)):
             if tokens.shape[1] == last:
                 scores[row] = -torch.inf
-                scores[row, AUDIO_TAIL] = 0
+                scores[row, AUDIO_EOS] = 0
         return scores
 
     output = model.generate(**inputs, max_new_tokens=8, logits_processor=[end], return_dict_in_generate=True)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from smalle.gated_chunks_smalle import running_sum, scan
-from smalle.recurrence_smalle import chunked, naive, recurrence
+from smalle.linear_attention_smalle import chunked, naive, recurrence, running_sum, scan
 
 torch.manual_seed(0)
 

@@ -9,16 +9,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from smalle import SmallEForTextToSpeech, SmallEProcessor, cli, export_native, native_smalle, steps_smalle
+from smalle import SmallEForTextToSpeech, SmallEProcessor, decoding_smalle, native_runtime_smalle
+from smalle.cache_smalle import MAX_PENDING, PendingUpdates, tensors_of
+from smalle.cli import main as cli
+from smalle.decoding_smalle import CHUNK, TorchSteps, begins_at_zero, each_matrix, moving_tensors, text_tensors
 from smalle.export import export, fastest
-from smalle.generation_smalle import guide
-from smalle.initial_state_smalle import tensors_of
-from smalle.native_smalle import Memory, NativeSteps
-from smalle.onnx_smalle import OnnxSteps
-from smalle.recent_smalle import RECENT, Recent
+from smalle.export import native as export_native
+from smalle.generation_smalle import SamplingSettings, draw, guide
+from smalle.native_runtime_smalle import Memory, NativeSteps
+from smalle.onnx_runtime_smalle import OnnxSteps
 from smalle.runtime_smalle import encode_text, find_export, fingerprint, start_steps
-from smalle.sampling_smalle import SamplingSettings, draw
-from smalle.steps_smalle import CHUNK, TorchSteps, begins_at_zero, each_matrix, moving_tensors, text_tensors
 
 NATIVE = dict(hidden_size=128, position_size=64)  # states that step.c can have beside
 KINDS = {
@@ -37,8 +37,8 @@ KINDS = {
 @pytest.fixture(scope="module", params=KINDS)
 def exported(request, make_tiny, tmp_path_factory, exporting):
     """A checkpoint with strong decays, its step in single precision; one with states that count as large."""
-    kind, size = request.param, steps_smalle.LARGE
-    steps_smalle.LARGE = 0 if "large" in kind else size
+    kind, size = request.param, decoding_smalle.LARGE
+    decoding_smalle.LARGE = 0 if "large" in kind else size
     model, folder = make_tiny(**KINDS[kind]), tmp_path_factory.mktemp("exported")
     for name, parameter in model.named_parameters():
         if "decay_up_proj" in name:  # as trained ones have: log(sigmoid(x)) must not stop at -18
@@ -51,7 +51,7 @@ def exported(request, make_tiny, tmp_path_factory, exporting):
     model.steps = NativeSteps if "native" in kind else OnnxSteps
     model.off = 0.03 if kind == "native, large" else 0.0  # it reads the upper halves of its states
     yield model
-    steps_smalle.LARGE = size
+    decoding_smalle.LARGE = size
 
 
 def read(steps, codes):
@@ -71,8 +71,9 @@ def assert_near(tensor, expected, off, rtol=1e-4):
 
 def assert_same(state, other, off):
     """Two states of a model are the same, whether steps stand beside them or not."""
+
     def written(state):
-        recurrent = each_matrix(lambda x: x.fold() if isinstance(x, Recent) else x, state.recurrent)
+        recurrent = each_matrix(lambda x: x.fold() if isinstance(x, PendingUpdates) else x, state.recurrent)
         return moving_tensors(replace(state, recurrent=recurrent))
 
     for one, same in zip(*map(written, (state, other)), strict=True):
@@ -121,16 +122,16 @@ def test_a_tuned_voice_begins_after_the_exported_text_as_after_the_models(export
 def test_states_are_values_that_later_steps_leave_alone(exported):
     way = dict(input_ids=torch.tensor([[1, 9, 8, 2]]), seed=3, return_dict_in_generate=True, temperature=5.0, top_k=0)
     part = exported.generate(**way, max_new_tokens=6, min_new_tokens=6)
-    before = [tensor.clone() for tensor in moving_tensors(part.past_key_values.model)]
-    way = dict(past_key_values=part.past_key_values, max_new_tokens=9, min_new_tokens=9, seed=4)
+    before = [tensor.clone() for tensor in moving_tensors(part.cache.model)]
+    way = dict(cache=part.cache, max_new_tokens=9, min_new_tokens=9, seed=4)
     first, second = exported.generate(**way), exported.generate(**way)
     assert torch.equal(first, second)
-    assert all(map(torch.equal, before, moving_tensors(part.past_key_values.model)))
+    assert all(map(torch.equal, before, moving_tensors(part.cache.model)))
 
 
-@pytest.mark.parametrize("chunk", [1, 7, RECENT + 1])
+@pytest.mark.parametrize("chunk", [1, 7, MAX_PENDING + 1])
 def test_steps_are_the_same_to_the_last_bit_wherever_they_pause(exported, chunk):
-    codes = torch.randint(0, 23, (2, 2 * RECENT + 9, 3), generator=torch.Generator().manual_seed(2))
+    codes = torch.randint(0, 23, (2, 2 * MAX_PENDING + 9, 3), generator=torch.Generator().manual_seed(2))
     state = exported.model.encode_text(torch.tensor([[1, 9, 8, 2]] * 2))
     at_once, parts = read(start_steps(exported, state, True), codes)[0], []
     for part in codes.split(chunk, 1):
@@ -146,7 +147,7 @@ def test_pytorch_goes_on_from_steps_that_stand_beside_a_state(exported):
     steps = start_steps(exported, state, True)
     read(steps, codes[:, :6])
     with torch.no_grad():
-        logits = exported(audio_codes=codes[:, 6:], past_key_values=steps.state).logits
+        logits = exported(audio_codes=codes[:, 6:], cache=steps.state).logits
     assert_near(logits, read(TorchSteps(exported, state, True), codes)[0][:, 6:], exported.off)
 
 
@@ -192,9 +193,10 @@ def test_one_command_and_generate_takes_it_with_the_same_speech(folder, capsys, 
 def test_the_newer_kind_of_export_takes_the_place_of_the_others(folder, exporting):
     there = {path.name for path in folder.iterdir()}
     for runtime, names in (
-        ("float", {"step.onnx", "text.onnx"}), ("native", {"step.native.safetensors", "step.native.so"}),
+        ("float", {"step.onnx", "text.onnx"}),
+        ("native", {"step.native.safetensors", "step.native.so"}),
         ("int8", {"step.int8.onnx", "text.int8.onnx"}),
-    ):  # fmt: skip
+    ):
         exporting(folder, runtime)
         assert {path.name for path in folder.iterdir()} - there == names
 
@@ -225,16 +227,20 @@ def test_speech_that_goes_on_from_a_prompt_is_the_same(folder, lengths, monkeypa
 def test_what_was_exported_to_take_single_steps_reads_prompts_by_pytorch(folder, monkeypatch):
     way = dict(input_ids=torch.tensor([[1, 9, 8, 2]]), audio_codes=torch.full((1, 20, 3), 7), seed=1, max_new_tokens=9)
     speech = SmallEForTextToSpeech.from_pretrained(folder).eval().generate(**way)
-    monkeypatch.setattr("smalle.export_onnx.reads_chunks", lambda config: False)
+    monkeypatch.setattr("smalle.export.onnx.reads_chunks", lambda config: False)
     export(folder, "float")
     model = SmallEForTextToSpeech.from_pretrained(folder).eval()
     assert torch.equal(model.generate(**way), speech) and not start_steps(model, None, False).several
 
 
-@pytest.mark.parametrize("runtime, name, generic", [
-    ("int8", "step.int8.onnx", False), ("native", "step.native.safetensors", False),
-    ("native", "step.native.safetensors", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "runtime, name, generic",
+    [
+        ("int8", "step.int8.onnx", False),
+        ("native", "step.native.safetensors", False),
+        ("native", "step.native.safetensors", True),
+    ],
+)
 def test_8_bits_are_near(make_tiny, tmp_path, exporting, runtime, name, generic, monkeypatch):
     if generic:  # any processor's instructions alone
         monkeypatch.setattr(export_native, "FLAGS", [x for x in export_native.FLAGS if x != "-march=native"])
@@ -324,7 +330,7 @@ def test_the_fastest_runtime_that_a_model_can_have_is_exported(make_tiny, monkey
 @pytest.mark.parametrize("name", ["processor", "VERSION"])
 def test_a_step_for_another_processor_or_version_is_not_used(folder, exporting, monkeypatch, name):
     exporting(folder, "native")
-    monkeypatch.setattr(native_smalle, name, {"processor": lambda: "other", "VERSION": "0"}[name])
+    monkeypatch.setattr(native_runtime_smalle, name, {"processor": lambda: "other", "VERSION": "0"}[name])
     model = SmallEForTextToSpeech.from_pretrained(folder).eval()
     assert find_export(model) is None and model.generate(torch.tensor([[1, 9, 2]]), max_new_tokens=3).shape[2] == 3
     model.step_runtime = "native"
@@ -332,10 +338,18 @@ def test_a_step_for_another_processor_or_version_is_not_used(folder, exporting, 
         model.generate(torch.tensor([[1, 9, 2]]), max_new_tokens=3)
 
 
-@pytest.mark.parametrize("changes", [
-    {}, dict(num_attention_heads=1, mixer_heads=1, expand_k=0.25, expand_v=0.25), dict(gate_low_rank=400),
-    dict(position_intermediate_size=700), dict(intermediate_size=900), NATIVE,
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(num_attention_heads=1, mixer_heads=1, expand_k=0.25, expand_v=0.25),
+        dict(gate_low_rank=400),
+        dict(position_intermediate_size=700),
+        dict(intermediate_size=900),
+        NATIVE,
+    ],
+    ids=str,
+)
 def test_nothing_is_written_beyond_its_memory(make_tiny, tmp_path, exporting, monkeypatch, changes):
     model, lent, tensor = make_tiny(**changes), [], Memory.tensor
 
@@ -345,7 +359,7 @@ def test_nothing_is_written_beyond_its_memory(make_tiny, tmp_path, exporting, mo
         lent.append(whole[size:])
         return whole[:size]
 
-    monkeypatch.setattr(steps_smalle, "LARGE", 0 if changes is NATIVE else steps_smalle.LARGE)
+    monkeypatch.setattr(decoding_smalle, "LARGE", 0 if changes is NATIVE else decoding_smalle.LARGE)
     model.save_pretrained(tmp_path)
     exporting(tmp_path, "native")
     monkeypatch.setattr(Memory, "tensor", watched)

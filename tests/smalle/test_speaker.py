@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor, runtime_smalle
-from smalle.voice_smalle import Voice, join_voices, load_voice, save_voice
+from smalle.voices_smalle import Voice, join_voices, load_voice, save_voice
 from train.assemble import assemble
 
 TEXT = torch.tensor([[5, 9, 30, 7], [8, 40, 11, 6]])
@@ -63,7 +63,7 @@ def test_speech_follows_the_recording_of_its_row(model, recordings):
 
 def test_who_was_heard_once_speaks_again(model, recordings):
     codes, mask = recordings
-    heard = model.hear_speaker(codes, mask)
+    heard = model.encode_speaker(codes, mask)
     spoken = model.generate(TEXT, speaker=heard, guidance_scale=2.0, **GREEDY)
     heard_anew = {"speaker_codes": codes, "speaker_attention_mask": mask}
     assert torch.equal(spoken, model.generate(TEXT, **heard_anew, guidance_scale=2.0, **GREEDY))
@@ -71,12 +71,12 @@ def test_who_was_heard_once_speaks_again(model, recordings):
         with pytest.raises(ValueError, match="speaker"):
             model.generate(TEXT, **wrong, **GREEDY)
     with pytest.raises(ValueError, match="speaker_codes"):
-        model.hear_speaker(codes[0])
+        model.encode_speaker(codes[0])
 
 
 def test_a_prompt_tells_who_speaks_unless_somebody_else_shall(model, recordings):
     codes, mask = recordings
-    prompt = {"audio_codes": codes, "audio_attention_mask": mask}
+    prompt = {"decoder_input_ids": codes, "decoder_attention_mask": mask}
     said = model.generate(TEXT, **prompt, **GREEDY)
     same = model.generate(TEXT, **prompt, speaker_codes=codes, speaker_attention_mask=mask, **GREEDY)
     other = model.generate(TEXT, **prompt, speaker_codes=codes.flip(1, 0), **GREEDY)
@@ -87,9 +87,9 @@ def test_steps_after_a_state_remember_who_speaks(model, recordings):
     codes, mask = recordings
     heard = {"speaker_codes": codes, "speaker_attention_mask": mask}
     audio = torch.randint(3, 23, (2, 8, 3), generator=torch.Generator().manual_seed(2))
-    whole = model(TEXT, audio_codes=audio, **heard)
-    begun = model(TEXT, audio_codes=audio[:, :3], use_cache=True, **heard)
-    rest = model(audio_codes=audio[:, 3:], past_key_values=begun.past_key_values)
+    whole = model(TEXT, decoder_input_ids=audio, **heard)
+    begun = model(TEXT, decoder_input_ids=audio[:, :3], use_cache=True, **heard)
+    rest = model(decoder_input_ids=audio[:, 3:], cache=begun.cache)
     assert torch.allclose(torch.cat((begun.logits, rest.logits), 1), whole.logits, atol=1e-4)
 
 
@@ -121,14 +121,18 @@ def test_the_exported_step_speaks_as_the_model(model, recordings, tmp_path, runt
     assert torch.equal(spoken, model.generate(TEXT, speaker_codes=codes, **GREEDY))
 
 
-@pytest.mark.parametrize("changes, words", [
-    (lambda x: {"speaker_codes": x[:, 0]}, "speaker_codes"),
-    (lambda x: {"speaker_codes": x[:1]}, "speaker_codes"),
-    (lambda x: {"speaker_codes": x + 20}, "0..19"),
-    (lambda x: {"speaker_codes": x, "speaker_attention_mask": torch.ones(2, 3)}, "speaker_attention_mask"),
-], ids=["shape", "rows", "range", "mask"])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (lambda x: {"speaker_codes": x[:, 0]}, "speaker_codes"),
+        (lambda x: {"speaker_codes": x[:1]}, "speaker_codes"),
+        (lambda x: {"speaker_codes": x + 20}, "0..19"),
+        (lambda x: {"speaker_codes": x, "speaker_attention_mask": torch.ones(2, 3)}, "speaker_attention_mask"),
+    ],
+    ids=["shape", "rows", "range", "mask"],
+)
 def test_what_is_no_recording_is_refused(model, recordings, changes, words):
-    for call in (model.generate, lambda ids, **rest: model(ids, audio_codes=recordings[0] + 3, **rest)):
+    for call in (model.generate, lambda ids, **rest: model(ids, decoder_input_ids=recordings[0] + 3, **rest)):
         with pytest.raises(ValueError, match=words):
             call(TEXT, **changes(recordings[0]))
 
@@ -138,21 +142,21 @@ def test_who_has_no_encoder_says_so(make_tiny, recordings, architecture):
     model, audio = make_tiny(architecture=architecture, decoder_layers=1), recordings[0] + 3
     for call in (model.generate, model, model.train()):
         with pytest.raises(ValueError, match="no speaker encoder.*audio_text"):
-            call(TEXT, speaker_codes=recordings[0], **({} if call == model.generate else {"audio_codes": audio}))
+            call(TEXT, speaker_codes=recordings[0], **({} if call == model.generate else {"decoder_input_ids": audio}))
     with pytest.raises(ValueError, match="speaker_layers=1"):
         SmallEConfig(speaker_layers=1, architecture="decoder-only")
 
 
 def test_a_mask_is_that_of_a_recording(model, recordings):
     with pytest.raises(ValueError, match="speaker_attention_mask without speaker_codes"):
-        model(TEXT, audio_codes=recordings[0] + 3, speaker_attention_mask=recordings[1])
+        model(TEXT, decoder_input_ids=recordings[0] + 3, speaker_attention_mask=recordings[1])
 
 
 def test_a_recording_without_its_text_tells_who_speaks(processor, record, tmp_path):
     wave = record(tmp_path / "me.wav", 0.4)
     heard = processor("Hello.", audio=wave, sampling_rate=24000)
     prompted = processor("Hello.", audio=wave, audio_text="I said so.", sampling_rate=24000)
-    assert torch.equal(heard["speaker_codes"], prompted["audio_codes"]) and "audio_codes" not in heard
+    assert torch.equal(heard["speaker_codes"], prompted["decoder_input_ids"]) and "decoder_input_ids" not in heard
     of_file = processor("Hello.", voice=str(written(processor, wave, tmp_path)))
     assert all(torch.equal(heard[name], of_file[name]) for name in heard)
 
@@ -191,11 +195,15 @@ def test_a_preset_may_be_heard_in_one_recording_or_several(voices_of):
     assert said.text == "So. It is." and torch.equal(said.codes, both.codes)
 
 
-@pytest.mark.parametrize("voice, layers, words", [
-    ({"audio": "WORK/a.wav"}, 0, "expected file, or audio and text"), ({"text": "So."}, 1, "expected file, or audio"),
-    ({"audio": "WORK/a.wav", "txt": "So."}, 1, "'txt'"),
-    ({"audio": ["WORK/a.wav", "WORK/b.wav"], "text": "So."}, 1, "2 recordings, 1 texts"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "voice, layers, words",
+    [
+        ({"audio": "WORK/a.wav"}, 0, "expected file, or audio and text"),
+        ({"text": "So."}, 1, "expected file, or audio"),
+        ({"audio": "WORK/a.wav", "txt": "So."}, 1, "'txt'"),
+        ({"audio": ["WORK/a.wav", "WORK/b.wav"], "text": "So."}, 1, "2 recordings, 1 texts"),
+    ],
+)
 def test_a_preset_that_could_not_speak_is_refused(voices_of, voice, layers, words, tmp_path):
     with pytest.raises(ValueError, match=f"voice anna.*{words}"):
         voices_of(voice, layers)
@@ -213,7 +221,7 @@ def test_a_batch_mixes_prompts_and_recordings(processor, make_tiny, record, tmp_
     texts, voices = ["Hello.", "So."], [str(written(processor, wave, tmp_path)), "anna"]
     batch = processor(texts, voice=voices)
     assert batch["speaker_attention_mask"].any(1).tolist() == [True, False]
-    assert batch["audio_attention_mask"].any(1).tolist() == [False, True]
+    assert batch["decoder_attention_mask"].any(1).tolist() == [False, True]
     model = make_tiny(speaker_layers=1)
     both = model.generate(**batch, **GREEDY)
     for row, (text, voice) in enumerate(zip(texts, voices)):
@@ -233,8 +241,9 @@ def test_a_stream_of_several_pieces_hears_once(processor, make_tiny, record, tmp
     wave, model, calls = record(tmp_path / "me.wav", 0.4), make_tiny(speaker_layers=1), []
     encode = model.model.encode_speaker
     monkeypatch.setattr(model.model, "encode_speaker", lambda *given: calls.append(given) or encode(*given))
-    said = torch.cat(list(processor.stream(model, "Hello. So. It is.", audio=wave, sampling_rate=24000, longest=6,
-                                           **GREEDY)))  # fmt: skip
+    said = torch.cat(
+        list(processor.stream(model, "Hello. So. It is.", audio=wave, sampling_rate=24000, longest=6, **GREEDY))
+    )
     pieces = [processor.stream(model, text, audio=wave, sampling_rate=24000, **GREEDY) for text in ("Hello.", "So.")]
     assert len(said) > sum(len(torch.cat(list(piece))) for piece in pieces)
     assert sum(codes is not None for codes, *_ in calls) == 3  # one for each stream

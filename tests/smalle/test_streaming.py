@@ -17,14 +17,20 @@ from transformers import EncodecConfig, EncodecModel, GenerationConfig
 
 from smalle import SmallEForTextToSpeech
 from smalle.codec_smalle import EncodecCodec, SmallECodec, SmallECodecConfig
-from smalle.excitation_smalle import pulse_train, pulses_between
 from smalle.streaming_smalle import HALF, cut, sentences
-from smalle.vocos_smalle import Vocos, VocosConfig
+from smalle.vocos_smalle import Vocos, VocosConfig, pulse_train, pulses_between
 
 SIZES = dict(
-    latent_size=16, num_codebooks=3, codebook_size=20, encoder_hidden_size=16, encoder_intermediate_size=32,
-    encoder_num_layers=1, vocos_hidden_size=16, vocos_intermediate_size=32, vocos_num_layers=3,
-)  # fmt: skip
+    latent_size=16,
+    num_codebooks=3,
+    codebook_size=20,
+    encoder_hidden_size=16,
+    encoder_intermediate_size=32,
+    encoder_num_layers=1,
+    vocos_hidden_size=16,
+    vocos_intermediate_size=32,
+    vocos_num_layers=3,
+)
 REFINED = dict(refiner_num_layers=3, refiner_hidden_size=8, refiner_intermediate_size=16)
 HARMONIC = dict(vocos_excitation="harmonic", vocos_upsampling=2, vocos_n_fft=960)
 
@@ -120,8 +126,10 @@ def test_a_codec_remembers_no_more_after_long_than_after_short(codec):
     assert len(set(sizes[5:])) == 1
 
 
-TEXT = dict(input_ids=torch.tensor([[1, 9, 8, 30, 7, 2], [0, 0, 1, 5, 6, 2]]),
-            attention_mask=torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]]))  # fmt: skip
+TEXT = dict(
+    input_ids=torch.tensor([[1, 9, 8, 30, 7, 2], [0, 0, 1, 5, 6, 2]]),
+    attention_mask=torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]]),
+)
 WAYS = {
     "sampled": dict(temperature=2.0),
     "guided, penalised": dict(guidance_scale=2.0, repetition_penalty=1.3),
@@ -195,14 +203,17 @@ The end."""
 
 def test_texts_are_cut_at_the_best_places_that_fit(processor):
     assert sentences(processor, STORY, lambda piece: len(piece) <= 40) == [
-        "Chapter One.", "It was Mister Fox who asked. \"Why?\"", "Nobody knew;",
-        "it was a door, and a door, and a door.", "The end.",
-    ]  # fmt: skip
+        "Chapter One.",
+        'It was Mister Fox who asked. "Why?"',
+        "Nobody knew;",
+        "it was a door, and a door, and a door.",
+        "The end.",
+    ]
     assert cut("So Mr. Fox. He asked.", lambda piece: len(piece) < 20) == ["So Mr. Fox.", "He asked."]
     assert sentences(processor, STORY, lambda piece: True)[1].startswith("It was Mister Fox")
 
 
-@given(st.text("ab ,.!A\"", max_size=60), st.integers(1, 20))
+@given(st.text('ab ,.!A"', max_size=60), st.integers(1, 20))
 def test_cutting_loses_nothing_and_every_piece_fits(text, longest):
     text = " ".join(text.split())
     pieces = cut(text, lambda piece: len(piece) <= longest)
@@ -218,9 +229,11 @@ def test_a_text_longer_than_the_model_reads_is_spoken_whole(processor, make_tiny
     with pytest.raises(ValueError, match="limit is 24"):
         model.generate(**processor(text))
     spoken.clear()
-    codes_of = lambda chunk: torch.cat(list(  # noqa: E731
-        processor.stream(model, text, voice="ben", chunk_frames=chunk, seed=5, max_new_tokens=20)
-    ))  # fmt: skip
+    codes_of = lambda chunk: torch.cat(
+        list(  # noqa: E731
+            processor.stream(model, text, voice="ben", chunk_frames=chunk, seed=5, max_new_tokens=20)
+        )
+    )
     whole = codes_of(1000)
     read = [ids for ids in spoken if ids is not None]
     assert len(read) > 5 and all(ids.shape[1] <= 24 for ids in read)

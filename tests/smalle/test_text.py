@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smalle import text_smalle
-from smalle.text_smalle import normalize
+from smalle import text_normalization_smalle
+from smalle.text_normalization_smalle import normalize
 
 KNOWN = set("!\"'(),-.:;?abcdefghijklmnopqrstuvwxyz")
 SPOKEN = {
@@ -48,7 +48,7 @@ SPOKEN = {
     # characters
     "Tom & Jerry, 5% + 1 = 2": "Tom and Jerry, five percent plus one equals two.",
     "Na\u00efve caf\u00e9s": "Naive cafes.",
-    "\u201cWhy?\u201d it\u2019s": "\"Why?\" it's.",
+    "\u201cWhy?\u201d it\u2019s": '"Why?" it\'s.',
     "a\u2014b\u2026": "a-b...",
     "and/or, snow \u2603 \u4f60\u597d man": "and or, snow man.",
     "soft\u00adhyphen": "softhyphen.",
@@ -79,6 +79,6 @@ def test_normalizing_twice_changes_nothing(text):
 
 
 def test_without_the_library_digits_are_read_one_by_one(monkeypatch):
-    monkeypatch.setattr(text_smalle, "num2words", None)
+    monkeypatch.setattr(text_normalization_smalle, "num2words", None)
     spoken = "In one nine nine nine, five dollars and two zero cents, three point five."
     assert normalize("In 1999, $5.20, 3.5", KNOWN) == spoken

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from smalle.alignment_smalle import monotonic_path, monotonicity, word_times
-from smalle.generation_state_smalle import SmallEGenerateOutput
+from smalle.generation_smalle import SmallEGenerateOutput
 
 
 def one_hot(path, tokens):

@@ -63,8 +63,12 @@ def test_recordings(processor, audio, said, rate):
 
 
 @trial
-@given(shape=st.lists(st.integers(0, 4), max_size=4), dtype=st.sampled_from(["int64", "int32", "float32", "bool"]),
-       first=st.sampled_from([-9, -1, 0, 17, 30]), array=st.booleans())  # fmt: skip
+@given(
+    shape=st.lists(st.integers(0, 4), max_size=4),
+    dtype=st.sampled_from(["int64", "int32", "float32", "bool"]),
+    first=st.sampled_from([-9, -1, 0, 17, 30]),
+    array=st.booleans(),
+)
 def test_codes_to_be_decoded(processor, shape, dtype, first, array):
     for wrong in (None, "codes", np.zeros((4, 3), complex), object()):
         with pytest.raises(ValueError, match="codes .*expected"):
@@ -91,14 +95,24 @@ def tensors(values, dims, dtypes=(torch.int64, torch.int32, torch.float32, torch
     make = st.builds(
         lambda shape, dtype, value, seed: (
             torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)) * (value - 1) + 1
-        ).to(dtype), shape, st.sampled_from(dtypes), st.sampled_from(values), st.integers(0, 3),
-    )  # fmt: skip
+        ).to(dtype),
+        shape,
+        st.sampled_from(dtypes),
+        st.sampled_from(values),
+        st.integers(0, 3),
+    )
     return make | anything | st.just([[1, 2]])
 
 
 @trial
-@given(ids=tensors([5, 63, 64, -1], 2), mask=tensors([0, 1, 2], 2), codes=tensors([0, 5, 22, 23, -1], 3),
-       codes_mask=tensors([0, 1, 2], 2), labels=tensors([5, 23, -100], 3), kind=st.sampled_from(KINDS))  # fmt: skip
+@given(
+    ids=tensors([5, 63, 64, -1], 2),
+    mask=tensors([0, 1, 2], 2),
+    codes=tensors([0, 5, 22, 23, -1], 3),
+    codes_mask=tensors([0, 1, 2], 2),
+    labels=tensors([5, 23, -100], 3),
+    kind=st.sampled_from(KINDS),
+)
 def test_forward(kinds, kind, ids, mask, codes, codes_mask, labels):
     call = dict(input_ids=ids, attention_mask=mask, audio_codes=codes, audio_attention_mask=codes_mask, labels=labels)
     out = result_or_value_error(lambda: kinds[kind](**call))
@@ -107,8 +121,11 @@ def test_forward(kinds, kind, ids, mask, codes, codes_mask, labels):
 
 
 @trial
-@given(change=st.sampled_from(["input_ids", "attention_mask", "audio_codes", "audio_attention_mask", "labels"]),
-       wrong=tensors([0, 1, 5, 30, -1], 2) | tensors([0, 1, 5, 30, -1], 3), kind=st.sampled_from(KINDS))  # fmt: skip
+@given(
+    change=st.sampled_from(["input_ids", "attention_mask", "audio_codes", "audio_attention_mask", "labels"]),
+    wrong=tensors([0, 1, 5, 30, -1], 2) | tensors([0, 1, 5, 30, -1], 3),
+    kind=st.sampled_from(KINDS),
+)
 def test_forward_with_one_wrong_input(kinds, kind, change, wrong):
     codes = torch.arange(18).view(2, 3, 3)
     right = {**right_text(2), "audio_codes": codes, "labels": codes}
@@ -141,14 +158,31 @@ def test_prompts_of_generate(tiny_model, tiny_config, codes, mask, rows):
 @trial
 @given(state=tensors([0, 1], 2), past=anything, seed=anything | st.integers())
 def test_voices_states_and_seeds_of_generate(tiny_model, state, past, seed):
-    call = dict(max_new_tokens=1, **({"past_key_values": past} if past is not None else right_text(2)))
+    call = dict(max_new_tokens=1, **({"cache": past} if past is not None else right_text(2)))
     spoken = result_or_value_error(lambda: tiny_model.generate(**call, initial_state=state, seed=seed))
     assert spoken is None or state is None and past is None
 
 
-SETTINGS = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "guidance_scale", "voice_guidance_scale",
-            "num_return_sequences", "best_of", "max_new_tokens", "min_new_tokens", "max_time", "num_beams", "do_sample",
-            "output_scores", "return_dict_in_generate", "output_alignments", "colour"]  # fmt: skip
+SETTINGS = [
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "guidance_scale",
+    "voice_guidance_scale",
+    "num_return_sequences",
+    "best_of",
+    "max_new_tokens",
+    "min_new_tokens",
+    "max_time",
+    "num_beams",
+    "do_sample",
+    "output_scores",
+    "return_dict_in_generate",
+    "output_alignments",
+    "colour",
+]
 
 
 @trial

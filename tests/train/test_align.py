@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
-from train import align
-from train.alignment import timed_maps
-from train.data import Collator
-from train.prepare import write
+from train.data import align
+from train.data.dataset import Collator
+from train.data.prepare import write
+from train.model.losses import timed_maps
 
 WORDS = {"A few words here.": [[0.1, 0.2], [0.2, 0.6], [0.8, 1.3], [1.3, 1.8]], "Two more.": [[0.0, 0.5], [0.7, 1.2]]}
 
@@ -26,9 +26,9 @@ def test_what_a_perfect_reader_does_gives_the_words_times(tiny_tokenizer):
     class Reader:
         config = types.SimpleNamespace(num_codebooks=3, frame_rate=50.0)
 
-        def __call__(self, audio_codes, **inputs):
+        def __call__(self, decoder_input_ids, **inputs):
             windows = collator([sample(text) for text in WORDS])["token_windows"]
-            return types.SimpleNamespace(attentions=[None, timed_maps(windows, audio_codes.shape[1])])
+            return types.SimpleNamespace(attentions=[None, timed_maps(windows, decoder_input_ids.shape[1])])
 
     times = align.read_words(Reader(), collator, [sample(text) for text in WORDS])
     for found, known in zip(times, WORDS.values()):
@@ -38,20 +38,33 @@ def test_what_a_perfect_reader_does_gives_the_words_times(tiny_tokenizer):
 
 def test_known_times_stay_and_missing_ones_are_found(tiny_tokenizer, tmp_path, monkeypatch, capsys):
     config = SmallEConfig(
-        vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=48, text_layers=1, num_attention_heads=2,
-        audio_encoder_layers=1, audio_decoder_layers=1, mixer_heads=2, num_codebooks=3, codebook_size=24,
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        text_layers=1,
+        num_attention_heads=2,
+        audio_encoder_layers=1,
+        audio_decoder_layers=1,
+        mixer_heads=2,
+        num_codebooks=3,
+        codebook_size=24,
         frame_rate=50.0,
-    )  # fmt: skip
+    )
     SmallEForTextToSpeech(config).save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     rows = [
-        {"text": text, "speaker": "a", "duration": 2.0, "codes": np.zeros(300, np.uint16),
-         "words": np.ravel(WORDS[text]).tolist() if n else []}
+        {
+            "text": text,
+            "speaker": "a",
+            "duration": 2.0,
+            "codes": np.zeros(300, np.uint16),
+            "words": np.ravel(WORDS[text]).tolist() if n else [],
+        }
         for n, text in enumerate(WORDS)
-    ]  # fmt: skip
+    ]
     before, after = tmp_path / "codes.parquet", tmp_path / "timed.parquet"
     for n, row in enumerate(rows):
-        write([row], tmp_path / f"codes-{n:05d}.parquet")  # as train.prepare leaves them
+        write([row], tmp_path / f"codes-{n:05d}.parquet")  # as train.data.prepare leaves them
     monkeypatch.setattr("sys.argv", ["align", str(tmp_path / "model"), str(before), str(after)])
     align.main()
     found, known = pyarrow.parquet.read_table(after)["words"].to_pylist()

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from smalle.audio_smalle import write_wav
 from smalle.codec_smalle import load_codec
-from smalle.wav_smalle import write_wav
-from train.audio_pool import AudioPool, list_files, load_corpus
-from train.codec import main, read_recipe
-from train.codec_copy import copy_synthesis
-from train.codec_stages import CodebookLearner
-from train.residual_kmeans import principal_components, residual_kmeans
-from train.spectral_loss import SpectralLoss
+from train.codec.audio_pool import AudioPool, list_files, load_corpus
+from train.codec.copy_synthesis import copy_synthesis
+from train.codec.losses import SpectralLoss
+from train.codec.main import main, read_recipe
+from train.codec.residual_kmeans import principal_components, residual_kmeans
+from train.codec.stages import CodebookLearner
 
 RECIPE = "train/recipes/codec.yaml"
 
@@ -85,19 +85,47 @@ def test_codebooks_follow_what_they_are_chosen_for():
 
 
 def tiny(corpus, out):
-    sizes = {"latent_size": 8, "num_codebooks": 2, "codebook_size": 16, "encoder_hidden_size": 8,
-             "encoder_intermediate_size": 8, "encoder_num_layers": 1, "vocos_hidden_size": 8,
-             "vocos_intermediate_size": 16, "vocos_num_layers": 1, "refiner_hidden_size": 8,
-             "refiner_intermediate_size": 16, "refiner_num_layers": 2}  # fmt: skip
+    sizes = {
+        "latent_size": 8,
+        "num_codebooks": 2,
+        "codebook_size": 16,
+        "encoder_hidden_size": 8,
+        "encoder_intermediate_size": 8,
+        "encoder_num_layers": 1,
+        "vocos_hidden_size": 8,
+        "vocos_intermediate_size": 16,
+        "vocos_num_layers": 1,
+        "refiner_hidden_size": 8,
+        "refiner_intermediate_size": 16,
+        "refiner_num_layers": 2,
+    }
     settings = {
-        "device": "cpu", "threads": 2, "data.corpus": f"[{corpus}]", "data.validation_files": 2, "data.segment": 4800,
-        "codec": json.dumps(sizes), "reconstruction.output": f"{out}/a", "reconstruction.minutes": 0.03,
-        "reconstruction.batch_size": 2, "reconstruction.start_pieces": 20, "reconstruction.kmeans_iterations": 2,
-        "reconstruction.log_seconds": 0.5, "refiner.start": f"{out}/b", "refiner.output": f"{out}/r",
-        "refiner.minutes": 0.05, "refiner.batch_size": 4, "refiner.frames": 8, "refiner.log_seconds": 0.5,
-        "refiner.learning_rate": 0.01, "decoder.start": f"{out}/a", "decoder.output": f"{out}/b",
-        "decoder.minutes": 0.03, "decoder.batch_size": 2, "decoder.width": 2, "decoder.log_seconds": 0.5,
-    }  # fmt: skip
+        "device": "cpu",
+        "threads": 2,
+        "data.corpus": f"[{corpus}]",
+        "data.validation_files": 2,
+        "data.segment": 4800,
+        "codec": json.dumps(sizes),
+        "reconstruction.output": f"{out}/a",
+        "reconstruction.minutes": 0.03,
+        "reconstruction.batch_size": 2,
+        "reconstruction.start_pieces": 20,
+        "reconstruction.kmeans_iterations": 2,
+        "reconstruction.log_seconds": 0.5,
+        "refiner.start": f"{out}/b",
+        "refiner.output": f"{out}/r",
+        "refiner.minutes": 0.05,
+        "refiner.batch_size": 4,
+        "refiner.frames": 8,
+        "refiner.log_seconds": 0.5,
+        "refiner.learning_rate": 0.01,
+        "decoder.start": f"{out}/a",
+        "decoder.output": f"{out}/b",
+        "decoder.minutes": 0.03,
+        "decoder.batch_size": 2,
+        "decoder.width": 2,
+        "decoder.log_seconds": 0.5,
+    }
     return [RECIPE, *(f"{key}={value}" for key, value in settings.items())]
 
 

@@ -24,20 +24,32 @@ TEXTS = ["Hello you.", "How are you?", "It is late.", "We go home now.", "No, no
 
 
 def rows(count, seed, speaker="ann"):
-    """Codes of `count` made-up utterances of 0.6 to 1.2 s, as train.prepare writes them."""
+    """Codes of `count` made-up utterances of 0.6 to 1.2 s, as train.data.prepare writes them."""
     rng, table = np.random.default_rng(seed), []
     for n in range(count):
         text, frames = TEXTS[n % len(TEXTS)], int(rng.integers(30, 60))
         words = len(text.split())
         times = [time for w in range(words) for time in (w / words * frames / 50, (w + 1) / words * frames / 50)]
-        table.append({"text": text, "speaker": speaker, "duration": frames / 50, "words": times,
-                      "codes": rng.integers(0, 20, 3 * frames).astype(np.uint16)})  # fmt: skip
+        table.append(
+            {
+                "text": text,
+                "speaker": speaker,
+                "duration": frames / 50,
+                "words": times,
+                "codes": rng.integers(0, 20, 3 * frames).astype(np.uint16),
+            }
+        )
     return table
 
 
 def write(path, table):
-    kinds = {"text": pyarrow.string(), "speaker": pyarrow.string(), "duration": pyarrow.float32(),
-             "words": pyarrow.list_(pyarrow.float32()), "codes": pyarrow.list_(pyarrow.uint16())}  # fmt: skip
+    kinds = {
+        "text": pyarrow.string(),
+        "speaker": pyarrow.string(),
+        "duration": pyarrow.float32(),
+        "words": pyarrow.list_(pyarrow.float32()),
+        "codes": pyarrow.list_(pyarrow.uint16()),
+    }
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table, pyarrow.schema(kinds.items())), path)
 
 
@@ -50,14 +62,27 @@ def plan(tmp_path_factory, tiny_tokenizer, tiny_codec):
     tiny_tokenizer.save_pretrained(work / "tokenizer")
     tiny_codec.save_pretrained(work / "codec")
     plan = yaml.safe_load(pathlib.Path(compare.__file__).with_suffix(".yaml").read_text())
-    plan |= {"out": str(work / "out"), "speakers": ["ann"], "codec": str(work / "codec"),
-             "sentences": {"count": 4, "seconds": [0.1, 5]}, "ways": [{"max_new_tokens": 8}]}  # fmt: skip
+    plan |= {
+        "out": str(work / "out"),
+        "speakers": ["ann"],
+        "codec": str(work / "codec"),
+        "sentences": {"count": 4, "seconds": [0.1, 5]},
+        "ways": [{"max_new_tokens": 8}],
+    }
     plan["variants"]["plain cross-attention"]["model"]["intermediate_size"] = 48
-    plan["variants"]["decoder-only"]["model"] |= {"decoder_layers": 1, "intermediate_size": 48, "map_layer": 0}
+    plan["variants"]["decoder-only"]["model"] |= {"decoder_layers": 1, "intermediate_size": 48, "alignment_layer": 0}
     recipe = plan["recipe"]
-    recipe["model"] |= dict(hidden_size=32, intermediate_size=48, text_layers=1, num_attention_heads=2,
-                            audio_encoder_layers=1, audio_decoder_layers=1, position_size=16, num_codebooks=3,
-                            codebook_size=20)  # fmt: skip
+    recipe["model"] |= dict(
+        hidden_size=32,
+        intermediate_size=48,
+        text_layers=1,
+        num_attention_heads=2,
+        audio_encoder_layers=1,
+        audio_decoder_layers=1,
+        position_size=16,
+        num_codebooks=3,
+        codebook_size=20,
+    )
     recipe["data"] |= {"frames_per_batch": 200, **{name: f"{work}/{name}.parquet" for name in ("train", "eval")}}
     recipe["data"]["tokenizer"] = str(work / "tokenizer")
     recipe["objective"]["codebook_weights"] = [1.0, 1.0, 1.0]
@@ -134,10 +159,12 @@ def test_another_text_is_that_of_the_next_sample():
 
 def test_tables_give_mean_and_spread_over_the_seeds():
     runs = {
-        "A": [{"parameters": 3_500_000, "losses": [0.0, np.log(4)], "another_text": 0.25},
-              {"parameters": 3_500_000, "losses": [0.0, np.log(16)], "another_text": 0.75}],
+        "A": [
+            {"parameters": 3_500_000, "losses": [0.0, np.log(4)], "another_text": 0.25},
+            {"parameters": 3_500_000, "losses": [0.0, np.log(16)], "another_text": 0.75},
+        ],
         "B": [{"parameters": 3_400_000, "losses": [0.0, 0.0], "another_text": 0.0}],
-    }  # fmt: skip
+    }
     header, _, a, b = compare.perplexity_table(runs).splitlines()
     assert header.count("of codebook") == 2
     assert a == "| A | 3.50 | 2 | 3.0 ± 1.4 | 1.0 ± 0.0 | 10.0 ± 8.5 | 0.500 ± 0.354 |"

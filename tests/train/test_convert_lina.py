@@ -42,14 +42,19 @@ def converted(request, tmp_path_factory):
 
 def test_all_kinds_have_a_golden_file():
     assert sorted(GOLDEN) == [
-        "gla-blind", "gla-plain", "mamba-blind", "mamba-plain", "rwkv6-blind", "rwkv6-light-plain"
-    ]  # fmt: skip
+        "gla-blind",
+        "gla-plain",
+        "mamba-blind",
+        "mamba-plain",
+        "rwkv6-blind",
+        "rwkv6-light-plain",
+    ]
 
 
 def test_logits_are_those_of_the_original(converted):
     folder, expected = converted
     model = AutoModelForTextToWaveform.from_pretrained(folder).eval()
-    logits = model(input_ids=expected["text"], audio_codes=expected["codes"]).logits
+    logits = model(input_ids=expected["text"], decoder_input_ids=expected["codes"]).logits
     torch.testing.assert_close(logits, expected["logits"], atol=1e-4, rtol=0)
 
 
@@ -61,12 +66,15 @@ def test_step_by_step_and_padded_as_the_whole(converted):
     text_mask = torch.nn.functional.pad(torch.ones_like(expected["text"]), (3, 0))
     waiting = torch.zeros_like(codes[:, :2])  # two padded steps, then one at a time
     out = model(
-        input_ids=text, attention_mask=text_mask, audio_codes=torch.cat((waiting, codes[:, :1]), 1),
-        audio_attention_mask=torch.tensor([[0, 0, 1]] * 2), use_cache=True,
-    )  # fmt: skip
+        input_ids=text,
+        attention_mask=text_mask,
+        decoder_input_ids=torch.cat((waiting, codes[:, :1]), 1),
+        decoder_attention_mask=torch.tensor([[0, 0, 1]] * 2),
+        use_cache=True,
+    )
     logits = [out.logits[:, -1:]]
     for t in range(1, codes.shape[1]):
-        out = model(audio_codes=codes[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+        out = model(decoder_input_ids=codes[:, t : t + 1], cache=out.cache, use_cache=True)
         logits.append(out.logits)
     torch.testing.assert_close(torch.cat(logits, 1), expected["logits"], atol=1e-4, rtol=0)
 
@@ -83,7 +91,7 @@ def test_a_checkpoint_of_training_and_one_without_a_key_convert_too(tmp_path):
     config["model"]["attentive_rnn"]["init_args"]["d_model"] = "${model.d_model}"
     for key in ("state_dict", None):
         model = convert(*write(tmp_path, weights, config, key))
-        logits = model(input_ids=expected["text"], audio_codes=expected["codes"]).logits
+        logits = model(input_ids=expected["text"], decoder_input_ids=expected["codes"]).logits
         torch.testing.assert_close(logits, expected["logits"], atol=1e-4, rtol=0)
 
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.librilight import make_cuts, make_librilight, make_tar
-from train.clips import Clip, Problem, read_clips, recordings
-from train.corpora import corpus_clips, layout
-from train.librilight import segments
+from train.data.clips import Clip, Problem, read_clips, recordings
+from train.data.corpora import corpus_clips, layout
+from train.data.librilight import segments
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,10 @@ def test_segments_hold_all_voice_and_none_is_too_long(gaps):
 
 def test_neighbours_are_joined_and_long_pauses_part():
     assert segments([[0.4, 12.0], [12.5, 20.0], [20.3, 27.0], [40.0, 41.0], [43.0, 43.2]]) == [
-        (0.4, 20.0), (20.3, 27.0), (40.0, 41.0)
-    ]  # fmt: skip
+        (0.4, 20.0),
+        (20.3, 27.0),
+        (40.0, 41.0),
+    ]
 
 
 def test_libriheavy_gives_the_texts_and_the_rest_is_left_to_an_asr(librilight):

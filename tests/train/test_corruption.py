@@ -1,19 +1,19 @@
-"""The audio that a model hears in training, with parts of it hidden or misplaced."""
+"""The audio that a model hears in training, with parts of it hidden or span_replacement."""
 
 import types
 
 import pytest
 import torch
 
-from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_PAD, NUM_AUDIO_SPECIALS
-from train.corruption import corrupt, drop_spans, foreign_spans, misplace_spans, own_steps, scheduled
+from smalle.configuration_smalle import AUDIO_BOS, AUDIO_PAD, NUM_AUDIO_SPECIALS
+from train.model.augmentation import corrupt, drop_spans, foreign_spans, misplace_spans, scheduled_sampling, scheduled
 
 
 @pytest.fixture
 def codes():
     torch.manual_seed(0)
     codes = torch.randint(NUM_AUDIO_SPECIALS, 1000, (8, 500, 3))
-    codes[:, :2], codes[:4, 400:] = AUDIO_HEAD, AUDIO_PAD
+    codes[:, :2], codes[:4, 400:] = AUDIO_BOS, AUDIO_PAD
     return codes
 
 
@@ -53,7 +53,7 @@ def test_foreign_spans_are_what_another_row_says_at_that_step(codes):
     assert torch.equal(foreign_spans(codes[:1], 0.3), codes[:1])  # there is nobody else
 
 
-@pytest.mark.parametrize("name", ["foreign", "misplaced", "audio_dropout"])
+@pytest.mark.parametrize("name", ["span_replacement_other", "span_replacement", "audio_dropout"])
 def test_nothing_is_done_that_was_not_asked_for(codes, name):
     assert corrupt(codes, {}) is codes
     torch.manual_seed(1)
@@ -63,12 +63,12 @@ def test_nothing_is_done_that_was_not_asked_for(codes, name):
 def test_own_steps_are_what_the_model_says_after_the_step_before(codes):
     torch.manual_seed(1)
 
-    def model(audio_codes, use_cache):
+    def model(decoder_input_ids, use_cache):
         """Sure that each code is followed by the next number."""
-        logits = torch.nn.functional.one_hot((audio_codes + 1).clamp(max=1002), 1003) * 1e3
+        logits = torch.nn.functional.one_hot((decoder_input_ids + 1).clamp(max=1002), 1003) * 1e3
         return types.SimpleNamespace(logits=logits)
 
-    made = own_steps(model, {"audio_codes": codes}, 0.4)
+    made = scheduled_sampling(model, {"decoder_input_ids": codes}, 0.4)
     own = (made != codes).any(-1)
     assert 0.2 < own.float().mean() < 0.45 and not own[:, 0].any()
     before = codes.roll(1, 1)

@@ -9,17 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smalle import SmallEConfig
-from smalle.configuration_smalle import AUDIO_HEAD, AUDIO_PAD, AUDIO_TAIL, NUM_AUDIO_SPECIALS
-from smalle.delay_smalle import delay
-from train.alignment import forward_sum_loss, timed_maps, token_windows, window_loss
-from train.data import CodesDataset, Collator, SpeakerBatchSampler, heard_frames
-from train.ema import EMACallback
-from train.prepare import write
+from smalle.configuration_smalle import AUDIO_BOS, AUDIO_PAD, AUDIO_EOS, NUM_AUDIO_SPECIALS
+from smalle.generation_smalle import delay
+from train.data.dataset import CodesDataset, Collator, SpeakerBatchSampler, heard_frames
+from train.data.prepare import write
+from train.model.ema import EMACallback
+from train.model.losses import forward_sum_loss, timed_maps, token_windows, window_loss
 
 LENGTHS = [5, 9, 1]
 TEXTS = ["Five frames, a longer text.", "Nine.", "One"]
-WORDS = [np.array([[0.0, 0.02], [0.02, 0.04], [0.05, 0.06], [0.06, 0.08], [0.08, 0.1]]), np.array([[0.02, 0.15]]),
-         np.full((1, 2), np.nan)]  # of the last nobody knows
+WORDS = [
+    np.array([[0.0, 0.02], [0.02, 0.04], [0.05, 0.06], [0.06, 0.08], [0.08, 0.1]]),
+    np.array([[0.02, 0.15]]),
+    np.full((1, 2), np.nan),
+]  # of the last nobody knows
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def batch(tiny_tokenizer, codes):
 
 
 def test_labels_are_the_inputs_shifted_by_one(batch):
-    ahead, labels = batch["audio_codes"][:, 1:], batch["labels"][:, :-1]
+    ahead, labels = batch["decoder_input_ids"][:, 1:], batch["labels"][:, :-1]
     known = labels != -100
     assert known.sum() > 0 and torch.equal(ahead[known], labels[known])
 
@@ -42,23 +45,23 @@ def test_labels_are_the_inputs_shifted_by_one(batch):
 def test_inputs_are_the_delayed_codes_and_labels_go_on_to_the_tail(batch, codes):
     for row, (length, utterance) in enumerate(zip(LENGTHS, codes)):
         steps = length + 3
-        assert torch.equal(batch["audio_codes"][row, :steps], delay(utterance))
+        assert torch.equal(batch["decoder_input_ids"][row, :steps], delay(utterance))
         assert torch.equal(batch["labels"][row, :length, 0], utterance[:, 0] + NUM_AUDIO_SPECIALS)
-        assert (batch["labels"][row, length, 0] == AUDIO_TAIL).all()
-        assert (batch["labels"][row, steps - 1] == AUDIO_TAIL).all()
+        assert (batch["labels"][row, length, 0] == AUDIO_EOS).all()
+        assert (batch["labels"][row, steps - 1] == AUDIO_EOS).all()
 
 
 def test_heads_and_padding_teach_nothing(batch):
     labels = batch["labels"]
-    assert not (labels == AUDIO_HEAD).any() and not (labels == AUDIO_PAD).any()
+    assert not (labels == AUDIO_BOS).any() and not (labels == AUDIO_PAD).any()
     for q in range(3):
         assert (labels[:, :q, q] == -100).all()
     for row, length in enumerate(LENGTHS):
         for q in range(3):
             assert (labels[row, q : length + 3, q] != -100).all()
         assert (labels[row, length + 3 :] == -100).all()
-        assert (batch["audio_codes"][row, length + 4 :] == AUDIO_PAD).all()
-        assert batch["audio_attention_mask"][row].tolist() == [1] * (length + 3) + [0] * (max(LENGTHS) - length)
+        assert (batch["decoder_input_ids"][row, length + 4 :] == AUDIO_PAD).all()
+        assert batch["decoder_attention_mask"][row].tolist() == [1] * (length + 3) + [0] * (max(LENGTHS) - length)
 
 
 def test_a_row_of_a_batch_equals_the_row_alone(tiny_tokenizer, batch, codes):
@@ -87,10 +90,15 @@ def test_text_dropout_leaves_out_its_share_and_the_same_of_the_same_batch(tiny_t
 
 def test_joined_utterances_are_read_one_after_the_other(tmp_path, codes):
     rows = [
-        {"text": text, "speaker": "a", "duration": length / 50, "codes": utterance.numpy().astype("uint16").ravel(),
-         "words": [] if np.isnan(words).any() else words.ravel().tolist()}
+        {
+            "text": text,
+            "speaker": "a",
+            "duration": length / 50,
+            "codes": utterance.numpy().astype("uint16").ravel(),
+            "words": [] if np.isnan(words).any() else words.ravel().tolist(),
+        }
         for text, length, utterance, words in zip(TEXTS, LENGTHS, codes, WORDS)
-    ]  # fmt: skip
+    ]
     dataset = CodesDataset(write(rows, tmp_path / "codes.parquet"), 3, 50.0)
     assert len(dataset) == 3 and dataset.lengths.tolist() == LENGTHS and dataset.speakers == ["a"] * 3
     text, joined, words = dataset[(2, 0)]
@@ -102,9 +110,15 @@ def test_joined_utterances_are_read_one_after_the_other(tmp_path, codes):
 def speakers(tmp_path, codes):
     """Codes that name their utterance, 12 of anna's, one of ben's; pieces of up to 4 frames tell who speaks."""
     rows = [
-        {"text": f"{'a' * (n % 5 + 1)} {'b' * n}", "speaker": "ben" if n == 12 else "anna", "duration": 0.16,
-         "words": [], "codes": np.full(24, n, "uint16")} for n in range(13)
-    ]  # fmt: skip
+        {
+            "text": f"{'a' * (n % 5 + 1)} {'b' * n}",
+            "speaker": "ben" if n == 12 else "anna",
+            "duration": 0.16,
+            "words": [],
+            "codes": np.full(24, n, "uint16"),
+        }
+        for n in range(13)
+    ]
     return CodesDataset(write(rows, tmp_path / "codes.parquet"), 3, 50.0, heard=4)
 
 
@@ -118,13 +132,26 @@ def test_who_speaks_is_heard_in_other_utterances_where_there_are_some(speakers):
 
 
 def test_the_past_is_said_by_another_voice_in_the_same_words_and_times(tmp_path):
-    said = [("hello you", "anna", 8), ("hello you", "anna x0.8", 10), ("hello you", "ben", 8), ("who", "anna", 6),
-            ("go on", "c~a", 4), ("go on", "c~b x1.1", 4)]  # fmt: skip
-    rows = [{"text": text, "speaker": speaker, "duration": frames / 50, "words": [],
-             "codes": (np.repeat(np.arange(frames), 3) + 100 * n).astype("uint16")}
-            for n, (text, speaker, frames) in enumerate(said)]  # fmt: skip
+    said = [
+        ("hello you", "anna", 8),
+        ("hello you", "anna x0.8", 10),
+        ("hello you", "ben", 8),
+        ("who", "anna", 6),
+        ("go on", "c~a", 4),
+        ("go on", "c~b x1.1", 4),
+    ]
+    rows = [
+        {
+            "text": text,
+            "speaker": speaker,
+            "duration": frames / 50,
+            "words": [],
+            "codes": (np.repeat(np.arange(frames), 3) + 100 * n).astype("uint16"),
+        }
+        for n, (text, speaker, frames) in enumerate(said)
+    ]
     path = write(rows, tmp_path / "codes.parquet")
-    mine, others = (CodesDataset(path, 3, 50.0, heard=4, revoiced=share) for share in (0.0, 1.0))
+    mine, others = (CodesDataset(path, 3, 50.0, heard=4, voice_swap_probability=share) for share in (0.0, 1.0))
     for item in ((0,), (1,), (2,), (3,), (4,), (0, 3)):
         assert torch.equal(mine[item][4], mine[item][1]) and torch.equal(others[item][1], mine[item][1])
     past = [others[(n,)][4][:, 0].tolist() for n in range(6)]
@@ -132,7 +159,7 @@ def test_the_past_is_said_by_another_voice_in_the_same_words_and_times(tmp_path)
     assert past[2] == list(range(200, 208)) and past[3] == list(range(300, 306))  # nobody else says these
     assert past[4] == list(range(500, 504)) and past[5] == list(range(400, 404))
     assert others[(0, 3)][4][:, 0].tolist() == past[0] + past[3]
-    some = CodesDataset(path, 3, 50.0, heard=4, revoiced=0.5)
+    some = CodesDataset(path, 3, 50.0, heard=4, voice_swap_probability=0.5)
     assert 0 < sum(torch.equal(some[item][4], some[item][1]) for item in ((0,), (1,), (4,), (5,), (0, 3), (3, 0))) < 6
 
 
@@ -142,8 +169,8 @@ def test_what_is_heard_goes_in_and_what_was_said_comes_out(tiny_tokenizer, codes
     batch, plain = (Collator(tiny_tokenizer, 3, 50.0)(some) for some in (samples, [one[:4] for one in samples]))
     assert torch.equal(batch["labels"], plain["labels"])
     zeros = Collator(tiny_tokenizer, 3, 50.0)([(text, was, words) for text, was, words in zip(TEXTS, past, WORDS)])
-    assert torch.equal(batch["audio_codes"], zeros["audio_codes"])
-    assert not torch.equal(batch["audio_codes"], plain["audio_codes"])
+    assert torch.equal(batch["decoder_input_ids"], zeros["decoder_input_ids"])
+    assert not torch.equal(batch["decoder_input_ids"], plain["decoder_input_ids"])
 
 
 @pytest.mark.parametrize("seconds", [0, 0.01, -3, 1e9, "4", None])
@@ -200,7 +227,7 @@ def test_timed_maps_read_what_is_said_and_leave_the_rest_to_the_model(tiny_token
     assert maps.shape == (*batch["labels"].shape[:2], batch["input_ids"].shape[1])
     assert maps[0].sum(-1) == pytest.approx(torch.ones(len(maps[0]))) and (maps[2] == 0).all()
     assert (maps * (1 - batch["attention_mask"])[:, None] == 0).all()
-    assert window_loss(maps[:2], batch["token_windows"][:2], batch["audio_attention_mask"][:2]) < 1e-3
+    assert window_loss(maps[:2], batch["token_windows"][:2], batch["decoder_attention_mask"][:2]) < 1e-3
     places = (maps[0] * torch.arange(maps.shape[2])).sum(-1)
     assert (places.diff() >= 0).all() and places[0] < 6 and places[-1] > batch["attention_mask"][0].sum() - 2
 

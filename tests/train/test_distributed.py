@@ -18,25 +18,45 @@ import yaml
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 from safetensors.torch import load_file
 
-from train import train
-from train.data import SpeakerBatchSampler
-from train.prepare import write
+from train.data.dataset import SpeakerBatchSampler
+from train.data.prepare import write
+from train.model import trainer as train
 
 STEPS = 4
 RECIPE = {
     "model": dict(
-        hidden_size=32, intermediate_size=48, text_layers=1, num_attention_heads=2, audio_encoder_layers=1,
-        audio_decoder_layers=1, mixer_heads=2, expand_k=0.5, position_size=16, num_codebooks=3, codebook_size=20,
-        frame_rate=50.0, initializer_range=0.1,
+        hidden_size=32,
+        intermediate_size=48,
+        text_layers=1,
+        num_attention_heads=2,
+        audio_encoder_layers=1,
+        audio_decoder_layers=1,
+        mixer_heads=2,
+        expand_k=0.5,
+        position_size=16,
+        num_codebooks=3,
+        codebook_size=20,
+        frame_rate=50.0,
+        initializer_range=0.1,
     ),
     "data": dict(frames_per_batch=90, max_seconds=2, single=0.5, eval_batches=3),
-    "objective": dict(codebook_weights=[1.5, 1.0, 0.5], alignment_weight=0.1, forward_sum_weight=0.05,
-                      text_dropout=0.2, ema=0.9),
-    "training": dict(
-        seed=3, max_steps=STEPS, learning_rate=1e-2, lr_scheduler_type="cosine", warmup_steps=1, logging_steps=1,
-        save_steps=2, eval_strategy="steps", eval_steps=2, report_to=[], disable_tqdm=True,
+    "objective": dict(
+        codebook_weights=[1.5, 1.0, 0.5], alignment_weight=0.1, forward_sum_weight=0.05, text_dropout=0.2, ema=0.9
     ),
-}  # fmt: skip
+    "training": dict(
+        seed=3,
+        max_steps=STEPS,
+        learning_rate=1e-2,
+        lr_scheduler_type="cosine",
+        warmup_steps=1,
+        logging_steps=1,
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        report_to=[],
+        disable_tqdm=True,
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +71,15 @@ def recipe(tmp_path_factory, tiny_tokenizer):
             codes = torch.randint(0, 20, (frames * 3,), generator=random).numpy().astype("uint16")
             words = 2 * (1 + frames // 20)
             timed = [time for n in range(words) for time in (n / words * frames / 50, (n + 1) / words * frames / 50)]
-            rows.append({"text": "fox box " * (words // 2), "speaker": "abc"[index % 3], "duration": frames / 50,
-                         "words": timed if index % 2 else [], "codes": codes})  # fmt: skip
+            rows.append(
+                {
+                    "text": "fox box " * (words // 2),
+                    "speaker": "abc"[index % 3],
+                    "duration": frames / 50,
+                    "words": timed if index % 2 else [],
+                    "codes": codes,
+                }
+            )
         write(rows, work / f"{split}-00000.parquet")
     data = {"tokenizer": f"{work}/tokenizer", **{split: f"{work}/{split}.parquet" for split in ("train", "eval")}}
     (work / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "data": {**RECIPE["data"], **data}}))
@@ -71,7 +98,7 @@ def allow_fsdp_on_the_cpu(patch):
 
 
 def work(arguments, environment):
-    """train.train in a copy of this process."""
+    """train.model.trainer in a copy of this process."""
     os.environ.update(environment)
     for state in AcceleratorState, GradientState, PartialState:
         state._shared_state.clear()
@@ -90,9 +117,15 @@ def start(world, *arguments):
         port = free.getsockname()[1]
     processes = []
     for rank in range(world):
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-                       "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "RANK": str(rank),
-                       "LOCAL_RANK": str(rank)}  # fmt: skip
+        environment = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+        }
         environment = environment if world > 1 else {}
         processes.append(multiprocessing.get_context("fork").Process(target=work, args=(arguments, environment)))
         processes[-1].start()
@@ -109,8 +142,14 @@ def run(world, *arguments):
 def history(folder, step=STEPS):
     """(training losses and parts of them, evaluations) by step, without times."""
     log = json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())["log_history"]
-    kept = [{key: value for key, value in row.items() if "loss" in key or "alignment" in key or "forward" in key
-             or "perplexity" in key} for row in log]  # fmt: skip
+    kept = [
+        {
+            key: value
+            for key, value in row.items()
+            if "loss" in key or "alignment" in key or "forward" in key or "perplexity" in key
+        }
+        for row in log
+    ]
     return [row for row in kept if "loss" in row], [row for row in kept if "eval_loss" in row]
 
 
@@ -159,7 +198,12 @@ def test_fsdp_gives_what_one_process_gives(recipe, alone, tmp_path):
 
 @pytest.mark.slow
 def test_fsdp_shards_a_decoder_only_model_with_a_map(recipe, tmp_path):
-    kind = "model.architecture=decoder-only", "model.decoder_layers=2", "model.map_layer=1", "objective.timed_rows=0"
+    kind = (
+        "model.architecture=decoder-only",
+        "model.decoder_layers=2",
+        "model.alignment_layer=1",
+        "objective.forced_alignment_probability=0",
+    )
     twice = "training.gradient_accumulation_steps=2"
     run(1, recipe, f"training.output_dir={tmp_path}/alone", *kind, "objective.ema=0", twice)
     run(2, recipe, f"training.output_dir={tmp_path}/both", *kind, *FSDP)
@@ -193,8 +237,15 @@ def test_what_is_logged_and_evaluated_adds_up(alone):
 
 
 def test_the_best_checkpoint_is_kept(recipe, tmp_path):
-    changes = ["save_total_limit=2", "metric_for_best_model=loss", "greater_is_better=false", "learning_rate=0.5",
-               "eval_steps=1", "save_steps=1", f"output_dir={tmp_path}"]  # fmt: skip
+    changes = [
+        "save_total_limit=2",
+        "metric_for_best_model=loss",
+        "greater_is_better=false",
+        "learning_rate=0.5",
+        "eval_steps=1",
+        "save_steps=1",
+        f"output_dir={tmp_path}",
+    ]
     run(1, recipe, "objective.ema=0", *(f"training.{change}" for change in changes))
     state = json.loads((tmp_path / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
     losses = {row["step"]: row["eval_loss"] for row in state["log_history"] if "eval_loss" in row}

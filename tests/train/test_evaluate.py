@@ -10,7 +10,7 @@ import soundfile
 import torch
 from transformers import BatchFeature
 
-from train import evaluate
+from train.evaluation import evaluate
 
 JUDGE = """
 import argparse, json, pathlib
@@ -49,7 +49,7 @@ class FakeModel(torch.nn.Module):
         lengths = input_ids[:, 0]
         codes = torch.randint(scale, (len(lengths), int(lengths.max()) + 3, 4))
         state = SimpleNamespace(remaining=-(lengths > 30).long())
-        return SimpleNamespace(sequences=codes, lengths=lengths, past_key_values=state)
+        return SimpleNamespace(sequences=codes, lengths=lengths, cache=state)
 
 
 @pytest.fixture
@@ -98,8 +98,17 @@ def test_sentences_may_name_a_recording_to_be_compared_with(processor, tmp_path,
 
 def test_name_of_the_folder_holds_what_changes_a_number(tmp_path):
     base = evaluate.Settings("a/mini", tmp_path / "lines.txt")
-    changes = [{"seed": 1}, {"voice": "x"}, {"batch_size": 1}, {"dtype": "bfloat16"}, {"device": "cuda"},
-               {"runtime": "int8"}, {"generate": {"temperature": 0.5}}, {"checkpoint": "a/other"}, {"clone": True}]
+    changes = [
+        {"seed": 1},
+        {"voice": "x"},
+        {"batch_size": 1},
+        {"dtype": "bfloat16"},
+        {"device": "cuda"},
+        {"runtime": "int8"},
+        {"generate": {"temperature": 0.5}},
+        {"checkpoint": "a/other"},
+        {"clone": True},
+    ]
     names = {evaluate.Settings(**{"checkpoint": "a/mini", "texts": base.texts, **change}).name for change in changes}
     assert len(names | {base.name}) == len(changes) + 1
 
@@ -198,8 +207,13 @@ def test_what_is_not_finite_becomes_silence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("runtime", "found", "expected"), [("torch", "step.int8.onnx", "torch"), ("int8", "step.int8.onnx", "onnx"),
-                                       ("float", "step.onnx", "onnx"), ("native", "step.native.safetensors", "native")]
+    ("runtime", "found", "expected"),
+    [
+        ("torch", "step.int8.onnx", "torch"),
+        ("int8", "step.int8.onnx", "onnx"),
+        ("float", "step.onnx", "onnx"),
+        ("native", "step.native.safetensors", "native"),
+    ],
 )
 def test_the_runtime_that_is_asked_for_takes_the_steps(tmp_path, monkeypatch, runtime, found, expected):
     monkeypatch.setattr(evaluate, "exported", lambda model: str(tmp_path / found))

@@ -15,19 +15,28 @@ import torch
 from transformers import pipeline
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
-from smalle.initial_state_smalle import join_state
+from smalle.cache_smalle import join_state
 from smalle.processing_smalle import Voice, load_voice
-from train import assemble, clone, finetune
-from train.audio import read_metadata
-from train.prepare import prepare
-from train.train import read_recipe
+from train import assemble
+from train.adapt import clone, finetune
+from train.data.audio import read_metadata
+from train.data.prepare import prepare
+from train.model.trainer import read_recipe
 
-RECIPES = pathlib.Path(finetune.__file__).parent / "recipes"
+RECIPES = pathlib.Path(__file__).parents[2] / "train" / "recipes"
 TEXTS = ["Hello you.", "How are you?", "It is late.", "We go home.", "No, not yet!", "The 3rd door.", "Who is it?"]
-QUICK = ["data.frames_per_batch=150", "data.max_seconds=2", "data.eval_batches=2", "training.logging_steps=4",
-         "training.warmup_steps=1", "objective.ema=0.5"]  # fmt: skip
-STEPS = {"state": ["training.max_steps=12", "training.learning_rate=0.2"],
-         "lora": ["training.max_steps=12", "training.learning_rate=0.02", "adapter.rank=4"]}  # fmt: skip
+QUICK = [
+    "data.frames_per_batch=150",
+    "data.max_seconds=2",
+    "data.eval_batches=2",
+    "training.logging_steps=4",
+    "training.warmup_steps=1",
+    "objective.ema=0.5",
+]
+STEPS = {
+    "state": ["training.max_steps=12", "training.learning_rate=0.2"],
+    "lora": ["training.max_steps=12", "training.learning_rate=0.02", "adapter.rank=4"],
+}
 FIXED = {"generate_kwargs": {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}}
 
 
@@ -39,13 +48,26 @@ def base(tmp_path_factory, make_base):
 @pytest.fixture(scope="module")
 def make_base(tiny_codec, tiny_tokenizer, record):
     """Writes a tiny checkpoint with one voice."""
+
     def make(work, **changes):
         torch.manual_seed(0)
         sizes = dict(
-            vocab_size=64, hidden_size=32, intermediate_size=48, text_layers=1, num_attention_heads=2, mixer_heads=2,
-            audio_encoder_layers=1, audio_decoder_layers=1, expand_k=0.5, expand_v=1.0, position_size=16,
-            num_codebooks=3, codebook_size=20, frame_rate=50.0, initializer_range=0.2,
-        )  # fmt: skip
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            text_layers=1,
+            num_attention_heads=2,
+            mixer_heads=2,
+            audio_encoder_layers=1,
+            audio_decoder_layers=1,
+            expand_k=0.5,
+            expand_v=1.0,
+            position_size=16,
+            num_codebooks=3,
+            codebook_size=20,
+            frame_rate=50.0,
+            initializer_range=0.2,
+        )
         SmallEForTextToSpeech(SmallEConfig(**{**sizes, **changes})).save_pretrained(work / "model")
         tiny_tokenizer.save_pretrained(work / "model")
         tiny_codec.save_pretrained(work / "codec")
@@ -229,8 +251,9 @@ def test_whole_checkpoint_takes_a_codec_whose_decoder_was_tuned_and_no_other(bas
     codec.vocos.out.bias.data += 1
     codec.save_pretrained(tmp_path / "codec")
     voice = load_voice(f"{base}/voices/anna.safetensors")
-    finetune.write_whole(finetune.adapt(model, None, "lora", 2), voice, "carl", base, tmp_path / "whole",
-                         tmp_path / "codec")  # fmt: skip
+    finetune.write_whole(
+        finetune.adapt(model, None, "lora", 2), voice, "carl", base, tmp_path / "whole", tmp_path / "codec"
+    )
     whole = SmallEProcessor.from_pretrained(tmp_path / "whole")
     assert torch.allclose(whole.codec.vocos.out.bias, codec.vocos.out.bias, atol=1e-2)
     whole("Hello.", voice="anna")  # her codes still mean what they meant
@@ -270,22 +293,48 @@ def test_one_command_tunes_and_compares(base, record, tmp_path):
     (tmp_path / "judge.py").write_text(JUDGE)
     (tmp_path / "lines.txt").write_text("A door.\nA room.\n")
     program = pathlib.Path(__file__).parents[2] / "benchmarks" / "new_voice.py"
-    command = [sys.executable, program, corpus, base, tmp_path / "out", *QUICK, "training.max_steps=2",
-               "--sentences", tmp_path / "lines.txt", "--judge", tmp_path / "judge.py", "--count", "2", "--joined", "1",
-               "--methods", "lora", "--codec-minutes", "0.01", "--generate", "max_new_tokens=8"]  # fmt: skip
+    command = [
+        sys.executable,
+        program,
+        corpus,
+        base,
+        tmp_path / "out",
+        *QUICK,
+        "training.max_steps=2",
+        "--sentences",
+        tmp_path / "lines.txt",
+        "--judge",
+        tmp_path / "judge.py",
+        "--count",
+        "2",
+        "--joined",
+        "1",
+        "--methods",
+        "lora",
+        "--codec-minutes",
+        "0.01",
+        "--generate",
+        "max_new_tokens=8",
+    ]
     subprocess.run(list(map(str, command)), check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     table = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert [row.split("|")[1].strip() for row in table[2:]] == [
-        "her recordings", "her recordings through the codec", "her recordings through the tuned codec",
-        "base, its own voice", "base, a recording of hers as prompt", "LoRA",
-    ]  # fmt: skip
+        "her recordings",
+        "her recordings through the codec",
+        "her recordings through the tuned codec",
+        "base, its own voice",
+        "base, a recording of hers as prompt",
+        "LoRA",
+    ]
     assert all(row.endswith("| 0.50 | 25.0 % | 25.0 % | 25.0 % | 3.00 |") for row in table[5:])
     assert all(row.endswith("| 0.50 | 25.0 % |  | 25.0 % | 3.00 |") for row in table[2:5])  # her sentences alone
 
 
 def test_times_are_told_where_the_recordings_do_not_tell_them(base, tiny_tokenizer, tmp_path):
-    rows = [{"text": text, "speaker": "a", "duration": 2.0, "codes": np.zeros(300, np.uint16), "words": words}
-            for text, words in (("Hello you.", [0.1, 0.5, 0.6, 1.2]), ("How are you?", []))]  # fmt: skip
+    rows = [
+        {"text": text, "speaker": "a", "duration": 2.0, "codes": np.zeros(300, np.uint16), "words": words}
+        for text, words in (("Hello you.", [0.1, 0.5, 0.6, 1.2]), ("How are you?", []))
+    ]
     known, told = (row["words"] for row in finetune.with_times(rows, base, tiny_tokenizer, tmp_path))
     assert known == rows[0]["words"]
     assert len(told) == 6 and (np.diff(told) >= 0).all() and 0 <= told[0] and told[-1] <= 2.0

@@ -9,9 +9,9 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train import evaluate
-from train.hearing import align, errors, judge, repeats, runs_on, skips, words
-from train.page import results_page
+from train.evaluation import evaluate
+from train.evaluation.page import results_page
+from train.evaluation.word_errors import align, errors, judge, repeats, runs_on, skips, words
 
 sentences = st.lists(st.sampled_from("abcd"), max_size=8)
 
@@ -69,9 +69,11 @@ def test_words_are_compared_as_they_sound():
 
 
 def test_rates_are_over_all_words_and_characters():
-    rows = [{"text": "one two three", "heard": "one two three", "seconds": 1.0},
-            {"text": "four", "heard": "for", "seconds": 0.5},
-            {"text": "five", "heard": "", "seconds": 0.1}]  # fmt: skip
+    rows = [
+        {"text": "one two three", "heard": "one two three", "seconds": 1.0},
+        {"text": "four", "heard": "for", "seconds": 0.5},
+        {"text": "five", "heard": "", "seconds": 0.1},
+    ]
     report = judge(rows)
     assert report["summary"]["wer"] == 40.0 and report["summary"]["cer"] == round(100 * 5 / 21, 2)
     assert report["summary"]["silent"] == 1 and [row["wer"] for row in report["rows"]] == [0.0, 100.0, 100.0]
@@ -99,9 +101,10 @@ class Reader(html.parser.HTMLParser):
 
 
 def test_the_page_shows_every_utterance_worst_first_and_escapes_what_it_shows(tmp_path):
-    rows = [{"audio": "0001.wav", "text": "Fine <b>words</b>.", "heard": "fine b words b", "wer": 0.0},
-            {"audio": "0002.wav", "text": "The door.", "heard": "the <floor>", "wer": 50.0,
-             "reference": "/a b/c.wav"}]  # fmt: skip
+    rows = [
+        {"audio": "0001.wav", "text": "Fine <b>words</b>.", "heard": "fine b words b", "wer": 0.0},
+        {"audio": "0002.wav", "text": "The door.", "heard": "the <floor>", "wer": 50.0, "reference": "/a b/c.wav"},
+    ]
     (tmp_path / "0002.png").write_bytes(b"")
     page = Reader(results_page(tmp_path, rows, {"summary": {"wer": 25.0}, "settings": {"seed": 3}, "judge": "me"}))
     names = [attributes["src"] for tag, attributes in page.tags if tag == "audio"]

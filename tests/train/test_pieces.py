@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.pieces import cuts, rearranged
+from train.data.recombine import cuts, rearranged
 
 RATE, CODEBOOKS = 50, 2
 
@@ -19,8 +19,14 @@ def recording(words, seed=0):
     ends = np.cumsum(frames)
     times = np.stack((ends - frames, ends), 1) / RATE
     codes = np.repeat(np.arange(words), frames).astype(np.uint16)
-    return {"text": " ".join(f"w{n}" for n in range(words)), "speaker": "anna", "duration": len(codes) / RATE,
-            "words": times.astype(np.float32).ravel(), "source": "a", "codes": np.repeat(codes, CODEBOOKS)}  # fmt: skip
+    return {
+        "text": " ".join(f"w{n}" for n in range(words)),
+        "speaker": "anna",
+        "duration": len(codes) / RATE,
+        "words": times.astype(np.float32).ravel(),
+        "source": "a",
+        "codes": np.repeat(codes, CODEBOOKS),
+    }
 
 
 @given(st.integers(1, 40), st.integers(0, 99))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.pitch import PitchTrack, bridge
+from train.codec.pitch import PitchTrack, bridge
 
 pytest.importorskip("parselmouth")
 

@@ -16,20 +16,20 @@ import torch
 import transformers
 from pyarrow.parquet import read_table
 
+from smalle.audio_smalle import write_wav
 from smalle.codec_smalle import load_codec
-from smalle.wav_smalle import write_wav
 from tests.librilight import make_cuts, make_librilight, make_tar
-from train import prepare
-from train.audio import read_audio
-from train.clips import Clip, read_clips
-from train.data import CodesDataset, shards
-from train.prepare import batches, encode
+from train.data import prepare
+from train.data.audio import read_audio
+from train.data.clips import Clip, read_clips
+from train.data.dataset import CodesDataset, shards
+from train.data.prepare import batches, encode
 
 SPLITS = "train", "eval", "test"
 
 
 def call(*arguments, **environment):
-    """train.prepare in this process."""
+    """train.data.prepare in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
@@ -39,7 +39,7 @@ def call(*arguments, **environment):
 
 
 def start(*arguments, **environment):
-    """train.prepare in a process of its own, which is this one's copy: nothing has to be imported again."""
+    """train.data.prepare in a process of its own, which is this one's copy: nothing has to be imported again."""
     process = multiprocessing.get_context("fork").Process(target=call, args=arguments, kwargs=environment)
     process.start()
     return process
@@ -68,8 +68,23 @@ def work(tmp_path_factory, tiny_codec):
 def arguments(work):
     """What all runs of the preparation here are asked for."""
     work, _ = work
-    return [work / "small.tar", "--cuts", work / "cuts.jsonl.gz", "--codec", work / "codec", "--eval-speakers", 2,
-            "--test-speakers", "101", "--shard-hours", 0.003, "--threads", 1, "--device", "cpu"]  # fmt: skip
+    return [
+        work / "small.tar",
+        "--cuts",
+        work / "cuts.jsonl.gz",
+        "--codec",
+        work / "codec",
+        "--eval-speakers",
+        2,
+        "--test-speakers",
+        "101",
+        "--shard-hours",
+        0.003,
+        "--threads",
+        1,
+        "--device",
+        "cpu",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +186,19 @@ def test_unreadable_files_are_listed_with_their_reason_and_skipped(work, tmp_pat
     flacs = sorted((tmp_path / "unlab").rglob("*.flac"))
     flacs[0].write_bytes(b"nothing")
     flacs[1].write_bytes(flacs[1].read_bytes()[: flacs[1].stat().st_size // 2])
-    call(tmp_path / "unlab", "--cuts", tmp_path / "cuts.jsonl.gz", "--codec", work / "codec",
-         "--out", tmp_path / "codes", "--eval", 1, "--threads", 1)  # fmt: skip
+    call(
+        tmp_path / "unlab",
+        "--cuts",
+        tmp_path / "cuts.jsonl.gz",
+        "--codec",
+        work / "codec",
+        "--out",
+        tmp_path / "codes",
+        "--eval",
+        1,
+        "--threads",
+        1,
+    )
     found = rows(tmp_path / "codes")
     good = {row["source"] for part in found.values() for row in part}
     problems = [json.loads(line) for line in (tmp_path / "codes" / "problems.jsonl").read_text().splitlines()]
@@ -212,18 +238,39 @@ def test_a_recognizer_writes_down_what_has_no_text(work, tmp_path):
     tokenizer = transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"))
     processor = transformers.Wav2Vec2Processor(transformers.Wav2Vec2FeatureExtractor(), tokenizer)
     torch.manual_seed(0)
-    model = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(
-        vocab_size=len(letters), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        conv_dim=(8, 8), conv_stride=(20, 16), conv_kernel=(40, 32), num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2, pad_token_id=0,
-    )).eval()  # fmt: skip
+    model = transformers.Wav2Vec2ForCTC(
+        transformers.Wav2Vec2Config(
+            vocab_size=len(letters),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            conv_dim=(8, 8),
+            conv_stride=(20, 16),
+            conv_kernel=(40, 32),
+            num_conv_pos_embeddings=8,
+            num_conv_pos_embedding_groups=2,
+            pad_token_id=0,
+        )
+    ).eval()
     torch.nn.init.normal_(model.lm_head.weight)
     model.lm_head.bias.data[:5] = -100  # letters alone
     for part in (processor, model):
         part.save_pretrained(tmp_path / "asr")
     make_librilight(tmp_path / "unlab", speakers=("7", "8"), chapters=1)
-    call(tmp_path / "unlab", "--asr", tmp_path / "asr", "--codec", work / "codec", "--out", tmp_path / "codes",
-         "--eval-speakers", "7", "--threads", 1)  # fmt: skip
+    call(
+        tmp_path / "unlab",
+        "--asr",
+        tmp_path / "asr",
+        "--codec",
+        work / "codec",
+        "--out",
+        tmp_path / "codes",
+        "--eval-speakers",
+        "7",
+        "--threads",
+        1,
+    )
     found = rows(tmp_path / "codes")
     assert [row["speaker"] for row in found["eval"]] == ["7"] and [row["speaker"] for row in found["train"]] == ["8"]
     (row,), wave = found["train"], read_audio(next((tmp_path / "unlab" / "small" / "8").rglob("*.flac")), 16000)
@@ -244,8 +291,20 @@ def test_another_speed_is_another_speaker(work, tmp_path):
         write_wav(folder / f"{name}.wav", torch.from_numpy(tone), 24000)
         lines.append({"file_name": f"{name}.wav", "text": "la la", "speaker": name, "words": [[0.1, 0.4], [0.5, 0.8]]})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    call(folder, "--codec", work[0] / "codec", "--out", tmp_path / "codes", "--eval-speakers", "ben", "--threads", 1,
-         "--speeds", 1, 1.25)  # fmt: skip
+    call(
+        folder,
+        "--codec",
+        work[0] / "codec",
+        "--out",
+        tmp_path / "codes",
+        "--eval-speakers",
+        "ben",
+        "--threads",
+        1,
+        "--speeds",
+        1,
+        1.25,
+    )
     found = rows(tmp_path / "codes")
     assert [row["speaker"] for row in found["eval"]] == ["ben"]
     slow, fast = sorted(found["train"], key=lambda row: row["speaker"])

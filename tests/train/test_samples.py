@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
-from train.data import CodesDataset
-from train.pictures import alignment_picture, png
-from train.prepare import write
-from train.samples import Samples
+from train.data.dataset import CodesDataset
+from train.data.prepare import write
+from train.evaluation.pictures import alignment_picture, png
+from train.model.samples import Samples
 
 JUDGE = """
 import argparse, json, pathlib
@@ -41,10 +41,16 @@ def test_a_picture_shows_the_text_upwards_and_time_to_the_right():
 def data(request, tmp_path):
     """Evaluation data: two speakers with two utterances each, one with one."""
     random = np.random.default_rng(0)
-    rows = [{"text": text, "speaker": speaker, "duration": 0.4, "words": [],
-             "codes": random.integers(0, 20, 60).astype(np.uint16)}
-            for text, speaker in (("Fox.", "a"), ("Box.", "b"), ("The fox.", "a"), ("A box!", "b"), ("Dog.", "c"))
-            ]  # fmt: skip
+    rows = [
+        {
+            "text": text,
+            "speaker": speaker,
+            "duration": 0.4,
+            "words": [],
+            "codes": random.integers(0, 20, 60).astype(np.uint16),
+        }
+        for text, speaker in (("Fox.", "a"), ("Box.", "b"), ("The fox.", "a"), ("A box!", "b"), ("Dog.", "c"))
+    ]
     return CodesDataset(write(rows, tmp_path / "eval.parquet"), 3, 50.0, heard=request.param)
 
 
@@ -57,11 +63,23 @@ def test_samples_are_spoken_drawn_judged_and_logged(data, architecture, tiny_cod
     samples = Samples(data, tiny_tokenizer, arguments, str(tmp_path / "codec"), max_seconds=1, judge=judge)
     assert sorted(samples.pairs) == [[0, 2], [1, 3]]
     state = types.SimpleNamespace(is_world_process_zero=True, global_step=7, log_history=[])
-    model = SmallEForTextToSpeech(SmallEConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, text_layers=1, num_attention_heads=2, mixer_heads=2,
-        audio_encoder_layers=1, audio_decoder_layers=1, position_size=16, num_codebooks=3, codebook_size=20,
-        frame_rate=50.0, architecture=architecture,
-    )).eval()  # fmt: skip
+    model = SmallEForTextToSpeech(
+        SmallEConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            text_layers=1,
+            num_attention_heads=2,
+            mixer_heads=2,
+            audio_encoder_layers=1,
+            audio_decoder_layers=1,
+            position_size=16,
+            num_codebooks=3,
+            codebook_size=20,
+            frame_rate=50.0,
+            architecture=architecture,
+        )
+    ).eval()
     before = torch.get_rng_state()
     samples.on_evaluate(arguments, state, None, model=model)
     assert torch.equal(before, torch.get_rng_state())  # the run goes on as without samples

@@ -1,4 +1,5 @@
 """Speaking a plan with Kokoro: batches, checks and files. Weights are random; nothing is downloaded."""
+
 import json
 import wave
 
@@ -6,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from train.crowd import in_crowd
-from train.kokoro import lstm_weights, pad_to
-from train.kokoro_model import SAMPLES_PER_FRAME, SAMPLING_RATE, Kokoro, energy
-from train.synthesize import (
+from corpus.kokoro import lstm_weights, pad_to
+from corpus.kokoro_model import SAMPLES_PER_FRAME, SAMPLING_RATE, Kokoro, energy
+from corpus.sampled_speakers import is_sampled_speaker
+from corpus.synthesize import (
     Sentence,
     decoder_batches,
     finish,
@@ -20,10 +21,16 @@ from train.synthesize import (
     usable,
     write_metadata,
 )
-from train.texts import HELD_OUT_VOICES
+from corpus.texts import HELD_OUT_VOICES
 
-ROW = {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speaker": "mix", "voice": {"a": 1.5, "b": -0.5},
-       "speed": 1.0}
+ROW = {
+    "id": "s1",
+    "text": "Hello.",
+    "phonemes": "həlˈO.",
+    "speaker": "mix",
+    "voice": {"a": 1.5, "b": -0.5},
+    "speed": 1.0,
+}
 VOICES = {"a": torch.zeros(510, 256), "b": torch.zeros(510, 256)}
 
 
@@ -37,8 +44,13 @@ def test_voices_take_turns_and_each_reads_its_accent():
     rows += [{**ROW, "id": "mixed", "voice": {"a_x": 0.5, "b_x": 0.5}}]
     turns = in_voices(rows, ["am_one", "bf_two", "af_three"])
     assert [(row["speaker"], row["id"]) for row in turns] == [
-        ("am_one", "0"), ("bf_two", "1"), ("af_three", "2"), ("am_one", "3"), ("bf_two", "4"), ("af_three", "6")
-    ]  # fmt: skip
+        ("am_one", "0"),
+        ("bf_two", "1"),
+        ("af_three", "2"),
+        ("am_one", "3"),
+        ("bf_two", "4"),
+        ("af_three", "6"),
+    ]
     assert turns[1]["voice"] == {"bf_two": 1.0}
 
 
@@ -59,8 +71,8 @@ NAMES = [f"{accent}{sex}_{name}" for accent in "abez" for sex in "fm" for name i
 
 def test_a_crowd_is_made_of_voices_that_may_be_heard_and_spoken_in_english():
     rows = [{**ROW, "id": str(n), "text": "x" * (20 + n), "voice": {f"{'ab'[n % 2]}f_one": 1.0}} for n in range(80)]
-    turns = in_crowd(rows, 11, 3, NAMES)  # six whole pairs
-    assert turns == in_crowd(rows, 12, 3, NAMES) != in_crowd(rows, 12, 3, NAMES, seed=1)
+    turns = is_sampled_speaker(rows, 11, 3, NAMES)  # six whole pairs
+    assert turns == is_sampled_speaker(rows, 12, 3, NAMES) != is_sampled_speaker(rows, 12, 3, NAMES, seed=1)
     assert all(30 <= len(row["text"]) <= 80 for row in turns)
     said = {name: [row["id"] for row in turns if row["speaker"] == name] for name in {row["speaker"] for row in turns}}
     pairs = [(ids, said[name[:-1] + "b"]) for name, ids in said.items() if name.endswith("~a")]
@@ -74,8 +86,10 @@ def test_a_crowd_is_made_of_voices_that_may_be_heard_and_spoken_in_english():
         assert sorted(sexes) == pytest.approx([0, 1], abs=0.01)  # every voice's part is its distance from its sex
         assert {name[1] for name in prosody} == {"fm"[sexes[1] > 0.5]}
         assert {name[0] for name in prosody} == {"ab"[int(row["id"]) % 2]}
-    alike = [{(tuple(row["voice"].items()), str(row["stray"]), row["speed"]) for row in turns if row["speaker"] == name}
-             for name in {row["speaker"] for row in turns}]  # fmt: skip
+    alike = [
+        {(tuple(row["voice"].items()), str(row["stray"]), row["speed"]) for row in turns if row["speaker"] == name}
+        for name in {row["speaker"] for row in turns}
+    ]
     assert all(len(one) == 1 for one in alike)
 
 
@@ -180,9 +194,22 @@ def test_metadata_lists_what_was_written(tmp_path):
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, SAMPLING_RATE)
 
 
-@pytest.mark.parametrize("change", [{"voice": {"c": 1.0}}, {"voice": {}}, {"speed": 0}, {"speed": None},
-                                    {"id": "../s1"}, {"speaker": ".."}, {"speaker": "/tmp"}, {"id": "s1"},
-                                    {"stray": {"voice": 0.7}}, {"stray": {"sound": [1, 0.7]}}, {"stray": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"voice": {"c": 1.0}},
+        {"voice": {}},
+        {"speed": 0},
+        {"speed": None},
+        {"id": "../s1"},
+        {"speaker": ".."},
+        {"speaker": "/tmp"},
+        {"id": "s1"},
+        {"stray": {"voice": 0.7}},
+        {"stray": {"sound": [1, 0.7]}},
+        {"stray": None},
+    ],
+)
 def test_a_bad_row_is_named(change, tmp_path):
     plan = write_plan(tmp_path / "plan.jsonl", ROW, {**ROW, "id": "s0", **change})
     with pytest.raises(ValueError, match=r"plan\.jsonl:2"):

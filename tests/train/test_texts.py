@@ -7,8 +7,8 @@ from itertools import islice
 
 import pytest
 
-from train import templates
-from train.texts import (
+from corpus import templates
+from corpus.texts import (
     ALLOWED,
     HELD_OUT_VOICES,
     LONG,
@@ -46,8 +46,18 @@ def sources(tmp_path):
     pairs += [["the ferry to the island leaves at seven every day", "ferry"]]
     (tmp_path / "requests/data.json").write_text(json.dumps({"train": pairs, "labels": ["pay", "ferry"]}))
     (tmp_path / "exclude.txt").write_text("\n".join(EXCLUDED))
-    return ["--lj", f"{tmp_path}/lj.tsv", "--wordnet", f"{tmp_path}/wordnet", "--sentences", f"{tmp_path}/requests",
-            "--exclude", f"{tmp_path}/exclude.txt", "--total", "60"]
+    return [
+        "--lj",
+        f"{tmp_path}/lj.tsv",
+        "--wordnet",
+        f"{tmp_path}/wordnet",
+        "--sentences",
+        f"{tmp_path}/requests",
+        "--exclude",
+        f"{tmp_path}/exclude.txt",
+        "--total",
+        "60",
+    ]
 
 
 def plan(out, sources, *more):
@@ -93,8 +103,10 @@ def test_clean_keeps_allowed_characters_only():
 
 def test_digits_are_spelled():
     text = "At 7:30pm on the 3rd, 1,200 people paid $5 in 1999 for 15% at 8 am, 8:05 or 10:00."
-    assert spell_digits(text) == ("At seven thirty PM on the third, twelve hundred people paid five dollars in "
-                                  "nineteen ninety-nine for fifteen percent at eight AM, eight oh five or ten o'clock.")
+    assert spell_digits(text) == (
+        "At seven thirty PM on the third, twelve hundred people paid five dollars in "
+        "nineteen ninety-nine for fifteen percent at eight AM, eight oh five or ten o'clock."
+    )
     assert templates.spell_number(305) == "three hundred and five"
     assert templates.spell_number(21_000) == "twenty-one thousand"
     with pytest.raises(ValueError, match="-1"):

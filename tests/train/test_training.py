@@ -12,29 +12,57 @@ from safetensors.torch import load_file
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.codec_smalle import load_codec
-from train import assemble, prepare, tokenizer, train
-from train.audio import read_audio, read_metadata
-from train.data import shards
+from train import assemble
+from train.data import prepare, tokenizer
+from train.data.audio import read_audio, read_metadata
+from train.data.dataset import shards
+from train.model import trainer as train
 
 TEXTS = [
-    "Hello you.", "How are you?", "It is late.", "We go home now.", "No, not yet!", "The door is open.", "Who is it?",
+    "Hello you.",
+    "How are you?",
+    "It is late.",
+    "We go home now.",
+    "No, not yet!",
+    "The door is open.",
+    "Who is it?",
     "Come in, please.",
-]  # fmt: skip
+]
 
 RECIPE = {
     "model": dict(
-        hidden_size=32, intermediate_size=48, text_layers=1, num_attention_heads=2, audio_encoder_layers=1,
-        audio_decoder_layers=1, mixer_heads=2, expand_k=0.5, position_size=16, num_codebooks=3, codebook_size=20,
-        frame_rate=50.0, dropout=0.1,
+        hidden_size=32,
+        intermediate_size=48,
+        text_layers=1,
+        num_attention_heads=2,
+        audio_encoder_layers=1,
+        audio_decoder_layers=1,
+        mixer_heads=2,
+        expand_k=0.5,
+        position_size=16,
+        num_codebooks=3,
+        codebook_size=20,
+        frame_rate=50.0,
+        dropout=0.1,
     ),
     "data": dict(frames_per_batch=120, max_seconds=4, single=0.5, eval_batches=1),
-    "objective": dict(codebook_weights=[1.5, 1.0, 0.5], alignment_weight=0.1, forward_sum_weight=0.1, text_dropout=0.3,
-                      ema=0.9),
-    "training": dict(
-        seed=3, max_steps=6, learning_rate=1e-2, lr_scheduler_type="cosine", warmup_steps=1, logging_steps=1,
-        save_steps=3, eval_strategy="steps", eval_steps=3, report_to=[], disable_tqdm=True,
+    "objective": dict(
+        codebook_weights=[1.5, 1.0, 0.5], alignment_weight=0.1, forward_sum_weight=0.1, text_dropout=0.3, ema=0.9
     ),
-}  # fmt: skip
+    "training": dict(
+        seed=3,
+        max_steps=6,
+        learning_rate=1e-2,
+        lr_scheduler_type="cosine",
+        warmup_steps=1,
+        logging_steps=1,
+        save_steps=3,
+        eval_strategy="steps",
+        eval_steps=3,
+        report_to=[],
+        disable_tqdm=True,
+    ),
+}
 
 
 def call(module, *arguments):
@@ -122,12 +150,16 @@ def test_resumed_run_equals_an_uninterrupted_one(work, trained):
         assert torch.equal(resumed[name], value), name
 
 
-@pytest.mark.parametrize("kind", [
-    ["model.cross_attention=plain"], ["model.architecture=decoder-only", "objective.alignment_weight=0",
-     "objective.forward_sum_weight=0"],
-    ["model.architecture=decoder-only", "model.decoder_layers=2", "model.map_layer=1"],
-    ["model.tie_word_embeddings=true"],
-], ids=["plain", "decoder-only", "decoder-only with a map", "tied"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ["model.cross_attention=plain"],
+        ["model.architecture=decoder-only", "objective.alignment_weight=0", "objective.forward_sum_weight=0"],
+        ["model.architecture=decoder-only", "model.decoder_layers=2", "model.alignment_layer=1"],
+        ["model.tie_word_embeddings=true"],
+    ],
+    ids=["plain", "decoder-only", "decoder-only with a map", "tied"],
+)
 def test_baselines_train_and_resume(work, tmp_path, kind):
     changes = *kind, "training.max_steps=4", "training.save_steps=2", f"training.output_dir={tmp_path}/whole"
     call(train, work / "recipe.yaml", *changes)
@@ -146,10 +178,16 @@ def test_baselines_train_and_resume(work, tmp_path, kind):
 
 
 def test_timed_rows_of_a_decoder_only_transformer_are_refused(work):
-    with pytest.raises(ValueError, match="objective.timed_rows=0.3"):
-        call(train, work / "recipe.yaml", "model.architecture=decoder-only", "objective.timed_rows=0.3",
-             "objective.alignment_weight=0", "objective.forward_sum_weight=0",
-             f"training.output_dir={work}/refused")  # fmt: skip
+    with pytest.raises(ValueError, match="objective.forced_alignment_probability=0.3"):
+        call(
+            train,
+            work / "recipe.yaml",
+            "model.architecture=decoder-only",
+            "objective.forced_alignment_probability=0.3",
+            "objective.alignment_weight=0",
+            "objective.forward_sum_weight=0",
+            f"training.output_dir={work}/refused",
+        )
 
 
 def test_alignment_loss_of_a_decoder_only_transformer_is_refused(work):
@@ -157,7 +195,7 @@ def test_alignment_loss_of_a_decoder_only_transformer_is_refused(work):
         call(train, work / "recipe.yaml", "model.architecture=decoder-only", f"training.output_dir={work}/refused")
 
 
-@pytest.mark.parametrize("wrong", ["revoiced=0.5", "speaker_dropout=0.1"])
+@pytest.mark.parametrize("wrong", ["voice_swap_probability=0.5", "speaker_dropout=0.1"])
 def test_a_past_in_another_voice_and_deafness_are_refused_where_nobody_is_heard(work, wrong):
     with pytest.raises(ValueError, match=f"objective.{wrong}"):
         call(train, work / "recipe.yaml", f"objective.{wrong}", f"training.output_dir={work}/refused")
@@ -188,7 +226,7 @@ def test_a_grown_checkpoint_speaks_as_before_and_learns(trained):
     changes = {"audio_encoder_layers": 2, "audio_decoder_layers": 3, "text_layers": 2, "speaker_layers": 2}
     before, after = SmallEForTextToSpeech.from_pretrained(trained), train.grown(trained, changes)
     ids, codes = torch.tensor([[3, 4, 5, 6]]), torch.randint(3, 20, (1, 12, before.config.num_codebooks))
-    inputs = {"input_ids": ids, "audio_codes": codes}
+    inputs = {"input_ids": ids, "decoder_input_ids": codes}
     said = after.eval()(**inputs, speaker_codes=codes - 3).logits
     assert after.num_parameters() > before.num_parameters()
     assert torch.equal(before.eval()(**inputs).logits, said)
@@ -207,10 +245,18 @@ def test_a_grown_checkpoint_keeps_how_it_generates(trained, tmp_path):
     assert same.config._name_or_path == str(tmp_path)
 
 
-@pytest.mark.parametrize("changes", [
-    {"audio_decoder_layers": 0}, {"hidden_size": 64}, {"cross_attention": "plain"}, {"norm_eps": 0.1},
-    {"cross_attention": "plane"}, {"audio_decoder_layer": 3}, {"final_norms": ["text"]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"audio_decoder_layers": 0},
+        {"hidden_size": 64},
+        {"cross_attention": "plain"},
+        {"norm_eps": 0.1},
+        {"cross_attention": "plane"},
+        {"audio_decoder_layer": 3},
+        {"final_norms": ["text"]},
+    ],
+)
 def test_what_would_be_heard_of_a_checkpoint_is_refused(trained, changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         train.grown(trained, changes)

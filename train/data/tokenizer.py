@@ -1,0 +1,75 @@
+"""Trains the text tokenizer: lower-cased byte-pair encoding with 256 entries, [PAD] 0, [BOS] 1, [EOS] 2.
+
+usage: python -m train.data.tokenizer METADATA... --out FOLDER [--vocab-size 256]
+
+METADATA are text files, one sentence a line, .jsonl files whose rows have "text", or shards of train.prepare.
+"""
+
+import argparse
+import json
+import pathlib
+
+import pyarrow.parquet
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+SPECIALS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
+
+
+def sentences(paths):
+    """Every text of the files, one after the other."""
+    for path in map(pathlib.Path, paths):
+        if path.suffix == ".parquet":
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(columns=["text"]):
+                yield from batch.column("text").to_pylist()
+            continue
+        with open(path, encoding="utf-8") as lines:
+            for line in lines:
+                if line.strip():
+                    yield json.loads(line)["text"] if path.suffix == ".jsonl" else line.strip()
+
+
+def train_tokenizer(texts, vocab_size=256):
+    """A tokenizer of transformers, trained on an iterable of texts."""
+    bpe = Tokenizer(models.BPE(unk_token="[UNK]"))
+    bpe.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex("[‘’ʼ]"), "'"),
+            normalizers.Replace(Regex("[“”]"), '"'),
+            normalizers.Replace(Regex("[–—]"), "-"),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation("isolated")])
+    bpe.decoder = decoders.Metaspace()
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIALS))
+    bpe.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A [EOS]", pair="[BOS] $A $B [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="[PAD]",
+        bos_token="[BOS]",
+        eos_token="[EOS]",
+        unk_token="[UNK]",
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("metadata", nargs="+")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--vocab-size", type=int, default=256)
+    arguments = parser.parse_args()
+    tokenizer = train_tokenizer(sentences(arguments.metadata), arguments.vocab_size)
+    tokenizer.save_pretrained(arguments.out)
+    print(f"{len(tokenizer)} entries in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
