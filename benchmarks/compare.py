@@ -2,9 +2,9 @@
 
 usage: python benchmarks/compare.py benchmarks/compare.yaml [key.subkey=value ...] [--judge score.py | --asr NAME]
 
-The YAML holds a recipe of train.model.trainer, what each variant changes in it, and the seeds. Every run gets a folder under
+The YAML holds a recipe of smalle.train.model.trainer, what each variant changes in it, and the seeds. Every run gets a folder under
 `out`: loss and perplexity of each codebook on left-out utterances, and what the text of another one costs (nothing,
-where a model does not read). With a judge (see train.evaluation.evaluate) each run also speaks texts of left-out utterances, and
+where a model does not read). With a judge (see smalle.train.evaluation.evaluate) each run also speaks texts of left-out utterances, and
 skips, repeats and word errors are counted from what is heard, for all alike. The same command goes on after a kill:
 what is finished is not done again. Prints tables in Markdown, mean ± standard deviation over the seeds, and appends a
 row for each run trained, and for each way it spoke, to benchmarks/results.jsonl.
@@ -26,13 +26,14 @@ from transformers import AutoTokenizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from smalle.train.data.dataset import read_table  # noqa: E402
+from smalle.train.evaluation.evaluate import Settings, evaluate  # noqa: E402
+from smalle.train.files import write_json, write_text  # noqa: E402
+from smalle.train.model.trainer import build_trainer, last_checkpoint, read_recipe  # noqa: E402
+
 from benchmarks.measuring import markdown, record  # noqa: E402
 from smalle import SmallEForTextToSpeech, SmallEProcessor  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
-from train.data.dataset import read_table  # noqa: E402
-from train.evaluation.evaluate import Settings, evaluate  # noqa: E402
-from train.files import write_json, write_text  # noqa: E402
-from train.model.trainer import build_trainer, last_checkpoint, read_recipe  # noqa: E402
 
 BATCH = 25  # texts that are spoken at once
 HEARD = {
@@ -220,7 +221,7 @@ def main(argv=None):
     parser.add_argument("plan", help="the YAML")
     parser.add_argument("overrides", nargs="*", metavar="key.subkey=value")
     parser.add_argument(
-        "--judge", type=pathlib.Path, help="program that scores a manifest, as for train.evaluation.evaluate"
+        "--judge", type=pathlib.Path, help="program that scores a manifest, as for smalle.train.evaluation.evaluate"
     )
     parser.add_argument("--judge-python", default=sys.executable, help="the Python that runs the judge")
     parser.add_argument("--asr", help="judge by this speech recognizer of transformers: folder or Hub name")

@@ -2,7 +2,7 @@
 
 usage: python benchmarks/new_voice.py CORPUS BASE OUT --sentences FILE --judge score.py [options] [key.subkey=value ...]
 
-CORPUS: a folder of one speaker's recordings, as train.adapt.finetune takes it. Some of its texts, the same in each run, are
+CORPUS: a folder of one speaker's recordings, as smalle.train.adapt.finetune takes it. Some of its texts, the same in each run, are
 left out of everything and then spoken, and as many lines of FILE, evenly spread. Each is compared with recordings of
 other texts that were left out, ten joined (--joined), which varies less than one of three seconds. BASE speaks in its
 own voice and with a recording as its prompt; then the tuned state and LoRA speak (train/recipes/finetune-*.yaml, with
@@ -25,17 +25,18 @@ import torch
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from smalle.train.adapt.clone import run, tune_codec  # noqa: E402
+from smalle.train.adapt.finetune import split_rows  # noqa: E402
+from smalle.train.codec.copy_synthesis import copy_synthesis  # noqa: E402
+from smalle.train.data.audio import read_audio, read_metadata  # noqa: E402
+from smalle.train.evaluation.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
+from smalle.train.files import write_json, write_lines, write_text  # noqa: E402
+
 from benchmarks.measuring import markdown  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
 from smalle.audio_smalle import write_wav  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
 from smalle.voices_smalle import save_voice  # noqa: E402
-from train.adapt.clone import run, tune_codec  # noqa: E402
-from train.adapt.finetune import split_rows  # noqa: E402
-from train.codec.copy_synthesis import copy_synthesis  # noqa: E402
-from train.data.audio import read_audio, read_metadata  # noqa: E402
-from train.evaluation.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
-from train.files import write_json, write_lines, write_text  # noqa: E402
 
 JOINED_RATE = 24000  # Hz
 METHODS = {"state": "tuned state", "lora": "LoRA"}
@@ -99,12 +100,12 @@ def copies(codec, out, arguments):
 
 
 def tune(method, base, out, overrides):
-    """OUT/METHOD and OUT/METHOD-whole by train.adapt.finetune, if they are not there."""
+    """OUT/METHOD and OUT/METHOD-whole by smalle.train.adapt.finetune, if they are not there."""
     if (out / f"{method}-whole").is_dir():
         return
     codec = ["--codec", out / "codec"] if (out / "codec").is_dir() else []
     run(
-        "train.adapt.finetune",
+        "smalle.train.adapt.finetune",
         ROOT / "train" / "recipes" / f"finetune-{method}.yaml",
         out / "recordings",
         base,

@@ -6,7 +6,7 @@ usage: python benchmarks/one_recording.py BASE OUT --sentences FILE --corpus FOL
 
 The strangers, their recordings and sentences are those of `quality.py --only cloning`: speakers that are kept out of
 all training, the recording nearest to 6 s, five sentences each, compared with the longest of their others. BASE hears
-the recording; then codec and model are tuned to it (train.adapt.clone, with what `key.subkey=value` changes).
+the recording; then codec and model are tuned to it (smalle.train.adapt.clone, with what `key.subkey=value` changes).
 
 OUT keeps everything, of one set of options; the same command again does what is missing. Prints a table in Markdown,
 writes OUT/table.md, and appends a row to benchmarks/results.jsonl.
@@ -22,14 +22,15 @@ import time
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from smalle.train.adapt.clone import run  # noqa: E402
+from smalle.train.evaluation.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
+from smalle.train.files import write_json, write_lines, write_text  # noqa: E402
+
 from benchmarks.measuring import markdown, record  # noqa: E402
 from benchmarks.new_voice import word_errors  # noqa: E402
 from benchmarks.quality import EACH, cloning_rows, find_strangers, lines  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
 from smalle.voices_smalle import save_voice  # noqa: E402
-from train.adapt.clone import run  # noqa: E402
-from train.evaluation.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
-from train.files import write_json, write_lines, write_text  # noqa: E402
 
 COLUMNS = "", "utterances", "ECAPA to the speaker", "WER", "skips", "repeats", "DistillMOS"
 
@@ -40,7 +41,7 @@ def tuned(name, prompt, arguments):
     if not (out / "whole").is_dir():
         begun = time.time()
         run(
-            "train.adapt.clone",
+            "smalle.train.adapt.clone",
             pathlib.Path(prompt["path"]).resolve(),
             prompt["text"],
             arguments.base,

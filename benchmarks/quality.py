@@ -13,7 +13,7 @@ usage: python benchmarks/quality.py CHECKPOINT OUT --eval FOLDER --corpus FOLDER
 
 --corpus: folders of recordings as for training, in which those speakers are looked for; the table says how many were
 found. benchmarks/texts/strangers.jsonl is a plan of two recordings of each, for train.synthesize. --sentences N: so
-many lines of each list, evenly spread (cloning: of each speaker's). The other options are those of train.evaluation.evaluate,
+many lines of each list, evenly spread (cloning: of each speaker's). The other options are those of smalle.train.evaluation.evaluate,
 which does the work and keeps recordings, report.json and index.html of each part in a folder under OUT.
 
 Prints a table in Markdown, writes OUT/table.md, and appends a row for each part to benchmarks/results.jsonl. The same
@@ -29,12 +29,13 @@ import sys
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from smalle.corpus.texts import HELD_OUT_VOICES  # noqa: E402
+from smalle.train.data.audio import read_metadata  # noqa: E402
+from smalle.train.evaluation.evaluate import RUNTIMES, Settings, evaluate, option, read_text, weights_digest  # noqa: E402
+from smalle.train.files import write_text  # noqa: E402
+
 from benchmarks.measuring import record, table  # noqa: E402
-from corpus.texts import HELD_OUT_VOICES  # noqa: E402
 from smalle import SmallEConfig, SmallEProcessor  # noqa: E402
-from train.data.audio import read_metadata  # noqa: E402
-from train.evaluation.evaluate import RUNTIMES, Settings, evaluate, option, read_text, weights_digest  # noqa: E402
-from train.files import write_text  # noqa: E402
 
 PARTS = "sentences", "hard", "presets", "cloning", "words", "paragraph"
 OF_EVAL = PARTS[:4]  # these read a list of --eval
@@ -67,7 +68,7 @@ def spread(things, count):
 
 
 def write_list(arguments, name, rows):
-    """A list for train.evaluation.evaluate, under a name that tells how long it is."""
+    """A list for smalle.train.evaluation.evaluate, under a name that tells how long it is."""
     stem, suffix = name.split(".")
     path = arguments.out / "lists" / f"{stem}-{len(rows)}.{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,13 +97,13 @@ def find_strangers(folders):
     if not found:
         raise ValueError(
             f"{', '.join(map(str, folders)) or '--corpus'}: no recording of 3 to 10 s and another of any "
-            f"of {', '.join(HELD_OUT_VOICES)}; corpus.synthesize makes those of {TEXTS}/strangers.jsonl"
+            f"of {', '.join(HELD_OUT_VOICES)}; smalle.corpus.synthesize makes those of {TEXTS}/strangers.jsonl"
         )
     return found
 
 
 def cloning_rows(found, sentences, each):
-    """Rows of a manifest for train.evaluation.evaluate --clone: each stranger has sentences of its own."""
+    """Rows of a manifest for smalle.train.evaluation.evaluate --clone: each stranger has sentences of its own."""
     rows = []
     for number, speaker in enumerate(HELD_OUT_VOICES):
         for sentence in sentences[number :: len(HELD_OUT_VOICES)][:each] if speaker in found else ():

@@ -5,7 +5,7 @@ usage: python benchmarks/throughput.py [RECIPE ...] [--seconds 5 10 25 60 120] [
 
 RECIPE: files of train/recipes; without any, smalle-64m and decoder-only-64m. Every model sees the same batches, the
 same texts (16 characters a second) and random codes, as many samples of a length as --batch-seconds holds, at least
-one. A step is one of train.model.trainer with that recipe: forward, losses, backward, clipping, AdamW, in bfloat16 or with
+one. A step is one of smalle.train.model.trainer with that recipe: forward, losses, backward, clipping, AdamW, in bfloat16 or with
 --fp32. On one thread it is measured by the processor's time, which other programs add little to, else by the clock (a
 row has both); the shortest of --steps steps counts, after one that warms up. Models take turns, length by length.
 
@@ -29,11 +29,12 @@ from transformers import AutoTokenizer, TrainerCallback
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from smalle.train.data.dataset import Collator  # noqa: E402
+from smalle.train.model.trainer import SmallETrainer, build_model, check_objective, read_arguments, read_recipe  # noqa: E402
+
 from benchmarks.measuring import RESULTS, markdown, record  # noqa: E402
 from benchmarks.plot import Panel, svg  # noqa: E402
 from benchmarks.speakers import SENTENCE  # noqa: E402
-from train.data.dataset import Collator  # noqa: E402
-from train.model.trainer import SmallETrainer, build_model, check_objective, read_arguments, read_recipe  # noqa: E402
 
 RECIPES = [ROOT / "train" / "recipes" / f"{name}.yaml" for name in ("smalle-64m", "decoder-only-64m")]
 CHARACTERS = 16  # a second of speech
@@ -89,7 +90,7 @@ def sample(seconds, config, rng):
 
 
 def trainer(recipe, seconds, batch, steps, arguments, folder):
-    """A Trainer of train.model.trainer that takes that many steps, all of them on one batch."""
+    """A Trainer of smalle.train.model.trainer that takes that many steps, all of them on one batch."""
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "smalle-mini")
     torch.manual_seed(0)
     model, config = build_model(recipe, len(tokenizer))

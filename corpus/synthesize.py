@@ -1,4 +1,4 @@
-"""Speak a plan of sentences with Kokoro-82M into a corpus folder: python -m corpus.synthesize PLAN.jsonl OUT --weights W
+"""Speak a plan of sentences with Kokoro-82M into a corpus folder: python -m smalle.corpus.synthesize PLAN.jsonl OUT --weights W
 
 A row of the plan: {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speaker": "mix1", "voice": {"af_heart": 0.6,
 "am_adam": 0.4}, "speed": 1.0}; phonemes in the misaki alphabet, voice weights of any sign; "prosody", weights as
@@ -327,17 +327,17 @@ def write_metadata(rows: list[dict], out: Path) -> float:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m corpus.synthesize", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m smalle.corpus.synthesize", description=__doc__)
     parser.add_argument("plan", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--weights", type=Path, required=True, help="folder written by python -m corpus.kokoro")
+    parser.add_argument("--weights", type=Path, required=True, help="folder written by python -m smalle.corpus.kokoro")
     others = parser.add_mutually_exclusive_group()
     others.add_argument("--voices", nargs="+", help="speak the plan in these voices alone, in turn")
     others.add_argument(
         "--crowd",
         type=int,
         metavar="SPEAKERS",
-        help="speak two short texts of the plan by each of so many speakers (corpus.sampled_speakers)",
+        help="speak two short texts of the plan by each of so many speakers (smalle.corpus.sampled_speakers)",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(

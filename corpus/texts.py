@@ -1,6 +1,6 @@
 """Texts for synthetic training speech: collects sentences, finds their phonemes, gives each a speaker, writes a plan.
 
-``python -m corpus.texts PLAN.jsonl --lj lj_texts.tsv --wordnet DIR --sentences FOLDER ... --exclude FILE ... --seed 0``
+``python -m smalle.corpus.texts PLAN.jsonl --lj lj_texts.tsv --wordnet DIR --sentences FOLDER ... --exclude FILE ... --seed 0``
 writes one JSON line for each utterance, ``{"id", "text", "phonemes", "speaker", "voice": {name: weight}, "speed"}``,
 and ``PLAN.speakers.json`` with every speaker's voice, accent, speed and share. The lines are shuffled so that every
 prefix of the plan has the same mixture of sources, lengths and speakers: synthesis may stop anywhere.
@@ -36,9 +36,8 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
+from smalle.train.files import write_json, write_lines
 from tqdm import tqdm
-
-from train.files import write_json, write_lines
 
 from . import templates
 from .templates import spell_number, spell_ordinal, spell_year
@@ -459,7 +458,7 @@ def make_plan(args: argparse.Namespace) -> tuple[list[dict], dict[str, dict], Co
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m corpus.texts", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m smalle.corpus.texts", description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path, help="the plan to write, .jsonl")
     parser.add_argument("--lj", type=Path, help="id and text, separated by a tab")
     parser.add_argument("--wordnet", type=Path, help="WordNet's folder, with data.noun, data.verb, data.adj, data.adv")
@@ -481,7 +480,7 @@ def main(argv: list[str] | None = None) -> int:
         args = parse(argv)
         rows, speakers, sources = make_plan(args)
     except ValueError as error:
-        print(f"corpus.texts: {error}", file=sys.stderr)
+        print(f"smalle.corpus.texts: {error}", file=sys.stderr)
         return 2
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_lines(args.out, rows)

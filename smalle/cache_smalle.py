@@ -137,7 +137,7 @@ def split_state(rows, like):
         raise ValueError(
             f"initial_state has shape {tuple(rows.shape)}: expected (batch, {sum(sizes)}), the states of this model's "
             "blocks. A voice that is a state speaks through the model it was tuned for: load that one, or tune the "
-            "voice again with this one (python -m train.adapt.finetune)."
+            "voice again with this one (python -m smalle.train.adapt.finetune)."
         )
     parts = iter(rows.split(sizes, 1))
     return apply(lambda x: next(parts).reshape(x.shape).to(x), like)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from smalle.train.data.tokenizer import train_tokenizer
 
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
-from train.data.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"  # programs that tests start

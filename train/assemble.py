@@ -1,8 +1,8 @@
 """Puts a checkpoint together in the form of a Hub repository: weights, code, codec, tokenizer, voices.
 
-usage: python -m train.assemble MODEL CODEC VOICES.yaml OUT [--card CARD.md]
+usage: python -m smalle.train.assemble MODEL CODEC VOICES.yaml OUT [--card CARD.md]
 
-MODEL: output folder of train.model.trainer, or one of its checkpoints, whose averaged weights are taken. CODEC: folder of
+MODEL: output folder of smalle.train.model.trainer, or one of its checkpoints, whose averaged weights are taken. CODEC: folder of
 train.codec. VOICES.yaml: default: NAME, voices: {NAME: {audio: recording, text: transcript}}, or lists of several,
 without the text for models with a speaker encoder, or, of a voice that was tuned, {NAME: {file: voice}}, paths from
 where the command runs, and generation: {...}, what generate() shall do by default. Weights are stored in half

@@ -1,6 +1,6 @@
 """Turns a checkpoint of lina-speech beta, the original of Small-E, into one of transformers.
 
-usage: python -m train.convert_lina CHECKPOINT.pt CONFIG.yaml OUT [--tokenizer bpe256.json]
+usage: python -m smalle.train.convert_lina CHECKPOINT.pt CONFIG.yaml OUT [--tokenizer bpe256.json]
 
 CHECKPOINT.pt and CONFIG.yaml are what the original's inference.py reads, or a checkpoint of its training that holds
 tensors alone. `AutoModelForTextToWaveform` loads OUT; with the original's tokenizer OUT is complete, with EnCodec at
@@ -332,7 +332,7 @@ def main(arguments=None):
         model = convert(arguments.checkpoint, arguments.config)
         save(model, arguments.out, arguments.tokenizer and read_tokenizer(arguments.tokenizer))
     except (ValueError, OSError) as error:
-        print(f"train.convert_lina: {error}", file=sys.stderr)
+        print(f"smalle.train.convert_lina: {error}", file=sys.stderr)
         return 2
     print(f"{arguments.out}: {model.num_parameters() / 1e6:.1f}M parameters, mixer {model.config.mixer}")
     return 0

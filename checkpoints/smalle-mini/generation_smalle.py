@@ -13,7 +13,7 @@ from transformers.generation import LogitsProcessorList, MaxTimeCriteria, Stoppi
 from transformers.utils import ModelOutput
 
 from .alignment_smalle import monotonicity
-from .configuration_smalle import AUDIO_BOS, AUDIO_PAD, AUDIO_EOS, NUM_AUDIO_SPECIALS
+from .configuration_smalle import AUDIO_BOS, AUDIO_EOS, AUDIO_PAD, NUM_AUDIO_SPECIALS
 from .runtime_smalle import encode_text, start_steps
 from .validation_smalle import FLOATS, check_initial_state, check_recording, check_seed, check_tensor, check_text
 

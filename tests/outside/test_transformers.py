@@ -11,12 +11,12 @@ from unittest import mock
 import huggingface_hub
 import pytest
 import torch
+from smalle.train.data.tokenizer import train_tokenizer
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEModel, SmallEProcessor
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
 from smalle.processing_smalle import Voice
 from tests.outside import sdist
-from train.data.tokenizer import train_tokenizer
 
 pytest.importorskip("parameterized", reason="transformers' test classes need the package parameterized")
 try:

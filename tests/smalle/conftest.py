@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 import torch
+from smalle.train.assemble import assemble
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.export import export
-from train.assemble import assemble
 
 TINY = dict(
     vocab_size=64,

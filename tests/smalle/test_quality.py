@@ -5,9 +5,9 @@ import types
 
 import pytest
 import torch
+from smalle.corpus.texts import HELD_OUT_VOICES
 
 from benchmarks import measuring, quality
-from corpus.texts import HELD_OUT_VOICES
 from smalle import SmallEForTextToSpeech
 from smalle.configuration_smalle import AUDIO_EOS
 from train.evaluation import evaluate, speaking

@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
+from smalle.train.assemble import assemble
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor, runtime_smalle
 from smalle.voices_smalle import Voice, join_voices, load_voice, save_voice
-from train.assemble import assemble
 
 TEXT = torch.tensor([[5, 9, 30, 7], [8, 40, 11, 6]])
 GREEDY = dict(do_sample=False, max_new_tokens=12, min_new_tokens=12)

@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from smalle.train.convert_lina import convert, main
 from transformers import AutoModelForTextToWaveform
 
 import smalle  # noqa: F401  registers the classes
-from train.convert_lina import convert, main
 
 GOLDEN = {path.stem.removeprefix("lina-"): path for path in (Path(__file__).parents[1] / "golden").glob("lina-*")}
 

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 import yaml
+from smalle.train import assemble
 
 from tests.librilight import make_cuts, make_librilight, make_tar
-from train import assemble
 from train.data import prepare, tokenizer
 from train.evaluation import evaluate
 from train.model import trainer as train

@@ -1,6 +1,6 @@
 """A voice from one recording of 5 to 10 seconds: a whole checkpoint that speaks with it, in two minutes of a core.
 
-usage: python -m train.adapt.clone RECORDING "What it says." BASE OUT [options] [key.subkey=value ...]
+usage: python -m smalle.train.adapt.clone RECORDING "What it says." BASE OUT [options] [key.subkey=value ...]
 
 BASE: a checkpoint, folder or name; OUT: a folder that is not there, for the new one, whose default voice is this. First
 the codec's decoder and refiner learn what its codes lose of the voice (train/recipes/finetune-codec.yaml), then the
@@ -45,7 +45,7 @@ def tune_codec(base, out, minutes):
             f"{stage}.output={output}",
             f"{stage}.minutes={minutes / len(stages)}",
         ]
-        run("train.codec.main", recipe, "--stage", stage, *settings)
+        run("smalle.train.codec.main", recipe, "--stage", stage, *settings)
 
 
 def clone(recording, text, base, out, name, codec_minutes=1.0, overrides=()):

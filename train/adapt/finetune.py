@@ -1,14 +1,14 @@
 """Teaches a checkpoint a new voice from a folder of recordings and what they say.
 
-usage: python -m train.adapt.finetune RECIPE.yaml CORPUS BASE OUT [options] [key.subkey=value ...]
+usage: python -m smalle.train.adapt.finetune RECIPE.yaml CORPUS BASE OUT [options] [key.subkey=value ...]
 
 CORPUS: a folder with metadata.jsonl, or with NAME.wav and NAME.txt side by side. BASE: a checkpoint, folder or name.
-The recipe is one of train.model.trainer without `model`; `data` is filled in here, and `adapter` says what is tuned: method
+The recipe is one of smalle.train.model.trainer without `model`; `data` is filled in here, and `adapter` says what is tuned: method
 "state", the recurrent state in which speech begins; "lora", with `heads: true` of the heads too; and its rank; or
 "full", the weights themselves that LoRA would change, and the heads. `adapter.scale` of what changed in the weights is
 kept, which reads better than all of it (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). One recording is enough where
-`data.rearranged` makes so many samples of it (train.data.recombine). Where `objective` needs to know when each word is said,
-BASE tells it (train.data.align).
+`data.rearranged` makes so many samples of it (smalle.train.data.recombine). Where `objective` needs to know when each word is said,
+BASE tells it (smalle.train.data.align).
 
 OUT is small: voices/NAME.safetensors, a voice as any other, and with LoRA also the adapter in PEFT's form; its voice is
 that speech begins with nothing. A model with a speaker encoder hears one of the recordings beside it. "full" is all in
@@ -198,7 +198,7 @@ def tuned_codec(folder, processor):
     codec = load_codec(folder)
     if codec.identity != processor.codec.identity:
         raise ValueError(
-            f"--codec {folder}: its codes are not those of the base; start train.codec.main from its codec/."
+            f"--codec {folder}: its codes are not those of the base; start smalle.train.codec.main from its codec/."
         )
     return codec
 
@@ -233,7 +233,7 @@ def main():
     parser.add_argument("--name", help="of the voice (default: the speaker, or the name of the corpus folder)")
     parser.add_argument("--whole", metavar="FOLDER", help="also write a whole checkpoint")
     parser.add_argument(
-        "--codec", metavar="FOLDER", help="its codec: that of BASE with a tuned decoder (train.codec.main)"
+        "--codec", metavar="FOLDER", help="its codec: that of BASE with a tuned decoder (smalle.train.codec.main)"
     )
     arguments = parser.parse_intermixed_args()
     if arguments.codec and not arguments.whole:

@@ -1,6 +1,6 @@
 """Copy synthesis: speech through a codec and back, to be listened to and judged.
 
-usage: python -m train.codec.copy_synthesis CODEC MANIFEST OUT [--count N]
+usage: python -m smalle.train.codec.copy_synthesis CODEC MANIFEST OUT [--count N]
 
 MANIFEST has one JSON object a line with `file_name` (a corpus' metadata.jsonl) or `audio`, relative to its folder, and
 `text`. Writes OUT/*.wav and OUT/manifest.jsonl: {"audio", "text", "reference"}, where reference is the source.

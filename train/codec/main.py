@@ -1,6 +1,6 @@
 """Trains the embedded codec.
 
-usage: python -m train.codec.main RECIPE [--stage reconstruction|decoder|refiner] [--fresh] [KEY=VALUE ...]
+usage: python -m smalle.train.codec.main RECIPE [--stage reconstruction|decoder|refiner] [--fresh] [KEY=VALUE ...]
 
 Stage `reconstruction`: features are projected on their principal components and quantized by residual k-means; from
 there encoder, codebooks and decoder learn together. Encoder and codebooks stay as they are from then on, so that codes

@@ -1,10 +1,10 @@
 """The times of words that a corpus does not tell: a model that reads looks where it would read each recording.
 
-usage: python -m train.data.align MODEL CODES.parquet OUT.parquet [--batch 32]
+usage: python -m smalle.train.data.align MODEL CODES.parquet OUT.parquet [--batch 32]
 
 CODES may be shards, as for train.train. OUT has their rows, with `words` filled where they were empty; what is known
 stays. A pause counts to the word before it. Prints how far the model's times lie from those that are known, so that one
-sees what they are worth. With them train.model.trainer's loss on maps and its timed rows take these too.
+sees what they are worth. With them smalle.train.model.trainer's loss on maps and its timed rows take these too.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from .dataset import CodesDataset, Collator, heard_frames, shards
 
 @torch.inference_mode()
 def read_words(model, collator, samples):
-    """Times (W, 2) in seconds of the words of each of train.data.dataset's samples, where the last map of the text reads."""
+    """Times (W, 2) in seconds of the words of each of smalle.train.data.dataset's samples, where the last map of the text reads."""
     batch = collator(samples)
     frames = batch["decoder_attention_mask"].sum(1) - model.config.num_codebooks  # the rest ends the codebooks
     inputs = {name: x for name, x in batch.items() if name not in ("labels", "token_windows")}

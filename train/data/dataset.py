@@ -13,7 +13,7 @@ import pyarrow.parquet
 import torch
 import torch.nn.functional as F
 
-from smalle.configuration_smalle import AUDIO_PAD, AUDIO_EOS
+from smalle.configuration_smalle import AUDIO_EOS, AUDIO_PAD
 from smalle.generation_smalle import delay
 
 from ..model.losses import token_windows
@@ -30,7 +30,9 @@ def shards(path):
             raise ValueError(f"there are {path} and {found[0]}: delete what is old, or name another folder")
         return [path]
     if not found:
-        raise ValueError(f"{path} is not there, nor shards of that name: prepare codes with train.data.prepare first")
+        raise ValueError(
+            f"{path} is not there, nor shards of that name: prepare codes with smalle.train.data.prepare first"
+        )
     return found
 
 
@@ -68,7 +70,7 @@ def heard_frames(config, seconds=5.0):
 def twins(texts, speakers):
     """Utterances in the same words and times: {index: indices}, itself among them, of those that have others.
 
-    They are the speeds of one recording (train.data.prepare --speeds) and the speakers of one pair of a crowd (corpus.sampled_speakers),
+    They are the speeds of one recording (smalle.train.data.prepare --speeds) and the speakers of one pair of a crowd (smalle.corpus.sampled_speakers),
     known by their text and by the speaker's name without what tells these apart, as in "crowd0_0001~a x0.91".
     """
     alike = {}
@@ -78,7 +80,7 @@ def twins(texts, speakers):
 
 
 class CodesDataset(torch.utils.data.Dataset):
-    """Prepared codes (train.data.prepare): a parquet file or the shards of a split, in memory or, with `cache`, on disk.
+    """Prepared codes (smalle.train.data.prepare): a parquet file or the shards of a split, in memory or, with `cache`, on disk.
 
     An item is (text, codes (T, Q), words (W, 2): seconds at which each word begins and ends, NaN where unknown) of the
     utterances in a tuple, joined.

@@ -1,7 +1,7 @@
 """Corpora -> codes: shards OUT/train-00000.parquet, OUT/eval-00000.parquet, ..., which `datasets` reads.
 
-usage: python -m train.data.prepare CORPUS... --codec FOLDER --out OUT [options]
-       torchrun --nproc-per-node N -m train.data.prepare ...    (or accelerate launch; RANK and WORLD_SIZE say who is who)
+usage: python -m smalle.train.data.prepare CORPUS... --codec FOLDER --out OUT [options]
+       torchrun --nproc-per-node N -m smalle.train.data.prepare ...    (or accelerate launch; RANK and WORLD_SIZE say who is who)
 
 A CORPUS is any layout of train.corpora. Each process writes its share of the shards, whole or not at all; the same
 command again goes on after a kill, with any number of processes. What cannot be read is listed in OUT/problems.jsonl.

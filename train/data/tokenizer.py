@@ -1,6 +1,6 @@
 """Trains the text tokenizer: lower-cased byte-pair encoding with 256 entries, [PAD] 0, [BOS] 1, [EOS] 2.
 
-usage: python -m train.data.tokenizer METADATA... --out FOLDER [--vocab-size 256]
+usage: python -m smalle.train.data.tokenizer METADATA... --out FOLDER [--vocab-size 256]
 
 METADATA are text files, one sentence a line, .jsonl files whose rows have "text", or shards of train.prepare.
 """

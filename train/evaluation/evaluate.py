@@ -1,9 +1,9 @@
 """Speaks the lines of a text file, or clones the voices of a manifest, with a checkpoint; a judge may listen.
 
-    python -m train.evaluation.evaluate CHECKPOINT SENTENCES OUT [--voice NAME] [--seed N] [--judge score.py | --asr NAME]
-    python -m train.evaluation.evaluate CHECKPOINT OUT --clone MANIFEST.jsonl
-    python -m train.evaluation.evaluate CHECKPOINT SENTENCES.txt OUT --runtime int8     # after `smalle export CHECKPOINT`
-    python -m train.evaluation.evaluate CHECKPOINT PARAGRAPHS.txt OUT --stream          # a long text, sentence by sentence
+    python -m smalle.train.evaluation.evaluate CHECKPOINT SENTENCES OUT [--voice NAME] [--seed N] [--judge score.py | --asr NAME]
+    python -m smalle.train.evaluation.evaluate CHECKPOINT OUT --clone MANIFEST.jsonl
+    python -m smalle.train.evaluation.evaluate CHECKPOINT SENTENCES.txt OUT --runtime int8     # after `smalle export CHECKPOINT`
+    python -m smalle.train.evaluation.evaluate CHECKPOINT PARAGRAPHS.txt OUT --stream          # a long text, sentence by sentence
 
 Every option that changes a recording stands in the name of the folder under OUT. It gets 0001.wav, 0001.png (where in
 the text each frame was read), ..., manifest.jsonl, report.json, which names the judge, and index.html for people.
@@ -382,7 +382,9 @@ def option(text: str) -> tuple[str, object]:
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="train.evaluation.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="smalle.train.evaluation.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="folder or Hub name")
     parser.add_argument(

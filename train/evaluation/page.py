@@ -1,4 +1,4 @@
-"""The results of train.evaluation.evaluate as one HTML page: every utterance with its sound, what was heard, its errors."""
+"""The results of smalle.train.evaluation.evaluate as one HTML page: every utterance with its sound, what was heard, its errors."""
 
 import html
 import os

@@ -1,4 +1,4 @@
-"""What train.evaluation.evaluate has a checkpoint say: batches of texts, clones, texts of any length as a stream."""
+"""What smalle.train.evaluation.evaluate has a checkpoint say: batches of texts, clones, texts of any length as a stream."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -29,7 +29,7 @@ class Samples(TrainerCallback):
 
     They go to output_dir/samples/STEP: 0001.wav, 0001.png (the alignment), reference-0001.wav (what the speaker said,
     through the codec), manifest.jsonl and report.json, and to TensorBoard where it is installed. judge: a program as
-    train.evaluation.evaluate takes, whose word errors, skips and repeats are reported too.
+    smalle.train.evaluation.evaluate takes, whose word errors, skips and repeats are reported too.
     """
 
     def __init__(

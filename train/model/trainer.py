@@ -1,10 +1,10 @@
 """Trains Small-E with the Trainer of transformers.
 
-usage: python -m train.model.trainer RECIPE.yaml [key.subkey=value ...] [--resume]
+usage: python -m smalle.train.model.trainer RECIPE.yaml [key.subkey=value ...] [--resume]
 
 The recipe has four parts: `model` (fields of SmallEConfig), `data`, `objective`, `training` (TrainingArguments, and
 `minutes`, which ends the run and paces its learning rate by the clock instead of by steps), and may have `samples`
-(train.model.samples). torchrun and accelerate launch start several processes.
+(smalle.train.model.samples). torchrun and accelerate launch start several processes.
 It may name an `init` checkpoint to start from; layers that `model` has beyond those begin as nothing, so that it speaks
 as before. With `anew`, parts of it that are not taken, `model` may change them. The averaged weights, the tokenizer and
 the recipe end up in training.output_dir; `--resume` goes on from its last checkpoint and gives what an uninterrupted
@@ -29,7 +29,7 @@ from smalle.modeling_smalle import cross_entropy
 
 from ..data.dataset import CodesDataset, Collator, SpeakerBatchSampler, heard_frames
 from ..files import write_text
-from .augmentation import corrupt, scheduled_sampling, scheduled
+from .augmentation import corrupt, scheduled, scheduled_sampling
 from .clock import Clock
 from .ema import EMACallback
 from .losses import forward_sum_loss, timed_maps, window_loss
@@ -80,7 +80,7 @@ KEYS = {  # what the parts of a recipe may hold; the Trainer and the model check
 
 
 class SmallETrainer(Trainer):
-    """Cross-entropy weighted by codebook, and losses on the maps of the text (train.model.losses); logs each part."""
+    """Cross-entropy weighted by codebook, and losses on the maps of the text (smalle.train.model.losses); logs each part."""
 
     def __init__(self, *args, sampler=None, eval_sampler=None, objective=None, clock=None, ema=None, **kwargs):
         super().__init__(*args, **kwargs)

@@ -6,15 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from smalle.train.codec.audio_pool import AudioPool, list_files, load_corpus
+from smalle.train.codec.copy_synthesis import copy_synthesis
+from smalle.train.codec.losses import SpectralLoss
+from smalle.train.codec.main import main, read_recipe
+from smalle.train.codec.residual_kmeans import principal_components, residual_kmeans
+from smalle.train.codec.stages import CodebookLearner
 
 from smalle.audio_smalle import write_wav
 from smalle.codec_smalle import load_codec
-from train.codec.audio_pool import AudioPool, list_files, load_corpus
-from train.codec.copy_synthesis import copy_synthesis
-from train.codec.losses import SpectralLoss
-from train.codec.main import main, read_recipe
-from train.codec.residual_kmeans import principal_components, residual_kmeans
-from train.codec.stages import CodebookLearner
 
 RECIPE = "train/recipes/codec.yaml"
 

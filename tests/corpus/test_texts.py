@@ -6,9 +6,8 @@ from collections import Counter
 from itertools import islice
 
 import pytest
-
-from corpus import templates
-from corpus.texts import (
+from smalle.corpus import templates
+from smalle.corpus.texts import (
     ALLOWED,
     HELD_OUT_VOICES,
     LONG,

@@ -11,11 +11,11 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from smalle.train.data.clips import Clip, Problem, read_clips, recordings
+from smalle.train.data.corpora import corpus_clips, layout
+from smalle.train.data.librilight import segments
 
 from tests.librilight import make_cuts, make_librilight, make_tar
-from train.data.clips import Clip, Problem, read_clips, recordings
-from train.data.corpora import corpus_clips, layout
-from train.data.librilight import segments
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from smalle.train.data.dataset import CodesDataset, Collator, SpeakerBatchSampler, heard_frames
+from smalle.train.data.prepare import write
+from smalle.train.model.ema import EMACallback
+from smalle.train.model.losses import forward_sum_loss, timed_maps, token_windows, window_loss
 
 from smalle import SmallEConfig
-from smalle.configuration_smalle import AUDIO_BOS, AUDIO_PAD, AUDIO_EOS, NUM_AUDIO_SPECIALS
+from smalle.configuration_smalle import AUDIO_BOS, AUDIO_EOS, AUDIO_PAD, NUM_AUDIO_SPECIALS
 from smalle.generation_smalle import delay
-from train.data.dataset import CodesDataset, Collator, SpeakerBatchSampler, heard_frames
-from train.data.prepare import write
-from train.model.ema import EMACallback
-from train.model.losses import forward_sum_loss, timed_maps, token_windows, window_loss
 
 LENGTHS = [5, 9, 1]
 TEXTS = ["Five frames, a longer text.", "Nine.", "One"]

@@ -6,11 +6,10 @@ import wave
 import numpy as np
 import pytest
 import torch
-
-from corpus.kokoro import lstm_weights, pad_to
-from corpus.kokoro_model import SAMPLES_PER_FRAME, SAMPLING_RATE, Kokoro, energy
-from corpus.sampled_speakers import is_sampled_speaker
-from corpus.synthesize import (
+from smalle.corpus.kokoro import lstm_weights, pad_to
+from smalle.corpus.kokoro_model import SAMPLES_PER_FRAME, SAMPLING_RATE, Kokoro, energy
+from smalle.corpus.sampled_speakers import is_sampled_speaker
+from smalle.corpus.synthesize import (
     Sentence,
     decoder_batches,
     finish,
@@ -21,7 +20,7 @@ from corpus.synthesize import (
     usable,
     write_metadata,
 )
-from corpus.texts import HELD_OUT_VOICES
+from smalle.corpus.texts import HELD_OUT_VOICES
 
 ROW = {
     "id": "s1",

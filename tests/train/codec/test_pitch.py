@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-
-from train.codec.pitch import PitchTrack, bridge
+from smalle.train.codec.pitch import PitchTrack, bridge
 
 pytest.importorskip("parselmouth")
 

@@ -17,9 +17,9 @@ import torch.distributed.fsdp  # once, for all processes that are copies of this
 import yaml
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 from safetensors.torch import load_file
+from smalle.train.data.dataset import SpeakerBatchSampler
+from smalle.train.data.prepare import write
 
-from train.data.dataset import SpeakerBatchSampler
-from train.data.prepare import write
 from train.model import trainer as train
 
 STEPS = 4
@@ -98,7 +98,7 @@ def allow_fsdp_on_the_cpu(patch):
 
 
 def work(arguments, environment):
-    """train.model.trainer in a copy of this process."""
+    """smalle.train.model.trainer in a copy of this process."""
     os.environ.update(environment)
     for state in AcceleratorState, GradientState, PartialState:
         state._shared_state.clear()

@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from smalle.train import assemble
+from smalle.train.data.audio import read_audio, read_metadata
+from smalle.train.data.dataset import shards
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.codec_smalle import load_codec
-from train import assemble
 from train.data import prepare, tokenizer
-from train.data.audio import read_audio, read_metadata
-from train.data.dataset import shards
 from train.model import trainer as train
 
 TEXTS = [

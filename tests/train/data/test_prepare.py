@@ -15,21 +15,21 @@ import pytest
 import torch
 import transformers
 from pyarrow.parquet import read_table
+from smalle.train.data.audio import read_audio
+from smalle.train.data.clips import Clip, read_clips
+from smalle.train.data.dataset import CodesDataset, shards
+from smalle.train.data.prepare import batches, encode
 
 from smalle.audio_smalle import write_wav
 from smalle.codec_smalle import load_codec
 from tests.librilight import make_cuts, make_librilight, make_tar
 from train.data import prepare
-from train.data.audio import read_audio
-from train.data.clips import Clip, read_clips
-from train.data.dataset import CodesDataset, shards
-from train.data.prepare import batches, encode
 
 SPLITS = "train", "eval", "test"
 
 
 def call(*arguments, **environment):
-    """train.data.prepare in this process."""
+    """smalle.train.data.prepare in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
@@ -39,7 +39,7 @@ def call(*arguments, **environment):
 
 
 def start(*arguments, **environment):
-    """train.data.prepare in a process of its own, which is this one's copy: nothing has to be imported again."""
+    """smalle.train.data.prepare in a process of its own, which is this one's copy: nothing has to be imported again."""
     process = multiprocessing.get_context("fork").Process(target=call, args=arguments, kwargs=environment)
     process.start()
     return process

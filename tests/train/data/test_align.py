@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from smalle.train.data.dataset import Collator
+from smalle.train.data.prepare import write
+from smalle.train.model.losses import timed_maps
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
 from train.data import align
-from train.data.dataset import Collator
-from train.data.prepare import write
-from train.model.losses import timed_maps
 
 WORDS = {"A few words here.": [[0.1, 0.2], [0.2, 0.6], [0.8, 1.3], [1.3, 1.8]], "Two more.": [[0.0, 0.5], [0.7, 1.2]]}
 
@@ -64,7 +64,7 @@ def test_known_times_stay_and_missing_ones_are_found(tiny_tokenizer, tmp_path, m
     ]
     before, after = tmp_path / "codes.parquet", tmp_path / "timed.parquet"
     for n, row in enumerate(rows):
-        write([row], tmp_path / f"codes-{n:05d}.parquet")  # as train.data.prepare leaves them
+        write([row], tmp_path / f"codes-{n:05d}.parquet")  # as smalle.train.data.prepare leaves them
     monkeypatch.setattr("sys.argv", ["align", str(tmp_path / "model"), str(before), str(after)])
     align.main()
     found, known = pyarrow.parquet.read_table(after)["words"].to_pylist()

@@ -24,7 +24,7 @@ TEXTS = ["Hello you.", "How are you?", "It is late.", "We go home now.", "No, no
 
 
 def rows(count, seed, speaker="ann"):
-    """Codes of `count` made-up utterances of 0.6 to 1.2 s, as train.data.prepare writes them."""
+    """Codes of `count` made-up utterances of 0.6 to 1.2 s, as smalle.train.data.prepare writes them."""
     rng, table = np.random.default_rng(seed), []
     for n in range(count):
         text, frames = TEXTS[n % len(TEXTS)], int(rng.integers(30, 60))

@@ -12,18 +12,18 @@ import sys
 import numpy as np
 import pytest
 import torch
+from smalle.train import assemble
+from smalle.train.data.audio import read_metadata
+from smalle.train.data.prepare import prepare
+from smalle.train.model.trainer import read_recipe
 from transformers import pipeline
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.cache_smalle import join_state
 from smalle.processing_smalle import Voice, load_voice
-from train import assemble
 from train.adapt import clone, finetune
-from train.data.audio import read_metadata
-from train.data.prepare import prepare
-from train.model.trainer import read_recipe
 
-RECIPES = pathlib.Path(__file__).parents[2] / "train" / "recipes"
+RECIPES = pathlib.Path(__file__).parents[3] / "train" / "recipes"
 TEXTS = ["Hello you.", "How are you?", "It is late.", "We go home.", "No, not yet!", "The 3rd door.", "Who is it?"]
 QUICK = [
     "data.frames_per_batch=150",
@@ -292,7 +292,7 @@ def test_one_command_tunes_and_compares(base, record, tmp_path):
         (corpus / f"{index:02}.txt").write_text(text)
     (tmp_path / "judge.py").write_text(JUDGE)
     (tmp_path / "lines.txt").write_text("A door.\nA room.\n")
-    program = pathlib.Path(__file__).parents[2] / "benchmarks" / "new_voice.py"
+    program = pathlib.Path(__file__).parents[3] / "benchmarks" / "new_voice.py"
     command = [
         sys.executable,
         program,

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from train.data.recombine import cuts, rearranged
+from smalle.train.data.recombine import cuts, rearranged
 
 RATE, CODEBOOKS = 50, 2
 

@@ -4,9 +4,16 @@ import types
 
 import pytest
 import torch
+from smalle.train.model.augmentation import (
+    corrupt,
+    drop_spans,
+    foreign_spans,
+    misplace_spans,
+    scheduled,
+    scheduled_sampling,
+)
 
 from smalle.configuration_smalle import AUDIO_BOS, AUDIO_PAD, NUM_AUDIO_SPECIALS
-from train.model.augmentation import corrupt, drop_spans, foreign_spans, misplace_spans, scheduled_sampling, scheduled
 
 
 @pytest.fixture

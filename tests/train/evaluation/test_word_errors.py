@@ -8,10 +8,10 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from smalle.train.evaluation.page import results_page
+from smalle.train.evaluation.word_errors import align, errors, judge, repeats, runs_on, skips, words
 
 from train.evaluation import evaluate
-from train.evaluation.page import results_page
-from train.evaluation.word_errors import align, errors, judge, repeats, runs_on, skips, words
 
 sentences = st.lists(st.sampled_from("abcd"), max_size=8)
 

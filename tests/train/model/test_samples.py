@@ -7,12 +7,12 @@ import types
 import numpy as np
 import pytest
 import torch
+from smalle.train.data.dataset import CodesDataset
+from smalle.train.data.prepare import write
+from smalle.train.evaluation.pictures import alignment_picture, png
+from smalle.train.model.samples import Samples
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
-from train.data.dataset import CodesDataset
-from train.data.prepare import write
-from train.evaluation.pictures import alignment_picture, png
-from train.model.samples import Samples
 
 JUDGE = """
 import argparse, json, pathlib
