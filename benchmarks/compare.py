@@ -28,12 +28,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from smalle.train.data.dataset import read_table  # noqa: E402
 from smalle.train.evaluation.evaluate import Settings, evaluate  # noqa: E402
-from smalle.train.files import write_json, write_text  # noqa: E402
 from smalle.train.model.trainer import build_trainer, last_checkpoint, read_recipe  # noqa: E402
 
 from benchmarks.measuring import markdown, record  # noqa: E402
 from smalle import SmallEForTextToSpeech, SmallEProcessor  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
+from smalle.hub_smalle import write_json, write_text  # noqa: E402
 
 BATCH = 25  # texts that are spoken at once
 HEARD = {

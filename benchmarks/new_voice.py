@@ -28,14 +28,15 @@ sys.path.insert(0, str(ROOT))
 from smalle.train.adapt.clone import run, tune_codec  # noqa: E402
 from smalle.train.adapt.finetune import split_rows  # noqa: E402
 from smalle.train.codec.copy_synthesis import copy_synthesis  # noqa: E402
-from smalle.train.data.audio import read_audio, read_metadata  # noqa: E402
+from smalle.train.data.audio import read_audio  # noqa: E402
+from smalle.train.data.corpora import read_metadata  # noqa: E402
 from smalle.train.evaluation.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
-from smalle.train.files import write_json, write_lines, write_text  # noqa: E402
 
 from benchmarks.measuring import markdown  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
 from smalle.audio_smalle import write_wav  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
+from smalle.hub_smalle import write_json, write_jsonl, write_text  # noqa: E402
 from smalle.voices_smalle import save_voice  # noqa: E402
 
 JOINED_RATE = 24000  # Hz
@@ -76,7 +77,7 @@ def leave_out(corpus, sentences, count, out, joined=1):
     (out / "recordings").mkdir(parents=True, exist_ok=True)
     write_rows(out / "left-out", recordings)
     for path, lines in ((out / "recordings/metadata.jsonl", kept), (out / "spoken.jsonl", spoken)):
-        write_lines(path, lines)
+        write_jsonl(path, lines)
     return len(takes)
 
 

@@ -24,12 +24,12 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from smalle.train.adapt.clone import run  # noqa: E402
 from smalle.train.evaluation.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
-from smalle.train.files import write_json, write_lines, write_text  # noqa: E402
 
 from benchmarks.measuring import markdown, record  # noqa: E402
 from benchmarks.new_voice import word_errors  # noqa: E402
 from benchmarks.quality import EACH, cloning_rows, find_strangers, lines  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
+from smalle.hub_smalle import write_json, write_jsonl, write_text  # noqa: E402
 from smalle.voices_smalle import save_voice  # noqa: E402
 
 COLUMNS = "", "utterances", "ECAPA to the speaker", "WER", "skips", "repeats", "DistillMOS"
@@ -118,7 +118,7 @@ def main():
         rows = cloning_rows({name: stranger}, lines(arguments.sentences), EACH)
         path = arguments.out / name / "sentences.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_lines(path, [{"text": row["text"], "reference": row["reference"]} for row in rows])
+        write_jsonl(path, [{"text": row["text"], "reference": row["reference"]} for row in rows])
         whole, took = tuned(name, stranger[0], arguments)
         seconds.append(took)
         ways["heard"] += spoken(arguments.base, heard(name, stranger[0], arguments), path, arguments)

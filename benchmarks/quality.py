@@ -30,12 +30,12 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from smalle.corpus.texts import HELD_OUT_VOICES  # noqa: E402
-from smalle.train.data.audio import read_metadata  # noqa: E402
+from smalle.train.data.corpora import read_metadata  # noqa: E402
 from smalle.train.evaluation.evaluate import RUNTIMES, Settings, evaluate, option, read_text, weights_digest  # noqa: E402
-from smalle.train.files import write_text  # noqa: E402
 
 from benchmarks.measuring import record, table  # noqa: E402
 from smalle import SmallEConfig, SmallEProcessor  # noqa: E402
+from smalle.hub_smalle import write_text  # noqa: E402
 
 PARTS = "sentences", "hard", "presets", "cloning", "words", "paragraph"
 OF_EVAL = PARTS[:4]  # these read a list of --eval

@@ -20,9 +20,9 @@ import zlib
 
 import numpy as np
 import tqdm
-from smalle.train.files import write_lines
 
 from smalle.audio_smalle import write_wav
+from smalle.hub_smalle import write_jsonl
 
 from .synthesize import speech_span, usable
 
@@ -205,7 +205,7 @@ def main():
     engine = (HibariVoice if arguments.engine == "hibari" else JoeVoice)(arguments.variants)
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = list(speak(plan, arguments.out, engine, arguments.hours))
-    write_lines(arguments.out / "metadata.jsonl", rows)
+    write_jsonl(arguments.out / "metadata.jsonl", rows)
     print(f"{len(rows)} sentences, {sum(row['duration'] for row in rows) / 3600:.2f} hours in {arguments.out}")
 
 

@@ -36,8 +36,9 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from smalle.train.files import write_json, write_lines
 from tqdm import tqdm
+
+from smalle.hub_smalle import write_json, write_jsonl
 
 from . import templates
 from .templates import spell_number, spell_ordinal, spell_year
@@ -483,7 +484,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"smalle.corpus.texts: {error}", file=sys.stderr)
         return 2
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_lines(args.out, rows)
+    write_jsonl(args.out, rows)
     write_json(args.out.with_suffix(".speakers.json"), speakers)
     characters = sum(len(row["text"]) for row in rows)
     print(

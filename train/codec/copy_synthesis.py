@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from smalle.audio_smalle import write_wav
 from smalle.codec_smalle import load_codec
+from smalle.hub_smalle import write_jsonl
 
 from ..data.audio import read_audio
-from ..files import write_lines
 
 
 def copy_synthesis(codec, manifest, out, count=None):
@@ -42,7 +42,7 @@ def copy_synthesis(codec, manifest, out, count=None):
         write_wav(path, copy, codec.sampling_rate)
         reference = os.path.relpath(source, out)
         copies.append({"audio": path.name, "text": row.get("text", ""), "reference": reference})
-    write_lines(out / "manifest.jsonl", copies)
+    write_jsonl(out / "manifest.jsonl", copies)
     return out / "manifest.jsonl"
 
 

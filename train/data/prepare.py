@@ -1,14 +1,14 @@
-"""Corpora -> codes: shards OUT/train-00000.parquet, OUT/eval-00000.parquet, ..., which `datasets` reads.
+"""Encodes corpora into codes for training: shards OUT/train-00000.parquet, OUT/eval-00000.parquet, ...
 
 usage: python -m smalle.train.data.prepare CORPUS... --codec FOLDER --out OUT [options]
-       torchrun --nproc-per-node N -m smalle.train.data.prepare ...    (or accelerate launch; RANK and WORLD_SIZE say who is who)
+       torchrun --nproc-per-node N -m smalle.train.data.prepare ...    (or accelerate launch: sets RANK and WORLD_SIZE)
 
-A CORPUS is any layout of train.corpora. Each process writes its share of the shards, whole or not at all; the same
-command again goes on after a kill, with any number of processes. What cannot be read is listed in OUT/problems.jsonl.
+CORPUS has any layout that smalle.train.data.corpora.load_corpus reads. Each process writes its share of the shards; run
+the same command again to resume, with any number of processes. OUT/problems.jsonl lists the clips that cannot be used.
+`datasets.load_dataset(OUT)` reads the result.
 
-Columns: text, speaker, duration (s), words (start and end of each word of text.split() in seconds, one after the
-other; empty where the corpus does not say), codes (uint16, frames after each other, num_codebooks values a frame),
-source (the clip's name in its corpus).
+Columns: id (of the clip in its corpus), text, speaker, duration (s), words (start and end in seconds of each word of
+text.split(), flat; empty where unknown), codes (uint16, flat: frame after frame, num_codebooks values each).
 """
 
 import argparse
@@ -19,6 +19,8 @@ import json
 import os
 import pathlib
 import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import datasets
 import numpy as np
@@ -27,27 +29,38 @@ import torch
 import tqdm
 
 from smalle.codec_smalle import load_codec
+from smalle.hub_smalle import atomic_write, write_text
 
-from ..files import write_text
-from .clips import Problem, read_clips, recordings
+from .audio import Clip, Problem, group_by_file, read_waveforms
 from .corpora import corpus_clips
-from .plan import SPLITS, load_or_make_plan, make_plan, read_part_of_plan
+from .plan import SPLITS, load_or_make_plan, make_plan, read_planned_clips
 
 FEATURES = datasets.Features(
     {
+        "id": datasets.Value("string"),
         "text": datasets.Value("string"),
         "speaker": datasets.Value("string"),
         "duration": datasets.Value("float32"),
         "words": datasets.List(datasets.Value("float32")),
         "codes": datasets.List(datasets.Value("uint16")),
-        "source": datasets.Value("string"),
     }
 )
+CARD = """\
+---
+configs:
+- config_name: default
+  data_files:
+{files}
+---
+Codes of {codec}: {hours:.1f} hours. Columns: id, text, speaker, duration, words, codes (frame after frame).
+"""
+BAR = "{percentage:3.0f}% of {total:.2f} h of audio |{bar}| {elapsed}, {remaining} left"
+Transcribe = Callable[[list[np.ndarray], int], list[str]]
 
 
 @torch.inference_mode()
-def encode(codec, waves):
-    """Waveforms of different lengths -> list of codes (T, Q), one batch."""
+def encode(codec: torch.nn.Module, waves: list[np.ndarray]) -> list[torch.Tensor]:
+    """Codes (T, Q) of waveforms float32 (L,) of any lengths, in one batch."""
     lengths = torch.tensor([len(wave) for wave in waves])
     batch = torch.zeros(len(waves), int(lengths.max()))
     for row, wave in zip(batch, waves):
@@ -58,234 +71,215 @@ def encode(codec, waves):
     return [row[:count] for row, count in zip(codes, frames.tolist())]
 
 
-def read_ahead(clips, sampling_rate, threads, ahead=4):
-    """(clip, waveform or Problem) of clips in their order; threads read a few recordings ahead."""
-    groups = recordings(clips)
+def read_ahead(
+    clips: Iterable[Clip], sampling_rate: int, threads: int, ahead: int = 4
+) -> Iterator[tuple[Clip, np.ndarray | Problem]]:
+    """(clip, waveform or Problem) in the clips' order; threads read a few recordings ahead."""
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        reading = collections.deque()
-        for group in itertools.chain(groups, [None] * (threads + ahead)):
+        reading: collections.deque = collections.deque()
+        for group in itertools.chain(group_by_file(clips), [None] * (threads + ahead)):
             if group:
-                reading.append((group, pool.submit(read_clips, group, sampling_rate)))
+                reading.append((group, pool.submit(read_waveforms, group, sampling_rate)))
             if reading and (group is None or len(reading) > threads + ahead):
                 done, waves = reading.popleft()
                 yield from zip(done, waves.result())
 
 
-def batches(pairs, batch_samples, hold=4):
-    """Lists of (clip, waveform) whose padded length stays below `batch_samples`; like lengths go together.
+def make_batches(
+    clips: Iterable[tuple[Any, np.ndarray]], batch_samples: int, buffered: int = 4
+) -> Iterator[list[tuple[Any, np.ndarray]]]:
+    """Lists of (clip, waveform) of at most `batch_samples` with padding.
 
-    As many samples as fill `hold` batches are held back and sorted, so memory does not grow with the corpus.
+    Sorts by length within a buffer of `buffered` batches, so memory does not grow with the corpus.
     """
-    held, size = [], 0
 
-    def cut():
+    def cut(buffer):
         batch = []
-        for pair in sorted(held, key=lambda pair: len(pair[1])):
+        for pair in sorted(buffer, key=lambda pair: len(pair[1])):
             if batch and len(pair[1]) * (len(batch) + 1) > batch_samples:
                 yield batch
                 batch = []
             batch.append(pair)
         yield batch
 
-    for pair in pairs:
-        held.append(pair)
+    buffer, size = [], 0
+    for pair in clips:
+        buffer.append(pair)
         size += len(pair[1])
-        if size > hold * batch_samples:
-            yield from cut()
-            held, size = [], 0
-    if held:
-        yield from cut()
+        if size > buffered * batch_samples:
+            yield from cut(buffer)
+            buffer, size = [], 0
+    if buffer:
+        yield from cut(buffer)
 
 
-def encode_clips(clips, codec, batch_seconds=400, threads=8, transcriber=None, problem=print):
-    """Yields the row of each clip, one batch after the other: a list. problem is called with each Problem."""
+def encode_clips(
+    clips: Iterable[Clip],
+    codec: torch.nn.Module,
+    report: Callable[[Problem], Any],
+    batch_seconds: float = 400,
+    threads: int = 8,
+    transcribe: Transcribe | None = None,
+) -> Iterator[list[dict]]:
+    """Yields batches of rows of FEATURES. report: called with each Problem. transcribe: (waveforms, sampling rate) ->
+    texts, for clips without one."""
 
     def waves():
         for clip, wave in read_ahead(clips, codec.sampling_rate, threads):
             if isinstance(wave, Problem):
-                problem(wave)
+                report(wave)
             else:
                 yield clip, wave
 
-    for batch in batches(waves(), batch_seconds * codec.sampling_rate):
-        silent = [wave for clip, wave in batch if not clip.text]
-        heard = iter(transcriber(silent, codec.sampling_rate) if silent else ())
+    for batch in make_batches(waves(), int(batch_seconds * codec.sampling_rate)):
+        untranscribed = [wave for clip, wave in batch if not clip.text]
+        transcripts = iter(transcribe(untranscribed, codec.sampling_rate) if transcribe and untranscribed else ())
         rows = []
         for (clip, wave), codes in zip(batch, encode(codec, [wave for _, wave in batch])):
-            text = clip.text or next(heard)
+            text = clip.text or next(transcripts, None)
             if not text:
-                problem(Problem(clip.source, "nothing is heard in it"))
+                report(Problem(clip.id, "the recognizer hears no words in it" if transcribe else "has no text"))
                 continue
-            rows.append(
-                {
-                    "text": text,
-                    "speaker": clip.speaker,
-                    "duration": len(wave) / codec.sampling_rate,
-                    "words": [time / clip.speed for word in clip.words for time in word],
-                    "source": clip.source,
-                    "codes": codes.numpy().astype(np.uint16).ravel(),
-                }
-            )
+            row = {"id": clip.id, "text": text, "speaker": clip.speaker, "duration": len(wave) / codec.sampling_rate}
+            row["words"] = [time / clip.speed for word in clip.words for time in word]
+            row["codes"] = codes.numpy().astype(np.uint16).ravel()
+            rows.append(row)
         yield rows
 
 
-def prepare(corpora, codec, speaker=None, most=None, batch_seconds=400, threads=8):
-    """Yields a row of codes for each clip of the corpora, or of one `speaker`; of `most` of them, drawn at random.
+def encode_corpora(
+    corpora: Iterable[str | os.PathLike],
+    codec: torch.nn.Module,
+    speaker: str | None = None,
+    max_clips: int | None = None,
+    batch_seconds: float = 400,
+    threads: int = 8,
+) -> Iterator[dict]:
+    """Yields rows of FEATURES of the corpora, or of one `speaker`; of `max_clips` clips at most, drawn at random.
 
-    Raises ValueError at one that cannot be read, and for a speaker that is not there.
+    Raises ValueError for a clip that cannot be used and for an unknown speaker.
     """
 
     def refuse(problem):
-        raise ValueError(f"{problem.source}: {problem.reason}")
+        raise ValueError(f"{problem.id}: {problem.reason}")
 
     clips = []
-    for clip in itertools.chain(*map(corpus_clips, corpora)):
-        if isinstance(clip, Problem):
-            refuse(clip)
-        clips.append(clip)
+    for clip in itertools.chain.from_iterable(map(corpus_clips, corpora)):
+        clips.append(refuse(clip) if isinstance(clip, Problem) else clip)
     wanted = [clip for clip in clips if speaker in (None, clip.speaker)]
     if speaker and not wanted:
         names = sorted({clip.speaker for clip in clips})
         raise ValueError(f"speaker={speaker!r}: {', '.join(map(str, corpora))} has {', '.join(names[:8])}")
-    if most and most < len(wanted):
-        wanted = random.Random(0).sample(wanted, most)
-    for rows in encode_clips(wanted, codec, batch_seconds, threads, problem=refuse):
+    if max_clips and max_clips < len(wanted):
+        wanted = random.Random(0).sample(wanted, max_clips)
+    for rows in encode_clips(wanted, codec, refuse, batch_seconds, threads):
         yield from rows
 
 
-def write(rows, path):
-    """One parquet file, complete or not at all."""
+def write_codes(rows: list[dict], path: str | os.PathLike) -> str | os.PathLike:
+    """Writes rows of FEATURES as one parquet file; returns its path."""
     table = pyarrow.table({name: [row.get(name) for row in rows] for name in FEATURES}, schema=FEATURES.arrow_schema)
-    pyarrow.parquet.write_table(table, f"{path}.partial", row_group_size=1000)
-    os.replace(f"{path}.partial", path)
+    with atomic_write(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary, row_group_size=1000)
     return path
 
 
-def write_shard(out, name, hours, codec, bar, **options):
-    """One part of the plan as OUT/NAME.parquet, rows in random order; before it OUT/plan/NAME.problems."""
-    rows, problems, end = [], [], bar.n + hours
-    for batch in encode_clips(read_part_of_plan(out, name), codec, problem=problems.append, **options):
+def write_shard(out: pathlib.Path, name: str, hours: float, codec: torch.nn.Module, bar: tqdm.tqdm, **options) -> None:
+    """Writes a planned shard, rows in random order, to OUT/NAME.parquet; before it OUT/plan/NAME.problems."""
+    rows: list[dict] = []
+    problems: list[Problem] = []
+    end = bar.n + hours
+    for batch in encode_clips(read_planned_clips(out, name), codec, problems.append, **options):
         rows += batch
         bar.update(min(sum(row["duration"] for row in batch) / 3600, end - bar.n))
-    bar.update(end - bar.n)  # what could not be read, or was longer than planned
+    bar.update(end - bar.n)  # clips may be unreadable, or shorter than planned
     random.Random(name).shuffle(rows)
     write_text(out / "plan" / f"{name}.problems", "".join(problem.to_json() + "\n" for problem in problems))
-    write(rows, out / f"{name}.parquet")
+    write_codes(rows, out / f"{name}.parquet")
 
 
-BAR = "{percentage:3.0f}% of {total:.2f} h of audio |{bar}| {elapsed}, {remaining} left"
-CARD = """\
----
-configs:
-- config_name: default
-  data_files:
-{files}
----
-Codes of {codec}: {hours:.1f} hours. Columns: text, speaker, duration, words, codes (frames after each other), source.
-"""
-
-
-def finish(out, parts, codec_name):
-    """OUT/problems.jsonl, and a README.md that tells `datasets` which shards are which split. Gives the problems."""
-    files = [out / "plan" / "problems.jsonl", *(out / "plan" / f"{name}.problems" for name in parts)]
+def finish(out: pathlib.Path, shards: dict[str, float], codec: str) -> None:
+    """Writes OUT/problems.jsonl and a README.md that names each split's shards to `datasets`; prints a summary."""
+    files = [out / "plan" / "problems.jsonl", *(out / "plan" / f"{name}.problems" for name in shards)]
     problems = [line for path in files for line in path.read_text(encoding="utf-8").splitlines()]
-    splits = [split for split in SPLITS if any(name.startswith(f"{split}-") for name in parts)]
-    names = "\n".join(f'  - split: {split}\n    path: "{split}-*.parquet"' for split in splits)
-    texts = {
-        "problems.jsonl": "".join(f"{line}\n" for line in problems),
-        "README.md": CARD.format(files=names, codec=codec_name, hours=sum(parts.values())),
-    }
-    for name, text in texts.items():
-        write_text(out / name, text)  # every process may come here
-    return [json.loads(line) for line in problems]
+    hours = {split: [shards[name] for name in shards if name.startswith(f"{split}-")] for split in SPLITS}
+    hours = {split: values for split, values in hours.items() if values}
+    names = "\n".join(f'  - split: {split}\n    path: "{split}-*.parquet"' for split in hours)
+    write_text(out / "problems.jsonl", "".join(f"{line}\n" for line in problems))
+    write_text(out / "README.md", CARD.format(files=names, codec=codec, hours=sum(shards.values())))
+    for split, values in hours.items():
+        print(f"{split}: {sum(values):.2f} hours in {len(values)} shards, {out}/{split}-*.parquet")
+    if problems:
+        print(f"{len(problems)} left out, listed in {out}/problems.jsonl; first {json.loads(problems[0])}")
 
 
-def parse():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    parser.add_argument("corpora", nargs="+")
-    parser.add_argument("--codec", required=True, help="folder or Hub name; 'encodec' for EnCodec at 3 kbps")
-    parser.add_argument("--out", required=True, type=pathlib.Path)
-    parser.add_argument("--device", help="a GPU where there is one, the one of LOCAL_RANK")
-    parser.add_argument("--exclude", nargs="*", default=[], help="speakers to leave out")
-    for name, default, text in (
-        ("--eval", 600, "clips of all speakers kept for evaluation, where no --eval-speakers are given"),
-        ("--max-seconds", 25.0, "longest joined voiced stretch of Libri-light"),
-        ("--shard-hours", 2.0, "audio of a shard"),
-        ("--batch-seconds", 400.0, "padded audio of a batch"),
-        ("--threads", threads, "threads that read audio"),
-    ):
-        parser.add_argument(name, type=type(default), default=default, help=f"{text} (default: %(default)s)")
-    for name, text in (
-        ("--eval-speakers", "speakers kept for evaluation: names, or how many"),
-        ("--test-speakers", "speakers kept for the test: names, or how many"),
-        ("--cuts", "cut manifests of Libriheavy: the transcripts of Libri-light"),
-    ):
-        parser.add_argument(name, nargs="*", default=[], help=text)
-    parser.add_argument(
-        "--speeds",
-        nargs="+",
-        type=float,
-        default=[1.0],
-        help="of what is trained on, each a speaker of its own; as 0.9 1 1.1",
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("usage:")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--asr", help="recognizer of transformers for what has no transcript: folder or Hub name")
-    parser.add_argument("--min-snr", type=float, help="dB; leaves out recordings of Libri-light with less")
-    return parser.parse_args()
+    add, cores = parser.add_argument, os.cpu_count() or 1
+    add("corpora", nargs="+", metavar="CORPUS", help="Libri-light (folder or .tar), LibriTTS, recordings, parquet")
+    add("--codec", required=True, help="folder or Hub name; 'encodec' for EnCodec at 3 kbps")
+    add("--out", required=True, type=pathlib.Path, help="folder of the shards")
+    add("--device", help="GPU or CPU; without it the GPU of LOCAL_RANK, where there is one")
+    add("--exclude", nargs="*", default=[], metavar="SPEAKER", help="speakers to leave out")
+    add("--eval", type=int, default=600, help="clips of all speakers for evaluation, without --eval-speakers")
+    add("--eval-speakers", nargs="*", default=[], help="speakers only for evaluation: names, or a number")
+    add("--test-speakers", nargs="*", default=[], help="speakers only for the test: names, or a number")
+    add("--speeds", nargs="+", type=float, default=[1.0], help="of the training split; each makes new speakers")
+    add("--cuts", nargs="*", default=[], help="Libri-light: cut manifests of Libriheavy, with the transcripts")
+    add("--asr", help="speech recognizer of transformers for clips without transcript: folder or Hub name")
+    add("--min-snr", type=float, help="Libri-light: leave out recordings below this signal-to-noise ratio in dB")
+    add("--max-seconds", type=float, default=25.0, help="Libri-light: longest clip without transcript")
+    add("--shard-hours", type=float, default=2.0, help="audio of a shard")
+    add("--batch-seconds", type=float, default=400.0, help="audio of a batch of the codec, with padding")
+    add(
+        "--threads",
+        type=int,
+        default=max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
+        help="threads that read audio",
+    )
+    return parser.parse_args(argv)
 
 
-def main():
-    arguments = parse()
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
     out, rank, world = arguments.out, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = arguments.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    options = {name: getattr(arguments, name) for name in ("cuts", "min_snr", "max_seconds")}
+    options |= {
+        name: getattr(arguments, name)
+        for name in ("exclude", "eval_speakers", "test_speakers", "shard_hours", "speeds")
+    }
+    options |= {"untranscribed": bool(arguments.asr), "eval_count": arguments.eval}
     corpora = [os.path.abspath(corpus) for corpus in arguments.corpora]
-    options = dict(
-        cuts=arguments.cuts,
-        transcribe=bool(arguments.asr),
-        min_snr=arguments.min_snr,
-        max_seconds=arguments.max_seconds,
-    )
-    split = dict(
-        exclude=arguments.exclude,
-        eval_count=arguments.eval,
-        eval_speakers=arguments.eval_speakers,
-        test_speakers=arguments.test_speakers,
-        shard_hours=arguments.shard_hours,
-        speeds=arguments.speeds,
-    )
-    request = {"corpora": corpora, "codec": arguments.codec, "asr": arguments.asr, **options, **split}
-    parts = load_or_make_plan(out, request, lambda: make_plan(out, corpora, **split, **options), first=rank == 0)
-    mine = list(parts)[rank::world]
-    done = {name for name in mine if (out / f"{name}.parquet").is_file()}
-    if len(done) < len(mine):
+    request = {"corpora": corpora, "codec": arguments.codec, "asr": arguments.asr, **options}
+    shards = load_or_make_plan(out, request, lambda folder: make_plan(folder, corpora, **options), first=rank == 0)
+    mine = list(shards)[rank::world]
+    todo = [name for name in mine if not (out / f"{name}.parquet").is_file()]
+    if todo:
         codec = load_codec(arguments.codec).to(device).eval()
-        transcriber = None
+        transcribe = None
         if arguments.asr:
             from ..evaluation.asr import Transcriber
 
-            transcriber = Transcriber(arguments.asr, device)
-        total, before = (sum(parts[name] for name in names) for names in (mine, done))
-        with tqdm.tqdm(total=total, initial=before, disable=rank > 0, bar_format=BAR) as bar:
-            for name in mine:
-                if name not in done:
-                    write_shard(
-                        out,
-                        name,
-                        parts[name],
-                        codec,
-                        bar,
-                        threads=arguments.threads,
-                        transcriber=transcriber,
-                        batch_seconds=arguments.batch_seconds,
-                    )
-    if all((out / f"{name}.parquet").is_file() for name in parts):
-        problems = finish(out, parts, arguments.codec)
-        for split in SPLITS:
-            hours = [hours for name, hours in parts.items() if name.startswith(f"{split}-")]
-            if hours:
-                print(f"{split}: {sum(hours):.2f} hours in {len(hours)} shards, {out}/{split}-*.parquet")
-        if problems:
-            print(f"{len(problems)} left out, listed in {out}/problems.jsonl; first {problems[0]}")
+            transcribe = Transcriber(arguments.asr, device)
+        total, left = (sum(shards[name] for name in names) for names in (mine, todo))
+        with tqdm.tqdm(total=total, initial=total - left, disable=rank > 0, bar_format=BAR) as bar:
+            for name in todo:
+                batch_seconds, threads = arguments.batch_seconds, arguments.threads
+                write_shard(
+                    out,
+                    name,
+                    shards[name],
+                    codec,
+                    bar,
+                    batch_seconds=batch_seconds,
+                    threads=threads,
+                    transcribe=transcribe,
+                )
+    if all((out / f"{name}.parquet").is_file() for name in shards):
+        finish(out, shards, arguments.codec)
 
 
 if __name__ == "__main__":

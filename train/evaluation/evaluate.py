@@ -30,10 +30,10 @@ from tqdm import tqdm
 
 from smalle.audio_smalle import write_wav
 from smalle.export import STEPS
+from smalle.hub_smalle import write_json, write_jsonl, write_text
 from smalle.runtime_smalle import FILES, exported
 
 from ..data.audio import read_audio
-from ..files import write_json, write_lines, write_text
 from .asr import Transcriber
 from .page import results_page
 from .pictures import alignment_picture, png
@@ -297,7 +297,7 @@ def write_manifest(folder: Path, utterances: list[Utterance]) -> Path:
 def write_rows(folder: Path, rows: list[dict]) -> Path:
     """Writes manifest.jsonl; returns its path."""
     path = folder / "manifest.jsonl"
-    write_lines(path, rows)
+    write_jsonl(path, rows)
     return path
 
 

@@ -9,10 +9,10 @@ from transformers import TrainerCallback
 from smalle.alignment_smalle import monotonicity
 from smalle.audio_smalle import write_wav
 from smalle.codec_smalle import load_codec
+from smalle.hub_smalle import write_json
 
 from ..evaluation.evaluate import judge_recordings, write_rows
 from ..evaluation.pictures import alignment_picture, png
-from ..files import write_json
 
 
 def open_board(folder):

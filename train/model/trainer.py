@@ -25,10 +25,10 @@ import yaml
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
+from smalle.hub_smalle import write_text
 from smalle.modeling_smalle import cross_entropy
 
 from ..data.dataset import CodesDataset, Collator, SpeakerBatchSampler, heard_frames
-from ..files import write_text
 from .augmentation import corrupt, scheduled, scheduled_sampling
 from .clock import Clock
 from .ema import EMACallback
