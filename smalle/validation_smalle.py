@@ -98,13 +98,13 @@ def rows_of(state, config):
 def check_delayed(codes, mask, batch, config):
     """ValueError unless codes (B, T, Q) and mask (B, T) are delayed codes, special tokens among them, of B texts."""
     shape, hint = (batch, None, config.num_codebooks), " smalle.generation_smalle.delay makes a row of it."
-    check_tensor("audio_codes", codes, shape, INTEGERS, "delayed codes, (batch, frames, codebooks)", hint)
-    check_mask("audio_attention_mask", mask, codes, visible(mask))
+    check_tensor("decoder_input_ids", codes, shape, INTEGERS, "delayed codes, (batch, frames, codebooks)", hint)
+    check_mask("decoder_attention_mask", mask, codes, visible(mask))
     if codes.shape[1] > config.max_audio_frames:
-        raise ValueError(f"audio_codes has {codes.shape[1]} frames, the limit is {config.max_audio_frames}: split it.")
+        raise ValueError(f"decoder_input_ids has {codes.shape[1]} frames, the limit is {config.max_audio_frames}: split it.")
     if visible(codes) and codes.numel() and (codes.min() < 0 or codes.max() >= config.audio_vocab_size):
         raise ValueError(
-            f"audio_codes holds {int(codes.min())}..{int(codes.max())}: expected 0..{config.audio_vocab_size - 1}, "
+            f"decoder_input_ids holds {int(codes.min())}..{int(codes.max())}: expected 0..{config.audio_vocab_size - 1}, "
             "codes + 3 and special tokens, as smalle.generation_smalle.delay makes them."
         )
 
@@ -120,7 +120,7 @@ def check_maps(maps, text_length, codes):
 
 def check_labels(labels, codes, config):
     """ValueError unless labels (B, T, Q) are what follows codes (B, T, Q): tokens, or -100 where nothing is taught."""
-    check_tensor("labels", labels, codes.shape, INTEGERS, "the codes that follow audio_codes", "")
+    check_tensor("labels", labels, codes.shape, INTEGERS, "the codes that follow decoder_input_ids", "")
     if not visible(labels) or not labels.numel():
         return
     taught = labels[labels != -100]

@@ -94,12 +94,12 @@ class ModelTester:
         config = self.get_config()
         ids = ids_tensor([self.batch_size, self.seq_length], config.vocab_size - 3) + 3
         codes = ids_tensor([self.batch_size, self.seq_length, config.num_codebooks], config.audio_vocab_size)
-        return config, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "audio_codes": codes}
+        return config, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": codes}
 
 
 class ModelTests(ModelTesterMixin, GenerationTesterMixin):
     all_model_classes = (SmallEModel, SmallEForTextToSpeech)
-    additional_model_inputs = ["audio_codes"]
+    additional_model_inputs = ["decoder_input_ids"]
     test_can_init_all_missing_weights_before_2023 = True  # it looks for a copyright line to tell a model's age
     changes = {}
 
@@ -112,7 +112,7 @@ class ModelTests(ModelTesterMixin, GenerationTesterMixin):
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
         labelled = return_labels and model_class is SmallEForTextToSpeech
-        return inputs | {"labels": inputs["audio_codes"].clone()} if labelled else inputs
+        return inputs | {"labels": inputs["decoder_input_ids"].clone()} if labelled else inputs
 
 
 @without_skips

@@ -134,13 +134,13 @@ def test_voice_may_be_a_prompt_and_a_state(processor, state, tmp_path):
     codes = torch.randint(20, (7, 3))
     save_voice(tmp_path / "both.safetensors", codes, "So it is.", state.tensors)
     inputs = processor("Hello.", voice=str(tmp_path / "both.safetensors"))
-    assert torch.equal(inputs["decoder_input_ids"][0], codes) and torch.equal(inputs["initial_state"][0], state())
+    assert torch.equal(inputs["audio_codes"][0], codes) and torch.equal(inputs["initial_state"][0], state())
 
 
 def test_processor_gives_a_state_for_each_row(processor, voice_file, state):
     inputs = processor(["One.", "Two."], voice=[voice_file, "anna"])
     assert torch.equal(inputs["initial_state"], torch.stack([state().detach(), torch.zeros_like(state())]))
-    assert not inputs["decoder_attention_mask"][0].any() and inputs["decoder_attention_mask"][1].any()
+    assert not inputs["audio_attention_mask"][0].any() and inputs["audio_attention_mask"][1].any()
     alone = processor("One.", voice=voice_file)
     assert set(alone) == {"input_ids", "attention_mask", "initial_state"}
     assert "initial_state" not in processor("One.", voice="anna")

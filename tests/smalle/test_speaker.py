@@ -76,7 +76,7 @@ def test_who_was_heard_once_speaks_again(model, recordings):
 
 def test_a_prompt_tells_who_speaks_unless_somebody_else_shall(model, recordings):
     codes, mask = recordings
-    prompt = {"decoder_input_ids": codes, "decoder_attention_mask": mask}
+    prompt = {"audio_codes": codes, "audio_attention_mask": mask}
     said = model.generate(TEXT, **prompt, **GREEDY)
     same = model.generate(TEXT, **prompt, speaker_codes=codes, speaker_attention_mask=mask, **GREEDY)
     other = model.generate(TEXT, **prompt, speaker_codes=codes.flip(1, 0), **GREEDY)
@@ -156,7 +156,7 @@ def test_a_recording_without_its_text_tells_who_speaks(processor, record, tmp_pa
     wave = record(tmp_path / "me.wav", 0.4)
     heard = processor("Hello.", audio=wave, sampling_rate=24000)
     prompted = processor("Hello.", audio=wave, audio_text="I said so.", sampling_rate=24000)
-    assert torch.equal(heard["speaker_codes"], prompted["decoder_input_ids"]) and "decoder_input_ids" not in heard
+    assert torch.equal(heard["speaker_codes"], prompted["audio_codes"]) and "audio_codes" not in heard
     of_file = processor("Hello.", voice=str(written(processor, wave, tmp_path)))
     assert all(torch.equal(heard[name], of_file[name]) for name in heard)
 
@@ -221,7 +221,7 @@ def test_a_batch_mixes_prompts_and_recordings(processor, make_tiny, record, tmp_
     texts, voices = ["Hello.", "So."], [str(written(processor, wave, tmp_path)), "anna"]
     batch = processor(texts, voice=voices)
     assert batch["speaker_attention_mask"].any(1).tolist() == [True, False]
-    assert batch["decoder_attention_mask"].any(1).tolist() == [False, True]
+    assert batch["audio_attention_mask"].any(1).tolist() == [False, True]
     model = make_tiny(speaker_layers=1)
     both = model.generate(**batch, **GREEDY)
     for row, (text, voice) in enumerate(zip(texts, voices)):
