@@ -37,7 +37,7 @@ from smalle.processing_smalle import Voice, save_voice
 from ..assemble import save_half
 from ..data.align import read_all
 from ..data.dataset import CodesDataset, Collator, heard_frames
-from ..data.prepare import prepare, write
+from ..data.prepare import encode_corpora, write_codes
 from ..data.recombine import rearranged
 from ..model.trainer import build_trainer, read_recipe, write_recipe
 
@@ -103,7 +103,7 @@ def with_times(rows, base, tokenizer, folder):
     if model.config.architecture == "decoder-only":
         return rows
     shape = model.config.num_codebooks, model.config.frame_rate
-    data = CodesDataset(write(rows, f"{folder}/untimed.parquet"), *shape, heard=heard_frames(model.config))
+    data = CodesDataset(write_codes(rows, f"{folder}/untimed.parquet"), *shape, heard=heard_frames(model.config))
     untimed = [n for n, row in enumerate(rows) if not row["words"]]
     times = dict(read_all(model, Collator(tokenizer, *shape), data, untimed))
     return [{**row, "words": times[n].ravel() if n in times else row["words"]} for n, row in enumerate(rows)]
@@ -151,14 +151,14 @@ def finetune(recipe, corpus, base, speaker=None, most=None):
     """
     processor = SmallEProcessor.from_pretrained(base)
     with torch.inference_mode():
-        rows = [normalised(row, processor.normalize) for row in prepare([corpus], processor.codec, speaker, most)]
+        rows = [normalised(row, processor.normalize) for row in encode_corpora([corpus], processor.codec, speaker, most)]
     given = recipe["data"]
     data = dict(given, tokenizer=base)
     with tempfile.TemporaryDirectory() as folder:
         if any(recipe["objective"].get(name) for name in ("alignment_weight", "forced_alignment_probability")):
             rows = with_times(rows, base, processor.tokenizer, folder)
         train, evaluation = samples_of(rows, data, processor.codec)
-        data |= {"train": write(train, f"{folder}/train.parquet"), "eval": write(evaluation, f"{folder}/eval.parquet")}
+        data |= {"train": write_codes(train, f"{folder}/train.parquet"), "eval": write_codes(evaluation, f"{folder}/eval.parquet")}
         weights = {"codebook_weights": [0.65**q for q in range(processor.codec.num_codebooks)]}  # words first
         recipe = {**recipe, "init": base, "data": data, "objective": {**weights, **recipe["objective"]}}
         recipe["training"] = {**recipe["training"], "output_dir": folder, "save_strategy": "no"}

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..data.audio import UNREADABLE, metadata_rows, read_audio
+from ..data.audio import UNREADABLE, read_audio
+from ..data.corpora import metadata_rows
 
 
 def read_samples(path, sampling_rate):

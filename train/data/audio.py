@@ -1,108 +1,181 @@
-"""Reads recordings: whole or in part, from a file or from anything that reads and seeks like one."""
+"""Clips and their audio: a clip is one utterance of a corpus, within a file, a tar archive or a parquet file."""
 
-import csv
+import dataclasses
+import functools
 import io
+import itertools
 import json
-import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow.parquet
 import soundfile
 import soxr
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-UNREADABLE = (OSError, RuntimeError, EOFError, ValueError)  # soundfile's errors are RuntimeErrors
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError)  # soundfile raises RuntimeErrors
 
 
-class Window(io.RawIOBase):
-    """`size` bytes of a file from `offset` on, as a file of their own: a member of a tar archive."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clip:
+    """Seconds `start` to `start + duration` of a recording; without duration, to its end.
 
-    def __init__(self, path, offset, size):
-        self.file, self.offset, self.size, self.place = open(path, "rb"), offset, size, 0
+    id: unique in its corpus. text: None without transcript. words: (start, end) in seconds of each word of
+    text.split(), where known. path: the audio file; or an uncompressed tar archive, with member=(offset, size) in
+    bytes; or a parquet file, with row=(row group, row in it). speed: resampled playback, a factor; start, duration and
+    words are those at speed 1.
+    """
 
-    def readable(self):
+    id: str
+    path: str
+    speaker: str
+    text: str | None = None
+    start: float = 0.0
+    duration: float | None = None
+    words: tuple = ()
+    member: tuple[int, int] | None = None
+    row: tuple[int, int] | None = None
+    speed: float = 1.0
+
+    @property
+    def seconds(self) -> float:
+        """Duration at its speed; estimated from the text where unknown."""
+        duration = self.duration if self.duration is not None else max(1.0, len(self.text or "") / 15)
+        return duration / self.speed
+
+    def at_speed(self, speed: float) -> "Clip":
+        """The clip at another speed, and so pitch: a speaker of its own.
+
+        Speed perturbation (Ko et al. 2015); each speed a speaker (Yamamoto et al. 2019).
+        """
+        if speed == 1:
+            return self
+        names = {"id": f"{self.id} x{speed:g}", "speaker": f"{self.speaker} x{speed:g}"}
+        return dataclasses.replace(self, **names, speed=speed)
+
+    def to_json(self) -> str:
+        return json.dumps({key: value for key, value in dataclasses.asdict(self).items() if value}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> "Clip":
+        return cls(**json.loads(line))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """A clip or file that cannot be used, and why."""
+
+    id: str
+    reason: str
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+
+class FileSlice(io.RawIOBase):
+    """`size` bytes of a file from `offset` on as a file: a member of an uncompressed tar archive."""
+
+    def __init__(self, path: str, offset: int, size: int):
+        self.file, self.offset, self.size, self.position = open(path, "rb"), offset, size, 0
+
+    def readable(self) -> bool:
         return True
 
-    def seekable(self):
+    def seekable(self) -> bool:
         return True
 
-    def readinto(self, buffer):
-        self.file.seek(self.offset + self.place)
-        count = self.file.readinto(memoryview(buffer)[: max(0, self.size - self.place)])
-        self.place += count
+    def readinto(self, buffer) -> int:
+        self.file.seek(self.offset + self.position)
+        count = self.file.readinto(memoryview(buffer)[: max(0, self.size - self.position)])
+        self.position += count
         return count
 
-    def seek(self, offset, whence=io.SEEK_SET):
-        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
-        return self.place
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        return self.position
 
-    def tell(self):
-        return self.place
+    def tell(self) -> int:
+        return self.position
 
-    def close(self):
+    def close(self) -> None:
         self.file.close()
         super().close()
 
 
-def read_part(file, sampling_rate, start=0.0, duration=None):
-    """Seconds `start` to `start + duration` (or the end) of an open SoundFile: float32 (L,), mono, at the wanted rate.
+def open_file(path: str, member: tuple[int, int] | None = None) -> BinaryIO:
+    """A file, or the member (offset, size) of a tar archive, for reading."""
+    return FileSlice(path, *member) if member else open(path, "rb")
 
-    Raises ValueError where the file ends before (a tenth of a second is forgiven) or holds no or infinite samples.
+
+def read_samples(file: soundfile.SoundFile, start: float = 0.0, duration: float | None = None) -> np.ndarray:
+    """Seconds `start` to `start + duration`, or to the end, as float32 (L, channels) at the file's rate.
+
+    Raises ValueError where more than 0.1 s is missing at the end, and for no, NaN or infinite samples.
     """
     file.seek(min(round(start * file.samplerate), file.frames))
     wanted = -1 if duration is None else round(duration * file.samplerate)
-    audio = file.read(wanted, dtype="float32", always_2d=True).mean(1)
-    if not len(audio) or len(audio) < wanted - 0.1 * file.samplerate:
-        found = len(audio) / file.samplerate
+    samples = file.read(wanted, dtype="float32", always_2d=True)
+    if not len(samples) or len(samples) < wanted - 0.1 * file.samplerate:
+        found = len(samples) / file.samplerate
         raise ValueError(f"holds {found:.2f} s from {start:.2f} s on: expected {duration or 'some'}")
-    if not np.isfinite(audio).all():
+    if not np.isfinite(samples).all():
         raise ValueError("holds NaN or infinity: expected finite samples")
-    if file.samplerate != sampling_rate:
-        audio = soxr.resample(audio, file.samplerate, sampling_rate)
+    return samples
+
+
+def read_audio(source: Any, sampling_rate: float, start: float = 0.0, duration: float | None = None) -> np.ndarray:
+    """Seconds `start` to `start + duration` of a path or file: mono float32 (L,) in [-1, 1], resampled.
+
+    Raises ValueError as `read_samples`, and what soundfile raises for files that it cannot read.
+    """
+    with soundfile.SoundFile(source) as file:
+        audio = read_samples(file, start, duration).mean(1)
+        if file.samplerate != sampling_rate:
+            audio = soxr.resample(audio, file.samplerate, sampling_rate)
     return np.clip(audio, -1, 1)
 
 
-def read_audio(source, sampling_rate):
-    """A whole recording (path or file) as `read_part`."""
-    with soundfile.SoundFile(source) as file:
-        return read_part(file, sampling_rate)
+def group_by_file(clips: Iterable[Clip], max_size: int = 16) -> Iterator[list[Clip]]:
+    """Groups of up to `max_size` neighbouring clips of one file or one row group, for `read_clips`."""
+    for _, group in itertools.groupby(clips, lambda clip: (clip.path, clip.member, clip.row and clip.row[0])):
+        while part := list(itertools.islice(group, max_size)):
+            yield part
 
 
-def read_metadata(folder):
-    """Rows of FOLDER/metadata.jsonl, each with the full path of its recording under "path".
+def read_clips(group: list[Clip], read: Callable[[BinaryIO, Clip], Any]) -> list[Any]:
+    """read(file, clip) of each clip of a group of one file; a Problem in place of what cannot be read."""
+    first = group[0]
 
-    Without that file, NAME.wav (flac, ogg, mp3) and what it says in NAME.txt. A row that names no speaker is spoken by
-    the folder's; one without a duration (s) gets that of its recording.
-    """
-    folder = pathlib.Path(folder)
-    rows = metadata_rows(folder)
-    if not rows:
-        raise ValueError(
-            f"{folder} holds no recordings: expected metadata.jsonl (file_name, text a row), or NAME.wav with NAME.txt."
-        )
-    return [complete(row, folder) for row in rows]
+    def attempt(clip, open_clip):
+        try:
+            return read(open_clip(clip), clip)
+        except UNREADABLE as error:
+            return Problem(clip.id, str(error))
 
-
-def metadata_rows(folder):
-    """What metadata.jsonl or metadata.csv says, or the text files beside recordings; nothing where there are none."""
-    if (folder / "metadata.jsonl").is_file():
-        with open(folder / "metadata.jsonl", encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines if line.strip()]
-    if (folder / "metadata.csv").is_file():
-        with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    return list(pairs(folder))
+    try:
+        if first.row is None:
+            with open_file(first.path, first.member) as file:
+                return [attempt(clip, lambda _: file) for clip in group]
+        with pyarrow.parquet.ParquetFile(first.path) as table:
+            audio = table.read_row_group(first.row[0], columns=["audio"]).column("audio")
+        return [attempt(clip, lambda clip: open_parquet_audio(audio[clip.row[1]].as_py())) for clip in group]
+    except UNREADABLE as error:
+        return [Problem(clip.id, str(error)) for clip in group]
 
 
-def pairs(folder):
-    """Rows of recordings with a text file of the same name."""
-    for path in sorted(folder.glob("*")):
-        if path.suffix in SUFFIXES and path.with_suffix(".txt").is_file():
-            yield {"file_name": path.name, "text": path.with_suffix(".txt").read_text(encoding="utf-8").strip()}
+def open_parquet_audio(audio: dict | None) -> BinaryIO:
+    """The file of a value {"bytes", "path"} of a column of audio."""
+    if not audio or not (audio.get("bytes") or audio.get("path")):
+        raise ValueError("its row holds no audio")
+    return io.BytesIO(audio["bytes"]) if audio.get("bytes") else open(audio["path"], "rb")
 
 
-def complete(row, folder):
-    """A row with its path, speaker and duration."""
-    row = {"speaker": folder.resolve().name, **row, "path": str(folder / row["file_name"])}
-    if "duration" not in row:
-        row["duration"] = soundfile.info(row["path"]).duration
-    return row
+def read_waveform(file: BinaryIO, clip: Clip, sampling_rate: int) -> np.ndarray:
+    """The clip's waveform float32 (L,) at its speed."""
+    file.seek(0)
+    return read_audio(file, sampling_rate / clip.speed, clip.start, clip.duration)
+
+
+def read_waveforms(group: list[Clip], sampling_rate: int) -> list[np.ndarray | Problem]:
+    """Waveforms float32 (L,) of a group of clips (`group_by_file`)."""
+    return read_clips(group, functools.partial(read_waveform, sampling_rate=sampling_rate))

@@ -1,61 +1,220 @@
-"""Finds out how a corpus is laid out and lists its clips.
+"""Corpora of speech as `datasets.Dataset` or `IterableDataset`: load_corpus, or by layout load_librilight, load_libritts,
+load_recordings, load_parquet.
 
-Known are: Libri-light (folders or .tar), LibriTTS and LibriTTS-R (subset/speaker/chapter/*.wav with *.normalized.txt),
-a folder with metadata.jsonl or metadata.csv (file_name, text, speaker: an `audiofolder` of datasets) or with NAME.txt
-beside each NAME.wav, and parquet files with the columns audio, text and speaker.
+A row holds: id (unique in its corpus), audio ({"bytes", "path"}, undecoded: `soundfile.read(io.BytesIO(bytes) if bytes
+else path)`), text (None without transcript), speaker, duration (s), words ([start, end] in seconds of each word of
+text.split(); empty where unknown). Training prepares codes from the same clips (smalle.train.data.prepare).
 """
 
+import csv
+import io
+import itertools
+import json
+import logging
 import os
 import pathlib
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
+import datasets
 import pyarrow.parquet
+import soundfile
 
-from .audio import metadata_rows
-from .clips import Clip, Problem
+from .audio import Clip, Problem, group_by_file, read_clips, read_samples
 from .librilight import librilight_clips
 
-TEXT = ("text", "transcription", "sentence", "normalized_text", "text_normalized")
-SPEAKER = ("speaker", "speaker_id", "client_id")
+logger = logging.getLogger(__name__)
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+TEXT_COLUMNS = ("text", "transcription", "sentence", "normalized_text", "text_normalized")
+SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id")
+FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "audio": datasets.Audio(decode=False),
+        "text": datasets.Value("string"),
+        "speaker": datasets.Value("string"),
+        "duration": datasets.Value("float32"),
+        "words": datasets.List(datasets.List(datasets.Value("float32"))),
+    }
+)
 
 
-def first_of(row, names):
-    """The first of the columns that a row has; None where it has none."""
-    return next((row[name] for name in names if row.get(name) not in (None, "")), None)
+def load_corpus(
+    path: str | os.PathLike, streaming: bool = False, num_shards: int = 64, **options
+) -> datasets.Dataset | datasets.IterableDataset:
+    """A corpus of any layout (`layout`) as a dataset; the module says what a row holds.
+
+    streaming: an IterableDataset that reads audio as it is iterated. It has `num_shards` shards (fewer for small
+    corpora); `datasets.distributed.split_dataset_by_node` reads least where the number of nodes divides them. Else a
+    Dataset whose audio `datasets` keeps on disk. options: as for `corpus_clips`. Clips that cannot be used are left
+    out with a warning; raises ValueError where none is left or the layout is unknown.
+    """
+    return load_clips(corpus_clips(path, **{"untranscribed": True, **options}), path, streaming, num_shards)
 
 
-def check(clip, transcribe):
-    """The clip, or a Problem where it has no text and nobody writes it down."""
-    return clip if clip.text or transcribe else Problem(clip.source, "has no text: give --asr to have it transcribed")
+def load_librilight(
+    path: str | os.PathLike,
+    cuts: Iterable[str | os.PathLike] = (),
+    untranscribed: bool = True,
+    min_snr: float | None = None,
+    max_seconds: float = 25.0,
+    streaming: bool = True,
+    num_shards: int = 64,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Libri-light, its folders or an uncompressed .tar, as `load_corpus`; other arguments: `librilight_clips`."""
+    clips = librilight_clips(path, cuts, untranscribed, min_snr, max_seconds)
+    return load_clips(clips, path, streaming, num_shards)
 
 
-def metadata_clips(folder, transcribe=False):
-    """Clips of a folder with metadata.jsonl or metadata.csv, or with a text file beside each recording."""
+def load_libritts(
+    path: str | os.PathLike, streaming: bool = False, num_shards: int = 64
+) -> datasets.Dataset | datasets.IterableDataset:
+    """LibriTTS or LibriTTS-R (subset/speaker/chapter/*.wav with *.normalized.txt), as `load_corpus`."""
+    return load_clips(libritts_clips(path, untranscribed=True), path, streaming, num_shards)
+
+
+def load_recordings(
+    path: str | os.PathLike, streaming: bool = False, num_shards: int = 64
+) -> datasets.Dataset | datasets.IterableDataset:
+    """A folder with metadata.jsonl or metadata.csv, or with NAME.txt beside NAME.wav, as `load_corpus`."""
+    return load_clips(recording_clips(path, untranscribed=True), path, streaming, num_shards)
+
+
+def load_parquet(
+    path: str | os.PathLike, streaming: bool = False, num_shards: int = 64
+) -> datasets.Dataset | datasets.IterableDataset:
+    """A parquet file, or all in a folder, with the columns audio, text and speaker, as `load_corpus`."""
+    return load_clips(parquet_clips(path, untranscribed=True), path, streaming, num_shards)
+
+
+def load_clips(
+    clips: Iterable[Clip | Problem], path: str | os.PathLike, streaming: bool, num_shards: int
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Listed clips as a dataset with their audio, as `load_corpus` says; path names the corpus in errors."""
+    lines, problems = [], 0
+    for clip in clips:
+        if isinstance(clip, Problem):
+            problems += 1
+            logger.warning("%s left out: %s", clip.id, clip.reason)
+        else:
+            lines.append(clip.to_json())
+    if not lines:
+        raise ValueError(f"{path} has no usable clips ({problems} unusable ones): expected at least one")
+    dataset = datasets.Dataset.from_dict({"clip": lines})
+    if streaming:
+        dataset = dataset.to_iterable_dataset(min(num_shards, len(lines)))
+    return dataset.map(read_rows, batched=True, batch_size=16, remove_columns=["clip"], features=FEATURES)
+
+
+def read_rows(batch: dict[str, list]) -> dict[str, list]:
+    """Columns of FEATURES of a batch {"clip": lines of JSON}; clips that cannot be read are left out with a warning."""
+    columns: dict[str, list] = {name: [] for name in FEATURES}
+    groups = group_by_file(map(Clip.from_json, batch["clip"]))
+    for row in itertools.chain.from_iterable(read_clips(group, read_row) for group in groups):
+        if isinstance(row, Problem):
+            logger.warning("%s left out: %s", row.id, row.reason)
+            continue
+        for name, column in columns.items():
+            column.append(row[name])
+    return columns
+
+
+def read_row(file: BinaryIO, clip: Clip) -> dict:
+    """One row of FEATURES. Whole files stay as they are, parts of files become FLAC of 16 bits."""
+    file.seek(0)
+    with soundfile.SoundFile(file) as sound:
+        duration = sound.frames / sound.samplerate
+        whole = clip.start == 0 and (clip.duration is None or abs(duration - clip.duration) < 0.1)
+        if not whole:
+            samples, content = read_samples(sound, clip.start, clip.duration), io.BytesIO()
+            soundfile.write(content, samples, sound.samplerate, format="FLAC", subtype="PCM_16")
+            duration = len(samples) / sound.samplerate
+    if not whole:
+        audio = {"bytes": content.getvalue(), "path": None}
+    elif clip.row is None and clip.member is None:
+        audio = {"bytes": None, "path": clip.path}
+    else:
+        file.seek(0)
+        audio = {"bytes": file.read(), "path": None}
+    return {
+        "id": clip.id,
+        "audio": audio,
+        "text": clip.text,
+        "speaker": clip.speaker,
+        "duration": duration,
+        "words": [list(word) for word in clip.words],
+    }
+
+
+def metadata_rows(folder: str | os.PathLike) -> list[dict]:
+    """Rows of metadata.jsonl or metadata.csv, else of text files beside recordings of the same name; maybe none."""
+    folder = pathlib.Path(folder)
+    if (folder / "metadata.jsonl").is_file():
+        with open(folder / "metadata.jsonl", encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines if line.strip()]
+    if (folder / "metadata.csv").is_file():
+        with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    return [
+        {"file_name": path.name, "text": path.with_suffix(".txt").read_text(encoding="utf-8").strip()}
+        for path in sorted(folder.glob("*"))
+        if path.suffix in AUDIO_SUFFIXES and path.with_suffix(".txt").is_file()
+    ]
+
+
+def read_metadata(folder: str | os.PathLike) -> list[dict]:
+    """`metadata_rows` with path, speaker (else the folder's name) and duration (s, else the recording's) in each.
+
+    Raises ValueError for a folder without recordings.
+    """
+    folder = pathlib.Path(folder)
+    rows = [
+        {"speaker": folder.resolve().name, **row, "path": str(folder / row["file_name"])}
+        for row in metadata_rows(folder)
+    ]
+    if not rows:
+        raise ValueError(
+            f"{folder} holds no recordings: expected metadata.jsonl (file_name, text a row), or NAME.wav with NAME.txt."
+        )
+    return [row if "duration" in row else {**row, "duration": soundfile.info(row["path"]).duration} for row in rows]
+
+
+def first_of(row: dict, columns: Iterable[str]) -> str | None:
+    """The value of the first of the columns that a row fills."""
+    return next((row[name] for name in columns if row.get(name) not in (None, "")), None)
+
+
+def check(clip: Clip, untranscribed: bool) -> Clip | Problem:
+    """The clip; a Problem where it has no text and needs one."""
+    if clip.text or untranscribed:
+        return clip
+    return Problem(clip.id, "has no text: expected a transcript; a recognizer writes one in preparation (--asr)")
+
+
+def recording_clips(folder: str | os.PathLike, untranscribed: bool = False) -> Iterator[Clip | Problem]:
+    """Clips of a folder of recordings (`metadata_rows`)."""
     folder = pathlib.Path(folder).resolve()
     for row in metadata_rows(folder):
-        duration = row.get("duration")
-        yield check(
-            Clip(
-                f"{folder.name}/{row['file_name']}",
-                str(folder / row["file_name"]),
-                str(first_of(row, SPEAKER) or folder.name),
-                first_of(row, TEXT),
-                duration=float(duration) if duration else None,
-                words=row.get("words") or (),
-            ),
-            transcribe,
+        clip = Clip(
+            f"{folder.name}/{row['file_name']}",
+            str(folder / row["file_name"]),
+            str(first_of(row, SPEAKER_COLUMNS) or folder.name),
+            first_of(row, TEXT_COLUMNS),
+            duration=float(row["duration"]) if row.get("duration") else None,
+            words=row.get("words") or (),
         )
+        yield check(clip, untranscribed)
 
 
-def libritts_clips(folder, transcribe=False):
+def libritts_clips(folder: str | os.PathLike, untranscribed: bool = False) -> Iterator[Clip | Problem]:
     """Clips of LibriTTS's layout; the speaker is the folder two above the recording."""
     for path in sorted(pathlib.Path(folder).rglob("*.wav")):
-        text = path.with_suffix(".normalized.txt")
-        source = "/".join(path.with_suffix("").parts[-4:])
-        said = " ".join(text.read_text(encoding="utf-8").split()) if text.is_file() else None
-        yield check(Clip(source, str(path), path.parts[-3], said), transcribe)
+        transcript = path.with_suffix(".normalized.txt")
+        text = " ".join(transcript.read_text(encoding="utf-8").split()) if transcript.is_file() else None
+        yield check(Clip("/".join(path.with_suffix("").parts[-4:]), str(path), path.parts[-3], text), untranscribed)
 
 
-def parquet_clips(path, transcribe=False):
+def parquet_clips(path: str | os.PathLike, untranscribed: bool = False) -> Iterator[Clip | Problem]:
     """Clips of a parquet file, or of all in a folder."""
     path = pathlib.Path(path)
     for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
@@ -63,32 +222,30 @@ def parquet_clips(path, transcribe=False):
             known = set(table.schema_arrow.names)
             if "audio" not in known:
                 raise ValueError(f"{file} has the columns {sorted(known)}: expected audio, text and speaker")
-            columns = [name for name in (*TEXT, *SPEAKER) if name in known]
+            columns = [name for name in (*TEXT_COLUMNS, *SPEAKER_COLUMNS) if name in known]
             for group in range(table.num_row_groups):
                 rows = table.read_row_group(group, columns=columns).to_pylist() if columns else ()
                 for index in range(table.metadata.row_group(group).num_rows):
                     row = rows[index] if columns else {}
-                    source, speaker = f"{path.name}/{file.stem}/{group}/{index}", first_of(row, SPEAKER) or path.name
-                    clip = Clip(source, str(file), str(speaker), first_of(row, TEXT), row=(group, index))
-                    yield check(clip, transcribe)
+                    speaker = str(first_of(row, SPEAKER_COLUMNS) or path.name)
+                    name = f"{path.name}/{file.stem}/{group}/{index}"
+                    clip = Clip(name, str(file), speaker, first_of(row, TEXT_COLUMNS), row=(group, index))
+                    yield check(clip, untranscribed)
 
 
-def layout(path):
-    """Which layout a corpus has: "metadata", "parquet", "libri-light" or "libritts". ValueError for any other."""
+def layout(path: str | os.PathLike) -> str:
+    """The layout of a corpus: "recordings", "parquet", "librilight" or "libritts". ValueError for any other."""
     path = pathlib.Path(path)
     if path.is_file():
-        kind = {".tar": "libri-light", ".parquet": "parquet"}.get(path.suffix)
+        kind = {".tar": "librilight", ".parquet": "parquet"}.get(path.suffix)
         if kind:
             return kind
     elif path.is_dir() and metadata_rows(path):
-        return "metadata"
+        return "recordings"
     for folder, _, names in os.walk(path):
-        if any(name.endswith(".parquet") for name in names):
-            return "parquet"
-        if any(name.endswith(".normalized.txt") for name in names):
-            return "libritts"
-        if any(name.endswith(".flac") for name in names):
-            return "libri-light"
+        for suffix, kind in ((".parquet", "parquet"), (".normalized.txt", "libritts"), (".flac", "librilight")):
+            if any(name.endswith(suffix) for name in names):
+                return kind
         if len(pathlib.Path(folder).relative_to(path).parts) > 4:
             break
     raise ValueError(
@@ -97,9 +254,17 @@ def layout(path):
     )
 
 
-def corpus_clips(path, cuts=(), transcribe=False, min_snr=None, max_seconds=25.0):
-    """Clips and Problems of a corpus of any layout; the options are those of `librilight_clips`."""
+def corpus_clips(
+    path: str | os.PathLike,
+    cuts: Iterable[str | os.PathLike] = (),
+    untranscribed: bool = False,
+    min_snr: float | None = None,
+    max_seconds: float = 25.0,
+) -> Iterator[Clip | Problem]:
+    """Clips of a corpus of any layout, and Problems of what cannot be used. The options are `librilight_clips`'; the
+    other layouts only know `untranscribed`: also list clips without a transcript."""
     kind = layout(path)
-    if kind == "libri-light":
-        return librilight_clips(path, cuts, transcribe, min_snr, max_seconds)
-    return {"metadata": metadata_clips, "parquet": parquet_clips, "libritts": libritts_clips}[kind](path, transcribe)
+    if kind == "librilight":
+        return librilight_clips(path, cuts, untranscribed, min_snr, max_seconds)
+    clips = {"recordings": recording_clips, "parquet": parquet_clips, "libritts": libritts_clips}[kind]
+    return clips(path, untranscribed)

@@ -1,77 +1,67 @@
 """The plan of a preparation: which clips make which shard, written once and kept beside the shards.
 
-OUT/plan/plan.json holds what was asked for and the hours of each part; OUT/plan/train-00000.jsonl and so on hold the
-clips of each part, which become one shard of the same name; problems.jsonl what could not be used. It is there whole
-or not at all, and memory does not grow with the corpus. Whoever takes up the work later finds the same parts.
+OUT/plan/plan.json holds the request and the hours of each shard; OUT/plan/train-00000.jsonl and so on the clips of the
+shard of that name; problems.jsonl what cannot be used. The folder appears complete or not at all, memory does not grow
+with the corpus, and whoever resumes the work finds the same shards.
 """
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
 import random
-import shutil
 import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TextIO
 
-from .clips import Clip, Problem
+from smalle.hub_smalle import atomic_folder, write_json
+
+from .audio import Clip, Problem
 from .corpora import corpus_clips
 
 SPLITS = "train", "eval", "test"
 
 
-def choose(speakers, wanted, seed):
-    """The speakers that are wanted: names, or how many. Raises ValueError where they are not there."""
+def choose_speakers(speakers: Iterable[str], wanted: Sequence[str], seed: str) -> set[str]:
+    """The wanted speakers, given by name or as one number. Raises ValueError for unknown names or too many."""
+    speakers = sorted(speakers)
     if len(wanted) == 1 and wanted[0].isdigit() and wanted[0] not in speakers:
         count = int(wanted[0])
         if count >= len(speakers):
             raise ValueError(f"{count} of {len(speakers)} speakers asked for: none would be left to train on")
-        return set(random.Random(seed).sample(sorted(speakers), count))
+        return set(random.Random(seed).sample(speakers, count))
     unknown = sorted(set(wanted) - set(speakers))
     if unknown:
-        raise ValueError(f"no speakers named {unknown[:5]}: the corpus has {len(speakers)}, as {sorted(speakers)[:5]}")
+        raise ValueError(f"no speakers named {unknown[:5]}: the corpus has {len(speakers)}, as {speakers[:5]}")
     return set(wanted)
 
 
-def dealer(counts, eval_speakers, test_speakers, eval_count, seed):
+def split_function(
+    counts: dict[str, int],
+    eval_speakers: Sequence[str],
+    test_speakers: Sequence[str],
+    eval_count: int,
+    seed: int,
+) -> Callable[[int, str], str]:
     """(index of a clip, its speaker) -> its split; counts: clips of each speaker.
 
-    The speakers of eval and test are in no other split. Where no speakers are named, eval is `eval_count` clips of all.
+    The speakers of eval and test are in no other split. Without eval_speakers, eval is `eval_count` clips of the rest.
     """
-    test = choose(counts, test_speakers, f"test {seed}")
-    held_out = choose({name: counts[name] for name in counts if name not in test}, eval_speakers, f"eval {seed}")
-    if eval_speakers:
-        return lambda index, speaker: "test" if speaker in test else "eval" if speaker in held_out else "train"
+    test = choose_speakers(counts, test_speakers, f"test {seed}")
+    held_out = choose_speakers(counts.keys() - test, eval_speakers, f"eval {seed}")
     total = sum(counts.values())
-    some = set(random.Random(seed).sample(range(total), min(eval_count, total)))
-    return lambda index, speaker: "test" if speaker in test else "eval" if index in some else "train"
+    drawn = () if eval_speakers else set(random.Random(seed).sample(range(total), min(eval_count, total)))
+
+    def split_of(index, speaker):
+        return "test" if speaker in test else "eval" if speaker in held_out or index in drawn else "train"
+
+    return split_of
 
 
-class Parts:
-    """Writes clips into parts of about `hours` for each split."""
-
-    def __init__(self, folder, hours):
-        self.folder, self.hours, self.written, self.files, self.counts = folder, hours, {}, {}, collections.Counter()
-
-    def add(self, split, line, seconds):
-        name = f"{split}-{max(0, self.counts[split] - 1):05d}"
-        if split not in self.files or self.written[name] >= self.hours:
-            if split in self.files:
-                self.files[split].close()
-            name = f"{split}-{self.counts[split]:05d}"
-            self.counts[split] += 1
-            self.files[split], self.written[name] = open(self.folder / f"{name}.jsonl", "w", encoding="utf-8"), 0.0
-        self.files[split].write(line)
-        self.written[name] += seconds / 3600
-
-    def close(self):
-        for file in self.files.values():
-            file.close()
-        return self.written
-
-
-def collect(corpora, exclude, options, folder):
-    """Writes all clips to folder/all.jsonl, problems to folder/problems.jsonl: clips of each speaker."""
-    counts = collections.Counter()
+def list_clips(corpora: Iterable[str], exclude: set[str], options: dict, folder: pathlib.Path) -> dict[str, int]:
+    """Writes all clips to folder/all.jsonl, problems to folder/problems.jsonl; returns the clips of each speaker."""
+    counts: collections.Counter[str] = collections.Counter()
     with (
         open(folder / "all.jsonl", "w", encoding="utf-8") as clips,
         open(folder / "problems.jsonl", "w", encoding="utf-8") as problems,
@@ -86,67 +76,90 @@ def collect(corpora, exclude, options, folder):
     return counts
 
 
+def write_shards(folder: pathlib.Path, clips: Iterable[tuple[str, Clip]], shard_hours: float) -> dict[str, float]:
+    """Writes (split, clip) to folder/SPLIT-NUMBER.jsonl, each of about `shard_hours`; returns the hours of each."""
+    hours: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
+        files: dict[str, tuple[str, TextIO]] = {}
+        for split, clip in clips:
+            if split not in files or hours[files[split][0]] >= shard_hours:
+                if split in files:
+                    files[split][1].close()
+                name = f"{split}-{sum(other.startswith(f'{split}-') for other in hours):05d}"
+                file = stack.enter_context(open(folder / f"{name}.jsonl", "w", encoding="utf-8"))
+                files[split], hours[name] = (name, file), 0.0
+            name, file = files[split]
+            file.write(clip.to_json() + "\n")
+            hours[name] += clip.seconds / 3600
+    return hours
+
+
 def make_plan(
-    out,
-    corpora,
-    exclude=(),
-    eval_count=600,
-    eval_speakers=(),
-    test_speakers=(),
-    shard_hours=2.0,
-    seed=0,
-    speeds=(1.0,),
+    folder: pathlib.Path,
+    corpora: Sequence[str],
+    exclude: Iterable[str] = (),
+    eval_count: int = 600,
+    eval_speakers: Sequence[str] = (),
+    test_speakers: Sequence[str] = (),
+    shard_hours: float = 2.0,
+    seed: int = 0,
+    speeds: Sequence[float] = (1.0,),
     **options,
-):
-    """Writes OUT/plan; the options are those of `corpus_clips`. Raises ValueError where there is nothing to prepare."""
+) -> dict[str, float]:
+    """Writes the plan's lists to `folder`; returns the hours of each shard. options: as for `corpus_clips`.
+
+    Raises ValueError where there is nothing to prepare or nothing would be left to train on.
+    """
     if not all(0.5 <= speed <= 2 for speed in speeds):
-        raise ValueError(f"--speeds {speeds}: expected 0.5 to 2, as 0.9 1 1.1; beyond, it is nobody's voice")
-    folder = pathlib.Path(out) / "plan.partial"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    counts = collect(corpora, set(exclude), options, folder)
+        raise ValueError(f"--speeds {speeds}: expected 0.5 to 2, such as 0.9 1 1.1; beyond, no voice sounds human")
+    counts = list_clips(corpora, set(exclude), options, folder)
     if not counts:
-        raise ValueError(f"no clips in {list(map(str, corpora))}: {folder / 'problems.jsonl'} says what was found")
-    split_of = dealer(counts, eval_speakers, test_speakers, eval_count, seed)
-    parts = Parts(folder, shard_hours)
-    with open(folder / "all.jsonl", encoding="utf-8") as lines:
-        for index, line in enumerate(lines):
-            clip = Clip.from_json(line)
-            split = split_of(index, clip.speaker)
-            for played in map(clip.at_speed, speeds if split == "train" else [1.0]):
-                parts.add(split, played.to_json() + "\n", played.seconds)
+        problems = (folder / "problems.jsonl").read_text(encoding="utf-8").splitlines()
+        found = (
+            f"{len(problems)} cannot be used, first {problems[0]}" if problems else "there are none but excluded ones"
+        )
+        raise ValueError(f"no clips in {', '.join(map(str, corpora))}: {found}")
+    split_of = split_function(counts, eval_speakers, test_speakers, eval_count, seed)
+
+    def clips():
+        with open(folder / "all.jsonl", encoding="utf-8") as lines:
+            for index, clip in enumerate(map(Clip.from_json, lines)):
+                split = split_of(index, clip.speaker)
+                for speed in speeds if split == "train" else (1.0,):
+                    yield split, clip.at_speed(speed)
+
+    hours = write_shards(folder, clips(), shard_hours)
     (folder / "all.jsonl").unlink()
-    hours = parts.close()
     if not any(name.startswith("train") for name in hours):
         raise ValueError(
             f"--eval {eval_count}: the corpus has {sum(counts.values())} clips, and none would be left to "
             "train on; give fewer"
         )
-    return folder, hours
+    return hours
 
 
-def load_or_make_plan(out, request, make, first):
-    """Hours of each part. request: what was asked for, which has to be what an older plan was asked for.
+def load_or_make_plan(
+    out: str | os.PathLike, request: dict, make: Callable[[pathlib.Path], dict[str, float]], first: bool
+) -> dict[str, float]:
+    """Hours of each shard. The first process makes the plan, the others wait for it.
 
-    The first process makes the plan, the others wait for it.
+    Raises ValueError where the plan of that folder answers another request.
     """
-    path = pathlib.Path(out) / "plan" / "plan.json"
+    path, request = pathlib.Path(out) / "plan" / "plan.json", json.loads(json.dumps(request))
     if first and not path.is_file():
-        folder, parts = make()
-        (folder / "plan.json").write_text(json.dumps({"request": request, "parts": parts}, indent=1), encoding="utf-8")
-        os.replace(folder, path.parent)
+        with atomic_folder(path.parent) as folder:
+            write_json(folder / "plan.json", {"request": request, "parts": make(folder)})
     if not path.is_file():
         print("waiting for the plan of the first process (RANK=0)", flush=True)
     while not path.is_file():
         time.sleep(0.2)
     plan = json.loads(path.read_text(encoding="utf-8"))
-    if plan["request"] != json.loads(json.dumps(request)):
-        changed = [key for key in request if plan["request"].get(key) != json.loads(json.dumps(request[key]))]
+    if changed := [key for key in request if plan["request"].get(key) != request[key]]:
         raise ValueError(f"{out} was begun with another {', '.join(changed)}: finish that, or name another folder")
     return plan["parts"]
 
 
-def read_part_of_plan(out, name):
-    """The clips of one part."""
-    with open(pathlib.Path(out) / "plan" / f"{name}.jsonl", encoding="utf-8") as lines:
+def read_planned_clips(out: str | os.PathLike, shard: str) -> list[Clip]:
+    """The clips of one shard."""
+    with open(pathlib.Path(out) / "plan" / f"{shard}.jsonl", encoding="utf-8") as lines:
         return [Clip.from_json(line) for line in lines]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from smalle.train import assemble
-from smalle.train.data.audio import read_metadata
-from smalle.train.data.prepare import prepare
+from smalle.train.data.corpora import read_metadata
+from smalle.train.data.prepare import encode_corpora
 from smalle.train.model.trainer import read_recipe
 from transformers import pipeline
 
@@ -238,12 +238,12 @@ def test_one_speaker_of_a_corpus_is_learned_from(base, record, tmp_path):
         lines.append({"file_name": f"{index}.wav", "text": text, "speaker": "anna" if index else "ben"})
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     codec = SmallEProcessor.from_pretrained(base).codec
-    rows = list(prepare([tmp_path], codec, "anna"))
+    rows = list(encode_corpora([tmp_path], codec, "anna"))
     assert {row["text"] for row in rows} == set(TEXTS[1:])
-    some = [list(prepare([tmp_path], codec, "anna", 2)) for _ in range(2)]
+    some = [list(encode_corpora([tmp_path], codec, "anna", 2)) for _ in range(2)]
     assert len(some[0]) == 2 and [row["text"] for row in some[0]] == [row["text"] for row in some[1]]
     with pytest.raises(ValueError, match="speaker='carl'.*anna, ben"):
-        list(prepare([tmp_path], codec, "carl"))
+        list(encode_corpora([tmp_path], codec, "carl"))
 
 
 def test_whole_checkpoint_takes_a_codec_whose_decoder_was_tuned_and_no_other(base, tiny_codec, tmp_path):

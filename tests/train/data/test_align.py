@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from smalle.train.data.dataset import Collator
-from smalle.train.data.prepare import write
+from smalle.train.data.prepare import write_codes
 from smalle.train.model.losses import timed_maps
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
@@ -64,7 +64,7 @@ def test_known_times_stay_and_missing_ones_are_found(tiny_tokenizer, tmp_path, m
     ]
     before, after = tmp_path / "codes.parquet", tmp_path / "timed.parquet"
     for n, row in enumerate(rows):
-        write([row], tmp_path / f"codes-{n:05d}.parquet")  # as smalle.train.data.prepare leaves them
+        write_codes([row], tmp_path / f"codes-{n:05d}.parquet")  # as smalle.train.data.prepare leaves them
     monkeypatch.setattr("sys.argv", ["align", str(tmp_path / "model"), str(before), str(after)])
     align.main()
     found, known = pyarrow.parquet.read_table(after)["words"].to_pylist()

@@ -1,19 +1,31 @@
-"""Layouts of corpora: what is listed, what is read, and what is said of files that cannot be used."""
+"""Corpora of every layout: clips, waveforms, datasets, and errors of files that cannot be used."""
 
 import csv
+import io
+import itertools
 import json
 import math
 
+import datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
+from datasets.distributed import split_dataset_by_node
 from hypothesis import given
 from hypothesis import strategies as st
-from smalle.train.data.clips import Clip, Problem, read_clips, recordings
-from smalle.train.data.corpora import corpus_clips, layout
-from smalle.train.data.librilight import segments
+from smalle.train.data.audio import Clip, Problem, group_by_file, read_waveforms
+from smalle.train.data.corpora import (
+    corpus_clips,
+    layout,
+    load_corpus,
+    load_librilight,
+    load_libritts,
+    load_parquet,
+    load_recordings,
+)
+from smalle.train.data.librilight import join_segments
 
 from tests.librilight import make_cuts, make_librilight, make_tar
 
@@ -31,19 +43,19 @@ def librilight(tmp_path_factory):
 
 def read(clips, rate=16000):
     """(clip, waveform or Problem) of all."""
-    return [pair for group in recordings(clips) for pair in zip(group, read_clips(group, rate))]
+    return [pair for group in group_by_file(clips) for pair in zip(group, read_waveforms(group, rate))]
 
 
 stretches = st.lists(st.tuples(st.floats(0, 30), st.floats(0.01, 60)), min_size=1, max_size=20)
 
 
 @given(stretches)
-def test_segments_hold_all_voice_and_none_is_too_long(gaps):
+def test_joined_segments_hold_all_voice_and_none_is_too_long(gaps):
     voiced, now = [], 0.0
     for gap, length in gaps:
         voiced.append((now + gap, now + gap + length))
         now = voiced[-1][1]
-    found = segments(voiced, 25.0, 1.0, min_seconds=0.0)
+    found = join_segments(voiced, 25.0, 1.0, min_seconds=0.0)
     assert all(0 < end - start <= 25 + 1e-6 for start, end in found)
     assert all(first[1] <= second[0] + 1e-6 for first, second in zip(found, found[1:]))
     outside = sum(end - start for start, end in found) - sum(end - start for start, end in voiced)
@@ -53,7 +65,7 @@ def test_segments_hold_all_voice_and_none_is_too_long(gaps):
 
 
 def test_neighbours_are_joined_and_long_pauses_part():
-    assert segments([[0.4, 12.0], [12.5, 20.0], [20.3, 27.0], [40.0, 41.0], [43.0, 43.2]]) == [
+    assert join_segments([[0.4, 12.0], [12.5, 20.0], [20.3, 27.0], [40.0, 41.0], [43.0, 43.2]]) == [
         (0.4, 20.0),
         (20.3, 27.0),
         (40.0, 41.0),
@@ -63,29 +75,29 @@ def test_neighbours_are_joined_and_long_pauses_part():
 def test_libriheavy_gives_the_texts_and_the_rest_is_left_to_an_asr(librilight):
     folder, _, manifest, voiced, texts = librilight
     clips = list(corpus_clips(folder, cuts=[manifest]))
-    assert {clip.source: clip.text for clip in clips} == texts
+    assert {clip.id: clip.text for clip in clips} == texts
     assert {clip.speaker for clip in clips} == {"100", "1006", "960"}
-    more = list(corpus_clips(folder, cuts=[manifest], transcribe=True))
+    more = list(corpus_clips(folder, cuts=[manifest], untranscribed=True))
     assert more[: len(clips)] == clips
     (uncovered,) = more[len(clips) :]
-    assert uncovered.text is None and uncovered.source.startswith(list(voiced)[-1])
+    assert uncovered.text is None and uncovered.id.startswith(list(voiced)[-1])
     activity = list(voiced.values())[-1]
     assert (uncovered.start, uncovered.duration) == pytest.approx((activity[0][0], activity[-1][1] - activity[0][0]))
 
 
 def test_the_tar_gives_what_its_folders_give(librilight):
     folder, tar, manifest, _, _ = librilight
-    unpacked, packed = (read(corpus_clips(path, cuts=[manifest], transcribe=True)) for path in (folder, tar))
+    unpacked, packed = (read(corpus_clips(path, cuts=[manifest], untranscribed=True)) for path in (folder, tar))
     assert len(packed) == len(unpacked) > 20
     for (clip, wave), (other, same) in zip(unpacked, packed):
-        assert (clip.source, clip.text, clip.speaker) == (other.source, other.text, other.speaker)
+        assert (clip.id, clip.text, clip.speaker) == (other.id, other.text, other.speaker)
         assert len(wave) == round(clip.duration * 16000) and np.array_equal(wave, same)
         assert 0.05 < np.std(wave[500:-500]) < 0.3  # voice, not the pause beside it
 
 
 def test_recordings_with_much_noise_are_left_out_and_unknown_ones_kept(librilight):
     folder, _, manifest, _, _ = librilight
-    kept = {clip.source.rsplit("_", 1)[0] for clip in corpus_clips(folder, [manifest], transcribe=True, min_snr=6.0)}
+    kept = {clip.id.rsplit("_", 1)[0] for clip in corpus_clips(folder, [manifest], untranscribed=True, min_snr=6.0)}
     assert sum(name.split("/")[-1].startswith("01") for name in kept) == 3  # NaN
     assert sorted(name.split("/")[1] for name in kept if name.split("/")[-1].startswith("02")) == ["1006", "960"]
 
@@ -96,8 +108,8 @@ def test_broken_files_are_told_with_their_reason(tmp_path):
     flacs[0].write_bytes(flacs[0].read_bytes()[:3000])
     jsons[1].unlink()
     jsons[2].write_text('{"speaker": "9"')
-    found = list(corpus_clips(tmp_path / "unlab", transcribe=True))
-    problems = {problem.source: problem.reason for problem in found if isinstance(problem, Problem)}
+    found = list(corpus_clips(tmp_path / "unlab", untranscribed=True))
+    problems = {problem.id: problem.reason for problem in found if isinstance(problem, Problem)}
     names = list(voiced)
     assert sorted(problems) == names[1:]
     assert "no .json" in problems[names[1]] and "Expecting" in problems[names[2]]
@@ -108,7 +120,7 @@ def test_broken_files_are_told_with_their_reason(tmp_path):
 def test_a_download_that_stopped_gives_what_is_whole(librilight, tmp_path):
     _, tar, _, _, _ = librilight
     (tmp_path / "part.tar").write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
-    found = list(corpus_clips(tmp_path / "part.tar", transcribe=True))
+    found = list(corpus_clips(tmp_path / "part.tar", untranscribed=True))
     clips = [clip for clip in found if isinstance(clip, Clip)]
     assert clips and any("only the files before" in problem.reason for problem in found if problem not in clips)
     assert any(isinstance(wave, np.ndarray) for _, wave in read(clips))
@@ -133,7 +145,7 @@ def test_libritts_as_it_is_laid_out(tmp_path, record):
     (chapter / "103_1240.trans.tsv").write_text("")
     clip, problem = corpus_clips(tmp_path / "LibriTTS_R")
     assert (clip.text, clip.speaker) == ("Chapter one.", "103") and "no text" in problem.reason
-    assert clip.source == "train-clean-100/103/1240/103_1240_000000_000000"
+    assert clip.id == "train-clean-100/103/1240/103_1240_000000_000000"
     assert np.array_equal(read([clip], 24000)[0][1], waves[0])
 
 
@@ -157,7 +169,7 @@ def test_any_set_of_audio_text_and_speaker(waves, kind):
         pyarrow.parquet.write_table(table, folder / "data" / "train-00000-of-00001.parquet", row_group_size=2)
     clips = [Clip.from_json(clip.to_json()) for clip in corpus_clips(folder)]  # as through a plan
     assert [(clip.text, clip.speaker) for clip in clips] == [(f"Number {n}.", f"s{n % 2}") for n in range(3)]
-    assert len({clip.source for clip in clips}) == 3
+    assert len({clip.id for clip in clips}) == 3
     for (_, wave), same in zip(read(clips, 24000), recorded):
         assert np.array_equal(wave, same)
 
@@ -175,3 +187,79 @@ def test_what_is_no_corpus_is_refused(tmp_path):
         layout(tmp_path)
     with pytest.raises(ValueError, match="expected Libri-light"):
         layout(tmp_path / "nothing.tar")
+
+
+def decoded(dataset):
+    """Rows of a dataset, with their audio as samples."""
+    rows = []
+    for row in dataset:
+        audio = row.pop("audio")
+        samples, rate = soundfile.read(io.BytesIO(audio["bytes"]) if audio["bytes"] else audio["path"])
+        assert len(samples) == pytest.approx(row["duration"] * rate, abs=1)
+        rows.append({**row, "samples": samples.tolist()})
+    return rows
+
+
+def test_streaming_gives_what_a_dataset_on_disk_gives(librilight):
+    folder, tar, manifest, _, texts = librilight
+    whole = load_librilight(folder, [manifest], streaming=False)
+    stream = load_librilight(folder, [manifest])
+    assert isinstance(whole, datasets.Dataset) and isinstance(stream, datasets.IterableDataset)
+    assert whole.features == stream.features and whole.features["audio"] == datasets.Audio(decode=False)
+    rows = decoded(whole)
+    assert decoded(stream) == decoded(load_librilight(tar, [manifest])) == rows
+    assert {row["id"]: row["text"] for row in rows if row["text"]} == texts
+    assert [row["text"] for row in rows].count(None) == 1 and {row["speaker"] for row in rows} == {"100", "1006", "960"}
+    transcribed = load_librilight(folder, [manifest], untranscribed=False)
+    assert [row["id"] for row in transcribed] == list(texts)
+
+
+@pytest.mark.parametrize(("streaming", "nodes"), [(True, 2), (True, 3), (False, 2)])
+def test_shards_of_all_nodes_join_to_all_rows(librilight, streaming, nodes):
+    _, tar, manifest, _, _ = librilight
+    dataset = load_librilight(tar, [manifest], streaming=streaming, num_shards=4)
+    parts = [[row["id"] for row in split_dataset_by_node(dataset, rank, nodes)] for rank in range(nodes)]
+    joined = list(itertools.chain(*parts))
+    assert all(parts) and len(set(joined)) == len(joined) and set(joined) == {row["id"] for row in dataset}
+
+
+def test_rows_of_a_dataset_are_the_clips_of_preparation(librilight):
+    folder, _, manifest, _, _ = librilight
+    clips = read(corpus_clips(folder, [manifest], untranscribed=True))
+    rows = decoded(load_corpus(folder, cuts=[manifest]))
+    assert [(row["id"], row["text"], row["speaker"]) for row in rows] == [
+        (clip.id, clip.text, clip.speaker) for clip, _ in clips
+    ]
+    for row, (_, wave) in zip(rows, clips):
+        assert np.array_equal(np.float32(row["samples"]), wave)
+
+
+def test_other_layouts_are_datasets_too(waves, tmp_path, record):
+    folder, recorded = waves
+    rows = [
+        {"file_name": f"{n}.wav", "text": f"Number {n}.", "speaker": "s", "words": [[0, 0.1], [0.1, 0.2]]}
+        for n in (0, 1)
+    ]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = list(load_recordings(folder))
+    assert [row["words"] for row in found] == pytest.approx(np.float32([row["words"] for row in rows]))
+    assert [row["audio"] for row in found] == [{"bytes": None, "path": str(folder / f"{n}.wav")} for n in (0, 1)]
+    assert [row["duration"] for row in found] == pytest.approx([len(wave) / 24000 for wave in recorded[:2]], abs=1e-4)
+    chapter = tmp_path / "LibriTTS" / "dev-clean" / "84" / "121123"
+    chapter.mkdir(parents=True)
+    record(chapter / "84_121123_000000_000000.wav", 0.3, 100)
+    (chapter / "84_121123_000000_000000.normalized.txt").write_text("Go on!\n")
+    (row,) = load_libritts(tmp_path / "LibriTTS", streaming=True)
+    assert (row["text"], row["speaker"], row["words"]) == ("Go on!", "84", [])
+    content = {"bytes": (folder / "0.wav").read_bytes(), "path": None}
+    table = pyarrow.table({"audio": [content, {"bytes": b"", "path": None}], "text": ["Yes.", "No."]})
+    pyarrow.parquet.write_table(table, tmp_path / "some.parquet")
+    (row,) = load_parquet(tmp_path / "some.parquet")  # the other row has no audio
+    assert (row["text"], row["audio"]) == ("Yes.", content)
+
+
+def test_a_corpus_without_usable_clips_is_refused(tmp_path):
+    make_librilight(tmp_path / "unlab", speakers=("7",), chapters=1)
+    next((tmp_path / "unlab").rglob("*.json")).unlink()
+    with pytest.raises(ValueError, match="unlab has no usable clips .1 unusable"):
+        load_librilight(tmp_path / "unlab")

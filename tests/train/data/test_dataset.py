@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from smalle.train.data.dataset import CodesDataset, Collator, SpeakerBatchSampler, heard_frames
-from smalle.train.data.prepare import write
+from smalle.train.data.prepare import write_codes
 from smalle.train.model.ema import EMACallback
 from smalle.train.model.losses import forward_sum_loss, timed_maps, token_windows, window_loss
 
@@ -99,7 +99,7 @@ def test_joined_utterances_are_read_one_after_the_other(tmp_path, codes):
         }
         for text, length, utterance, words in zip(TEXTS, LENGTHS, codes, WORDS)
     ]
-    dataset = CodesDataset(write(rows, tmp_path / "codes.parquet"), 3, 50.0)
+    dataset = CodesDataset(write_codes(rows, tmp_path / "codes.parquet"), 3, 50.0)
     assert len(dataset) == 3 and dataset.lengths.tolist() == LENGTHS and dataset.speakers == ["a"] * 3
     text, joined, words = dataset[(2, 0)]
     assert text == f"{TEXTS[2]} {TEXTS[0]}" and torch.equal(joined, torch.cat((codes[2], codes[0])))
@@ -119,7 +119,7 @@ def speakers(tmp_path, codes):
         }
         for n in range(13)
     ]
-    return CodesDataset(write(rows, tmp_path / "codes.parquet"), 3, 50.0, heard=4)
+    return CodesDataset(write_codes(rows, tmp_path / "codes.parquet"), 3, 50.0, heard=4)
 
 
 def test_who_speaks_is_heard_in_other_utterances_where_there_are_some(speakers):
@@ -150,7 +150,7 @@ def test_the_past_is_said_by_another_voice_in_the_same_words_and_times(tmp_path)
         }
         for n, (text, speaker, frames) in enumerate(said)
     ]
-    path = write(rows, tmp_path / "codes.parquet")
+    path = write_codes(rows, tmp_path / "codes.parquet")
     mine, others = (CodesDataset(path, 3, 50.0, heard=4, voice_swap_probability=share) for share in (0.0, 1.0))
     for item in ((0,), (1,), (2,), (3,), (4,), (0, 3)):
         assert torch.equal(mine[item][4], mine[item][1]) and torch.equal(others[item][1], mine[item][1])

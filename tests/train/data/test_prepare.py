@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import time
 
 import datasets
@@ -15,10 +14,9 @@ import pytest
 import torch
 import transformers
 from pyarrow.parquet import read_table
-from smalle.train.data.audio import read_audio
-from smalle.train.data.clips import Clip, read_clips
+from smalle.train.data.audio import Clip, read_audio, read_waveforms
 from smalle.train.data.dataset import CodesDataset, shards
-from smalle.train.data.prepare import batches, encode
+from smalle.train.data.prepare import encode, make_batches
 
 from smalle.audio_smalle import write_wav
 from smalle.codec_smalle import load_codec
@@ -32,10 +30,9 @@ def call(*arguments, **environment):
     """smalle.train.data.prepare in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
         for name, value in environment.items():
             patch.setenv(name, str(value))
-        prepare.main()
+        prepare.main(list(map(str, arguments)))
 
 
 def start(*arguments, **environment):
@@ -98,10 +95,10 @@ def prepared(arguments, tmp_path_factory):
 def test_every_clip_is_prepared_once_with_its_codes(work, prepared):
     work, texts = work
     found = [row for split in rows(prepared).values() for row in split]
-    assert {row["source"]: row["text"] for row in found} == texts and len(found) == len(texts)
+    assert {row["id"]: row["text"] for row in found} == texts and len(found) == len(texts)
     assert len(list(prepared.glob("*.parquet"))) > 5
     codec, row = load_codec(str(work / "codec")), found[0]
-    name, number = row["source"].rsplit("_", 1)
+    name, number = row["id"].rsplit("_", 1)
     wave = read_audio(work / "unlab" / f"{name}.flac", 24000)
     activity = json.loads((work / "unlab" / f"{name}.json").read_text())["voice_activity"][int(number)]
     frames = len(row["codes"]) // 3
@@ -200,9 +197,9 @@ def test_unreadable_files_are_listed_with_their_reason_and_skipped(work, tmp_pat
         1,
     )
     found = rows(tmp_path / "codes")
-    good = {row["source"] for part in found.values() for row in part}
+    good = {row["id"] for part in found.values() for row in part}
     problems = [json.loads(line) for line in (tmp_path / "codes" / "problems.jsonl").read_text().splitlines()]
-    bad = {problem["source"] for problem in problems}
+    bad = {problem["id"] for problem in problems}
     assert good | bad == set(texts) and not good & bad and all(problem["reason"] for problem in problems)
     names = list(voiced)
     assert {source for source in texts if source.startswith(names[0])} <= bad
@@ -274,7 +271,7 @@ def test_a_recognizer_writes_down_what_has_no_text(work, tmp_path):
     found = rows(tmp_path / "codes")
     assert [row["speaker"] for row in found["eval"]] == ["7"] and [row["speaker"] for row in found["train"]] == ["8"]
     (row,), wave = found["train"], read_audio(next((tmp_path / "unlab" / "small" / "8").rglob("*.flac")), 16000)
-    start, seconds = int(row["source"].rsplit("_", 1)[1]) / 1000, row["duration"]
+    start, seconds = int(row["id"].rsplit("_", 1)[1]) / 1000, row["duration"]
     wave = wave[round(start * 16000) : round((start + seconds) * 16000)]
     inputs = processor(wave, sampling_rate=16000, return_tensors="pt")
     with torch.no_grad():
@@ -312,9 +309,9 @@ def test_another_speed_is_another_speaker(work, tmp_path):
     assert (slow["duration"], fast["duration"]) == (1.0, pytest.approx(0.8))
     assert np.allclose(fast["words"], np.array(slow["words"]) / 1.25)
     clip = Clip("anna", str(folder / "anna.wav"), "anna").at_speed(1.25)
-    (wave,) = read_clips([clip], 24000)
+    (wave,) = read_waveforms([clip], 24000)
     assert np.abs(np.fft.rfft(wave)).argmax() / (len(wave) / 24000) == pytest.approx(375, abs=2)
-    with pytest.raises(ValueError, match="nobody's voice"):
+    with pytest.raises(ValueError, match="no voice sounds human"):
         call(folder, "--codec", work[0] / "codec", "--out", tmp_path / "other", "--speeds", 3)
 
 
@@ -330,7 +327,7 @@ def test_batches_stay_within_their_budget_and_hold_little_back():
             yield index, np.zeros(length)
 
     given, out = [], 0
-    for batch in batches(pairs(), 200):
+    for batch in make_batches(pairs(), 200):
         assert len(batch) == 1 or len(batch) * max(len(wave) for _, wave in batch) <= 200
         most = max(most, seen - out)
         out += sum(len(wave) for _, wave in batch)

@@ -18,7 +18,7 @@ import yaml
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 from safetensors.torch import load_file
 from smalle.train.data.dataset import SpeakerBatchSampler
-from smalle.train.data.prepare import write
+from smalle.train.data.prepare import write_codes
 
 from train.model import trainer as train
 
@@ -80,7 +80,7 @@ def recipe(tmp_path_factory, tiny_tokenizer):
                     "codes": codes,
                 }
             )
-        write(rows, work / f"{split}-00000.parquet")
+        write_codes(rows, work / f"{split}-00000.parquet")
     data = {"tokenizer": f"{work}/tokenizer", **{split: f"{work}/{split}.parquet" for split in ("train", "eval")}}
     (work / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "data": {**RECIPE["data"], **data}}))
     return work / "recipe.yaml"

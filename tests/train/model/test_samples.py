@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from smalle.train.data.dataset import CodesDataset
-from smalle.train.data.prepare import write
+from smalle.train.data.prepare import write_codes
 from smalle.train.evaluation.pictures import alignment_picture, png
 from smalle.train.model.samples import Samples
 
@@ -51,7 +51,7 @@ def data(request, tmp_path):
         }
         for text, speaker in (("Fox.", "a"), ("Box.", "b"), ("The fox.", "a"), ("A box!", "b"), ("Dog.", "c"))
     ]
-    return CodesDataset(write(rows, tmp_path / "eval.parquet"), 3, 50.0, heard=request.param)
+    return CodesDataset(write_codes(rows, tmp_path / "eval.parquet"), 3, 50.0, heard=request.param)
 
 
 @pytest.mark.parametrize("architecture", ["small-e", "decoder-only"])

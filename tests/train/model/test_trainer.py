@@ -10,7 +10,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from smalle.train import assemble
-from smalle.train.data.audio import read_audio, read_metadata
+from smalle.train.data.audio import read_audio
+from smalle.train.data.corpora import read_metadata
 from smalle.train.data.dataset import shards
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
