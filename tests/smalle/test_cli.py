@@ -1,4 +1,4 @@
-"""smalle say: a good use writes a wav or streams it; a wrong one gives one line, exit code 2 and no file."""
+"""smalle say writes a wav or streams it; wrong input gives one line, exit code 2 and no file."""
 
 import contextlib
 import io
@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import wave
 
 import pytest
@@ -14,6 +15,7 @@ import soundfile
 import torch
 
 from smalle.cli import main as cli
+from smalle.cli import say as say_command
 
 REPORT = r"{}: [0-9.]+ s of speech in [0-9.]+ s \([0-9.]+ s with loading\)\n"
 
@@ -38,7 +40,7 @@ def read(path):
         return file.getframerate(), file.getsampwidth(), file.getnchannels(), file.readframes(file.getnframes())
 
 
-def test_good_use_writes_a_wav_and_reports_times(say, tmp_path):
+def test_writes_a_wav_and_reports_times(say, tmp_path):
     code, out, err = say("Hello you.", "-o", "hello.wav")
     assert code == 0 and re.fullmatch(REPORT.format(r"hello\.wav"), out)
     rate, width, channels, samples = read(tmp_path / "hello.wav")
@@ -78,13 +80,13 @@ def test_voices_and_clones(say, tmp_path, record):
     assert say("Hello.", "-o", "anna.wav", "--voice", "anna")[0] == 0
     assert say("Hello.", "-o", "ben.wav", "--voice", "ben")[0] == 0
     assert say("Hello.", "-o", "clone.wav", "--clone", "me.wav", "--clone-text", "I said so.")[0] == 0
-    code, out, err = say("Hello.", "-o", "nobody.wav", "--clone", "me.wav")  # this model has no speaker encoder
-    assert code == 2 and "--clone-text" in err and not (tmp_path / "nobody.wav").exists()
+    code, out, err = say("Hello.", "-o", "refused.wav", "--clone", "me.wav")  # this model has no speaker encoder
+    assert code == 2 and "--clone-text" in err and not (tmp_path / "refused.wav").exists()
     default, anna, ben, clone = (read(tmp_path / f"{name}.wav") for name in ("default", "anna", "ben", "clone"))
     assert default == anna and len({anna, ben, clone}) == 3
 
 
-def test_a_stream_is_the_file_and_ends_where_the_pipe_ends(tiny_checkpoint, tmp_path, capsysbinary):
+def test_a_stream_has_the_samples_of_the_file(tiny_checkpoint, tmp_path, capsysbinary):
     text = ["say", "Nobody asked! It is a door.", "--model", str(tiny_checkpoint)]
     assert cli.main([*text, "-o", str(tmp_path / "a.wav")]) == 0
     assert re.fullmatch(REPORT.format(".*a.wav"), capsysbinary.readouterr().out.decode())
@@ -94,15 +96,15 @@ def test_a_stream_is_the_file_and_ends_where_the_pipe_ends(tiny_checkpoint, tmp_
     assert soundfile.info(io.BytesIO(out)).samplerate == 24000
 
 
-def test_a_listener_who_leaves_stops_the_work(say, monkeypatch):
-    class Left(io.BytesIO):
+def test_a_closed_pipe_ends_the_synthesis(say, monkeypatch):
+    class Closed(io.BytesIO):
         def write(self, data):
             raise BrokenPipeError
 
     steps = []
     chunks = (steps.append(1) or torch.zeros(480) for _ in range(100))
-    monkeypatch.setattr(cli, "listener", lambda: contextlib.nullcontext(Left()))
-    assert cli.stream(chunks, 24000) == 0 and len(steps) <= 1
+    monkeypatch.setattr(say_command, "stream_target", lambda: contextlib.nullcontext(Closed()))
+    assert say_command.write_stream(chunks, 24000) == 0 and len(steps) <= 1
     assert list(chunks) == []
 
 
@@ -112,7 +114,7 @@ WRONG = {
     "blank text": ([" \n"], "text is empty"),
     "no letters": (["!!!"], "'!!!'"),
     "unknown voice": (["Hi.", "--voice", "carl"], "'carl'"),
-    "voice is no voice file": (["Hi.", "--voice", "notes.txt"], "notes.txt"),
+    "not a voice file": (["Hi.", "--voice", "notes.txt"], "notes.txt"),
     "output's folder missing": (["Hi.", "-o", "nowhere/a.wav"], "nowhere/a.wav"),
     "output's folder is a file": (["Hi.", "-o", "notes.txt/a.wav"], "notes.txt/a.wav"),
     "output is a folder": (["Hi.", "-o", "folder"], "folder"),
@@ -121,8 +123,8 @@ WRONG = {
     "text without clone": (["Hi.", "--clone-text", "Hi."], "--clone"),
     "clone and voice": (["Hi.", "--clone", "notes.txt", "--clone-text", "Hi.", "--voice", "ben"], "--voice"),
     "clone missing": (["Hi.", "--clone", "nowhere.wav", "--clone-text", "Hi."], "nowhere.wav"),
-    "clone is no recording": (["Hi.", "--clone", "notes.txt", "--clone-text", "Hi."], "notes.txt"),
-    "clone says nothing": (["Hi.", "--clone", "notes.txt", "--clone-text", ""], "audio_text"),
+    "clone is not a sound file": (["Hi.", "--clone", "notes.txt", "--clone-text", "Hi."], "notes.txt"),
+    "transcript is empty": (["Hi.", "--clone", "notes.txt", "--clone-text", ""], "audio_text"),
 }
 
 
@@ -135,7 +137,7 @@ def assert_refused(result, folder, message):
 
 
 @pytest.mark.parametrize("arguments, message", WRONG.values(), ids=WRONG)
-def test_wrong_use_gives_one_line_and_no_file(say, tmp_path, arguments, message):
+def test_wrong_input_gives_one_line_and_no_file(say, tmp_path, arguments, message):
     (tmp_path / "notes.txt").write_text("These are notes, and no recording.")
     (tmp_path / "folder").mkdir()
     assert_refused(say(*arguments), tmp_path, message)
@@ -184,9 +186,37 @@ def test_failing_while_writing_leaves_what_was_there(say, tmp_path, monkeypatch,
 
 def test_as_a_program(tiny_checkpoint, tmp_path):
     output = tmp_path / "hello.wav"
-    command = [sys.executable, "-m", "smalle.cli.main", "say", "-", "--model", str(tiny_checkpoint), "-o", str(output)]
+    command = [sys.executable, "-m", "smalle", "say", "-", "--model", str(tiny_checkpoint), "-o", str(output)]
     done = subprocess.run(command, input="Hello you.\n", capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and re.fullmatch(REPORT.format(re.escape(str(output))), done.stdout), done.stderr
     assert all(line.startswith("speaking: ") for line in done.stderr.split("\n")[1:-1])
     assert read(output)[:3] == (24000, 2, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["hello.wav"]
+
+
+def test_terminating_leaves_no_file(tiny_checkpoint, tmp_path):
+    command = [sys.executable, "-m", "smalle", "say", "-", "--model", str(tiny_checkpoint), "-o", "long.wav"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdin.write("Nobody asked! " * 500)
+    process.stdin.close()
+    while not list(tmp_path.iterdir()):  # until it writes
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(60) == 130 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_describes_itself(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([name, "--help"])
+    assert "usage: " in capsys.readouterr().out
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'datasets'", name="datasets")
+
+    monkeypatch.setattr(cli.importlib, "import_module", missing)
+    assert cli.main(["train", "recipe.yaml"]) == 2
+    assert "smalle[train]" in capsys.readouterr().err

@@ -1,0 +1,42 @@
+"""Finding and loading the checkpoint that a command speaks with."""
+
+import os
+import pathlib
+
+
+def default_checkpoint() -> str:
+    """Path or name of the default checkpoint: the environment variable SMALLE_MODEL, else the embedded one."""
+    named = os.environ.get("SMALLE_MODEL")
+    if named:
+        return named
+    try:
+        import smalle.checkpoints  # a folder without code; beside the package in a source tree, inside it in a wheel
+
+        folders = list(smalle.checkpoints.__path__)
+    except ModuleNotFoundError:
+        folders = [pathlib.Path(__file__).parents[2] / "checkpoints"]
+    return str(pathlib.Path(folders[0], "smalle-mini"))
+
+
+def check_checkpoint(name: str) -> None:
+    """Raises ValueError for a folder without a checkpoint. A name that may be on the Hub passes."""
+    path = pathlib.Path(name)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or path.parent.is_dir()
+    if looks_local and not (path / "config.json").is_file():
+        raise ValueError(f"There is no checkpoint at {name}: expected a folder with config.json, or a Hub name.")
+
+
+def load_checkpoint(name: str):
+    """(processor, model) of a checkpoint, by folder or Hub name. Raises ValueError where it cannot be loaded."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    import smalle
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        processor = smalle.SmallEProcessor.from_pretrained(name)
+        return processor, smalle.SmallEForTextToSpeech.from_pretrained(name).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"The checkpoint {name} cannot be loaded: {str(error).splitlines()[0]}") from error
