@@ -11,7 +11,7 @@ from transformers.processing_utils import ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
 from .alignment_smalle import monotonic_path, word_times
-from .audio_smalle import write_wav
+from .audio_smalle import is_one_recording, load_waveform, write_wav
 from .cache_smalle import join_state
 from .codec_smalle import load_codec
 from .hub_smalle import HubMixin
@@ -19,7 +19,7 @@ from .streaming_smalle import LONGEST, in_threads, sentences, stream_audio, stre
 from .text_normalization_smalle import normalize
 from .validation_smalle import INTEGERS, as_tensor
 from .vocos_smalle import block_sizes
-from .voices_smalle import Voice, is_one_recording, load_voice, save_voice, to_waveform
+from .voices_smalle import Voice, load_voice, save_voice
 
 WORD = re.compile(r"\w+(?:['-]\w+)*")
 
@@ -117,7 +117,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     def model_input_names(self):
         return ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
 
-    def __call__(self, text=None, voice=None, audio=None, audio_text=None, unprompted=None, **kwargs):
+    def __call__(self, text=None, voice=None, audio=None, audio_text=None, **kwargs):
         """Inputs of `generate()` for a text or a list of texts.
 
         Args:
@@ -127,8 +127,6 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 recording, or a row of a data set (`voices_smalle.open_recording`); what it says, so that the model goes
                 on from it, or None, so that it hears who speaks and no more (models with a speaker encoder); samples a
                 second of a waveform. Audio and text may be lists with one for each text.
-            unprompted: also return unprompted_input_ids, unprompted_attention_mask (B, M), the texts alone, which
-                `generate(voice_guidance_scale=...)` needs.
             normalize_text: False leaves text and audio_text as they are, for texts that are spelled out already or in
                 another language; by default they are read as English (`text_normalization_smalle`).
             **kwargs: also settings of the tokenizer's call; all of them flat, or in text_kwargs and audio_kwargs.
@@ -142,7 +140,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         normalize_text = settings["text_kwargs"].pop("normalize_text")
         texts = [self.read(t, normalize_text) for t in self._texts(text)]
         prompts = self._prompts(len(texts), voice, audio, audio_text, settings, normalize_text)
-        return self._inputs(texts, prompts, unprompted, settings)
+        return self._inputs(texts, prompts, settings)
 
     def _prompts(self, count, voice, audio, audio_text, settings, normalize_text):
         """The `Voice` of each of `count` texts."""
@@ -157,7 +155,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """What the model reads: what a prompt says, then the text."""
         return " ".join(filter(None, (prompt.text, text)))
 
-    def _inputs(self, texts, prompts, unprompted, settings):
+    def _inputs(self, texts, prompts, settings):
         """What `__call__` returns for texts as the tokenizer gets them and the `Voice` of each."""
         data = self._tokens([self._joined(*pair) for pair in zip(prompts, texts)], settings["text_kwargs"])
         for name, with_text in {"audio": True, "speaker": False}.items():
@@ -166,9 +164,6 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 data.update(self._pad_recordings(recordings, name))
         if any(prompt.state for prompt in prompts):
             data["initial_state"] = self._states([prompt.state for prompt in prompts])
-        if unprompted:
-            alone = self._tokens(texts, settings["text_kwargs"])
-            data.update({f"unprompted_{name}": tensor for name, tensor in alone.items()})
         return BatchFeature(data)
 
     def stream(
@@ -216,7 +211,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             return len(self.tokenizer(self._joined(prompt, piece))["input_ids"]) <= model.config.max_text_tokens
 
         def inputs_of(piece, prompt):
-            return self._inputs([piece], [prompt], True, call).to(model.device)
+            return self._inputs([piece], [prompt], call).to(model.device)
 
         left = threading.Event()
         chunk_frames = block_sizes() if chunk_frames is None else chunk_frames
@@ -315,7 +310,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 f"audio_text={audio_text!r}: expected what the recording says, or None, where it is heard for its "
                 "voice alone."
             )
-        waveform = to_waveform(audio, sampling_rate, self.sampling_rate)
+        waveform = load_waveform(audio, sampling_rate, self.sampling_rate)
         if not len(waveform):
             raise ValueError("audio has no sample at the model's rate: nothing to encode.")
         text = "" if audio_text is None else self.read(audio_text, normalize_text)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from ..audio_smalle import endless_header, pcm16, write_wav
+from ..audio_smalle import pcm16, streaming_wav_header, write_wav
 from .checkpoint import check_checkpoint, default_checkpoint, load_checkpoint
 
 PLAYERS = (  # commands that play a wav from standard input
@@ -89,7 +89,7 @@ def write_stream(waves, sampling_rate: int) -> int:
     size = 0
     try:
         with stream_target() as file:
-            file.write(endless_header(sampling_rate))
+            file.write(streaming_wav_header(sampling_rate))
             for wave in waves:
                 file.write(pcm16(wave))
                 file.flush()
