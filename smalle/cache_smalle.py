@@ -86,7 +86,7 @@ class PendingUpdates(NamedTuple):
         return cls(state, torch.ones_like(state[:, :, None, :, 0]), *zeros)
 
     def step(self, q, k, v, log_decay):
-        """As `linear_attention_smalle.step`, one decay for each channel: output (B, 1, H, V) and what stands here then.
+        """As `linear_attention_smalle.recurrent_step`, one decay for each channel: output (B, 1, H, V) and what stands here then.
 
         Nothing is lost while there is `room`.
         """

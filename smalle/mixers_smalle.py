@@ -16,13 +16,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
 from .linear_attention_smalle import (
-    STRONGEST,
+    MIN_LOG_DECAY,
     chunk_size,
     decay_sums,
     fla_kernel,
-    into_chunks,
+    split_chunks,
     recurrence,
-    wide,
+    upcast,
     zero_state,
 )
 
@@ -47,8 +47,8 @@ def newest(seen, mask, count):
     seen (B, count + T, D): `count` remembered steps, then the new ones, masked ones last.
     """
     if mask is None:
-        return wide(seen[:, seen.shape[1] - count :])
-    return wide(take(seen, mask.sum(1, keepdim=True) + torch.arange(count, device=seen.device)))
+        return upcast(seen[:, seen.shape[1] - count :])
+    return upcast(take(seen, mask.sum(1, keepdim=True) + torch.arange(count, device=seen.device)))
 
 
 class CausalMixer(nn.Module):
@@ -114,18 +114,18 @@ def delta_rule(q, k, v, a, b, log_decay, state=None, kernel="auto"):
     fla = fla_kernel("delta" if log_decay.shape[-1] > 1 else None, kernel, k)
     if fla is not None:
         return fla(q, k, v, a, b, log_decay, state=state)
-    state = zero_state(k, v) if state is None else wide(state)
+    state = zero_state(k, v) if state is None else upcast(state)
     with torch.autocast(q.device.type, enabled=False):
         if q.shape[1] == 1:
             return _delta_step(q, k, v, a, b, log_decay, state)
         size, length = chunk_size(q.shape[1]), q.shape[1]
-        output, state = _delta_chunks(*(wide(into_chunks(x, size)) for x in (q, k, v, a, b, log_decay)), state)
+        output, state = _delta_chunks(*(upcast(split_chunks(x, size)) for x in (q, k, v, a, b, log_decay)), state)
     return output.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :length].to(v.dtype), state
 
 
 def delta_naive(q, k, v, a, b, log_decay, state=None):
     """`delta_rule` step by step: its specification."""
-    state = zero_state(k, v) if state is None else wide(state)
+    state = zero_state(k, v) if state is None else upcast(state)
     outputs = []
     for t in range(q.shape[1]):
         output, state = _delta_step(*(x[:, t : t + 1] for x in (q, k, v, a, b, log_decay)), state)
@@ -134,7 +134,7 @@ def delta_naive(q, k, v, a, b, log_decay, state=None):
 
 
 def _delta_step(q, k, v, a, b, log_decay, state):
-    q, k, v, a, b, g = (wide(x[:, 0]) for x in (q, k, v, a, b, log_decay))
+    q, k, v, a, b, g = (upcast(x[:, 0]) for x in (q, k, v, a, b, log_decay))
     read = a[..., None, :] @ state
     state = state * g.exp()[..., None] + b[..., None] * read + k[..., None] * v[..., None, :]
     return (q[..., None, :] @ state).transpose(1, 2).to(v.dtype), state
@@ -239,13 +239,13 @@ class GatedDeltaNet(CausalMixer):
             part.unflatten(-1, (self.num_heads, -1))
             for part in qkv.split((self.key_size, self.key_size, self.value_size), -1)
         )
-        time_step = -F.logsigmoid(-(wide(self.decay_proj(x)) + self.dt_bias))  # softplus, but torch.compile knows it
-        decay = -wide(self.A_log).exp() * time_step
-        beta = wide(self.beta_proj(x)).sigmoid()
+        time_step = -F.logsigmoid(-(upcast(self.decay_proj(x)) + self.dt_bias))  # softplus, but torch.compile knows it
+        decay = -upcast(self.A_log).exp() * time_step
+        beta = upcast(self.beta_proj(x)).sigmoid()
         if mask is not None:
             decay, beta = decay * mask[..., None], beta * mask[..., None]
         decay, beta = decay[..., None], beta[..., None]
-        q, k = unit(wide(q)) * q.shape[-1] ** -0.5, unit(wide(k))
+        q, k = unit(upcast(q)) * q.shape[-1] ** -0.5, unit(upcast(k))
         out, state = gated_delta_rule(q, k, v, decay, beta, state, self.config.mixer_kernel)
         gate = self.g_proj(x).unflatten(-1, (self.num_heads, -1))
         out = self.norm(out.to(self.norm.weight.dtype)) * F.silu(gate)
@@ -332,7 +332,7 @@ class RWKV5(RWKV):
         previous, last = token_shift(x, mask, last)
         r, k, v, g, decay = self._inputs(x, previous - x)
         r, k, v = (self._heads(layer(part)) for layer, part in ((self.r_proj, r), (self.k_proj, k), (self.v_proj, v)))
-        decay = self._heads(-wide(decay).exp()).expand_as(k)
+        decay = self._heads(-upcast(decay).exp()).expand_as(k)
         k, decay = keep(mask, k, decay)
         bonus = self.bonus.unflatten(0, (self.num_heads, -1))
         out, state = recurrence(r, k, v, decay, state, self.config.mixer_kernel, bonus)
@@ -418,10 +418,10 @@ class RWKV7(RWKV):
         change = previous - x
         r, w, k, v, a, g = (x + change * share for share in self.shares)
         r, k, v = self.r_proj(r), self.k_proj(k), self._heads(self.v_proj(v))
-        w = wide(self.decay + torch.tanh(w @ self.decay_down) @ self.decay_up)
+        w = upcast(self.decay + torch.tanh(w @ self.decay_down) @ self.decay_up)
         decay = self._heads(-math.exp(-0.5) * w.sigmoid())  # between -0.607 and 0
         a = (self.rate + a @ self.rate_down @ self.rate_up).sigmoid()
-        removed = F.normalize(self._heads(wide(k * self.key_scale)), dim=-1)
+        removed = F.normalize(self._heads(upcast(k * self.key_scale)), dim=-1)
         k = self._heads(k * (1 + (a - 1) * self.key_rate))
         r, written = self._heads(r), removed * self._heads(a)
         k, decay, written = keep(mask, k, decay, written)
@@ -467,8 +467,8 @@ def selective_scan(x, dt, A, B, C, state=None):
     x, dt (B, T, D), A (D, N), B and C (B, T, N). Returns y (B, T, D) and the final state (B, D, N). Memory is that of
     256 steps: longer sequences compute theirs again in the backward pass.
     """
-    x, dt, A, B, C = (wide(part) for part in (x, dt, A, B, C))
-    state = x.new_zeros(x.shape[0], *A.shape) if state is None else wide(state)
+    x, dt, A, B, C = (upcast(part) for part in (x, dt, A, B, C))
+    state = x.new_zeros(x.shape[0], *A.shape) if state is None else upcast(state)
     save_memory = torch.is_grad_enabled() and x.shape[1] > SEGMENT
     outputs = []
     with torch.autocast(x.device.type, enabled=False):
@@ -538,10 +538,10 @@ class Mamba(CausalMixer):
         x, gate = self.in_proj(x).chunk(2, -1)
         x, remembered = self.conv(x, mask, remembered)
         dt, B, C = self.x_proj(x).split((self.rank, self.state_size, self.state_size), -1)
-        dt = F.softplus(wide(F.linear(dt, self.dt_proj.weight)) + self.dt_proj.bias)
+        dt = F.softplus(upcast(F.linear(dt, self.dt_proj.weight)) + self.dt_proj.bias)
         if mask is not None:
             dt = dt * mask[..., None]
-        y, state = selective_scan(x, dt, -wide(self.A_log).exp(), B, C, state)
+        y, state = selective_scan(x, dt, -upcast(self.A_log).exp(), B, C, state)
         y = (y + self.D * x) * F.silu(gate)
         return self.o_proj(y.to(x.dtype)), (state, remembered)
 
@@ -574,12 +574,12 @@ class Mamba2(CausalMixer):
         gate, x, dt = self.in_proj(x).split((self.size, self.size + 2 * self.state_size, self.num_heads), -1)
         x, remembered = self.conv(x, mask, remembered)
         x, B, C = x.split((self.size, self.state_size, self.state_size), -1)
-        x, dt = x.unflatten(-1, (self.num_heads, -1)), F.softplus(wide(dt) + self.dt_bias)
+        x, dt = x.unflatten(-1, (self.num_heads, -1)), F.softplus(upcast(dt) + self.dt_bias)
         if mask is not None:
             dt = dt * mask[..., None]
-        decay = (-wide(self.A_log).exp() * dt)[..., None]
+        decay = (-upcast(self.A_log).exp() * dt)[..., None]
         y, state = recurrence(C[:, :, None], B[:, :, None], x * dt[..., None], decay, state, self.config.mixer_kernel)
-        y = (y + self.D[:, None] * x).flatten(-2) * F.silu(wide(gate))
+        y = (y + self.D[:, None] * x).flatten(-2) * F.silu(upcast(gate))
         return self.o_proj(self.norm(y.to(self.norm.weight.dtype)).to(gate.dtype)), (state, remembered)
 
 
@@ -605,7 +605,7 @@ class GatedLinearAttention(nn.Module):
     def forward(self, x, mask=None, state=None):
         q, k, v, gate = self.q_proj(x) * self.scale, self.k_proj(x), self.v_proj(x), self.g_proj(x)
         decay = self.decay_up_proj(self.decay_down_proj(x))
-        decay = (F.logsigmoid(wide(decay)) / self.normalizer).clamp(min=STRONGEST)  # forgets all but 3e-4
+        decay = (F.logsigmoid(upcast(decay)) / self.normalizer).clamp(min=MIN_LOG_DECAY)  # forgets all but 3e-4
         if mask is not None:
             keep = mask[:, :, None]
             k, decay = k * keep, decay * keep
@@ -618,7 +618,7 @@ class GatedLinearAttention(nn.Module):
 def turn(x, angles, dim):
     """Rotates pairs of channels of x, which lie half of dimension `dim` apart, by angles of half its width there."""
     first, second = x.chunk(2, dim)
-    cos, sin = (part.to(wide(x).dtype) for part in (angles.cos(), angles.sin()))
+    cos, sin = (part.to(upcast(x).dtype) for part in (angles.cos(), angles.sin()))
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim)
 
 
@@ -655,8 +655,8 @@ class Retention(nn.Module):
         q, k = turn(q * q.shape[-1] ** -0.5, angles, -1), turn(k, angles, -1)
         keep = mask[..., None, None]
         decay = torch.log1p(-torch.exp2(-5.0 - torch.arange(self.num_heads, device=x.device)))
-        decay = (wide(decay)[:, None] * keep).expand(*x.shape[:2], -1, -1)
-        out, state = recurrence(q, k * keep, v, decay.to(wide(k).dtype), state, self.config.mixer_kernel)
+        decay = (upcast(decay)[:, None] * keep).expand(*x.shape[:2], -1, -1)
+        out, state = recurrence(q, k * keep, v, decay.to(upcast(k).dtype), state, self.config.mixer_kernel)
         state = turn(state, -mask.sum(1)[:, None, None, None] * frequencies[:, None], 2)
         out = self.norm(out.to(self.norm.weight.dtype)) * F.silu(gate)
         return self.o_proj(out.flatten(-2)), state

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from .cache_smalle import MAX_PENDING, PendingUpdates
 from .decoding_smalle import CHUNK, TorchSteps, begun, keeps_pending, moved, moving_tensors, room, text_tensors
 from .layers_smalle import rotary, sinusoids
-from .linear_attention_smalle import STRONGEST
+from .linear_attention_smalle import MIN_LOG_DECAY
 
 VERSION = "1"  # of the structures below and of what they mean: step.c has the same
 HUGE = 2**21  # bytes of a large page of memory, in which weights are read a third faster
@@ -270,7 +270,7 @@ class NativeSteps(TorchSteps):
             recent=self.recent,
             eps=config.norm_eps,
             normalizer=config.gate_logit_normalizer,
-            strongest=STRONGEST,
+            strongest=MIN_LOG_DECAY,
             gain=config.position_gain or 1.0,
             states=ctypes.addressof(self.places),
             **pointers(

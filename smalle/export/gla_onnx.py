@@ -1,6 +1,6 @@
 """GLA's recurrence as functions of ONNX: one step in as few operations as can be, or several at once.
 
-They run what `linear_attention_smalle.step`, `chunked` and `PendingUpdates.step` compute, of q, k, log decays (B, T, H K), v
+They run what `linear_attention_smalle.recurrent_step`, `chunk` and `PendingUpdates.step` compute, of q, k, log decays (B, T, H K), v
 (B, T, H V) and what these have of a state; `row`, `column` and `many` are shapes that part heads: of one step
 (B, H, 1, K) or (B, H, K, 1), of several (B, T, H, K). `single` says whether T is 1: an `If` keeps the operations of one
 way out of the other. Several steps, at most 16 (`CHUNK` of `decoding_smalle`), are read as the chunks of
@@ -11,7 +11,7 @@ what overflows lies above the diagonal, and is dropped.
 import torch
 
 from ..cache_smalle import MAX_PENDING, PendingUpdates
-from ..linear_attention_smalle import step
+from ..linear_attention_smalle import recurrent_step
 
 DOMAIN = "smalle"
 NAMES = dict(q="queries", k="keys", v="values", g="log_decays")
@@ -146,7 +146,7 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(context, single, q, k, v, log_decay, state, *beside):
         if not beside:
-            return step(q, k, v, log_decay, state)
+            return recurrent_step(q, k, v, log_decay, state)
         out, after = PendingUpdates(state, *beside).step(q, k, v, log_decay)
         return out, *after[1:]
 

@@ -13,7 +13,7 @@ from torch.onnx.symbolic_helper import parse_args
 
 from .. import mixers_smalle
 from ..decoding_smalle import keeps_pending, moved, moving_tensors, text_tensors, with_pending
-from ..linear_attention_smalle import step
+from ..linear_attention_smalle import recurrent_step
 from . import gla_onnx
 from .checkpoint import BLOCK, SMALL, in_blocks
 
@@ -54,7 +54,7 @@ class Step(nn.Module):
     def recurrence(self, codes):
         """What stands for that of `linear_attention_smalle` while this is traced."""
         if not reads_chunks(self.model.config):
-            return lambda q, k, v, log_decay, state, kernel: step(q, k, v, log_decay, state)
+            return lambda q, k, v, log_decay, state, kernel: recurrent_step(q, k, v, log_decay, state)
         return functools.partial(gla_onnx.recurrence, torch.onnx.operators.shape_as_tensor(codes)[1] == 1)
 
 

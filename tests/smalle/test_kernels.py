@@ -72,7 +72,7 @@ def test_who_insists_on_fla_hears_why_it_cannot_be(machine):
     machine()
     for kind, k, reason in (
         (None, keys(), "no kernel of this mixer"),
-        ("delta", keys(width=300), "300 channels a head are too wide"),
+        ("delta", keys(width=300), "300 channels, the kernel takes 256"),
         ("channel", keys(device="cpu"), "the input is on the CPU"),
     ):
         with pytest.raises(ValueError, match=reason):
@@ -88,7 +88,7 @@ def test_every_mixer_obeys_the_configuration_at_any_time(tiny_config, machine, n
     config = SmallEConfig(**{**tiny_config.to_dict(), "mixer": name, "state_size": 4})
     mixer, x = build_mixer(config, 16, 2), torch.randn(1, 5, 16)
     mixer.apply(lambda part: hasattr(part, "init_parameters") and part.init_parameters())
-    for kernel, reason in (("fla", "mixer_kernel='fla' cannot be"), ("cuda", "expected one of 'auto'")):
+    for kernel, reason in (("fla", "mixer_kernel='fla' cannot be used"), ("cuda", "expected one of 'auto'")):
         config.mixer_kernel = kernel
         with pytest.raises(ValueError, match=reason):
             mixer(x)

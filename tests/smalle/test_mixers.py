@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
-from smalle.linear_attention_smalle import exact, naive, recurrence
+from smalle.linear_attention_smalle import chunk_exact, naive, recurrence
 from smalle.mixers_smalle import MIXERS, build_mixer, delta_naive, delta_rule, selective_scan
 
 each_mixer = pytest.mark.parametrize("name", sorted(MIXERS))
@@ -259,8 +259,8 @@ def recurrence_inputs(length, form, dtype=torch.float32, heads=2, key=8, value=1
 def test_exact_recurrence_equals_naive(form, length):
     arguments = recurrence_inputs(length, form)
     wanted = naive(*arguments)
-    assert close(exact(*arguments), wanted, 2e-6)
-    assert close(exact(*arguments[:4], None, arguments[5]), naive(*arguments[:4], None, arguments[5]), 2e-6)
+    assert close(chunk_exact(*arguments), wanted, 2e-6)
+    assert close(chunk_exact(*arguments[:4], None, arguments[5]), naive(*arguments[:4], None, arguments[5]), 2e-6)
     if form != "channel":
         assert close(recurrence(*arguments[:5], bonus=arguments[5]), wanted, 2e-6)
 
@@ -273,7 +273,7 @@ def test_gradients_of_the_exact_recurrence_equal_those_of_naive_in_double_precis
         (out.sum() + (last**2).sum()).backward()
         return [leaf.grad for leaf in leaves if leaf is not None]
 
-    assert close(gradients(exact, torch.float32), gradients(naive, torch.float64), 1e-4)
+    assert close(gradients(chunk_exact, torch.float32), gradients(naive, torch.float64), 1e-4)
 
 
 def delta_inputs(length, form, heads=2, key=8, value=12):

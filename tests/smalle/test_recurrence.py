@@ -1,9 +1,9 @@
-"""The recurrence: chunked = naive = step by step, masked steps change nothing, gradients are right."""
+"""The recurrence: chunk = naive = step by step, masked steps change nothing, gradients are right."""
 
 import pytest
 import torch
 
-from smalle.linear_attention_smalle import chunked, naive, recurrence, running_sum, scan
+from smalle.linear_attention_smalle import chunk, naive, recurrence, running_sum, scan
 
 torch.manual_seed(0)
 
@@ -23,22 +23,22 @@ def relative(a, b):
 @pytest.mark.parametrize("strength", [0.05, 1.0, 8.0])
 def test_chunked_equals_naive_with_its_final_state(length, strength):
     q, k, v, decay, state = inputs(length, strength)
-    for got, wanted in zip(chunked(q, k, v, decay, state), naive(q, k, v, decay, state)):
+    for got, wanted in zip(chunk(q, k, v, decay, state), naive(q, k, v, decay, state)):
         assert relative(got, wanted) < 1e-5
 
 
 def test_two_halves_with_state_equal_the_whole():
     q, k, v, decay, state = inputs(150)
-    whole, last = chunked(q, k, v, decay, state)
-    first, state = chunked(*(x[:, :70] for x in (q, k, v, decay)), state)
-    second, state = chunked(*(x[:, 70:] for x in (q, k, v, decay)), state)
+    whole, last = chunk(q, k, v, decay, state)
+    first, state = chunk(*(x[:, :70] for x in (q, k, v, decay)), state)
+    second, state = chunk(*(x[:, 70:] for x in (q, k, v, decay)), state)
     assert relative(torch.cat((first, second), 1), whole) < 1e-5
     assert relative(state, last) < 1e-5
 
 
 def test_long_sequences_with_strong_decay_stay_finite():
     q, k, v, decay, state = inputs(8000, strength=8.0, heads=1)
-    out, last = chunked(q, k, v, decay, state)
+    out, last = chunk(q, k, v, decay, state)
     assert out.isfinite().all() and last.isfinite().all()
 
 
@@ -51,7 +51,7 @@ def test_gradients_equal_those_of_float64():
         (out.sum() + (last**2).sum()).backward()
         return [leaf.grad for leaf in leaves]
 
-    for got, wanted in zip(gradients(chunked, torch.float32), gradients(naive, torch.float64)):
+    for got, wanted in zip(gradients(chunk, torch.float32), gradients(naive, torch.float64)):
         assert relative(got.double(), wanted) < 1e-4
 
 
@@ -72,7 +72,7 @@ def test_gradients_in_half_precision_are_near_those_of_float64(heads):
         (out * weights.to(dtype)).sum().backward()
         return [leaf.grad for leaf in leaves]
 
-    for got, wanted in zip(gradients(chunked, torch.float32, True), gradients(naive, torch.float64, False)):
+    for got, wanted in zip(gradients(chunk, torch.float32, True), gradients(naive, torch.float64, False)):
         assert relative(got.double(), wanted) < 0.02
 
 
