@@ -48,9 +48,9 @@ def sentences(processor, text, fits, normalize_text=True):
     """The pieces of a text, normalised or as they are; ValueError where nothing can be spoken."""
     paragraphs = PARAGRAPH.split(text)
     if normalize_text:
-        paragraphs = map(processor.spell, paragraphs)
+        paragraphs = map(processor.spell_out, paragraphs)
     else:
-        processor.read(text, False)  # refuses what the tokenizer does not know
+        processor.prepare_text(text, False)  # refuses what the tokenizer does not know
     pieces = [piece for paragraph in paragraphs for piece in cut(paragraph, fits) if any(map(str.isalpha, piece))]
     return pieces or [processor.normalize(text)]  # which says what is wrong
 
@@ -83,7 +83,7 @@ def stream_codes(model, inputs_of, pieces, prompt, seed, settings):
         inputs, new_voice = inputs_of(piece, prompt), prompt.codes is None and not prompt.state
         if "speaker_codes" in inputs:  # long, and the same for all
             heard = inputs.pop("speaker_codes"), inputs.pop("speaker_attention_mask", None)
-            inputs["speaker"] = speaker = model.encode_speaker(*heard) if speaker is None else speaker
+            inputs["speaker_embeddings"] = speaker = model.encode_speaker(*heard) if speaker is None else speaker
         limit, said = frame_limit(piece, model.config.frame_rate, most), []
         call = {**inputs, **settings, "seed": generator, "max_new_tokens": limit}
         outputs = chunks_of(model, best_of, call)  # in an expression, so that no state outlives its piece:

@@ -1,12 +1,11 @@
 """Delay pattern and generate(): batch = single, stopped and continued = at once, seeds, prompts, stopping, sampling,
 guidance, several speeches of a text, processors and criteria of transformers."""
 
-import copy
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GenerationConfig
 from transformers.generation import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -20,7 +19,6 @@ from transformers.generation import (
 from smalle.alignment_smalle import monotonicity
 from smalle.configuration_smalle import AUDIO_BOS, AUDIO_EOS, NUM_AUDIO_SPECIALS
 from smalle.generation_smalle import (
-    REFUSED,
     SamplingSettings,
     best_rows,
     delay,
@@ -94,7 +92,7 @@ def test_generated_codes_are_what_the_whole_sequence_pass_predicts(tiny_model, t
     out = greedy(tiny_model, ids, max_new_tokens=12)
     grid = delay(out.sequences[0])
     with torch.no_grad():
-        logits = tiny_model(input_ids=ids, audio_codes=grid[None]).logits[0]
+        logits = tiny_model(input_ids=ids, decoder_input_ids=grid[None]).logits[0]
     logits[..., :NUM_AUDIO_SPECIALS] = -torch.inf
     for q in range(tiny_config.num_codebooks):
         predicted = logits[q : q + 12, q].argmax(-1) - NUM_AUDIO_SPECIALS
@@ -142,7 +140,8 @@ def test_every_row_stops_by_itself(tiny_model, tiny_config, monkeypatch):
 
 def test_first_codebook_is_sampled_and_the_rest_greedy_by_default(tiny_model, tiny_config):
     def chosen(**kwargs):
-        return sampling_settings(tiny_model._speech_config(None, kwargs), tiny_config.num_codebooks)
+        config, _ = tiny_model._prepare_generation_config(None, **kwargs)
+        return sampling_settings(config, tiny_config.num_codebooks)
 
     assert chosen() == [SamplingSettings(top_k=100)] + [SamplingSettings(top_k=1)] * (tiny_config.num_codebooks - 1)
     assert [s.top_k for s in chosen(top_k=[5, 4, 3])] == [5, 4, 3]
@@ -166,7 +165,7 @@ WRONG = [
     ({"num_return_sequences": 0}, "num_return_sequences"),
     ({"num_return_sequences": 3, "best_of": 2}, "best_of"),
     ({"guidance_scale": -1.0}, "guidance_scale"),
-    ({"voice_guidance_scale": 2.0}, "unprompted"),
+    ({"best_of": 0}, "best_of"),
 ]
 
 
@@ -176,25 +175,45 @@ def test_wrong_settings_are_refused(tiny_model, tiny_config, wrong, message):
         tiny_model.generate(*texts(tiny_config), **wrong)
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_beam_search_and_the_like_are_refused(tiny_model, tiny_config, name):
-    ids, mask = texts(tiny_config)
-    on = {"num_beams": 4, "num_beam_groups": 2, "typical_p": 0.5}.get(name, True if REFUSED[name] is False else 0.6)
-    with pytest.raises(ValueError, match=f"{name}=.*this model is greedy.*logits_processor="):
-        tiny_model.generate(ids, mask, **{name: on})
-    config = copy.deepcopy(tiny_model.generation_config)  # the same asked in another way
-    setattr(config, name, on)
-    with pytest.raises(ValueError, match=f"{name}=.*this model is greedy"):
-        tiny_model.generate(ids, mask, generation_config=config)
-    if REFUSED[name] is not None:
-        tiny_model.generate(ids, mask, max_new_tokens=1, **{name: REFUSED[name]})
+MODES = {  # settings of other ways to generate -> how the error names them
+    "num_beams": (4, "beam"),
+    "prompt_lookup_num_tokens": (3, "assisted_generation"),
+    "dola_layers": ("high", "dola"),
+    "force_words_ids": ([[5]], "constrained_beam"),
+    "typical_p": (0.5, "typical_p=0.5"),
+    "no_repeat_ngram_size": (1, "no_repeat_ngram_size=1"),
+    "bad_words_ids": ([[5]], "bad_words_ids"),
+    "suppress_tokens": ([5], "suppress_tokens"),
+    "stop_strings": ("a", "stop_strings"),
+    "cache_implementation": ("static", "cache_implementation"),
+    "output_logits": (True, "output_logits"),
+}
 
 
-@pytest.mark.parametrize("wrong", [{"max_length": 9}, {"min_length": 9}, {"output_attentions": True}])
-def test_settings_of_other_models_are_refused_with_what_to_say_instead(tiny_model, tiny_config, wrong):
-    ids = torch.randint(3, tiny_config.vocab_size, (1, 5))
-    with pytest.raises(ValueError, match="max_new_tokens|min_new_tokens|output_alignments"):
-        tiny_model.generate(ids, **wrong)
+@pytest.mark.parametrize("name", MODES)
+def test_other_ways_to_generate_are_refused_by_name(tiny_model, tiny_config, name):
+    value, named = MODES[name]
+    for asked in ({name: value}, {"generation_config": GenerationConfig(**{name: value})}):
+        with pytest.raises(ValueError, match=f"{named}.*generate\\(\\) is greedy.*logits_processor="):
+            tiny_model.generate(*texts(tiny_config), **asked)
+
+
+def test_settings_of_other_ways_may_be_off(tiny_model, tiny_config):
+    off = {"num_beams": 1, "typical_p": 1.0, "no_repeat_ngram_size": 0, "suppress_tokens": None, "output_logits": False}
+    tiny_model.generate(*texts(tiny_config), max_new_tokens=1, **off, streamer=None, assistant_model=None)
+
+
+@pytest.mark.parametrize("name", ["max_length", "min_length", "output_attentions", "streamer", "assistant_model"])
+def test_arguments_of_other_models_are_refused_by_name(tiny_model, tiny_config, name):
+    with pytest.raises(ValueError, match=f"{name}.*(use|expected)"):
+        tiny_model.generate(*texts(tiny_config), **{name: 9 if "length" in name else True})
+
+
+def test_a_given_configuration_falls_back_on_that_of_the_model(tiny_model):
+    given = GenerationConfig(temperature=0.5, min_p=0.1)
+    config, _ = tiny_model._prepare_generation_config(given, max_new_tokens=7)
+    assert (config.temperature, config.min_p, config.max_new_tokens) == (0.5, 0.1, 7)
+    assert config.do_sample and config.top_k == 100 and given.max_new_tokens is None
 
 
 def test_wrong_inputs_are_refused(tiny_model, tiny_config):
@@ -219,16 +238,15 @@ def prompts_of(config):
     return codes, mask
 
 
-GUIDED = [{"guidance_scale": 2.5}, {"voice_guidance_scale": 3.0}, {"guidance_scale": 2.0, "voice_guidance_scale": 1.5}]
+GUIDED = [{"guidance_scale": 2.5}, {"guidance_scale": 0.5}]
 
 
 def guided(model, config, rows, scales, **kwargs):
-    """Greedy speech of some rows of two texts with prompts; the last 4 tokens are the text, the others the prompt's."""
+    """Greedy speech of some rows of two texts with prompts."""
     ids, mask = texts(config)
     codes, codes_mask = prompts_of(config)
     inputs = {"attention_mask": mask[rows], "audio_codes": codes[rows], "audio_attention_mask": codes_mask[rows]}
-    target = {"unprompted_input_ids": ids[rows, -4:], "unprompted_attention_mask": mask[rows, -4:]}
-    return greedy(model, ids[rows], **inputs, **target, **scales, **kwargs)
+    return greedy(model, ids[rows], **inputs, **scales, **kwargs)
 
 
 @pytest.mark.parametrize("scales", GUIDED)
@@ -245,8 +263,8 @@ def test_guided_batch_equals_single_runs_and_differs_from_unguided(tiny_model, t
 
 def test_guidance_of_one_is_no_guidance(tiny_model, tiny_config):
     free = guided(tiny_model, tiny_config, [0, 1], {}, max_new_tokens=15)
-    one = guided(tiny_model, tiny_config, [0, 1], {"guidance_scale": 1.0, "voice_guidance_scale": 1}, max_new_tokens=15)
-    assert torch.equal(free.sequences, one.sequences) and one.cache.branches == ()
+    one = guided(tiny_model, tiny_config, [0, 1], {"guidance_scale": 1.0}, max_new_tokens=15)
+    assert torch.equal(free.sequences, one.sequences) and not one.cache.guided
 
 
 def test_text_guidance_is_the_formula_on_two_whole_passes(tiny_model, tiny_config):
@@ -255,7 +273,7 @@ def test_text_guidance_is_the_formula_on_two_whole_passes(tiny_model, tiny_confi
     inputs = delay(out.sequences[0])[None]
     bare = torch.tensor([[tiny_config.bos_token_id, tiny_config.eos_token_id]])
     with torch.no_grad():
-        text, none = (tiny_model(input_ids=x, audio_codes=inputs).logits for x in (ids, bare))
+        text, none = (tiny_model(input_ids=x, decoder_input_ids=inputs).logits for x in (ids, bare))
     expected = undelay_steps(none + 3.0 * (text - none))[:, :10, :, NUM_AUDIO_SPECIALS:]  # later steps read AUDIO_EOS
     assert torch.allclose(out.scores[:, :10, :, NUM_AUDIO_SPECIALS:], expected, atol=1e-3)
 
@@ -319,8 +337,8 @@ def test_top_p_keeps_the_fewest_that_reach_it_at_any_temperature(logits, top_p, 
 
 
 def test_best_of_and_guidance_are_off_by_default(tiny_model):
-    config = tiny_model._speech_config(None, {})
-    assert (config.best_of, config.num_return_sequences, config.guidance_scale, config.voice_guidance_scale) == (1,) * 4
+    config, _ = tiny_model._prepare_generation_config(None)
+    assert (config.best_of, config.num_return_sequences, config.guidance_scale) == (1, 1, 1)
 
 
 def test_several_speeches_of_a_text_differ_when_sampled_and_are_equal_when_greedy(tiny_model, tiny_config):

@@ -159,16 +159,13 @@ def test_batch_of_a_state_and_a_prompt_equals_single_runs(tiny_model, processor,
     assert not torch.equal(alone.sequences, greedy(tiny_model, processor(texts[1], voice=voice_file)).sequences)
 
 
-def test_guidance_on_the_voice_moves_away_from_no_voice(tiny_model, processor, voice_file, state):
-    inputs = processor("One.", voice=voice_file, unprompted=True)
-    guided = greedy(tiny_model, inputs, voice_guidance_scale=1.0 + 1e-6, guidance_scale=1.0 + 1e-6, output_scores=True)
-    assert torch.equal(guided.sequences, greedy(tiny_model, processor("One.", voice=voice_file)).sequences)
-    config = tiny_model._speech_config(None, {"guidance_scale": 2.0, "voice_guidance_scale": 2.0})
-    unprompted = inputs["unprompted_input_ids"], None
-    nothing = None, None
-    start = tiny_model._start(config, inputs["input_ids"], None, nothing, nothing, unprompted, inputs["initial_state"])
-    recurrent = start.model.recurrent
-    assert [bool(rows.any()) for rows in recurrent[0]] == [True, True, False]  # as it is, no text, no voice
+def test_guidance_keeps_the_voice(tiny_model, processor, voice_file):
+    inputs = processor("One.", voice=voice_file)
+    guided = greedy(tiny_model, inputs, guidance_scale=1.0 + 1e-6)
+    assert torch.equal(guided.sequences, greedy(tiny_model, inputs).sequences)
+    rows = tiny_model._conditioning(inputs["input_ids"], None, *[(None, None)] * 2, None, inputs["initial_state"])
+    conditional, unconditional = tiny_model._prefill(rows, guided=True).model.recurrent[0]
+    assert torch.equal(conditional, unconditional) and conditional.any()
 
 
 def test_saved_as_a_preset_of_a_checkpoint(processor, voice_file, tmp_path):

@@ -64,10 +64,13 @@ def test_speech_follows_the_recording_of_its_row(model, recordings):
 def test_who_was_heard_once_speaks_again(model, recordings):
     codes, mask = recordings
     heard = model.encode_speaker(codes, mask)
-    spoken = model.generate(TEXT, speaker=heard, guidance_scale=2.0, **GREEDY)
+    spoken = model.generate(TEXT, speaker_embeddings=heard, guidance_scale=2.0, **GREEDY)
     heard_anew = {"speaker_codes": codes, "speaker_attention_mask": mask}
     assert torch.equal(spoken, model.generate(TEXT, **heard_anew, guidance_scale=2.0, **GREEDY))
-    for wrong in {"speaker": heard[:1]}, {"speaker": heard, "speaker_codes": codes}, {"speaker": "me"}:
+    for wrong in {}, {"speaker_codes": codes}:
+        with pytest.raises(ValueError, match="speaker"):
+            model.generate(TEXT, speaker_embeddings=heard if wrong else heard[:1], **wrong, **GREEDY)
+    for wrong in {"speaker_embeddings": "me"}, {"speaker": heard}:
         with pytest.raises(ValueError, match="speaker"):
             model.generate(TEXT, **wrong, **GREEDY)
     with pytest.raises(ValueError, match="speaker_codes"):
@@ -93,19 +96,18 @@ def test_steps_after_a_state_remember_who_speaks(model, recordings):
     assert torch.allclose(torch.cat((begun.logits, rest.logits), 1), whole.logits, atol=1e-4)
 
 
-def test_guidance_leads_away_from_nobody_heard_or_by_text_alone_where_a_prompt_goes_on(model, recordings):
+def test_guidance_drops_the_speaker_unless_a_prompt_has_the_voice(model, recordings):
     codes, mask = recordings
-    config = model._speech_config(None, {"guidance_scale": 2.0, "voice_guidance_scale": 2.0})
 
-    def values(mask, *prompt):  # of the text, of none, and of the text without a voice
-        state = model._start(config, TEXT, None, prompt, (codes, mask), (TEXT, None), None)
-        return state.model.text_values.chunk(3)
+    def values(mask, *prompt):  # with the text and without
+        rows = model._conditioning(TEXT, None, prompt, (codes, mask), None, None)
+        return model._prefill(rows, guided=True).model.text_values.chunk(2)
 
-    speaker, nobody = model.model.encode_speaker(codes, mask)[:, None], values(mask * 0, None, None)
+    speaker, without_speaker = model.model.encode_speaker(codes, mask)[:, None], values(mask * 0, None, None)
     prompt_of_the_second = codes[:, :4], torch.tensor([[0] * 4, [1] * 4])
     for prompt, kept in ((None, None), [0.0, 0.0]), (prompt_of_the_second, [0.0, 1.0]):
-        shares = 1.0, torch.tensor(kept)[:, None, None], 0.0
-        for share, value, without in zip(shares, values(mask, *prompt), nobody):
+        shares = 1.0, torch.tensor(kept)[:, None, None]
+        for share, value, without in zip(shares, values(mask, *prompt), without_speaker):
             assert torch.allclose(value - without, (share * speaker).expand_as(value), atol=1e-5)
 
 

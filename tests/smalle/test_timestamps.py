@@ -167,14 +167,6 @@ def test_wrong_alignments_are_refused(processor):
         processor.timestamps(torch.zeros(3, 5, 30), ["One.", "Two."])
 
 
-def test_unprompted_text_is_the_text_without_the_voice(processor):
-    inputs = processor(["One.", "Two, three."], voice="ben", unprompted=True)
-    processor.default_voice = None
-    alone = processor(["One.", "Two, three."])
-    assert torch.equal(inputs["unprompted_input_ids"], alone["input_ids"])
-    assert torch.equal(inputs["unprompted_attention_mask"], alone["attention_mask"])
-
-
 def test_waves_are_saved_as_files_and_into_folders(processor, tmp_path):
     waves = [torch.linspace(-1, 1, 480), torch.zeros(960)]
     assert processor.save_audio(waves[0], tmp_path / "a.wav") == [tmp_path / "a.wav"]

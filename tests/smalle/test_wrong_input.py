@@ -170,7 +170,6 @@ SETTINGS = [
     "min_p",
     "repetition_penalty",
     "guidance_scale",
-    "voice_guidance_scale",
     "num_return_sequences",
     "best_of",
     "max_new_tokens",
