@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, TrainerCallback
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from smalle.train.data.dataset import Collator  # noqa: E402
+from smalle.train.data.batching import Collator  # noqa: E402
 from smalle.train.model.trainer import SmallETrainer, build_model, check_objective, read_arguments, read_recipe  # noqa: E402
 
 from benchmarks.measuring import RESULTS, markdown, record  # noqa: E402

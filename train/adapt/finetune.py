@@ -35,10 +35,11 @@ from smalle.generation_smalle import delay
 from smalle.processing_smalle import Voice, save_voice
 
 from ..assemble import save_half
-from ..data.align import read_all
-from ..data.dataset import CodesDataset, Collator, heard_frames
+from ..data.align import align
+from ..data.batching import Collator
+from ..data.dataset import CodesDataset, speaker_frames
 from ..data.prepare import encode_corpora, write_codes
-from ..data.recombine import rearranged
+from ..data.recombine import recombine
 from ..model.trainer import build_trainer, read_recipe, write_recipe
 
 HEARD = 6.0  # seconds of the recording that tells a model with a speaker encoder who speaks
@@ -103,9 +104,9 @@ def with_times(rows, base, tokenizer, folder):
     if model.config.architecture == "decoder-only":
         return rows
     shape = model.config.num_codebooks, model.config.frame_rate
-    data = CodesDataset(write_codes(rows, f"{folder}/untimed.parquet"), *shape, heard=heard_frames(model.config))
+    data = CodesDataset(write_codes(rows, f"{folder}/untimed.parquet"), *shape, speaker_frames=speaker_frames(model.config))
     untimed = [n for n, row in enumerate(rows) if not row["words"]]
-    times = dict(read_all(model, Collator(tokenizer, *shape), data, untimed))
+    times = dict(align(model, Collator(tokenizer, *shape), data, untimed))
     return [{**row, "words": times[n].ravel() if n in times else row["words"]} for n, row in enumerate(rows)]
 
 
@@ -124,7 +125,7 @@ def samples_of(rows, data, codec):
     count, eval_texts = data.pop("rearranged", None), data.pop("eval_texts", None)
     if count is None:
         return split_rows(rows, eval_texts)
-    return rearranged(rows, count, codec.frame_rate, codec.num_codebooks), rows
+    return recombine(rows, count, codec.frame_rate, codec.num_codebooks), rows
 
 
 def row_of(rows, seconds):

@@ -1,5 +1,5 @@
-"""Corpora of speech as `datasets.Dataset` or `IterableDataset`: load_corpus, or by layout load_librilight, load_libritts,
-load_recordings, load_parquet.
+"""Corpora of speech as a `datasets.Dataset` or `IterableDataset`: load_corpus; for one layout load_librilight,
+load_libritts, load_recordings, load_parquet.
 
 A row holds: id (unique in its corpus), audio ({"bytes", "path"}, undecoded: `soundfile.read(io.BytesIO(bytes) if bytes
 else path)`), text (None without transcript), speaker, duration (s), words ([start, end] in seconds of each word of
@@ -33,8 +33,8 @@ FEATURES = datasets.Features(
         "audio": datasets.Audio(decode=False),
         "text": datasets.Value("string"),
         "speaker": datasets.Value("string"),
-        "duration": datasets.Value("float32"),
-        "words": datasets.List(datasets.List(datasets.Value("float32"))),
+        "duration": datasets.Value("float64"),
+        "words": datasets.List(datasets.List(datasets.Value("float64"))),
     }
 )
 

@@ -41,7 +41,7 @@ def join_segments(
 
 
 class LibriLightFiles:
-    """The .flac and .json files of a folder or .tar by name (subset/speaker/book/file), in the order of their storage."""
+    """The .flac and .json files of a folder or .tar by name (subset/speaker/book/file), in the order of storage."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path).resolve()

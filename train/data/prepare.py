@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
         codec = load_codec(arguments.codec).to(device).eval()
         transcribe = None
         if arguments.asr:
-            from ..evaluation.asr import Transcriber
+            from .transcriber import Transcriber
 
             transcribe = Transcriber(arguments.asr, device)
         total, left = (sum(shards[name] for name in names) for names in (mine, todo))

@@ -1,54 +1,60 @@
-"""Many samples of few recordings: their words in other orders, cut where words begin."""
+"""Recombination: many samples of few recordings, whose runs of words change places."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 
-RUN = 2, 6  # words that stay together
+RUN_WORDS = 2, 6  # shortest and longest run
 
 
-def cuts(count, rng):
-    """Where a text of so many words is cut: runs of 2 to 6 words, no single word at the end."""
+def split_runs(count: int, rng: random.Random) -> list[tuple[int, int]]:
+    """(first, end) of runs of 2 to 6 of `count` words; the last is no single word."""
     places = [0]
     while places[-1] < count:
-        places.append(min(count, places[-1] + rng.randint(*RUN)))
+        places.append(min(count, places[-1] + rng.randint(*RUN_WORDS)))
     if len(places) > 2 and places[-1] - places[-2] == 1:
         del places[-2]
     return list(zip(places, places[1:]))
 
 
-def piece(row, begin, end, frame_rate, num_codebooks):
-    """Words `begin` to `end` of a row of codes: (words, their times (W, 2) in it, codes (T, Q)). Before the first word
-    and behind the last one all that is there belongs to them."""
-    words, codes = row["text"].split(), row["codes"].reshape(-1, num_codebooks)
-    times = np.reshape(row["words"], (-1, 2))
+def cut(row: dict, begin: int, end: int, frame_rate: float, codes: np.ndarray) -> tuple[list, np.ndarray, np.ndarray]:
+    """Words `begin` to `end` of a row: the words, their times (W, 2) in the part, its codes (T, Q).
+
+    Frames before the first word and after the last one stay with these."""
+    words, times = row["text"].split(), np.reshape(row["words"], (-1, 2))
     first = 0 if begin == 0 else round(float(times[begin, 0]) * frame_rate)
     last = len(codes) if end == len(words) else max(first + 1, round(float(times[end, 0]) * frame_rate))
     return words[begin:end], times[begin:end] - first / frame_rate, codes[first:last]
 
 
-def rearranged(rows, count, frame_rate, num_codebooks, whole=0.3, seed=0):
-    """`count` rows of codes made of rows whose words' times are known: a share whole, the others some of their runs of
-    words in another order."""
+def recombine(
+    rows: Sequence[dict], count: int, frame_rate: float, num_codebooks: int, unchanged: float = 0.3, seed: int = 0
+) -> list[dict]:
+    """`count` rows made of rows of codes (smalle.train.data.prepare) whose words have times.
+
+    A share `unchanged` are the rows themselves; each other one joins some of the runs of words of one row, shuffled.
+    """
     rng, made = random.Random(seed), []
     for _ in range(count):
         row = rng.choice(rows)
-        if rng.random() < whole:
+        if rng.random() < unchanged:
             made.append(row)
             continue
-        runs = cuts(len(row["text"].split()), rng)
+        runs = split_runs(len(row["text"].split()), rng)
         rng.shuffle(runs)
-        parts = [piece(row, *run, frame_rate, num_codebooks) for run in runs[: rng.randint(1, len(runs))]]
-        starts = np.cumsum([0, *(len(codes) for *_, codes in parts[:-1])]) / frame_rate
-        times = np.concatenate([times + start for (_, times, _), start in zip(parts, starts)]).astype(np.float32)
-        codes = np.concatenate([codes for *_, codes in parts])
+        codes = row["codes"].reshape(-1, num_codebooks)
+        parts = [cut(row, *run, frame_rate, codes) for run in runs[: rng.randint(1, len(runs))]]
+        words, times, codes = zip(*parts)
+        starts = np.cumsum([0, *map(len, codes[:-1])]) / frame_rate
+        joined = np.concatenate(codes)
         made.append(
             {
                 **row,
-                "text": " ".join(word for words, *_ in parts for word in words),
-                "words": times.ravel(),
-                "codes": codes.ravel(),
-                "duration": len(codes) / frame_rate,
+                "text": " ".join(sum(words, [])),
+                "words": np.concatenate([one + start for one, start in zip(times, starts)]).astype(np.float32).ravel(),
+                "codes": joined.ravel(),
+                "duration": len(joined) / frame_rate,
             }
         )
     return made

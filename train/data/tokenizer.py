@@ -2,22 +2,24 @@
 
 usage: python -m smalle.train.data.tokenizer METADATA... --out FOLDER [--vocab-size 256]
 
-METADATA are text files, one sentence a line, .jsonl files whose rows have "text", or shards of train.prepare.
+METADATA: text files with a sentence a line, .jsonl files whose rows have "text", or shards of prepared codes.
 """
 
 import argparse
 import json
+import os
 import pathlib
+from collections.abc import Iterable, Iterator
 
 import pyarrow.parquet
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-SPECIALS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
+SPECIAL_TOKENS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
 
 
-def sentences(paths):
-    """Every text of the files, one after the other."""
+def read_texts(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
+    """The texts of all files."""
     for path in map(pathlib.Path, paths):
         if path.suffix == ".parquet":
             for batch in pyarrow.parquet.ParquetFile(path).iter_batches(columns=["text"]):
@@ -29,8 +31,8 @@ def sentences(paths):
                     yield json.loads(line)["text"] if path.suffix == ".jsonl" else line.strip()
 
 
-def train_tokenizer(texts, vocab_size=256):
-    """A tokenizer of transformers, trained on an iterable of texts."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 256) -> PreTrainedTokenizerFast:
+    """Trains a tokenizer of `vocab_size` entries. It pads on the left, as generation needs it."""
     bpe = Tokenizer(models.BPE(unk_token="[UNK]"))
     bpe.normalizer = normalizers.Sequence(
         [
@@ -45,7 +47,7 @@ def train_tokenizer(texts, vocab_size=256):
     )
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation("isolated")])
     bpe.decoder = decoders.Metaspace()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIALS))
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS))
     bpe.post_processor = processors.TemplateProcessing(
         single="[BOS] $A [EOS]", pair="[BOS] $A $B [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
     )
@@ -60,13 +62,13 @@ def train_tokenizer(texts, vocab_size=256):
     )
 
 
-def main():
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("metadata", nargs="+")
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--vocab-size", type=int, default=256)
-    arguments = parser.parse_args()
-    tokenizer = train_tokenizer(sentences(arguments.metadata), arguments.vocab_size)
+    parser.add_argument("metadata", nargs="+", help="files with texts")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--vocab-size", type=int, default=256, help="entries (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    tokenizer = train_tokenizer(read_texts(arguments.metadata), arguments.vocab_size)
     tokenizer.save_pretrained(arguments.out)
     print(f"{len(tokenizer)} entries in {arguments.out}")
 

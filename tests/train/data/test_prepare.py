@@ -132,7 +132,7 @@ def test_training_reads_shards_and_keeps_them_on_disk_where_asked(prepared, tmp_
         dataset = CodesDataset(prepared / "train.parquet", 3, 50.0, cache)
         assert len(dataset) == len(found) and dataset.speakers == [row["speaker"] for row in found]
         for index, row in enumerate(found):
-            text, codes, _ = dataset[(index,)]
+            text, codes, *_ = dataset[(index,)]
             assert text == row["text"] and np.array_equal(codes.flatten(), row["codes"])
     with pytest.raises(ValueError, match="have to be the codec's"):
         CodesDataset(prepared / "train.parquet", 4, 75.0)

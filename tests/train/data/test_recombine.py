@@ -1,4 +1,4 @@
-"""Samples made of one recording: every word with its own frames, in another order."""
+"""Recombination: every word keeps its frames, in another order."""
 
 import random
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from smalle.train.data.recombine import cuts, rearranged
+from smalle.train.data.recombine import recombine, split_runs
 
 RATE, CODEBOOKS = 50, 2
 
@@ -30,7 +30,7 @@ def recording(words, seed=0):
 
 @given(st.integers(1, 40), st.integers(0, 99))
 def test_every_word_is_in_one_run(count, seed):
-    runs = cuts(count, random.Random(seed))
+    runs = split_runs(count, random.Random(seed))
     assert [n for run in runs for n in range(*run)] == list(range(count))
     assert count == 1 or all(end - begin > 1 for begin, end in runs)
 
@@ -38,7 +38,7 @@ def test_every_word_is_in_one_run(count, seed):
 @given(st.integers(1, 12), st.integers(0, 99))
 def test_words_keep_their_frames(words, seed):
     row = recording(words, seed)
-    for made in rearranged([row], 5, RATE, CODEBOOKS, whole=0.0, seed=seed):
+    for made in recombine([row], 5, RATE, CODEBOOKS, unchanged=0.0, seed=seed):
         codes, said = made["codes"].reshape(-1, CODEBOOKS), [int(word[1:]) for word in made["text"].split()]
         times = made["words"].reshape(-1, 2)
         assert len(times) == len(said) == len(set(said)) and made["duration"] == pytest.approx(len(codes) / RATE)
@@ -47,9 +47,9 @@ def test_words_keep_their_frames(words, seed):
             assert len(mine) and (mine == word).all() and (codes == word).all(1).sum() == len(mine)
 
 
-def test_a_share_is_the_recording_as_it_is_and_the_seed_makes_the_same_again():
+def test_a_share_is_unchanged_and_a_seed_fixes_the_rest():
     row = recording(12)
-    made = rearranged([row], 200, RATE, CODEBOOKS, whole=0.3)
+    made = recombine([row], 200, RATE, CODEBOOKS, unchanged=0.3)
     assert 30 < sum(one is row for one in made) < 90
-    again = rearranged([row], 200, RATE, CODEBOOKS, whole=0.3)
+    again = recombine([row], 200, RATE, CODEBOOKS, unchanged=0.3)
     assert [one["text"] for one in made] == [one["text"] for one in again] != [row["text"]] * 200

@@ -17,7 +17,7 @@ import torch.distributed.fsdp  # once, for all processes that are copies of this
 import yaml
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 from safetensors.torch import load_file
-from smalle.train.data.dataset import SpeakerBatchSampler
+from smalle.train.data.batching import SpeakerBatchSampler
 from smalle.train.data.prepare import write_codes
 
 from train.model import trainer as train

@@ -51,7 +51,7 @@ def data(request, tmp_path):
         }
         for text, speaker in (("Fox.", "a"), ("Box.", "b"), ("The fox.", "a"), ("A box!", "b"), ("Dog.", "c"))
     ]
-    return CodesDataset(write_codes(rows, tmp_path / "eval.parquet"), 3, 50.0, heard=request.param)
+    return CodesDataset(write_codes(rows, tmp_path / "eval.parquet"), 3, 50.0, speaker_frames=request.param)
 
 
 @pytest.mark.parametrize("architecture", ["small-e", "decoder-only"])
