@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from smalle import SmallEConfig, SmallEForTextToSpeech  # noqa: E402
-from smalle.cache_smalle import apply  # noqa: E402
+from smalle.cache_smalle import map_tensors  # noqa: E402
 from smalle.mixers_smalle import MIXERS  # noqa: E402
 
 HEADS = {"rwkv5": 8, "rwkv6": 8, "rwkv7": 8, "mamba2": 16}  # as narrow as published: 64 channels; others have 2
@@ -80,7 +80,7 @@ def decoding_step(model):
         return model(decoder_input_ids=frame, use_cache=True, **past).cache
 
     state, sizes = read(input_ids=text), []
-    apply(lambda tensor: sizes.append(tensor.nbytes), state.recurrent)
+    map_tensors(lambda tensor: sizes.append(tensor.nbytes), state.recurrent)
     return lambda: read(cache=state), sum(sizes)
 
 

@@ -49,8 +49,8 @@ RENAMES = [  # in this order: the original's names -> ours
     (r"\.mixer\.gate\.", ".mixer.g_proj."),
     (r"\.mixer\.output\.", ".mixer.o_proj."),
     (r"\.mixer\.ln_x\.", ".mixer.norm."),
-    (r"\.mixer\.time_maa_w1$", ".mixer.share_down"),
-    (r"\.mixer\.time_maa_w2$", ".mixer.share_up"),
+    (r"\.mixer\.time_maa_w1$", ".mixer.time_mix_down"),
+    (r"\.mixer\.time_maa_w2$", ".mixer.time_mix_up"),
     (r"\.mixer\.time_decay_w1$", ".mixer.decay_down"),
     (r"\.mixer\.time_decay_w2$", ".mixer.decay_up"),
     (r"(\.audio_\w+\.\d+|\.position_block\.\d+)\.norm\.", r"\1.norm1."),  # Mamba's block
@@ -209,12 +209,12 @@ def pass_through(ours, layer, config):
     ours[f"{layer}.o_proj.bias"] = torch.zeros(config.hidden_size)
 
 
-def join_shares(ours, mixer):
+def join_time_mix(ours, mixer):
     """RWKV's parameters of one row each, as ours."""
     names = "wkvrg" if mixer.endswith(".mixer") else "kr"
-    ours[f"{mixer}.shares"] = torch.stack([ours.pop(f"{mixer}.time_maa_{name}").flatten() for name in names])
+    ours[f"{mixer}.time_mix"] = torch.stack([ours.pop(f"{mixer}.time_maa_{name}").flatten() for name in names])
     if mixer.endswith(".mixer"):
-        ours[f"{mixer}.share"] = ours.pop(f"{mixer}.time_maa_x").flatten()[None]
+        ours[f"{mixer}.time_mix_x"] = ours.pop(f"{mixer}.time_maa_x").flatten()[None]
         ours[f"{mixer}.decay"] = ours.pop(f"{mixer}.time_decay").flatten()
         ours[f"{mixer}.bonus"] = ours.pop(f"{mixer}.time_faaaa").flatten()
 
@@ -247,7 +247,7 @@ def convert_weights(weights, config):
         elif name.endswith(".qkv.weight"):
             split_text_layer(ours, name.removesuffix(".qkv.weight"), config)
         elif last == "time_maa_k":
-            join_shares(ours, prefix)
+            join_time_mix(ours, prefix)
     cross = "model.cross_attention"
     heads = config.cross_attention_heads or 1
     for layer in ("q_proj", "q_norm", "k_proj", "k_norm"):

@@ -315,13 +315,13 @@ def with_changes(x):
 @pytest.mark.parametrize("name", ["rwkv5", "rwkv6"])
 def test_rwkv5_and_6_equal_the_papers_steps(tiny_config, name):
     m, x = mixer(tiny_config, name), inputs(20, batch=1)[0]
-    share, state, outputs = dict(zip(m.names, m.shares, strict=True)), torch.zeros(2, 8, 8), []
+    share, state, outputs = dict(zip(m.inputs, m.time_mix, strict=True)), torch.zeros(2, 8, 8), []
     for now, change in with_changes(x):
         w = torch.exp(-torch.exp(m.decay))
         mu = share
         if name == "rwkv6":
-            low = torch.tanh((now + change * m.share[0]) @ m.share_down).view(5, 32)
-            mu = {part: share[part] + low[n] @ m.share_up[n] for n, part in enumerate("wkvrg")}
+            low = torch.tanh((now + change * m.time_mix_x[0]) @ m.time_mix_down).view(5, 32)
+            mu = {part: share[part] + low[n] @ m.time_mix_up[n] for n, part in enumerate("wkvrg")}
             w = torch.exp(-torch.exp(m.decay + torch.tanh((now + change * mu["w"]) @ m.decay_down) @ m.decay_up))
         r, k, v, g = (getattr(m, f"{part}_proj")(now + change * mu[part]) for part in "rkvg")
         update = k.view(2, 8, 1) * v.view(2, 1, 8)
@@ -337,7 +337,7 @@ def test_rwkv5_and_6_equal_the_papers_steps(tiny_config, name):
 def test_rwkv7_equals_the_papers_steps(tiny_config):
     m, x, state, outputs = mixer(tiny_config, "rwkv7"), inputs(20, batch=1)[0], torch.zeros(2, 8, 8), []
     for now, change in with_changes(x):
-        xr, xw, xk, xv, xa, xg = (now + change * share for share in m.shares)
+        xr, xw, xk, xv, xa, xg = (now + change * share for share in m.time_mix)
         w = m.decay + torch.tanh(xw @ m.decay_down) @ m.decay_up
         w = torch.exp(-torch.exp(-nn.functional.softplus(-w) - 0.5)).view(2, 1, 8)
         a = torch.sigmoid(m.rate + xa @ m.rate_down @ m.rate_up)
