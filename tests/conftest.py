@@ -33,15 +33,12 @@ def tiny_codec():
         latent_size=16,
         num_codebooks=3,
         codebook_size=20,
-        encoder_hidden_size=16,
-        encoder_intermediate_size=32,
-        encoder_num_layers=1,
         vocos_hidden_size=16,
         vocos_intermediate_size=32,
         vocos_num_layers=1,
     )
     codec = SmallECodec(config).eval()
-    torch.nn.init.normal_(codec.encoder.projection.weight, std=0.05)
+    torch.nn.init.normal_(codec.analysis.projection, std=0.05)
     return codec
 
 

@@ -10,16 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import EncodecConfig, EncodecModel
 
-from smalle.codec_smalle import EncodecCodec, SmallECodec, SmallECodecConfig, codebook_usage, load_codec, load_vocos
+from smalle.codec_smalle import EncodecCodec, SmallECodec, SmallECodecConfig, load_codec, load_vocos
 from smalle.vocos_smalle import Vocos, VocosConfig, convert_original, inverse_stft, pulse_train
 
 TINY = {
     "latent_size": 16,
     "num_codebooks": 3,
     "codebook_size": 32,
-    "encoder_hidden_size": 16,
-    "encoder_intermediate_size": 32,
-    "encoder_num_layers": 2,
     "vocos_hidden_size": 16,
     "vocos_intermediate_size": 32,
     "vocos_num_layers": 2,
@@ -30,8 +27,7 @@ TINY = {
 def codec():
     torch.manual_seed(0)
     codec = SmallECodec(SmallECodecConfig(**TINY)).eval()
-    torch.nn.init.normal_(codec.encoder.out.weight, std=0.3)  # so that the convolutions matter
-    torch.nn.init.normal_(codec.encoder.projection.weight, std=0.05)
+    torch.nn.init.normal_(codec.analysis.projection, std=0.05)
     return codec
 
 
@@ -52,8 +48,8 @@ def harmonic():
     torch.manual_seed(0)
     sizes = {"vocos_excitation": "harmonic", "vocos_upsampling": 2, "vocos_n_fft": 960, **TINY}
     codec = SmallECodec(SmallECodecConfig(**sizes)).eval()
-    torch.nn.init.normal_(codec.encoder.projection.weight, std=0.05)
-    torch.nn.init.normal_(codec.vocos.out.weight, std=0.1)  # so that pitch and filters move
+    torch.nn.init.normal_(codec.analysis.projection, std=0.05)
+    torch.nn.init.normal_(codec.vocos.head.out.weight, std=0.1)  # so that pitch and filters move
     return codec
 
 
@@ -91,7 +87,7 @@ def test_identity_is_of_the_codebooks_alone_and_survives_half_precision(any_code
     assert re.fullmatch("[0-9a-f]{16}", identity) and half.identity == identity
     half.save_pretrained(tmp_path)
     assert load_codec(str(tmp_path)).identity == identity
-    other.vocos.out.weight.data.zero_()
+    other.vocos.head.out.weight.data.zero_()
     assert other.identity == identity
     first = next(value for name, value in other.state_dict().items() if name.endswith(("codebooks", "codebook.embed")))
     first.view(-1)[3] += 1
@@ -106,11 +102,15 @@ def test_padded_batch_equals_single_runs(any_codec):
         assert torch.equal(codes[row, :, : alone.shape[1]], alone)
 
 
-def test_residual_encoder_starts_at_zero():
+def test_analysis_projects_standardized_log_mel_frames():
     codec = SmallECodec(SmallECodecConfig(**TINY))
-    features = codec.analyse(noise(1, 4800))
-    expected = codec.encoder.projection(features.transpose(1, 2)).transpose(1, 2)
-    torch.testing.assert_close(codec.encoder(features), expected)
+    codec.analysis.mean.fill_(2.0)
+    codec.analysis.scale.fill_(4.0)
+    waveform = noise(2, 4800)
+    features = codec.analysis.features(waveform)
+    assert features.shape == (2, 10, codec.config.feature_size)
+    expected = ((features - 2) / 4) @ codec.analysis.projection.T
+    torch.testing.assert_close(codec.analysis(waveform), expected.transpose(1, 2))
 
 
 def test_same_after_save_and_load(codec, tmp_path):
@@ -148,23 +148,17 @@ def test_quantizer_finds_its_own_codes():
     assert torch.equal(codec.quantizer.encode(codec.embed(codes)), codes)
 
 
-def test_codebook_usage():
-    codes = torch.tensor([[[0, 1, 2, 3], [0, 0, 0, 0]]])
-    share, perplexity = codebook_usage(codes, 8)
-    torch.testing.assert_close(share, torch.tensor([0.5, 0.125]))
-    torch.testing.assert_close(perplexity, torch.tensor([4.0, 1.0]))
-
-
 def test_inverse_transform_undoes_the_transform():
     window, waveform = torch.hann_window(64), noise(1, 640)
     spectrum = torch.stft(waveform, 64, 16, window=window, return_complex=True)
-    torch.testing.assert_close(inverse_stft(spectrum.transpose(1, 2), 64, 16, "center"), waveform, atol=1e-5, rtol=1e-4)
+    inverse, _ = inverse_stft(spectrum.transpose(1, 2), 64, 16, "center")
+    torch.testing.assert_close(inverse, waveform, atol=1e-5, rtol=1e-4)
 
 
 def test_upsampling_makes_several_spectral_frames_of_a_feature_frame():
     config = dict(input_channels=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1, hop_length=40)
     vocos = Vocos(VocosConfig(n_fft=80, upsampling=2, **config))
-    assert vocos.out.out_features == 2 * (80 + 2)
+    assert vocos.head.out.out_features == 2 * (80 + 2)
     assert vocos(torch.randn(2, 4, 7)).shape == (2, 7 * 40)
     with pytest.raises(ValueError, match="divisor of hop_length"):
         VocosConfig(n_fft=80, upsampling=3, **config)
@@ -222,11 +216,7 @@ def test_encodec_codec_saves_and_loads(encodec, tmp_path):
 
 def original_state(vocos):
     """The state dict that the vocos package would hold for the same weights."""
-    renamed = {
-        ("head." if name.startswith("out.") else "backbone.") + name: value
-        for name, value in vocos.state_dict().items()
-    }
-    return {**renamed, "head.istft.window": torch.hann_window(1280), "feature_extractor.x": torch.zeros(1)}
+    return {**vocos.state_dict(), "head.istft.window": torch.hann_window(1280), "feature_extractor.x": torch.zeros(1)}
 
 
 def test_original_vocos_checkpoint_converts(encodec, tmp_path):
