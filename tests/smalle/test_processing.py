@@ -1,16 +1,21 @@
 """Processor: text as the tokenizer knows it, voices, clones, codes to audio, storage, and what is refused."""
 
+import copy
 import io
+import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from smalle.train.data.batching import Collator
+from smalle.train.data.dataset import Sample
 
 from smalle import SmallEProcessor
-from smalle.processing_smalle import load_voice, save_voice
+from smalle.voices_smalle import Voice, load_voice, save_voice
 
 
 def assert_equal(first, second):
@@ -46,9 +51,6 @@ def test_text_may_be_left_as_it_is(processor, record, tmp_path):
     assert processor(text, **off)["input_ids"][0].tolist() == processor.tokenizer(text)["input_ids"]
     assert_equal(processor(text, text_kwargs=off), processor(text, **off))
     assert not torch.equal(processor(text, **off)["input_ids"], processor(text)["input_ids"])
-    chat = [{"role": "user", "content": text}]
-    assert processor.apply_chat_template(chat, processor_kwargs=off) == text
-    assert processor.apply_chat_template(chat) == "Mister fox, over the dog."
     wave = record(tmp_path / "voice.wav")
     said = processor.encode_voice(wave, "Mr fox", 24000, normalize_text=False).text
     assert said == "Mr fox"
@@ -56,7 +58,7 @@ def test_text_may_be_left_as_it_is(processor, record, tmp_path):
 
 @pytest.mark.parametrize("text", ["Caf\u00e9", "5 dogs", "[EOS] a", "", " \n", "a \u2603"])
 def test_what_the_tokenizer_does_not_know_is_refused_where_texts_are_left_as_they_are(processor, text):
-    with pytest.raises(ValueError, match="expected something to speak.*normalize_text on"):
+    with pytest.raises(ValueError, match="expected something to speak, .*normalize_text on"):
         processor(text, normalize_text=False)
 
 
@@ -156,6 +158,14 @@ def test_clone_in_every_form_that_recordings_come_in(processor, record, tmp_path
     assert_equal(processor("Hello.", audio=[path], audio_text=[said["audio_text"]]), wanted)
 
 
+def test_channels_are_averaged(processor, record, tmp_path):
+    left, right = (record(tmp_path / "voice.wav", 0.4, pitch)[0] for pitch in (150, 220))
+    said = {"audio_text": "I said so.", "sampling_rate": 24000}
+    stereo = processor("Hello.", audio=np.stack([left, right]), **said)
+    assert_equal(stereo, processor("Hello.", audio=(left + right) / 2, **said))
+    assert not torch.equal(stereo["audio_codes"], processor("Hello.", audio=left, **said)["audio_codes"])
+
+
 def test_each_text_may_have_its_own_recording(processor, record, tmp_path):
     waves = [record(tmp_path / f"{n}.wav", 0.2 + 0.1 * n, 100 + 50 * n)[0] for n in range(2)]
     texts, said = ["One.", "Two, three."], ["I said so.", "So did I."]
@@ -203,16 +213,117 @@ def test_same_after_save_and_load(processor, record, tmp_path):
     assert torch.equal(loaded.decode(codes)[0], processor.decode(codes)[0])
 
 
+def test_a_relative_path_is_found_from_another_folder(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_checkpoint.parent)
+    processor = SmallEProcessor.from_pretrained(tiny_checkpoint.name)
+    monkeypatch.chdir(tmp_path)
+    assert processor("Hello.", voice="ben")["audio_codes"].any() and processor.codec.num_codebooks == 3
+
+
+def test_a_voice_that_is_added_speaks_and_is_saved(processor, tmp_path):
+    voice = Voice(torch.randint(20, (7, 3)), "So it is.", codec=processor.codec_id)
+    processor.add_voice("carl", voice)
+    processor.default_voice = "carl"
+    wanted = processor("Hello.")
+    processor.save_pretrained(tmp_path / "saved")
+    loaded = SmallEProcessor.from_pretrained(tmp_path / "saved")
+    assert_equal(loaded("Hello."), wanted)
+    assert_equal(pickle.loads(pickle.dumps(processor))("Hello."), wanted)
+    with pytest.raises(ValueError, match="'nobody'"):
+        processor.default_voice = "nobody"
+    for name, wrong, message in (("../carl", voice, "plain name"), ("dan", voice._replace(codec="0" * 16), "codec 0")):
+        with pytest.raises(ValueError, match=message):
+            processor.add_voice(name, wrong)
+
+
+def test_a_voice_file_is_read_again_when_it_changes(processor, tmp_path):
+    path = str(tmp_path / "own.safetensors")
+    for codes in torch.randint(20, (2, 7, 3)):
+        save_voice(path, codes, "So it is.")
+        assert torch.equal(processor("Hello.", voice=path)["audio_codes"][0], codes)
+
+
+def test_an_assigned_codec_replaces_that_of_the_checkpoint(processor, tiny_codec, tmp_path):
+    processor("Hello.", voice="anna")
+    other = copy.deepcopy(tiny_codec)
+    torch.nn.init.normal_(other.quantizer.codebooks)
+    processor.codec = other
+    assert processor.codec is other and processor.codec_id == other.identity
+    with pytest.raises(ValueError, match="'anna' was made with the codec"):
+        processor("Hello.", voice="anna")
+    with pytest.raises(ValueError, match="codec is str: expected a codec of 24000 Hz"):
+        processor.codec = "codec"
+
+
+def test_voices_stay_usable_when_the_codec_is_converted(processor):
+    processor.codec.to(torch.bfloat16)
+    processor("Hello.", voice="anna")
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("codec", ".."),
+        ("codec", "../../codec"),
+        ("codec", "owner/.."),
+        ("codec", "/codec"),
+        ("codec", ""),
+        ("codec", 5),
+        ("voices", ["../../victim"]),
+        ("voices", ["anna", ".."]),
+        ("voices", ["a\\b"]),
+        ("voices", 5),
+        ("voices", [5]),
+        ("default_voice", "../anna"),
+        ("sampling_rate", 0),
+        ("sampling_rate", "24000"),
+    ],
+)
+def test_a_checkpoint_whose_names_are_paths_is_refused(tiny_checkpoint, tmp_path, key, value):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    path = folder / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ValueError, match=key):
+        SmallEProcessor.from_pretrained(folder)
+
+
+def test_training_batches_equal_those_of_the_training_collator(processor, tiny_model, record, tmp_path):
+    texts = ["It is late.", "We go home to the open door."]
+    waves = [record(tmp_path / f"{n}.wav", 0.2 + 0.1 * n, 100 + 50 * n)[0] for n in range(2)]
+    batch = processor(texts, audio=waves, sampling_rate=24000, output_labels=True)
+    codes = [processor.encode_voice(wave, None, 24000).codes for wave in waves]
+    samples = [Sample(text, one, np.full((len(text.split()), 2), np.nan)) for text, one in zip(texts, codes)]
+    collated = Collator(processor.tokenizer, 3, 50.0)(samples)
+    for name in ("decoder_input_ids", "decoder_attention_mask", "labels"):
+        assert torch.equal(batch[name], collated[name])
+    collated.pop("token_windows")
+    torch.testing.assert_close(tiny_model(**batch).loss, tiny_model(**collated).loss)
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        ({}, "0 recordings"),
+        ({"audio": [[0.1] * 4800] * 2}, "2 recordings .* for 1 texts"),
+        ({"audio": [0.1] * 4800, "voice": "anna"}, "no voice"),
+        ({"audio": [0.1] * 4800, "audio_text": "Hello."}, "no audio_text"),
+    ],
+)
+def test_wrong_training_batches_are_refused(processor, asked, message):
+    with pytest.raises(ValueError, match=message):
+        processor("Hello.", sampling_rate=24000, output_labels=True, **asked)
+
+
 def test_pickled_without_its_codec(processor):
     codes = torch.randint(20, (1, 5, 3))
     wave = processor.decode(codes)[0]
     loaded = pickle.loads(pickle.dumps(processor))
-    assert loaded._codec is None and processor._codec is not None
+    assert loaded._codec is None
     assert_equal(loaded("Hello.", voice="ben"), processor("Hello.", voice="ben"))
     assert torch.equal(loaded.decode(codes)[0], wave)
 
 
-WAVE = np.zeros(4800, np.float32)
+WAVE = np.full(4800, 0.1, np.float32)
 SAID = {"audio_text": "So.", "sampling_rate": 24000}
 
 
@@ -226,7 +337,7 @@ SAID = {"audio_text": "So.", "sampling_rate": 24000}
         ("  \n", {}, "letter"),
         ("!!! ...", {}, "letter"),
         ("\u4f60\u597d", {}, "letter"),
-        (["Hello.", ""], {}, "letter"),
+        (["Hello.", ""], {}, r"text\[1\]='' has nothing to speak"),
         ([], {}, "list of strings"),
         (None, {}, "list of strings"),
         (["Hello.", 5], {}, "list of strings"),
@@ -237,8 +348,8 @@ SAID = {"audio_text": "So.", "sampling_rate": 24000}
         ("Hello.", {"audio": WAVE, **SAID, "sampling_rate": 0}, "sampling_rate=0"),
         ("Hello.", {"audio": WAVE, **SAID, "voice": "anna"}, "not both"),
         ("Hello.", {"audio": "nowhere.wav", "audio_text": "So."}, "nowhere.wav"),
-        ("Hello.", {"audio": __file__, "audio_text": "So."}, "recording"),
-        ("Hello.", {"audio": WAVE[:0], **SAID}, "nothing to encode"),
+        ("Hello.", {"audio": __file__, "audio_text": "So."}, "sound file"),
+        ("Hello.", {"audio": WAVE[:0], **SAID}, "shape .0,.: expected"),
         ("Hello.", {"audio": WAVE * np.nan, **SAID}, "NaN"),
         ("Hello.", {"audio": WAVE.astype(np.int16), **SAID}, "32768"),
         ("Hello.", {"audio": WAVE.reshape(-1, 2), **SAID}, "channels"),
@@ -247,12 +358,18 @@ SAID = {"audio_text": "So.", "sampling_rate": 24000}
         ("Hello.", {"voice": 0}, "voice=0"),
         ("Hello.", {"voice": ""}, "not known"),
         ("Hello.", {"voice": [["anna"]]}, "name of a preset"),
-        ("Hello.", {"audio": WAVE, **SAID, "sampling_rate": 24}, "between 1000 and"),
+        ("Hello.", {"audio": WAVE, **SAID, "sampling_rate": 24}, "1000 to"),
         ("Hello.", {"audio": WAVE, **SAID, "sampling_rate": np.nan}, "sampling_rate=nan"),
         ("Hello.", {"audio": WAVE + 20000, **SAID}, "reaches 20000"),
-        ("Hello.", {"audio": b"RIFF", "audio_text": "So."}, "4 bytes, is not a recording"),
+        ("Hello.", {"audio": b"RIFF", "audio_text": "So."}, "4 bytes, cannot be read"),
         ("Hello.", {"audio": {"path": None}, "audio_text": "So."}, "without samples"),
         ("Hello.", {"audio": [[0.0], [0.0, 1.0]], **SAID}, "2 recordings"),
+        ("Hello.", {"audio": (WAVE, 24000), "audio_text": "So."}, "pair of samples"),
+        ("Hello.", {"audio": (24000, WAVE), "audio_text": "So."}, "pair of samples"),
+        ("Hello.", {"audio": WAVE * 0, **SAID}, "silent"),
+        ("Hello.", {"audio": WAVE[:1] * 1e-3, **SAID}, "silent"),
+        ("Hello.", {"audio": np.stack([WAVE, -WAVE]), **SAID}, "silent"),
+        ("Hello.", {"audio": WAVE[:1], **SAID, "sampling_rate": 1000000}, "too short"),
         (["Hello.", "You."], {"audio": [WAVE, WAVE], **SAID}, "2 recordings .* 1 transcripts"),
         ("Hello.", {"audio": WAVE, **SAID, "audio_text": 5}, "audio_text"),
     ],

@@ -1,11 +1,14 @@
 """Text as it is spoken: what a reader says for digits, signs and abbreviations, in characters that are known."""
 
+import re
+import time
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smalle import text_normalization_smalle
-from smalle.text_normalization_smalle import normalize
+from smalle.text_normalization_smalle import RULES, normalize
 
 KNOWN = set("!\"'(),-.:;?abcdefghijklmnopqrstuvwxyz")
 SPOKEN = {
@@ -82,3 +85,43 @@ def test_without_the_library_digits_are_read_one_by_one(monkeypatch):
     monkeypatch.setattr(text_normalization_smalle, "num2words", None)
     spoken = "In one nine nine nine, five dollars and two zero cents, three point five."
     assert normalize("In 1999, $5.20, 3.5", KNOWN) == spoken
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_each_rule_reads_its_example(rule):
+    assert re.search(rule.pattern, rule.example)
+
+
+REPEATED = [
+    "7",
+    ",111",
+    "$1",
+    "1.",
+    "1-",
+    "1:",
+    "1/",
+    "a.",
+    "etc. ",
+    "5 kg ",
+    "$5m ",
+    "May 5 ",
+    "U.S. ",
+    "\n",
+    "\u0301\u0316",
+]
+
+
+@pytest.mark.parametrize("part", REPEATED, ids=ascii)
+def test_time_is_proportional_to_the_length_of_a_text(part):
+    def seconds(length):
+        begun = time.process_time()
+        normalize("1" + part * (length // len(part)), KNOWN)
+        return time.process_time() - begun
+
+    assert seconds(8000) < 8 * seconds(2000) + 0.1  # 4 times as long; a quadratic rule needs 16 times
+
+
+def test_ten_thousand_digits_take_less_than_a_second():
+    begun = time.process_time()
+    assert normalize("7" * 10_000, KNOWN).split()[-1] == "seven."
+    assert time.process_time() - begun < 1

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from smalle.configuration_smalle import AUDIO_EOS, AUDIO_PAD
-from smalle.generation_smalle import delay
+from smalle.processing_smalle import teacher_forcing
 
 from ..model.losses import token_windows
 from .dataset import Sample
@@ -115,17 +113,12 @@ class Collator:
         )
         windows = [self._windows(*row) for row in zip(texts, samples, text["offset_mapping"])]
         padding = text["attention_mask"][..., None] == 0
-        labels = self._delayed([sample.codes for sample in samples], -100)
         pasts = [sample.codes if sample.past is None else sample.past for sample in samples]
-        for q in range(1, self.num_codebooks):  # the codebooks' BOS are no targets
-            labels[:, : q + 1, q] = -100
         return {
             "input_ids": text["input_ids"],
             "attention_mask": text["attention_mask"],
             "token_windows": torch.stack(windows).masked_fill(padding, torch.inf),  # padding is never read
-            "decoder_input_ids": self._delayed(pasts, AUDIO_PAD)[:, :-1],
-            "decoder_attention_mask": (labels[:, 1:, 0] != -100).long(),
-            "labels": labels[:, 1:],
+            **teacher_forcing([sample.codes for sample in samples], pasts),
             **self._speakers(samples, texts, rng),
         }
 
@@ -134,11 +127,6 @@ class Collator:
         if not text:
             return torch.tensor([[-torch.inf, torch.inf]]).expand(len(offsets), 2)
         return torch.from_numpy(token_windows(text, sample.words, offsets.tolist(), self.frame_rate))
-
-    def _delayed(self, codes: Sequence[torch.Tensor], padding: int) -> torch.Tensor:
-        """Codes (T, Q) with the delay pattern and EOS as one padded batch (B, T + Q + 1, Q)."""
-        ended = [F.pad(delay(one), (0, 0, 0, 1), value=AUDIO_EOS) for one in codes]
-        return pad_sequence(ended, batch_first=True, padding_value=padding)
 
     def _speakers(self, samples: Sequence[Sample], texts: list[str], rng: random.Random) -> dict[str, torch.Tensor]:
         """speaker_codes and their mask. A row without text has no speaker either: guidance leads away from both."""
