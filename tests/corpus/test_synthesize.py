@@ -1,4 +1,4 @@
-"""Speaking a plan with Kokoro: batches, checks and files. Weights are random; nothing is downloaded."""
+"""Synthesis with Kokoro: plans, speakers, batches, files. Weights are random; nothing is downloaded."""
 
 import json
 import wave
@@ -6,21 +6,19 @@ import wave
 import numpy as np
 import pytest
 import torch
-from smalle.corpus.kokoro import lstm_weights, pad_to
+from smalle.corpus.kokoro import checked, lstm_weights, pad_to
 from smalle.corpus.kokoro_model import SAMPLES_PER_FRAME, SAMPLING_RATE, Kokoro, energy
-from smalle.corpus.sampled_speakers import is_sampled_speaker
+from smalle.corpus.speakers import HELD_OUT_VOICES, sample_speakers
 from smalle.corpus.synthesize import (
     Sentence,
     decoder_batches,
-    finish,
-    in_voices,
     read_plan,
-    speech_span,
+    rows_for_voices,
     style_of,
-    usable,
+    trim,
     write_metadata,
+    write_sentence,
 )
-from smalle.corpus.texts import HELD_OUT_VOICES
 
 ROW = {
     "id": "s1",
@@ -41,7 +39,7 @@ def write_plan(path, *rows):
 def test_voices_take_turns_and_each_reads_its_accent():
     rows = [{**ROW, "id": str(n), "voice": {f"{accent}_x": 1.0}} for n, accent in enumerate("abaabba")]
     rows += [{**ROW, "id": "mixed", "voice": {"a_x": 0.5, "b_x": 0.5}}]
-    turns = in_voices(rows, ["am_one", "bf_two", "af_three"])
+    turns = rows_for_voices(rows, ["am_one", "bf_two", "af_three"])
     assert [(row["speaker"], row["id"]) for row in turns] == [
         ("am_one", "0"),
         ("bf_two", "1"),
@@ -55,10 +53,10 @@ def test_voices_take_turns_and_each_reads_its_accent():
 
 def test_voices_of_other_languages_read_american_english():
     rows = [{**ROW, "id": str(n), "voice": {f"{accent}_x": 1.0}} for n, accent in enumerate("ba")]
-    assert [(row["speaker"], row["id"]) for row in in_voices(rows, ["ef_dora"])] == [("ef_dora", "1")]
+    assert [(row["speaker"], row["id"]) for row in rows_for_voices(rows, ["ef_dora"])] == [("ef_dora", "1")]
 
 
-def test_a_voice_sounds_as_one_blend_and_is_spoken_as_another():
+def test_sound_and_prosody_may_be_different_blends():
     voices = {name: torch.full((510, 256), value) for name, value in (("a", 1.0), ("b", 2.0))}
     style = style_of({**ROW, "voice": {"a": 1.25, "b": -0.25}, "prosody": {"b": 1.0}}, voices, 5)
     assert style.tolist() == [0.75] * 128 + [2.0] * 128
@@ -68,10 +66,10 @@ def test_a_voice_sounds_as_one_blend_and_is_spoken_as_another():
 NAMES = [f"{accent}{sex}_{name}" for accent in "abez" for sex in "fm" for name in ("one", "two")] + [*HELD_OUT_VOICES]
 
 
-def test_a_crowd_is_made_of_voices_that_may_be_heard_and_spoken_in_english():
+def test_sampled_speakers_use_no_held_out_voice_and_speak_english():
     rows = [{**ROW, "id": str(n), "text": "x" * (20 + n), "voice": {f"{'ab'[n % 2]}f_one": 1.0}} for n in range(80)]
-    turns = is_sampled_speaker(rows, 11, 3, NAMES)  # six whole pairs
-    assert turns == is_sampled_speaker(rows, 12, 3, NAMES) != is_sampled_speaker(rows, 12, 3, NAMES, seed=1)
+    turns = sample_speakers(rows, 11, 3, NAMES)  # six whole pairs
+    assert turns == sample_speakers(rows, 12, 3, NAMES) != sample_speakers(rows, 12, 3, NAMES, seed=1)
     assert all(30 <= len(row["text"]) <= 80 for row in turns)
     said = {name: [row["id"] for row in turns if row["speaker"] == name] for name in {row["speaker"] for row in turns}}
     pairs = [(ids, said[name[:-1] + "b"]) for name, ids in said.items() if name.endswith("~a")]
@@ -86,7 +84,7 @@ def test_a_crowd_is_made_of_voices_that_may_be_heard_and_spoken_in_english():
         assert {name[1] for name in prosody} == {"fm"[sexes[1] > 0.5]}
         assert {name[0] for name in prosody} == {"ab"[int(row["id"]) % 2]}
     alike = [
-        {(tuple(row["voice"].items()), str(row["stray"]), row["speed"]) for row in turns if row["speaker"] == name}
+        {(tuple(row["voice"].items()), str(row["noise"]), row["speed"]) for row in turns if row["speaker"] == name}
         for name in {row["speaker"] for row in turns}
     ]
     assert all(len(one) == 1 for one in alike)
@@ -98,12 +96,12 @@ def test_energy_is_the_sum_of_squares_in_any_dtype(dtype):
     torch.testing.assert_close(energy(x.to(dtype)), x.square().sum(1, keepdim=True), rtol=2e-2, atol=0)
 
 
-def test_a_stray_part_is_as_long_as_asked_in_both_halves_and_fixed_by_its_seed():
-    stray = {"voice": [3, 0.75], "prosody": [4, 0.35]}
-    style = style_of({**ROW, "stray": stray}, VOICES, 3)
+def test_noise_has_its_length_in_both_halves_and_a_seed_fixes_it():
+    noise = {"voice": [3, 0.75], "prosody": [4, 0.35]}
+    style = style_of({**ROW, "noise": noise}, VOICES, 3)
     assert style.view(2, 128).norm(dim=1).tolist() == pytest.approx([0.75, 0.35])
-    assert torch.equal(style, style_of({**ROW, "stray": stray}, VOICES, 9))
-    assert not torch.equal(style, style_of({**ROW, "stray": {**stray, "voice": [4, 0.75]}}, VOICES, 3))
+    assert torch.equal(style, style_of({**ROW, "noise": noise}, VOICES, 9))
+    assert not torch.equal(style, style_of({**ROW, "noise": {**noise, "voice": [4, 0.75]}}, VOICES, 3))
     assert not style_of(ROW, VOICES, 3).any() and not VOICES["a"].any()
 
 
@@ -154,6 +152,14 @@ def test_lstm_of_onnx_gate_order():
         torch.testing.assert_close(value, state[name.removeprefix("x.")])
 
 
+def test_a_changed_package_is_refused(tmp_path):
+    (tmp_path / "a.tgz").write_bytes(b"content")
+    digest = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
+    assert checked(tmp_path / "a.tgz", digest) == b"content"
+    with pytest.raises(ValueError, match="a.tgz has the sha256 ed7002"):
+        checked(tmp_path / "a.tgz", digest[::-1])
+
+
 def test_padding_keeps_scale_and_shift_apart():
     assert pad_to(torch.tensor([1.0, 2.0]), torch.Size([6]), halves=True).tolist() == [1, 0, 0, 2, 0, 0]
 
@@ -166,26 +172,26 @@ def test_decoder_batches_hold_every_sentence_once_within_its_length():
 
 
 def test_trim_leaves_a_tenth_before_and_a_fifth_behind():
-    span = speech_span(tone(1.0, before=0.5, behind=0.8))
+    span = trim(tone(1.0, before=0.5, behind=0.8), "Hello.")
     assert span.start == pytest.approx(0.4 * SAMPLING_RATE, abs=SAMPLING_RATE // 100)
     assert span.stop - span.start == pytest.approx(1.3 * SAMPLING_RATE, abs=SAMPLING_RATE // 100)
-    assert speech_span(tone(1.0)) == slice(0, SAMPLING_RATE)
+    assert trim(tone(1.0), "Hello.") == slice(0, SAMPLING_RATE)
 
 
-def test_usable_wants_a_human_pace():
+def test_trim_refuses_an_impossible_pace():
     text = "A sentence of some forty characters here."
-    assert usable(tone(3.0), text) and not usable(tone(1.0), text) and not usable(tone(12.0), text)
-    assert usable(tone(3.0), "Short.")
+    assert trim(tone(3.0), text) and not trim(tone(1.0), text) and not trim(tone(12.0), text)
+    assert trim(tone(3.0), "Short.")
 
 
 @pytest.mark.parametrize("audio", [np.full(SAMPLING_RATE, np.nan, np.float32), 0.01 * tone(1.0)])
 def test_broken_audio_is_not_written(audio, tmp_path):
-    assert finish(audio, ROW, tmp_path) == 0
+    assert write_sentence(audio, ROW, tmp_path) == 0
     assert not list(tmp_path.rglob("*.wav"))
 
 
 def test_metadata_lists_what_was_written(tmp_path):
-    seconds = finish(tone(1.0), ROW, tmp_path)
+    seconds = write_sentence(tone(1.0), ROW, tmp_path)
     write_metadata([ROW, {**ROW, "id": "s2"}], tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(r["file_name"], r["duration"]) for r in rows] == [("mix/s1.wav", seconds)]
@@ -204,9 +210,9 @@ def test_metadata_lists_what_was_written(tmp_path):
         {"speaker": ".."},
         {"speaker": "/tmp"},
         {"id": "s1"},
-        {"stray": {"voice": 0.7}},
-        {"stray": {"sound": [1, 0.7]}},
-        {"stray": None},
+        {"noise": {"voice": 0.7}},
+        {"noise": {"sound": [1, 0.7]}},
+        {"noise": None},
     ],
 )
 def test_a_bad_row_is_named(change, tmp_path):

@@ -7,21 +7,17 @@ from itertools import islice
 
 import pytest
 from smalle.corpus import templates
+from smalle.corpus.speakers import HELD_OUT_VOICES, VOICES, assign, make_speakers
 from smalle.corpus.texts import (
     ALLOWED,
-    HELD_OUT_VOICES,
     LONG,
-    PURE_VOICES,
     SHORT,
     Exclusion,
     as_sentence,
     clean,
     compose,
-    deal,
     everyday_sentences,
     main,
-    make_speakers,
-    spell_digits,
     wordnet_sentences,
 )
 
@@ -96,20 +92,14 @@ def test_exclusion_finds_same_words_and_near_copies():
 def test_clean_keeps_allowed_characters_only():
     assert clean("“It’s a café” – she said…") == '"It\'s a cafe", she said.'
     assert clean("a/b") is None and clean("naïve <b>") is None and clean("x" * 221) is None
-    assert as_sentence("where can i park", question=True) == "Where can I park?"
-    assert as_sentence("park here ,", question=True) == "Park here."
+    assert as_sentence("where can i park", questions=True) == "Where can I park?"
+    assert as_sentence("park here ,", questions=True) == "Park here."
 
 
-def test_digits_are_spelled():
-    text = "At 7:30pm on the 3rd, 1,200 people paid $5 in 1999 for 15% at 8 am, 8:05 or 10:00."
-    assert spell_digits(text) == (
-        "At seven thirty PM on the third, twelve hundred people paid five dollars in "
-        "nineteen ninety-nine for fifteen percent at eight AM, eight oh five or ten o'clock."
+def test_texts_are_spelled_out_as_the_processor_spells_them():
+    assert clean("At 8:05 on the 3rd, 1,200 people paid $5 in 1999.") == (
+        "At eight oh five on the third, one thousand two hundred people paid five dollars in nineteen ninety-nine."
     )
-    assert templates.spell_number(305) == "three hundred and five"
-    assert templates.spell_number(21_000) == "twenty-one thousand"
-    with pytest.raises(ValueError, match="-1"):
-        templates.spell_number(-1)
 
 
 def test_wordnet_gives_examples_and_definitions_without_quotations_and_offence(tmp_path, sources):
@@ -144,7 +134,7 @@ def test_compose_meets_the_asked_lengths():
 def test_speakers_are_pure_and_blended_but_never_held_out():
     speakers = make_speakers(0)
     assert len(speakers) == 420 and speakers == make_speakers(0) != make_speakers(1)
-    assert sum(PURE_VOICES.values()) == pytest.approx(0.35)
+    assert sum(VOICES.values()) == pytest.approx(0.35)
     assert sum(speaker["share"] for speaker in speakers.values()) == pytest.approx(1)
     for name, speaker in speakers.items():
         assert sum(speaker["voice"].values()) == pytest.approx(1) and 0.9 <= speaker["speed"] <= 1.15
@@ -154,7 +144,7 @@ def test_speakers_are_pure_and_blended_but_never_held_out():
 
 def test_every_prefix_has_the_shares_of_the_speakers():
     shares = {name: speaker["share"] for name, speaker in make_speakers(0).items()}
-    names = deal(shares, 20_000, random.Random(0))
+    names = assign(shares, 20_000, random.Random(0))
     for length in (2000, 10_000, 20_000):
         counts = Counter(names[:length])
         assert all(abs(counts[name] - share * length) <= 1.5 for name, share in shares.items())

@@ -5,7 +5,7 @@ import types
 
 import pytest
 import torch
-from smalle.corpus.texts import HELD_OUT_VOICES
+from smalle.corpus.speakers import HELD_OUT_VOICES
 
 from benchmarks import measuring, quality
 from smalle import SmallEForTextToSpeech
@@ -163,7 +163,7 @@ def test_a_stream_is_cut_where_one_of_its_pieces_was(tiny_checkpoint, processor)
     model = SmallEForTextToSpeech.from_pretrained(tiny_checkpoint).eval()
     utterance = types.SimpleNamespace(text="It is a door. Nobody asked. " * 5, audio=None)
     watched = speaking.Watched(model)
-    list(processor.stream(watched, utterance.text, seed=0, longest=30, max_new_tokens=6))
+    list(processor.stream(watched, utterance.text, seed=0, max_characters=30, max_new_tokens=6))
     assert len(watched.cut) >= 5 and any(watched.cut) and not all(watched.cut)
-    assert speaking.stream(processor, model, utterance, "ben", 0, longest=30, max_new_tokens=6).cut
-    assert not speaking.stream(processor, model, utterance, "ben", 0, longest=30, max_new_tokens=300).cut
+    assert speaking.stream(processor, model, utterance, "ben", 0, max_characters=30, max_new_tokens=6).cut
+    assert not speaking.stream(processor, model, utterance, "ben", 0, max_characters=30, max_new_tokens=300).cut

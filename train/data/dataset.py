@@ -77,7 +77,8 @@ def parallel_utterances(texts: Iterable[str], speakers: Iterable[str]) -> dict[i
     """Utterances of the same words and relative times, {index: indices with itself}, of those that have others.
 
     These are the speeds of one recording (smalle.train.data.prepare --speeds) and the two speakers of a pair of
-    smalle.corpus.sampled_speakers. They share text and speaker name without these suffixes, as in "s0_0001~a x0.91".
+    smalle.corpus.speakers.sample_speakers. They share their text and, but for suffixes as in
+    "s0_0001~a x0.91", the name of their speaker.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for index, (text, speaker) in enumerate(zip(texts, speakers)):
