@@ -1,70 +1,108 @@
-"""Puts a checkpoint together in the form of a Hub repository: weights, code, codec, tokenizer, voices.
+"""Assembles a checkpoint in the form of a Hub repository: weights, remote code, codec, tokenizer and voices.
 
-usage: python -m smalle.train.assemble MODEL CODEC VOICES.yaml OUT [--card CARD.md]
+  python -m smalle.train.assemble MODEL CODEC VOICES.yaml OUT [--card CARD.md]
 
-MODEL: output folder of smalle.train.model.trainer, or one of its checkpoints, whose averaged weights are taken. CODEC: folder of
-train.codec. VOICES.yaml: default: NAME, voices: {NAME: {audio: recording, text: transcript}}, or lists of several,
-without the text for models with a speaker encoder, or, of a voice that was tuned, {NAME: {file: voice}}, paths from
-where the command runs, and generation: {...}, what generate() shall do by default. Weights are stored in half
-precision and load as float32.
+MODEL is the output folder of a training, or one of its checkpoints, of which the averaged weights are taken. CODEC is
+the output folder of a codec's training. VOICES.yaml has the keys
+
+  default: NAME
+  voices: {NAME: {audio: RECORDING, text: TRANSCRIPT}, ...}
+  generation: default options of generate()
+
+where `audio` and `text` may be lists, `text` may be missing for a model with a speaker encoder, and {file: VOICE} names
+a voice file instead. Weights are stored in half precision and load in single precision.
 """
 
 import argparse
 import json
-import pathlib
+import os
 import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
-import smalle
+from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.codec_smalle import load_codec
-from smalle.hub_smalle import write_card
-from smalle.processing_smalle import SmallEProcessor
-from smalle.voices_smalle import join_voices, load_voice, save_voice
+from smalle.hub_smalle import atomic_folder, write_card, write_text
+from smalle.voices_smalle import Voice, join_voices, load_voice
 
 from .model.ema import EMACallback
+from .model.recipe import make_dataclass, read_recipe
 
 GENERATION = {"do_sample": True, "top_k": 100, "temperature": 1.0, "max_seconds": 60}
 
 
-def save_half(model, folder):
-    """Weights in fp16, which halves the folder; the configuration says float32, so that they load as float32."""
+@dataclass
+class VoiceSource:
+    """Recordings with or without transcripts, or a voice file."""
+
+    audio: str | list[str] | None = None
+    text: str | list[str] | None = None
+    file: str | None = None
+
+
+@dataclass
+class VoicesRecipe:
+    """VOICES.yaml: the voices of a checkpoint, by name, and its default options of generate()."""
+
+    default: str
+    voices: dict[str, dict[str, Any]]
+    generation: dict[str, Any] = field(default_factory=dict)
+
+
+def save_half(model: PreTrainedModel, folder: str | os.PathLike) -> None:
+    """Saves a model in float16; its config.json says float32, so that it loads in that."""
     model.half().save_pretrained(folder)
-    path = pathlib.Path(folder) / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
+    path = Path(folder, "config.json")
+    config = {**json.loads(path.read_text(encoding="utf-8")), "dtype": "float32"}
+    write_text(path, json.dumps(config, indent=2) + "\n")
 
 
-def make_voice(name, voice, processor, config):
-    """The `Voice` of an entry of VOICES.yaml. Raises ValueError for one that could not speak."""
-    needed = {"audio"} if config.speaker_layers else {"audio", "text"}
-    if "file" not in voice and not needed <= voice.keys() <= {"audio", "text"}:
-        raise ValueError(f"voice {name}: {sorted(voice)}: expected file, or {' and '.join(sorted(needed))}.")
-    if "file" in voice:
-        return load_voice(voice["file"])
-    audio, texts = (x if isinstance(x, list) else [x] for x in (voice["audio"], voice.get("text")))
-    texts = texts if "text" in voice else [None] * len(audio)
+def folder_size(folder: str | os.PathLike) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def make_voice(name: str, source: VoiceSource, processor: SmallEProcessor, config: SmallEConfig) -> Voice:
+    """Makes a voice of VOICES.yaml. Raises ValueError for one that the model could not use."""
+    if source.file:
+        return load_voice(source.file)
+    if not source.audio or not (source.text or config.speaker_layers):
+        raise ValueError(f"voice {name}: expected `file`, or `audio` and its transcript `text`.")
+    audio, texts = (value if isinstance(value, list) else [value] for value in (source.audio, source.text))
+    texts = texts if source.text else [None] * len(audio)
     if len(audio) != len(texts):
-        raise ValueError(f"voice {name}: {len(audio)} recordings, {len(texts)} texts: expected as many, or no text.")
+        raise ValueError(f"voice {name}: {len(audio)} recordings and {len(texts)} texts: expected as many, or no text.")
     return join_voices([processor.encode_voice(*recording) for recording in zip(audio, texts)])
 
 
-def assemble(model_folder, codec_folder, voices_file, out, card=None):
-    """Writes OUT; returns its size in bytes."""
-    partial = pathlib.Path(f"{out}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "voices").mkdir(parents=True)
-    recipe = yaml.safe_load(pathlib.Path(voices_file).read_text())
-    settings = {**GENERATION, **recipe.get("generation", {})}
-    model = smalle.SmallEForTextToSpeech.from_pretrained(model_folder, dtype=torch.float32)
-    averaged = pathlib.Path(model_folder) / EMACallback.FILE
+def load_model(folder: str | os.PathLike) -> SmallEForTextToSpeech:
+    """Loads the output of a training, or one of its checkpoints with the averaged weights."""
+    model = SmallEForTextToSpeech.from_pretrained(folder, dtype=torch.float32)
+    averaged = Path(folder, EMACallback.FILE)
     if averaged.is_file():
         average = load_file(averaged)
         tied = {name: average[source] for name, source in model.all_tied_weights_keys.items()}
         model.load_state_dict({**average, **tied})
-    config = model.config
+    return model
+
+
+def assemble(
+    model_folder: str | os.PathLike,
+    codec_folder: str | os.PathLike,
+    voices_file: str | os.PathLike,
+    out: str | os.PathLike,
+    card: str | os.PathLike | None = None,
+) -> int:
+    """Writes the checkpoint OUT; returns its size in bytes."""
+    recipe, model = read_recipe(VoicesRecipe, voices_file), load_model(model_folder)
+    config, settings = model.config, {**GENERATION, **recipe.generation}
     model.generation_config = GenerationConfig(
         max_new_tokens=int(settings.pop("max_seconds") * config.frame_rate),
         pad_token_id=config.pad_token_id,
@@ -72,36 +110,33 @@ def assemble(model_folder, codec_folder, voices_file, out, card=None):
         eos_token_id=config.eos_token_id,
         **settings,
     )
-    write_card(partial, pathlib.Path(out).name)
-    save_half(model, partial)
-    processor = SmallEProcessor(
-        AutoTokenizer.from_pretrained(model_folder),
-        voices=sorted(recipe["voices"]),
-        default_voice=recipe["default"],
-        sampling_rate=config.sampling_rate,
-    )
-    processor._codec = load_codec(codec_folder)
-    for name, voice in recipe["voices"].items():
-        save_voice(partial / "voices" / f"{name}.safetensors", *make_voice(name, voice, processor, config))
-    processor.source = str(partial)
-    processor.save_pretrained(partial)
-    save_half(processor.codec, partial / "codec")
-    if card:
-        shutil.copy(card, partial / "README.md")
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
-    return sum(path.stat().st_size for path in pathlib.Path(out).rglob("*") if path.is_file())
+    processor = SmallEProcessor(AutoTokenizer.from_pretrained(model_folder), sampling_rate=config.sampling_rate)
+    processor.codec = load_codec(codec_folder)
+    for name, values in sorted(recipe.voices.items()):
+        source = make_dataclass(VoiceSource, values, f"voices.{name}")
+        processor.add_voice(name, make_voice(name, source, processor, config))
+    processor.default_voice = recipe.default
+    with atomic_folder(out) as folder:
+        if card:
+            shutil.copy(card, folder / "README.md")
+        write_card(folder, Path(out).name)
+        save_half(model, folder)
+        processor.save_pretrained(folder)
+        save_half(processor.codec, folder / "codec")
+    return folder_size(out)
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model", "codec", "voices", "out"):
         parser.add_argument(name)
-    parser.add_argument("--card")
-    arguments = parser.parse_args()
-    size = assemble(arguments.model, arguments.codec, arguments.voices, arguments.out, card=arguments.card)
+    parser.add_argument("--card", help="model card, README.md of the repository")
+    arguments = parser.parse_args(argv)
+    size = assemble(arguments.model, arguments.codec, arguments.voices, arguments.out, arguments.card)
     print(f"{arguments.out}: {size / 1e6:.1f} MB")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,17 +1,17 @@
 """A small Libri-light goes through all of it: codes, tokenizer, training, checkpoint, evaluation."""
 
 import json
-import sys
 
 import pytest
 import torch
 import yaml
 from smalle.train import assemble
+from smalle.train.data import prepare, tokenizer
+from smalle.train.evaluation import evaluate
+from smalle.train.model import samples
+from smalle.train.model import trainer as train
 
 from tests.librilight import make_cuts, make_librilight, make_tar
-from train.data import prepare, tokenizer
-from train.evaluation import evaluate
-from train.model import trainer as train
 
 MODEL = dict(
     hidden_size=32,
@@ -32,11 +32,11 @@ MODEL = dict(
 def call(module, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-        module.main()
+        module.main([*map(str, arguments)])
 
 
-def test_from_a_tar_of_libri_light_to_a_page_of_results(tmp_path, tiny_codec, capsys):
+def test_from_a_tar_of_libri_light_to_a_page_of_results(tmp_path, tiny_codec, capsys, monkeypatch):
+    monkeypatch.setattr(samples, "MAX_SECONDS", 2)
     voiced = make_librilight(tmp_path / "unlab", speakers=[str(n) for n in range(100, 106)])
     make_cuts(tmp_path / "cuts.jsonl.gz", voiced)
     archive = make_tar(tmp_path / "small.tar", tmp_path / "unlab")
@@ -66,17 +66,17 @@ def test_from_a_tar_of_libri_light_to_a_page_of_results(tmp_path, tiny_codec, ca
     codes = {split: f"{tmp_path}/codes/{split}.parquet" for split in ("train", "eval")}
     recipe = {
         "model": MODEL,
-        "samples": {"codec": f"{tmp_path}/codec", "count": 1, "max_seconds": 2},
+        "samples": {"codec": f"{tmp_path}/codec", "count": 1},
         "data": dict(
             tokenizer=f"{tmp_path}/tokenizer",
-            cache=f"{tmp_path}/cache",
+            cache_dir=f"{tmp_path}/cache",
             frames_per_batch=200,
             max_seconds=4,
-            single=0.3,
+            single_utterance_probability=0.3,
             eval_batches=1,
             **codes,
         ),
-        "objective": dict(codebook_weights=[1.0] * 3, forward_sum_weight=0.1, text_dropout=0.0, ema=0.5),
+        "objective": dict(codebook_weights=[1.0] * 3, forward_sum_weight=0.1, text_dropout=0.0, ema_decay=0.5),
         "training": dict(
             output_dir=f"{tmp_path}/model",
             max_steps=3,
@@ -86,8 +86,6 @@ def test_from_a_tar_of_libri_light_to_a_page_of_results(tmp_path, tiny_codec, ca
             learning_rate=1e-3,
             warmup_steps=1,
             logging_steps=1,
-            report_to=[],
-            disable_tqdm=True,
         ),
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -1,93 +1,117 @@
-"""A voice from one recording of 5 to 10 seconds: a whole checkpoint that speaks with it, in two minutes of a core.
+"""Makes a checkpoint that speaks with the voice of one recording of 5 to 10 seconds, in two minutes on one core.
 
-usage: python -m smalle.train.adapt.clone RECORDING "What it says." BASE OUT [options] [key.subkey=value ...]
+  smalle clone RECORDING "Its transcript." BASE OUT [options] [KEY.SUBKEY=VALUE ...]
 
-BASE: a checkpoint, folder or name; OUT: a folder that is not there, for the new one, whose default voice is this. First
-the codec's decoder and refiner learn what its codes lose of the voice (train/recipes/finetune-codec.yaml), then the
-model, from samples with the recording's words in other orders (train/recipes/finetune-recording.yaml, with what
-`key.subkey=value` changes). Speak with a voice only if the person whose it is agrees. Needs praat-parselmouth.
+BASE is a checkpoint: a folder or Hub name. OUT is the folder of the new checkpoint, whose default voice is the new one.
+First the codec's decoder and refiner are tuned to the recording (train/recipes/finetune-codec.yaml), then the model, on
+samples with the recording's words in other orders (train/recipes/finetune-recording.yaml, in which KEY.SUBKEY=VALUE
+changes values). Use a voice only with the consent of its owner.
 """
 
 import argparse
-import os
-import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
 from smalle import SmallEProcessor
+from smalle.hub_smalle import atomic_folder
 
-from ..model.trainer import read_recipe
-from .finetune import finetune, write_whole
+from ..codec.main import main as train_codec
+from ..model.recipe import read_recipe
+from .finetune import FinetuneRecipe, finetune, write_checkpoint
 
-ROOT = pathlib.Path(__file__).parents[2]
-RECIPES = ROOT / "train" / "recipes"
-BEST_OF = 4  # readings of a text, of which the steadiest is heard: one in forty ends at once
-
-
-def run(module, *arguments):
-    subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True, cwd=ROOT)
+RECIPES = Path(__file__).parents[1] / "recipes"
+BEST_OF = 4  # candidates of generate(), of which the most monotonic is taken: one in forty ends at once
 
 
-def tune_codec(base, out, minutes):
-    """OUT/codec: that of BASE with its decoder, and then its refiner, tuned to the folder OUT/recordings."""
-    recipe = RECIPES / "finetune-codec.yaml"
+def tune_codec(base: str, folder: Path, minutes: float) -> Path:
+    """Tunes the decoder and the refiner of a checkpoint's codec to the recordings in FOLDER/recordings.
+
+    Returns the folder of the tuned codec, FOLDER/codec. Raises ValueError where the training fails.
+    """
     codec = SmallEProcessor.from_pretrained(base).codec
-    if not (out / "codec").is_dir():
-        codec.save_pretrained(out / "codec-base")
+    if not (folder / "codec").is_dir():
+        codec.save_pretrained(folder / "codec-base")
     stages = ["reconstruction"] if codec.refiner is None else ["reconstruction", "refiner"]
-    folders = [out / "codec-base", *[out / "codec-decoder"] * (len(stages) - 1), out / "codec"]
+    folders = [folder / "codec-base", *[folder / "codec-decoder"] * (len(stages) - 1), folder / "codec"]
     for stage, start, output in zip(stages, folders, folders[1:]):
         settings = [
-            f"data.corpus=[{out}/recordings]",
+            f"data.corpus=[{folder}/recordings]",
             f"{stage}.start={start}",
             f"{stage}.output={output}",
             f"{stage}.minutes={minutes / len(stages)}",
         ]
-        run("smalle.train.codec.main", recipe, "--stage", stage, *settings)
+        if train_codec([str(RECIPES / "finetune-codec.yaml"), "--stage", stage, *settings]):
+            raise ValueError(f"stage {stage} of the codec's training failed; see above.")
+    return folder / "codec"
 
 
-def clone(recording, text, base, out, name, codec_minutes=1.0, overrides=()):
-    """Writes the checkpoint OUT. Raises ValueError for what is no recording, and where OUT is already there."""
-    out = pathlib.Path(out)
+def clone(
+    recording: str | Path,
+    text: str,
+    base: str,
+    out: str | Path,
+    name: str,
+    codec_minutes: float = 1.0,
+    overrides: Sequence[str] = (),
+) -> None:
+    """Writes the checkpoint OUT with the voice `name`.
+
+    Args:
+        recording: Sound file of the voice.
+        text: Its transcript.
+        base: Folder or Hub name.
+        codec_minutes: Time to tune the codec; 0: the base's codec stays as it is.
+        overrides: Changes of finetune-recording.yaml, `key.subkey=value`.
+
+    Raises:
+        ValueError: Where OUT exists, or the recording or its transcript are missing.
+    """
+    out = Path(out)
     if out.exists():
-        raise ValueError(f"{out} is there: name a folder that is not, or delete it.")
-    if not pathlib.Path(recording).is_file() or not text.strip():
-        raise ValueError(f"{recording!r}, {text!r}: expected a sound file and what it says.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
-        work = pathlib.Path(work).resolve()
+        raise ValueError(f"{out} exists: name a new folder, or delete it.")
+    if not Path(recording).is_file() or not text.strip():
+        raise ValueError(f"{str(recording)!r}, {text!r}: expected a sound file and its transcript.")
+    recipe = read_recipe(FinetuneRecipe, RECIPES / "finetune-recording.yaml", overrides)
+    with tempfile.TemporaryDirectory() as work:
+        work = Path(work)
         (work / "recordings").mkdir()
-        shutil.copyfile(recording, work / "recordings" / f"1{pathlib.Path(recording).suffix}")
+        shutil.copyfile(recording, work / "recordings" / f"1{Path(recording).suffix}")
         (work / "recordings" / "1.txt").write_text(text, encoding="utf-8")
-        if codec_minutes:
-            tune_codec(base, work, codec_minutes)
-        recipe = read_recipe(RECIPES / "finetune-recording.yaml", list(overrides))
+        codec = tune_codec(base, work, codec_minutes) if codec_minutes else None
         model, voice, _ = finetune(recipe, work / "recordings", base)
         model.generation_config.best_of = BEST_OF
-        write_whole(model, voice, name, base, work / "whole", work / "codec" if codec_minutes else None, changed=True)
-        os.replace(work / "whole", out)
+        with atomic_folder(out) as folder:
+            write_checkpoint(model, voice, name, base, folder, codec, weights_changed=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for argument in ("recording", "text", "base", "out"):
-        parser.add_argument(argument)
-    parser.add_argument("overrides", nargs="*")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        prog="smalle clone", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recording", help="sound file of 5 to 10 seconds")
+    parser.add_argument("text", help="its transcript")
+    parser.add_argument("base", help="folder or Hub name of a checkpoint")
+    parser.add_argument("out", help="folder of the new checkpoint")
+    parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes finetune-recording.yaml")
     parser.add_argument("--name", help="of the voice (default: the name of the folder OUT)")
-    parser.add_argument("--codec-minutes", type=float, default=1.0, help="to tune the codec; 0: not at all")
-    arguments = parser.parse_intermixed_args()
-    name = arguments.name or pathlib.Path(arguments.out).resolve().name
-    base = arguments.base
-    base = str(pathlib.Path(base).resolve()) if pathlib.Path(base).is_dir() else base  # else a name on the Hub
-    try:
-        clone(
-            arguments.recording, arguments.text, base, arguments.out, name, arguments.codec_minutes, arguments.overrides
-        )
-    except ValueError as error:
-        parser.error(str(error))
-    print(f"{arguments.out}: smalle say TEXT --model {arguments.out}")
+    parser.add_argument("--codec-minutes", type=float, default=1.0, help="to tune the codec; 0: leave it as it is")
+    arguments = parser.parse_intermixed_args(argv)
+    name = arguments.name or Path(arguments.out).resolve().name
+    clone(
+        arguments.recording,
+        arguments.text,
+        arguments.base,
+        arguments.out,
+        name,
+        arguments.codec_minutes,
+        arguments.overrides,
+    )
+    print(f"{arguments.out} speaks: smalle say TEXT --model {arguments.out}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,89 +1,152 @@
-"""Teaches a checkpoint a new voice from a folder of recordings and what they say.
+"""Adapts a checkpoint to a new voice, from a folder of recordings with their transcripts.
 
-usage: python -m smalle.train.adapt.finetune RECIPE.yaml CORPUS BASE OUT [options] [key.subkey=value ...]
+  smalle finetune RECIPE.yaml CORPUS BASE OUT [options] [KEY.SUBKEY=VALUE ...]
 
-CORPUS: a folder with metadata.jsonl, or with NAME.wav and NAME.txt side by side. BASE: a checkpoint, folder or name.
-The recipe is one of smalle.train.model.trainer without `model`; `data` is filled in here, and `adapter` says what is tuned: method
-"state", the recurrent state in which speech begins; "lora", with `heads: true` of the heads too; and its rank; or
-"full", the weights themselves that LoRA would change, and the heads. `adapter.scale` of what changed in the weights is
-kept, which reads better than all of it (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). One recording is enough where
-`data.rearranged` makes so many samples of it (smalle.train.data.recombine). Where `objective` needs to know when each word is said,
-BASE tells it (smalle.train.data.align).
+CORPUS is a folder with metadata.jsonl, or with NAME.wav beside NAME.txt. BASE is a checkpoint: a folder or Hub name.
+RECIPE is one of train/recipes/finetune-*.yaml. Its `adapter.method` is
 
-OUT is small: voices/NAME.safetensors, a voice as any other, and with LoRA also the adapter in PEFT's form; its voice is
-that speech begins with nothing. A model with a speaker encoder hears one of the recordings beside it. "full" is all in
-the whole checkpoint. --whole FOLDER
-gets a whole checkpoint, BASE with the adapter merged into it and NAME as its default voice; with --codec, BASE's codec
-gives way to that one, whose decoder was tuned.
+  state  the initial state of the recurrent layers is trained; all weights are frozen
+  lora   LoRA of the audio layers, and with `heads: true` of the heads
+  full   the weights themselves that LoRA would change, and the heads
+
+OUT gets voices/NAME.safetensors, which is used as any other voice, and with LoRA the adapter in PEFT's form.
+--checkpoint FOLDER also writes a complete checkpoint: BASE with the trained weights, and NAME as its default voice;
+the method `full` needs it.
+
+One recording is enough with `data.recombined`, which makes samples of it with its words in other orders. Where the
+recipe needs the times of words and the recordings do not come with them, BASE estimates them.
 """
 
 import argparse
-import pathlib
 import random
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.cache_smalle import InitialState
 from smalle.codec_smalle import load_codec
 from smalle.generation_smalle import delay
-from smalle.processing_smalle import Voice, save_voice
+from smalle.voices_smalle import Voice, save_voice
 
-from ..assemble import save_half
+from ..assemble import folder_size, save_half
 from ..data.align import align
 from ..data.batching import Collator
 from ..data.dataset import CodesDataset, speaker_frames
 from ..data.prepare import encode_corpora, write_codes
 from ..data.recombine import recombine
-from ..model.trainer import build_trainer, read_recipe, write_recipe
+from ..model.recipe import DataOptions, Objective, Recipe, read_recipe, write_recipe
+from ..model.trainer import build_trainer
 
-HEARD = 6.0  # seconds of the recording that tells a model with a speaker encoder who speaks
+METHODS = "state", "lora", "full"
+REFERENCE_SECONDS = 6.0  # of the recording that becomes the voice's reference
+
+
+@dataclass
+class Adapter:
+    """The part `adapter`: which parameters are trained.
+
+    Attributes:
+        method: "state", "lora" or "full".
+        rank: Of LoRA; of the state, None for a state of full rank.
+        heads: LoRA of the heads too.
+        scale: Fraction of the change in the weights that is kept, which reads better than all of it (WiSE-FT, Wortsman
+            et al. 2022, arXiv 2109.01903).
+    """
+
+    method: str
+    rank: int | None = None
+    heads: bool = False
+    scale: float = 1.0
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"adapter.method={self.method!r}: expected one of {', '.join(METHODS)}.")
+        if self.method == "lora" and (self.rank or 0) < 1:
+            raise ValueError(f"adapter.rank={self.rank}: expected at least 1; 4 to 32 are usual.")
+        if not 0 < self.scale <= 1:
+            raise ValueError(f"adapter.scale={self.scale}: expected more than 0 and up to 1; 0.5 is usual.")
+
+
+@dataclass
+class FinetuneData:
+    """The part `data`; see `DataOptions` for the keys that are not explained here.
+
+    Attributes:
+        eval_texts: Texts to hold out for the evaluation, at most a fifth of all.
+        recombined: Number of samples made by recombination of the recordings, instead of holding out texts.
+    """
+
+    frames_per_batch: int
+    max_seconds: float
+    single_utterance_probability: float
+    eval_batches: int
+    eval_texts: int = 20
+    recombined: int | None = None
+
+
+@dataclass
+class FinetuneRecipe:
+    """A recipe of fine-tuning."""
+
+    adapter: Adapter
+    data: FinetuneData
+    objective: Objective
+    training: dict[str, Any]
+
+
+class Finetuned(NamedTuple):
+    """The adapted model, the new voice, and the losses on the evaluation data before and after."""
+
+    model: PreTrainedModel
+    voice: Voice
+    losses: tuple[float, float]
 
 
 class TunedState(nn.Module):
-    """A frozen model whose speech begins in a state that is tuned."""
+    """A frozen model with a trainable initial state, whose scale is that of the state after `example`, a recording."""
 
-    def __init__(self, model, rank, example):
+    def __init__(self, model: PreTrainedModel, rank: int | None, example: dict[str, Tensor]):
         super().__init__()
         if model.config.architecture == "decoder-only":
             raise ValueError("adapter.method=state: a decoder-only transformer has no recurrent state; choose lora.")
         self.config, self.model = model.config, model.requires_grad_(False)
         with torch.no_grad():
-            read = model.eval()(**example, use_cache=True)
-        self.state = InitialState(read.cache.recurrent, rank)
+            cache = model.eval()(**example, use_cache=True).cache
+        self.state = InitialState(cache.recurrent, rank)
 
     def forward(self, input_ids, **inputs):
         rows = self.state().expand(len(input_ids), -1)
         return self.model(input_ids=input_ids, initial_state=rows, **inputs)
 
 
-def adapt(model, example, method, rank=None, heads=False):
-    """The model with what is to be tuned of it. example: inputs of one recording; heads: LoRA of the heads too."""
-    if method == "state":
-        return TunedState(model, rank, example)
-    if method == "lora":
-        if not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"adapter.rank={rank}: expected at least 1; 4 to 32 are usual.")
+def adapt(model: PreTrainedModel, adapter: Adapter, example: dict[str, Tensor] | None = None) -> nn.Module:
+    """The module to train. `example`: inputs of one recording, for the method "state"."""
+    if adapter.method == "state":
+        return TunedState(model, adapter.rank, example)
+    if adapter.method == "lora":
         from peft import LoraConfig, get_peft_model
 
-        targets = rf"{model.lora_targets}|(.*\.)?head" if heads else model.lora_targets
-        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
-    if method == "full":
-        tuned = re.compile(rf"({model.lora_targets}|(.*\.)?head)\.weight")
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(tuned.fullmatch(name) is not None)
-        return model
-    raise ValueError(f"adapter.method={method!r}: expected 'state', 'lora' or 'full'.")
+        targets = rf"{model.lora_targets}|(.*\.)?head" if adapter.heads else model.lora_targets
+        return get_peft_model(model, LoraConfig(r=adapter.rank, lora_alpha=2 * adapter.rank, target_modules=targets))
+    trained = re.compile(rf"({model.lora_targets}|(.*\.)?head)\.weight")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained.fullmatch(name) is not None)
+    return model
 
 
 @torch.no_grad()
-def soften(model, before, scale):
-    """Keeps `scale` of what was changed; before: parameters by name where they began, but LoRA's, which began at 0."""
+def scale_change(model: nn.Module, before: dict[str, Tensor], scale: float) -> nn.Module:
+    """Keeps `scale` of the change of the weights. `before`: changed parameters by name; LoRA's started from zero."""
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.mul_(scale)
@@ -92,26 +155,26 @@ def soften(model, before, scale):
     return model
 
 
-def normalised(row, normalize):
-    """A row of codes with its text as the processor gives texts to the model; word times only if they still fit."""
-    text = normalize(row["text"])
+def normalize_row(row: dict, processor: SmallEProcessor) -> dict:
+    """A row of codes with its text as the model reads it; word times stay only where they fit its words."""
+    text = processor.normalize(row["text"])
     return {**row, "text": text, "words": row["words"] if len(row["words"]) == 2 * len(text.split()) else []}
 
 
-def with_times(rows, base, tokenizer, folder):
-    """Rows with the times of their words, as `base` reads them where the recordings do not tell."""
+def add_word_times(rows: list[dict], base: str, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> list[dict]:
+    """Rows with the times of their words: those that they have, or those that the base estimates."""
     model = SmallEForTextToSpeech.from_pretrained(base, dtype=torch.float32).eval()
     if model.config.architecture == "decoder-only":
         return rows
-    shape = model.config.num_codebooks, model.config.frame_rate
-    data = CodesDataset(write_codes(rows, f"{folder}/untimed.parquet"), *shape, speaker_frames=speaker_frames(model.config))
+    shape, reference = (model.config.num_codebooks, model.config.frame_rate), speaker_frames(model.config)
+    data = CodesDataset(write_codes(rows, f"{folder}/untimed.parquet"), *shape, speaker_frames=reference)
     untimed = [n for n, row in enumerate(rows) if not row["words"]]
     times = dict(align(model, Collator(tokenizer, *shape), data, untimed))
     return [{**row, "words": times[n].ravel() if n in times else row["words"]} for n, row in enumerate(rows)]
 
 
-def split_rows(rows, count):
-    """Rows to train on, and those of `count` texts, but at most a fifth of all, to evaluate on."""
+def split_rows(rows: list[dict], count: int) -> tuple[list[dict], list[dict]]:
+    """Splits rows into those to train on and those of `count` held-out texts, at most a fifth of all."""
     texts = sorted({row["text"] for row in rows})
     if len(texts) < 2:
         raise ValueError(f"{len(texts)} different texts: expected two or more, to train and to evaluate on.")
@@ -120,73 +183,95 @@ def split_rows(rows, count):
     return [row for row in rows if row["text"] not in held_out], [row for row in rows if row["text"] in held_out]
 
 
-def samples_of(rows, data, codec):
-    """Rows to train on and rows to evaluate on, as `data`, of which this takes its keys, says."""
-    count, eval_texts = data.pop("rearranged", None), data.pop("eval_texts", None)
-    if count is None:
-        return split_rows(rows, eval_texts)
-    return recombine(rows, count, codec.frame_rate, codec.num_codebooks), rows
-
-
-def row_of(rows, seconds):
-    """The recording that is nearest to so many seconds."""
+def nearest_row(rows: list[dict], seconds: float) -> dict:
+    """The recording whose duration is nearest to `seconds`."""
     return min(rows, key=lambda row: abs(row["duration"] - seconds))
 
 
-def codes_of(row, processor):
-    """The codes (P, Q) of a recording."""
-    return torch.from_numpy(row["codes"].astype(np.int64)).view(-1, processor.codec.num_codebooks)
+def codes_of(row: dict, num_codebooks: int) -> Tensor:
+    """The codes (T, Q) of a recording."""
+    return torch.from_numpy(row["codes"].astype(np.int64)).view(-1, num_codebooks)
 
 
-def example_of(rows, processor, seconds=4.0):
-    """Inputs of the model for one recording, of about so many seconds."""
-    row = row_of(rows, seconds)
+def example_inputs(rows: list[dict], processor: SmallEProcessor, seconds: float = 4.0) -> dict[str, Tensor]:
+    """The model's inputs for the recording that is nearest to `seconds`."""
+    row = nearest_row(rows, seconds)
     tokens = processor.tokenizer([row["text"]], return_tensors="pt")
-    return {**tokens, "decoder_input_ids": delay(codes_of(row, processor))[None]}
+    return {**tokens, "decoder_input_ids": delay(codes_of(row, processor.codec.num_codebooks))[None]}
 
 
-def finetune(recipe, corpus, base, speaker=None, most=None):
-    """Tunes; returns the model, adapted or not, its `Voice`, and the losses before and after on what was left out.
+def training_recipe(recipe: FinetuneRecipe, base: str, num_codebooks: int, folder: str) -> Recipe:
+    """The recipe of the Trainer, with the codes in a folder."""
+    data, objective = recipe.data, recipe.objective
+    weights = objective.codebook_weights or [0.65**q for q in range(num_codebooks)]  # the first ones carry the words
+    return Recipe(
+        init=base,
+        data=DataOptions(
+            tokenizer=base,
+            train=f"{folder}/train.parquet",
+            eval=f"{folder}/eval.parquet",
+            frames_per_batch=data.frames_per_batch,
+            max_seconds=data.max_seconds,
+            single_utterance_probability=data.single_utterance_probability,
+            eval_batches=data.eval_batches,
+        ),
+        objective=replace(objective, codebook_weights=weights),
+        training={**recipe.training, "output_dir": folder, "save_strategy": "no"},
+    )
 
-    speaker: the one of the corpus to learn from, where it has several; most: recordings to take, at random.
+
+def finetune(
+    recipe: FinetuneRecipe,
+    corpus: str | Path,
+    base: str,
+    speaker: str | None = None,
+    max_recordings: int | None = None,
+) -> Finetuned:
+    """Adapts a checkpoint to the recordings of a corpus.
+
+    Args:
+        base: Folder or Hub name.
+        speaker: The speaker to learn from, where the corpus has several.
+        max_recordings: Number of recordings to take, at random.
     """
-    processor = SmallEProcessor.from_pretrained(base)
+    processor, adapter, objective = SmallEProcessor.from_pretrained(base), recipe.adapter, recipe.objective
+    codec = processor.codec
     with torch.inference_mode():
-        rows = [normalised(row, processor.normalize) for row in encode_corpora([corpus], processor.codec, speaker, most)]
-    given = recipe["data"]
-    data = dict(given, tokenizer=base)
+        rows = encode_corpora([corpus], codec, speaker, max_recordings)
+        rows = [normalize_row(row, processor) for row in rows]
     with tempfile.TemporaryDirectory() as folder:
-        if any(recipe["objective"].get(name) for name in ("alignment_weight", "forced_alignment_probability")):
-            rows = with_times(rows, base, processor.tokenizer, folder)
-        train, evaluation = samples_of(rows, data, processor.codec)
-        data |= {"train": write_codes(train, f"{folder}/train.parquet"), "eval": write_codes(evaluation, f"{folder}/eval.parquet")}
-        weights = {"codebook_weights": [0.65**q for q in range(processor.codec.num_codebooks)]}  # words first
-        recipe = {**recipe, "init": base, "data": data, "objective": {**weights, **recipe["objective"]}}
-        recipe["training"] = {**recipe["training"], "output_dir": folder, "save_strategy": "no"}
-        example, adapter = example_of(train, processor), dict(recipe["adapter"])
-        scale = adapter.pop("scale", 1.0)
-        if not 0 < scale <= 1:
-            raise ValueError(f"adapter.scale={scale}: expected more than 0 and up to 1; 0.5 is usual.")
-        trainer = build_trainer(recipe, lambda model: adapt(model, example, **adapter))
-        before = {
-            name: x.detach().clone()
-            for name, x in trainer.model.named_parameters()
-            if x.requires_grad and adapter["method"] == "full"
-        }
-        losses = [trainer.evaluate()["eval_loss"]]
+        if objective.alignment_weight or objective.forced_alignment_probability:
+            rows = add_word_times(rows, base, processor.tokenizer, folder)
+        if recipe.data.recombined is None:
+            train, evaluation = split_rows(rows, recipe.data.eval_texts)
+        else:
+            train = recombine(rows, recipe.data.recombined, codec.frame_rate, codec.num_codebooks)
+            evaluation = rows
+        write_codes(train, f"{folder}/train.parquet")
+        write_codes(evaluation, f"{folder}/eval.parquet")
+        example = example_inputs(train, processor)
+        trainer = build_trainer(
+            training_recipe(recipe, base, codec.num_codebooks, folder), lambda model: adapt(model, adapter, example)
+        )
+        before = {}
+        if adapter.method == "full":
+            parameters = trainer.model.named_parameters()
+            before = {name: x.detach().clone() for name, x in parameters if x.requires_grad}
+        loss_before = trainer.evaluate()["eval_loss"]
         trainer.train()
-        model = trainer.model if adapter["method"] == "state" else soften(trainer.model, before, scale)
-        losses.append(trainer.evaluate()["eval_loss"])
+        model = trainer.model if adapter.method == "state" else scale_change(trainer.model, before, adapter.scale)
+        losses = loss_before, trainer.evaluate()["eval_loss"]
     tuned = model if isinstance(model, TunedState) else TunedState(model, 1, example)
-    model = tuned.model.eval()
-    recording = row_of(rows if "rearranged" in given else train, HEARD)
-    heard = {"codes": codes_of(recording, processor), "codec": processor.codec.identity}
-    return model, Voice(state=tuned.state.tensors, **(heard if model.config.speaker_layers else {})), losses
+    model, reference = tuned.model.eval(), {}
+    if model.config.speaker_layers:
+        row = nearest_row(train if recipe.data.recombined is None else rows, REFERENCE_SECONDS)
+        reference = {"codes": codes_of(row, codec.num_codebooks), "codec": codec.identity}
+    return Finetuned(model, Voice(state=tuned.state.tensors, **reference), losses)
 
 
-def write_adapter(model, voice, name, out):
-    """The small folder: a voice, and with LoRA the adapter. Returns the voice's path."""
-    path = pathlib.Path(out) / "voices" / f"{name}.safetensors"
+def write_adapter(model: PreTrainedModel, voice: Voice, name: str, out: str | Path) -> Path:
+    """Writes OUT/voices/NAME.safetensors, and with LoRA the adapter. Returns the path of the voice."""
+    path = Path(out, "voices", f"{name}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(out)
@@ -194,67 +279,85 @@ def write_adapter(model, voice, name, out):
     return path
 
 
-def tuned_codec(folder, processor):
-    """A codec to take the place of the processor's: ValueError where its codes mean something else."""
+def load_tuned_codec(folder: str | Path, processor: SmallEProcessor) -> nn.Module:
+    """Loads a codec to replace the processor's. Raises ValueError where its codes have another meaning."""
     codec = load_codec(folder)
     if codec.identity != processor.codec.identity:
-        raise ValueError(
-            f"--codec {folder}: its codes are not those of the base; start smalle.train.codec.main from its codec/."
-        )
+        raise ValueError(f"--codec {folder}: its codes are not those of the base; train it from the base's codec.")
     return codec
 
 
-def write_whole(model, voice, name, base, folder, codec=None, changed=False):
-    """A checkpoint that needs no other: BASE, merged with the adapter, with one more voice, which is the default.
+def write_checkpoint(
+    model: PreTrainedModel,
+    voice: Voice,
+    name: str,
+    base: str,
+    folder: str | Path,
+    codec: str | Path | None = None,
+    weights_changed: bool = False,
+) -> None:
+    """Writes a complete checkpoint: the base with the adapter merged into it, and a new voice, which is its default.
 
-    Tuned states of BASE are voices of its weights, and stay only where these do.
-    codec: folder of one whose decoder was tuned, to take the place of BASE's; changed: the model's own weights were.
+    Args:
+        codec: Folder of a codec whose decoder was tuned, to replace the base's.
+        weights_changed: The weights of the model itself are not those of the base. Voices with a tuned state are left
+            out then, as they are with an adapter: a state belongs to the weights that it was tuned for.
     """
     processor = SmallEProcessor.from_pretrained(base)
     if codec:
-        processor._codec = tuned_codec(codec, processor)
+        processor.codec = load_tuned_codec(codec, processor)
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    same = merged is model and not changed
-    stay = [voice for voice in processor.voices if same or not processor._voice(voice).state]
-    processor.voices = [*(voice for voice in stay if voice != name), name]
-    processor.default_voice, processor._loaded_voices[name] = name, voice
+    if merged is not model or weights_changed:
+        processor.default_voice = None
+        processor.voices = [kept for kept in processor.voices if not processor.get_voice(kept).state]
+    processor.add_voice(name, voice)
+    processor.default_voice = name
     processor.save_pretrained(folder)
     if codec:
-        save_half(processor.codec, pathlib.Path(folder) / "codec")
+        save_half(processor.codec, Path(folder, "codec"))
     save_half(merged, folder)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="smalle finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("recipe", "corpus", "base", "out"):
         parser.add_argument(name)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--speaker", help="the one of the corpus to learn from, where it has several")
-    parser.add_argument("--most", type=int, help="recordings to take, at random (default: all)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes a value of the recipe")
+    parser.add_argument("--speaker", help="the speaker to learn from, where the corpus has several")
+    parser.add_argument("--max-recordings", type=int, help="number of recordings to take, at random (default: all)")
     parser.add_argument("--name", help="of the voice (default: the speaker, or the name of the corpus folder)")
-    parser.add_argument("--whole", metavar="FOLDER", help="also write a whole checkpoint")
+    parser.add_argument("--checkpoint", metavar="FOLDER", help="also write a complete checkpoint")
     parser.add_argument(
-        "--codec", metavar="FOLDER", help="its codec: that of BASE with a tuned decoder (smalle.train.codec.main)"
+        "--codec", metavar="FOLDER", help="a codec for it: the base's with a tuned decoder (finetune-codec.yaml)"
     )
-    arguments = parser.parse_intermixed_args()
-    if arguments.codec and not arguments.whole:
-        parser.error("--codec goes into a whole checkpoint: name one with --whole")
-    if arguments.codec:
-        tuned_codec(arguments.codec, SmallEProcessor.from_pretrained(arguments.base))  # refused now, not at the end
-    name = arguments.name or arguments.speaker or pathlib.Path(arguments.corpus).resolve().name
-    recipe = read_recipe(arguments.recipe, arguments.overrides)
-    if recipe.get("adapter", {}).get("method") == "full" and not arguments.whole:
-        parser.error("adapter.method=full changes the weights: name a folder for them with --whole")
-    model, voice, losses = finetune(recipe, arguments.corpus, arguments.base, arguments.speaker, arguments.most)
-    path = write_adapter(model, voice, name, arguments.out)
-    write_recipe(recipe, arguments.recipe, arguments.out)
-    size = sum(file.stat().st_size for file in pathlib.Path(arguments.out).rglob("*") if file.is_file())
-    of = "the recordings" if "rearranged" in recipe["data"] else "recordings left out"
-    print(f"loss on {of}: {losses[0]:.3f} before, {losses[1]:.3f} after")
-    print(f"{path}; {arguments.out}: {size / 1e6:.2f} MB")
-    if arguments.whole:
-        full = recipe["adapter"]["method"] == "full"
-        write_whole(model, voice, name, arguments.base, arguments.whole, arguments.codec, changed=full)
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.codec and not arguments.checkpoint:
+        parser.error("--codec is for a complete checkpoint: name its folder with --checkpoint")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    arguments = parse(argv)
+    recipe = read_recipe(FinetuneRecipe, arguments.recipe, arguments.overrides)
+    if recipe.adapter.method == "full" and not arguments.checkpoint:
+        raise ValueError("adapter.method=full changes the weights: name a folder for them with --checkpoint")
+    if arguments.codec:  # to fail now and not after the training
+        load_tuned_codec(arguments.codec, SmallEProcessor.from_pretrained(arguments.base))
+    name = arguments.name or arguments.speaker or Path(arguments.corpus).resolve().name
+    base, out = arguments.base, arguments.out
+    model, voice, losses = finetune(recipe, arguments.corpus, base, arguments.speaker, arguments.max_recordings)
+    path = write_adapter(model, voice, name, out)
+    write_recipe(recipe, Path(out, Path(arguments.recipe).name))
+    data = "held-out recordings" if recipe.data.recombined is None else "the recordings"
+    print(f"loss on {data}: {losses[0]:.3f} before, {losses[1]:.3f} after")
+    print(f"{path}; {out}: {folder_size(out) / 1e6:.2f} MB")
+    if arguments.checkpoint:
+        changed = recipe.adapter.method == "full"
+        write_checkpoint(model, voice, name, base, arguments.checkpoint, arguments.codec, weights_changed=changed)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,72 +1,78 @@
-"""What is done to the audio that a model hears in training, so that it reads its text instead of going on by ear.
+"""Changes to the audio context in training, so that the model relies on its text and not on a flawless past.
 
-With the right past, what comes next is easy to guess without the text; in generation the past is the model's own, with
-its mistakes in it.
+With the recorded past as context, the next frame is easy to predict without reading the text; in generation the context
+is the model's own output, with its errors. All functions take delayed codes (B, T, Q) with special ids below
+NUM_AUDIO_SPECIALS and return codes of the same shape; `fraction` is the expected fraction of changed frames.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from smalle.configuration_smalle import AUDIO_PAD, NUM_AUDIO_SPECIALS
 
-
-def scheduled(value, share):
-    """A number of a recipe at a share of its training: `value` itself, or the last of [[from share, number], ...]."""
-    if not isinstance(value, list):
-        return value
-    return next((number for begin, number in reversed(value) if share >= begin), 0)
+from .recipe import Objective
 
 
-def spans(codes, share, span):
-    """Mask (B, T) over about a `share` of the steps of codes (B, T, Q), in spans."""
-    starts = torch.rand(codes.shape[0], 1, codes.shape[1] + span - 1, device=codes.device) < share / span
+def scheduled_value(schedule: float | Sequence[Sequence[float]], progress: float) -> float:
+    """The value of a constant or a schedule [[from progress, value], ...] at a `progress` of 0 to 1 in training."""
+    if not isinstance(schedule, Sequence):
+        return schedule
+    return next((value for begin, value in reversed(schedule) if progress >= begin), 0.0)
+
+
+def random_spans(codes: Tensor, fraction: float, span: int) -> Tensor:
+    """A mask (B, T) of random spans of `span` frames."""
+    starts = torch.rand(codes.shape[0], 1, codes.shape[1] + span - 1, device=codes.device) < fraction / span
     return F.max_pool1d(starts.float(), span, stride=1)[:, 0] > 0
 
 
-def drop_spans(codes, share, span=8):
-    """Hides about a `share` of the steps of delayed codes (B, T, Q)."""
-    return codes.masked_fill(spans(codes, share, span)[..., None], AUDIO_PAD)
+def drop_spans(codes: Tensor, fraction: float, span: int = 8) -> Tensor:
+    """Replaces spans by padding."""
+    return codes.masked_fill(random_spans(codes, fraction, span)[..., None], AUDIO_PAD)
 
 
-def misplace_spans(codes, share, span=10):
-    """Puts what a row says elsewhere in the place of about a `share` of the steps of delayed codes (B, T, Q)."""
-    elsewhere = codes.roll(int(torch.randint(2 * span, 10 * span, ())), 1)
-    return replace_spans(codes, elsewhere, share, span)
+def replace_spans(codes: Tensor, others: Tensor, fraction: float, span: int = 10) -> Tensor:
+    """Replaces spans by the same frames of `others`, except frames where either has a special id."""
+    audio = ((codes >= NUM_AUDIO_SPECIALS) & (others >= NUM_AUDIO_SPECIALS)).all(-1)
+    return torch.where((random_spans(codes, fraction, span) & audio)[..., None], others, codes)
 
 
-def foreign_spans(codes, share, span=10):
-    """Puts what another row says in the place of about a `share` of the steps of delayed codes (B, T, Q)."""
-    others = codes.roll(int(torch.randint(1, max(2, len(codes)), ())), 0)
-    return replace_spans(codes, others, share, span)
+def replace_from_same_row(codes: Tensor, fraction: float, span: int = 10) -> Tensor:
+    """Replaces spans by frames from 2 to 10 spans earlier in the same row."""
+    return replace_spans(codes, codes.roll(int(torch.randint(2 * span, 10 * span, ())), 1), fraction, span)
 
 
-def replace_spans(codes, others, share, span):
-    """About a `share` of the steps of codes (B, T, Q) as `others` has them, in spans, where both say something."""
-    said = ((codes >= NUM_AUDIO_SPECIALS) & (others >= NUM_AUDIO_SPECIALS)).all(-1)
-    return torch.where((spans(codes, share, span) & said)[..., None], others, codes)
+def replace_from_other_row(codes: Tensor, fraction: float, span: int = 10) -> Tensor:
+    """Replaces spans by the same frames of another row of the batch."""
+    return replace_spans(codes, codes.roll(int(torch.randint(1, max(2, len(codes)), ())), 0), fraction, span)
 
 
 @torch.no_grad()
-def scheduled_sampling(model, inputs, share, temperature=0.8, span=8):
-    """Puts what the model would say in the place of about a `share` of the steps of inputs["decoder_input_ids"] (B, T, Q).
+def scheduled_sampling(
+    model: nn.Module, inputs: dict[str, Tensor], fraction: float, temperature: float = 0.8, span: int = 8
+) -> Tensor:
+    """Replaces spans of inputs["decoder_input_ids"] by predictions of the model, made in parallel from those inputs.
 
-    Scheduled sampling in two passes (Mihaylova and Martins 2019, arXiv 1906.07651): the first codebook is drawn, the
-    others are the most likely ones, each after the past as the inputs have it.
+    Scheduled sampling in two passes (Mihaylova and Martins 2019, arXiv 1906.07651). The first codebook is sampled, the
+    others are the most likely ones.
     """
     codes = inputs["decoder_input_ids"]
     logits = model(**inputs, use_cache=False).logits[:, :-1, :, NUM_AUDIO_SPECIALS:].float()
     logits[:, :, 0] -= temperature * torch.empty_like(logits[:, :, 0]).exponential_().log()  # Gumbel noise: a sample
-    said = F.pad(logits.argmax(-1) + NUM_AUDIO_SPECIALS, (0, 0, 1, 0))
-    place = spans(codes, share, span)[..., None] & (codes >= NUM_AUDIO_SPECIALS) & (said > 0)
-    return torch.where(place, said, codes)
+    predicted = F.pad(logits.argmax(-1) + NUM_AUDIO_SPECIALS, (0, 0, 1, 0))
+    replaced = random_spans(codes, fraction, span)[..., None] & (codes >= NUM_AUDIO_SPECIALS) & (predicted > 0)
+    return torch.where(replaced, predicted, codes)
 
 
-def corrupt(codes, objective):
-    """What a recipe's `objective` asks for: `span_replacement_other`, `span_replacement` and `audio_dropout`, shares of the steps."""
-    if objective.get("span_replacement_other"):
-        codes = foreign_spans(codes, objective["span_replacement_other"])
-    if objective.get("span_replacement"):
-        codes = misplace_spans(codes, objective["span_replacement"])
-    if objective.get("audio_dropout"):
-        codes = drop_spans(codes, objective["audio_dropout"])
+def augment(codes: Tensor, objective: Objective) -> Tensor:
+    """Applies a recipe's `span_replacement_other`, `span_replacement` and `audio_dropout`, in this order."""
+    if objective.span_replacement_other:
+        codes = replace_from_other_row(codes, objective.span_replacement_other)
+    if objective.span_replacement:
+        codes = replace_from_same_row(codes, objective.span_replacement)
+    if objective.audio_dropout:
+        codes = drop_spans(codes, objective.audio_dropout)
     return codes

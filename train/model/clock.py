@@ -1,56 +1,61 @@
-"""Training by the clock, as a callback and as the learning-rate schedule of the Trainer."""
+"""Training for a number of minutes: a callback that stops the run, and its learning-rate schedule."""
 
 import json
 import math
-import os
 import time
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast
 from transformers import TrainerCallback
 
+from smalle.hub_smalle import write_json
+
 
 class Clock(TrainerCallback):
-    """Saves and stops after so many minutes of training, and paces the learning rate by the time spent.
+    """Saves and stops after `minutes` of training, and sets the learning rate by the time spent.
 
-    As the factor of a LambdaLR: linear warm-up over steps, then a cosine over the time down to `floor`. The time spent
-    is saved with each checkpoint, so that a resumed run goes on where it was.
+    As the factor of a LambdaLR: linear warm-up over steps, times a cosine over the time that falls to `floor`. The time
+    spent is saved with each checkpoint, so that a resumed run continues from it.
+
+    Attributes:
+        progress: Fraction of the time that has passed, 0 to 1.
     """
 
     FILE = "clock.json"
 
-    def __init__(self, minutes, warmup_steps, floor=0.03):
+    def __init__(self, minutes: float, warmup_steps: int, floor: float = 0.03):
         self.minutes, self.warmup_steps, self.floor = minutes, warmup_steps, floor
-        self.start, self.spent = time.time(), 0.0  # the share of the time that has passed
+        self.start, self.progress = time.time(), 0.0
 
-    def __call__(self, step):
-        cosine = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * self.spent))
+    def __call__(self, step: int) -> float:
+        cosine = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * self.progress))
         return min(1.0, (step + 1) / max(1, self.warmup_steps)) * cosine
 
-    def _look(self):
-        """Reads the clock: of several processes all go by the first one's, or their steps would differ."""
-        spent = torch.tensor(min(1.0, (time.time() - self.start) / (60 * self.minutes)), dtype=torch.float64)
-        self.spent = float(broadcast(spent.to(PartialState().device)) if PartialState().num_processes > 1 else spent)
+    def update(self) -> None:
+        """Sets `progress`; all processes take it from the first one, so that they stop at the same step."""
+        progress = torch.tensor(min(1.0, (time.time() - self.start) / (60 * self.minutes)), dtype=torch.float64)
+        if PartialState().num_processes > 1:
+            progress = broadcast(progress.to(PartialState().device))
+        self.progress = float(progress)
 
-    def _path(self, args, state):
-        return os.path.join(args.output_dir, f"checkpoint-{state.global_step}", self.FILE)
+    def resume(self, checkpoint: Path) -> None:
+        """Takes the time spent from a checkpoint's folder, where it is known."""
+        self.start = time.time()
+        if (checkpoint / self.FILE).is_file():
+            self.start -= 60 * json.loads((checkpoint / self.FILE).read_text(encoding="utf-8"))["minutes"]
+        self.update()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start = time.time()
-        if state.global_step and os.path.isfile(self._path(args, state)):
-            with open(self._path(args, state), encoding="utf-8") as file:
-                self.start -= 60 * json.load(file)["minutes"]
-        self._look()
+        self.resume(Path(args.output_dir, f"checkpoint-{state.global_step}"))
 
     def on_step_end(self, args, state, control, **kwargs):
-        self._look()
-        if self.spent >= 1:
+        self.update()
+        if self.progress >= 1:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        with open(f"{self._path(args, state)}.partial", "w", encoding="utf-8") as file:
-            json.dump({"minutes": (time.time() - self.start) / 60}, file)
-        os.replace(f"{self._path(args, state)}.partial", self._path(args, state))
+        if state.is_world_process_zero:
+            path = Path(args.output_dir, f"checkpoint-{state.global_step}", self.FILE)
+            write_json(path, {"minutes": (time.time() - self.start) / 60})

@@ -1,61 +1,87 @@
-"""Exponential moving average of a model's weights, as a callback of the Trainer."""
+"""Exponential moving average of weights, on its own and as a callback of the Trainer."""
 
 import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 
-class EMACallback(TrainerCallback):
-    """Keeps the average while training; saved with each checkpoint and put into the model at the end.
+class MovingAverage:
+    """Keeps an average of parameters, in single precision. The decay rises to `decay`, which forgets the first steps.
 
-    The decay starts low and rises to `decay`, so that the first steps are forgotten.
+    Args:
+        parameters: The parameters by name; `update` reads their current values.
+        decay: The highest decay, 0 to 1.
     """
 
-    FILE = "ema.safetensors"
-
-    def __init__(self, model, decay):
-        self.decay = decay
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.average = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.average = {name: p.detach().float().clone() for name, p in self.parameters.items()}
-        path = os.path.join(args.output_dir, f"checkpoint-{state.global_step}", self.FILE)
-        if state.global_step and os.path.isfile(path):
-            saved = load_file(path)
-            self.average = {name: saved[name].to(p.device) for name, p in self.average.items()}
+    def __init__(self, parameters: dict[str, Tensor], decay: float):
+        self.parameters, self.decay = parameters, decay
+        self.average = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
 
     @torch.no_grad()
-    def on_step_end(self, args, state, control, **kwargs):
-        decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
+    def update(self, step: int) -> None:
+        """Takes in the parameters as they are after so many steps."""
+        decay = min(self.decay, (1 + step) / (10 + step))
         current = [self.parameters[name].detach().float() for name in self.average]
         torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
 
-    def on_save(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        folder = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
-        save_file(self.average, os.path.join(folder, f"{self.FILE}.partial"))
-        os.replace(os.path.join(folder, f"{self.FILE}.partial"), os.path.join(folder, self.FILE))
+    def load(self, saved: dict[str, Tensor]) -> None:
+        """Continues from an average that was saved."""
+        self.average = {name: saved[name].to(value.device) for name, value in self.average.items()}
+
+    @torch.no_grad()
+    def copy_to_parameters(self) -> None:
+        """Writes the average into the parameters."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.average[name])
 
     @contextlib.contextmanager
     @torch.no_grad()
-    def applied(self):
-        """The model speaks with the average meanwhile; with its own weights where nothing was averaged yet."""
-        own = {name: p.detach().clone() for name, p in self.parameters.items()} if self.average else {}
-        for name in own:
-            self.parameters[name].copy_(self.average[name])
+    def applied(self) -> Iterator[None]:
+        """The parameters hold the average inside the block and their own values after it."""
+        own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.copy_to_parameters()
         try:
             yield
         finally:
             for name, value in own.items():
                 self.parameters[name].copy_(value)
 
-    @torch.no_grad()
+
+class EMACallback(TrainerCallback):
+    """Averages the trained weights, saves the average with each checkpoint and leaves it in the model at the end."""
+
+    FILE = "ema.safetensors"
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.average: MovingAverage | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.average = MovingAverage(self.parameters, self.decay)
+        path = Path(args.output_dir, f"checkpoint-{state.global_step}", self.FILE)
+        if state.global_step and path.is_file():
+            self.average.load(load_file(path))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.average.update(state.global_step)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            path = Path(args.output_dir, f"checkpoint-{state.global_step}", self.FILE)
+            save_file(self.average.average, f"{path}.partial")
+            os.replace(f"{path}.partial", path)
+
+    def applied(self) -> contextlib.AbstractContextManager:
+        """As `MovingAverage.applied`; before and after training the model keeps its own weights."""
+        return self.average.applied() if self.average else contextlib.nullcontext()
+
     def on_train_end(self, args, state, control, **kwargs):
-        for name, parameter in self.parameters.items():
-            parameter.copy_(self.average[name])
+        self.average.copy_to_parameters()
         self.average = None

@@ -1,32 +1,37 @@
-"""Losses on attention maps: where words are timed, attention outside of a token's time; else the forward-sum loss.
+"""Losses on alignments (attention from frames to tokens), and alignments made from the times of words.
 
-Timings come with synthesized speech or from a forced aligner. The forward-sum loss is the log-likelihood that speech
-reads its text from left to right, after Badlani et al. 2022 (arXiv 2108.10447), with a prior around the diagonal. It
-lets alignments form in the first thousand steps; PACA keeps them. Attention off the diagonal costs what it weighs:
-normalising after the prior, as CTC does, would hide it (docs/training-log.md tells of a model that sat at the end of
-every text).
+Where the times of words are known, attention outside of them costs (`window_loss`); elsewhere the forward-sum loss is
+the log-likelihood of a monotonic reading, after Badlani et al. 2022 (arXiv 2108.10447), with a prior around the
+diagonal. The attention itself is not normalised over the prior, as it is in CTC: that would hide attention that lies
+off the diagonal.
 """
 
 import re
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
-def token_windows(text, words, offsets, frame_rate, slack=0.04, stretch=0.15):
-    """When each token may be read: (N, 2) float32, first frame and the one after the last.
+def token_windows(
+    text: str, words: np.ndarray, offsets, frame_rate: float, slack: float = 0.04, stretch: float = 0.15
+) -> np.ndarray:
+    """The frames in which each token may be read, (N, 2) float32: the first one and the one after the last.
 
-    words (W, 2): start and end in seconds of each word of text.split(), NaN where unknown; offsets (N, 2): each token's
-    characters in the text, empty for marks. Characters share their word's time evenly, `slack` seconds and `stretch`
-    of the word's duration more on either side; a pause belongs to the word before it.
+    Characters share the time of their word evenly; a pause belongs to the word before it.
+
+    Args:
+        words: (W, 2), begin and end in seconds of each word of text.split(); NaN where unknown.
+        offsets: (N, 2), the characters of each token in the text; empty for special tokens.
+        slack, stretch: What windows get more on either side: seconds, and a fraction of the word's duration.
     """
     places = [match.span() for match in re.finditer(r"\S+", text)]
     windows = np.empty((len(offsets), 2), np.float32)
     for n, (begin, end) in enumerate(offsets):
-        if begin == end:  # a mark: the silence before the first word, or that behind the last
+        if begin == end:  # a special token: the silence before the first word, or after the last one
             windows[n] = (-np.inf, words[0, 0] + slack) if n == 0 else (words[-1, 1] - slack, np.inf)
             continue
-        last = end - 1 if not text[end - 1].isspace() else end  # a lone space belongs to what follows
+        last = end - 1 if not text[end - 1].isspace() else end  # a lone space belongs to the word after it
         w = max(0, sum(start <= last for start, _ in places) - 1)
         start, stop = places[w]
         first_share, last_share = (min(max((place - start) / (stop - start), 0.0), 1.0) for place in (begin, end))
@@ -40,10 +45,10 @@ def token_windows(text, words, offsets, frame_rate, slack=0.04, stretch=0.15):
     return np.where(np.isnan(windows), np.array([-np.inf, np.inf], np.float32), windows)
 
 
-def window_loss(attention, windows, audio_mask):
-    """Mean over frames of -log of the attention inside the tokens' windows.
+def window_loss(attention: Tensor, windows: Tensor, audio_mask: Tensor) -> Tensor:
+    """Mean over frames of -log of the attention inside the windows of the tokens.
 
-    attention (B, T, N); windows (B, N, 2) in frames, endless where nothing is known; audio_mask (B, T).
+    attention (B, T, N); windows (B, N, 2) in frames, infinite where unknown; audio_mask (B, T).
     """
     frames = torch.arange(attention.shape[1], device=attention.device)[:, None] + 0.5
     inside = (frames >= windows[:, None, :, 0]) & (frames < windows[:, None, :, 1])
@@ -51,34 +56,34 @@ def window_loss(attention, windows, audio_mask):
     return -((mass + 1e-6).log() * audio_mask).sum() / audio_mask.sum()
 
 
-def timed_maps(windows, length):
-    """Maps (B, T, N) of windows (B, N, 2): every frame reads the tokens in whose windows it lies, most where deepest.
+def forced_alignments(windows: Tensor, length: int) -> Tensor:
+    """Alignments (B, T, N) from windows (B, N, 2) in frames: each frame reads the tokens in whose windows it lies.
 
-    A text without times, and frames that no window holds, read nothing.
+    The weight grows towards the middle of a window. Rows without times, and frames outside of all windows, are zero.
     """
     frames = torch.arange(length, device=windows.device)[:, None] + 0.5
     depth = torch.minimum(frames - windows[:, None, :, 0], windows[:, None, :, 1] - frames).clamp(min=0)
-    known = windows.isfinite().any(-1)  # not the padding, nor a whole text, that no time is known of
+    known = windows.isfinite().any(-1)  # neither padding nor a token whose time is unknown
     depth = depth.clamp(max=1000).masked_fill(~known[:, None], 0)
     return depth / depth.sum(-1, keepdim=True).clamp(min=1e-6)
 
 
-def diagonal_prior(frames, tokens, shape, width):
-    """Log of a bell around the diagonal of each row's map: (B, T, N)."""
+def diagonal_prior(frames: Tensor, tokens: Tensor, shape: torch.Size, width: float) -> Tensor:
+    """Log of a Gaussian around the diagonal of each row's alignment, (B, T, N) = shape; frames, tokens (B,)."""
     t = torch.arange(shape[1], device=frames.device) / frames[:, None]
     n = torch.arange(shape[2], device=frames.device) / tokens[:, None]
     return -((t[:, :, None] - n[:, None, :]) ** 2) / (2 * width**2)
 
 
-def advance(x, steps=1):
-    """(B, N) moved `steps` tokens to the right (left if negative), -inf behind."""
-    return torch.nn.functional.pad(x, (steps, -steps) if steps > 0 else (steps, -steps), value=-torch.inf)
+def shift(x: Tensor, steps: int = 1) -> Tensor:
+    """(B, N) moved `steps` tokens to the right, or to the left if negative, filled with -inf."""
+    return torch.nn.functional.pad(x, (steps, -steps), value=-torch.inf)
 
 
 class MonotonicPaths(torch.autograd.Function):
-    """log of the sum over all paths that start at the first token, stay or advance by one, and end at the last.
+    """Log of the summed probability of all paths from the first token to the last, which stay or advance by one.
 
-    Scores (B, T, N), frames (B,), tokens (B,) -> (B,). The gradient is each score's share of the paths.
+    Scores (B, T, N), frames (B,), tokens (B,) -> (B,). The gradient of a score is the posterior of its frame and token.
     """
 
     @staticmethod
@@ -88,7 +93,7 @@ class MonotonicPaths(torch.autograd.Function):
         state = torch.full_like(scores[:, 0], -torch.inf)
         state[:, 0] = 0
         for t in range(length):
-            state = (state if t == 0 else torch.logaddexp(state, advance(state))) + scores[:, t]
+            state = (state if t == 0 else torch.logaddexp(state, shift(state))) + scores[:, t]
             forward[:, t] = state
         rows = torch.arange(batch, device=scores.device)
         total = forward[rows, frames - 1, tokens - 1]
@@ -98,28 +103,28 @@ class MonotonicPaths(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient):
         scores, forward, total, frames, tokens = context.saved_tensors
-        shares = torch.zeros_like(scores)
+        posterior = torch.zeros_like(scores)
         end = torch.full_like(scores[:, 0], -torch.inf)
         end[torch.arange(len(end), device=end.device), tokens - 1] = 0
-        state = end  # log of the paths from here to the end, this frame left out
+        state = end  # log of the paths from here to the end, without this frame
         for t in range(scores.shape[1] - 1, -1, -1):
             if t + 1 < scores.shape[1]:
                 later = state + scores[:, t + 1]
-                state = torch.logaddexp(later, advance(later, -1))
+                state = torch.logaddexp(later, shift(later, -1))
             state = torch.where((frames - 1 == t)[:, None], end, state)
-            shares[:, t] = (forward[:, t] + state - total[:, None]).exp()
+            posterior[:, t] = (forward[:, t] + state - total[:, None]).exp()
         inside = torch.arange(scores.shape[1], device=scores.device) < frames[:, None]
-        shares = torch.where(inside[..., None], shares.nan_to_num(0.0), 0.0)
-        return shares * gradient[:, None, None], None, None
+        posterior = torch.where(inside[..., None], posterior.nan_to_num(0.0), 0.0)
+        return posterior * gradient[:, None, None], None, None
 
 
-def forward_sum_loss(attention, audio_mask, text_mask, width=0.1):
+def forward_sum_loss(attention: Tensor, audio_mask: Tensor, text_mask: Tensor, width: float = 0.1) -> Tensor:
     """Mean over rows of -log p(all tokens in order) per frame. attention (B, T, N); masks (B, T), (B, N), right-padded.
 
-    Rows with fewer frames than tokens are left out, and those whose text was dropped.
+    Rows with fewer frames than tokens, and rows without text, are left out. `width` is that of the prior.
     """
     frames, tokens = audio_mask.long().sum(1), text_mask.long().sum(1)
-    keep = (frames >= tokens) & (tokens > 2)  # a dropped text has only its two marks
+    keep = (frames >= tokens) & (tokens > 2)  # a dropped text has only BOS and EOS
     scores = (attention.float() + 1e-20).log() + diagonal_prior(frames, tokens, attention.shape, width)
     total = MonotonicPaths.apply(scores, frames, tokens)
     losses = torch.where(keep, -total / frames, torch.zeros_like(total))

@@ -1,15 +1,21 @@
-"""Recipes: YAML files read into dataclasses. Unknown keys, missing keys and wrong types are refused by name."""
+"""Recipes: YAML files read into dataclasses. Unknown keys, missing keys and wrong types are refused by name.
+
+`read_recipe` serves every recipe of this package; the dataclasses below it are those of a model's training.
+"""
 
 import dataclasses
 import pathlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 import yaml
+from transformers import TrainingArguments
 
-from ..files import write_text
+from smalle.hub_smalle import write_text
 
 T = TypeVar("T")
 
@@ -46,13 +52,18 @@ def make_dataclass(kind: type[T], values: Mapping[str, Any], name: str = "") -> 
         raise ValueError(f"{name or kind.__name__}: expected keys and values, got {values!r}.")
     hints, prefix = typing.get_type_hints(kind), f"{name}." if name else ""
     fields = {entry.name: entry for entry in dataclasses.fields(kind) if entry.init}
-    for key in values:
-        if key not in fields:
-            raise ValueError(f"{prefix}{key}: unknown key; expected one of {', '.join(fields)}.")
+    check_keys(values, fields, name)
     for key, entry in fields.items():
         if key not in values and entry.default is entry.default_factory is dataclasses.MISSING:
             raise ValueError(f"{prefix}{key}: missing; this key has no default.")
     return kind(**{key: _convert(value, hints[key], prefix + key) for key, value in values.items()})
+
+
+def check_keys(values: Iterable[str], known: Iterable[str], name: str = "") -> None:
+    """Raises ValueError for a key that is not `known`; `name` is that of the mapping."""
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{name}{'.' if name else ''}{key}: unknown key; expected one of {', '.join(known)}.")
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
@@ -79,3 +90,123 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
 def write_recipe(recipe: Any, path: str | pathlib.Path) -> None:
     """Writes a recipe as it was run, overrides and defaults included."""
     write_text(path, yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True))
+
+
+@dataclass
+class DataOptions:
+    """The part `data`: what is trained on.
+
+    Attributes:
+        tokenizer: Folder or Hub name of the tokenizer.
+        train, eval: Prepared codes: a parquet file or the name of its shards (smalle.train.data.prepare).
+        frames_per_batch: Frames of a batch, padding included.
+        max_seconds: Longest sample; longer utterances are left out.
+        single_utterance_probability: Samples that are one utterance; the others join several of one speaker.
+        eval_batches: Batches of the evaluation data that are evaluated.
+        speaker_seconds: Longest reference recording for the speaker encoder.
+        cache_dir: Folder for memory-mapped copies of the codes; without it they are held in memory.
+    """
+
+    tokenizer: str
+    train: str
+    eval: str
+    frames_per_batch: int
+    max_seconds: float
+    single_utterance_probability: float
+    eval_batches: int
+    speaker_seconds: float = 5.0
+    cache_dir: str | None = None
+
+
+@dataclass
+class Objective:
+    """The part `objective`: the losses, what is changed in the inputs, and the averaging of weights.
+
+    Attributes:
+        codebook_weights: Weight of each codebook's cross-entropy; equal without it.
+        alignment_weight: Weight of the attention outside of the words' known times (`losses.window_loss`).
+        forward_sum_weight: Weight of the forward-sum loss, which needs no times (`losses.forward_sum_loss`).
+        forced_alignment_probability: Samples that read by the words' known times in place of the model's own alignment.
+        text_dropout: Samples without text, which classifier-free guidance needs.
+        speaker_dropout: Samples without reference recording; 0.1 by default in models with a speaker encoder.
+        voice_swap_probability: Samples whose past is the same recording in another voice, where the data has one.
+        audio_dropout: Frames of the past that are hidden, in spans.
+        span_replacement: Frames of the past that are replaced by earlier ones of the same sample.
+        span_replacement_other: Frames of the past that are replaced by those of another sample.
+        scheduled_sampling: Frames of the past, in every second step, that are the model's own prediction: a number, or
+            [[from progress, number], ...] with a progress of 0 to 1.
+        ema_decay: Decay of the averaged weights, which are what is saved in the end; 0: no average.
+    """
+
+    codebook_weights: list[float] | None = None
+    alignment_weight: float = 0.0
+    forward_sum_weight: float = 0.0
+    forced_alignment_probability: float = 0.0
+    text_dropout: float = 0.0
+    speaker_dropout: float | None = None
+    voice_swap_probability: float = 0.0
+    audio_dropout: float = 0.0
+    span_replacement: float = 0.0
+    span_replacement_other: float = 0.0
+    scheduled_sampling: float | list[list[float]] = 0.0
+    ema_decay: float = 0.0
+
+
+@dataclass
+class SampleOptions:
+    """The part `samples`: sentences that are synthesized at each evaluation (`samples.Samples`).
+
+    Attributes:
+        codec: Folder or Hub name of the codec that decodes them.
+        count: How many.
+        scorer: Program that scores them (smalle.train.evaluation.scoring), run by scorer_python.
+    """
+
+    codec: str
+    count: int = 4
+    scorer: str | None = None
+    scorer_python: str | None = None
+
+
+@dataclass
+class TrainingOptions(TrainingArguments):
+    """The part `training`: TrainingArguments of transformers with other defaults, and a limit of time.
+
+    Attributes:
+        minutes: Ends training after so many minutes; the learning rate then follows the time (`clock.Clock`).
+    """
+
+    remove_unused_columns: bool = False
+    ddp_find_unused_parameters: bool | None = False
+    logging_nan_inf_filter: bool = False
+    use_cpu: bool = field(default_factory=lambda: not torch.cuda.is_available())
+    report_to: str | list[str] | None = "none"
+    fsdp: bool | str | list[str] | None = None
+    disable_tqdm: bool | None = True
+    minutes: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.save_total_limit == 1:
+            raise ValueError(
+                "training.save_total_limit=1: expected 2 or more: the only checkpoint would be deleted before the next "
+                "one is complete."
+            )
+
+
+@dataclass
+class Recipe:
+    """The recipe of a model.
+
+    Attributes:
+        training: Fields of `TrainingOptions`.
+        model: Fields of SmallEConfig.
+        init: Checkpoint to start from; `model` may then name more layers than it has (`initialization.grow`).
+    """
+
+    data: DataOptions
+    objective: Objective
+    training: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    samples: SampleOptions | None = None

@@ -1,97 +1,80 @@
-"""Trains Small-E with the Trainer of transformers.
-
-usage: python -m smalle.train.model.trainer RECIPE.yaml [key.subkey=value ...] [--resume]
-
-The recipe has four parts: `model` (fields of SmallEConfig), `data`, `objective`, `training` (TrainingArguments, and
-`minutes`, which ends the run and paces its learning rate by the clock instead of by steps), and may have `samples`
-(smalle.train.model.samples). torchrun and accelerate launch start several processes.
-It may name an `init` checkpoint to start from; layers that `model` has beyond those begin as nothing, so that it speaks
-as before. With `anew`, parts of it that are not taken, `model` may change them. The averaged weights, the tokenizer and
-the recipe end up in training.output_dir; `--resume` goes on from its last checkpoint and gives what an uninterrupted
-run gives.
-"""
+"""Trains a model with the Trainer of transformers, as a recipe says (smalle.train.model.recipe lists its keys)."""
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
-import pathlib
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import torch
-import yaml
-from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainerState, set_seed
 
-from smalle import SmallEConfig, SmallEForTextToSpeech
-from smalle.hub_smalle import write_text
+from smalle import SmallEConfig
 from smalle.modeling_smalle import cross_entropy
 
-from ..data.dataset import CodesDataset, Collator, SpeakerBatchSampler, heard_frames
-from .augmentation import corrupt, scheduled, scheduled_sampling
+from ..data.batching import Collator, SpeakerBatchSampler
+from ..data.dataset import CodesDataset, speaker_frames
+from .augmentation import augment, scheduled_sampling, scheduled_value
 from .clock import Clock
 from .ema import EMACallback
-from .losses import forward_sum_loss, timed_maps, window_loss
+from .initialization import build_model
+from .losses import forced_alignments, forward_sum_loss, window_loss
+from .recipe import DataOptions, Objective, Recipe, TrainingOptions, make_dataclass, read_recipe, write_recipe
 from .samples import Samples
 
+STATE_FILE = "trainer_state.json"
 
-def mean_window_loss(attentions, windows, inputs):
-    """`window_loss`, the mean over maps."""
+
+def mean_window_loss(attentions: Sequence[Tensor], windows: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """`window_loss`, averaged over the alignments of a model."""
     return sum(window_loss(one, windows, inputs["decoder_attention_mask"]) for one in attentions) / len(attentions)
 
 
-def mean_forward_sum(attentions, windows, inputs):
-    """`forward_sum_loss`, the mean over maps, with one pass over time for all."""
+def mean_forward_sum(attentions: Sequence[Tensor], windows: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """`forward_sum_loss`, averaged over the alignments of a model, with one pass over time for all of them."""
     masks = (inputs[name].repeat(len(attentions), 1) for name in ("decoder_attention_mask", "attention_mask"))
     return forward_sum_loss(torch.cat(attentions), *masks)
 
 
-MAP_LOSSES = {"alignment": mean_window_loss, "forward_sum": mean_forward_sum}
-
-
-KEYS = {  # what the parts of a recipe may hold; the Trainer and the model check theirs
-    "data": {
-        "tokenizer",
-        "train",
-        "eval",
-        "cache",
-        "frames_per_batch",
-        "max_seconds",
-        "single",
-        "eval_batches",
-        "speaker_seconds",
-    },
-    "objective": {
-        "codebook_weights",
-        "alignment_weight",
-        "forward_sum_weight",
-        "forced_alignment_probability",
-        "text_dropout",
-        "speaker_dropout",
-        "voice_swap_probability",
-        "audio_dropout",
-        "span_replacement",
-        "span_replacement_other",
-        "scheduled_sampling",
-        "ema",
-    },
-}
+ALIGNMENT_LOSSES = {"alignment": mean_window_loss, "forward_sum": mean_forward_sum}
 
 
 class SmallETrainer(Trainer):
-    """Cross-entropy weighted by codebook, and losses on the maps of the text (smalle.train.model.losses); logs each part."""
+    """Trains on cross-entropy weighted by codebook and on alignment losses, and logs each of them.
 
-    def __init__(self, *args, sampler=None, eval_sampler=None, objective=None, clock=None, ema=None, **kwargs):
+    Args:
+        sampler: Batches of indices of `train_dataset`.
+        eval_sampler: Batches of indices of `eval_dataset`.
+        objective: The losses and augmentations; `codebook_weights` must be set.
+        clock: Limit of time, where there is one; it also has to be among the callbacks, as `ema`.
+        ema: Averaged weights, used by `evaluate`.
+    """
+
+    def __init__(
+        self,
+        *args,
+        sampler: Iterable[Sequence] | None = None,
+        eval_sampler: Iterable[Sequence] | None = None,
+        objective: Objective | None = None,
+        clock: Clock | None = None,
+        ema: EMACallback | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.sampler, self.eval_sampler, self.objective = sampler, eval_sampler, objective
         self.clock, self.ema = clock, ema
-        self.model_accepts_loss_kwargs = True  # the loss is scaled for accumulation and for several processes here
-        self.parts, self.part_batches = None, 0
-        weights = {name: self.objective.get(f"{name}_weight") for name in MAP_LOSSES}
-        self.map_weights = {name: weight for name, weight in weights.items() if weight}
+        self.model_accepts_loss_kwargs = True  # `compute_loss` scales for accumulation and for several processes itself
+        self.logged, self.logged_batches = {}, 0  # sums of the parts of the loss since the last log
+        weights = {name: getattr(objective, f"{name}_weight") for name in ALIGNMENT_LOSSES}
+        self.alignment_weights = {name: weight for name, weight in weights.items() if weight}
 
-    def _loader(self, dataset, sampler):
+    def _loader(self, dataset, sampler) -> torch.utils.data.DataLoader:
         workers = self.args.dataloader_num_workers
         return torch.utils.data.DataLoader(
             dataset,
@@ -113,286 +96,186 @@ class SmallETrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer or self.optimizer,
-            lambda step: self.clock(step),  # which a scheduler does not save
+            lambda step: self.clock(step),  # a scheduler saves the state of a callable object, but not of a function
         )
         return self.lr_scheduler
 
+    def progress(self) -> float:
+        """Fraction of the training that has passed, by the clock where there is one."""
+        return self.state.global_step / max(1, self.state.max_steps) if self.clock is None else self.clock.progress
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of one step, and the labels of each codebook (Q,) in them, of all processes together."""
+        """The batches of one step, and the number of labels of each codebook (Q,) in them, over all processes."""
+        step = self.state.global_step
+        if step and (step >= self.state.max_steps or self.progress() >= 1):  # resumed: the Trainer would make a step
+            self.control.should_training_stop = True
+            return [], None
         batches = list(itertools.islice(epoch_iterator, num_batches))
         counts = sum((batch["labels"] != -100).sum((0, 1)) for batch in batches)
         return batches, self.accelerator.reduce(counts.to(device)) if batches else None
 
-    def _passed(self):
-        """Share of the training that has passed, by the clock where there is one."""
-        return self.state.global_step / max(1, self.state.max_steps) if self.clock is None else self.clock.spent
+    def _augment(self, model: nn.Module, inputs: dict[str, Tensor], windows: Tensor) -> None:
+        """Changes the inputs of a training batch in place, as the objective says."""
+        objective = self.objective
+        inputs["decoder_input_ids"] = augment(inputs["decoder_input_ids"], objective)
+        if objective.forced_alignment_probability:
+            alignments = forced_alignments(windows, inputs["decoder_input_ids"].shape[1])
+            rows = torch.rand(len(alignments), 1, 1, device=alignments.device) < objective.forced_alignment_probability
+            inputs["forced_alignments"] = alignments * rows
+        if self.state.global_step % 2:  # every second step, which halves the cost
+            fraction = scheduled_value(objective.scheduled_sampling, self.progress())
+            if fraction:
+                inputs["decoder_input_ids"] = scheduled_sampling(model, inputs, fraction)
 
-    def _losses(self, model, inputs):
-        """Cross-entropy summed for each codebook (Q,), labels in it (Q,), and the mean losses on the maps by name."""
+    def _losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Summed cross-entropy of each codebook (Q,), the number of its labels (Q,), and mean alignment losses."""
         labels, windows = inputs.pop("labels"), inputs.pop("token_windows")
         if model.training:
-            inputs["decoder_input_ids"] = corrupt(inputs["decoder_input_ids"], self.objective)
-        if model.training and self.objective.get("forced_alignment_probability"):
-            maps = timed_maps(windows, labels.shape[1])
-            rows = torch.rand(len(maps), 1, 1, device=maps.device) < self.objective["forced_alignment_probability"]
-            inputs["forced_alignments"] = maps * rows
-        if model.training and self.state.global_step % 2:  # half the cost
-            share = scheduled(self.objective.get("scheduled_sampling"), self._passed())
-            inputs["decoder_input_ids"] = (
-                scheduled_sampling(model, inputs, share) if share else inputs["decoder_input_ids"]
-            )
-        out = model(**inputs, output_attentions=bool(self.map_weights))
+            self._augment(model, inputs, windows)
+        out = model(**inputs, output_attentions=bool(self.alignment_weights))
         sums, counts = cross_entropy(out.logits, labels).sum((0, 1)), (labels != -100).sum((0, 1))
-        self.num_maps = len(out.attentions or ())
-        return sums, counts, {name: MAP_LOSSES[name](out.attentions, windows, inputs) for name in self.map_weights}
+        self.num_alignments = len(out.attentions or ())
+        alignments = {name: ALIGNMENT_LOSSES[name](out.attentions, windows, inputs) for name in self.alignment_weights}
+        return sums, counts, alignments
 
-    def _total(self, codebooks, maps):
-        """The loss of mean losses of the codebooks (Q,) and on the maps; the forward sum counts for each map."""
-        weights = torch.tensor(self.objective["codebook_weights"], device=codebooks.device)
+    def _total(self, codebooks: Tensor, alignments: dict[str, Tensor]) -> Tensor:
+        """The loss of the mean losses of codebooks (Q,) and alignments; the forward sum counts for each alignment."""
+        weights = torch.tensor(self.objective.codebook_weights, device=codebooks.device)
         loss = (codebooks * weights).sum() / weights.sum()
-        times = {"alignment": 1, "forward_sum": self.num_maps}
-        return loss + sum(self.map_weights[name] * times[name] * value for name, value in maps.items())
+        times = {"alignment": 1, "forward_sum": self.num_alignments}
+        return loss + sum(self.alignment_weights[name] * times[name] * value for name, value in alignments.items())
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """This batch's part of the loss of the whole step: parts of all batches and processes add up to its mean."""
+        """This batch's part of the loss of a step: the parts of all batches and processes add up to its mean."""
         if return_outputs:
             raise ValueError("return_outputs=True: expected False; evaluate() computes what this Trainer reports.")
-        sums, counts, maps = self._losses(model, inputs)
+        sums, counts, alignments = self._losses(model, inputs)
         totals = counts if num_items_in_batch is None else num_items_in_batch
         codebooks = sums / totals.clamp(min=1)
-        maps = {name: value * counts[0] / totals[0].clamp(min=1) for name, value in maps.items()}
-        parts = {**{f"loss_{q}": value for q, value in enumerate(codebooks)}, **maps}
-        values = torch.stack([value.detach() for value in parts.values()])
-        self.parts = values if self.parts is None else self.parts + values
-        self.part_names, self.part_batches = list(parts), self.part_batches + 1
-        return self._total(codebooks, maps) * self.args.world_size  # whose mean over processes is taken
+        alignments = {name: value * counts[0] / totals[0].clamp(min=1) for name, value in alignments.items()}
+        for name, value in {**{f"loss_{q}": loss for q, loss in enumerate(codebooks)}, **alignments}.items():
+            self.logged[name] = self.logged.get(name, 0) + value.detach()
+        self.logged_batches += 1
+        return self._total(codebooks, alignments) * self.args.world_size  # the mean over processes is taken of it
 
     def log(self, logs, *args, **kwargs):
-        if self.parts is not None and "loss" in logs:
-            steps = self.part_batches / self.args.gradient_accumulation_steps
-            means = (self.accelerator.reduce(self.parts) / steps).tolist()
-            logs.update({name: round(value, 4) for name, value in zip(self.part_names, means)})
-            self.parts, self.part_batches = None, 0
+        if self.logged and "loss" in logs:
+            steps = self.logged_batches / self.args.gradient_accumulation_steps
+            means = (self.accelerator.reduce(torch.stack(list(self.logged.values()))) / steps).tolist()
+            logs.update({name: round(value, 4) for name, value in zip(self.logged, means)})
+            self.logged, self.logged_batches = {}, 0
         super().log(logs, *args, **kwargs)
 
-    def _eval_totals(self, dataset):
-        """Sums over the evaluation batches of all processes: losses (Q,), labels (Q,), and map losses times frames."""
+    def _eval_totals(self, dataset) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over the evaluation of all processes: losses (Q,), labels (Q,), and alignment losses times frames."""
         rank, world, batches = self.args.process_index, self.args.world_size, list(self.eval_sampler)
         mine = list(range(rank, len(batches), world))
-        turns = -(-len(batches) // world)  # with FSDP all have to take part in each: who has none repeats the last one
+        # FSDP needs all processes in a turn: one without a batch repeats the last
+        turns = -(-len(batches) // world)
         totals = 0
         for turn, inputs in enumerate(self._loader(dataset, [batches[n] for n in (*mine, len(batches) - 1)[:turns]])):
             with self.compute_loss_context_manager():
-                sums, counts, maps = self._losses(self.model_wrapped, self._prepare_inputs(inputs))
-            row = torch.cat((sums, counts, *(value[None] * counts[0] for value in maps.values()))).double()
+                sums, counts, alignments = self._losses(self.model_wrapped, self._prepare_inputs(inputs))
+            row = torch.cat((sums, counts, *(value[None] * counts[0] for value in alignments.values()))).double()
             totals = totals + row * float(turn < len(mine))
         size = self.model.config.num_codebooks
-        return self.accelerator.reduce(totals).split([size, size, len(self.map_weights)])
+        return self.accelerator.reduce(totals).split([size, size, len(self.alignment_weights)])
 
     @torch.no_grad()
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Loss, and loss and perplexity of each codebook, with the averaged weights."""
-        begun = time.time()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """The loss, and loss and perplexity of each codebook, with the averaged weights."""
+        started = time.time()
         self.model_wrapped.eval()
         with self.ema.applied() if self.ema else contextlib.nullcontext():
-            sums, counts, maps = self._eval_totals(eval_dataset or self.eval_dataset)
+            sums, counts, alignments = self._eval_totals(eval_dataset or self.eval_dataset)
             codebooks = sums / counts.clamp(min=1)
-            maps = {name: value / counts[0].clamp(min=1) for name, value in zip(self.map_weights, maps)}
-            metrics = {"loss": self._total(codebooks, maps), **maps}
+            alignments = dict(zip(self.alignment_weights, alignments / counts[0].clamp(min=1)))
+            metrics = {"loss": self._total(codebooks, alignments), **alignments}
             for q, value in enumerate(codebooks):
                 metrics |= {f"loss_{q}": value, f"perplexity_{q}": value.exp()}
             metrics = {f"{metric_key_prefix}_{name}": round(float(value), 4) for name, value in metrics.items()}
-            self.log({**metrics, f"{metric_key_prefix}_runtime": round(time.time() - begun, 2)})
+            self.log({**metrics, f"{metric_key_prefix}_runtime": round(time.time() - started, 2)})
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
-def read_recipe(path, overrides):
-    """The YAML with `key.subkey=value` overrides."""
-    recipe = yaml.safe_load(pathlib.Path(path).read_text())
-    for override in overrides:
-        keys, equals, value = override.partition("=")
-        if not equals:
-            raise ValueError(f"{override!r}: expected key.subkey=value.")
-        *parents, last = keys.split(".")
-        part = recipe
-        for key in parents:
-            part = part.setdefault(key, {})
-        part[last] = yaml.safe_load(value)
-    return recipe
-
-
-def check_keys(recipe):
-    """Raises ValueError for a setting that nothing would read."""
-    for part, known in KEYS.items():
-        for name in recipe[part].keys() - known:
-            raise ValueError(f"{part}.{name}: expected one of {', '.join(sorted(known))}.")
-
-
-def write_recipe(recipe, path, folder):
-    """The recipe as it was run, with all overrides, under the name of its file into a folder."""
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    write_text(pathlib.Path(folder, pathlib.Path(path).name), text)
-
-
-def read_arguments(training):
-    """TrainingArguments of the recipe's part `training`."""
-    defaults = {"use_cpu": not torch.cuda.is_available(), "ddp_find_unused_parameters": False}
-    arguments = TrainingArguments(remove_unused_columns=False, **{**defaults, **training})
-    if arguments.save_total_limit == 1:
-        raise ValueError(
-            "training.save_total_limit=1: expected 2 or more: the older checkpoint is deleted before all "
-            "of the newer one is written, and a best one beside the newest."
-        )
-    return arguments
-
-
-GROWING = {"text_layers", "audio_encoder_layers", "audio_decoder_layers", "decoder_layers", "speaker_layers"}
-FREE = {"dropout", "max_text_tokens", "max_audio_frames", "mixer_kernel", "use_cache"}  # of weights that are trained
-
-
-def changed(path, changes):
-    """The configuration of a checkpoint with some fields changed. ValueError for what is no such field."""
-    for name in changes.keys() - SmallEConfig.__annotations__.keys():
-        raise ValueError(f"model.{name}: expected a field of SmallEConfig.")
-    return SmallEConfig(**{**SmallEConfig.from_pretrained(path).to_dict(), **changes})
-
-
-def begun_anew(path, parts, changes):
-    """A checkpoint with some parts, as "cross_attention", as they are before training; `changes` of its configuration.
-
-    Raises ValueError where it has no such part, or another part would not fit.
-    """
-    trained = SmallEForTextToSpeech.from_pretrained(path, dtype=torch.float32)
-    model = SmallEForTextToSpeech(changed(path, changes))
-    unknown = [part for part in parts if not hasattr(model.model, part)]
-    if unknown:
-        raise ValueError(f"anew: {unknown}: expected parts of the model, as cross_attention or audio_decoder.")
-    mine = tuple(f"model.{part}." for part in parts)
-    kept = {name: x for name, x in trained.state_dict().items() if not name.startswith(mine)}
-    left = [name for names in model.load_state_dict(kept, strict=False) for name in names if not name.startswith(mine)]
-    if left:
-        raise ValueError(f"anew: with model={changes} {left[0]} would be without weights: name its part too.")
-    return model
-
-
-def grown(path, changes):
-    """A checkpoint with `changes` of its configuration that add layers, which begin as nothing: it speaks as before.
-
-    Raises ValueError for other changes that would be heard.
-    """
-    trained = SmallEForTextToSpeech.from_pretrained(path, dtype=torch.float32)
-    config, before = changed(path, changes), trained.config
-    new = {name for name in changes if getattr(config, name) != getattr(before, name)}
-    if not new:  # it knows its path, which an adapter names as its base
-        return trained
-    for name in sorted(new - FREE):
-        if name not in GROWING or getattr(config, name) < getattr(before, name):
-            raise ValueError(
-                f"model.{name}={getattr(config, name)!r}: {path} has {getattr(before, name)!r}; expected "
-                "that, or more layers; `anew` names parts that are not taken."
-            )
-    model = SmallEForTextToSpeech(config)
-    model.generation_config = trained.generation_config
-    missing = model.load_state_dict(trained.state_dict(), strict=False).missing_keys
-    for name, module in model.named_modules():
-        if hasattr(module, "residual_branches") and f"{name}.weight" in missing:
-            torch.nn.init.zeros_(module.weight)
-    return model
-
-
-def build_model(recipe, vocab_size, adapt=None):
-    """(the model that is trained, its configuration)"""
-    if recipe.get("init") and recipe.get("anew"):
-        model = begun_anew(recipe["init"], recipe["anew"], recipe.get("model") or {})
-    elif recipe.get("init"):
-        model = grown(recipe["init"], recipe.get("model") or {})
-    else:
-        model = SmallEForTextToSpeech(SmallEConfig(vocab_size=vocab_size, **recipe["model"]))
-    config = model.config
-    model = adapt(model) if adapt else model
-    present = {type(module).__name__ for module in model.modules()}  # FSDP shards these, whose forward is all they do
-    model._no_split_modules = [name for name in ("TransformerLayer", "LinearAttentionBlock") if name in present]
-    return model, config
-
-
-def check_objective(objective, config):
-    """The objective with its defaults. ValueError where it does not fit the model."""
-    objective = {"codebook_weights": [1.0] * config.num_codebooks, **objective}
-    if len(objective["codebook_weights"]) != config.num_codebooks:
+def check_objective(objective: Objective, config: SmallEConfig) -> Objective:
+    """Fills in the defaults that depend on the model. Raises ValueError for what the model does not support."""
+    weights = objective.codebook_weights or [1.0] * config.num_codebooks
+    if len(weights) != config.num_codebooks:
         raise ValueError(f"objective.codebook_weights: expected {config.num_codebooks} numbers, one for each codebook.")
-    for name in ("alignment_weight", "forward_sum_weight"):
-        if objective.get(name) and not config.has_alignment:
-            raise ValueError(
-                f"objective.{name}={objective[name]}: expected 0; a decoder-only transformer has no map "
-                "of the text unless model.alignment_layer names the layer that is to have one."
-            )
-    if objective.get("forced_alignment_probability") and config.architecture == "decoder-only":
-        raise ValueError(
-            f"objective.forced_alignment_probability={objective['forced_alignment_probability']}: expected 0 of a decoder-only transformer, "
-            "which reads by its own attention alone."
-        )
-    for name in ("voice_swap_probability", "speaker_dropout"):
-        if objective.get(name) and not config.speaker_layers:
-            raise ValueError(
-                f"objective.{name}={objective[name]}: expected 0 of a model without speaker encoder, "
-                "which takes voices from the past alone; model.speaker_layers gives it one."
-            )
-    return objective
+    refused = []
+    if not config.has_alignment:
+        reason = "a decoder-only model has no alignment unless model.alignment_layer names a layer for it"
+        refused += [("alignment_weight", reason), ("forward_sum_weight", reason)]
+    if config.architecture == "decoder-only":
+        refused += [("forced_alignment_probability", "a decoder-only model cannot be given an alignment")]
+    if not config.speaker_layers:
+        reason = "the model has no speaker encoder; model.speaker_layers gives it one"
+        refused += [("voice_swap_probability", reason), ("speaker_dropout", reason)]
+    for name, reason in refused:
+        if getattr(objective, name):
+            raise ValueError(f"objective.{name}={getattr(objective, name)}: expected 0: {reason}.")
+    dropout = 0.1 if objective.speaker_dropout is None else objective.speaker_dropout
+    return dataclasses.replace(objective, codebook_weights=weights, speaker_dropout=dropout)
 
 
-def read_data(data, config, arguments, voice_swap_probability=0.0):
-    """Codes to train on and to evaluate on, the batches of this process, and those of the evaluation."""
-    heard = heard_frames(config, data.get("speaker_seconds", 5.0))
-    codes = config.num_codebooks, config.frame_rate, data.get("cache"), heard
-    train, evaluation = CodesDataset(data["train"], *codes, voice_swap_probability), CodesDataset(data["eval"], *codes)
-    sizes = data["frames_per_batch"], int(data["max_seconds"] * config.frame_rate)
+def read_data(
+    data: DataOptions, config: SmallEConfig, arguments: TrainingOptions, voice_swap_probability: float = 0.0
+) -> tuple[CodesDataset, CodesDataset, SpeakerBatchSampler, list]:
+    """Training data, evaluation data, the training batches of this process, and the evaluation batches of all."""
+    reference = speaker_frames(config, data.speaker_seconds)
+    options = config.num_codebooks, config.frame_rate, data.cache_dir, reference
+    train, evaluation = CodesDataset(data.train, *options, voice_swap_probability), CodesDataset(data.eval, *options)
+    sizes = data.frames_per_batch, int(data.max_seconds * config.frame_rate)
     sampler = SpeakerBatchSampler(
         train.lengths,
         train.speakers,
         *sizes,
         arguments.seed,
-        data["single"],
+        data.single_utterance_probability,
         arguments.process_index,
         arguments.world_size,
-        apart=int(heard > 0),
+        reserved=int(reference > 0),
     )
     eval_batches = SpeakerBatchSampler(evaluation.lengths, evaluation.speakers, *sizes).epoch(0)
-    return train, evaluation, sampler, eval_batches[: data["eval_batches"]]
+    return train, evaluation, sampler, eval_batches[: data.eval_batches]
 
 
-def build_callbacks(recipe, model, tokenizer, evaluation, arguments):
-    """(average, clock, samples) of a recipe, each None where it asks for none."""
-    minutes, decay, samples = recipe["training"].get("minutes"), recipe["objective"]["ema"], recipe.get("samples")
+def build_callbacks(
+    recipe: Recipe, model: PreTrainedModel, tokenizer, evaluation: CodesDataset, arguments: TrainingOptions
+) -> tuple[EMACallback | None, Clock | None, Samples | None]:
+    """Averaged weights, limit of time and samples of a recipe, where it asks for them."""
+    decay, samples = recipe.objective.ema_decay, recipe.samples
     if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        for name, value in ("objective.ema", decay), ("samples", samples):
+        for name, value in ("objective.ema_decay", decay), ("samples", samples):
             if value:
-                raise ValueError(f"{name}: expected none with FSDP, whose processes hold pieces of the weights.")
+                raise ValueError(f"{name}: expected none with FSDP, where each process holds a shard of the weights.")
     return (
         EMACallback(model, decay) if decay else None,
-        Clock(minutes, arguments.warmup_steps) if minutes else None,
-        Samples(evaluation, tokenizer, arguments, **samples) if samples else None,
+        Clock(arguments.minutes, arguments.warmup_steps) if arguments.minutes else None,
+        Samples(evaluation, tokenizer, arguments.output_dir, samples) if samples else None,
     )
 
 
-def build_trainer(recipe, adapt=None):
-    """The Trainer that a recipe describes; `adapt` makes of its model what is trained in its place."""
-    check_keys(recipe)
-    data = recipe["data"]
-    arguments = read_arguments({key: value for key, value in recipe["training"].items() if key != "minutes"})
+def build_trainer(recipe: Recipe, adapt: Callable[[PreTrainedModel], nn.Module] | None = None) -> SmallETrainer:
+    """The Trainer of a recipe. `adapt` turns the recipe's model into the module that is trained, as a LoRA adapter."""
+    data, arguments = recipe.data, make_dataclass(TrainingOptions, recipe.training, "training")
     set_seed(arguments.seed)
-    tokenizer = AutoTokenizer.from_pretrained(data["tokenizer"])
-    model, config = build_model(recipe, len(tokenizer), adapt)
-    objective = check_objective(recipe["objective"], config)
-    train, evaluation, sampler, eval_batches = read_data(
-        data, config, arguments, objective.get("voice_swap_probability", 0.0)
-    )
+    tokenizer = AutoTokenizer.from_pretrained(data.tokenizer)
+    model = build_model(recipe, len(tokenizer))
+    config = model.config
+    model = adapt(model) if adapt else model
+    present = {type(module).__name__ for module in model.modules()}  # layers that FSDP may shard
+    model._no_split_modules = [name for name in ("TransformerLayer", "LinearAttentionBlock") if name in present]
+    objective = check_objective(recipe.objective, config)
+    train, evaluation, sampler, eval_batches = read_data(data, config, arguments, objective.voice_swap_probability)
     ema, clock, samples = build_callbacks(recipe, model, tokenizer, evaluation, arguments)
     if arguments.process_index == 0:
         print(
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters; "
             f"{train.lengths.sum() / config.frame_rate / 3600:.1f} hours, {len(sampler.epoch(0))} batches an epoch, "
-            f"{sampler.left_out} utterances too long for data.max_seconds, {arguments.world_size} processes",
+            f"{sampler.left_out} utterances longer than data.max_seconds, {arguments.world_size} processes",
             flush=True,
         )
     trainer = SmallETrainer(
@@ -408,46 +291,79 @@ def build_trainer(recipe, adapt=None):
         processing_class=tokenizer,
         callbacks=[callback for callback in (ema, clock, samples) if callback],
         data_collator=Collator(
-            tokenizer,
-            config.num_codebooks,
-            config.frame_rate,
-            objective["text_dropout"],
-            objective.get("speaker_dropout", 0.1),
+            tokenizer, config.num_codebooks, config.frame_rate, objective.text_dropout, objective.speaker_dropout
         ),
     )
-    if arguments.world_size > 1:
-        torch.manual_seed(arguments.seed + arguments.process_index)  # what is dropped differs; the weights are made
+    if arguments.world_size > 1:  # the weights are the same; dropout must differ
+        torch.manual_seed(arguments.seed + arguments.process_index)
     return trainer
 
 
-def last_checkpoint(trainer):
-    """The newest checkpoint that was written to its end; None, and a word about it, where there is none."""
-    files = ["trainer_state.json", *(callback.FILE for callback in (trainer.ema, trainer.clock) if callback)]
-    folders = pathlib.Path(trainer.args.output_dir).glob("checkpoint-*")
+def last_checkpoint(trainer: SmallETrainer) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    files = [STATE_FILE, *(callback.FILE for callback in (trainer.ema, trainer.clock) if callback)]
+    folders = Path(trainer.args.output_dir).glob("checkpoint-*")
     for folder in sorted(folders, key=lambda folder: int(folder.name.partition("-")[2]), reverse=True):
         try:
-            json.loads((folder / files[0]).read_text(encoding="utf-8"))
-            if all((folder / name).is_file() for name in files):
-                return str(folder)
-        except (OSError, ValueError):
-            pass  # it was killed meanwhile
-    print(f"no whole checkpoint in {trainer.args.output_dir}: begins anew", flush=True)
+            json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # the process was killed while it saved
+            continue
+        if all((folder / name).is_file() for name in files):
+            return folder
+    return None
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--resume", action="store_true")
-    arguments = parser.parse_intermixed_args()
-    recipe = read_recipe(arguments.recipe, arguments.overrides)
-    trainer = build_trainer(recipe)
-    trainer.train(resume_from_checkpoint=last_checkpoint(trainer) if arguments.resume else None)
+def is_finished(trainer: SmallETrainer, checkpoint: Path) -> bool:
+    """Whether a run reached its last step, or its limit of time, in a checkpoint, and saved its final weights."""
+    ended = TrainerState.load_from_json(str(checkpoint / STATE_FILE)).global_step >= trainer.args.max_steps
+    if trainer.clock:
+        trainer.clock.resume(checkpoint)
+        ended = ended or trainer.clock.progress >= 1
+    return ended and Path(trainer.args.output_dir, "model.safetensors").is_file()
+
+
+def train(trainer: SmallETrainer, resume: bool = False) -> bool:
+    """Trains and saves the final weights; `resume` continues from the last checkpoint of the run.
+
+    Returns False, and does nothing, where that run is finished.
+    """
+    checkpoint = last_checkpoint(trainer) if resume else None
+    if resume and checkpoint is None:
+        print(f"{trainer.args.output_dir} has no complete checkpoint: training starts from the beginning.", flush=True)
+    if checkpoint and is_finished(trainer, checkpoint):
+        print(f"{checkpoint}: training is finished; a larger training.max_steps or minutes continues it.", flush=True)
+        return False
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model()
-    if trainer.is_world_process_zero():
-        write_recipe(recipe, arguments.recipe, trainer.args.output_dir)
+    return True
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="smalle train",
+        description="Trains a model as a recipe says. training.output_dir gets checkpoints, and in the end the "
+        "averaged weights, the tokenizer and the recipe. torchrun and accelerate launch start several processes.",
+    )
+    parser.add_argument("recipe", help="YAML file, such as those in train/recipes")
+    parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes a value of the recipe")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint in training.output_dir, to the same result as without interruption",
+    )
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    arguments = parse(argv)
+    recipe = read_recipe(Recipe, arguments.recipe, arguments.overrides)
+    trainer = build_trainer(recipe)
+    if train(trainer, arguments.resume) and trainer.is_world_process_zero():
+        write_recipe(recipe, Path(trainer.args.output_dir, Path(arguments.recipe).name))
         if trainer.state.best_model_checkpoint:
-            print(f"best: {trainer.state.best_model_checkpoint}, {trainer.state.best_metric}")
+            print(f"best checkpoint: {trainer.state.best_model_checkpoint}, {trainer.state.best_metric}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A new voice from a folder of recordings: tuned state and LoRA, small folders that the pipeline speaks with."""
+"""Fine-tuning and cloning: a new voice as a tuned state, with LoRA, and in the weights."""
 
 import contextlib
 import copy
@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 from smalle.train import assemble
+from smalle.train.adapt import clone, finetune
+from smalle.train.adapt.finetune import Adapter, FinetuneRecipe
 from smalle.train.data.corpora import read_metadata
 from smalle.train.data.prepare import encode_corpora
-from smalle.train.model.trainer import read_recipe
+from smalle.train.model.recipe import read_recipe
 from transformers import pipeline
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.cache_smalle import join_state
 from smalle.processing_smalle import Voice, load_voice
-from train.adapt import clone, finetune
 
 RECIPES = pathlib.Path(__file__).parents[3] / "train" / "recipes"
 TEXTS = ["Hello you.", "How are you?", "It is late.", "We go home.", "No, not yet!", "The 3rd door.", "Who is it?"]
@@ -31,7 +32,7 @@ QUICK = [
     "data.eval_batches=2",
     "training.logging_steps=4",
     "training.warmup_steps=1",
-    "objective.ema=0.5",
+    "objective.ema_decay=0.5",
 ]
 STEPS = {
     "state": ["training.max_steps=12", "training.learning_rate=0.2"],
@@ -99,13 +100,12 @@ def tuned(request, base, corpus, tmp_path_factory):
     command = [f"{RECIPES}/finetune-{method}.yaml", str(corpus), base, str(work / "out"), *QUICK, *STEPS[method]]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr(sys, "argv", ["finetune", *command, "--whole", str(work / "whole")])
-        finetune.main()
+        finetune.main([*command, "--checkpoint", str(work / "whole")])
     return method, work / "out", work / "whole", printed.getvalue().splitlines()
 
 
-def test_loss_on_what_was_left_out_falls(tuned):
-    (line,) = [line for line in tuned[3] if "left out" in line]
+def test_loss_on_held_out_recordings_falls(tuned):
+    (line,) = [line for line in tuned[3] if "held-out" in line]
     before, after = (float(word) for word in line.replace(",", "").split() if word[0].isdigit())
     assert after < before - 0.02
 
@@ -131,46 +131,45 @@ def test_voice_is_a_tuned_state_or_after_lora_nothing_but_the_model(tuned):
 
 
 @pytest.mark.parametrize("method", ["state", "lora"])
-def test_a_model_that_hears_who_speaks_keeps_one_of_the_recordings(method, corpus, make_base, tmp_path):
+def test_a_model_with_speaker_encoder_keeps_one_of_the_recordings(method, corpus, make_base, tmp_path):
     base = make_base(tmp_path, speaker_layers=1)
-    recipe = read_recipe(RECIPES / f"finetune-{method}.yaml", [*QUICK, *STEPS[method]])
+    recipe = read_recipe(FinetuneRecipe, RECIPES / f"finetune-{method}.yaml", [*QUICK, *STEPS[method]])
     model, voice, losses = finetune.finetune(recipe, corpus, base)
     assert losses[1] < losses[0] and voice.text == "" and voice.codes.shape[1] == 3
     assert hasattr(model, "merge_and_unload") == (method == "lora")
-    finetune.write_whole(model, voice, "carl", base, tmp_path / "whole")
+    finetune.write_checkpoint(model, voice, "carl", base, tmp_path / "whole")
     inputs = SmallEProcessor.from_pretrained(tmp_path / "whole")("Hello.")
     assert torch.equal(inputs["speaker_codes"][0], voice.codes) and "audio_codes" not in inputs
     SmallEForTextToSpeech.from_pretrained(tmp_path / "whole").eval().generate(**inputs, **FIXED["generate_kwargs"])
 
 
-def test_a_part_of_what_lora_changed_is_kept(base):
-    model = finetune.adapt(SmallEForTextToSpeech.from_pretrained(base), None, "lora", 2)
+def test_a_fraction_of_what_lora_changed_is_kept(base):
+    model = finetune.adapt(SmallEForTextToSpeech.from_pretrained(base), Adapter("lora", 2))
     before = {name: x.clone() for name, x in SmallEForTextToSpeech.from_pretrained(base).state_dict().items()}
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     whole, half = (copy.deepcopy(model) for _ in range(2))
-    whole, half = whole.merge_and_unload().state_dict(), finetune.soften(half, {}, 0.5).merge_and_unload().state_dict()
+    half = finetune.scale_change(half, {}, 0.5)
+    whole, half = (one.merge_and_unload().state_dict() for one in (whole, half))
     for name, x in before.items():
         torch.testing.assert_close(half[name] - x, (whole[name] - x) / 2, atol=1e-5, rtol=1e-4)
     assert any(not torch.equal(whole[name], x) for name, x in before.items())
 
 
-def test_one_recording_is_enough_where_its_words_are_put_in_other_orders(make_base, record, tmp_path, monkeypatch):
+def test_one_recording_is_enough_with_recombination(make_base, record, tmp_path, monkeypatch):
     base, corpus = make_base(tmp_path, speaker_layers=1), tmp_path / "dora"
     corpus.mkdir()
     record(corpus / "1.wav", 2.0, 90)
     (corpus / "1.txt").write_text("It is late and we go home to the open door.")
-    quick = [*QUICK, "training.max_steps=12", "training.learning_rate=0.01", "data.rearranged=20", "data.max_seconds=4"]
-    command = ["finetune", f"{RECIPES}/finetune-recording.yaml", str(corpus), base, str(tmp_path / "out"), *quick]
+    quick = [*QUICK, "training.max_steps=12", "training.learning_rate=0.01", "data.recombined=20", "data.max_seconds=4"]
+    command = [f"{RECIPES}/finetune-recording.yaml", str(corpus), base, str(tmp_path / "out"), *quick]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit):  # where would the weights go?
-        finetune.main()
+    with pytest.raises(ValueError, match="with --checkpoint"):
+        finetune.main(command)
     changed = {}
     for scale in (1.0, 0.5):
-        monkeypatch.setattr(sys, "argv", [*command, f"adapter.scale={scale}", "--whole", str(tmp_path / str(scale))])
-        finetune.main()
+        finetune.main([*command, f"adapter.scale={scale}", "--checkpoint", str(tmp_path / str(scale))])
         weights = SmallEForTextToSpeech.from_pretrained(tmp_path / str(scale)).state_dict()
         original = SmallEForTextToSpeech.from_pretrained(base).state_dict()
         changed[scale] = {name: x - original[name] for name, x in weights.items() if not torch.equal(x, original[name])}
@@ -182,19 +181,18 @@ def test_one_recording_is_enough_where_its_words_are_put_in_other_orders(make_ba
     assert processor.default_voice == "dora" and processor("Hello.")["speaker_codes"].shape[2] == 3
 
 
-def test_one_command_clones_and_leaves_nothing_half_done(make_base, record, tmp_path, monkeypatch):
+def test_clone_writes_a_complete_checkpoint_or_nothing(make_base, record, tmp_path, monkeypatch):
     base = make_base(tmp_path, speaker_layers=1)
     record(tmp_path / "dora.wav", 2.0, 90)
-    quick = [*QUICK, "training.max_steps=3", "data.rearranged=20", "data.max_seconds=4"]
+    quick = [*QUICK, "training.max_steps=3", "data.recombined=20", "data.max_seconds=4"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command = [str(tmp_path / "dora.wav"), "It is late and we go home to the open door.", base, str(tmp_path / "dora")]
-    monkeypatch.setattr(sys, "argv", ["clone", *command, *quick, "--codec-minutes", "0"])
-    clone.main()
+    clone.main([*command, *quick, "--codec-minutes", "0"])
     assert SmallEProcessor.from_pretrained(tmp_path / "dora").default_voice == "dora"
     assert SmallEForTextToSpeech.from_pretrained(tmp_path / "dora").generation_config.best_of == 4
     there = {path.name for path in tmp_path.iterdir()}
     for recording, text, out in (("dora", "Text.", "dora"), ("nobody", "Text.", "new"), ("dora", " ", "new")):
-        with pytest.raises(ValueError, match="is there|expected a sound file"):
+        with pytest.raises(ValueError, match="exists: name|expected a sound file"):
             clone.clone(str(tmp_path / f"{recording}.wav"), text, base, tmp_path / out, "dora", 0)
     monkeypatch.setattr(clone, "finetune", lambda *inputs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -202,7 +200,7 @@ def test_one_command_clones_and_leaves_nothing_half_done(make_base, record, tmp_
     assert {path.name for path in tmp_path.iterdir()} == there
 
 
-def test_pipeline_speaks_with_the_small_folder_as_with_the_whole_checkpoint(tuned, base):
+def test_pipeline_speaks_with_the_adapter_as_with_the_complete_checkpoint(tuned, base):
     method, out, whole, _ = tuned
     small = pipeline("text-to-speech", model=base if method == "state" else str(out))
     voice = {"preprocess_params": {"voice": f"{out}/voices/carl.safetensors"}}
@@ -216,7 +214,7 @@ def test_pipeline_speaks_with_the_small_folder_as_with_the_whole_checkpoint(tune
     assert (whole / "modeling_smalle.py").is_file() and (whole / "codec" / "model.safetensors").is_file()
 
 
-def test_base_is_left_as_it_was_by_a_tuned_state(tuned, base):
+def test_a_tuned_state_leaves_the_weights_as_they_were(tuned, base):
     method, _, whole, _ = tuned
     old, new = (SmallEForTextToSpeech.from_pretrained(path).state_dict() for path in (base, whole))
     assert all(torch.equal(old[name], new[name]) for name in old) == (method == "state")
@@ -224,7 +222,7 @@ def test_base_is_left_as_it_was_by_a_tuned_state(tuned, base):
 
 def test_lora_reaches_the_heads_where_it_is_asked_to(base):
     model = SmallEForTextToSpeech.from_pretrained(base)
-    adapted = finetune.adapt(model, None, "lora", 2, heads=True)
+    adapted = finetune.adapt(model, Adapter("lora", 2, heads=True))
     names = [name for name, _ in adapted.named_parameters() if "lora" in name]
     assert any(".head.lora_A" in name for name in names)
     assert not any("text_" in name or "cross_attention" in name or "embedding" in name for name in names)
@@ -246,13 +244,13 @@ def test_one_speaker_of_a_corpus_is_learned_from(base, record, tmp_path):
         list(encode_corpora([tmp_path], codec, "carl"))
 
 
-def test_whole_checkpoint_takes_a_codec_whose_decoder_was_tuned_and_no_other(base, tiny_codec, tmp_path):
+def test_checkpoint_takes_a_codec_with_a_tuned_decoder_and_no_other(base, tiny_codec, tmp_path):
     codec, model = copy.deepcopy(tiny_codec), SmallEForTextToSpeech.from_pretrained(base)
     codec.vocos.out.bias.data += 1
     codec.save_pretrained(tmp_path / "codec")
     voice = load_voice(f"{base}/voices/anna.safetensors")
-    finetune.write_whole(
-        finetune.adapt(model, None, "lora", 2), voice, "carl", base, tmp_path / "whole", tmp_path / "codec"
+    finetune.write_checkpoint(
+        finetune.adapt(model, Adapter("lora", 2)), voice, "carl", base, tmp_path / "whole", tmp_path / "codec"
     )
     whole = SmallEProcessor.from_pretrained(tmp_path / "whole")
     assert torch.allclose(whole.codec.vocos.out.bias, codec.vocos.out.bias, atol=1e-2)
@@ -260,19 +258,22 @@ def test_whole_checkpoint_takes_a_codec_whose_decoder_was_tuned_and_no_other(bas
     codec.quantizer.codebooks.add_(1)
     codec.save_pretrained(tmp_path / "codec")
     with pytest.raises(ValueError, match="not those of the base"):
-        finetune.tuned_codec(tmp_path / "codec", whole)
+        finetune.load_tuned_codec(tmp_path / "codec", whole)
 
 
-def test_states_tuned_for_the_base_stay_with_its_weights_alone(base, tmp_path):
+def test_tuned_states_are_kept_only_with_the_weights_they_were_tuned_for(base, tmp_path):
     model, voice = SmallEForTextToSpeech.from_pretrained(base), Voice(state={"state_0": torch.ones(4)})
-    finetune.write_whole(model, voice, "ben", base, tmp_path / "with-ben")
-    for adapted, voices in (model, ["anna", "ben", "carl"]), (finetune.adapt(model, None, "lora", 2), ["anna", "carl"]):
-        finetune.write_whole(adapted, voice, "carl", str(tmp_path / "with-ben"), tmp_path / "whole")
+    finetune.write_checkpoint(model, voice, "ben", base, tmp_path / "with-ben")
+    for adapted, voices in (
+        (model, ["anna", "ben", "carl"]),
+        (finetune.adapt(model, Adapter("lora", 2)), ["anna", "carl"]),
+    ):
+        finetune.write_checkpoint(adapted, voice, "carl", str(tmp_path / "with-ben"), tmp_path / "whole")
         processor = SmallEProcessor.from_pretrained(tmp_path / "whole")
         assert processor.voices == voices and processor.default_voice == "carl"
 
 
-JUDGE = """
+SCORER = """
 import argparse, json, pathlib
 p = argparse.ArgumentParser(); p.add_argument("manifest"); p.add_argument("--out"); p.add_argument("--threads")
 a = p.parse_args()
@@ -290,7 +291,7 @@ def test_one_command_tunes_and_compares(base, record, tmp_path):
     for index, text in enumerate([*TEXTS, "We came back.", "It was a long way.", "Nobody knew."]):
         record(corpus / f"{index:02}.wav", 0.4 + 0.05 * index, 110)
         (corpus / f"{index:02}.txt").write_text(text)
-    (tmp_path / "judge.py").write_text(JUDGE)
+    (tmp_path / "scorer.py").write_text(SCORER)
     (tmp_path / "lines.txt").write_text("A door.\nA room.\n")
     program = pathlib.Path(__file__).parents[3] / "benchmarks" / "new_voice.py"
     command = [
@@ -303,8 +304,8 @@ def test_one_command_tunes_and_compares(base, record, tmp_path):
         "training.max_steps=2",
         "--sentences",
         tmp_path / "lines.txt",
-        "--judge",
-        tmp_path / "judge.py",
+        "--scorer",
+        tmp_path / "scorer.py",
         "--count",
         "2",
         "--joined",
@@ -330,17 +331,17 @@ def test_one_command_tunes_and_compares(base, record, tmp_path):
     assert all(row.endswith("| 0.50 | 25.0 % |  | 25.0 % | 3.00 |") for row in table[2:5])  # her sentences alone
 
 
-def test_times_are_told_where_the_recordings_do_not_tell_them(base, tiny_tokenizer, tmp_path):
+def test_word_times_are_estimated_where_the_recordings_have_none(base, tiny_tokenizer, tmp_path):
     rows = [
         {"text": text, "speaker": "a", "duration": 2.0, "codes": np.zeros(300, np.uint16), "words": words}
         for text, words in (("Hello you.", [0.1, 0.5, 0.6, 1.2]), ("How are you?", []))
     ]
-    known, told = (row["words"] for row in finetune.with_times(rows, base, tiny_tokenizer, tmp_path))
+    known, told = (row["words"] for row in finetune.add_word_times(rows, base, tiny_tokenizer, tmp_path))
     assert known == rows[0]["words"]
     assert len(told) == 6 and (np.diff(told) >= 0).all() and 0 <= told[0] and told[-1] <= 2.0
 
 
-def test_rows_left_out_share_no_text_with_training():
+def test_held_out_rows_share_no_text_with_training():
     rows = [{"text": f"{n % 10}"} for n in range(30)]
     train, evaluation = finetune.split_rows(rows, 20)
     assert len(evaluation) == 6 and len(train) == 24  # two texts of ten, each three times
@@ -355,14 +356,15 @@ def test_corpus_needs_no_metadata(corpus, tmp_path):
         read_metadata(tmp_path)
 
 
-def test_wrong_wishes_are_refused(base, corpus, make_base, tmp_path):
-    recipe = read_recipe(RECIPES / "finetune-state.yaml", QUICK)
-    with pytest.raises(ValueError, match="'prefix'.*'state', 'lora' or 'full'"):
-        finetune.finetune({**recipe, "adapter": {"method": "prefix"}}, corpus, base)
-    with pytest.raises(ValueError, match="rank=None"):
-        finetune.finetune({**recipe, "adapter": {"method": "lora", "rank": None}}, corpus, base)
-    with pytest.raises(ValueError, match="scale=1.5.*up to 1"):
-        finetune.finetune({**recipe, "adapter": {"method": "full", "scale": 1.5}}, corpus, base)
+def test_wrong_settings_are_refused(corpus, make_base, tmp_path):
+    recipe = read_recipe(FinetuneRecipe, RECIPES / "finetune-state.yaml", QUICK)
+    for wrong, message in (
+        ("method=prefix", "'prefix'.*state, lora, full"),
+        ("method=lora", "rank=None"),
+        ("scale=1.5", "scale=1.5.*up to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_recipe(FinetuneRecipe, RECIPES / "finetune-state.yaml", [f"adapter.{wrong}"])
     with pytest.raises(ValueError, match="two or more"):
         finetune.split_rows([{"text": "One."}] * 3, 1)
     with pytest.raises(ValueError, match="choose lora"):

@@ -1,4 +1,4 @@
-"""The evaluation program, with a fake checkpoint that answers the public contract."""
+"""The evaluation command, with a fake checkpoint that has the public interface of a real one."""
 
 import json
 import sys
@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from smalle.train.evaluation import evaluate, synthesis
 from transformers import BatchFeature
 
-from train.evaluation import evaluate
-
-JUDGE = """
+SCORER = """
 import argparse, json, pathlib
 p = argparse.ArgumentParser(); p.add_argument("manifest"); p.add_argument("--out"); p.add_argument("--threads")
 a = p.parse_args()
@@ -55,7 +54,7 @@ class FakeModel(torch.nn.Module):
 @pytest.fixture
 def processor(monkeypatch):
     fake = FakeProcessor()
-    monkeypatch.setattr(evaluate, "load", lambda settings: (fake, FakeModel()))
+    monkeypatch.setattr(synthesis, "load", lambda settings: (fake, FakeModel()))
     return fake
 
 
@@ -104,7 +103,7 @@ def test_name_of_the_folder_holds_what_changes_a_number(tmp_path):
         {"batch_size": 1},
         {"dtype": "bfloat16"},
         {"device": "cuda"},
-        {"runtime": "int8"},
+        {"runtime": "native"},
         {"generate": {"temperature": 0.5}},
         {"checkpoint": "a/other"},
         {"clone": True},
@@ -119,9 +118,8 @@ def test_recordings_of_another_voice_under_the_same_name_are_not_mixed_in(proces
     run(capsys, "mini", sentences, tmp_path / "out", "--voice", voice)
     run(capsys, "mini", sentences, tmp_path / "out", "--voice", voice)
     voice.write_bytes(b"tuned for longer")
-    with pytest.raises(SystemExit) as stopped:
-        evaluate.main(["mini", str(sentences), str(tmp_path / "out"), "--voice", str(voice)])
-    assert stopped.value.code == 2 and "other weights, texts or voices" in capsys.readouterr().err
+    assert evaluate.main(["mini", str(sentences), str(tmp_path / "out"), "--voice", str(voice)]) == 2
+    assert "other weights, texts or voices" in capsys.readouterr().err
 
 
 def test_resumed_run_equals_an_unbroken_one(processor, sentences, tmp_path, capsys):
@@ -134,18 +132,18 @@ def test_resumed_run_equals_an_unbroken_one(processor, sentences, tmp_path, caps
     assert (folder / "0001.wav").stat().st_mtime_ns == kept
 
 
-def test_finished_run_is_judged_without_the_model(processor, sentences, tmp_path, capsys, monkeypatch):
+def test_finished_run_is_scored_without_the_model(processor, sentences, tmp_path, capsys, monkeypatch):
     first = run(capsys, "mini", sentences, tmp_path / "out")
-    monkeypatch.setattr(evaluate, "load", None)
-    judge = tmp_path / "judge.py"
-    judge.write_text(JUDGE)
-    result = run(capsys, "mini", sentences, tmp_path / "out", "--judge", judge, "--judge-python", sys.executable)
+    monkeypatch.setattr(synthesis, "load", None)
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text(SCORER)
+    result = run(capsys, "mini", sentences, tmp_path / "out", "--scorer", scorer, "--scorer-python", sys.executable)
     report = json.loads((tmp_path / "out" / result["folder"] / "report.json").read_text())
     assert result["wer"] == 0.0 and result["heard"] == 3 and result["speed"] == first["speed"]
     assert report["settings"]["seed"] == 0 and len(report["rows"]) == 3
 
 
-def test_what_has_no_end_is_counted_and_known_of_recordings_that_are_kept(processor, sentences, tmp_path, capsys):
+def test_recordings_that_were_cut_off_are_counted_also_when_resumed(processor, sentences, tmp_path, capsys):
     def cut():
         result = run(capsys, "mini", sentences, tmp_path / "out", "--batch-size", 2)
         folder = tmp_path / "out" / result["folder"]
@@ -156,13 +154,13 @@ def test_what_has_no_end_is_counted_and_known_of_recordings_that_are_kept(proces
         folder, *counted = cut()
         assert counted == [1, [False, False, True]] and "cut True" in (folder / "index.html").read_text()
         (folder / name).unlink()
-    assert cut()[1:] == (None, [None] * 3)  # nothing is claimed of recordings that nobody watched
+    assert cut()[1:] == (None, [None] * 3)  # unknown of recordings that were made without being watched
 
 
-def test_failing_judge_keeps_the_recordings(processor, sentences, tmp_path, capsys):
-    judge = tmp_path / "judge.py"
-    judge.write_text("raise SystemExit(3)")
-    assert evaluate.main(["mini", str(sentences), str(tmp_path / "out"), "--judge", str(judge)]) == 1
+def test_failing_scorer_keeps_the_recordings(processor, sentences, tmp_path, capsys):
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text("raise SystemExit(3)")
+    assert evaluate.main(["mini", str(sentences), str(tmp_path / "out"), "--scorer", str(scorer)]) == 1
     assert "exit code 3" in capsys.readouterr().err
     assert len(list((tmp_path / "out").rglob("*.wav"))) == 3
 
@@ -179,19 +177,17 @@ def test_clone_takes_prompt_and_reference(processor, tmp_path, capsys):
     assert json.loads(rows[0])["reference"] == str(tmp_path / "prompt.wav") and "reference" not in json.loads(rows[1])
 
 
-def test_clone_without_a_transcript_is_for_models_that_hear_who_speaks(processor, tmp_path, capsys, monkeypatch):
+def test_clone_without_a_transcript_needs_a_speaker_encoder(processor, tmp_path, capsys, monkeypatch):
     soundfile.write(tmp_path / "me.wav", np.full(800, 0.25), 16000)
     manifest, out = tmp_path / "clone.jsonl", tmp_path / "out"
     manifest.write_text(json.dumps({"audio": "me.wav", "text": "What to say."}) + "\n")
-    with pytest.raises(SystemExit):
-        evaluate.main(["mini", str(out), "--clone", str(manifest)])
+    assert evaluate.main(["mini", str(out), "--clone", str(manifest)]) == 2
     assert "1 rows without audio_text" in capsys.readouterr().err and not list(out.rglob("*.wav"))
     monkeypatch.setattr(FakeModel.config, "speaker_layers", 1)
     run(capsys, "mini", out, "--clone", manifest)
     assert processor.calls[-1].audio_text is None
     manifest.write_text(json.dumps({"audio": "me.wav", "audio_text": "So.", "text": "What to say."}) + "\n")
-    with pytest.raises(SystemExit):
-        evaluate.main(["mini", str(out), "--clone", str(manifest)])
+    assert evaluate.main(["mini", str(out), "--clone", str(manifest)]) == 2
     assert "other weights, texts or voices" in capsys.readouterr().err
 
 
@@ -201,50 +197,16 @@ def test_options_reach_generate(processor, sentences, tmp_path, capsys):
     assert result["folder"].endswith("scale-1")
 
 
-def test_what_is_not_finite_becomes_silence(tmp_path):
-    evaluate.write_wav(tmp_path / "a.wav", np.array([np.nan, np.inf, -2.0]), 24000)
+def test_samples_that_are_not_finite_become_silence(tmp_path):
+    synthesis.write_wav(tmp_path / "a.wav", np.array([np.nan, np.inf, -2.0]), 24000)
     assert soundfile.read(tmp_path / "a.wav")[0] == pytest.approx([0, 1, -1], abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("runtime", "found", "expected"),
-    [
-        ("torch", "step.int8.onnx", "torch"),
-        ("int8", "step.int8.onnx", "onnx"),
-        ("float", "step.onnx", "onnx"),
-        ("native", "step.native.safetensors", "native"),
-    ],
-)
-def test_the_runtime_that_is_asked_for_takes_the_steps(tmp_path, monkeypatch, runtime, found, expected):
-    monkeypatch.setattr(evaluate, "exported", lambda model: str(tmp_path / found))
-    model = FakeModel()
-    evaluate.choose_runtime(model, evaluate.Settings("mini", tmp_path, runtime=runtime))
-    assert model.step_runtime == expected
-
-
-@pytest.mark.parametrize(
-    ("settings", "found", "says"),
-    [
-        ({"runtime": "int8"}, None, "would run none: smalle export mini --runtime int8"),
-        ({"runtime": "float"}, "step.int8.onnx", "would run step.int8.onnx: smalle export mini --runtime float"),
-        ({"runtime": "int8", "dtype": "bfloat16"}, "step.int8.onnx", "not in bfloat16 on cpu"),
-    ],
-)
-def test_a_runtime_that_would_not_run_is_refused(tmp_path, monkeypatch, settings, found, says):
-    monkeypatch.setattr(evaluate, "exported", lambda model: found and str(tmp_path / found))
-    with pytest.raises(ValueError, match=says):
-        evaluate.choose_runtime(FakeModel(), evaluate.Settings("mini", tmp_path, **settings))
-
-
-def test_recordings_of_another_exported_step_are_not_mixed_in(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    digests = [evaluate.weights_digest(str(tmp_path), "int8")]
-    for step in (b"one", b"other"):
-        (tmp_path / "step.int8.onnx").write_bytes(step)
-        digests += [evaluate.weights_digest(str(tmp_path), "int8")]
-    (tmp_path / "step.native.safetensors").write_bytes(b"step")
-    assert len(set(digests)) == 3 and evaluate.weights_digest(str(tmp_path), "torch") == digests[0]
-    assert evaluate.weights_digest(str(tmp_path), "native") not in digests
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"device": "cuda"}])
+def test_the_native_runtime_is_for_single_precision_on_the_cpu(tmp_path, change, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="--runtime native runs in float32 on the CPU"):
+        synthesis.load(evaluate.Settings("mini", tmp_path, runtime="native", **change))
 
 
 @pytest.mark.parametrize(
@@ -257,22 +219,23 @@ def test_recordings_of_another_exported_step_are_not_mixed_in(tmp_path):
         (["mini", "OUT", "--clone", "LINES"], "line 1: expected a JSON object"),
         (["mini", "LINES", "OUT", "--batch-size", "0"], "at least 1, got 0"),
         (["mini", "LINES", "OUT", "--generate", "temperature"], "expected KEY=VALUE"),
-        (["mini", "LINES", "OUT", "--judge", "nothing.py"], "judge nothing.py does not exist"),
+        (["mini", "LINES", "OUT", "--scorer", "nothing.py"], "scorer nothing.py does not exist"),
         (["mini", "LINES", "OUT", "--voice", "nobody"], "voice 'nobody' is not one of"),
     ],
 )
 def test_bad_input_is_named_and_exits_with_2(processor, sentences, tmp_path, capsys, argv, says):
     (tmp_path / "empty.txt").write_text("\n")
     places = {"OUT": tmp_path / "out", "LINES": sentences, "EMPTY": tmp_path / "empty.txt"}
-    with pytest.raises(SystemExit) as stopped:
-        evaluate.main([str(places.get(a, a)) for a in argv])
-    assert stopped.value.code == 2 and says in capsys.readouterr().err
+    try:
+        code = evaluate.main([str(places.get(a, a)) for a in argv])
+    except SystemExit as stopped:  # of argparse
+        code = stopped.code
+    assert code == 2 and says in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.wav"))
 
 
 def test_recordings_of_other_texts_are_not_mixed_in(processor, sentences, tmp_path, capsys):
     run(capsys, "mini", sentences, tmp_path / "out")
     sentences.write_text("Something else.\n")
-    with pytest.raises(SystemExit) as stopped:
-        evaluate.main(["mini", str(sentences), str(tmp_path / "out")])
-    assert stopped.value.code == 2 and "other weights, texts or voices" in capsys.readouterr().err
+    assert evaluate.main(["mini", str(sentences), str(tmp_path / "out")]) == 2
+    assert "other weights, texts or voices" in capsys.readouterr().err

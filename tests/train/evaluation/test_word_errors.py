@@ -1,4 +1,4 @@
-"""Errors of what was heard, and the page that shows them."""
+"""Word errors, and the page that shows them."""
 
 import html.parser
 import json
@@ -8,10 +8,9 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
-from smalle.train.evaluation.page import results_page
-from smalle.train.evaluation.word_errors import align, errors, judge, repeats, runs_on, skips, words
-
-from train.evaluation import evaluate
+from smalle.train.evaluation import scoring
+from smalle.train.evaluation.report import results_page
+from smalle.train.evaluation.word_errors import align, count_errors, errors, repeats, runs_on, skips, words
 
 sentences = st.lists(st.sampled_from("abcd"), max_size=8)
 
@@ -74,7 +73,7 @@ def test_rates_are_over_all_words_and_characters():
         {"text": "four", "heard": "for", "seconds": 0.5},
         {"text": "five", "heard": "", "seconds": 0.1},
     ]
-    report = judge(rows)
+    report = count_errors(rows)
     assert report["summary"]["wer"] == 40.0 and report["summary"]["cer"] == round(100 * 5 / 21, 2)
     assert report["summary"]["silent"] == 1 and [row["wer"] for row in report["rows"]] == [0.0, 100.0, 100.0]
 
@@ -106,7 +105,7 @@ def test_the_page_shows_every_utterance_worst_first_and_escapes_what_it_shows(tm
         {"audio": "0002.wav", "text": "The door.", "heard": "the <floor>", "wer": 50.0, "reference": "/a b/c.wav"},
     ]
     (tmp_path / "0002.png").write_bytes(b"")
-    page = Reader(results_page(tmp_path, rows, {"summary": {"wer": 25.0}, "settings": {"seed": 3}, "judge": "me"}))
+    page = Reader(results_page(tmp_path, rows, {"summary": {"wer": 25.0}, "settings": {"seed": 3}, "scorer": "me"}))
     names = [attributes["src"] for tag, attributes in page.tags if tag == "audio"]
     assert names[0] == "0002.wav" and names[1].endswith("a%20b/c.wav") and names[2] == "0001.wav"
     assert [attributes["src"] for tag, attributes in page.tags if tag == "img"] == ["0002.png"]
@@ -115,21 +114,21 @@ def test_the_page_shows_every_utterance_worst_first_and_escapes_what_it_shows(tm
     assert "25.0" in page.text and "me" in page.text
 
 
-def test_a_recognizer_of_transformers_judges(tmp_path, monkeypatch):
-    class Ears:
+def test_a_recognizer_of_transformers_scores(tmp_path, monkeypatch):
+    class Recognizer:
         sampling_rate = 16000
 
         def __init__(self, name, device):
-            assert (name, device) == ("ears", "cpu")
+            assert (name, device) == ("whisper", "cpu")
 
         def __call__(self, waves, sampling_rate):
             return ["one three"] * len(waves)
 
-    monkeypatch.setattr(evaluate, "Transcriber", Ears)
+    monkeypatch.setattr(scoring, "Transcriber", Recognizer)
     soundfile.write(tmp_path / "a.wav", np.full(24000, 0.1), 24000)
     soundfile.write(tmp_path / "b.wav", np.zeros(24000), 24000)
     rows = [{"audio": name, "text": "One two three."} for name in ("a.wav", "b.wav")]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = evaluate.listen("ears", tmp_path / "manifest.jsonl", "cpu")
+    report = scoring.recognize(tmp_path / "manifest.jsonl", "whisper")
     assert [row["heard"] for row in report["rows"]] == ["one three", ""] and report["summary"]["silent"] == 1
     assert report["rows"][0]["seconds"] == 1.0 and report["summary"]["wer"] == pytest.approx(66.67)

@@ -1,17 +1,18 @@
-"""The audio that a model hears in training, with parts of it hidden or span_replacement."""
+"""Changes to the audio context in training: hidden and replaced spans, the model's own predictions."""
 
 import types
 
 import pytest
 import torch
 from smalle.train.model.augmentation import (
-    corrupt,
+    augment,
     drop_spans,
-    foreign_spans,
-    misplace_spans,
-    scheduled,
+    replace_from_other_row,
+    replace_from_same_row,
     scheduled_sampling,
+    scheduled_value,
 )
+from smalle.train.model.recipe import Objective
 
 from smalle.configuration_smalle import AUDIO_BOS, AUDIO_PAD, NUM_AUDIO_SPECIALS
 
@@ -31,43 +32,43 @@ def changed(codes, made):
     return different.any(-1)
 
 
-def test_hidden_spans_are_padding_of_about_the_share(codes):
+def test_dropped_spans_are_padding_in_about_the_fraction_asked_for(codes):
     torch.manual_seed(1)
     made = drop_spans(codes, 0.3)
     hidden = changed(codes, made)
     assert (made[hidden] == AUDIO_PAD).all() and 0.2 < hidden[4:].float().mean() < 0.35
 
 
-def test_misplaced_spans_are_the_rows_own_codes_from_elsewhere(codes):
+def test_spans_from_the_same_row_are_its_own_codes(codes):
     torch.manual_seed(1)
-    made = misplace_spans(codes, 0.3)
+    made = replace_from_same_row(codes, 0.3)
     moved = changed(codes, made)
     assert 0.15 < moved[4:].float().mean() < 0.35
-    assert (made[moved] >= NUM_AUDIO_SPECIALS).all()  # neither marks nor padding are moved
+    assert (made[moved] >= NUM_AUDIO_SPECIALS).all()  # neither BOS nor padding
     assert not moved[:, :2].any() and not moved[:4, 400:].any()
     for row, steps, said in zip(codes, moved, made):
         assert torch.isin(said[steps][:, 0], row[:, 0]).all()
 
 
-def test_foreign_spans_are_what_another_row_says_at_that_step(codes):
+def test_spans_from_another_row_are_its_codes_at_the_same_frames(codes):
     torch.manual_seed(1)
-    made = foreign_spans(codes, 0.3)
+    made = replace_from_other_row(codes, 0.3)
     moved = changed(codes, made)
     assert 0.15 < moved[4:].float().mean() < 0.35
-    assert not moved[:, :2].any() and not moved[:4, 400:].any()  # neither marks nor padding, on either side
+    assert not moved[:, :2].any() and not moved[:4, 400:].any()  # neither BOS nor padding, on either side
     for row, step in moved.nonzero().tolist():
         assert (codes[:, step] == made[row, step]).all(-1).any()
-    assert torch.equal(foreign_spans(codes[:1], 0.3), codes[:1])  # there is nobody else
+    assert torch.equal(replace_from_other_row(codes[:1], 0.3), codes[:1])  # there is no other row
 
 
 @pytest.mark.parametrize("name", ["span_replacement_other", "span_replacement", "audio_dropout"])
-def test_nothing_is_done_that_was_not_asked_for(codes, name):
-    assert corrupt(codes, {}) is codes
+def test_nothing_changes_that_was_not_asked_for(codes, name):
+    assert augment(codes, Objective()) is codes
     torch.manual_seed(1)
-    assert (corrupt(codes, {name: 0.2}) != codes).any()
+    assert (augment(codes, Objective(**{name: 0.2})) != codes).any()
 
 
-def test_own_steps_are_what_the_model_says_after_the_step_before(codes):
+def test_scheduled_sampling_takes_what_the_model_predicts_after_the_frame_before(codes):
     torch.manual_seed(1)
 
     def model(decoder_input_ids, use_cache):
@@ -85,7 +86,7 @@ def test_own_steps_are_what_the_model_says_after_the_step_before(codes):
     assert torch.equal(made[special], codes[special])
 
 
-def test_a_schedule_holds_each_number_from_its_share_of_the_training_on():
+def test_a_schedule_holds_each_value_from_its_progress_on():
     plan = [[0.25, 0.5], [0.75, 0.2]]
-    assert [scheduled(plan, share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)] == [0, 0.5, 0.5, 0.2, 0.2]
-    assert scheduled(0.3, 0.9) == 0.3 and scheduled(None, 0.5) is None
+    assert [scheduled_value(plan, progress) for progress in (0.0, 0.25, 0.5, 0.75, 1.0)] == [0, 0.5, 0.5, 0.2, 0.2]
+    assert scheduled_value(0.3, 0.9) == 0.3 and scheduled_value(0.0, 0.5) == 0

@@ -19,8 +19,8 @@ from accelerate.state import AcceleratorState, DistributedType, GradientState, P
 from safetensors.torch import load_file
 from smalle.train.data.batching import SpeakerBatchSampler
 from smalle.train.data.prepare import write_codes
-
-from train.model import trainer as train
+from smalle.train.model import trainer as train
+from smalle.train.model.recipe import Recipe, read_recipe
 
 STEPS = 4
 RECIPE = {
@@ -39,9 +39,9 @@ RECIPE = {
         frame_rate=50.0,
         initializer_range=0.1,
     ),
-    "data": dict(frames_per_batch=90, max_seconds=2, single=0.5, eval_batches=3),
+    "data": dict(frames_per_batch=90, max_seconds=2, single_utterance_probability=0.5, eval_batches=3),
     "objective": dict(
-        codebook_weights=[1.5, 1.0, 0.5], alignment_weight=0.1, forward_sum_weight=0.05, text_dropout=0.2, ema=0.9
+        codebook_weights=[1.5, 1.0, 0.5], alignment_weight=0.1, forward_sum_weight=0.05, text_dropout=0.2, ema_decay=0.9
     ),
     "training": dict(
         seed=3,
@@ -53,8 +53,6 @@ RECIPE = {
         save_steps=2,
         eval_strategy="steps",
         eval_steps=2,
-        report_to=[],
-        disable_tqdm=True,
     ),
 }
 
@@ -98,16 +96,15 @@ def allow_fsdp_on_the_cpu(patch):
 
 
 def work(arguments, environment):
-    """smalle.train.model.trainer in a copy of this process."""
+    """The training command in a copy of this process."""
     os.environ.update(environment)
     for state in AcceleratorState, GradientState, PartialState:
         state._shared_state.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr("sys.argv", ["train", *map(str, arguments)])
         if any(str(argument).startswith("training.fsdp=") for argument in arguments):
             allow_fsdp_on_the_cpu(patch)
-        train.main()
+        train.main([*map(str, arguments)])
 
 
 def start(world, *arguments):
@@ -179,7 +176,7 @@ def test_two_processes_give_what_one_gives_with_the_same_global_batch(recipe, al
             torch.testing.assert_close(value, second[key], atol=2e-3, rtol=2e-3)
 
 
-FSDP = "objective.ema=0", "training.fsdp=true", "training.fsdp_config={cpu_ram_efficient_loading: false}"
+FSDP = "objective.ema_decay=0", "training.fsdp=true", "training.fsdp_config={cpu_ram_efficient_loading: false}"
 
 
 def check_weights(folder, alone):
@@ -197,7 +194,7 @@ def test_fsdp_gives_what_one_process_gives(recipe, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_fsdp_shards_a_decoder_only_model_with_a_map(recipe, tmp_path):
+def test_fsdp_shards_a_decoder_only_model_with_an_alignment(recipe, tmp_path):
     kind = (
         "model.architecture=decoder-only",
         "model.decoder_layers=2",
@@ -205,7 +202,7 @@ def test_fsdp_shards_a_decoder_only_model_with_a_map(recipe, tmp_path):
         "objective.forced_alignment_probability=0",
     )
     twice = "training.gradient_accumulation_steps=2"
-    run(1, recipe, f"training.output_dir={tmp_path}/alone", *kind, "objective.ema=0", twice)
+    run(1, recipe, f"training.output_dir={tmp_path}/alone", *kind, "objective.ema_decay=0", twice)
     run(2, recipe, f"training.output_dir={tmp_path}/both", *kind, *FSDP)
     check_weights(tmp_path / "both", tmp_path / "alone")
 
@@ -220,8 +217,8 @@ def test_fsdp_resumes(recipe, alone, tmp_path):
 
 def test_fsdp_refuses_what_needs_whole_weights(recipe):
     changes = ["training.fsdp=true", "training.output_dir=nowhere"]
-    with mock.patch.dict(os.environ), pytest.raises(ValueError, match="objective.ema: expected none with FSDP"):
-        train.build_trainer(train.read_recipe(recipe, changes))
+    with mock.patch.dict(os.environ), pytest.raises(ValueError, match="objective.ema_decay: expected none with FSDP"):
+        train.build_trainer(read_recipe(Recipe, recipe, changes))
 
 
 def test_what_is_logged_and_evaluated_adds_up(alone):
@@ -229,7 +226,7 @@ def test_what_is_logged_and_evaluated_adds_up(alone):
     for rows, prefix in (trained, ""), (evaluated, "eval_"):
         for row in rows:
             codebooks = sum(weight * row[f"{prefix}loss_{q}"] for q, weight in enumerate([1.5, 1.0, 0.5])) / 3
-            maps = 0.1 * row[f"{prefix}alignment"] + 2 * 0.05 * row[f"{prefix}forward_sum"]  # PACA has two maps
+            maps = 0.1 * row[f"{prefix}alignment"] + 2 * 0.05 * row[f"{prefix}forward_sum"]  # PACA has two alignments
             assert row[f"{prefix}loss"] == pytest.approx(codebooks + maps, abs=2e-3)
     for row in evaluated:
         for q in range(3):
@@ -246,7 +243,7 @@ def test_the_best_checkpoint_is_kept(recipe, tmp_path):
         "save_steps=1",
         f"output_dir={tmp_path}",
     ]
-    run(1, recipe, "objective.ema=0", *(f"training.{change}" for change in changes))
+    run(1, recipe, "objective.ema_decay=0", *(f"training.{change}" for change in changes))
     state = json.loads((tmp_path / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
     losses = {row["step"]: row["eval_loss"] for row in state["log_history"] if "eval_loss" in row}
     best = min(losses, key=losses.get)
@@ -257,7 +254,7 @@ def test_the_best_checkpoint_is_kept(recipe, tmp_path):
 def test_a_limit_that_would_delete_the_newest_checkpoint_is_refused(recipe):
     changes = ["training.save_total_limit=1", "training.metric_for_best_model=loss", "training.output_dir=nowhere"]
     with pytest.raises(ValueError, match="save_total_limit=1"):
-        train.build_trainer(train.read_recipe(recipe, changes))
+        train.build_trainer(read_recipe(Recipe, recipe, changes))
 
 
 def test_gradient_checkpointing_changes_no_loss_and_bf16_little(recipe, alone, tmp_path):

@@ -1,4 +1,4 @@
-"""What a run lets hear and see of itself."""
+"""Samples of a training run: recordings, pictures of alignments, scores."""
 
 import io
 import json
@@ -9,12 +9,13 @@ import pytest
 import torch
 from smalle.train.data.dataset import CodesDataset
 from smalle.train.data.prepare import write_codes
-from smalle.train.evaluation.pictures import alignment_picture, png
-from smalle.train.model.samples import Samples
+from smalle.train.evaluation.report import alignment_picture, png
+from smalle.train.model import samples
+from smalle.train.model.recipe import SampleOptions
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
 
-JUDGE = """
+SCORER = """
 import argparse, json, pathlib
 p = argparse.ArgumentParser(); p.add_argument("manifest"); p.add_argument("--out"); p.add_argument("--threads")
 a = p.parse_args()
@@ -37,7 +38,7 @@ def test_a_picture_shows_the_text_upwards_and_time_to_the_right():
     assert np.array_equal(np.asarray(image.open(io.BytesIO(png(picture)))), picture)
 
 
-@pytest.fixture(params=[0, 4], ids=["", "of speakers that are heard"])
+@pytest.fixture(params=[0, 4], ids=["", "with speaker encoder"])
 def data(request, tmp_path):
     """Evaluation data: two speakers with two utterances each, one with one."""
     random = np.random.default_rng(0)
@@ -55,13 +56,15 @@ def data(request, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["small-e", "decoder-only"])
-def test_samples_are_spoken_drawn_judged_and_logged(data, architecture, tiny_codec, tiny_tokenizer, tmp_path):
+def test_samples_are_synthesized_scored_and_logged(
+    data, architecture, tiny_codec, tiny_tokenizer, tmp_path, monkeypatch
+):
     tiny_codec.save_pretrained(tmp_path / "codec")
-    (tmp_path / "judge.py").write_text(JUDGE)
-    arguments = types.SimpleNamespace(output_dir=str(tmp_path / "out"))
-    judge = tmp_path / "judge.py"
-    samples = Samples(data, tiny_tokenizer, arguments, str(tmp_path / "codec"), max_seconds=1, judge=judge)
-    assert sorted(samples.pairs) == [[0, 2], [1, 3]]
+    (tmp_path / "scorer.py").write_text(SCORER)
+    monkeypatch.setattr(samples, "MAX_SECONDS", 1)
+    options = SampleOptions(str(tmp_path / "codec"), scorer=str(tmp_path / "scorer.py"))
+    callback = samples.Samples(data, tiny_tokenizer, str(tmp_path / "out"), options)
+    assert sorted(callback.pairs) == [[0, 2], [1, 3]]
     state = types.SimpleNamespace(is_world_process_zero=True, global_step=7, log_history=[])
     model = SmallEForTextToSpeech(
         SmallEConfig(
@@ -81,8 +84,8 @@ def test_samples_are_spoken_drawn_judged_and_logged(data, architecture, tiny_cod
         )
     ).eval()
     before = torch.get_rng_state()
-    samples.on_evaluate(arguments, state, None, model=model)
-    assert torch.equal(before, torch.get_rng_state())  # the run goes on as without samples
+    callback.on_evaluate(None, state, None, model=model)
+    assert torch.equal(before, torch.get_rng_state())  # the run continues as without samples
     folder = tmp_path / "out" / "samples" / "7"
     reads = architecture != "decoder-only"
     names = {path.name for path in folder.iterdir()}
@@ -101,7 +104,7 @@ def test_samples_are_spoken_drawn_judged_and_logged(data, architecture, tiny_cod
     assert "samples/skips" in tags["scalars"]
 
 
-def test_data_without_two_utterances_of_a_speaker_are_refused(data, tiny_tokenizer, tmp_path):
-    arguments = types.SimpleNamespace(output_dir=str(tmp_path))
+def test_data_without_two_utterances_of_a_speaker_are_refused(data, tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "MAX_SECONDS", 0.1)
     with pytest.raises(ValueError, match="no speaker of data.eval"):
-        Samples(data, tiny_tokenizer, arguments, "codec", max_seconds=0.1)
+        samples.Samples(data, tiny_tokenizer, str(tmp_path), SampleOptions("codec"))

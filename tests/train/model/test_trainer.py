@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pyarrow.parquet
 import pytest
@@ -10,14 +9,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from smalle.train import assemble
+from smalle.train.data import prepare, tokenizer
 from smalle.train.data.audio import read_audio
 from smalle.train.data.corpora import read_metadata
 from smalle.train.data.dataset import shards
+from smalle.train.model import trainer as train
+from smalle.train.model.initialization import grow
+from smalle.train.model.recipe import Recipe, read_recipe
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.codec_smalle import load_codec
-from train.data import prepare, tokenizer
-from train.model import trainer as train
 
 TEXTS = [
     "Hello you.",
@@ -46,9 +47,9 @@ RECIPE = {
         frame_rate=50.0,
         dropout=0.1,
     ),
-    "data": dict(frames_per_batch=120, max_seconds=4, single=0.5, eval_batches=1),
+    "data": dict(frames_per_batch=120, max_seconds=4, single_utterance_probability=0.5, eval_batches=1),
     "objective": dict(
-        codebook_weights=[1.5, 1.0, 0.5], alignment_weight=0.1, forward_sum_weight=0.1, text_dropout=0.3, ema=0.9
+        codebook_weights=[1.5, 1.0, 0.5], alignment_weight=0.1, forward_sum_weight=0.1, text_dropout=0.3, ema_decay=0.9
     ),
     "training": dict(
         seed=3,
@@ -60,18 +61,15 @@ RECIPE = {
         save_steps=3,
         eval_strategy="steps",
         eval_steps=3,
-        report_to=[],
-        disable_tqdm=True,
     ),
 }
 
 
 def call(module, *arguments):
-    """Runs a module's command line in this process, on the CPU: there equal runs are equal to the last bit."""
+    """Runs a command in this process, on the CPU: there equal runs are equal to the last bit."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-        module.main()
+        module.main([*map(str, arguments)])
 
 
 def losses(folder, step=6):
@@ -159,7 +157,7 @@ def test_resumed_run_equals_an_uninterrupted_one(work, trained):
         ["model.architecture=decoder-only", "model.decoder_layers=2", "model.alignment_layer=1"],
         ["model.tie_word_embeddings=true"],
     ],
-    ids=["plain", "decoder-only", "decoder-only with a map", "tied"],
+    ids=["plain", "decoder-only", "decoder-only with an alignment", "tied"],
 )
 def test_baselines_train_and_resume(work, tmp_path, kind):
     changes = *kind, "training.max_steps=4", "training.save_steps=2", f"training.output_dir={tmp_path}/whole"
@@ -178,7 +176,7 @@ def test_baselines_train_and_resume(work, tmp_path, kind):
         assert torch.equal(value, average[name].half().float()), name
 
 
-def test_timed_rows_of_a_decoder_only_transformer_are_refused(work):
+def test_forced_alignments_of_a_decoder_only_transformer_are_refused(work):
     with pytest.raises(ValueError, match="objective.forced_alignment_probability=0.3"):
         call(
             train,
@@ -197,7 +195,7 @@ def test_alignment_loss_of_a_decoder_only_transformer_is_refused(work):
 
 
 @pytest.mark.parametrize("wrong", ["voice_swap_probability=0.5", "speaker_dropout=0.1"])
-def test_a_past_in_another_voice_and_deafness_are_refused_where_nobody_is_heard(work, wrong):
+def test_options_of_speaker_embeddings_need_a_speaker_encoder(work, wrong):
     with pytest.raises(ValueError, match=f"objective.{wrong}"):
         call(train, work / "recipe.yaml", f"objective.{wrong}", f"training.output_dir={work}/refused")
 
@@ -207,25 +205,9 @@ def test_training_ends_by_the_clock(work):
     assert sorted(path.name for path in (work / "timed").glob("checkpoint-*")) == ["checkpoint-1"]
 
 
-def test_parts_begin_anew_and_the_others_as_they_were_trained(trained):
-    before = SmallEForTextToSpeech.from_pretrained(trained).state_dict()
-    for changes in {}, {"cross_attention": "plain"}:
-        after = train.begun_anew(trained, ["cross_attention"], changes)
-        assert after.config.cross_attention == changes.get("cross_attention", "paca")
-        for name, x in after.state_dict().items():
-            if not name.startswith("model.cross_attention."):
-                assert torch.equal(x, before[name])
-            elif x.dim() == 2 and name in before:
-                assert not torch.equal(x, before[name])
-    with pytest.raises(ValueError, match="expected parts of the model"):
-        train.begun_anew(trained, ["ears"], {})
-    with pytest.raises(ValueError, match="name its part too"):
-        train.begun_anew(trained, ["cross_attention"], {"audio_encoder_layers": 2})
-
-
-def test_a_grown_checkpoint_speaks_as_before_and_learns(trained):
+def test_a_grown_checkpoint_computes_the_same_and_learns(trained):
     changes = {"audio_encoder_layers": 2, "audio_decoder_layers": 3, "text_layers": 2, "speaker_layers": 2}
-    before, after = SmallEForTextToSpeech.from_pretrained(trained), train.grown(trained, changes)
+    before, after = SmallEForTextToSpeech.from_pretrained(trained), grow(trained, changes)
     ids, codes = torch.tensor([[3, 4, 5, 6]]), torch.randint(3, 20, (1, 12, before.config.num_codebooks))
     inputs = {"input_ids": ids, "decoder_input_ids": codes}
     said = after.eval()(**inputs, speaker_codes=codes - 3).logits
@@ -241,8 +223,8 @@ def test_a_grown_checkpoint_keeps_how_it_generates(trained, tmp_path):
     model = SmallEForTextToSpeech.from_pretrained(trained)
     model.generation_config.temperature = 0.37
     model.save_pretrained(tmp_path)
-    assert train.grown(tmp_path, {"audio_decoder_layers": 2}).generation_config.temperature == 0.37
-    same = train.grown(tmp_path, {"audio_decoder_layers": 1, "hidden_size": 32})
+    assert grow(tmp_path, {"audio_decoder_layers": 2}).generation_config.temperature == 0.37
+    same = grow(tmp_path, {"audio_decoder_layers": 1, "hidden_size": 32})
     assert same.config._name_or_path == str(tmp_path)
 
 
@@ -258,27 +240,53 @@ def test_a_grown_checkpoint_keeps_how_it_generates(trained, tmp_path):
         {"final_norms": ["text"]},
     ],
 )
-def test_what_would_be_heard_of_a_checkpoint_is_refused(trained, changes):
+def test_changes_that_would_not_compute_the_same_are_refused(trained, changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
-        train.grown(trained, changes)
+        grow(trained, changes)
 
 
-def test_wrong_recipes_are_refused(work):
-    with pytest.raises(ValueError, match="key.subkey=value"):
-        train.read_recipe(work / "recipe.yaml", ["training.seed"])
-    recipe = train.read_recipe(work / "recipe.yaml", ["objective.codebook_weights=[1, 1]", "training.output_dir=x"])
-    with pytest.raises(ValueError, match="expected 3 numbers"):
-        train.build_trainer(recipe)
-    for part, name in ("objective", "timed_row"), ("data", "max_second"):
-        recipe = train.read_recipe(work / "recipe.yaml", [f"{part}.{name}=0", "training.output_dir=x"])
-        with pytest.raises(ValueError, match=f"{part}.{name}: expected one of"):
-            train.build_trainer(recipe)
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("objective.codebook_weights=[1, 1]", "expected 3 numbers"),
+        ("objective.timed_row=0", "objective.timed_row: unknown key"),
+        ("data.max_second=0", "data.max_second: unknown key"),
+        ("training.max_step=0", "training.max_step: unknown key"),
+        ("model.hidden_sizes=0", "model.hidden_sizes: unknown key"),
+    ],
+)
+def test_wrong_recipes_are_refused(work, override, message):
+    with pytest.raises(ValueError, match=message):
+        call(train, work / "recipe.yaml", override, f"training.output_dir={work}/refused")
 
 
 def test_the_recipe_beside_the_weights_is_what_was_run(work):
-    call(train, work / "recipe.yaml", "--resume", f"training.output_dir={work}/said", "training.max_steps=1")
-    said = yaml.safe_load((work / "said" / "recipe.yaml").read_text())
-    assert said == train.read_recipe(work / "recipe.yaml", [f"training.output_dir={work}/said", "training.max_steps=1"])
+    overrides = f"training.output_dir={work}/said", "training.max_steps=1"
+    call(train, work / "recipe.yaml", "--resume", *overrides)
+    assert read_recipe(Recipe, work / "said" / "recipe.yaml") == read_recipe(Recipe, work / "recipe.yaml", overrides)
+
+
+@pytest.mark.parametrize("limit", ["training.max_steps=3", "training.minutes=0.00001"])
+def test_a_finished_run_is_not_trained_on(work, tmp_path, capsys, limit):
+    """Issue 23: each --resume made one more step. Final weights that are missing are written from the checkpoint."""
+    arguments = work / "recipe.yaml", f"training.output_dir={tmp_path}", limit
+    call(train, *arguments)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    call(train, *arguments, "--resume")
+    assert "training is finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()  # killed before they were saved
+    call(train, *arguments, "--resume")
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+    for name, value in load_file(tmp_path / "model.safetensors").items():
+        assert torch.equal(value, weights[name]), name
+
+
+def test_a_finished_run_continues_to_a_later_end(work, tmp_path, trained):
+    shutil.copytree(trained, tmp_path / "more")
+    call(train, work / "recipe.yaml", f"training.output_dir={tmp_path}/more", "training.max_steps=7", "--resume")
+    assert (tmp_path / "more" / "checkpoint-7").is_dir()
 
 
 def test_assembled_checkpoint_speaks(work, trained):

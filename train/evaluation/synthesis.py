@@ -1,0 +1,247 @@
+"""Synthesizes a list of utterances with a checkpoint into a folder of recordings."""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from tqdm import tqdm
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+from smalle.audio_smalle import write_wav
+from smalle.hub_smalle import write_json
+
+from .report import alignment_picture, png
+
+RUNTIMES = "torch", "native"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the result of an evaluation depends on.
+
+    Attributes:
+        checkpoint: Folder or Hub name.
+        texts: File of sentences, or with `clone` of prompts (`evaluate.read_sentences`, `read_prompts`).
+        clone: Each utterance takes its voice from a recording.
+        voice: Name or file of a voice; None for the checkpoint's default.
+        stream: Texts are synthesized one by one by the streaming interface, without pictures of alignments.
+        generate: Options of `model.generate`.
+    """
+
+    checkpoint: str
+    texts: Path
+    clone: bool = False
+    voice: str | None = None
+    seed: int = 0
+    batch_size: int = 8
+    dtype: str = "float32"
+    device: str = "cpu"
+    runtime: str = "torch"
+    stream: bool = False
+    generate: dict = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the folder of the results."""
+        voice = "clone" if self.clone else self.voice or "default"
+        parts = [
+            Path(self.checkpoint).resolve().name,
+            self.texts.stem,
+            f"voice-{voice}",
+            f"seed-{self.seed}",
+            f"batch-{self.batch_size}",
+            self.dtype,
+            self.device,
+            self.runtime,
+        ]
+        parts += ["stream"] * self.stream
+        parts += [f"{key}-{value}" for key, value in sorted(self.generate.items())]
+        return "_".join(parts).replace(os.sep, "-")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A text to synthesize; the recording that gives its voice, with its transcript; one to compare the result with."""
+
+    text: str
+    audio: Path | None = None
+    audio_text: str | None = None
+    reference: Path | None = None
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A waveform float32 (L,); whether it was cut off before its end; its alignment (T, N) where the model has one."""
+
+    wave: np.ndarray
+    cut: bool
+    alignment: np.ndarray | None = None
+
+
+def load(settings: Settings) -> tuple[ProcessorMixin, PreTrainedModel]:
+    """Loads a checkpoint with the device, data type and runtime of the settings.
+
+    Raises ValueError where it cannot be loaded, or the runtime is not for this device and data type.
+    """
+    from transformers import AutoModelForTextToWaveform, AutoProcessor
+
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {settings.device!r} is not available here: use --device cpu")
+    if settings.runtime == "native" and (settings.dtype, settings.device) != ("float32", "cpu"):
+        raise ValueError(
+            f"--runtime native runs in float32 on the CPU, not in {settings.dtype} on {settings.device}: add "
+            "--device cpu --dtype float32"
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(settings.checkpoint, trust_remote_code=True)
+        model = AutoModelForTextToWaveform.from_pretrained(
+            settings.checkpoint, trust_remote_code=True, dtype=getattr(torch, settings.dtype)
+        )
+    except OSError as error:
+        raise ValueError(f"checkpoint {settings.checkpoint!r} cannot be loaded: {error}") from error
+    model = model.to(settings.device).eval()
+    model.step_runtime = settings.runtime
+    return processor, model
+
+
+def voice_arguments(utterance: Utterance, voice: str | None) -> dict:
+    """The arguments of the processor that choose the voice of an utterance: a recording, or the name of a voice."""
+    if utterance.audio is None:
+        return {"voice": voice} if voice else {}
+    wave, sampling_rate = soundfile.read(utterance.audio, dtype="float32", always_2d=True)
+    return {"audio": wave.mean(axis=1), "audio_text": utterance.audio_text, "sampling_rate": sampling_rate}
+
+
+def encode(processor: ProcessorMixin, batch: list[Utterance], voice: str | None) -> BatchFeature:
+    """The model's inputs for a batch; one utterance where its voice is a recording."""
+    texts = batch[0].text if batch[0].audio else [utterance.text for utterance in batch]
+    return processor(texts, return_tensors="pt", **voice_arguments(batch[0], voice))
+
+
+@torch.no_grad()
+def synthesize(processor: ProcessorMixin, model: PreTrainedModel, inputs: BatchFeature, **options) -> list[Speech]:
+    """The speech of each row of a batch. `options` are those of `model.generate`."""
+    aligned = getattr(model.config, "has_alignment", False)
+    options |= {"output_alignments": True} if aligned else {}
+    try:
+        output = model.generate(**inputs.to(model.device), return_dict_in_generate=True, **options)
+    except ValueError as error:  # an error of the model, which needs its traceback, and not of the user
+        raise RuntimeError(f"generation failed: {error}") from error
+    # Rows are decoded one by one, at their own lengths: the codec gets no padding.
+    lengths = output.lengths.tolist()
+    waves = [processor.decode(codes[None, :length])[0] for codes, length in zip(output.sequences, lengths, strict=True)]
+    alignments = [None] * len(waves)
+    if aligned:
+        rows = zip(output.alignments, lengths, inputs["attention_mask"].bool().to(output.lengths.device))
+        alignments = [row[:length][:, mask].float().cpu().numpy() for row, length, mask in rows]
+    return [Speech(*row) for row in zip(waves, were_cut(output), alignments, strict=True)]
+
+
+def were_cut(output) -> list[bool]:
+    """For each row of the output of `generate` whether max_new_tokens ended it."""
+    return (output.cache.remaining < 0).tolist()
+
+
+class CutRecorder:
+    """A model for the streaming interface. `cut` tells of each piece of a text whether max_new_tokens ended it."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model, self.cut = model, []
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def stream(self, **call):
+        for output in self.model.stream(**call):
+            yield output
+        self.cut += were_cut(output)
+
+    def generate(self, **call):
+        output = self.model.generate(**call)
+        self.cut += were_cut(output)
+        return output
+
+
+def stream(
+    processor: ProcessorMixin, model: PreTrainedModel, utterance: Utterance, voice: str | None, seed: int, **options
+) -> Speech:
+    """The speech of a text of any length, by the streaming interface."""
+    recorder = CutRecorder(model)
+    waves = processor.stream(recorder, utterance.text, seed=seed, **voice_arguments(utterance, voice), **options)
+    return Speech(torch.cat(list(waves)).numpy(), any(recorder.cut))
+
+
+def wave_path(folder: Path, index: int) -> Path:
+    """The recording of an utterance."""
+    return folder / f"{index + 1:04d}.wav"
+
+
+def missing_batches(folder: Path, utterances: list[Utterance], size: int) -> list[list[int]]:
+    """Indices of the batches in which a recording is missing.
+
+    The batches themselves do not depend on the folder, so that a resumed run draws the same random numbers. Texts of
+    similar length share a batch.
+    """
+    order = sorted(range(len(utterances)), key=lambda i: (len(utterances[i].text), i))
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    return [batch for batch in batches if not all(wave_path(folder, i).is_file() for i in batch)]
+
+
+def make_recordings(settings: Settings, utterances: list[Utterance], folder: Path) -> dict | None:
+    """Synthesizes the recordings that are missing in a folder.
+
+    Returns:
+        {"audio_seconds", "work_seconds", "speed"}, or None when nothing was missing. Work is generation and decoding;
+        the first batch, a warm-up, counts only where it is the only one.
+    """
+    batches = missing_batches(folder, utterances, 1 if settings.clone or settings.stream else settings.batch_size)
+    if not batches:
+        return None
+    processor, model = load(settings)
+    without_text = sum(u.audio is not None and u.audio_text is None for u in utterances)
+    if without_text and not model.config.speaker_layers:
+        raise ValueError(
+            f"{settings.texts}: {without_text} rows without audio_text: {settings.checkpoint} has no speaker encoder "
+            "and needs the transcript of each recording"
+        )
+    times = []
+    with tqdm(total=sum(map(len, batches)), desc="synthesizing", unit="utterance") as bar:
+        for batch in batches:
+            inputs = None if settings.stream else encode(processor, [utterances[i] for i in batch], settings.voice)
+            seed = settings.seed + batch[0]
+            torch.manual_seed(seed)
+            start = time.perf_counter()
+            if settings.stream:
+                utterance = utterances[batch[0]]
+                speeches = [stream(processor, model, utterance, settings.voice, seed, **settings.generate)]
+            else:
+                speeches = synthesize(processor, model, inputs, **settings.generate)
+            seconds = sum(len(speech.wave) for speech in speeches) / processor.sampling_rate
+            times.append((seconds, time.perf_counter() - start))
+            save_speeches(folder, dict(zip(batch, speeches, strict=True)), processor.sampling_rate)
+            bar.update(len(batch))
+    audio, work = np.sum(times[1:] or times, axis=0).tolist()
+    return {"audio_seconds": round(audio, 2), "work_seconds": round(work, 2), "speed": round(audio / work, 2)}
+
+
+def save_speeches(folder: Path, speeches: dict[int, Speech], sampling_rate: int) -> None:
+    """Writes the recordings that are missing, pictures of alignments, and to cut.json which recordings were cut off."""
+    new = {index: speech for index, speech in speeches.items() if not wave_path(folder, index).is_file()}
+    cut = {wave_path(folder, index).name: speech.cut for index, speech in new.items()}
+    write_json(folder / "cut.json", {**read_cut(folder), **cut})
+    for index, speech in new.items():
+        write_wav(wave_path(folder, index), speech.wave, sampling_rate)
+    for index, speech in speeches.items():
+        if speech.alignment is not None:
+            wave_path(folder, index).with_suffix(".png").write_bytes(png(alignment_picture(speech.alignment)))
+
+
+def read_cut(folder: Path) -> dict[str, bool]:
+    """Whether recordings were cut off, by the names of their files."""
+    path = folder / "cut.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
