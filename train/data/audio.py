@@ -1,10 +1,11 @@
 """Clips and their audio: a clip is one utterance of a corpus, within a file, a tar archive or a parquet file."""
 
+import contextlib
 import dataclasses
-import functools
 import io
 import itertools
 import json
+import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -13,7 +14,7 @@ import pyarrow.parquet
 import soundfile
 import soxr
 
-UNREADABLE = (OSError, RuntimeError, EOFError, ValueError)  # soundfile raises RuntimeErrors
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError)  # soundfile raises RuntimeErrors
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,39 +73,17 @@ class Problem:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
 
 
-class FileSlice(io.RawIOBase):
-    """`size` bytes of a file from `offset` on as a file: a member of an uncompressed tar archive."""
-
-    def __init__(self, path: str, offset: int, size: int):
-        self.file, self.offset, self.size, self.position = open(path, "rb"), offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        self.file.seek(self.offset + self.position)
-        count = self.file.readinto(memoryview(buffer)[: max(0, self.size - self.position)])
-        self.position += count
-        return count
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
-
-def open_file(path: str, member: tuple[int, int] | None = None) -> BinaryIO:
-    """A file, or the member (offset, size) of a tar archive, for reading."""
-    return FileSlice(path, *member) if member else open(path, "rb")
+@contextlib.contextmanager
+def open_file(path: str, member: tuple[int, int] | None = None) -> Iterator[BinaryIO]:
+    """A file, or the member (offset, size) of an uncompressed tar archive, for reading."""
+    if member is None:
+        with open(path, "rb") as file:
+            yield file
+    else:
+        with tarfile.open(path, "r:") as archive:
+            info = tarfile.TarInfo()
+            info.offset_data, info.size = member
+            yield archive.extractfile(info)
 
 
 def read_samples(file: soundfile.SoundFile, start: float = 0.0, duration: float | None = None) -> np.ndarray:
@@ -144,20 +123,22 @@ def group_by_file(clips: Iterable[Clip], max_size: int = 16) -> Iterator[list[Cl
 
 def read_clips(group: list[Clip], read: Callable[[BinaryIO, Clip], Any]) -> list[Any]:
     """read(file, clip) of each clip of a group of one file; a Problem in place of what cannot be read."""
-    first = group[0]
 
     def attempt(clip, open_clip):
         try:
-            return read(open_clip(clip), clip)
+            file = open_clip(clip)
+            file.seek(0)
+            return read(file, clip)
         except UNREADABLE as error:
             return Problem(clip.id, str(error))
 
+    path, row = group[0].path, group[0].row
     try:
-        if first.row is None:
-            with open_file(first.path, first.member) as file:
+        if row is None:
+            with open_file(path, group[0].member) as file:
                 return [attempt(clip, lambda _: file) for clip in group]
-        with pyarrow.parquet.ParquetFile(first.path) as table:
-            audio = table.read_row_group(first.row[0], columns=["audio"]).column("audio")
+        with pyarrow.parquet.ParquetFile(path) as table:
+            audio = table.read_row_group(row[0], columns=["audio"]).column("audio")
         return [attempt(clip, lambda clip: open_parquet_audio(audio[clip.row[1]].as_py())) for clip in group]
     except UNREADABLE as error:
         return [Problem(clip.id, str(error)) for clip in group]
@@ -171,11 +152,5 @@ def open_parquet_audio(audio: dict | None) -> BinaryIO:
 
 
 def read_waveform(file: BinaryIO, clip: Clip, sampling_rate: int) -> np.ndarray:
-    """The clip's waveform float32 (L,) at its speed."""
-    file.seek(0)
+    """The clip's waveform float32 (L,), at its speed: what `read_clips` reads in preparation."""
     return read_audio(file, sampling_rate / clip.speed, clip.start, clip.duration)
-
-
-def read_waveforms(group: list[Clip], sampling_rate: int) -> list[np.ndarray | Problem]:
-    """Waveforms float32 (L,) of a group of clips (`group_by_file`)."""
-    return read_clips(group, functools.partial(read_waveform, sampling_rate=sampling_rate))

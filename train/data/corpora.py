@@ -1,5 +1,5 @@
 """Corpora of speech as a `datasets.Dataset` or `IterableDataset`: load_corpus; for one layout load_librilight,
-load_libritts, load_recordings, load_parquet.
+load_libritts, load_recordings.
 
 A row holds: id (unique in its corpus), audio ({"bytes", "path"}, undecoded: `soundfile.read(io.BytesIO(bytes) if bytes
 else path)`), text (None without transcript), speaker, duration (s), words ([start, end] in seconds of each word of
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 TEXT_COLUMNS = ("text", "transcription", "sentence", "normalized_text", "text_normalized")
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id")
+Corpus = datasets.Dataset | datasets.IterableDataset
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),
@@ -39,9 +40,7 @@ FEATURES = datasets.Features(
 )
 
 
-def load_corpus(
-    path: str | os.PathLike, streaming: bool = False, num_shards: int = 64, **options
-) -> datasets.Dataset | datasets.IterableDataset:
+def load_corpus(path: str | os.PathLike, streaming: bool = False, num_shards: int = 64, **options) -> Corpus:
     """A corpus of any layout (`layout`) as a dataset; the module says what a row holds.
 
     streaming: an IterableDataset that reads audio as it is iterated. It has `num_shards` shards (fewer for small
@@ -60,36 +59,23 @@ def load_librilight(
     max_seconds: float = 25.0,
     streaming: bool = True,
     num_shards: int = 64,
-) -> datasets.Dataset | datasets.IterableDataset:
+) -> Corpus:
     """Libri-light, its folders or an uncompressed .tar, as `load_corpus`; other arguments: `librilight_clips`."""
     clips = librilight_clips(path, cuts, untranscribed, min_snr, max_seconds)
     return load_clips(clips, path, streaming, num_shards)
 
 
-def load_libritts(
-    path: str | os.PathLike, streaming: bool = False, num_shards: int = 64
-) -> datasets.Dataset | datasets.IterableDataset:
+def load_libritts(path: str | os.PathLike, streaming: bool = False, num_shards: int = 64) -> Corpus:
     """LibriTTS or LibriTTS-R (subset/speaker/chapter/*.wav with *.normalized.txt), as `load_corpus`."""
     return load_clips(libritts_clips(path, untranscribed=True), path, streaming, num_shards)
 
 
-def load_recordings(
-    path: str | os.PathLike, streaming: bool = False, num_shards: int = 64
-) -> datasets.Dataset | datasets.IterableDataset:
+def load_recordings(path: str | os.PathLike, streaming: bool = False, num_shards: int = 64) -> Corpus:
     """A folder with metadata.jsonl or metadata.csv, or with NAME.txt beside NAME.wav, as `load_corpus`."""
     return load_clips(recording_clips(path, untranscribed=True), path, streaming, num_shards)
 
 
-def load_parquet(
-    path: str | os.PathLike, streaming: bool = False, num_shards: int = 64
-) -> datasets.Dataset | datasets.IterableDataset:
-    """A parquet file, or all in a folder, with the columns audio, text and speaker, as `load_corpus`."""
-    return load_clips(parquet_clips(path, untranscribed=True), path, streaming, num_shards)
-
-
-def load_clips(
-    clips: Iterable[Clip | Problem], path: str | os.PathLike, streaming: bool, num_shards: int
-) -> datasets.Dataset | datasets.IterableDataset:
+def load_clips(clips: Iterable[Clip | Problem], path: str | os.PathLike, streaming: bool, num_shards: int) -> Corpus:
     """Listed clips as a dataset with their audio, as `load_corpus` says; path names the corpus in errors."""
     lines, problems = [], 0
     for clip in clips:
@@ -121,7 +107,6 @@ def read_rows(batch: dict[str, list]) -> dict[str, list]:
 
 def read_row(file: BinaryIO, clip: Clip) -> dict:
     """One row of FEATURES. Whole files stay as they are, parts of files become FLAC of 16 bits."""
-    file.seek(0)
     with soundfile.SoundFile(file) as sound:
         duration = sound.frames / sound.samplerate
         whole = clip.start == 0 and (clip.duration is None or abs(duration - clip.duration) < 0.1)

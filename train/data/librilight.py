@@ -70,6 +70,7 @@ class LibriLightFiles:
                 raise ValueError(
                     f"{self.path} cannot be read as a tar archive: {error}. Unpack compressed archives."
                 ) from error
+            self.flac.popitem()  # may be cut short
             self.problems.append(Problem(str(self.path), f"{error}: only the files before it are used"))
 
     def _index_folders(self) -> None:

@@ -14,6 +14,7 @@ text.split(), flat; empty where unknown), codes (uint16, flat: frame after frame
 import argparse
 import collections
 import concurrent.futures
+import functools
 import itertools
 import json
 import os
@@ -31,7 +32,7 @@ import tqdm
 from smalle.codec_smalle import load_codec
 from smalle.hub_smalle import atomic_write, write_text
 
-from .audio import Clip, Problem, group_by_file, read_waveforms
+from .audio import Clip, Problem, group_by_file, read_clips, read_waveform
 from .corpora import corpus_clips
 from .plan import SPLITS, load_or_make_plan, make_plan, read_planned_clips
 
@@ -75,11 +76,12 @@ def read_ahead(
     clips: Iterable[Clip], sampling_rate: int, threads: int, ahead: int = 4
 ) -> Iterator[tuple[Clip, np.ndarray | Problem]]:
     """(clip, waveform or Problem) in the clips' order; threads read a few recordings ahead."""
+    read = functools.partial(read_waveform, sampling_rate=sampling_rate)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         reading: collections.deque = collections.deque()
         for group in itertools.chain(group_by_file(clips), [None] * (threads + ahead)):
             if group:
-                reading.append((group, pool.submit(read_waveforms, group, sampling_rate)))
+                reading.append((group, pool.submit(read_clips, group, read)))
             if reading and (group is None or len(reading) > threads + ahead):
                 done, waves = reading.popleft()
                 yield from zip(done, waves.result())

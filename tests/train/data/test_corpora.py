@@ -15,17 +15,17 @@ import soundfile
 from datasets.distributed import split_dataset_by_node
 from hypothesis import given
 from hypothesis import strategies as st
-from smalle.train.data.audio import Clip, Problem, group_by_file, read_waveforms
+from smalle.train.data.audio import Clip, Problem
 from smalle.train.data.corpora import (
     corpus_clips,
     layout,
     load_corpus,
     load_librilight,
     load_libritts,
-    load_parquet,
     load_recordings,
 )
 from smalle.train.data.librilight import join_segments
+from smalle.train.data.prepare import read_ahead
 
 from tests.librilight import make_cuts, make_librilight, make_tar
 
@@ -43,7 +43,7 @@ def librilight(tmp_path_factory):
 
 def read(clips, rate=16000):
     """(clip, waveform or Problem) of all."""
-    return [pair for group in group_by_file(clips) for pair in zip(group, read_waveforms(group, rate))]
+    return list(read_ahead(clips, rate, threads=1))
 
 
 stretches = st.lists(st.tuples(st.floats(0, 30), st.floats(0.01, 60)), min_size=1, max_size=20)
@@ -254,7 +254,7 @@ def test_other_layouts_are_datasets_too(waves, tmp_path, record):
     content = {"bytes": (folder / "0.wav").read_bytes(), "path": None}
     table = pyarrow.table({"audio": [content, {"bytes": b"", "path": None}], "text": ["Yes.", "No."]})
     pyarrow.parquet.write_table(table, tmp_path / "some.parquet")
-    (row,) = load_parquet(tmp_path / "some.parquet")  # the other row has no audio
+    (row,) = load_corpus(tmp_path / "some.parquet")  # the other row has no audio
     assert (row["text"], row["audio"]) == ("Yes.", content)
 
 

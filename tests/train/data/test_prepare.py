@@ -14,9 +14,9 @@ import pytest
 import torch
 import transformers
 from pyarrow.parquet import read_table
-from smalle.train.data.audio import Clip, read_audio, read_waveforms
+from smalle.train.data.audio import Clip, read_audio
 from smalle.train.data.dataset import CodesDataset, shards
-from smalle.train.data.prepare import encode, make_batches
+from smalle.train.data.prepare import encode, make_batches, read_ahead
 
 from smalle.audio_smalle import write_wav
 from smalle.codec_smalle import load_codec
@@ -309,7 +309,7 @@ def test_another_speed_is_another_speaker(work, tmp_path):
     assert (slow["duration"], fast["duration"]) == (1.0, pytest.approx(0.8))
     assert np.allclose(fast["words"], np.array(slow["words"]) / 1.25)
     clip = Clip("anna", str(folder / "anna.wav"), "anna").at_speed(1.25)
-    (wave,) = read_waveforms([clip], 24000)
+    ((_, wave),) = read_ahead([clip], 24000, threads=1)
     assert np.abs(np.fft.rfft(wave)).argmax() / (len(wave) / 24000) == pytest.approx(375, abs=2)
     with pytest.raises(ValueError, match="no voice sounds human"):
         call(folder, "--codec", work[0] / "codec", "--out", tmp_path / "other", "--speeds", 3)
