@@ -33,10 +33,9 @@ def random_checkpoint(folder):
     torch.manual_seed(0)
     model = SmallEForTextToSpeech(SmallEConfig())
     processor = SmallEProcessor(AutoTokenizer.from_pretrained(EMBEDDED))
-    processor._codec = EncodecCodec(EncodecModel(EncodecConfig()), Vocos(VocosConfig(num_bandwidths=4)))
+    processor.codec = EncodecCodec(EncodecModel(EncodecConfig()), Vocos(VocosConfig(num_bandwidths=4)))
     processor.save_pretrained(folder)
     model.save_pretrained(folder)
-    processor._codec.save_pretrained(folder / "codec")
 
 
 def prepared(source, work, runtime):
@@ -76,7 +75,7 @@ class Speaker:
         way = dict(seed=0, min_new_tokens=frames, max_new_tokens=frames)
         pieces = max(1, round(seconds / PIECE))
         if rows == 1:
-            yield from self.processor.stream(self.model, SENTENCE * pieces, longest=len(SENTENCE), **way)
+            yield from self.processor.stream(self.model, SENTENCE * pieces, max_characters=len(SENTENCE), **way)
             return
         inputs = self.processor([SENTENCE] * rows)
         for _ in range(pieces):

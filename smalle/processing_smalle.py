@@ -287,7 +287,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         voice: str | os.PathLike | Sequence | None = None,
         audio: Any = None,
         audio_text: str | Sequence[str | None] | None = None,
-        output_labels: bool = False,
+        output_labels: bool | None = None,
         **kwargs,
     ) -> BatchFeature:
         """Inputs of `generate()`, or with `output_labels` of `forward()`, for a text or a list of texts.

@@ -152,8 +152,8 @@ class SmallEProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     @classmethod
     def _setup_from_components(cls):
         processor = super()._setup_from_components()
-        processor._codec = cls.codec
-        processor._loaded_voices["anna"] = Voice(torch.zeros(4, 3, dtype=torch.long), "so.")
+        processor.codec = cls.codec
+        processor.add_voice("anna", Voice(torch.zeros(4, 3, dtype=torch.long), "so."))
         return processor
 
     @classmethod

@@ -170,8 +170,8 @@ def test_guidance_keeps_the_voice(tiny_model, processor, voice_file):
 
 def test_saved_as_a_preset_of_a_checkpoint(processor, voice_file, tmp_path):
     voice = load_voice(voice_file)
-    processor.voices, processor.default_voice = [*processor.voices, "carl"], "carl"
-    processor._loaded_voices["carl"] = voice
+    processor.add_voice("carl", voice)
+    processor.default_voice = "carl"
     processor.save_pretrained(tmp_path / "saved")
     loaded = SmallEProcessor.from_pretrained(tmp_path / "saved")
     assert torch.equal(loaded("One.")["initial_state"], processor("One.", voice=voice_file)["initial_state"])
