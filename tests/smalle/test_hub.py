@@ -1,14 +1,24 @@
-"""What goes to the Hub is whole; a folder stands for the Hub here."""
+"""Saving: atomic writes, and what goes to the Hub, for which a folder stands here."""
 
+import json
+import os
 import pathlib
 import shutil
+import stat
+import subprocess
+import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub import HfApi, ModelCard
 
 import smalle
 from smalle import SmallEForTextToSpeech, SmallEProcessor, processing_smalle
+from smalle.audio_smalle import write_wav
+from smalle.hub_smalle import HOST, atomic_folder, atomic_write, check_file_name, write_json, write_jsonl, write_text
+from smalle.voices_smalle import save_voice
 
 CODE = sorted(pathlib.Path(smalle.__file__).parent.glob("*_smalle.py"))
 NAME = "someone/tiny"
@@ -104,3 +114,118 @@ def test_voices_and_codec_come_from_the_revision_of_the_processor(tiny_checkpoin
     monkeypatch.setattr(processing_smalle, "load_codec", lambda *a, **k: asked.append(k) or load(*a, **k))
     processor("Hello.")
     assert processor.codec is not None and asked == [{"revision": "v2"}] * 2
+
+
+# --- atomic writes
+
+
+@pytest.fixture
+def umask():
+    """Sets the umask of a test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+WRITERS = {
+    "text": lambda path: write_text(path, "Hello."),
+    "wav": lambda path: write_wav(path, torch.zeros(9), 24000),
+    "voice": lambda path: save_voice(path, torch.zeros(5, 3).long(), "So."),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_permissions_follow_the_umask_and_those_of_the_old_file(write, tmp_path, umask):
+    for mask, expected in ((0o022, 0o644), (0o027, 0o640), (0o077, 0o600)):
+        umask(mask)
+        path = tmp_path / f"{mask}"
+        write(path)
+        assert mode(path) == expected
+    umask(0o022)
+    for kept in (0o600, 0o664):
+        path.chmod(kept)
+        write(path)
+        assert mode(path) == kept
+    assert {child.name for child in tmp_path.iterdir()} == {"18", "23", "63"}
+
+
+def test_saved_checkpoints_are_readable_as_the_umask_says(tiny_model, processor, tmp_path, umask):
+    umask(0o022)
+    for saved in (tiny_model, processor):
+        saved.save_pretrained(tmp_path)
+    assert {mode(path) for path in tmp_path.rglob("*") if path.is_file()} == {0o644}
+    (tmp_path / "model.safetensors").chmod(0o600)
+    tiny_model.save_pretrained(tmp_path)
+    assert mode(tmp_path / "model.safetensors") == 0o600
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
+        assert temporary.parent == tmp_path and path.read_text() == "old"
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "half").touch()
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_a_link_and_a_device_stays_a_device(tmp_path):
+    (tmp_path / "link").symlink_to("target")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
+    write_text("/dev/null", "gone")
+    assert not pathlib.Path("/dev/null").is_file()
+
+
+def test_a_folder_replaces_the_old_one(tmp_path):
+    for name in ("a", "b"):
+        with atomic_folder(tmp_path / "new" / "out") as folder:
+            (folder / name).touch()
+    assert files(tmp_path) == {"new/out/b"} and len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_what_killed_processes_left_is_cleared_and_nothing_else(tmp_path):
+    program = (
+        "import os, sys; from smalle.hub_smalle import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as path: path.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path / "a.txt"])
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".a.txt.") and left.name.endswith(".partial")
+    others = [f".a.txt.elsewhere.{2**22 + 1}.abc.partial", f".a.txt.{HOST}.{os.getppid()}.abc.partial", "b.partial"]
+    for name in others:
+        (tmp_path / name).touch()
+    write_text(tmp_path / "c.txt", "new")
+    assert files(tmp_path) == {"c.txt", *others}
+
+
+def test_concurrent_writers_leave_one_whole_file(tmp_path):
+    texts = [letter * 100_000 for letter in "abcdefgh"]
+    threads = [threading.Thread(target=write_text, args=(tmp_path / "a.txt", text)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "a.txt").read_text() in texts and files(tmp_path) == {"a.txt"}
+
+
+def test_json_files(tmp_path):
+    rows = [{"text": "Caf\u00e9"}, {"text": "b"}]
+    write_json(tmp_path / "a.json", rows)
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == rows
+    lines = (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == rows and "\u00e9" in lines[0]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../a", "a/b", "/a", "a\\b", "a\0", None, 5])
+def test_paths_are_no_names(name):
+    with pytest.raises(ValueError, match="The name .* expected a plain name"):
+        check_file_name(name, "The name")
