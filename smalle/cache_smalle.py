@@ -155,7 +155,8 @@ class InitialState(nn.Module):
         super().__init__()
         if rank is not None and rank < 1:
             raise ValueError(f"rank={rank}: expected at least 1, or None for full states.")
-        self.relative, self.scales = nn.ParameterDict(), {}
+        self.relative = nn.ParameterDict()
+        self.scales: dict[str, float] = {}
         for index, tensor in enumerate(tensors_of(like)):
             *heads, k, v = tensor.shape[1:] if tensor.ndim > 2 else (1, *tensor.shape[1:])
             scale = float(tensor.float().pow(2).mean().sqrt()) or 1.0

@@ -73,6 +73,9 @@ class CausalTransformer(nn.Module):
 class DecoderOnlyMixin:
     """What the baseline has in place of `SmallEModel`'s layers: see there."""
 
+    config: SmallEConfig
+    text_embedding: nn.Embedding
+
     def _make_layers(self, config: SmallEConfig):
         self.transformer = CausalTransformer(config)
 

@@ -14,12 +14,12 @@ from .mixers_smalle import ChannelMix, build_mixer
 # --- Common parts
 
 
-def ends_residual_branch(layer: nn.Module, depth: int):
+def ends_residual_branch(layer: Any, depth: int):
     """Marks the last nn.Linear of one of the 2 * depth residual branches of a stack: it starts small (GPT-2).
 
     `_init_weights` of the model scales it, because transformers initialises modules with weights alone.
     """
-    layer.residual_branches = 2 * max(1, depth)  # type: ignore[assignment]
+    layer.residual_branches = 2 * max(1, depth)
 
 
 def final_norm(config: SmallEConfig, stack: str, size: int) -> nn.Module:
@@ -113,7 +113,9 @@ class TransformerLayer(GradientCheckpointingLayer):
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
         x = x + self.dropout(self.o_proj(join_heads(attended)))
         out = x + self.dropout(self.mlp(self.norm2(x))), k, v
-        return (*out, attention_weights(q[:, 0], k[:, 0], visible[:, 0])) if output_attention else out
+        if output_attention and visible is not None:
+            return *out, attention_weights(q[:, 0], k[:, 0], visible[:, 0])
+        return out
 
 
 class LinearAttentionBlock(GradientCheckpointingLayer):
@@ -127,12 +129,12 @@ class LinearAttentionBlock(GradientCheckpointingLayer):
         depth = config.audio_encoder_layers + config.audio_decoder_layers
         self.feed_forward = config.feed_forward
         self.norm1 = nn.LayerNorm(hidden_size, eps=config.norm_eps)
-        self.mixer = build_mixer(config, hidden_size, num_heads, index)
+        self.mixer: Any = build_mixer(config, hidden_size, num_heads, index)
         ends_residual_branch(self.mixer.o_proj, depth)
         if self.feed_forward != "none":
             self.norm2 = nn.LayerNorm(hidden_size, eps=config.norm_eps)
         if self.feed_forward == "swiglu":
-            self.mlp: nn.Module = GatedMLP(hidden_size, intermediate_size, depth)
+            self.mlp: Any = GatedMLP(hidden_size, intermediate_size, depth)
         elif self.feed_forward == "rwkv":
             self.mlp = ChannelMix(hidden_size, index, depth)
             ends_residual_branch(self.mlp.v_proj, depth)
@@ -243,6 +245,7 @@ class PositionAwareCrossAttention(CrossAttention):
     ) -> tuple[Tensor, tuple[Tensor, ...], Any]:
         """x (B, T, D) -> attended text (B, T, D), both alignments (B, T, N), the state of the position block."""
         keys, values, positions = state.text_keys, state.text_values, state.positions
+        assert positions is not None  # encode_text made them
         visible = state.text_mask[:, None]
         first = attention_weights(self.queries(x, mask, state), keys, visible)
         attended = (first @ positions).to(x.dtype)  # eq. 5
@@ -285,7 +288,7 @@ class PlainCrossAttention(CrossAttention):
         return self.o_proj(join_heads(used.to(values.dtype) @ values)), (alignments.mean(1),), None
 
 
-CROSS_ATTENTIONS = {"paca": PositionAwareCrossAttention, "plain": PlainCrossAttention}
+CROSS_ATTENTIONS: dict[str, Any] = {"paca": PositionAwareCrossAttention, "plain": PlainCrossAttention}
 
 
 # --- Speaker encoder

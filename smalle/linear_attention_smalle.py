@@ -67,8 +67,8 @@ def naive(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence one step after the other: the specification of the other methods."""
     state, outputs = zero_state(k, v) if state is None else upcast(state), []
-    for step in zip(*(x.split(1, 1) for x in (q, k, v, log_decay))):
-        output, state = recurrent_step(*step, state, bonus)
+    for now in zip(q.split(1, 1), k.split(1, 1), v.split(1, 1), log_decay.split(1, 1)):
+        output, state = recurrent_step(now[0], now[1], now[2], now[3], state, bonus)
         outputs.append(output)
     return torch.cat(outputs, 1).to(v.dtype), state
 
@@ -92,7 +92,7 @@ def chunk(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | No
     return _by_segments(_chunk_segment, (q, k, v, log_decay), state)
 
 
-def _by_segments(function: Callable, inputs: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
+def _by_segments(function: Callable, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Tensor]:
     """Calls `function(*inputs, state)` on 64 chunks after the other and joins the outputs."""
     outputs = []
     for parts in zip(*(x.split(CHUNK * SEGMENT, 1) for x in inputs), strict=True):
@@ -380,7 +380,7 @@ KERNELS = {
 
 
 @functools.cache
-def _load(path: str) -> Callable | None:
+def _load(path: str) -> Any:
     """The function of fla.ops, or None where it cannot be imported."""
     module, name = path.rsplit(".", 1)
     try:

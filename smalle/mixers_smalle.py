@@ -146,7 +146,8 @@ class GatedLinearAttention(GatedHeads):
         decay = F.logsigmoid(upcast(self.decay_up_proj(self.decay_down_proj(x))))
         decay = (decay / self.config.gate_logit_normalizer).clamp(min=MIN_LOG_DECAY)  # forgets all but 3e-4
         k, decay = zero_masked(mask, k, decay)
-        out, state = recurrence(*map(self.heads, (q, k, v, decay)), state, self.config.mixer_kernel)
+        q, k, v, decay = map(self.heads, (q, k, v, decay))
+        out, state = recurrence(q, k, v, decay, state, self.config.mixer_kernel)
         return self.output(out, gate), state
 
 
@@ -405,9 +406,9 @@ def delta_rule(
     state = zero_state(k, v) if state is None else upcast(state)
     with torch.autocast(q.device.type, enabled=False):
         if q.shape[1] == 1:
-            return _delta_step(q, k, v, a, b, log_decay, state)
+            return _delta_step(state, q, k, v, a, b, log_decay)
         size, length = chunk_size(q.shape[1]), q.shape[1]
-        output, state = _delta_chunks(*(upcast(split_chunks(x, size)) for x in (q, k, v, a, b, log_decay)), state)
+        output, state = _delta_chunks(state, *(upcast(split_chunks(x, size)) for x in (q, k, v, a, b, log_decay)))
     return output.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :length].to(v.dtype), state
 
 
@@ -416,19 +417,19 @@ def delta_naive(q, k, v, a, b, log_decay, state=None) -> tuple[Tensor, Tensor]:
     state = zero_state(k, v) if state is None else upcast(state)
     outputs = []
     for step in zip(*(x.split(1, 1) for x in (q, k, v, a, b, log_decay))):
-        output, state = _delta_step(*step, state)
+        output, state = _delta_step(state, *step)
         outputs.append(output)
     return torch.cat(outputs, 1), state
 
 
-def _delta_step(q, k, v, a, b, log_decay, state):
+def _delta_step(state, q, k, v, a, b, log_decay):
     q, k, v, a, b, g = (upcast(x[:, 0]) for x in (q, k, v, a, b, log_decay))
     read = a[..., None, :] @ state
     state = state * g.exp()[..., None] + b[..., None] * read + k[..., None] * v[..., None, :]
     return (q[..., None, :] @ state).transpose(1, 2).to(v.dtype), state
 
 
-def _delta_chunks(q, k, v, a, b, g, state):
+def _delta_chunks(state, q, k, v, a, b, g):
     """All inputs (B, H, N, C, D). `read` is what the rows a_t find, in part from the chunk itself, in part from its
     first state."""
     upto = g.cumsum(3)
@@ -474,13 +475,7 @@ def _channel_pairs(upto, before, g):
 
 
 def gated_delta_rule(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    state: Tensor | None = None,
-    kernel: str = "auto",
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor | None = None, kernel: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """S_t = exp(g_t) (S_{t-1} - beta_t k_t k_t^T S_{t-1}) + beta_t k_t v_t^T,  o_t = S_t^T q_t.
 
@@ -552,14 +547,14 @@ def selective_scan(
             return (state @ C.transpose(1, 2)).transpose(1, 2), state
         for parts in zip(*(part.split(SEGMENT, 1) for part in (x, dt, B, C)), strict=True):
             if save_memory:
-                y, state = checkpoint(_scan_segment, *parts, A, state, use_reentrant=False, preserve_rng_state=False)
+                y, state = checkpoint(_scan_segment, A, state, *parts, use_reentrant=False, preserve_rng_state=False)
             else:
-                y, state = _scan_segment(*parts, A, state)
+                y, state = _scan_segment(A, state, *parts)
             outputs.append(y)
     return torch.cat(outputs, 1), state
 
 
-def _scan_segment(x, dt, B, C, A, state):
+def _scan_segment(A, state, x, dt, B, C):
     """Chunks of 16 steps in parallel, each from a state of zero; then what its initial state adds to each."""
     length = x.shape[1]
     size = min(CHUNK, length)

@@ -108,12 +108,12 @@ class SmallEOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
+class SmallEPreTrainedModel(HubMixin, PreTrainedModel):  # type: ignore[misc]
     config_class = SmallEConfig
     config: SmallEConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("text", "audio")
+    input_modalities = ["text", "audio"]
     supports_gradient_checkpointing = True
     _no_split_modules = [
         "TransformerLayer",
@@ -145,7 +145,7 @@ class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
 class SmallEModel(SmallEPreTrainedModel):
     """Text and delayed audio codes to hidden states."""
 
-    _auto_class = "AutoModel"
+    _auto_class = "AutoModel"  # type: ignore[assignment]
 
     def __new__(cls, config: SmallEConfig | None = None, *args, **kwargs):
         """`architecture: decoder-only` makes the paper's baseline, behind the same call."""
@@ -178,7 +178,7 @@ class SmallEModel(SmallEPreTrainedModel):
         return self.text_embedding
 
     def set_input_embeddings(self, value: nn.Module):
-        self.text_embedding = value
+        self.text_embedding = value  # type: ignore[assignment]
 
     def embed_audio(self, decoder_input_ids: Tensor) -> Tensor:
         """Sum of the codebooks' embeddings: delayed codes (B, T, Q) -> (B, T, D)."""
@@ -214,7 +214,7 @@ class SmallEModel(SmallEPreTrainedModel):
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, initial_state: Tensor | None = None
-    ) -> State:
+    ) -> SmallEState:
         """The state of a new text (B, N), before its first step.
 
         attention_mask (B, N): 0 on padding, on either side; initial_state (B, S): a tuned voice (`cache_smalle`).
@@ -225,7 +225,8 @@ class SmallEModel(SmallEPreTrainedModel):
         cos, sin = rotary(positions, self.config.rotary_size, self.config.rope_theta)
         for layer in self.text_encoder:
             x, _, _ = layer(x, mask[:, None, None], cos, sin)
-        return self.text_state(mask, *self.cross_attention.encode_text(self.text_norm(x), mask), initial_state)
+        keys, values, places = self.cross_attention.encode_text(self.text_norm(x), mask)
+        return self.text_state(mask, keys, values, places, initial_state)
 
     def text_state(
         self,
@@ -303,10 +304,10 @@ class SmallEModel(SmallEPreTrainedModel):
             output_attentions=output_attentions,
         )
         needs_state = cache is not None or use_cache or output_attentions or output_hidden_states
-        if cache is None:
-            speakers = self.encode_speaker(speaker_codes, speaker_attention_mask)
-            cache = self.add_speaker(self.encode_text(input_ids, attention_mask, initial_state), speakers)
-        audio = self.embed_audio(decoder_input_ids)
+        if input_ids is not None:
+            cache = self.encode_text(input_ids, attention_mask, initial_state)
+            cache = self.add_speaker(cache, self.encode_speaker(speaker_codes, speaker_attention_mask))
+        audio = self.embed_audio(decoder_input_ids)  # type: ignore[arg-type]
         hidden, cache, attentions = self._read(
             audio, decoder_attention_mask, cache, forced_alignments, output_attentions, needs_state
         )
@@ -340,14 +341,14 @@ class SmallEModel(SmallEPreTrainedModel):
         return hidden, replace(state, recurrent=tuple(after), steps=steps), attentions
 
 
-class SmallEDecoderOnlyModel(DecoderOnlyMixin, SmallEModel):
+class SmallEDecoderOnlyModel(DecoderOnlyMixin, SmallEModel):  # type: ignore[misc]
     """The paper's baseline (`decoder_only_smalle`), which `SmallEModel(config)` makes where that names it."""
 
 
-class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
+class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):  # type: ignore[misc]
     """Small-E with one head for each codebook."""
 
-    _auto_class = "AutoModelForTextToWaveform"
+    _auto_class = "AutoModelForTextToWaveform"  # type: ignore[assignment]
     output_modalities = ("audio",)
     _tied_weights_keys = {"head.weight": "model.audio_embedding.weight"}  # with tie_word_embeddings
 
@@ -388,9 +389,5 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
             count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
             loss = cross_entropy(logits, labels).sum() / count
         return SmallEOutput(
-            loss=loss,
-            logits=logits,
-            cache=out.cache,
-            attentions=out.attentions,
-            hidden_states=out.hidden_states,
+            loss=loss, logits=logits, cache=out.cache, attentions=out.attentions, hidden_states=out.hidden_states
         )

@@ -84,12 +84,7 @@ def _check_audio(name, mask_name, codes, mask, batch, config, meaning, check_val
 
 
 def check_recording(
-    codes: Any,
-    mask: Any,
-    batch: int | None,
-    config: SmallEConfig,
-    prefix: str = "audio",
-    check_values: bool = True,
+    codes: Any, mask: Any, batch: int | None, config: SmallEConfig, prefix: str = "audio", check_values: bool = True
 ):
     """ValueError unless codes (B, P, Q) and mask (B, P) are undelayed codes of recordings, for each text one."""
     name, meaning = f"{prefix}_codes", "undelayed codes with one recording for each text"
@@ -159,7 +154,7 @@ def check_forward(
         check_recording(speaker_codes, speaker_attention_mask, len(text), config, "speaker", at_hand)
 
 
-def check_labels(labels: Any, codes: Tensor, config: SmallEConfig):
+def check_labels(labels: Any, codes: Any, config: SmallEConfig):
     """ValueError unless labels (B, T, Q) are what follows codes (B, T, Q): tokens, or -100 where nothing is learned."""
     check_tensor("labels", labels, codes.shape, INTEGERS, "the codes that follow decoder_input_ids", "")
     if values_are_at_hand(labels):

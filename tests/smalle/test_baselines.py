@@ -222,7 +222,7 @@ def test_a_map_of_the_decoder_only_is_the_attention_of_a_head(make_tiny, inputs)
 
 def test_decoder_only_without_map_layer_has_no_map(make_tiny, inputs):
     model = make_tiny(architecture="decoder-only")
-    with pytest.raises(ValueError, match="no map of the text"):
+    with pytest.raises(ValueError, match="has no alignment"):
         model(input_ids=inputs[0], decoder_input_ids=inputs[1], output_attentions=True)
 
 

@@ -346,7 +346,7 @@ def test_wrong_inputs_are_refused(tiny_model, tiny_config):
         ("decoder_input_ids", codes[:, :1].expand(-1, 65537, -1), "limit is 65536"),
         ("decoder_attention_mask", torch.ones(2, 69), r"\(2, 70\)"),
         ("decoder_attention_mask", torch.full((2, 70), 2), "expected 1 and"),
-        ("input_ids", ids + 64, r"tokens of 0\.\.63"),
+        ("input_ids", ids + 64, r"expected 0\.\.63, tokens"),
         ("input_ids", ids[0], "is torch.int64 of shape"),
         ("input_ids", ids.tolist(), "is list"),
         ("attention_mask", torch.ones(2, 3), r"\(2, 9\)"),
