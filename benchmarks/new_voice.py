@@ -1,210 +1,193 @@
-"""What tuning a checkpoint to a new speaker brings: similarity and word errors before and after.
+"""What fine-tuning to a new speaker brings: similarity and word errors before and after.
 
-usage: python benchmarks/new_voice.py CORPUS BASE OUT --sentences FILE --judge score.py [options] [key.subkey=value ...]
+  python benchmarks/new_voice.py CORPUS BASE OUT --sentences FILE --scorer score.py [options] [KEY.SUBKEY=VALUE ...]
 
-CORPUS: a folder of one speaker's recordings, as smalle.train.adapt.finetune takes it. Some of its texts, the same in each run, are
-left out of everything and then spoken, and as many lines of FILE, evenly spread. Each is compared with recordings of
-other texts that were left out, ten joined (--joined), which varies less than one of three seconds. BASE speaks in its
-own voice and with a recording as its prompt; then the tuned state and LoRA speak (train/recipes/finetune-*.yaml, with
-what `key.subkey=value` changes in both), through a codec that was tuned too. The recordings left out are
-judged as they are and through both codecs: no voice comes closer.
+CORPUS is a folder of one speaker's recordings, as `smalle finetune` takes it. Some of its texts, the same in each run,
+are held out of everything and then spoken, with as many lines of FILE, evenly spread. Each result is compared with
+recordings of other held-out texts, ten joined (--joined), which vary less than one of three seconds. BASE speaks with
+its default voice and with a recording as its prompt; then the tuned state and LoRA speak, with a tuned codec
+(train/recipes/finetune-*.yaml, with KEY.SUBKEY=VALUE changed in both). The held-out recordings are scored as they are
+and through both codecs, as the upper bound.
 
-OUT keeps everything, of one set of options; the same command again does what is missing. Prints a table in Markdown and
-writes OUT/table.md.
+OUT keeps the results of one set of options; the same command continues. Prints a table in Markdown and writes
+OUT/table.md.
 """
 
 import argparse
 import json
-import pathlib
-import shutil
 import statistics
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from smalle.train.adapt.clone import run, tune_codec  # noqa: E402
-from smalle.train.adapt.finetune import split_rows  # noqa: E402
+from smalle.train.adapt import finetune  # noqa: E402
+from smalle.train.adapt.clone import RECIPES, tune_codec  # noqa: E402
 from smalle.train.codec.copy_synthesis import copy_synthesis  # noqa: E402
 from smalle.train.data.audio import read_audio  # noqa: E402
 from smalle.train.data.corpora import read_metadata  # noqa: E402
-from smalle.train.evaluation.evaluate import Settings, evaluate, judge_recordings, option, write_rows  # noqa: E402
+from smalle.train.evaluation.evaluate import Settings, add_scorer_options, evaluate, option  # noqa: E402
+from smalle.train.evaluation.scoring import read_jsonl, score, write_manifest  # noqa: E402
 
 from benchmarks.measuring import markdown  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
 from smalle.audio_smalle import write_wav  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
-from smalle.hub_smalle import write_json, write_jsonl, write_text  # noqa: E402
+from smalle.hub_smalle import atomic_folder, write_json, write_jsonl, write_text  # noqa: E402
 from smalle.voices_smalle import save_voice  # noqa: E402
 
 JOINED_RATE = 24000  # Hz
 METHODS = {"state": "tuned state", "lora": "LoRA"}
-COLUMNS = "", "ECAPA to her recordings", "WER, her sentences", "WER, other sentences", "WER, all", "DistillMOS"
+COLUMNS = "", "ECAPA similarity", "WER, held-out sentences", "WER, other sentences", "WER, all", "DistillMOS"
 
 
-def join(paths, path):
-    """Writes recordings one behind the other; gives the path of that."""
+def join_recordings(paths: list[str], path: Path) -> str:
+    """Writes recordings one after the other into one file; returns its path."""
     parts = [read_audio(one, JOINED_RATE) for one in paths]
     write_wav(path, torch.from_numpy(np.concatenate(parts)), JOINED_RATE)
     return str(path)
 
 
-def leave_out(corpus, sentences, count, out, joined=1):
-    """Writes OUT/recordings, the corpus to tune on; OUT/left-out/manifest.jsonl, a recording of each text left out;
-    OUT/spoken.jsonl, the sentences to speak, each with a reference of `joined` recordings of texts that follow its own.
-    Gives the number of texts left out."""
-    rows = [{**row, "file_name": str(pathlib.Path(row["path"]).resolve())} for row in read_metadata(corpus)]
-    kept, left_out = split_rows(rows, count)
-    takes = sorted({row["text"]: row for row in left_out}.values(), key=lambda row: row["text"])
+def hold_out(corpus: str, sentences: Path, count: int, out: Path, joined: int = 1) -> int:
+    """Divides a corpus into recordings to tune on and held-out ones.
+
+    Writes OUT/recordings, the corpus to tune on; OUT/held-out/manifest.jsonl, a recording of each held-out text; and
+    OUT/sentences.jsonl, the sentences to speak, each with a reference of `joined` recordings of other texts.
+
+    Returns:
+        The number of held-out texts, which are the first of the sentences.
+    """
+    rows = [{**row, "file_name": str(Path(row["path"]).resolve())} for row in read_metadata(corpus)]
+    kept, held_out = finetune.split_rows(rows, count)
+    takes = sorted({row["text"]: row for row in held_out}.values(), key=lambda row: row["text"])
     others = [line.strip() for line in sentences.read_text(encoding="utf-8").splitlines() if line.strip()]
     texts = [row["text"] for row in takes] + others[:: max(1, len(others) // count)][:count]
     if len(takes) < 2:
-        raise ValueError(
-            f"{corpus}: {len(takes)} text left out, expected two, to compare one with the other: "
-            "10 different texts at least"
-        )
+        raise ValueError(f"{corpus}: expected 10 different texts or more, of which two are held out and compared.")
     joined = max(1, min(joined, len(takes) - 1))
-    (out / "left-out").mkdir(parents=True, exist_ok=True)
+    for folder in ("held-out", "recordings"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
     ring = [take["file_name"] for take in takes] * (joined + 1)
     references = [
-        ring[n + 1] if joined == 1 else join(ring[n + 1 : n + 1 + joined], out / "left-out" / f"{n:03}.wav")
+        ring[n + 1] if joined == 1 else join_recordings(ring[n + 1 : n + 1 + joined], out / "held-out" / f"{n:03}.wav")
         for n in range(len(takes))
     ] * len(texts)
     spoken = [{"text": text, "reference": reference} for text, reference in zip(texts, references)]
-    recordings = [{**row, "audio": take["file_name"]} for row, take in zip(spoken, takes)]
-    (out / "recordings").mkdir(parents=True, exist_ok=True)
-    write_rows(out / "left-out", recordings)
-    for path, lines in ((out / "recordings/metadata.jsonl", kept), (out / "spoken.jsonl", spoken)):
-        write_jsonl(path, lines)
+    write_manifest(out / "held-out", [{**row, "audio": take["file_name"]} for row, take in zip(spoken, takes)])
+    write_jsonl(out / "recordings/metadata.jsonl", kept)
+    write_jsonl(out / "sentences.jsonl", spoken)
     return len(takes)
 
 
-def prompt_of(base, out, seconds=4.0):
-    """Path of a voice of BASE: the recording to tune on that is nearest to so many seconds, as a prompt."""
+def make_prompt(base: str, out: Path, seconds: float = 4.0) -> Path:
+    """A voice of the base with the recording nearest to `seconds` as its prompt; returns its path."""
     path = out / "prompt.safetensors"
     if not path.is_file():
-        row = min(read_metadata(out / "recordings"), key=lambda row: abs(row["duration"] - seconds))
+        row = finetune.nearest_row(read_metadata(out / "recordings"), seconds)
         save_voice(path, *SmallEProcessor.from_pretrained(base).encode_voice(row["path"], row["text"]))
     return path
 
 
-def copies(codec, out, arguments):
-    """Rows of the judge's report of the recordings left out through a codec, in OUT."""
-    if not (out / "manifest.jsonl").is_file():
-        source = out.parent / "left-out" / "manifest.jsonl"
-        rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-        made = copy_synthesis(codec, source, out).read_text(encoding="utf-8").splitlines()
-        write_rows(out, [{**row, "audio": json.loads(copy)["audio"]} for row, copy in zip(rows, made)])
-    return judged(out, arguments)
-
-
-def tune(method, base, out, overrides):
-    """OUT/METHOD and OUT/METHOD-whole by smalle.train.adapt.finetune, if they are not there."""
-    if (out / f"{method}-whole").is_dir():
+def tune(method: str, base: str, out: Path, overrides: Sequence[str]) -> None:
+    """Writes OUT/METHOD and the complete checkpoint OUT/METHOD-checkpoint, unless they exist."""
+    if (out / f"{method}-checkpoint").is_dir():
         return
-    codec = ["--codec", out / "codec"] if (out / "codec").is_dir() else []
-    run(
-        "smalle.train.adapt.finetune",
-        ROOT / "train" / "recipes" / f"finetune-{method}.yaml",
-        out / "recordings",
-        base,
-        out / method,
-        *overrides,
-        "--name",
-        "voice",
-        "--whole",
-        out / f"{method}-whole.partial",
-        *codec,
-    )
-    shutil.move(out / f"{method}-whole.partial", out / f"{method}-whole")
+    codec = ["--codec", str(out / "codec")] if (out / "codec").is_dir() else []
+    recipe, corpus = str(RECIPES / f"finetune-{method}.yaml"), str(out / "recordings")
+    with atomic_folder(out / f"{method}-checkpoint") as folder:
+        options = ["--name", "voice", "--checkpoint", str(folder), *codec]
+        finetune.main([recipe, corpus, base, str(out / method), *overrides, *options])
 
 
-def judged(folder, arguments):
-    """Rows of the judge's report of a folder with a manifest."""
-    path = folder / "judged.json"
+def score_folder(folder: Path, arguments: argparse.Namespace) -> list[dict]:
+    """Rows of the scores of a folder with a manifest, which are kept in it."""
+    path = folder / "scores.json"
     if not path.is_file():
-        write_json(
-            path,
-            judge_recordings(arguments.judge, arguments.judge_python, folder / "manifest.jsonl", arguments.threads),
-        )
+        manifest = folder / "manifest.jsonl"
+        write_json(path, score(manifest, arguments.scorer, arguments.scorer_python, arguments.threads))
     return json.loads(path.read_text(encoding="utf-8"))["rows"]
 
 
-def spoken(checkpoint, voice, arguments):
-    """Rows of the judge's report of what a checkpoint says of OUT/spoken.jsonl."""
+def score_copies(codec: torch.nn.Module, out: Path, arguments: argparse.Namespace) -> list[dict]:
+    """Rows of the scores of the held-out recordings through a codec, which go to OUT."""
+    if not (out / "manifest.jsonl").is_file():
+        source = out.parent / "held-out" / "manifest.jsonl"
+        copies = read_jsonl(copy_synthesis(codec, source, out))
+        write_manifest(out, [{**row, "audio": copy["audio"]} for row, copy in zip(read_jsonl(source), copies)])
+    return score_folder(out, arguments)
+
+
+def score_speech(checkpoint: str | Path, voice: Path | None, arguments: argparse.Namespace) -> list[dict]:
+    """Rows of the scores of OUT/sentences.jsonl as a checkpoint speaks it."""
     settings = Settings(
         str(checkpoint),
-        arguments.out / "spoken.jsonl",
+        arguments.out / "sentences.jsonl",
         voice=voice and str(voice),
         batch_size=arguments.batch_size,
         generate=dict(arguments.generate),
     )
-    folder = pathlib.Path(evaluate(settings, arguments.out / "spoken")["folder"])
-    return judged(folder, arguments)
+    return score_folder(Path(evaluate(settings, arguments.out / "spoken")["folder"]), arguments)
 
 
-def word_errors(rows):
-    """WER in percent of a judge's rows."""
+def word_error_rate(rows: list[dict]) -> float:
+    """Word error rate in percent over rows of scores."""
     return 100 * sum(row["errors"] for row in rows) / max(1, sum(row["words"] for row in rows))
 
 
-def line(name, rows, count):
-    """Values of a row of the table; the first `count` rows are the speaker's own sentences."""
+def table_row(name: str, rows: list[dict], count: int) -> tuple[str, ...]:
+    """A row of the table; the first `count` rows are the held-out sentences."""
     found = [[row[key] for row in rows if row.get(key) is not None] for key in ("similarity", "distillmos")]
-    mean = [f"{statistics.mean(values):.2f}" if values else "–" for values in found]  # a judge may not say
-    parts = [f"{word_errors(part):.1f} %" if part else "" for part in (rows[:count], rows[count:], rows)]
+    mean = [f"{statistics.mean(values):.2f}" if values else "–" for values in found]  # a scorer may not tell
+    parts = [f"{word_error_rate(part):.1f} %" if part else "" for part in (rows[:count], rows[count:], rows)]
     return name, mean[0], *parts, mean[1]
 
 
-def parse():
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("corpus", "base"):
-        parser.add_argument(name)
-    parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--sentences", type=pathlib.Path, required=True, help="text file, one a line")
-    parser.add_argument("--judge", type=pathlib.Path, required=True, help="program that scores a manifest")
-    parser.add_argument("--judge-python", default=sys.executable)
-    parser.add_argument("--count", type=int, default=20, help="texts to leave out; and lines of --sentences to speak")
-    parser.add_argument("--joined", type=int, default=10, help="recordings in what each sentence is compared with")
+    parser.add_argument("corpus")
+    parser.add_argument("base")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE")
+    parser.add_argument("--sentences", type=Path, required=True, help="text file, one sentence a line")
+    parser.add_argument("--count", type=int, default=20, help="texts to hold out; and lines of --sentences to speak")
+    parser.add_argument("--joined", type=int, default=10, help="recordings in each reference")
     parser.add_argument("--codec-minutes", type=float, default=4, help="to tune the codec; 0: not at all")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--generate", type=option, action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--batch-size", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_intermixed_args()
+    add_scorer_options(parser, required=True, threads=2)
+    arguments = parser.parse_intermixed_args(argv)
     arguments.out = arguments.out.resolve()
-    if pathlib.Path(arguments.base).is_dir():  # else a name on the Hub
-        arguments.base = str(pathlib.Path(arguments.base).resolve())
     return arguments
 
 
-def main():
-    arguments = parse()
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse(argv)
     base, out = arguments.base, arguments.out
     torch.set_num_threads(arguments.threads)
-    count = leave_out(arguments.corpus, arguments.sentences, arguments.count, out, arguments.joined)
+    count = hold_out(arguments.corpus, arguments.sentences, arguments.count, out, arguments.joined)
     if arguments.codec_minutes:
         tune_codec(base, out, arguments.codec_minutes)
     for method in arguments.methods:
         tune(method, base, out, arguments.overrides)
-    table = [line("her recordings", judged(out / "left-out", arguments), count)]
+    scores = {"recordings": score_folder(out / "held-out", arguments)}
     codec = SmallEProcessor.from_pretrained(base).codec
-    table += [line("her recordings through the codec", copies(codec, out / "copies", arguments), count)]
+    scores["recordings through the codec"] = score_copies(codec, out / "copies", arguments)
     if arguments.codec_minutes:
-        codec, name = load_codec(str(out / "codec")), "her recordings through the tuned codec"
-        table += [line(name, copies(codec, out / "copies-tuned", arguments), count)]
-    table += [line("base, its own voice", spoken(base, None, arguments), count)]
-    prompt = prompt_of(base, out)
-    table += [line("base, a recording of hers as prompt", spoken(base, prompt, arguments), count)]
+        codec = load_codec(str(out / "codec"))
+        scores["recordings through the tuned codec"] = score_copies(codec, out / "copies-tuned", arguments)
+    scores["base, default voice"] = score_speech(base, None, arguments)
+    scores["base, a recording as prompt"] = score_speech(base, make_prompt(base, out), arguments)
     for method in arguments.methods:
-        table += [line(METHODS[method], spoken(out / f"{method}-whole", None, arguments), count)]
-    shown = markdown(COLUMNS, table)
+        scores[METHODS[method]] = score_speech(out / f"{method}-checkpoint", None, arguments)
+    shown = markdown(COLUMNS, [table_row(name, rows, count) for name, rows in scores.items()])
     write_text(out / "table.md", shown + "\n")
     print(shown)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

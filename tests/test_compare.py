@@ -1,5 +1,6 @@
 """The comparison of variants: from codes to tables, and the tables themselves."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -9,10 +10,12 @@ import pyarrow.parquet
 import pytest
 import torch
 import yaml
+from smalle.train.data.dataset import Sample
+from smalle.train.model.recipe import read_recipe
 
 from benchmarks import compare, measuring
 
-JUDGE = """
+SCORER = """
 import argparse, json, pathlib
 p = argparse.ArgumentParser(); p.add_argument("manifest"); p.add_argument("--out"); p.add_argument("--threads")
 a = p.parse_args()
@@ -67,7 +70,7 @@ def plan(tmp_path_factory, tiny_tokenizer, tiny_codec):
         "speakers": ["ann"],
         "codec": str(work / "codec"),
         "sentences": {"count": 4, "seconds": [0.1, 5]},
-        "ways": [{"max_new_tokens": 8}],
+        "generate": [{"max_new_tokens": 8}],
     }
     plan["variants"]["plain cross-attention"]["model"]["intermediate_size"] = 48
     plan["variants"]["decoder-only"]["model"] |= {"decoder_layers": 1, "intermediate_size": 48, "alignment_layer": 0}
@@ -88,7 +91,7 @@ def plan(tmp_path_factory, tiny_tokenizer, tiny_codec):
     recipe["objective"]["codebook_weights"] = [1.0, 1.0, 1.0]
     recipe["training"] |= {"max_steps": 1, "bf16": False, "warmup_steps": 0}
     (work / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
-    (work / "judge.py").write_text(JUDGE)
+    (work / "scorer.py").write_text(SCORER)
     return work
 
 
@@ -104,57 +107,58 @@ def recorded(work):
     return [json.loads(line) for line in (work / "results.jsonl").read_text().splitlines()]
 
 
-def test_every_variant_is_trained_and_heard_with_every_seed_once(plan, capsys, monkeypatch):
+def test_every_variant_is_trained_and_spoken_with_every_seed_once(plan, capsys, monkeypatch):
     call(plan)
     trained = recorded(plan)
     assert [(row["variant"], row["seed"]) for row in trained] == [
         (name, seed) for seed in (0, 1) for name in ("PACA", "plain cross-attention", "decoder-only")
     ]
     assert all(row["steps"] == 1 and len(row["losses"]) == 3 for row in trained)
-    assert all(row["map_loss"] > 0 for row in trained)
+    assert all(row["alignment_loss"] > 0 for row in trained)
     assert trained[0]["losses"] != trained[3]["losses"]  # another seed
     assert "skips" not in capsys.readouterr().out
     (plan / "out" / "PACA-0" / "measured.json").unlink()  # killed after training
-    monkeypatch.setattr(compare, "last_checkpoint", None)  # nothing is trained again
+    monkeypatch.setattr(compare, "train", None)  # nothing is trained again
     call(plan)
     assert recorded(plan).pop()["losses"] == pytest.approx(trained[0]["losses"], abs=1e-3)
     monkeypatch.setattr(compare, "build_trainer", None)  # nor measured
-    call(plan, "--judge", str(plan / "judge.py"))
-    heard = recorded(plan)[7:]
-    assert [row["skips"] for row in heard] == [25.0] * 6  # one of four
-    assert all(row["way"] == {"max_new_tokens": 8} for row in heard)
+    call(plan, "--scorer", str(plan / "scorer.py"))
+    spoken = recorded(plan)[7:]
+    assert [row["skips"] for row in spoken] == [25.0] * 6  # one of four
+    assert all(row["generate"] == {"max_new_tokens": 8} for row in spoken)
     monkeypatch.setattr(compare, "evaluate", None)  # nor spoken
     capsys.readouterr()
-    call(plan, "--judge", str(plan / "judge.py"))
+    call(plan, "--scorer", str(plan / "scorer.py"))
     assert len(recorded(plan)) == 13
     assert "| decoder-only | 25.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 | 90.0 ± 0.0 | 60.0 ± 0.0 |" in capsys.readouterr().out
 
 
 def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
     for _ in range(2):
-        compare.claim(tmp_path / "run", {"training": {"learning_rate": 1e-3}})
+        compare.open_folder(tmp_path / "run", {"training": {"learning_rate": 1e-3}})
     with pytest.raises(ValueError, match="holds a run of another recipe"):
-        compare.claim(tmp_path / "run", {"training": {"learning_rate": 1.0}})
+        compare.open_folder(tmp_path / "run", {"training": {"learning_rate": 1.0}})
 
 
 def test_only_the_named_speakers_are_compared_on(plan):
-    plan = yaml.safe_load((plan / "plan.yaml").read_text())
+    plan = read_recipe(compare.Plan, plan / "plan.yaml")
     read = compare.read_table(compare.select(plan, "train"))
     assert len(read) == 12 and set(read["speaker"].to_pylist()) == {"ann"}
     with pytest.raises(ValueError, match="speakers=.*nobody"):
-        compare.select({**plan, "speakers": ["nobody"]}, "train")
+        compare.select(dataclasses.replace(plan, speakers=["nobody"]), "train")
 
 
 def test_too_few_texts_are_refused(plan):
-    assert compare.left_out_texts(plan / "eval.parquet", 2, [0.1, 5]) == TEXTS[:2]
+    assert compare.held_out_texts(plan / "eval.parquet", 2, [0.1, 5]) == TEXTS[:2]
     with pytest.raises(ValueError, match="sentences.count=7"):
-        compare.left_out_texts(plan / "eval.parquet", 7, [0.1, 5])
+        compare.held_out_texts(plan / "eval.parquet", 7, [0.1, 5])
 
 
 def test_another_text_is_that_of_the_next_sample():
-    given = compare.with_another_text(list)([("one", 1, None), ("and two", 2, None), ("three", 3, None)])
-    assert [(text, codes) for text, codes, _ in given] == [("and two", 1), ("three", 2), ("one", 3)]
-    assert [len(words) for *_, words in given] == [2, 1, 1]
+    samples = [Sample(text, codes, None) for text, codes in (("one", 1), ("and two", 2), ("three", 3))]
+    given = compare.with_next_text(list)(samples)
+    assert [(sample.text, sample.codes) for sample in given] == [("and two", 1), ("three", 2), ("one", 3)]
+    assert [len(sample.words) for sample in given] == [2, 1, 1]
 
 
 def test_tables_give_mean_and_spread_over_the_seeds():

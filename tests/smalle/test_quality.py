@@ -1,4 +1,4 @@
-"""The program that measures how well a checkpoint speaks, with a tiny one and a judge that hears every word."""
+"""The benchmark of quality, with a tiny checkpoint and a scorer that recognizes every word."""
 
 import json
 import types
@@ -6,13 +6,13 @@ import types
 import pytest
 import torch
 from smalle.corpus.speakers import HELD_OUT_VOICES
+from smalle.train.evaluation import synthesis
 
 from benchmarks import measuring, quality
 from smalle import SmallEForTextToSpeech
 from smalle.configuration_smalle import AUDIO_EOS
-from train.evaluation import evaluate, speaking
 
-JUDGE = """
+SCORER = """
 import argparse, json, pathlib
 p = argparse.ArgumentParser(); p.add_argument("manifest"); p.add_argument("--out"); p.add_argument("--threads")
 a = p.parse_args()
@@ -26,7 +26,7 @@ pathlib.Path(a.out).write_text(json.dumps({"summary": summary, "rows": rows}))
 
 @pytest.fixture
 def place(tiny_checkpoint, record, tmp_path, monkeypatch):
-    """Lists, recordings of two strangers, a judge, and a results.jsonl of their own; gives the arguments."""
+    """Lists, recordings of two held-out speakers, a scorer, and a results.jsonl of their own; gives the arguments."""
     monkeypatch.setattr(measuring, "RESULTS", tmp_path / "results.jsonl")
     monkeypatch.setattr(quality, "TEXTS", tmp_path)
     lists = {
@@ -38,7 +38,7 @@ def place(tiny_checkpoint, record, tmp_path, monkeypatch):
     for name, texts in lists.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(texts) + "\n")
     corpus(tmp_path / "corpus", record, {"af_sky": [4, 0.5], "bm_lewis": [0.5, 3, 0.6], "somebody": [4, 4]})
-    (tmp_path / "judge.py").write_text(JUDGE)
+    (tmp_path / "scorer.py").write_text(SCORER)
     return [
         str(tiny_checkpoint),
         str(tmp_path / "out"),
@@ -46,8 +46,8 @@ def place(tiny_checkpoint, record, tmp_path, monkeypatch):
         str(tmp_path),
         "--corpus",
         str(tmp_path / "corpus"),
-        "--judge",
-        str(tmp_path / "judge.py"),
+        "--scorer",
+        str(tmp_path / "scorer.py"),
         "--sentences",
         "3",
         "--generate",
@@ -82,25 +82,25 @@ def test_all_parts_stand_in_one_table_and_are_not_done_again(place, tmp_path, ca
         "hard": 3,
         "preset anna (default)": 3,
         "preset ben": 3,
-        "cloning, 2 of 8 strangers": 6,
+        "cloning, 2 of 8 held-out speakers": 6,
         "words": 2,
         "paragraph": 1,
     }
     assert {part: row["run on"] for part, row in rows.items() if row["run on"] != "0"} == {"hard": "1"}
-    assert rows["cloning, 2 of 8 strangers"]["ECAPA"] == "0.5" and rows["hard"]["ECAPA"] == "–"
+    assert rows["cloning, 2 of 8 held-out speakers"]["ECAPA"] == "0.5" and rows["hard"]["ECAPA"] == "–"
     assert all(0 <= int(row["cut"]) <= counts[part] and row["WER %"] == "12.5" for part, row in rows.items())
     recorded = [json.loads(line) for line in measuring.RESULTS.read_text().splitlines()]
     assert [row["part"] for row in recorded] == [part for part in rows if "default" not in part]  # it is `sentences`
-    assert all(row["generate"] == {"max_new_tokens": 4} and row["judge"] == "judge.py" for row in recorded)
+    assert all(row["generate"] == {"max_new_tokens": 4} and row["scorer"] == "scorer.py" for row in recorded)
 
-    (tmp_path / "judge.py").write_text("raise SystemExit(1)")
-    monkeypatch.setattr(evaluate, "load", None)
+    (tmp_path / "scorer.py").write_text("raise SystemExit(1)")
+    monkeypatch.setattr(synthesis, "load", None)
     quality.main(place)
     assert capsys.readouterr().out == text == (tmp_path / "out" / "table.md").read_text()
     assert len(measuring.RESULTS.read_text().splitlines()) == len(recorded)
 
 
-def test_a_model_that_hears_who_speaks_also_clones_without_transcripts(place, tmp_path, tiny_config):
+def test_a_model_with_speaker_encoder_also_clones_without_transcripts(place, tmp_path, tiny_config):
     tiny_config.__class__(**{**tiny_config.to_dict(), "speaker_layers": 1}).save_pretrained(tmp_path / "model")
     arguments = quality.parse([str(tmp_path / "model"), *place[1:]])
     (told, prompts), (untold, heard) = quality.cloning_lists(arguments)
@@ -109,10 +109,10 @@ def test_a_model_that_hears_who_speaks_also_clones_without_transcripts(place, tm
     assert heard == [{key: row[key] for key in ("audio", "text", "reference")} for row in prompts] and len(heard) == 6
 
 
-def test_each_stranger_has_a_prompt_of_seconds_another_recording_and_sentences_of_its_own(record, tmp_path):
+def test_each_speaker_has_a_prompt_another_recording_and_sentences_of_its_own(record, tmp_path):
     corpus(tmp_path / "a", record, {"af_sky": [1, 5.9, 4, 11], "am_puck": [1, 2], "somebody": [6, 1]})
     corpus(tmp_path / "b", record, {"bm_lewis": [5.5], "bf_lily": [1, 5.5]})
-    found = quality.find_strangers([tmp_path / "a", tmp_path / "b"])
+    found = quality.find_speakers([tmp_path / "a", tmp_path / "b"])
     chosen = {name: (prompt["file_name"], reference) for name, (prompt, reference) in found.items()}
     assert chosen == {
         "af_sky": ("af_sky-1.wav", str(tmp_path / "a" / "af_sky-3.wav")),
@@ -122,16 +122,16 @@ def test_each_stranger_has_a_prompt_of_seconds_another_recording_and_sentences_o
     assert len({row["text"] for row in rows}) == len(rows) == 10
     assert all(row["audio"] != row["reference"] and row["audio_text"] == "Text 1." for row in rows)
     everybody = quality.cloning_rows(dict.fromkeys(HELD_OUT_VOICES, found["af_sky"]), [str(n) for n in range(100)], 5)
-    assert rows[0] in everybody  # a stranger's sentences are the same whoever else is there
-    with pytest.raises(ValueError, match="no recording of 3 to 10 s.*af_sky.*strangers.jsonl"):
-        quality.find_strangers([])
+    assert rows[0] in everybody  # a speaker's sentences are the same whoever else is found
+    with pytest.raises(ValueError, match="no recording of 3 to 10 s.*af_sky.*held_out_speakers.jsonl"):
+        quality.find_speakers([])
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (["--asr", "ears"], "--judge or --asr"),
-        (["--judge", "nothing.py"], "nothing.py does not exist"),
+        (["--asr", "ears"], "--scorer or --asr"),
+        (["--scorer", "nothing.py"], "nothing.py does not exist"),
         (["--sentences", "0"], "expected 1 or more"),
         (["--only", "poems"], "invalid choice"),
     ],
@@ -155,15 +155,15 @@ def test_a_row_is_cut_where_it_had_not_ended(tiny_checkpoint, processor):
         return scores
 
     output = model.generate(**inputs, max_new_tokens=8, logits_processor=[end], return_dict_in_generate=True)
-    assert speaking.were_cut(output) == [False, False, True]
+    assert synthesis.were_cut(output) == [False, False, True]
     assert output.lengths.tolist() == [3, 8, 8]
 
 
 def test_a_stream_is_cut_where_one_of_its_pieces_was(tiny_checkpoint, processor):
     model = SmallEForTextToSpeech.from_pretrained(tiny_checkpoint).eval()
     utterance = types.SimpleNamespace(text="It is a door. Nobody asked. " * 5, audio=None)
-    watched = speaking.Watched(model)
+    watched = synthesis.CutRecorder(model)
     list(processor.stream(watched, utterance.text, seed=0, max_characters=30, max_new_tokens=6))
     assert len(watched.cut) >= 5 and any(watched.cut) and not all(watched.cut)
-    assert speaking.stream(processor, model, utterance, "ben", 0, max_characters=30, max_new_tokens=6).cut
-    assert not speaking.stream(processor, model, utterance, "ben", 0, max_characters=30, max_new_tokens=300).cut
+    assert synthesis.stream(processor, model, utterance, "ben", 0, max_characters=30, max_new_tokens=6).cut
+    assert not synthesis.stream(processor, model, utterance, "ben", 0, max_characters=30, max_new_tokens=300).cut

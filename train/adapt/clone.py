@@ -18,7 +18,8 @@ from pathlib import Path
 from smalle import SmallEProcessor
 from smalle.hub_smalle import atomic_folder
 
-from ..codec.main import main as train_codec
+from ..codec.recipe import CodecRecipe
+from ..codec.train import train as train_codec
 from ..model.recipe import read_recipe
 from .finetune import FinetuneRecipe, finetune, write_checkpoint
 
@@ -29,7 +30,7 @@ BEST_OF = 4  # candidates of generate(), of which the most monotonic is taken: o
 def tune_codec(base: str, folder: Path, minutes: float) -> Path:
     """Tunes the decoder and the refiner of a checkpoint's codec to the recordings in FOLDER/recordings.
 
-    Returns the folder of the tuned codec, FOLDER/codec. Raises ValueError where the training fails.
+    An interrupted call continues. Returns the folder of the tuned codec, FOLDER/codec.
     """
     codec = SmallEProcessor.from_pretrained(base).codec
     if not (folder / "codec").is_dir():
@@ -37,14 +38,11 @@ def tune_codec(base: str, folder: Path, minutes: float) -> Path:
     stages = ["reconstruction"] if codec.refiner is None else ["reconstruction", "refiner"]
     folders = [folder / "codec-base", *[folder / "codec-decoder"] * (len(stages) - 1), folder / "codec"]
     for stage, start, output in zip(stages, folders, folders[1:]):
-        settings = [
-            f"data.corpus=[{folder}/recordings]",
-            f"{stage}.start={start}",
-            f"{stage}.output={output}",
-            f"{stage}.minutes={minutes / len(stages)}",
-        ]
-        if train_codec([str(RECIPES / "finetune-codec.yaml"), "--stage", stage, *settings]):
-            raise ValueError(f"stage {stage} of the codec's training failed; see above.")
+        recipe = read_recipe(CodecRecipe, RECIPES / "finetune-codec.yaml")
+        recipe.data.corpus = [str(folder / "recordings")]
+        options = getattr(recipe, stage)
+        options.start, options.output, options.minutes = str(start), str(output), minutes / len(stages)
+        train_codec(recipe, stage)
     return folder / "codec"
 
 

@@ -320,15 +320,15 @@ def test_one_command_tunes_and_compares(base, record, tmp_path):
     subprocess.run(list(map(str, command)), check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     table = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert [row.split("|")[1].strip() for row in table[2:]] == [
-        "her recordings",
-        "her recordings through the codec",
-        "her recordings through the tuned codec",
-        "base, its own voice",
-        "base, a recording of hers as prompt",
+        "recordings",
+        "recordings through the codec",
+        "recordings through the tuned codec",
+        "base, default voice",
+        "base, a recording as prompt",
         "LoRA",
     ]
     assert all(row.endswith("| 0.50 | 25.0 % | 25.0 % | 25.0 % | 3.00 |") for row in table[5:])
-    assert all(row.endswith("| 0.50 | 25.0 % |  | 25.0 % | 3.00 |") for row in table[2:5])  # her sentences alone
+    assert all(row.endswith("| 0.50 | 25.0 % |  | 25.0 % | 3.00 |") for row in table[2:5])  # the held-out sentences alone
 
 
 def test_word_times_are_estimated_where_the_recordings_have_none(base, tiny_tokenizer, tmp_path):
