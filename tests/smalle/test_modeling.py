@@ -1,4 +1,4 @@
-"""The model: padded = unpadded, cached = full, save -> load = same, PACA's maps, the loss."""
+"""The model: alignments, loss, initial values, precision, saving, devices, refusals. See also test_baselines."""
 
 import pytest
 import torch
@@ -15,60 +15,7 @@ def batch(config, batch_size=2, text=9, frames=70, seed=0):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_equals_unpadded(tiny_model, tiny_config, side):
-    ids, codes = batch(tiny_config, 1)
-    alone = tiny_model(input_ids=ids, decoder_input_ids=codes, use_cache=True)
-
-    def pad(x, amount):
-        widths = (amount, 0) if side == "left" else (0, amount)
-        return torch.nn.functional.pad(x, (0, 0) * (x.ndim - 2) + widths)
-
-    text_mask, audio_mask = pad(torch.ones(1, 9), 4), pad(torch.ones(1, 70), 11)
-    padded = tiny_model(
-        input_ids=pad(ids, 4),
-        attention_mask=text_mask,
-        decoder_input_ids=pad(codes, 11),
-        decoder_attention_mask=audio_mask,
-        use_cache=True,
-    )
-    assert torch.allclose(padded.logits[audio_mask.bool()], alone.logits[0], atol=1e-4)
-    for got, wanted in zip(padded.cache.recurrent, alone.cache.recurrent):
-        assert torch.allclose(got, wanted, atol=1e-4)
-
-
-@torch.no_grad()
-def test_steps_with_state_equal_the_whole_sequence(tiny_model, tiny_config):
-    ids, codes = batch(tiny_config)
-    whole = tiny_model(input_ids=ids, decoder_input_ids=codes, use_cache=True)
-    out = tiny_model(input_ids=ids, decoder_input_ids=codes[:, :66], use_cache=True)
-    logits = [out.logits]
-    for t in range(66, 70):
-        out = tiny_model(decoder_input_ids=codes[:, t : t + 1], cache=out.cache, use_cache=True)
-        logits.append(out.logits)
-    assert torch.allclose(torch.cat(logits, 1), whole.logits, atol=1e-4)
-    for got, wanted in zip(out.cache.recurrent, whole.cache.recurrent):
-        assert torch.allclose(got, wanted, atol=1e-4)
-
-
-@torch.no_grad()
-def test_the_audio_path_is_causal_and_the_text_path_is_not(tiny_model, tiny_config):
-    ids, codes = batch(tiny_config)
-    before = tiny_model(input_ids=ids, decoder_input_ids=codes).logits
-    later = codes.clone()
-    later[:, 40:] = (later[:, 40:] + 1) % tiny_config.audio_vocab_size
-    after = tiny_model(input_ids=ids, decoder_input_ids=later).logits
-    assert torch.allclose(before[:, :40], after[:, :40], atol=1e-5)
-    assert not torch.allclose(before[:, 40:], after[:, 40:], atol=1e-3)
-    other = ids.clone()
-    other[:, -1] = 3
-    assert not torch.allclose(
-        before[:, 0], tiny_model(input_ids=other, decoder_input_ids=codes).logits[:, 0], atol=1e-4
-    )
-
-
-@torch.no_grad()
-def test_attention_maps_are_distributions_over_the_unmasked_text(tiny_model, tiny_config):
+def test_alignments_are_distributions_over_the_unmasked_text(tiny_model, tiny_config):
     ids, codes = batch(tiny_config)
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
@@ -77,16 +24,6 @@ def test_attention_maps_are_distributions_over_the_unmasked_text(tiny_model, tin
         assert attention.shape == (2, 70, 9)
         assert torch.allclose(attention.sum(-1), torch.ones(2, 70), atol=1e-5)
         assert attention[0, :, :4].max() < 1e-6
-
-
-def test_save_and_load_give_the_same_model(tiny_model, tiny_config, tmp_path):
-    tiny_model.save_pretrained(tmp_path)
-    again = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
-    ids, codes = batch(tiny_config)
-    with torch.no_grad():
-        got = again(input_ids=ids, decoder_input_ids=codes).logits
-        assert torch.equal(got, tiny_model(input_ids=ids, decoder_input_ids=codes).logits)
-    assert again.config.num_codebooks == tiny_config.num_codebooks
 
 
 def test_loss_is_the_mean_cross_entropy_of_unmasked_labels(tiny_model, tiny_config):
@@ -133,7 +70,7 @@ def test_residual_branches_start_small(kind):
 
 @kinds
 @torch.no_grad()
-def test_hidden_states_run_from_the_embeddings_to_what_the_head_reads(make_tiny, kind):
+def test_hidden_states_are_those_from_the_embeddings_to_the_head(make_tiny, kind):
     model = make_tiny(**kind)
     ids, codes = batch(model.config)
     out = model(input_ids=ids, decoder_input_ids=codes, output_hidden_states=True)
@@ -145,7 +82,7 @@ def test_hidden_states_run_from_the_embeddings_to_what_the_head_reads(make_tiny,
 
 
 @torch.no_grad()
-def test_what_a_call_does_not_say_the_configuration_says(make_tiny):
+def test_the_configuration_has_the_defaults_of_a_call(make_tiny):
     model = make_tiny()
     ids, codes = batch(model.config)
     inputs = {"input_ids": ids, "decoder_input_ids": codes}
@@ -208,7 +145,7 @@ def test_gradients_are_finite_under_autocast(make_tiny, kind, dtype):
 
 
 @kinds
-def test_tied_head_is_the_audio_embedding_and_stays_so(make_tiny, kind, tmp_path):
+def test_tied_head_is_the_audio_embedding_after_loading_too(make_tiny, kind, tmp_path):
     model = make_tiny(**kind, tie_word_embeddings=True)
     ids, codes = batch(model.config)
     model.save_pretrained(tmp_path)
@@ -239,7 +176,7 @@ def test_text_vocabulary_can_grow(make_tiny, kind, tmp_path):
 @kinds
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_saved_in_half_precision_it_loads_so_or_as_asked(make_tiny, kind, dtype, tmp_path):
+def test_half_precision_checkpoints_load_as_saved_or_as_asked(make_tiny, kind, dtype, tmp_path):
     model = make_tiny(**kind).to(dtype)
     ids, codes = batch(model.config)
     wanted = model(input_ids=ids, decoder_input_ids=codes).logits
@@ -264,7 +201,7 @@ def every_second_on_disk(model):
 
 @kinds
 @torch.no_grad()
-def test_spread_over_devices_it_says_the_same(make_tiny, kind, tmp_path):
+def test_offloaded_to_devices_the_output_is_the_same(make_tiny, kind, tmp_path):
     model = make_tiny(**kind)
     ids, codes = batch(model.config)
     model.save_pretrained(tmp_path)
@@ -286,7 +223,7 @@ def test_no_buffer_is_lost_in_a_checkpoint(tiny_config, tiny_codec, mixer):
 
 
 @kinds
-def test_no_layer_with_a_residual_branch_is_split_between_devices(make_tiny, kind):
+def test_layers_with_residual_branches_stay_on_one_device(make_tiny, kind):
     model = make_tiny(**kind)
     whole = {name for name, module in model.named_modules() if type(module).__name__ in model._no_split_modules}
     inside = tuple(f"{name}." for name in whole)
@@ -371,17 +308,17 @@ def test_wrong_inputs_are_refused(tiny_model, tiny_config):
 
 @pytest.mark.parametrize("kind", ["paca", "plain"])
 @torch.no_grad()
-def test_given_maps_are_read_by_and_zeros_are_left_to_the_model(make_tiny, kind):
+def test_forced_alignments_are_used_and_zeros_keep_the_models_own(make_tiny, kind):
     model = make_tiny(cross_attention=kind)
     text, codes = batch(model.config, text=6, frames=5)
     own = model(text, decoder_input_ids=codes, output_attentions=True)
     torch.testing.assert_close(
         model(text, decoder_input_ids=codes, forced_alignments=torch.zeros(2, 5, 6)).logits, own.logits
     )
-    maps = torch.zeros(2, 5, 6)
-    maps[0, 2:, 3] = 1
-    given = model(text, decoder_input_ids=codes, forced_alignments=maps, output_attentions=True)
+    forced = torch.zeros(2, 5, 6)
+    forced[0, 2:, 3] = 1
+    given = model(text, decoder_input_ids=codes, forced_alignments=forced, output_attentions=True)
     torch.testing.assert_close(given.logits[1], own.logits[1])
     torch.testing.assert_close(given.logits[0, :2], own.logits[0, :2])
     assert (given.logits[0, 2:] - own.logits[0, 2:]).abs().max() > 1e-4
-    torch.testing.assert_close(given.attentions, own.attentions)  # what the model itself would read
+    torch.testing.assert_close(given.attentions, own.attentions)  # the model's own
