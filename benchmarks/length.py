@@ -22,7 +22,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from benchmarks.measuring import in_own_process, listen, machine, memory, now, record, table  # noqa: E402
 from benchmarks.plot import Panel, svg  # noqa: E402
-from benchmarks.speakers import OURS, Speaker, prepared_ours  # noqa: E402
+from benchmarks.speakers import OURS, Speaker, prepared  # noqa: E402
 
 LENGTHS = [1, 3, 10, 30, 60, 120, 300, 600]
 TITLES = {
@@ -54,7 +54,7 @@ def follow(speaker, lengths):
 def measure(arguments, name, work):
     """The rows of a model."""
     options = "--models", name, "--seconds", *arguments.seconds, "--threads", arguments.threads
-    figures = in_own_process(__file__, "--folder", prepared_ours(name, work), *options)
+    figures = in_own_process(__file__, "--folder", prepared(OURS[name][0], work / "paper"), *options)
     return [record("length", arguments.note, model=name, threads=arguments.threads, **figure) for figure in figures]
 
 

@@ -12,6 +12,8 @@ import time
 
 import torch
 
+from smalle.runtime_smalle import choose_kernels, load_library
+
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.jsonl"
 COLUMNS = {
@@ -59,11 +61,13 @@ def memory(kind="VmHWM"):
 
 
 def machine():
-    """The processor's name and how many of its cores there are."""
+    """The processor's name, its cores, and the instructions that the native runtime uses on it."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    library, _ = load_library()
+    used = choose_kernels(library, os.environ.get("SMALLE_KERNELS", "")) if library else "no native runtime"
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores, {used}"
 
 
 def commit():

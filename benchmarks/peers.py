@@ -2,15 +2,15 @@
 
 usage: python benchmarks/peers.py [--models NAME ...] [--seconds 10] [--rows 1 8] [--threads 1] [--note TEXT]
 
-Small-E is the embedded default and the paper's shape (64M, with EnCodec and Vocos), in PyTorch and in 8 bits, by C
-(native) or by ONNX Runtime (int8); the others are the package pocket-tts and what transformers has
-(benchmarks/peer_models.py), in published sizes. All but the embedded default have random weights, and all are made to
-speak for as long as they are told, in pieces of up to ten seconds. Each does so in a process of its own, after a second
-of speech that warms it up; peak memory is counted with loading.
+Small-E is the embedded default and the paper's shape (64M, with EnCodec and Vocos), by the native runtime (C, 8 bits)
+and by PyTorch; the others are the package pocket-tts and what transformers has (benchmarks/peer_models.py), in
+published sizes. All but the embedded default have random weights, and all are made to speak for as long as they are
+told, in pieces of up to ten seconds. Each does so in a process of its own, after a second of speech that warms it up;
+peak memory is counted with loading.
 
 rows: texts at once; their seconds count together. First audio is when a model's interface hands out samples, which for
 many is when all of them are done. Times are by the clock; beside them those of the processor, of all threads together.
-threads: of PyTorch. Besides, pocket-tts runs its decoder in a thread, and ONNX Runtime has its own.
+threads: of PyTorch. Besides, pocket-tts runs its decoder in a thread.
 
 Prints a table in Markdown and appends a row for each measurement to benchmarks/results.jsonl. Left out are CSM, Dia,
 Higgs and VibeVoice: with a billion parameters and more, none speaks on a CPU as fast as one listens.
@@ -29,7 +29,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from benchmarks.measuring import COLUMNS, in_own_process, listen, machine, memory, record, table  # noqa: E402
 from benchmarks.peer_models import PEERS  # noqa: E402
-from benchmarks.speakers import OURS, PIECE, Speaker, prepared_ours  # noqa: E402
+from benchmarks.speakers import OURS, PIECE, Speaker, prepared  # noqa: E402
 
 TITLES = {"model": "model", "millions": "parameters (M)", "rows": "texts at once", **COLUMNS}
 
@@ -61,7 +61,7 @@ def measure(arguments, name, rows, work):
     """One row; None where it failed, which is said."""
     options = ["--models", name, "--seconds", arguments.seconds, "--rows", rows, "--threads", arguments.threads]
     if name in OURS:
-        options += ["--folder", prepared_ours(name, work)]
+        options += ["--folder", prepared(OURS[name][0], work / "paper")]
     try:
         (figures,) = in_own_process(__file__, *options)
     except RuntimeError as error:

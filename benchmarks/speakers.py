@@ -1,6 +1,6 @@
 """Small-E as the benchmarks load it: a checkpoint, or random weights in the paper's shape, with a runtime."""
 
-import shutil
+import pathlib
 
 import torch
 
@@ -9,16 +9,13 @@ from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 
 EMBEDDED = ROOT / "checkpoints" / "smalle-mini"
 PAPER = "random weights, the paper's shape"
-RUNTIMES = "torch", "float", "int8", "native"
+RUNTIMES = "torch", "native"
 SENTENCE = "The quick brown fox jumps over the lazy dog, and nobody knows why it should, or whether it will again. "
-EXPORTED = "*.onnx", "step.native.*"
 PIECE = 10.0  # seconds
 OURS = {  # name -> checkpoint (None: random weights), runtime
     "smalle-mini, native": (EMBEDDED, "native"),
-    "smalle-mini, int8": (EMBEDDED, "int8"),
     "smalle-mini, PyTorch": (EMBEDDED, "torch"),
     "Small-E 64M, native": (None, "native"),
-    "Small-E 64M, int8": (None, "int8"),
     "Small-E 64M, PyTorch": (None, "torch"),
 }
 
@@ -38,26 +35,13 @@ def random_checkpoint(folder):
     model.save_pretrained(folder)
 
 
-def prepared(source, work, runtime):
-    """A copy of a checkpoint (None: random weights) with the exported step that a runtime needs; returns its folder."""
+def prepared(source, work):
+    """The folder of a checkpoint; with None that of one with random weights, which is made in the folder `work`."""
+    if source is not None:
+        return pathlib.Path(source)
     if not work.exists():
-        if source is None:
-            random_checkpoint(work)
-        else:
-            shutil.copytree(source, work, ignore=shutil.ignore_patterns(*EXPORTED))
-    for exported in (path for pattern in EXPORTED for path in work.glob(pattern)):
-        exported.unlink()
-    if runtime != "torch":
-        from smalle.export import export
-
-        export(work, runtime)
+        random_checkpoint(work)
     return work
-
-
-def prepared_ours(name, work):
-    """As `prepared`, for one of OURS; checkpoints are kept in the folder `work`."""
-    source, runtime = OURS[name]
-    return prepared(source, work / ("paper" if source is None else source.name), runtime)
 
 
 class Speaker:
@@ -66,7 +50,7 @@ class Speaker:
     def __init__(self, folder, runtime):
         self.processor = SmallEProcessor.from_pretrained(folder)
         self.model = SmallEForTextToSpeech.from_pretrained(folder).eval()
-        self.model.step_runtime = runtime if runtime in ("torch", "native") else "onnx"
+        self.model.step_runtime = runtime
         self.sampling_rate, self.parameters = self.processor.sampling_rate, self.model.num_parameters()
 
     def speak(self, seconds, rows=1):

@@ -6,7 +6,8 @@ MODEL is a checkpoint's folder; without one, a model of the paper's shape (64M, 
 published sizes, all with random weights. Speech is streamed for batch 1, in pieces of up to ten seconds that do not end
 earlier, after a short one that warms up. Each runtime speaks in a process of its own, whose peak memory is counted with
 loading. Times are by the clock; beside them those of the processor (one thread: what the clock would say on a machine
-without other work). Prints a table in Markdown and appends a row for each measurement to benchmarks/results.jsonl.
+without other work). $SMALLE_KERNELS (plain, avx2, avx_vnni, avx512_vnni, neon_dot) chooses the native runtime's
+instructions. Prints a table in Markdown and appends a row for each measurement to benchmarks/results.jsonl.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def main():
     parser.add_argument("model", nargs="?")
     parser.add_argument("--runtimes", nargs="+", default=["torch", "native"], choices=RUNTIMES)
     parser.add_argument("--seconds", type=float, default=10.0, help="of speech")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; a step in 8 bits has one")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; the native runtime has one")
     parser.add_argument("--note", help="what else is to be known, kept in the row")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -54,7 +55,7 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory() as work:
         for runtime in arguments.runtimes:
-            folder = prepared(arguments.model, pathlib.Path(work) / "checkpoint", runtime)
+            folder = prepared(arguments.model, pathlib.Path(work) / "checkpoint")
             rows.append(measure(arguments, folder, runtime))
     print(f"{rows[0]['model']}, {rows[0]['machine']}, torch threads: {arguments.threads}\n")
     print(table({"runtime": "runtime", **COLUMNS}, rows))

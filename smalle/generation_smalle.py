@@ -379,7 +379,7 @@ class DecodingLoop:
         generator: torch.Generator | None,
         output_alignments: bool,
     ):
-        self.steps = start_steps(model, state.model, output_alignments, again=True)
+        self.steps = start_steps(model, state.model, output_alignments, unchanged=True)
         self.start, self.config, self.generator, self.output_alignments = state, config, generator, output_alignments
         self.processors, self.criteria = processors, criteria
         self.num_codebooks, self.batch = model.config.num_codebooks, len(state.remaining)
@@ -503,11 +503,12 @@ class SmallEGenerationMixin(GenerationMixin):
 
     Overrides the hooks of `transformers.GenerationMixin` that fit; what differs is marked "Small-E specific".
 
-    step_runtime: "auto" runs the decode steps that were exported with the checkpoint, if there are any; "torch" runs
-    the model; "native" and "onnx" raise where there is no such export.
+    step_runtime: "auto" runs the native runtime (C, 8 bits) on a CPU where it can, "torch" PyTorch, "native" the native
+    runtime or raises. native_weights: what the native runtime packed of the model's weights, see `runtime_smalle`.
     """
 
     step_runtime = "auto"
+    native_weights = None
 
     @torch.no_grad()
     def generate(
@@ -749,9 +750,9 @@ class SmallEGenerationMixin(GenerationMixin):
         start = torch.tensor([longest - len(x) for x in grids], device=grid.device)
         mask = torch.arange(newest, device=grid.device) >= start[:, None]
         state = encode_text(self, rows.input_ids, rows.attention_mask, rows.initial_state)
-        state = self.model.hear(state, rows.speaker_embeddings)
+        state = self.model.add_speaker(state, rows.speaker_embeddings)
         if newest:
-            steps = start_steps(self, state, False, again=True)
+            steps = start_steps(self, state, False, unchanged=True)
             steps.read(grid[:, :newest], mask)
             state = steps.state
         batch = len(grid) // (1 + guided)

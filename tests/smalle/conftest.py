@@ -1,13 +1,11 @@
 """A model of a few thousand parameters, and a checkpoint of it in the form of a Hub repository."""
 
-import shutil
 
 import pytest
 import torch
 from smalle.train.assemble import assemble
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
-from smalle.export import export
 
 TINY = dict(
     vocab_size=64,
@@ -76,17 +74,3 @@ def tiny_checkpoint(tiny_model, tiny_codec, tiny_tokenizer, record, tmp_path_fac
 @pytest.fixture
 def processor(tiny_checkpoint):
     return SmallEProcessor.from_pretrained(tiny_checkpoint)
-
-
-@pytest.fixture(scope="session")
-def exporting():
-    """Exports a checkpoint for a runtime, or skips the test where that has no compiler or packages."""
-
-    def run(folder, runtime):
-        if runtime == "native" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
-            pytest.skip("no C compiler is installed")
-        for package in () if runtime == "native" else ("onnx", "onnxruntime"):
-            pytest.importorskip(package, reason=f"{package} is not installed: pip install -e '.[onnx]'")
-        return export(folder, runtime)
-
-    return run

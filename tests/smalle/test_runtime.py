@@ -1,391 +1,281 @@
-"""The exported decode step: the same answers as the model's, chosen by itself, and only where it may be."""
+"""The native runtime computes what the model does, by every set of instructions, and runs only where it may."""
 
+import copy
+import functools
 import os
-import re
+import pickle
 import shutil
-import sys
+import subprocess
+import threading
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from smalle import SmallEForTextToSpeech, SmallEProcessor, decoding_smalle, native_runtime_smalle
-from smalle.cache_smalle import MAX_PENDING, PendingUpdates, tensors_of
-from smalle.cli import main as cli
-from smalle.decoding_smalle import CHUNK, TorchSteps, begins_at_zero, each_matrix, moving_tensors, text_tensors
-from smalle.export import export, fastest
-from smalle.export import native as export_native
+from smalle import SmallEForTextToSpeech, SmallEProcessor, native_source_smalle, runtime_smalle
+from smalle.cache_smalle import MAX_PENDING, PendingUpdates
 from smalle.generation_smalle import SamplingSettings, draw, guide
-from smalle.native_runtime_smalle import Memory, NativeSteps
-from smalle.onnx_runtime_smalle import OnnxSteps
-from smalle.runtime_smalle import encode_text, find_export, fingerprint, start_steps
+from smalle.runtime_smalle import (
+    MemoryPool,
+    NativeSteps,
+    TorchSteps,
+    choose_kernels,
+    encode_text,
+    fingerprint,
+    load_library,
+    native_weights,
+    start_steps,
+    text_tensors,
+    zero_states,
+)
 
-NATIVE = dict(hidden_size=128, position_size=64)  # states that step.c can have beside
-KINDS = {
-    "native": {},
-    "native, large": NATIVE,
-    "gla": {},
-    "gla, channel mixing": dict(feed_forward="rwkv"),
-    "gla, large": {},
-    "gla, large, channel mixing, two position layers": dict(feed_forward="rwkv", position_layers=2),
-    "gla, large, plain": dict(cross_attention="plain", cross_rotary_size=8),
-    "rwkv6, tuples of states": dict(mixer="rwkv6", feed_forward="rwkv"),
-    "plain, positions by step": dict(cross_attention="plain", cross_rotary_size=8, mixer="retnet"),
-}
+ROOT = Path(__file__).parents[2]
+LARGE = dict(hidden_size=128, position_size=64)  # a shape that may have pending updates
+SHAPES = {"small states": {}, "pending updates": LARGE}
+KERNELS = "plain", "avx2", "avx_vnni", "avx512_vnni", "neon_dot"
+TEXT = torch.tensor([[1, 9, 8, 2]])
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def exported(request, make_tiny, tmp_path_factory, exporting):
-    """A checkpoint with strong decays, its step in single precision; one with states that count as large."""
-    kind, size = request.param, decoding_smalle.LARGE
-    decoding_smalle.LARGE = 0 if "large" in kind else size
-    model, folder = make_tiny(**KINDS[kind]), tmp_path_factory.mktemp("exported")
+@pytest.fixture(scope="module")
+def library():
+    library, reason = load_library()
+    if library is None:
+        pytest.skip(reason)
+    return library
+
+
+@pytest.fixture(params=KERNELS)
+def kernels(request, library):
+    """The library with each of its kernels."""
+    try:
+        choose_kernels(library, request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    choose_kernels(library)
+
+
+@pytest.fixture(params=SHAPES)
+def native(request, make_tiny, library, monkeypatch):
+    """A model with strong decays by the native runtime, its matrices in single precision."""
+    monkeypatch.setattr(runtime_smalle, "SMALL", 2**30)
+    if request.param == "pending updates":
+        monkeypatch.setattr(runtime_smalle, "LARGE_STATE", 0)
+    model = make_tiny(**SHAPES[request.param])
     for name, parameter in model.named_parameters():
-        if "decay_up_proj" in name:  # as trained ones have: log(sigmoid(x)) must not stop at -18
+        if "decay_up_proj" in name:  # as trained ones have
             parameter.data.mul_(300)
-    model.save_pretrained(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_native, "SMALL", 2**30)  # no matrix in 8 bits
-        exporting(folder, "native" if "native" in kind else "float")
-    model = SmallEForTextToSpeech.from_pretrained(folder).eval()
-    model.steps = NativeSteps if "native" in kind else OnnxSteps
-    model.off = 0.03 if kind == "native, large" else 0.0  # it reads the upper halves of its states
-    yield model
-    decoding_smalle.LARGE = size
+    model.step_runtime = "native"
+    model.off = 0.03 if request.param == "pending updates" else 0.0  # it reads the upper halves of its states
+    return model
+
+
+def random_codes(rows, steps):
+    return torch.randint(0, 23, (rows, steps, 3), generator=torch.Generator().manual_seed(2))
 
 
 def read(steps, codes):
-    """Logits (B, T, Q, V) and maps (B, T, N) of codes (B, T, Q) step by step."""
+    """Logits (B, T, Q, V) and alignments (B, T, N) of codes (B, T, Q) step by step."""
     with torch.no_grad():
         results = [steps(step[:, None], torch.ones(len(codes), 1)) for step in codes.unbind(1)]
     return [torch.cat(part, 1) for part in zip(*results)]
 
 
+def tensors_of(state):
+    """Tensors of a state that steps change."""
+    tensors = []
+    replace(state, **dict.fromkeys(text_tensors(state))).map(tensors.append)
+    return tensors
+
+
 def assert_near(tensor, expected, off, rtol=1e-4):
-    """A tensor is what was expected, but for rounding; or off by at most this share of its length."""
+    """A tensor is as expected, but for rounding; or off by at most this share of its norm."""
     if off:
         assert (tensor - expected).norm() <= off * expected.norm()
     else:
         torch.testing.assert_close(tensor, expected, atol=1e-4, rtol=rtol)
 
 
-def assert_same(state, other, off):
-    """Two states of a model are the same, whether steps stand beside them or not."""
-
-    def written(state):
-        recurrent = each_matrix(lambda x: x.fold() if isinstance(x, PendingUpdates) else x, state.recurrent)
-        return moving_tensors(replace(state, recurrent=recurrent))
-
-    for one, same in zip(*map(written, (state, other)), strict=True):
-        assert_near(same, one, off, rtol=1e-3)
+def assert_same_state(state, expected, off):
+    """Two states are the same once pending updates are added to them."""
+    for one, other in zip(state.recurrent, expected.recurrent, strict=True):
+        one, other = (x.fold() if isinstance(x, PendingUpdates) else x for x in (one, other))
+        assert_near(one, other, off, rtol=1e-3)
 
 
 @pytest.mark.parametrize("rows, tokens", [(1, 5), (3, 9)])
-def test_the_exported_step_is_the_models(exported, rows, tokens):
-    random = torch.Generator().manual_seed(2)
-    ids = torch.randint(3, 60, (rows, tokens), generator=random)
+def test_steps_are_the_models(native, rows, tokens):
+    ids = torch.randint(3, 60, (rows, tokens), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(ids)
     mask[-1, :2] = 0
-    codes = torch.randint(0, 23, (rows, 25, 3), generator=random)
-    state = exported.model.encode_text(ids, mask)
-    mine, others = TorchSteps(exported, state, True), start_steps(exported, state, True)
-    assert type(others) is exported.steps
-    for one, other in zip(read(mine, codes), read(others, codes)):
-        assert_near(other, one, exported.off)
-    assert_same(mine.state, others.state, exported.off)
+    state, codes = native.model.encode_text(ids, mask), random_codes(rows, 25)
+    expected, steps = TorchSteps(native, state, True), start_steps(native, state, True)
+    assert type(steps) is NativeSteps
+    for one, other in zip(read(steps, codes), read(expected, codes)):
+        assert_near(one, other, native.off)
+    assert_same_state(steps.state, expected.state, native.off)
 
 
-def test_the_exported_text_is_the_models(exported):
+def test_the_text_is_the_models(native):
     ids = torch.randint(3, 60, (3, 9), generator=torch.Generator().manual_seed(2))
-    for tokens in (9, 4):  # any number
+    for tokens in (9, 4):
         mask = torch.ones(3, tokens, dtype=torch.long)
         mask[-1, :2] = 0
-        mine, other = exported.model.encode_text(ids[:, :tokens], mask), encode_text(exported, ids[:, :tokens], mask)
-        assert find_export(exported) is not None and (mine.steps is None) == (other.steps is None)
-        assert text_tensors(mine).keys() == text_tensors(other).keys()
-        for name, tensor in text_tensors(mine).items():
-            torch.testing.assert_close(text_tensors(other)[name], tensor, atol=1e-4, rtol=1e-4)
+        expected, state = native.model.encode_text(ids[:, :tokens], mask), encode_text(native, ids[:, :tokens], mask)
+        for name, tensor in text_tensors(expected).items():
+            torch.testing.assert_close(getattr(state, name), tensor, atol=1e-4, rtol=1e-4)
 
 
-def test_a_tuned_voice_begins_after_the_exported_text_as_after_the_models(exported):
-    ids = torch.tensor([[1, 9, 8, 2]] * 2)
-    numbers = sum(x[0].numel() for x in tensors_of(exported.model._zero_state(exported.model.encode_text(ids))))
+def test_tokens_may_be_of_any_integer_type(native):
+    states = [encode_text(native, TEXT.to(kind)) for kind in (torch.int64, torch.int32)]
+    assert torch.equal(*(state.text_keys for state in states))
+
+
+def test_a_tuned_voice_begins_in_its_state(native):
+    ids = TEXT.repeat(2, 1)
+    numbers = sum(x[0].numel() for x in zero_states(native.config, 1))
     voice = torch.randn(2, numbers, generator=torch.Generator().manual_seed(2))
-    mine, other = exported.model.encode_text(ids, None, voice), encode_text(exported, ids, None, voice)
-    assert all(map(torch.equal, moving_tensors(mine), moving_tensors(other)))
-    codes = torch.randint(0, 23, (2, 9, 3), generator=torch.Generator().manual_seed(2))
-    steps = TorchSteps(exported, mine, True), start_steps(exported, other, True)
-    one, same = (read(each, codes)[0] for each in steps)
-    assert_near(same, one, exported.off)
+    expected, state = native.model.encode_text(ids, None, voice), encode_text(native, ids, None, voice)
+    assert all(map(torch.equal, tensors_of(expected), tensors_of(state)))
+    steps = TorchSteps(native, expected, True), start_steps(native, state, True)
+    expected, logits = (read(each, random_codes(2, 9))[0] for each in steps)
+    assert_near(logits, expected, native.off)
 
 
-def test_states_are_values_that_later_steps_leave_alone(exported):
-    way = dict(input_ids=torch.tensor([[1, 9, 8, 2]]), seed=3, return_dict_in_generate=True, temperature=5.0, top_k=0)
-    part = exported.generate(**way, max_new_tokens=6, min_new_tokens=6)
-    before = [tensor.clone() for tensor in moving_tensors(part.cache.model)]
-    way = dict(cache=part.cache, max_new_tokens=9, min_new_tokens=9, seed=4)
-    first, second = exported.generate(**way), exported.generate(**way)
+def test_states_are_values_that_later_steps_leave_alone(native):
+    options = dict(input_ids=TEXT, seed=3, return_dict_in_generate=True, temperature=5.0, top_k=0)
+    part = native.generate(**options, max_new_tokens=6, min_new_tokens=6)
+    before = [tensor.clone() for tensor in tensors_of(part.cache.model)]
+    options = dict(cache=part.cache, max_new_tokens=9, min_new_tokens=9, seed=4)
+    first, second = native.generate(**options), native.generate(**options)
     assert torch.equal(first, second)
-    assert all(map(torch.equal, before, moving_tensors(part.cache.model)))
+    assert all(map(torch.equal, before, tensors_of(part.cache.model)))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, MAX_PENDING + 1])
-def test_steps_are_the_same_to_the_last_bit_wherever_they_pause(exported, chunk):
-    codes = torch.randint(0, 23, (2, 2 * MAX_PENDING + 9, 3), generator=torch.Generator().manual_seed(2))
-    state = exported.model.encode_text(torch.tensor([[1, 9, 8, 2]] * 2))
-    at_once, parts = read(start_steps(exported, state, True), codes)[0], []
+def test_steps_are_the_same_to_the_last_bit_wherever_they_pause(native, chunk):
+    codes, state = random_codes(2, 2 * MAX_PENDING + 9), native.model.encode_text(TEXT.repeat(2, 1))
+    at_once, parts = read(start_steps(native, state, True), codes)[0], []
     for part in codes.split(chunk, 1):
-        steps = start_steps(exported, state, True)
+        steps = start_steps(native, state, True)
         parts.append(read(steps, part)[0])
         state = steps.state
     assert torch.equal(torch.cat(parts, 1), at_once)
 
 
-def test_pytorch_goes_on_from_steps_that_stand_beside_a_state(exported):
-    codes = torch.randint(0, 23, (1, 9, 3), generator=torch.Generator().manual_seed(2))
-    state = exported.model.encode_text(torch.tensor([[1, 9, 8, 2]]))
-    steps = start_steps(exported, state, True)
+def test_pytorch_goes_on_from_a_state_with_pending_updates(native):
+    codes, state = random_codes(1, 9), native.model.encode_text(TEXT)
+    steps = start_steps(native, state, True)
     read(steps, codes[:, :6])
     with torch.no_grad():
-        logits = exported(audio_codes=codes[:, 6:], cache=steps.state).logits
-    assert_near(logits, read(TorchSteps(exported, state, True), codes)[0][:, 6:], exported.off)
+        logits = native(decoder_input_ids=codes[:, 6:], cache=steps.state).logits
+    assert_near(logits, read(TorchSteps(native, state, True), codes)[0][:, 6:], native.off)
 
 
-@pytest.mark.parametrize("parts", [[1], [CHUNK], [5, 3], [37], [7, 30, 2 * CHUNK]])
-def test_a_prompt_read_at_once_leaves_the_state_of_single_steps(exported, parts, monkeypatch):
-    codes = torch.randint(0, 23, (2, sum(parts) + 2, 3), generator=torch.Generator().manual_seed(2))
-    state = exported.model.encode_text(torch.tensor([[1, 9, 8, 2]] * 2))
-    one, other = TorchSteps(exported, state, True), start_steps(exported, state, True)
-    if begins_at_zero(exported.config):
-        monkeypatch.setattr(TorchSteps, "read", None)  # what was exported reads
-    read(one, codes[:, : sum(parts)])
+@pytest.mark.parametrize("parts", [[1], [MAX_PENDING], [5, 3], [37], [7, 30, 2 * MAX_PENDING]])
+def test_a_prompt_read_at_once_leaves_the_state_of_single_steps(native, parts, monkeypatch):
+    codes, state = random_codes(2, sum(parts) + 2), native.model.encode_text(TEXT.repeat(2, 1))
+    expected, steps = TorchSteps(native, state, True), start_steps(native, state, True)
+    monkeypatch.setattr(TorchSteps, "read", None)
+    read(expected, codes[:, : sum(parts)])
     for part in codes[:, : sum(parts)].split(parts, 1):
-        with torch.no_grad():
-            other.read(part, torch.ones(2, part.shape[1], dtype=torch.bool))
-    assert_same(one.state, other.state, exported.off)
-    following, expected = start_steps(exported, other.state, True), read(one, codes[:, -2:])
-    for steps in (following, other):  # those that read may go on, too
-        for mine, others in zip(expected, read(steps, codes[:, -2:])):
-            assert_near(others, mine, exported.off)
-
-
-@pytest.fixture
-def folder(tiny_checkpoint, tmp_path):
-    return shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
-
-
-def test_one_command_and_generate_takes_it_with_the_same_speech(folder, capsys, monkeypatch):
-    processor, model = SmallEProcessor.from_pretrained(folder), SmallEForTextToSpeech.from_pretrained(folder).eval()
-    inputs, way = processor(["Hello you.", "Nobody knew it."]), dict(seed=1, max_new_tokens=30, guidance_scale=1.5)
-    assert find_export(model) is None
-    plain = model.generate(**inputs, **way)
-    assert cli.main(["export", str(folder), "--runtime", "float"]) == 0
-    assert re.fullmatch(r".*/step\.onnx: [0-9.]+ MB; .*\n", capsys.readouterr().out)
-    assert find_export(model) is not None  # a model that was loaded before finds it, too
-    steps, bind = [], OnnxSteps._start
-    monkeypatch.setattr(OnnxSteps, "_start", lambda self, codes: steps.append(1) or bind(self, codes))
-    assert torch.equal(model.generate(**inputs, **way), plain) and steps == [1]
-    model.step_runtime = "torch"
-    assert torch.equal(model.generate(**inputs, **way), plain) and steps == [1]
-    assert not [name for name in os.listdir(folder) if name.endswith(".partial")]
-
-
-def test_the_newer_kind_of_export_takes_the_place_of_the_others(folder, exporting):
-    there = {path.name for path in folder.iterdir()}
-    for runtime, names in (
-        ("float", {"step.onnx", "text.onnx"}),
-        ("native", {"step.native.safetensors", "step.native.so"}),
-        ("int8", {"step.int8.onnx", "text.int8.onnx"}),
-    ):
-        exporting(folder, runtime)
-        assert {path.name for path in folder.iterdir()} - there == names
-
-
-def test_tokens_may_be_of_any_whole_type(exported):
-    ids = torch.tensor([[1, 9, 8, 2]])
-    states = [encode_text(exported, ids.to(kind)) for kind in (torch.int64, torch.int32)]
-    assert torch.equal(*(state.text_keys for state in states))
+        steps.read(part, torch.ones(2, part.shape[1], dtype=torch.bool))
+    assert_same_state(steps.state, expected.state, native.off)
+    following, expected = start_steps(native, steps.state, True), read(expected, codes[:, -2:])
+    for each in (following, steps):
+        for one, other in zip(read(each, codes[:, -2:]), expected):
+            assert_near(one, other, native.off)
 
 
 @pytest.mark.parametrize("lengths", [[4], [50, 50], [40, 9]])
-@pytest.mark.parametrize("runtime", ["float", "native"])
-def test_speech_that_goes_on_from_a_prompt_is_the_same(folder, lengths, monkeypatch, exporting, runtime):
-    exporting(folder, runtime)
-    model, longest = SmallEForTextToSpeech.from_pretrained(folder).eval(), max(lengths)
+def test_speech_that_continues_a_prompt_is_the_same(tiny_checkpoint, library, lengths, monkeypatch):
+    model, longest = SmallEForTextToSpeech.from_pretrained(tiny_checkpoint).eval(), max(lengths)
     mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
     codes = torch.randint(0, 20, (len(lengths), longest, 3), generator=torch.Generator().manual_seed(2))
-    way = dict(input_ids=torch.tensor([[1, 9, 8, 2]] * len(lengths)), audio_codes=codes, audio_attention_mask=mask)
-    way |= dict(seed=1, max_new_tokens=30, guidance_scale=1.5)
+    options = dict(input_ids=TEXT.repeat(len(lengths), 1), audio_codes=codes, audio_attention_mask=mask)
+    options |= dict(seed=1, max_new_tokens=30, guidance_scale=1.5)
     by_torch, torch_reads = [], TorchSteps.read
     monkeypatch.setattr(TorchSteps, "read", lambda *inputs: by_torch.append(1) or torch_reads(*inputs))
-    speech = model.generate(**way)
+    speech = model.generate(**options)
     assert len(by_torch) == len(set(lengths)) - 1  # PyTorch reads prompts of different lengths
     model.step_runtime = "torch"
-    assert torch.equal(model.generate(**way), speech) and len(by_torch) == len(set(lengths))
+    assert torch.equal(model.generate(**options), speech) and len(by_torch) == len(set(lengths))
 
 
-def test_what_was_exported_to_take_single_steps_reads_prompts_by_pytorch(folder, monkeypatch):
-    way = dict(input_ids=torch.tensor([[1, 9, 8, 2]]), audio_codes=torch.full((1, 20, 3), 7), seed=1, max_new_tokens=9)
-    speech = SmallEForTextToSpeech.from_pretrained(folder).eval().generate(**way)
-    monkeypatch.setattr("smalle.export.onnx.reads_chunks", lambda config: False)
-    export(folder, "float")
-    model = SmallEForTextToSpeech.from_pretrained(folder).eval()
-    assert torch.equal(model.generate(**way), speech) and not start_steps(model, None, False).several
+def test_generate_takes_the_native_runtime_by_itself(tiny_checkpoint, library):
+    processor = SmallEProcessor.from_pretrained(tiny_checkpoint)
+    model = SmallEForTextToSpeech.from_pretrained(tiny_checkpoint)
+    inputs, options = processor(["Hello you.", "Nobody knew it."]), dict(seed=1, max_new_tokens=30, guidance_scale=1.5)
+    speech = model.generate(**inputs, **options)
+    assert model.native_weights is not None
+    model.step_runtime = "torch"
+    assert torch.equal(model.generate(**inputs, **options), speech)
+
+
+# --- kernels
+
+
+def pack(library, layer):
+    return runtime_smalle.pack(library, [(layer,)])
+
+
+@pytest.mark.parametrize("rows, columns", [(512, 96), (300, 40), (128, 16), (20, 7)])
+def test_every_kernel_multiplies_bytes_exactly(library, kernels, rows, columns, monkeypatch):
+    monkeypatch.setattr(runtime_smalle, "SMALL", 0)
+    random, layer = np.random.default_rng(0), torch.nn.Linear(rows, columns)
+    weight = random.integers(-127, 128, (columns, rows)).astype(np.float32)
+    weight[:6] = random.choice([-127, 127], (6, 1))
+    weight[:, ::128] = random.choice([-127, 127], weight[:, ::128].shape)  # which makes every scale 1
+    values = random.choice([-127, -1, 0, 1, 127], (7, rows)).astype(np.float32)
+    values[:2], values[:, ::128] = [[127], [-127]], 127
+    layer.weight.data, layer.bias.data = torch.from_numpy(weight), torch.arange(columns).float()
+    packed, scratch = pack(library, layer), MemoryPool().tensor(2**16)
+    for count in range(1, 8):
+        x, y = torch.from_numpy(values[:count].copy()), torch.zeros(count, columns)
+        library.smalle_multiply(
+            *map(runtime_smalle.pointer, (packed, x)), count, *map(runtime_smalle.pointer, (y, scratch))
+        )
+        assert np.array_equal(y.numpy(), values[:count] @ weight.T + np.arange(columns))
 
 
 @pytest.mark.parametrize(
-    "runtime, name, generic",
-    [
-        ("int8", "step.int8.onnx", False),
-        ("native", "step.native.safetensors", False),
-        ("native", "step.native.safetensors", True),
-    ],
+    "compiler, emulator",
+    [("aarch64-linux-gnu-gcc", "qemu-aarch64 -cpu max"), ("aarch64-linux-gnu-gcc", "qemu-aarch64 -cpu cortex-a53")],
 )
-def test_8_bits_are_near(make_tiny, tmp_path, exporting, runtime, name, generic, monkeypatch):
-    if generic:  # any processor's instructions alone
-        monkeypatch.setattr(export_native, "FLAGS", [x for x in export_native.FLAGS if x != "-march=native"])
+def test_kernels_of_other_processors_are_exact(compiler, emulator, tmp_path):
+    if not shutil.which(compiler) or not shutil.which(emulator.split()[0]):
+        pytest.skip(f"{compiler} or {emulator} is not installed")
+    program = str(tmp_path / "check")
+    subprocess.run(
+        [compiler, "-O2", "-static", Path(__file__).with_name("check_kernels.c"), "-o", program, "-lm"], check=True
+    )
+    done = subprocess.run([*emulator.split(), program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.split() == (["neon_dot", "plain"] if "max" in emulator else ["plain"])
+
+
+def test_kernels_that_are_not_there_are_refused(library):
+    with pytest.raises(ValueError, match="'sse9'"):
+        choose_kernels(library, "sse9")
+
+
+def test_8_bits_are_near(make_tiny, kernels):
     model = make_tiny(hidden_size=256, intermediate_size=300, expand_k=1.0)  # of which the last block is a part
-    model.save_pretrained(tmp_path)
-    path = exporting(tmp_path, runtime)
-    assert path.name == name and path.stat().st_size < 0.5 * (tmp_path / "model.safetensors").stat().st_size
-    model = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
-    codes = torch.randint(0, 23, (1, 25, 3), generator=torch.Generator().manual_seed(2))
-    ids = torch.tensor([[1, 9, 8, 30, 2]])
-    ways = (TorchSteps, model.model.encode_text(ids)), (start_steps, encode_text(model, ids))
-    one, other = (read(steps(model, state, True), codes)[0].log_softmax(-1) for steps, state in ways)
+    assert len(native_weights(model).step) < 0.5 * 4 * model.num_parameters()
+    codes, ids = random_codes(1, 25), torch.tensor([[1, 9, 8, 30, 2]])
+    expected = TorchSteps(model, model.model.encode_text(ids), True)
+    steps = start_steps(model, encode_text(model, ids), True)
+    one, other = (read(each, codes)[0].log_softmax(-1) for each in (expected, steps))
     divergence = (one.exp() * (one - other)).sum(-1)  # Kullback-Leibler, nats
-    assert 0 < divergence[:, 1:].mean() < 0.02  # of random weights the first step hangs by a thread
-
-
-def test_a_step_alone_as_it_was_exported_once_still_speaks(folder, exporting):
-    exporting(folder, "float")
-    model, way = SmallEForTextToSpeech.from_pretrained(folder).eval(), dict(seed=1, max_new_tokens=9)
-    ids = torch.tensor([[1, 9, 8, 2]])
-    with_text = model.generate(ids, **way)
-    (folder / "text.onnx").unlink()
-    again = SmallEForTextToSpeech.from_pretrained(folder).eval()
-    assert torch.equal(again.generate(ids, **way), with_text)
-    assert find_export(again).text is None and find_export(again).step is not None
-
-
-def test_what_was_exported_from_other_weights_or_may_not_run_is_not_used(folder, exporting):
-    exporting(folder, "float")
-    model = SmallEForTextToSpeech.from_pretrained(folder)
-    assert find_export(model.train()) is None and find_export(model.eval()) is not None
-    assert find_export(model.double()) is None and find_export(model.float()) is not None
-    with torch.no_grad():
-        model.head.weight.add_(0.01)
-    assert find_export(model) is None
-    model.step_runtime = "onnx"
-    with pytest.raises(ValueError, match="smalle export"):
-        model.generate(torch.tensor([[1, 9, 2]]), max_new_tokens=3)
-    model.step_runtime = "fast"
-    with pytest.raises(ValueError, match="'fast'"):
-        model.generate(torch.tensor([[1, 9, 2]]), max_new_tokens=3)
-
-
-def test_every_training_has_its_fingerprint(make_tiny):
-    assert fingerprint(make_tiny()) == fingerprint(make_tiny())
-    for name in ("head.weight", "model.audio_norm.bias"):
-        model = make_tiny()
-        model.get_parameter(name).data.add_(1e-4)
-        assert fingerprint(model) != fingerprint(make_tiny())
-
-
-def test_without_the_package_torch_speaks(folder, monkeypatch, exporting):
-    exporting(folder, "float")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert find_export(SmallEForTextToSpeech.from_pretrained(folder).eval()) is None
-
-
-def test_what_cannot_be_exported_is_refused(make_tiny, tmp_path, capsys):
-    make_tiny(architecture="decoder-only").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="decoder-only"):
-        export(tmp_path)
-    model = make_tiny(cross_attention="plain")
-    model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="cross_attention='plain'.*--runtime int8"):
-        export(tmp_path, "native")
-    with pytest.raises(ValueError, match="'fast'.*native, int8, float"):
-        export(tmp_path, "fast")
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith("step.")]
-    assert cli.main(["export", str(tmp_path / "nowhere")]) == 2 and "nowhere" in capsys.readouterr().err
-
-
-def test_without_a_compiler_what_is_there_stays(folder, exporting, monkeypatch):
-    step = exporting(folder, "native").read_bytes()
-    monkeypatch.setattr(export_native, "compilers", lambda: [["no-compiler"], ["false"]])
-    with pytest.raises(ValueError, match="install gcc"):
-        export(folder, "native")
-    assert (folder / "step.native.safetensors").read_bytes() == step and not list(folder.glob("*.partial"))
-
-
-def test_the_fastest_runtime_that_a_model_can_have_is_exported(make_tiny, monkeypatch):
-    for fast, plain, expected in ((True, False, "native"), (False, False, "int8"), (True, True, "int8")):
-        pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
-        monkeypatch.setattr(export_native, "runs_fast", lambda fast=fast: fast)
-        assert fastest(make_tiny(**(dict(cross_attention="plain") if plain else {})).config) == expected
-
-
-@pytest.mark.parametrize("name", ["processor", "VERSION"])
-def test_a_step_for_another_processor_or_version_is_not_used(folder, exporting, monkeypatch, name):
-    exporting(folder, "native")
-    monkeypatch.setattr(native_runtime_smalle, name, {"processor": lambda: "other", "VERSION": "0"}[name])
-    model = SmallEForTextToSpeech.from_pretrained(folder).eval()
-    assert find_export(model) is None and model.generate(torch.tensor([[1, 9, 2]]), max_new_tokens=3).shape[2] == 3
-    model.step_runtime = "native"
-    with pytest.raises(ValueError, match="--runtime native"):
-        model.generate(torch.tensor([[1, 9, 2]]), max_new_tokens=3)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        dict(num_attention_heads=1, mixer_heads=1, expand_k=0.25, expand_v=0.25),
-        dict(gate_low_rank=400),
-        dict(position_intermediate_size=700),
-        dict(intermediate_size=900),
-        NATIVE,
-    ],
-    ids=str,
-)
-def test_nothing_is_written_beyond_its_memory(make_tiny, tmp_path, exporting, monkeypatch, changes):
-    model, lent, tensor = make_tiny(**changes), [], Memory.tensor
-
-    def watched(self, size):
-        whole = tensor(self, size + 4096)
-        whole[size:] = 171
-        lent.append(whole[size:])
-        return whole[:size]
-
-    monkeypatch.setattr(decoding_smalle, "LARGE", 0 if changes is NATIVE else decoding_smalle.LARGE)
-    model.save_pretrained(tmp_path)
-    exporting(tmp_path, "native")
-    monkeypatch.setattr(Memory, "tensor", watched)
-    model = SmallEForTextToSpeech.from_pretrained(tmp_path).eval()
-    codes = torch.randint(0, 20, (3, 40, 3), generator=torch.Generator().manual_seed(2))
-    model.generate(torch.randint(3, 60, (3, 70)), audio_codes=codes, max_new_tokens=20, guidance_scale=1.5)
-    assert find_export(model).kind == "native" and len(lent) > 3 and all((end == 171).all() for end in lent)
-
-
-def test_memory_is_used_again_once_nobody_looks_at_it():
-    memory = Memory()
-    whole = memory.tensor(1000)
-    place, view = whole.data_ptr(), whole.view(torch.float32)[3:]
-    del whole
-    assert memory.tensor(1000).data_ptr() != place
-    del view
-    first, second = memory.tensor(500), memory.tensor(500)
-    assert place in (first.data_ptr(), second.data_ptr()) and first.data_ptr() != second.data_ptr()
+    assert 0 < divergence[:, 1:].mean() < 0.02  # random weights make the first step very sensitive
 
 
 @pytest.mark.parametrize("top_k", [100, 0, 1, 5, 2000])
-@pytest.mark.parametrize("scales", [[], [2.6], [0.5, 3.0]])
-def test_c_draws_what_pytorch_draws(folder, exporting, top_k, scales):
-    exporting(folder, "native")
-    model = SmallEForTextToSpeech.from_pretrained(folder).eval()
-    steps = start_steps(model, None, False)
+@pytest.mark.parametrize("scales", [[], [2.6]])
+def test_the_library_draws_what_pytorch_draws(native, kernels, top_k, scales):
+    steps = start_steps(native, None, False)
     settings = [SamplingSettings(top_k=top_k, temperature=0.7), SamplingSettings(), SamplingSettings(top_k=3)]
     banned = torch.zeros(3, 130, dtype=torch.bool)
     banned[:, :3] = True
@@ -396,3 +286,249 @@ def test_c_draws_what_pytorch_draws(folder, exporting, top_k, scales):
         expected, _ = draw(guide(logits, scales).masked_fill(banned, -torch.inf), settings, one)
         assert torch.equal(steps.draw(scales, banned, settings, other), expected)
         assert torch.equal(one.get_state(), other.get_state())
+
+
+# --- memory
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(num_attention_heads=1, mixer_heads=1, expand_k=0.25, expand_v=0.25),
+        dict(gate_low_rank=400),
+        dict(position_intermediate_size=700),
+        dict(intermediate_size=900),
+        LARGE,
+    ],
+    ids=str,
+)
+def test_nothing_is_written_beyond_its_memory(make_tiny, library, monkeypatch, changes):
+    model, guards, tensor = make_tiny(**changes), [], MemoryPool.tensor
+
+    def guarded(self, size):
+        whole = tensor(self, size + 4096)
+        whole[size:] = 171
+        guards.append(whole[size:])
+        return whole[:size]
+
+    monkeypatch.setattr(runtime_smalle, "LARGE_STATE", 0 if changes is LARGE else runtime_smalle.LARGE_STATE)
+    monkeypatch.setattr(MemoryPool, "tensor", guarded)
+    model.step_runtime = "native"
+    codes = torch.randint(0, 20, (3, 40, 3), generator=torch.Generator().manual_seed(2))
+    model.generate(torch.randint(3, 60, (3, 70)), audio_codes=codes, max_new_tokens=20, guidance_scale=1.5)
+    assert len(guards) > 5 and all((guard == 171).all() for guard in guards)
+
+
+def test_memory_is_used_again_once_nothing_refers_to_it():
+    memory = MemoryPool()
+    whole = memory.tensor(1000)
+    place, view = whole.data_ptr(), whole.view(torch.float32)[3:]
+    del whole
+    assert memory.tensor(1000).data_ptr() != place
+    del view
+    first, second = memory.tensor(500), memory.tensor(500)
+    assert place in (first.data_ptr(), second.data_ptr()) and first.data_ptr() != second.data_ptr()
+
+
+# --- choice
+
+
+def test_weights_are_packed_once_and_again_when_they_change(make_tiny, library):
+    model = make_tiny()
+    packed = native_weights(model)
+    assert native_weights(model) is packed
+    with torch.no_grad():
+        model.head.weight.add_(0.01)
+    assert native_weights(model, unchanged=True) is packed
+    again = native_weights(model)
+    assert again is not packed and not torch.equal(again.step, packed.step)
+
+
+def test_only_models_that_the_library_computes_take_it(make_tiny, library):
+    model = make_tiny()
+    assert native_weights(model.train()) is None and native_weights(model.eval()) is not None
+    assert native_weights(model.double()) is None and native_weights(model.float()) is not None
+    for changes in (dict(mixer="rwkv6"), dict(cross_attention="plain"), dict(architecture="decoder-only")):
+        other = make_tiny(**changes)
+        assert native_weights(other) is None
+        other.step_runtime = "native"
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            native_weights(other)
+
+
+def test_adapters_are_not_passed_over(make_tiny, library):
+    peft = pytest.importorskip("peft")
+    model = make_tiny()
+    assert native_weights(model) is not None
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["o_proj"], init_lora_weights=False)).eval()
+    assert native_weights(model) is None
+    model.step_runtime = "native"
+    with pytest.raises(ValueError, match="merge_and_unload"):
+        native_weights(model)
+    assert native_weights(adapted.merge_and_unload()) is not None
+
+
+def test_an_unknown_runtime_is_refused(make_tiny):
+    model = make_tiny()
+    model.step_runtime = "fast"
+    with pytest.raises(ValueError, match="'fast'.*'auto', 'torch', 'native'"):
+        model.generate(TEXT, max_new_tokens=3)
+
+
+def test_other_weights_have_another_fingerprint(make_tiny):
+    assert fingerprint(make_tiny()) == fingerprint(make_tiny())
+    for name in ("head.weight", "model.audio_norm.bias"):
+        model = make_tiny()
+        model.get_parameter(name).data.add_(1e-4)
+        assert fingerprint(model) != fingerprint(make_tiny())
+
+
+def test_copies_share_packed_weights_and_pickles_leave_them_out(make_tiny, library):
+    model = make_tiny()
+    packed = native_weights(model)
+    assert copy.deepcopy(model).native_weights is packed
+    assert pickle.loads(pickle.dumps(model)).native_weights is None
+
+
+# --- the library's file
+
+
+@pytest.fixture
+def cache(library, tmp_path, monkeypatch):
+    """An empty folder for the library, and how often it was compiled into it: the true library's bytes are copied."""
+    data, compiled = Path(library._name).read_bytes(), []
+    monkeypatch.setattr(runtime_smalle, "compile_library", lambda: compiled.append(1) or data)
+    monkeypatch.setattr(runtime_smalle, "load_library", functools.cache(load_library.__wrapped__))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(runtime_smalle, "__package__", "remote_code")
+    return tmp_path / "smalle", compiled
+
+
+def load_again():
+    """A new load, without what is remembered of the former ones."""
+    return load_library.__wrapped__()
+
+
+def test_the_library_is_compiled_once_into_a_private_folder(cache):
+    folder, compiled = cache
+    for _ in range(2):
+        assert load_again()[0] is not None
+    (path,) = folder.iterdir()
+    assert len(compiled) == 1 and folder.stat().st_mode & 0o777 == 0o700 and path.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda x: x[:1000], lambda x: b"", lambda x: x[:-1] + b"x", lambda x: b"\0" * len(x)]
+)
+def test_a_damaged_library_is_compiled_again(cache, damage):
+    folder, compiled = cache
+    load_again()
+    (path,) = folder.iterdir()
+    whole = path.read_bytes()
+    path.unlink()  # for the former is loaded
+    path.write_bytes(damage(whole))
+    path.chmod(0o700)
+    assert load_again()[0] is not None and len(compiled) == 2 and path.read_bytes() == whole
+
+
+def plant_for_others(path):
+    path.chmod(0o722)
+
+
+def plant_as_another_user(path):
+    if os.geteuid():
+        pytest.skip("only root gives files away")
+    os.chown(path, 12345, 12345)
+
+
+def plant_as_a_link(path):
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("plant", [plant_for_others, plant_as_another_user, plant_as_a_link])
+def test_a_planted_library_is_compiled_again_and_a_planted_folder_refused(cache, plant, monkeypatch):
+    folder, compiled = cache
+    load_again()
+    (path,) = folder.iterdir()
+    plant(path)
+    assert load_again()[0] is not None and len(compiled) == 2
+    plant(folder)
+    monkeypatch.setattr(runtime_smalle, "open_library", None)
+    library, reason = load_again()
+    assert library is None and str(folder) in reason and "XDG_CACHE_HOME" in reason
+
+
+def test_processes_that_compile_at_once_all_succeed(cache):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(load_again()[0])) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8 and None not in results and len(list(cache[0].iterdir())) == 1
+
+
+def test_without_a_compiler_pytorch_speaks_and_says_so_once(cache, make_tiny, monkeypatch, caplog):
+    monkeypatch.undo()
+    folder = cache[0].with_name("empty")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setattr(runtime_smalle, "__package__", "remote_code")
+    monkeypatch.setattr(runtime_smalle, "load_library", functools.cache(load_library.__wrapped__))
+    monkeypatch.setattr(runtime_smalle, "compilers", lambda: [["no-compiler"], ["false"]])
+    runtime_smalle.logger.warning_once.cache_clear()
+    monkeypatch.setattr(runtime_smalle.logger, "propagate", True)
+    monkeypatch.setattr(runtime_smalle.logger.parent, "propagate", True, raising=False)
+    model = make_tiny()
+    for _ in range(2):
+        assert model.generate(TEXT, max_new_tokens=3).shape[2] == 3
+    (record,) = [x for x in caplog.records if "PyTorch" in x.message]
+    assert "install gcc" in record.message and model.native_weights is None
+    model.step_runtime = "native"
+    with pytest.raises(ValueError, match="install gcc"):
+        model.generate(TEXT, max_new_tokens=3)
+
+
+def test_a_folder_that_cannot_be_made_is_no_error(cache, monkeypatch):
+    file = cache[0].with_name("file")
+    file.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    library, reason = load_again()
+    assert library is None and str(file) in reason
+
+
+def test_the_library_of_the_package_is_taken_first_unless_it_is_damaged(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime_smalle, "__package__", "smalle")
+    monkeypatch.setattr(runtime_smalle, "__file__", str(tmp_path / "runtime_smalle.py"))
+    data = runtime_smalle.compile_library()
+    cache[1].clear()
+    packaged = tmp_path / "native" / f"{native_source_smalle.NAME}-{runtime_smalle.digest(data)}.so"
+    packaged.parent.mkdir()
+    packaged.write_bytes(data)
+    assert load_again()[0]._name == str(packaged) and not cache[1]
+    packaged.unlink()
+    packaged.write_bytes(data[:-9])
+    assert load_again()[0]._name != str(packaged) and len(cache[1]) == 1
+
+
+@pytest.mark.parametrize("trust_remote_code", [True, False])
+def test_nothing_is_loaded_from_a_checkpoint(cache, tiny_checkpoint, tmp_path, monkeypatch, trust_remote_code):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
+    (folder / "native").mkdir()
+    for name in ("step.native.so", f"{native_source_smalle.NAME}.so", f"native/{native_source_smalle.NAME}-0.so"):
+        (folder / name).write_bytes(runtime_smalle.compile_library())
+    opened, load = [], runtime_smalle.open_library
+    monkeypatch.setattr(runtime_smalle, "open_library", lambda path: opened.append(path) or load(path))
+    model = SmallEForTextToSpeech.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
+    model.generate(TEXT, max_new_tokens=3)
+    assert [path.parent for path in opened] == [cache[0]]
+
+
+def test_the_sources_for_remote_code_are_those_of_the_library(tmp_path):
+    command = ["python3", str(ROOT / "smalle" / "native" / "build.py")]
+    copied = tmp_path / "smalle" / "native"
+    shutil.copytree(ROOT / "smalle" / "native", copied, ignore=shutil.ignore_patterns("*.so"))
+    subprocess.run([command[0], str(copied / "build.py")], check=True)
+    written = (tmp_path / "smalle" / "native_source_smalle.py").read_text()
+    assert written == Path(native_source_smalle.__file__).read_text(), "run python smalle/native/build.py"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from smalle.train.assemble import assemble
 
-from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor, runtime_smalle
+from smalle import SmallEConfig, SmallEProcessor
 from smalle.voices_smalle import Voice, join_voices, load_voice, save_voice
 
 TEXT = torch.tensor([[5, 9, 30, 7], [8, 40, 11, 6]])
@@ -111,16 +111,14 @@ def test_guidance_drops_the_speaker_unless_a_prompt_has_the_voice(model, recordi
             assert torch.allclose(value - without, (share * speaker).expand_as(value), atol=1e-5)
 
 
-@pytest.mark.parametrize("runtime", ["native", "float"])
-def test_the_exported_step_speaks_as_the_model(model, recordings, tmp_path, runtime, exporting):
-    if runtime == "native" and model.config.cross_attention != "paca":
-        pytest.skip("C computes PACA alone")
-    model.save_pretrained(tmp_path)
-    exporting(tmp_path, runtime)
-    loaded, codes = SmallEForTextToSpeech.from_pretrained(tmp_path).eval(), recordings[0]
-    assert runtime_smalle.find_export(loaded) is not None
-    spoken = loaded.generate(TEXT, speaker_codes=codes, **GREEDY)
-    assert torch.equal(spoken, model.generate(TEXT, speaker_codes=codes, **GREEDY))
+def test_the_native_runtime_speaks_as_the_model(model, recordings):
+    if model.config.cross_attention != "paca":
+        pytest.skip("the native runtime computes PACA alone")
+    speech = []
+    for model.step_runtime in ("native", "torch"):
+        speech.append(model.generate(TEXT, speaker_codes=recordings[0], **GREEDY))
+    assert torch.equal(*speech)
+    model.step_runtime = "auto"
 
 
 @pytest.mark.parametrize(
@@ -244,7 +242,7 @@ def test_a_stream_of_several_pieces_hears_once(processor, make_tiny, record, tmp
     encode = model.model.encode_speaker
     monkeypatch.setattr(model.model, "encode_speaker", lambda *given: calls.append(given) or encode(*given))
     said = torch.cat(
-        list(processor.stream(model, "Hello. So. It is.", audio=wave, sampling_rate=24000, longest=6, **GREEDY))
+        list(processor.stream(model, "Hello. So. It is.", audio=wave, sampling_rate=24000, max_characters=6, **GREEDY))
     )
     pieces = [processor.stream(model, text, audio=wave, sampling_rate=24000, **GREEDY) for text in ("Hello.", "So.")]
     assert len(said) > sum(len(torch.cat(list(piece))) for piece in pieces)

@@ -1,84 +1,52 @@
-/* A text encoder and decode steps of a Small-E of GLA blocks, in 8 bits, for one core: what `native_smalle.py` calls.
+/* The text encoder and the decode steps, for one set of instructions: smalle.c includes this file once for each.
 
-All weights lie in one stream in the order in which a step reads them, so that a step is little more than one pass over
-memory. Every part of the stream begins at a multiple of 64 bytes with a `struct part` that says what follows.
-Activations are single precision; before a matrix in 8 bits they are rounded in blocks of 128 values, each with a scale.
-Several steps of several rows may be taken at once: a prompt. Nothing is kept between calls. */
+The including file defines KERNELS (a name, which every function and type here gets as a suffix), PRODUCTS (how bytes
+are multiplied) and WIDTH (floats in a vector register). */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-#ifdef __SSE__
-#include <immintrin.h>
+#ifndef NAME
+#define PASTE(a, b) a##_##b
+#define EXPAND(a, b) PASTE(a, b)
+#define NAME(x) EXPAND(x, KERNELS)
+#define floats NAME(floats)
+#define ints NAME(ints)
+#define exponential NAME(exponential)
+#define silu NAME(silu)
+#define softplus_of_minus NAME(softplus_of_minus)
+#define log_sigmoid NAME(log_sigmoid)
+#define add_rows NAME(add_rows)
+#define dot NAME(dot)
+#define normalise NAME(normalise)
+#define quantised NAME(quantised)
+#define add_products NAME(add_products)
+#define eight_bits NAME(eight_bits)
+#define single NAME(single)
+#define columns NAME(columns)
+#define multiply NAME(multiply)
+#define width_of_next NAME(width_of_next)
+#define feed_forward NAME(feed_forward)
+#define recur NAME(recur)
+#define write_bands NAME(write_bands)
+#define add_bands NAME(add_bands)
+#define recur_pending NAME(recur_pending)
+#define block NAME(block)
+#define attend NAME(attend)
+#define cross_attention NAME(cross_attention)
+#define take_steps NAME(take_steps)
+#define turn NAME(turn)
+#define text_layer NAME(text_layer)
+#define read_text NAME(read_text)
+#define fold NAME(fold)
+#define all_bands NAME(all_bands)
+#define largest NAME(largest)
+#define token_of NAME(token_of)
+#define draw NAME(draw)
+#define multiply_alone NAME(multiply_alone)
 #endif
 
-enum { LANES = 16, BLOCK = 128, TILE = 4, RECENT = 16, BAND = 64, LAYER_NORM = 1, RMS_NORM = 2 };
-typedef int32_t ints __attribute__((vector_size(64), aligned(4)));
-typedef float floats __attribute__((vector_size(64), aligned(4)));
-
-/* What a step is; native_smalle.py has the same. Rows are texts, N tokens of a text; tensors as in SmallEState. */
-struct step {
-    int32_t rows, steps, tokens, codebooks, vocabulary, hidden, heads, position_size, position_heads, before, after;
-    int32_t recent, room; /* whether steps stand beside states, and how many more may (recent_smalle) */
-    float eps, normalizer, strongest, gain;
-    const char *weights;
-    const float *embedding; /* (codebooks * vocabulary, hidden) */
-    const int64_t *codes; /* (rows, steps, codebooks) */
-    const float *text_keys, *text_values, *positions; /* (rows, N, ...) */
-    const uint8_t *text_mask; /* (rows, N) */
-    void **states; /* of each block (B, H, K, V), or the four of `Recent`; written over, but not the state of those */
-    float *logits, *map; /* (rows, codebooks, vocabulary) of the last step, (rows, steps, N) */
-    char *scratch; /* as many bytes as `working_memory` says */
-};
-
-/* What stands before each part of the stream */
-struct part {
-    int32_t kind, in, out, biased; /* kind: 8 or 32 bits of a matrix; of a norm 0, LAYER_NORM, RMS_NORM */
-    int32_t unused[12];
-};
-
-/* How a text is read: x (N, hidden), its embeddings, which this changes; cosines and sines (N, turned / 2) of rotary
-   positions */
-struct text {
-    int32_t tokens, hidden, heads, layers, turned;
-    float eps;
-    const char *weights;
-    float *x;
-    const uint8_t *mask; /* (N,) */
-    const float *cosines, *sines;
-    float *keys, *values; /* (N, hidden), what it gives */
-    char *scratch;
-};
-
-/* Vectors that matrices are multiplied by: as they are, and in 8 bits. */
-struct input {
-    const float *values;
-    int8_t *bits;
-    float *scales;
-    int32_t *sums;
-};
-
-static inline float least(float a, float b) { return a < b ? a : b; } /* fminf is slow: it minds NaN */
-static inline float most(float a, float b) { return a > b ? a : b; }
-static inline int up(int n, int to) { return (n + to - 1) / to * to; }
-
-static const struct part *next_part(const char **at) {
-    const struct part *part = (const struct part *)*at;
-    *at += sizeof *part;
-    return part;
-}
-
-static const void *take(const char **at, size_t bytes) {
-    const void *here = *at;
-    *at += (bytes + 63) / 64 * 64;
-    return here;
-}
-
-static void *room_for(char **scratch, size_t bytes) {
-    void *here = *scratch;
-    *scratch += (bytes + 63) / 64 * 64;
-    return here;
-}
+#define PARTS (LANES / WIDTH) /* registers that hold 16 columns */
+#define OFFSET (PRODUCTS == AVX2 || PRODUCTS == DOT ? 0 : 128) /* what `add_products` leaves in each weight */
+typedef int32_t ints __attribute__((vector_size(4 * WIDTH), aligned(4)));
+typedef float floats __attribute__((vector_size(4 * WIDTH), aligned(4)));
 
 /* e^x, to 2e-7 of it; 0 below -87 */
 static inline float exponential(float x) {
@@ -98,7 +66,7 @@ static inline float exponential(float x) {
 static inline float silu(float x) { return x / (1 + exponential(-x)); }
 
 /* A logarithm of 1 + e^-x, to 1e-6, x >= 0: by 2 atanh(e / (2 + e)) */
-static inline float softly(float x) {
+static inline float softplus_of_minus(float x) {
     float e = exponential(-x), s = e / (2 + e), s2 = s * s;
     float p = 0.0909090909f;
     p = p * s2 + 0.1111111111f;
@@ -108,7 +76,7 @@ static inline float softly(float x) {
     return 2 * s * (1 + s2 * p);
 }
 
-static inline float log_sigmoid(float x) { return least(x, 0) - softly(fabsf(x)); }
+static inline float log_sigmoid(float x) { return least(x, 0) - softplus_of_minus(fabsf(x)); }
 
 /* out (size) += the weighted sum of `count` rows of a table (count, size) */
 static void add_rows(float *restrict out, const float *weights, const float *restrict table, int count, int size) {
@@ -151,7 +119,7 @@ static void normalise(const char **at, const float *x, float *y, int count, int 
 }
 
 /* Vectors (count, size) as input: rounded into scratch, each block of 128 with its scale and sum */
-static struct input rounded(const float *x, int count, int size, char **scratch) {
+static struct input quantised(const float *x, int count, int size, char **scratch) {
     int wide = up(size, BLOCK), blocks = wide / BLOCK;
     struct input input = {.values = x, .bits = room_for(scratch, (size_t)count * wide)};
     input.scales = room_for(scratch, sizeof(float) * count * blocks);
@@ -173,37 +141,58 @@ static struct input rounded(const float *x, int count, int size, char **scratch)
     return input;
 }
 
-/* sum + the products of 16 groups of 4 unsigned bytes with the 4 signed ones of x */
-static inline ints add_products(ints sum, const uint8_t *w, const int8_t *x) {
-#ifdef __AVX512VNNI__
+/* sum + the products of WIDTH groups of 4 weights, bytes around 128, with the 4 signed bytes of x. Exact: weights lie
+   in 1..255, values in -127..127, so that two products fit into AVX2's 16 bits once their signs are taken apart */
+static inline __attribute__((always_inline)) ints add_products(ints sum, const uint8_t *w, const int8_t *x) {
+#if PRODUCTS == PLAIN
+    for (int n = 0; n < WIDTH; n++)
+        sum[n] += w[4 * n] * x[0] + w[4 * n + 1] * x[1] + w[4 * n + 2] * x[2] + w[4 * n + 3] * x[3];
+    return sum;
+#else
     int32_t four;
     memcpy(&four, x, 4);
+#if PRODUCTS == AVX512_VNNI
     return (ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_loadu_si512(w), _mm512_set1_epi32(four));
-#else
-    for (int n = 0; n < LANES; n++)
-        for (int j = 0; j < 4; j++) sum[n] += w[4 * n + j] * x[j];
-    return sum;
+#elif PRODUCTS == AVX_VNNI
+    __m256i weights = _mm256_loadu_si256((const __m256i *)w);
+    return (ints)_mm256_dpbusd_avx_epi32((__m256i)sum, weights, _mm256_set1_epi32(four));
+#elif PRODUCTS == AVX2
+    __m256i weights = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)w), _mm256_set1_epi8(-128));
+    __m256i values = _mm256_sign_epi8(_mm256_set1_epi32(four), weights);
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), values);
+    return (ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#elif PRODUCTS == DOT
+    int8x16_t weights = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w), vdupq_n_u8(128)));
+    return (ints)vdotq_s32((int32x4_t)sum, weights, vreinterpretq_s8_s32(vdupq_n_s32(four)));
+#endif
 #endif
 }
 
 /* 16 columns of a matrix in 8 bits for each of `count` vectors: w holds for each block of 128 rows 4 rows of each
    column, the next 4, ..., then the columns' scales */
 static inline __attribute__((always_inline)) void eight_bits(
-    int count, const uint8_t *w, const float *bias, struct input x, int in, int first, floats *y) {
+    int count, const uint8_t *w, const float *bias, struct input x, int in, int first, floats (*y)[PARTS]) {
+    enum { MOST = 2 };
     int wide = up(in, BLOCK), blocks = wide / BLOCK;
-    for (int m = 0; m < count; m++) y[m] = bias ? *(const floats *)bias : (floats){0};
+    int chains = count * PARTS < 4 ? 2 : 1; /* a sum alone would wait for itself */
+    for (int m = 0; m < count; m++)
+        for (int p = 0; p < PARTS; p++) y[m][p] = bias ? *(const floats *)(bias + p * WIDTH) : (floats){0};
     for (int b = 0; b < blocks; b++) {
         const int8_t *bits = x.bits + (size_t)first * wide + b * BLOCK;
         int rest = in - b * BLOCK, size = rest < BLOCK ? up(rest, LANES) : BLOCK;
-        ints sums[TILE][2] = {{{0}}}; /* two, for one would wait for itself */
-        for (int k = 0; k < size; k += 8, w += 8 * LANES)
-            for (int m = 0; m < count; m++)
-                for (int i = 0; i < 2; i++)
-                    sums[m][i] = add_products(sums[m][i], w + i * 4 * LANES, bits + (size_t)m * wide + k + 4 * i);
+        ints sums[TILE][PARTS][MOST] = {{{{0}}}};
+        for (int k = 0; k < size; k += 4 * chains)
+            for (int c = 0; c < chains; c++)
+                for (int p = 0; p < PARTS; p++, w += 4 * WIDTH)
+                    for (int m = 0; m < count; m++)
+                        sums[m][p][c] = add_products(sums[m][p][c], w, bits + (size_t)m * wide + k + 4 * c);
         for (int m = 0; m < count; m++) {
             int at = (first + m) * blocks + b;
-            ints sum = sums[m][0] + sums[m][1] - 128 * x.sums[at];
-            y[m] += __builtin_convertvector(sum, floats) * (*(const floats *)w * x.scales[at]);
+            for (int p = 0; p < PARTS; p++) {
+                ints sum = (chains > 1 ? sums[m][p][0] + sums[m][p][1] : sums[m][p][0]) - OFFSET * x.sums[at];
+                floats scales = *(const floats *)(w + 4 * p * WIDTH) * x.scales[at];
+                y[m][p] += __builtin_convertvector(sum, floats) * scales;
+            }
         }
         w += 4 * LANES;
     }
@@ -211,14 +200,16 @@ static inline __attribute__((always_inline)) void eight_bits(
 
 /* The same of a matrix in single precision */
 static inline __attribute__((always_inline)) void single(
-    int count, const uint8_t *w, const float *bias, struct input x, int in, int first, floats *y) {
-    for (int m = 0; m < count; m++) y[m] = bias ? *(const floats *)bias : (floats){0};
-    for (int k = 0; k < in; k++, w += 4 * LANES)
-        for (int m = 0; m < count; m++) y[m] += *(const floats *)w * x.values[(size_t)(first + m) * in + k];
+    int count, const uint8_t *w, const float *bias, struct input x, int in, int first, floats (*y)[PARTS]) {
+    for (int m = 0; m < count; m++)
+        for (int p = 0; p < PARTS; p++) y[m][p] = bias ? *(const floats *)(bias + p * WIDTH) : (floats){0};
+    for (int k = 0; k < in; k++)
+        for (int p = 0; p < PARTS; p++, w += 4 * WIDTH)
+            for (int m = 0; m < count; m++) y[m][p] += *(const floats *)w * x.values[(size_t)(first + m) * in + k];
 }
 
 static inline __attribute__((always_inline)) void columns(
-    int count, int eight, const uint8_t *w, const float *bias, struct input x, int in, int first, floats *y) {
+    int count, int eight, const uint8_t *w, const float *bias, struct input x, int in, int first, floats (*y)[PARTS]) {
     if (eight) eight_bits(count, w, bias, x, in, first, y);
     else single(count, w, bias, x, in, first, y);
 }
@@ -228,13 +219,13 @@ static void multiply(const char **at, struct input x, int count, float *y, int s
     const struct part *part = next_part(at);
     int in = part->in, out = part->out, eight = part->kind == 8;
     const float *bias = part->biased ? take(at, 4 * up(out, LANES)) : 0;
-    size_t tile = eight ? (size_t)up(in, LANES) * LANES + up(in, BLOCK) / BLOCK * 4 * LANES : (size_t)in * 4 * LANES;
+    size_t tile = tile_size(in, eight);
     for (int n = 0; n < out; n += LANES) {
         const uint8_t *w = take(at, tile);
         const float *b = bias ? bias + n : 0;
         int width = out - n < LANES ? out - n : LANES;
         for (int m = 0; m < count; m += TILE) {
-            floats sums[TILE];
+            floats sums[TILE][PARTS];
             int here = count - m < TILE ? count - m : TILE;
             switch (here) { /* known to the compiler, so that sums stay in registers */
                 case 1: columns(1, eight, w, b, x, in, m, sums); break;
@@ -244,8 +235,13 @@ static void multiply(const char **at, struct input x, int count, float *y, int s
             }
             for (int i = 0; i < here; i++) {
                 float *to = y + (size_t)(m + i) * stride + n;
-                if (width == LANES) *(floats *)to = add ? *(floats *)to + sums[i] : sums[i];
-                else for (int j = 0; j < width; j++) to[j] = add ? to[j] + sums[i][j] : sums[i][j];
+                if (width < LANES) {
+                    const float *from = (const float *)sums[i];
+                    for (int j = 0; j < width; j++) to[j] = add ? to[j] + from[j] : from[j];
+                } else {
+                    for (int p = 0; p < PARTS; p++, to += WIDTH)
+                        *(floats *)to = add ? *(floats *)to + sums[i][p] : sums[i][p];
+                }
             }
         }
     }
@@ -257,14 +253,14 @@ static int width_of_next(const char *at) { return ((const struct part *)at)->out
 static void feed_forward(const char **at, float *x, int count, int size, float eps, char *scratch) {
     float *normed = room_for(&scratch, sizeof(float) * count * size);
     normalise(at, x, normed, count, size, eps);
-    struct input input = rounded(normed, count, size, &scratch);
+    struct input input = quantised(normed, count, size, &scratch);
     int inner = width_of_next(*at);
     float *gate = room_for(&scratch, sizeof(float) * count * inner);
     float *hidden = room_for(&scratch, sizeof(float) * count * inner);
     multiply(at, input, count, gate, inner, 0);
     multiply(at, input, count, hidden, inner, 0);
     for (int i = 0; i < count * inner; i++) hidden[i] *= silu(gate[i]);
-    multiply(at, rounded(hidden, count, inner, &scratch), count, x, size, 1);
+    multiply(at, quantised(hidden, count, inner, &scratch), count, x, size, 1);
 }
 
 /* One step of one head: state (K, V) += k v after its decay; out = q state */
@@ -298,32 +294,32 @@ static void write_bands(uint32_t *bands, const float *first, const float *second
 /* out (values) += weights (K) times a state in bands */
 static void add_bands(float *out, const float *weights, const uint32_t *bands, int keys, int values) {
     for (int j = 0; j < values; j += BAND) {
-        floats sums[BAND / LANES];
-        for (int i = 0; i < BAND / LANES; i++) sums[i] = *(const floats *)(out + j + i * LANES);
+        floats sums[BAND / WIDTH];
+        for (int i = 0; i < BAND / WIDTH; i++) sums[i] = *(const floats *)(out + j + i * WIDTH);
         for (int k = 0; k < keys; k += 2, bands += BAND)
-            for (int i = 0; i < BAND / LANES; i++) {
-                ints words = *(const ints *)(bands + i * LANES);
+            for (int i = 0; i < BAND / WIDTH; i++) {
+                ints words = *(const ints *)(bands + i * WIDTH);
                 sums[i] += weights[k] * (floats)(words << 16) + weights[k + 1] * (floats)words;
             }
-        for (int i = 0; i < BAND / LANES; i++) *(floats *)(out + j + i * LANES) = sums[i];
+        for (int i = 0; i < BAND / WIDTH; i++) *(floats *)(out + j + i * WIDTH) = sums[i];
     }
 }
 
-/* The same where what was written lately stands beside the state: see recent_smalle. `slot`: where this step goes */
-static void recur_beside(float *out, const float *q, const float *k, const float *v, const float *now, void *const *s,
+/* The same where the state has pending updates (`PendingUpdates` of cache_smalle.py). `slot`: where this step's goes */
+static void recur_pending(float *out, const float *q, const float *k, const float *v, const float *now, void *const *s,
                          size_t head, int slot, int keys, int values, float *scaled) {
     const uint32_t *bands = (const uint32_t *)s[0] + head * keys * values / 2;
-    float *decay = (float *)s[1] + head * keys, *old_keys = (float *)s[2] + head * RECENT * keys;
-    float *old = (float *)s[3] + head * RECENT * values, scores[RECENT];
+    float *decay = (float *)s[1] + head * keys, *old_keys = (float *)s[2] + head * PENDING * keys;
+    float *old = (float *)s[3] + head * PENDING * values, scores[PENDING];
     memset(out, 0, 4 * values);
     for (int i = 0; i < keys; i++) decay[i] *= now[i], scaled[i] = q[i] * decay[i];
-    for (int n = slot + 1; n < RECENT; n++)
+    for (int n = slot + 1; n < PENDING; n++)
         for (int i = 0; i < keys; i++) old_keys[n * keys + i] *= now[i];
     memcpy(old_keys + slot * keys, k, 4 * keys);
     memcpy(old + slot * values, v, 4 * values);
-    for (int n = slot; n < RECENT; n++) scores[n] = dot(q, old_keys + n * keys, keys);
+    for (int n = slot; n < PENDING; n++) scores[n] = dot(q, old_keys + n * keys, keys);
     add_bands(out, scaled, bands, keys, values);
-    add_rows(out, scores + slot, old + slot * values, RECENT - slot, values);
+    add_rows(out, scores + slot, old + slot * values, PENDING - slot, values);
 }
 
 /* One block of `LinearAttentionBlock` over x (rows * steps, size), which it changes, and its state */
@@ -332,7 +328,7 @@ static void block(const struct step *s, const char **at, float *x, int size, int
     int count = s->rows * s->steps;
     float *normed = room_for(&scratch, sizeof(float) * count * size);
     normalise(at, x, normed, count, size, s->eps);
-    struct input input = rounded(normed, count, size, &scratch);
+    struct input input = quantised(normed, count, size, &scratch);
     int keys = width_of_next(*at);
     float *q = room_for(&scratch, sizeof(float) * count * keys), *k = room_for(&scratch, sizeof(float) * count * keys);
     multiply(at, input, count, q, keys, 0);
@@ -346,7 +342,7 @@ static void block(const struct step *s, const char **at, float *x, int size, int
     float *low = room_for(&scratch, sizeof(float) * count * rank);
     float *decay = room_for(&scratch, sizeof(float) * count * keys);
     multiply(at, input, count, low, rank, 0);
-    multiply(at, rounded(low, count, rank, &scratch), count, decay, keys, 0);
+    multiply(at, quantised(low, count, rank, &scratch), count, decay, keys, 0);
     for (int i = 0; i < count * keys; i++)
         decay[i] = exponential(most(log_sigmoid(decay[i]) / s->normalizer, s->strongest));
     float *mixed = room_for(&scratch, sizeof(float) * count * values);
@@ -358,26 +354,26 @@ static void block(const struct step *s, const char **at, float *x, int size, int
                 const float *qs = q + m * keys + head * deep, *ks = k + m * keys + head * deep;
                 const float *vs = v + m * values + head * broad, *now = decay + m * keys + head * deep;
                 float *out = mixed + m * values + head * broad;
-                if (s->recent)
-                    recur_beside(out, qs, ks, vs, now, state, which, s->room - 1 - t, deep, broad, scaled);
+                if (s->pending)
+                    recur_pending(out, qs, ks, vs, now, state, which, s->room - 1 - t, deep, broad, scaled);
                 else
                     recur(out, qs, ks, vs, now, (float *)state[0] + which * deep * broad, deep, broad);
             }
     normalise(at, mixed, mixed, count * heads, broad, s->eps);
     for (int i = 0; i < count * values; i++) mixed[i] *= silu(gate[i]);
-    multiply(at, rounded(mixed, count, values, &scratch), count, x, size, 1);
+    multiply(at, quantised(mixed, count, values, &scratch), count, x, size, 1);
     feed_forward(at, x, count, size, s->eps, scratch);
 }
 
 /* softmax(query keys^T / sqrt(size)) over the tokens that are unmasked; zeros where none is */
-static void attend(float *map, const float *query, const float *keys, const uint8_t *mask, int tokens, int size) {
+static void attend(float *weights, const float *query, const float *keys, const uint8_t *mask, int tokens, int size) {
     float peak = -INFINITY, sum = 0, scale = 1 / sqrtf(size);
     for (int n = 0; n < tokens; n++) {
-        map[n] = mask[n] ? dot(query, keys + (size_t)n * size, size) * scale : -1e30f;
-        peak = most(peak, map[n]);
+        weights[n] = mask[n] ? dot(query, keys + (size_t)n * size, size) * scale : -1e30f;
+        peak = most(peak, weights[n]);
     }
-    for (int n = 0; n < tokens; n++) sum += map[n] = mask[n] ? exponential(map[n] - peak) : 0;
-    for (int n = 0; n < tokens; n++) map[n] /= sum ? sum : 1;
+    for (int n = 0; n < tokens; n++) sum += weights[n] = mask[n] ? exponential(weights[n] - peak) : 0;
+    for (int n = 0; n < tokens; n++) weights[n] /= sum ? sum : 1;
 }
 
 /* Position-Aware Cross-Attention, equations 5, 7 and 8: adds to x (rows * steps, hidden) what it reads in the text */
@@ -386,7 +382,7 @@ static void cross_attention(const struct step *s, const char **at, float *x, voi
     float *query = room_for(&scratch, sizeof(float) * count * size);
     float *place = room_for(&scratch, sizeof(float) * count * small);
     float *first = room_for(&scratch, sizeof(float) * tokens);
-    multiply(at, rounded(x, count, size, &scratch), count, query, size, 0);
+    multiply(at, quantised(x, count, size, &scratch), count, query, size, 0);
     normalise(at, query, query, count, size, s->eps);
     memset(place, 0, sizeof(float) * count * small);
     for (int m = 0; m < count; m++) {
@@ -399,14 +395,14 @@ static void cross_attention(const struct step *s, const char **at, float *x, voi
     for (int i = 0; i < count * small; i++) place[i] *= s->gain;
     for (int m = 0; m < count; m++) {
         size_t text = (size_t)(m / s->steps) * tokens;
-        float *map = s->map + (size_t)m * tokens;
-        attend(map, place + (size_t)m * small, s->positions + text * small, s->text_mask + text, tokens, small);
-        add_rows(x + (size_t)m * size, map, s->text_values + text * size, tokens, size);
+        float *alignment = s->alignment + (size_t)m * tokens;
+        attend(alignment, place + (size_t)m * small, s->positions + text * small, s->text_mask + text, tokens, small);
+        add_rows(x + (size_t)m * size, alignment, s->text_values + text * size, tokens, size);
     }
 }
 
 static void take_steps(const struct step *s) {
-    int count = s->rows * s->steps, size = s->hidden, each = s->recent ? 4 : 1;
+    int count = s->rows * s->steps, size = s->hidden, each = s->pending ? 4 : 1;
     char *scratch = s->scratch;
     const char *at = s->weights;
     void *const *state = s->states;
@@ -426,10 +422,10 @@ static void take_steps(const struct step *s) {
     for (int row = 0; row < s->rows; row++)
         memcpy(last + (size_t)row * size, x + ((size_t)(row + 1) * s->steps - 1) * size, sizeof(float) * size);
     normalise(&at, last, last, s->rows, size, s->eps);
-    multiply(&at, rounded(last, s->rows, size, &scratch), s->rows, s->logits, s->codebooks * s->vocabulary, 0);
+    multiply(&at, quantised(last, s->rows, size, &scratch), s->rows, s->logits, s->codebooks * s->vocabulary, 0);
 }
 
-/* Turns vectors (tokens, size) of one head of a text by their rotary positions, and lays them side by side */
+/* Rotates vectors (tokens, size) of one head of a text by their rotary positions, and lays them side by side */
 static void turn(const struct text *s, const float *x, float *to, int size) {
     int half = s->turned / 2;
     for (int n = 0; n < s->tokens; n++, x += s->hidden, to += size) {
@@ -447,7 +443,7 @@ static void text_layer(const struct text *s, const char **at, char *scratch) {
     int count = s->tokens, size = s->hidden, broad = size / s->heads;
     float *normed = room_for(&scratch, sizeof(float) * count * size), *parts[3];
     normalise(at, s->x, normed, count, size, s->eps);
-    struct input input = rounded(normed, count, size, &scratch);
+    struct input input = quantised(normed, count, size, &scratch);
     for (int n = 0; n < 3; n++) {
         parts[n] = room_for(&scratch, sizeof(float) * count * size);
         multiply(at, input, count, parts[n], size, 0);
@@ -455,7 +451,7 @@ static void text_layer(const struct text *s, const char **at, char *scratch) {
     float *query = room_for(&scratch, sizeof(float) * count * broad);
     float *key = room_for(&scratch, sizeof(float) * count * broad);
     float *value = room_for(&scratch, sizeof(float) * count * broad);
-    float *map = room_for(&scratch, sizeof(float) * count);
+    float *weights = room_for(&scratch, sizeof(float) * count);
     memset(normed, 0, sizeof(float) * count * size);
     for (int first = 0; first < size; first += broad) {
         turn(s, parts[0] + first, query, broad);
@@ -463,11 +459,11 @@ static void text_layer(const struct text *s, const char **at, char *scratch) {
         for (int n = 0; n < count; n++)
             memcpy(value + (size_t)n * broad, parts[2] + first + (size_t)n * size, sizeof(float) * broad);
         for (int n = 0; n < count; n++) {
-            attend(map, query + (size_t)n * broad, key, s->mask, count, broad);
-            add_rows(normed + first + (size_t)n * size, map, value, count, broad);
+            attend(weights, query + (size_t)n * broad, key, s->mask, count, broad);
+            add_rows(normed + first + (size_t)n * size, weights, value, count, broad);
         }
     }
-    multiply(at, rounded(normed, count, size, &scratch), count, s->x, size, 1);
+    multiply(at, quantised(normed, count, size, &scratch), count, s->x, size, 1);
     feed_forward(at, s->x, count, size, s->eps, scratch);
 }
 
@@ -477,64 +473,35 @@ static void read_text(const struct text *s) {
     const char *at = s->weights;
     for (int n = 0; n < s->layers; n++) text_layer(s, &at, scratch);
     normalise(&at, s->x, s->x, count, size, s->eps);
-    struct input input = rounded(s->x, count, size, &scratch);
+    struct input input = quantised(s->x, count, size, &scratch);
     multiply(&at, input, count, s->keys, size, 0);
     normalise(&at, s->keys, s->keys, count, size, s->eps);
     multiply(&at, input, count, s->values, size, 0);
     normalise(&at, s->values, s->values, count, size, s->eps);
 }
 
-/* Numbers too small for single precision's full digits count as zero meanwhile, which keeps this fast */
-static unsigned flush(void) {
-#ifdef __SSE__
-    unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040);
-    return before;
-#else
-    return 0;
-#endif
-}
-
-static void unflush(unsigned before) {
-#ifdef __SSE__
-    _mm_setcsr(before);
-#endif
-}
-
-void smalle_steps(const struct step *s) {
-    unsigned before = flush();
-    take_steps(s);
-    unflush(before);
-}
-
-void smalle_text(const struct text *s) {
-    unsigned before = flush();
-    read_text(s);
-    unflush(before);
-}
-
-/* The state (heads, K, V) of `Recent` after what stands beside it is added -> out, which may be the state itself, and
-   its bands. K, V: multiples of 4 and 64 */
-void smalle_fold(int heads, int keys, int values, const float *state, const float *decay, const float *old_keys,
+/* The state (heads, K, V) of `PendingUpdates` after these are added -> out, which may be the state itself, and its
+   bands. K, V: multiples of 4 and 64 */
+static void fold(int heads, int keys, int values, const float *state, const float *decay, const float *old_keys,
                  const float *old, float *out, uint32_t *bands) {
-    enum { ROWS = 4, WIDE = 4 };
-    for (int h = 0; h < heads; h++, old_keys += RECENT * keys, old += RECENT * values, bands += keys * values / 2)
+    enum { ROWS = 4, WIDE = WIDTH == 16 ? 4 : 2 }; /* as many sums as there are registers for */
+    for (int h = 0; h < heads; h++, old_keys += PENDING * keys, old += PENDING * values, bands += keys * values / 2)
         for (int i = 0; i < keys; i += ROWS, state += ROWS * values, out += ROWS * values, decay += ROWS) {
-            for (int j = 0; j < values; j += WIDE * LANES) {
+            for (int j = 0; j < values; j += WIDE * WIDTH) {
                 floats sums[ROWS][WIDE];
                 for (int r = 0; r < ROWS; r++)
                     for (int c = 0; c < WIDE; c++)
-                        sums[r][c] = *(const floats *)(state + r * values + j + c * LANES) * decay[r];
+                        sums[r][c] = *(const floats *)(state + r * values + j + c * WIDTH) * decay[r];
                 for (int r = 0; r < ROWS; r++) /* of the next rows, while these are worked on */
-                    for (int c = 0; c < WIDE; c++) __builtin_prefetch(state + (ROWS + r) * values + j + c * LANES, 1);
-                for (int n = 0; n < RECENT; n++) {
+                    for (int c = 0; c < WIDE; c++) __builtin_prefetch(state + (ROWS + r) * values + j + c * WIDTH, 1);
+                for (int n = 0; n < PENDING; n++) {
                     floats row[WIDE];
-                    for (int c = 0; c < WIDE; c++) row[c] = *(const floats *)(old + n * values + j + c * LANES);
+                    for (int c = 0; c < WIDE; c++) row[c] = *(const floats *)(old + n * values + j + c * WIDTH);
                     for (int r = 0; r < ROWS; r++)
                         for (int c = 0; c < WIDE; c++) sums[r][c] += old_keys[n * keys + i + r] * row[c];
                 }
                 for (int r = 0; r < ROWS; r++)
-                    for (int c = 0; c < WIDE; c++) *(floats *)(out + r * values + j + c * LANES) = sums[r][c];
+                    for (int c = 0; c < WIDE; c++) *(floats *)(out + r * values + j + c * WIDTH) = sums[r][c];
             }
             for (int r = 0; r < ROWS; r += 2)
                 write_bands(bands, out + r * values, out + (r + 1) * values, i + r, keys, values);
@@ -542,7 +509,7 @@ void smalle_fold(int heads, int keys, int values, const float *state, const floa
 }
 
 /* The bands of a state (heads, K, V) */
-void smalle_bands(int heads, int keys, int values, const float *state, uint32_t *bands) {
+static void all_bands(int heads, int keys, int values, const float *state, uint32_t *bands) {
     for (int h = 0; h < heads; h++, bands += keys * values / 2)
         for (int i = 0; i < keys; i += 2, state += 2 * values)
             write_bands(bands, state, state + values, i, keys, values);
@@ -566,7 +533,7 @@ static float largest(const float *x, int count, int k) {
     return value;
 }
 
-/* The next token of a codebook from its scores (V), of which only the top_k count: as `sample` of sampling_smalle,
+/* The next token of a codebook from its scores (V), of which only the top_k count: as `sample` of generation_smalle.py,
    where `waits` (V) are drawn from the exponential distribution; null: the likeliest token */
 static int32_t token_of(float *scores, const float *waits, int vocabulary, int top_k, float temperature) {
     int best = 0;
@@ -584,7 +551,7 @@ static int32_t token_of(float *scores, const float *waits, int vocabulary, int t
 
 /* Tokens (rows, Q) of logits (rows, Q, V), behind which lie those of branches to be led away from; never (Q, V): what
    cannot come; waits: (rows, V) for each codebook that is sampled, null for the others */
-void smalle_draw(int rows, int codebooks, int vocabulary, int branches, float *logits, const float *scales,
+static void draw(int rows, int codebooks, int vocabulary, int branches, float *logits, const float *scales,
                  const uint8_t *never, const int32_t *top_k, const float *temperature, const float *const *waits,
                  int64_t *tokens) {
     size_t all = (size_t)rows * codebooks * vocabulary;
@@ -601,11 +568,18 @@ void smalle_draw(int rows, int codebooks, int vocabulary, int branches, float *l
         }
 }
 
-/* Whether this was compiled for a processor with instructions for products of bytes */
-int smalle_is_fast(void) {
-#ifdef __AVX512VNNI__
-    return 1;
-#else
-    return 0;
-#endif
+/* A matrix as packed times x (count, in) -> y (count, out): for tests */
+static void multiply_alone(const char *packed, const float *x, int count, float *y, char *scratch) {
+    const struct part *part = (const struct part *)packed;
+    int out = part->out;
+    multiply(&packed, quantised(x, count, part->in, &scratch), count, y, out, 0);
 }
+
+static const struct kernels NAME(kernels) = {
+    TEXT(KERNELS), take_steps, read_text, fold, all_bands, draw, multiply_alone,
+};
+#undef PARTS
+#undef OFFSET
+#undef KERNELS
+#undef PRODUCTS
+#undef WIDTH
