@@ -1,9 +1,9 @@
-"""Kokoro-82M, the synthesizer that speaks the training corpus, for batches of sentences of unequal length.
+"""Kokoro-82M, a synthesizer for training corpora, for batches of sentences of unequal length.
 
-Written from the published architecture (StyleTTS 2 with an iSTFTNet decoder, Apache-2.0 weights), with parameter names
-as in the original checkpoint. A sentence in a batch sounds as it does alone: attention, recurrences, convolutions and
-instance norms see its own positions only. Activations are (batch, length, channels), so that convolutions run in the
-channels-last layout that tensor cores want. Durations and pitch are computed in float32; the decoder in any dtype.
+Written from the published architecture (StyleTTS 2 with an iSTFTNet decoder; Apache-2.0 weights), with the parameter
+names of the original checkpoint. A sentence sounds the same in a batch and alone: attention, recurrences, convolutions
+and instance norms are masked. Activations are (batch, length, channels), the channels-last layout that tensor cores
+need. Durations and pitch are computed in float32, the decoder in any dtype.
 """
 
 import json
@@ -30,25 +30,18 @@ def padded(channels: int) -> int:
 
 
 def conv(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Apply a Conv2d or ConvTranspose2d with kernel (1, k) to x (B, L, C)."""
+    """Applies a Conv2d or ConvTranspose2d with kernel (1, k) to x (B, L, C)."""
     return layer(x.transpose(1, 2).unsqueeze(2)).squeeze(2).transpose(1, 2)
 
 
-def conv1d(
-    c_in: int,
-    c_out: int,
-    kernel: int,
-    dilation: int = 1,
-    stride: int = 1,
-    padding: int | None = None,
-    bias: bool = True,
-) -> nn.Conv2d:
-    padding = (kernel - 1) * dilation // 2 if padding is None else padding
+def conv1d(c_in: int, c_out: int, kernel: int, dilation: int = 1, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    """A 1-D convolution as a Conv2d of height 1, padded to keep the length."""
+    padding = ((kernel - stride) * dilation + 1) // 2
     return nn.Conv2d(c_in, c_out, (1, kernel), (1, stride), (0, padding), (1, dilation), bias=bias)
 
 
 def run_lstm(lstm: nn.LSTM, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """x (B, L, C) and lengths (B,) on the CPU; positions behind a length come out as zeros."""
+    """Runs over x (B, L, C) with lengths (B,) on the CPU; padding becomes zeros."""
     packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     return nn.utils.rnn.pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
 
@@ -59,7 +52,7 @@ def bi_lstm(c_in: int, c_out: int) -> nn.LSTM:
 
 def energy(x: torch.Tensor) -> torch.Tensor:
     """Sum of squares over positions, x (B, L, C) to float32 (B, 1, C)."""
-    if x.dtype == torch.float16:  # its squares end at 65,504
+    if x.dtype == torch.float16:  # squares overflow at 65,504
         return torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).square()
     return x.square().sum(1, keepdim=True, dtype=torch.float32)  # six times as fast on a CPU
 
@@ -72,7 +65,7 @@ class AdaIN(nn.Module):
         self.fc = nn.Linear(STYLE, 2 * channels)
 
     def forward(self, x, style, mask):
-        """x (B, L, C), overwritten behind the mask (B, L, 1); style (B, 128)."""
+        """x (B, L, C), set to 0 outside the mask (B, L, 1); style (B, 128)."""
         gamma, beta = self.fc(style).float().unsqueeze(1).chunk(2, dim=-1)
         count = mask.sum(1, keepdim=True, dtype=torch.float32)
         x.mul_(mask)
@@ -109,7 +102,7 @@ def snake(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
 
 
 class AdaINBlock(nn.Module):
-    """A residual pair of convolutions, with twice the frame rate where `upsample` is set."""
+    """A residual pair of convolutions; `upsample` doubles the frame rate."""
 
     def __init__(self, c_in: int, c_out: int, upsample: bool = False):
         super().__init__()
@@ -119,7 +112,7 @@ class AdaINBlock(nn.Module):
         self.conv1x1 = conv1d(c_in, c_out, 1, bias=False) if c_in != c_out else None
 
     def forward(self, x, style, mask, mask_out):
-        """mask is x's, mask_out the result's: the same, or with two positions for each of mask's."""
+        """mask: of x; mask_out: of the result, the same or, with `upsample`, twice as long."""
         h = F.leaky_relu_(self.norm1(x, style, mask), 0.2).mul_(mask)
         if self.pool is not None:
             h = self.double(h).mul_(mask_out)
@@ -130,7 +123,7 @@ class AdaINBlock(nn.Module):
         return h.add_(x if self.conv1x1 is None else conv(self.conv1x1, x)).mul_(0.5**0.5)
 
     def double(self, x: torch.Tensor) -> torch.Tensor:
-        """The depthwise transposed convolution (kernel 3, stride 2) written out: cheaper than 1,096 groups."""
+        """The depthwise transposed convolution (kernel 3, stride 2), faster than PyTorch's with 1,096 groups."""
         left, centre, right = self.pool.weight[:, 0, 0].unbind(-1)
         odd = F.pad(x[:, 1:], (0, 0, 0, 1)) * left + x * right
         return torch.stack([x * centre, odd], dim=2).flatten(1, 2) + self.pool.bias
@@ -147,7 +140,7 @@ class AdaLayerNorm(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Phonemes to the content that the decoder speaks."""
+    """Encodes phonemes for the decoder."""
 
     def __init__(self, symbols: int):
         super().__init__()
@@ -182,7 +175,7 @@ class LinearNorm(nn.Module):
 
 
 class Prosody(nn.Module):
-    """Durations from the text, pitch and energy from its frames."""
+    """Predicts durations from the text, pitch and energy from its frames."""
 
     def __init__(self):
         super().__init__()
@@ -207,7 +200,7 @@ class Prosody(nn.Module):
 
 
 class Source(nn.Module):
-    """The excitation: a harmonic sum that follows the pitch, and noise."""
+    """The excitation: harmonics of the pitch, and noise."""
 
     def __init__(self):
         super().__init__()
@@ -216,8 +209,8 @@ class Source(nn.Module):
     def forward(self, f0, noise: float = 1.0):
         """f0 (B, F) in Hz, 0 where unvoiced, one value for 300 samples; returns (B, 300 F).
 
-        The phase moves linearly between the middles of neighbouring frames. The noise of the nine harmonics is drawn
-        as its sum, which has the same distribution.
+        The phase is linear between the middles of neighbouring frames. The noise of the nine harmonics is drawn as
+        their sum, which has the same distribution.
         """
         batch, frames = f0.shape
         hop = SAMPLES_PER_FRAME // 2
@@ -241,9 +234,7 @@ class Generator(nn.Module):
         super().__init__()
         self.m_source = Source()
         channels, kernels = (256, 128), (3, 7, 11)
-        self.noise_convs = nn.ModuleList(
-            [conv1d(padded(FFT + 2), 256, 12, stride=6, padding=3), conv1d(padded(FFT + 2), 128, 1)]
-        )
+        self.noise_convs = nn.ModuleList([conv1d(padded(FFT + 2), 256, 12, stride=6), conv1d(padded(FFT + 2), 128, 1)])
         self.noise_res = nn.ModuleList([SnakeBlock(256, 7), SnakeBlock(128, 11)])
         self.ups = nn.ModuleList(
             [
@@ -259,7 +250,7 @@ class Generator(nn.Module):
         for i, mask in enumerate(masks):
             source = self.noise_res[i](conv(self.noise_convs[i], harmonics), style, mask)
             x = conv(self.ups[i], F.leaky_relu(x, 0.1))
-            if i == 1:  # the last stage starts with a mirrored position
+            if i == 1:  # the last stage begins with a mirrored position
                 x = torch.cat([x[:, 1:2], x[:, :-1]], dim=1)
             x = x + source
             x = sum(block(x, style, mask) for block in self.resblocks[3 * i : 3 * i + 3]) / 3
@@ -309,7 +300,7 @@ class Kokoro(nn.Module):
         self.decoder = Decoder()
 
     def tokenize(self, phonemes: str) -> list[int]:
-        """Known phonemes between two pad tokens."""
+        """Tokens of the known phonemes between two pads."""
         return [0, *(self.vocabulary[p] for p in phonemes if p in self.vocabulary), 0]
 
     @torch.inference_mode()
@@ -317,7 +308,7 @@ class Kokoro(nn.Module):
         """Durations and frame features of a batch.
 
         tokens (B, N) padded with 0; lengths (B,) on the CPU; styles (B, 256); speeds (B,).
-        Returns features (B, N, 640 + 512) and durations (B, N) in frames of 25 ms, 0 behind each length.
+        Returns features (B, N, 640 + 512) and durations (B, N) in frames of 25 ms, 0 for padding.
         """
         mask = (torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)).to(tokens.device)
         style = styles[:, STYLE:]
@@ -333,9 +324,9 @@ class Kokoro(nn.Module):
     def speak(self, features: torch.Tensor, frames: torch.Tensor, styles: torch.Tensor, noise: float = 1.0):
         """Waveforms of a batch.
 
-        features (B, T, 640 + 512), what `plan` returned, repeated by the durations, with T greater than any number of
-        frames; frames (B,) on the CPU; styles (B, 256); noise 0 makes it deterministic.
-        Returns (B, at least 600 max(frames)); a waveform has 600 samples for each of its frames, then rubbish.
+        features (B, T, 640 + 512): `plan`'s, repeated by the durations, with T greater than any number of frames;
+        frames (B,) on the CPU; styles (B, 256); noise 0 is deterministic.
+        Returns (B, at least 600 max(frames)): 600 samples for each frame, and undefined ones after them.
         """
         length, device = features.shape[1], features.device
         dtype = self.decoder.encode.conv1.weight.dtype
@@ -366,7 +357,7 @@ class Kokoro(nn.Module):
     def harmonics(self, pitch, frames, noise):
         """Short-time spectrum of the source: magnitude, phase and zeros, (B, 120 T, 24)."""
         source = self.decoder.generator.m_source(pitch, noise)
-        # Each source is mirrored at its own end, as it would be alone.
+        # Each source is mirrored at its own end, as without a batch.
         last = (frames * SAMPLES_PER_FRAME - 1).to(pitch.device).unsqueeze(1)
         position = torch.arange(source.shape[1], device=pitch.device)
         source = source.gather(1, torch.where(position > last, 2 * last - position, position).clamp(min=0))
@@ -376,22 +367,25 @@ class Kokoro(nn.Module):
         return torch.cat([spectrum.abs(), spectrum.angle(), zeros], dim=-1)
 
     def decode_in(self, dtype: torch.dtype) -> "Kokoro":
-        """Run the decoder in another dtype; its source stays in float32."""
+        """Runs the decoder in another dtype; its source stays in float32."""
         self.decoder.to(dtype)
         self.decoder.generator.m_source.float()
         return self
 
 
-def load_kokoro(folder: str | Path, device: str | torch.device = "cpu", dtype=torch.float32) -> Kokoro:
-    """The model in `folder` (made by `python -m smalle.corpus.kokoro`), its decoder in `dtype`.
-
-    Raises ValueError where the folder holds no such model.
-    """
-    path = Path(folder) / "kokoro_fp16.safetensors"
+def find_weights(folder: str | Path, name: str) -> Path:
+    """The path of a file of weights. Raises ValueError where it is missing."""
+    path = Path(folder, name)
     if not path.is_file():
         raise ValueError(
-            f"no {path.name} in {folder}; expected the folder that `python -m smalle.corpus.kokoro FOLDER` wrote"
+            f"no {name} in {folder}; expected the folder that `python -m smalle.corpus.kokoro FOLDER` wrote"
         )
+    return path
+
+
+def load_kokoro(folder: str | Path, device: str | torch.device = "cpu", dtype=torch.float32) -> Kokoro:
+    """The model in `folder` (made by `python -m smalle.corpus.kokoro`), its decoder in `dtype`."""
+    path = find_weights(folder, "kokoro_fp16.safetensors")
     with safe_open(path, "pt") as file:
         model = Kokoro(json.loads(file.metadata()["vocabulary"]))
     model.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
@@ -403,10 +397,6 @@ def load_kokoro(folder: str | Path, device: str | torch.device = "cpu", dtype=to
 
 
 def load_voices(folder: str | Path) -> dict[str, torch.Tensor]:
-    """Voices by name, each (510, 256): one style for every number of phonemes from 1 on, in float32."""
-    path = Path(folder) / "voices_fp16.safetensors"
-    if not path.is_file():
-        raise ValueError(
-            f"no {path.name} in {folder}; expected the folder that `python -m smalle.corpus.kokoro FOLDER` wrote"
-        )
+    """Voices by name, each (510, 256) in float32: a style for every number of phonemes from 1 on."""
+    path = find_weights(folder, "voices_fp16.safetensors")
     return {name: styles.float() for name, styles in load_file(path).items()}
