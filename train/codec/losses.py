@@ -1,7 +1,10 @@
-"""Distance of two waveforms by their spectrograms at several window lengths."""
+"""Losses of a codec's decoder: spectral distance, adversarial loss and feature matching."""
+
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from smalle.codec_smalle import mel_filters
 from smalle.vocos_smalle import hann_window
@@ -10,40 +13,63 @@ SCALES = ((256, 20), (512, 40), (1024, 80), (2048, 100))  # window in samples, m
 
 
 class SpectralLoss(nn.Module):
-    """Mean over windows of L1 on log-mel magnitudes plus `linear` times L1 on the magnitudes.
+    """Mean over window lengths of L1 on log-mel magnitudes plus `linear` times L1 on magnitudes.
 
-    Magnitudes are those of a plain windowed transform, so that long windows, which resolve the harmonics of loud
-    voiced sounds, weigh most. `floor` is where the logarithm stops. Hops are a quarter of the window.
+    Magnitudes are not normalized by the window, so that long windows, which resolve the harmonics of loud voiced
+    sounds, weigh most. Hops are a quarter of the window; `floor` is where the logarithm stops.
     """
 
-    def __init__(self, sampling_rate=24000, scales=SCALES, floor=1e-5, linear=0.3):
+    def __init__(
+        self,
+        sampling_rate: int = 24000,
+        scales: Sequence[tuple[int, int]] = SCALES,
+        floor: float = 1e-5,
+        linear: float = 0.3,
+    ):
         super().__init__()
         self.sampling_rate, self.scales, self.floor, self.linear = sampling_rate, scales, floor, linear
 
-        self.filters = {}  # by window and device: mel filters that average, (size / 2 + 1, mels)
+    def spectrograms(self, waveform: Tensor, size: int, num_mels: int) -> tuple[Tensor, Tensor]:
+        """Magnitudes (B, T, size / 2 + 1), differentiable at zero, and log-mel ones (B, T, num_mels) of (B, L)."""
+        frames = waveform.unfold(1, size, size // 4) * hann_window(size, waveform.device)
+        magnitude = (torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1) + self.floor**2).sqrt()
+        return magnitude, (magnitude @ mel_filters(size, num_mels, self.sampling_rate, waveform.device).T).log()
 
-    def mel(self, magnitude, size, num_mels):
-        """Log of the magnitude in each mel band."""
-        key = size, magnitude.device
-        if key not in self.filters:
-            filters = mel_filters(size, num_mels, self.sampling_rate, magnitude.device).T
-            self.filters[key] = filters
-        return (magnitude @ self.filters[key]).log()
-
-    def magnitude(self, waveform, size):
-        """(B, L) -> (B, frames, size / 2 + 1), differentiable at zero."""
-        window = hann_window(size, waveform.device)
-        frames = waveform.unfold(1, size, size // 4) * window
-        return (torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1) + self.floor**2).sqrt()
-
-    def forward(self, output, target):
+    def forward(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Scalar log-mel term and scalar linear term of two waveforms (B, L)."""
         log_term = linear_term = 0
         for size, num_mels in self.scales:
-            got = self.magnitude(output, size)
+            magnitude, log_mel = self.spectrograms(output, size, num_mels)
             with torch.no_grad():
-                wanted = self.magnitude(target, size)
-                wanted_mel = self.mel(wanted, size, num_mels)
-            log_term = log_term + (self.mel(got, size, num_mels) - wanted_mel).abs().mean()
-            linear_term = linear_term + (got - wanted).abs().mean()
+                target_magnitude, target_log_mel = self.spectrograms(target, size, num_mels)
+            log_term = log_term + (log_mel - target_log_mel).abs().mean()
+            linear_term = linear_term + (magnitude - target_magnitude).abs().mean()
         return log_term / len(self.scales), self.linear * linear_term / len(self.scales)
+
+
+def discriminator_loss(maps: list[list[Tensor]]) -> Tensor:
+    """Hinge loss, where the first half of the batch is real and the second is not; mean over discriminators.
+
+    maps: feature maps of each discriminator, its scores last.
+    """
+    loss = 0
+    for *_, scores in maps:
+        real, fake = scores.float().chunk(2)
+        loss = loss + F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    return loss / len(maps)
+
+
+def generator_loss(maps: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
+    """Adversarial loss and feature matching of the same batch: means over discriminators.
+
+    Feature matching: L1 between real and generated feature maps relative to the mean real one, summed over layers.
+    """
+    adversarial = matching = 0
+    for *features, scores in maps:
+        adversarial = adversarial + F.relu(1 - scores.float().chunk(2)[1]).mean()
+        for feature in features:
+            real, fake = feature.chunk(2)
+            real = real.detach()
+            distance = (fake - real).abs().mean(dtype=torch.float32)
+            matching = matching + distance / (real.abs().mean(dtype=torch.float32) + 1e-6)
+    return adversarial / len(maps), matching / len(maps)

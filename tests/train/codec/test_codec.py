@@ -1,4 +1,4 @@
-"""Codec training: the audio it reads, where it starts, and both stages end to end on a tiny corpus."""
+"""Codec training: the audio it reads, what it fits, and its stages end to end on a tiny corpus."""
 
 import json
 import shutil
@@ -6,17 +6,31 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from smalle.train.codec.audio_pool import AudioPool, list_files, load_corpus
 from smalle.train.codec.copy_synthesis import copy_synthesis
+from smalle.train.codec.data import AudioPool, LatentPool, list_clips, load_audio
 from smalle.train.codec.losses import SpectralLoss
-from smalle.train.codec.main import main, read_recipe
-from smalle.train.codec.residual_kmeans import principal_components, residual_kmeans
-from smalle.train.codec.stages import CodebookLearner
+from smalle.train.codec.pitch import PitchTrack
+from smalle.train.codec.quantizer import fit_codec, principal_components, residual_kmeans
+from smalle.train.codec.recipe import CodecRecipe
+from smalle.train.codec.stages import STAGES
+from smalle.train.codec.train import main
+from smalle.train.model.recipe import make_dataclass, read_recipe
 
 from smalle.audio_smalle import write_wav
-from smalle.codec_smalle import load_codec
+from smalle.codec_smalle import SmallECodec, SmallECodecConfig, load_codec
 
-RECIPE = "train/recipes/codec.yaml"
+RECIPES = "train/recipes"
+SIZES = {
+    "latent_size": 8,
+    "num_codebooks": 2,
+    "codebook_size": 16,
+    "vocos_hidden_size": 8,
+    "vocos_intermediate_size": 16,
+    "vocos_num_layers": 1,
+    "refiner_hidden_size": 8,
+    "refiner_intermediate_size": 16,
+    "refiner_num_layers": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,36 +46,90 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def test_excluded_speakers_and_their_blends_are_not_listed(corpus):
-    names = [path.name for path, _ in list_files([corpus], ["b"])]
-    assert names == ["0.wav", "3.wav", "4.wav", "5.wav"]
+def file_names(clips):
+    return [clip.path.rpartition("/")[2] for clip in clips]
 
 
-def test_pieces_stay_inside_files():
-    audio = [np.full(length, value, np.int16) for value, length in enumerate((50, 1000, 120, 100), start=1)]
-    pieces = AudioPool(audio, 100, torch.device("cpu")).pieces(20000) * 32768
-    first = pieces[:, 0]
-    short = first == 1
-    assert short.any() and (pieces[short, 50:] == 0).all()
-    assert (pieces[~short] == first[~short, None]).all()
-    assert {2.0, 3.0, 4.0} <= set(first.tolist())
+def test_excluded_speakers_and_their_blends_are_left_out(corpus):
+    assert file_names(list_clips([corpus], ["b"])) == ["0.wav", "3.wav", "4.wav", "5.wav"]
+    with pytest.raises(ValueError, match="no recordings"):
+        list_clips([corpus], ["a", "b", "c"])
 
 
-def test_corpus_loads_as_16_bit(corpus):
-    audio = load_corpus([corpus], 24000, threads=2)
+def test_recordings_may_have_their_texts_beside_them(corpus, tmp_path):
+    shutil.copy(corpus / "0.wav", tmp_path / "hello.wav")
+    (tmp_path / "hello.txt").write_text("Hello.")
+    assert file_names(list_clips([tmp_path])) == ["hello.wav"]
+
+
+def test_audio_is_loaded_as_16_bit_up_to_a_limit(corpus, tmp_path, capsys):
+    clips = list_clips([corpus])
+    audio = load_audio(clips, 24000, threads=2)
     assert len(audio) == 6 and all(samples.dtype == np.int16 for samples in audio)
-    slower = load_corpus([corpus], 16000, threads=2)
+    slower = load_audio(clips, 16000, threads=2)
     assert [len(samples) for samples in slower] == pytest.approx([len(samples) * 2 / 3 for samples in audio], abs=2)
+    assert len(load_audio(clips, 24000, max_hours=20000 / 24000 / 3600)) < 3
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(name)
+        (tmp_path / f"{name}.wav").write_text("no sound")
+    with pytest.raises(ValueError, match="none of 2"):
+        load_audio(list_clips([tmp_path]), 24000)
+    assert "2 recordings could not be read" in capsys.readouterr().out
 
 
-def test_principal_components_and_kmeans_shrink_the_rest():
+def test_segments_stay_within_recordings():
+    audio = [np.full(length, value, np.int16) for value, length in enumerate((50, 1000, 120, 100), start=1)]
+    segments = AudioPool(audio, 100, torch.device("cpu")).draw(20000)
+    waveform = segments.waveform * 32768
+    first = waveform[:, 0]
+    assert torch.equal(first, segments.recording + 1.0)
+    short = first == 1
+    assert short.any() and (waveform[short, 50:] == 0).all()
+    assert (waveform[~short] == first[~short, None]).all()
+    assert {2.0, 3.0, 4.0} <= set(first.tolist()) and segments.start.max() == 900
+
+
+def test_gains_lie_in_their_range():
+    pool = AudioPool([np.full(200, 10000, np.int16)], 100, torch.device("cpu"), gain_db=(-6.0, 6.0))
+    level = pool.draw(1000).waveform[:, 0] * 32768 / 10000
+    assert 0.5 < level.min() < 0.55 and 1.85 < level.max() < 2.0
+
+
+def test_latent_segments_are_those_of_the_recordings():
+    torch.manual_seed(0)
+    codec = SmallECodec(SmallECodecConfig(**SIZES)).eval()
+    audio = [(3000 * np.random.default_rng(n).normal(size=480 * (4 + n))).astype(np.int16) for n in range(3)]
+    pool = AudioPool(audio, 480, torch.device("cpu"))
+    latents, codes = LatentPool(codec, pool, 5).draw(20)
+    assert latents.shape == (20, 8, 5) and codes.shape == (20, 2, 5)
+    whole = [codec.encode(torch.from_numpy(x)[None] / 32768)[0] for x in audio[1:]]  # the first one is too short
+    windows = [x[:, start : start + 5] for x in whole for start in range(x.shape[1] - 4)]
+    assert all(any(torch.equal(row, window) for window in windows) for row in codes)
+    with pytest.raises(ValueError, match="refiner.frames is 7; expected at most 6"):
+        LatentPool(codec, pool, 7)
+
+
+def test_principal_components_and_kmeans_reduce_the_error():
     torch.manual_seed(0)
     points = torch.randn(2000, 12) @ torch.randn(12, 12)
-    mean, basis, deviations = principal_components(points, 12)
-    torch.testing.assert_close((points - mean) @ basis.T @ basis, points - mean, atol=1e-3, rtol=1e-3)
+    basis, deviations = principal_components(points, 12)
+    torch.testing.assert_close(points @ basis.T @ basis, points, atol=1e-3, rtol=1e-3)
     assert (deviations[:-1] >= deviations[1:]).all()
-    _, rest = residual_kmeans(points - mean, 3, 32, 5)
-    assert rest[0] > rest[1] > rest[2]
+    _, errors = residual_kmeans(points, 3, 32, 5)
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_a_fitted_codec_has_latents_of_deviation_one_and_uses_its_codebooks(capsys):
+    torch.manual_seed(0)
+    codec = SmallECodec(SmallECodecConfig(**SIZES)).eval()
+    audio = [(3000 * np.random.default_rng(0).normal(size=48000) * np.linspace(0, 1, 48000)).astype(np.int16)]
+    pool = AudioPool(audio, 4800, torch.device("cpu"))
+    fit_codec(codec, pool, 60, 5)
+    waveform = pool.draw(40).waveform
+    latents = codec.analysis(waveform)
+    assert latents.mean().abs() < 0.1 and latents.square().mean().sqrt() == pytest.approx(1, abs=0.1)
+    assert all(len(row.unique()) == 16 for row in codec.encode(waveform).transpose(0, 1))
+    assert "after each codebook" in capsys.readouterr().out
 
 
 def test_spectral_loss_is_zero_only_for_the_same_and_its_gradient_is_finite():
@@ -72,61 +140,67 @@ def test_spectral_loss_is_zero_only_for_the_same_and_its_gradient_is_finite():
     assert output.grad.isfinite().all() and output.grad[1].abs().sum() > 0
 
 
-def test_codebooks_follow_what_they_are_chosen_for():
-    quantizer = torch.nn.Module()
-    quantizer.codebooks = torch.tensor([[[0.0], [10.0], [99.0]]])
-    learner = CodebookLearner(quantizer, memory=40)
-    for _ in range(300):
-        codes = torch.tensor([[0, 0, 1, 1]])
-        learner.update(codes, torch.tensor([[[1.0], [3.0], [11.0], [13.0]]]), restart=False)
-    torch.testing.assert_close(quantizer.codebooks[0, :2], torch.tensor([[2.0], [12.0]]))
-    learner.update(codes, torch.tensor([[[1.0], [3.0], [11.0], [13.0]]]), restart=True)
-    assert quantizer.codebooks[0, 2] in (1, 3, 11, 13)
+def make_stage(audio, stage, excitation="none", **options):
+    """A stage of a fitted codec, at a learning rate for a few steps, and its pool."""
+    torch.manual_seed(0)
+    sizes = SIZES if excitation == "none" else SIZES | {"vocos_upsampling": 2, "vocos_n_fft": 960}
+    codec = SmallECodec(SmallECodecConfig(**sizes, vocos_excitation=excitation))
+    pitch = PitchTrack(audio, 24000, "cpu") if excitation == "harmonic" else None
+    pool = AudioPool(audio, 4800, torch.device("cpu"), pitch=pitch)
+    fit_codec(codec, pool, 20, 2)
+    parts = {"output": "", "minutes": 1, "batch_size": 4, "learning_rate": 0.01, "warmup": 1, "ema_decay": 0.9}
+    recipe = make_dataclass(CodecRecipe, {"data": {"corpus": [], "segment": 4800}, stage: parts | options})
+    return STAGES[stage](codec, pool, pool.draw(4).waveform, getattr(recipe, stage))
+
+
+@pytest.mark.parametrize(
+    "stage, excitation, loss, options",
+    [
+        ("reconstruction", "none", "log", {}),
+        ("reconstruction", "harmonic", "pitch", {}),
+        ("adversarial", "none", "log", {"width": 2, "periods": [7], "windows": [512], "clip": 50.0}),
+        ("refiner", "none", "rest", {"frames": 8, "batch_size": 16}),
+    ],
+)
+def test_every_stage_learns_and_keeps_the_codes(corpus, stage, excitation, loss, options):
+    audio = load_audio(list_clips([corpus]), 24000, threads=2)
+    stage = make_stage(audio, stage, excitation, **options)
+    codes, before = stage.codec.encode(stage.validation), stage.validate()
+    losses = [stage.step(n, n / 60)[loss].item() for n in range(60)]
+    assert sum(losses[-10:]) < 0.97 * sum(losses[:10])
+    assert torch.equal(stage.codec.encode(stage.validation), codes)
+    assert stage.validate() != before
 
 
 def tiny(corpus, out):
-    sizes = {
-        "latent_size": 8,
-        "num_codebooks": 2,
-        "codebook_size": 16,
-        "encoder_hidden_size": 8,
-        "encoder_intermediate_size": 8,
-        "encoder_num_layers": 1,
-        "vocos_hidden_size": 8,
-        "vocos_intermediate_size": 16,
-        "vocos_num_layers": 1,
-        "refiner_hidden_size": 8,
-        "refiner_intermediate_size": 16,
-        "refiner_num_layers": 2,
-    }
     settings = {
         "device": "cpu",
         "threads": 2,
         "data.corpus": f"[{corpus}]",
         "data.validation_files": 2,
         "data.segment": 4800,
-        "codec": json.dumps(sizes),
+        "codec": json.dumps(SIZES),
         "reconstruction.output": f"{out}/a",
         "reconstruction.minutes": 0.03,
         "reconstruction.batch_size": 2,
-        "reconstruction.start_pieces": 20,
+        "reconstruction.fitting_segments": 20,
         "reconstruction.kmeans_iterations": 2,
         "reconstruction.log_seconds": 0.5,
         "refiner.start": f"{out}/b",
         "refiner.output": f"{out}/r",
-        "refiner.minutes": 0.05,
+        "refiner.minutes": 0.02,
         "refiner.batch_size": 4,
         "refiner.frames": 8,
         "refiner.log_seconds": 0.5,
         "refiner.learning_rate": 0.01,
-        "decoder.start": f"{out}/a",
-        "decoder.output": f"{out}/b",
-        "decoder.minutes": 0.03,
-        "decoder.batch_size": 2,
-        "decoder.width": 2,
-        "decoder.log_seconds": 0.5,
+        "adversarial.start": f"{out}/a",
+        "adversarial.output": f"{out}/b",
+        "adversarial.minutes": 0.03,
+        "adversarial.batch_size": 2,
+        "adversarial.width": 2,
+        "adversarial.log_seconds": 0.5,
     }
-    return [RECIPE, *(f"{key}={value}" for key, value in settings.items())]
+    return [f"{RECIPES}/codec.yaml", *(f"{key}={value}" for key, value in settings.items())]
 
 
 def log(folder):
@@ -138,12 +212,9 @@ def test_all_stages_run_resume_and_keep_the_codes(corpus, tmp_path):
     assert main(arguments) == 0
     steps = log(tmp_path / "a.training")[-1]["step"]
     assert main([*arguments, "reconstruction.minutes=0.04"]) == 0
-    rows = [row for row in log(tmp_path / "a.training") if row["kind"] == "train"]
-    assert rows[-1]["step"] > steps and rows[-1]["log"] < rows[0]["log"]
-    assert main([*arguments, "--stage", "decoder"]) == 0
+    assert log(tmp_path / "a.training")[-1]["step"] > steps
+    assert main([*arguments, "--stage", "adversarial"]) == 0
     assert main([*arguments, "--stage", "refiner"]) == 0
-    rows = [row for row in log(tmp_path / "r.training") if row["kind"] == "train"]
-    assert rows[-1]["rest"] < rows[0]["rest"] and rows[-1]["rest"] < 1  # 1: nothing is known of what is lost
     first, second = load_codec(str(tmp_path / "a")), load_codec(str(tmp_path / "r"))
     waveform = 0.1 * torch.randn(1, 9600)
     codes = first.encode(waveform)
@@ -154,7 +225,15 @@ def test_all_stages_run_resume_and_keep_the_codes(corpus, tmp_path):
     assert (manifest.parent / row["audio"]).is_file() and (manifest.parent / row["reference"]).is_file()
 
 
-def test_a_run_of_another_corpus_is_not_taken_up(corpus, tmp_path, capsys):
+def test_the_initial_weights_are_saved_by_their_share(corpus, tmp_path):
+    arguments = tiny(corpus, tmp_path)
+    assert main(arguments) == 0
+    assert main([*arguments, "--stage", "adversarial", "adversarial.initial_share=1"]) == 0
+    first, second = (load_codec(str(tmp_path / name)).state_dict() for name in "ab")
+    torch.testing.assert_close(second, first)
+
+
+def test_a_run_with_another_corpus_is_not_resumed(corpus, tmp_path, capsys):
     arguments = [*tiny(corpus, tmp_path), "reconstruction.minutes=0.01"]
     assert main(arguments) == 0
     before = (tmp_path / "a.training" / "state.pt").read_bytes()
@@ -164,18 +243,19 @@ def test_a_run_of_another_corpus_is_not_taken_up(corpus, tmp_path, capsys):
     assert main([*arguments, "data.max_hours=1", "--fresh"]) == 0
 
 
-def test_recordings_may_have_their_texts_beside_them(corpus, tmp_path):
-    shutil.copy(corpus / "0.wav", tmp_path / "hello.wav")
-    (tmp_path / "hello.txt").write_text("Hello.")
-    assert [path.name for path, _ in list_files([tmp_path])] == ["hello.wav"]
-
-
 def test_wrong_input_ends_with_code_2(corpus, tmp_path, capsys):
-    assert main([RECIPE, "reconstruction.minuets=1"]) == 2
-    assert "minuets" in capsys.readouterr().err
-    assert main([RECIPE, f"data.corpus=[{tmp_path}]"]) == 2
-    assert "metadata.jsonl" in capsys.readouterr().err
+    for overrides, message in (
+        (["reconstruction.minuets=1"], "reconstruction.minuets"),
+        (["codec.encoder_num_layers=1"], "codec.encoder_num_layers"),
+        ([f"data.corpus=[{tmp_path}]"], "metadata.jsonl"),
+        (["adversarial=null", "--stage", "adversarial"], "no part adversarial"),
+        (["refiner.start=null", "--stage", "refiner"], "refiner.start is not set"),
+    ):
+        assert main([*tiny(corpus, tmp_path), *overrides]) == 2
+        assert message in capsys.readouterr().err
 
 
-def test_recipe_settings():
-    assert read_recipe(RECIPE, ["decoder.minutes=3", "codec.num_codebooks=8"])["codec"]["num_codebooks"] == 8
+@pytest.mark.parametrize("name", ["codec", "codec-mini", "finetune-codec"])
+def test_shipped_recipes_are_valid(name):
+    recipe = read_recipe(CodecRecipe, f"{RECIPES}/{name}.yaml", ["refiner.minutes=3", "codec.num_codebooks=8"])
+    assert recipe.codec["num_codebooks"] == 8 and recipe.refiner.minutes == 3

@@ -1,0 +1,80 @@
+"""Fits what a codec does not train: principal components of its features, and codebooks by residual k-means."""
+
+import torch
+from torch import Tensor
+
+from smalle.codec_smalle import SmallECodec
+
+from .data import AudioPool
+
+
+def principal_components(features: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Basis (size, C) and standard deviations (size,) of centred features (N, C), largest first."""
+    double = features.double()
+    values, vectors = torch.linalg.eigh((double.T @ double / len(double)).cpu())
+    order = values.argsort(descending=True)[:size]
+    basis, deviations = vectors[:, order].T, values[order].clamp(min=0).sqrt()
+    return basis.float().to(features.device), deviations.float().to(features.device)
+
+
+def nearest(points: Tensor, centres: Tensor, rows: int = 32768) -> Tensor:
+    """Index (N,) of the centre (K, D) nearest to each point (N, D), in slices that fit in memory."""
+    bias = (centres**2).sum(1)
+    return torch.cat([torch.addmm(bias, part, centres.T, alpha=-2).argmin(1) for part in points.split(rows)])
+
+
+def kmeans(points: Tensor, count: int, iterations: int, generator: torch.Generator) -> Tensor:
+    """Centres (count, D) of points (N, D); a centre that loses all its points moves to a random one."""
+
+    def random_points():
+        return points[torch.randint(len(points), (count,), generator=generator, device=points.device)]
+
+    centres = random_points()
+    for _ in range(iterations):
+        index = nearest(points, centres)
+        sizes = torch.bincount(index, minlength=count).to(points.dtype)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, index, points)
+        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), random_points())
+    return centres
+
+
+def residual_kmeans(
+    points: Tensor, num_codebooks: int, codebook_size: int, iterations: int = 20, seed: int = 0
+) -> tuple[Tensor, list[float]]:
+    """Codebooks (Q, K, D), each by k-means of what those before it left over; and the rms error after each."""
+    generator = torch.Generator(points.device).manual_seed(seed)
+    residual, codebooks, errors = points.clone(), [], []
+    for _ in range(num_codebooks):
+        codebook = kmeans(residual, codebook_size, iterations, generator)
+        residual = residual - codebook[nearest(residual, codebook)]
+        codebooks.append(codebook)
+        errors.append(residual.square().sum(1).mean().sqrt().item())
+    return torch.stack(codebooks), errors
+
+
+@torch.no_grad()
+def fit_codec(codec: SmallECodec, pool: AudioPool, segments: int, iterations: int) -> None:
+    """Fits the analysis and the codebooks of a codec to random segments; prints the errors of a log-mel value."""
+    analysis = codec.analysis
+    features = [analysis.features(pool.draw(min(256, segments - i)).waveform) for i in range(0, segments, 256)]
+    features = torch.cat(features).flatten(0, 1)
+    mean = features.mean(0)
+    scale = (features - mean).square().mean().sqrt()
+    features = (features - mean) / scale
+    basis, deviations = principal_components(features, codec.config.latent_size)
+    latent_scale = deviations.square().mean().sqrt()
+    codebooks, errors = residual_kmeans(
+        features @ (basis.T / latent_scale), codec.num_codebooks, codec.codebook_size, iterations
+    )
+    analysis.mean.copy_(mean)
+    analysis.scale.fill_(scale)
+    analysis.projection.copy_(basis / latent_scale)
+    codec.quantizer.codebooks.copy_(codebooks)
+    dropped = (features.square().sum(1).mean() - deviations.square().sum()).clamp(min=0)
+    errors = [(((error * latent_scale) ** 2 + dropped) / len(mean)).sqrt() * scale for error in errors]
+    print(
+        f"{len(features)} frames; log-mel values in nepers: deviation {scale:.3f}, rms error of the projection "
+        f"{(dropped / len(mean)).sqrt() * scale:.3f}, after each codebook "
+        + " ".join(f"{error:.3f}" for error in errors),
+        flush=True,
+    )

@@ -1,0 +1,114 @@
+"""The recipe of a codec: what each part of the YAML file may hold."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from smalle.codec_smalle import SmallECodecConfig
+
+from ..model.recipe import check_keys
+
+
+@dataclass
+class DataOptions:
+    """The part `data`: what is trained on.
+
+    Attributes:
+        corpus: Corpora of any layout that smalle.train.data.corpora reads; transcripts are not needed.
+        segment: Samples of a training segment.
+        exclude_speakers: Speakers that are left out, with every blend that they are part of.
+        max_hours: Audio that is loaded into memory; all by default.
+        validation_files: Files that are left out of training, for the validation loss.
+        gain_db: Range of the random gain of a segment.
+    """
+
+    corpus: list[str]
+    segment: int
+    exclude_speakers: list[str] = field(default_factory=list)
+    max_hours: float | None = None
+    validation_files: int = 64
+    gain_db: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+
+@dataclass
+class StageOptions:
+    """What all stages have.
+
+    Attributes:
+        output: Folder of the codec that is written.
+        minutes: Training time; the learning rate follows it.
+        warmup: Steps in which the learning rate rises.
+        ema_decay: Decay of the averaged weights, which are what is saved.
+        clip: Largest norm of the gradient.
+        start: Codec to start from, a folder; layers of another shape are initialized.
+    """
+
+    output: str
+    minutes: float
+    batch_size: int
+    learning_rate: float
+    warmup: int
+    ema_decay: float
+    clip: float = 1.0
+    start: str | None = None
+    log_seconds: float = 10.0
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass
+class ReconstructionOptions(StageOptions):
+    """The part `reconstruction`. fitting_segments: segments for principal components and k-means, without `start`."""
+
+    fitting_segments: int = 3000
+    kmeans_iterations: int = 20
+
+
+@dataclass
+class AdversarialOptions(StageOptions):
+    """The part `adversarial`.
+
+    Attributes:
+        periods, windows, width: Periods, Fourier windows and channels of the discriminators.
+        bf16: Run the discriminators in bfloat16.
+        initial_share: Share of the decoder's initial weights in what is saved.
+    """
+
+    discriminator_learning_rate: float = 3e-4
+    periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])
+    windows: list[int] = field(default_factory=lambda: [2048, 1024, 512])
+    width: int = 32
+    bf16: bool = True
+    spectral_weight: float = 15.0
+    adversarial_weight: float = 2.0
+    matching_weight: float = 2.0
+    initial_share: float = 0.0
+
+
+@dataclass
+class RefinerOptions(StageOptions):
+    """The part `refiner`. frames: frames of a segment; bf16: run the refiner in bfloat16."""
+
+    frames: int = 120
+    bf16: bool = True
+
+
+@dataclass
+class CodecRecipe:
+    """The recipe of a codec.
+
+    Attributes:
+        codec: Fields of SmallECodecConfig that differ from their defaults, or from the codec of `start`.
+        threads: Threads that read audio.
+        device: "auto": a GPU where there is one.
+    """
+
+    data: DataOptions
+    codec: dict[str, Any] = field(default_factory=dict)
+    reconstruction: ReconstructionOptions | None = None
+    adversarial: AdversarialOptions | None = None
+    refiner: RefinerOptions | None = None
+    device: str = "auto"
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self):
+        check_keys(self.codec, SmallECodecConfig.__annotations__, "codec")

@@ -1,0 +1,100 @@
+"""Trains a codec, in three stages.
+
+  python -m smalle.train.codec.train RECIPE [--stage STAGE] [--fresh] [KEY.SUBKEY=VALUE ...]
+
+reconstruction fits principal components of log-mel frames and codebooks by residual k-means, unless the recipe names a
+codec to start from, and trains the decoder by spectral distance. The codes keep their meaning from then on.
+adversarial trains the decoder against discriminators. refiner trains the refiner (codec.refiner_num_layers above 0),
+which estimates the quantization error. Each stage runs for its minutes, and resumes from its last checkpoint when it is
+started again. KEY.SUBKEY=VALUE changes the recipe, as in reconstruction.minutes=5.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from smalle.codec_smalle import SmallECodec, SmallECodecConfig
+
+from ..model.recipe import read_recipe
+from .data import AudioPool, list_clips, load_audio
+from .pitch import PitchTrack
+from .quantizer import fit_codec
+from .recipe import CodecRecipe
+from .stages import STAGES
+from .timed_run import TimedRun
+
+
+def load_pools(recipe: CodecRecipe, codec: SmallECodec, with_pitch: bool) -> tuple[AudioPool, Tensor]:
+    """The pool to train on, and segments (B, L) of files that are left out of it; of a single file, its own."""
+    data, rate = recipe.data, codec.sampling_rate
+    segment = data.segment - data.segment % codec.hop_length
+    if segment < 2048:
+        raise ValueError(f"data.segment is {data.segment}; expected at least 2048 samples")
+    clips = list_clips(data.corpus, data.exclude_speakers)
+    audio = load_audio(clips, rate, data.max_hours, recipe.threads, recipe.seed)
+    left_out = min(data.validation_files, len(audio) - 1)
+    held_out, trained = audio[: max(1, left_out)], audio[left_out:]
+    validation = AudioPool(held_out, segment, codec.device, recipe.seed).draw(len(held_out)).waveform
+    pitch = PitchTrack(trained, rate, codec.device) if with_pitch else None
+    pool = AudioPool(trained, segment, codec.device, recipe.seed, data.gain_db, pitch)
+    print(f"{len(audio)} recordings, {len(pool.samples) / rate / 3600:.2f} hours on {codec.device}", flush=True)
+    return pool, validation
+
+
+def train(recipe: CodecRecipe, stage: str, fresh: bool = False) -> None:
+    """Runs a stage, which writes its codec to its `output`; `fresh`: without resuming from a checkpoint.
+
+    Raises ValueError where the recipe lacks what the stage needs.
+    """
+    options = getattr(recipe, stage)
+    if options is None:
+        raise ValueError(f"the recipe has no part {stage}: add it, with {stage}.output and {stage}.minutes")
+    torch.manual_seed(recipe.seed)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    if options.start:
+        codec = SmallECodec.from_pretrained(options.start, ignore_mismatched_sizes=True, **recipe.codec)
+    else:
+        codec = SmallECodec(SmallECodecConfig(**recipe.codec))
+    if stage == "refiner" and codec.refiner is None:
+        raise ValueError(f"the codec {options.start} has no refiner; set codec.refiner_num_layers, as to 8")
+    if stage != "reconstruction" and not options.start:
+        raise ValueError(f"{stage}.start is not set; expected the codec of the stage before")
+    origin = {"stage": stage, "data": str(recipe.data), "codec": str(recipe.codec)}
+    origin["start"] = codec.identity if options.start else "nothing"
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    codec.to(auto if recipe.device == "auto" else recipe.device)
+    harmonic = codec.config.vocos_excitation == "harmonic"
+    pool, validation = load_pools(recipe, codec, with_pitch=harmonic and stage != "refiner")
+    if not options.start:
+        fit_codec(codec, pool, options.fitting_segments, options.kmeans_iterations)
+    seconds = options.frames / codec.frame_rate if stage == "refiner" else validation.shape[1] / codec.sampling_rate
+    run = TimedRun(STAGES[stage](codec, pool, validation, options), options, origin, options.batch_size * seconds)
+    if fresh:
+        shutil.rmtree(run.folder, ignore_errors=True)
+    run.resume()
+    run.run()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, or 2 for wrong input."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="YAML file, as train/recipes/codec-mini.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes to the recipe")
+    parser.add_argument("--stage", choices=list(STAGES), default="reconstruction", help="default: reconstruction")
+    parser.add_argument("--fresh", action="store_true", help="start again instead of resuming from the last checkpoint")
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        train(read_recipe(CodecRecipe, arguments.recipe, arguments.overrides), arguments.stage, arguments.fresh)
+    except (ValueError, OSError) as error:
+        print(f"smalle.train.codec.train: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
