@@ -19,7 +19,6 @@ PLAYERS = (  # commands that play a wav from standard input
     ["ffplay", "-nodisp", "-autoexit", "-loglevel", "error", "-i", "-"],
     ["play", "-q", "-t", "wav", "-"],
 )
-CHARACTERS_PER_SECOND = 15  # of read English
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -105,6 +104,8 @@ def synthesize(arguments: argparse.Namespace) -> tuple[float, float]:
     """Speaks; returns the seconds of audio and the seconds that it took, without loading."""
     from tqdm import tqdm
 
+    from ..streaming_smalle import expected_frames
+
     check(arguments)
     text = sys.stdin.read() if arguments.text == "-" else arguments.text
     if not text.strip():
@@ -113,7 +114,6 @@ def synthesize(arguments: argparse.Namespace) -> tuple[float, float]:
     if arguments.clone and arguments.clone_text is None and not model.config.speaker_layers:
         raise ValueError("This model has no speaker encoder: give the transcript of the recording with --clone-text.")
     begun = time.perf_counter()
-    expected = int(len(text) / CHARACTERS_PER_SECOND * model.config.frame_rate) + 1
 
     def advance(_):
         bar.total = max(bar.total, bar.n + 1)
@@ -130,6 +130,7 @@ def synthesize(arguments: argparse.Namespace) -> tuple[float, float]:
         progress=advance,
         best_of=best_of,
     )
+    expected = expected_frames(text, model.config.frame_rate)
     with tqdm(total=expected, unit="frame", desc="speaking", file=sys.stderr, leave=False) as bar:
         if arguments.stream:
             samples = write_stream(waves, processor.sampling_rate)

@@ -182,7 +182,7 @@ def voices_of(make_tiny, tiny_codec, tiny_tokenizer, record, tmp_path):
         recipe = {"default": "anna", "voices": {"anna": voice}}
         (tmp_path / "voices.yaml").write_text(json.dumps(recipe).replace("WORK", str(tmp_path)))
         assemble(tmp_path / "model", tmp_path / "codec", tmp_path / "voices.yaml", tmp_path / "whole")
-        return SmallEProcessor.from_pretrained(tmp_path / "whole")._voice("anna")
+        return SmallEProcessor.from_pretrained(tmp_path / "whole").get_voice("anna")
 
     return assembled
 
