@@ -301,6 +301,10 @@ class GenerationState:
             scores=tuple(x[rows] for x in self.scores),
         )
 
+    def __getitem__(self, row: int) -> "GenerationState":
+        """The state of one row; pipelines of transformers before 5.24 index every output."""
+        return self.select(torch.tensor([row]))
+
 
 @dataclass
 class SmallEGenerateOutput(ModelOutput):
