@@ -111,7 +111,8 @@ def sample_speakers(rows: list[dict], count: int, texts_each: int, voices: Itera
     """
     left_out = {*HELD_OUT_VOICES, *WHISPERING, *NOISY}
     by_sex = {sex: sorted(name for name in voices if name[1] == sex and name not in left_out) for sex in "fm"}
-    rng, sampled = random.Random(f"crowd {seed}"), []  # the seed that the published corpora were drawn with
+    rng = random.Random(f"crowd {seed}")  # the seed that the published corpora were drawn with
+    sampled: list[dict] = []
     texts = rows_by_accent(row for row in rows if MIN_LENGTH <= len(row["text"]) <= MAX_LENGTH)
     for accent in "ab":
         rng.shuffle(texts[accent])

@@ -17,7 +17,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,14 @@ from smalle.hub_smalle import write_jsonl
 from .kokoro_model import MAX_PHONEMES, SAMPLES_PER_FRAME, SAMPLING_RATE, STYLE, Kokoro, load_kokoro, load_voices
 from .speakers import rows_by_accent, sample_speakers
 
-FIELDS = {"id": str, "text": str, "phonemes": str, "speaker": str, "voice": dict, "speed": (int, float)}
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "id": str,
+    "text": str,
+    "phonemes": str,
+    "speaker": str,
+    "voice": dict,
+    "speed": (int, float),
+}
 STYLE_HALVES = ("voice", "prosody")
 FRAME_STEP, BATCH_STEP = 32, 8  # lengths and batch sizes are rounded to few values: convolutions are planned by shape
 WAV_HEADER = 44  # bytes
@@ -44,7 +51,7 @@ class Sentence:
     tokens: list[int]
     style: torch.Tensor
     start: int = 0  # of its features in those of the chunk
-    durations: np.ndarray | None = None  # frames of each token
+    durations: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # frames of each token
 
     @property
     def frames(self) -> int:
@@ -72,9 +79,11 @@ def read_plan(path: Path, voices: dict[str, torch.Tensor]) -> list[dict]:
 
 def check_row(row: dict, voices: dict[str, torch.Tensor]) -> None:
     """Raises ValueError for a row that cannot be spoken."""
-    for field, kind in FIELDS.items():
-        if not isinstance(row.get(field), kind):
-            raise ValueError(f"{field} is {row.get(field)!r}; `smalle.corpus.synthesize --help` describes a row")
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object, found {row!r}")
+    for name, kind in FIELDS.items():
+        if not isinstance(row.get(name), kind):
+            raise ValueError(f"{name} is {row.get(name)!r}; `smalle.corpus.synthesize --help` describes a row")
     if unknown := (row["voice"].keys() | row.get("prosody", {}).keys()) - voices.keys():
         raise ValueError(f"no voice {', '.join(sorted(unknown))}; expected some of {', '.join(sorted(voices))}")
     if not row["voice"] or not 0.3 <= row["speed"] <= 3:
@@ -97,7 +106,7 @@ def rows_for_voices(rows: list[dict], names: list[str]) -> list[dict]:
 
     Voices of other languages speak American English."""
     spoken = {accent: iter(of_accent) for accent, of_accent in rows_by_accent(rows).items()}
-    turns = []
+    turns: list[dict] = []
     for name in itertools.cycle(names):
         row = next(spoken["b" if name[0] == "b" else "a"], None)
         if row is None:

@@ -100,13 +100,13 @@ def clean(text: str) -> str | None:
 
 def as_sentence(text: str, questions: bool = False) -> str | None:
     """`clean`, with a capital and a final mark; with `questions`, the first word decides between . and ?"""
-    text = clean(re.sub(r"\bi\b(?!\.)", "I", text.strip().rstrip(",;:- ")))
-    if not text or text.count('"') % 2 or text.count("(") != text.count(")"):
+    cleaned = clean(re.sub(r"\bi\b(?!\.)", "I", text.strip().rstrip(",;:- ")))
+    if not cleaned or cleaned.count('"') % 2 or cleaned.count("(") != cleaned.count(")"):
         return None
-    text = re.sub(r'^("?)([a-z])', lambda match: match[1] + match[2].upper(), text)
-    if text[-1] not in '.?!"':
-        text += "?" if questions and QUESTION.match(text) else "."
-    return text if MIN_LENGTH <= len(text) <= MAX_LENGTH else None
+    sentence = re.sub(r'^("?)([a-z])', lambda match: match[1] + match[2].upper(), cleaned)
+    if sentence[-1] not in '.?!"':
+        sentence += "?" if questions and QUESTION.match(sentence) else "."
+    return sentence if MIN_LENGTH <= len(sentence) <= MAX_LENGTH else None
 
 
 class Exclusion:

@@ -213,9 +213,10 @@ def test_metadata_lists_what_was_written(tmp_path):
         {"noise": {"voice": 0.7}},
         {"noise": {"sound": [1, 0.7]}},
         {"noise": None},
+        None,
     ],
 )
 def test_a_bad_row_is_named(change, tmp_path):
-    plan = write_plan(tmp_path / "plan.jsonl", ROW, {**ROW, "id": "s0", **change})
+    plan = write_plan(tmp_path / "plan.jsonl", ROW, {**ROW, "id": "s0", **change} if change else 5)
     with pytest.raises(ValueError, match=r"plan\.jsonl:2"):
         read_plan(plan, VOICES)

@@ -7,7 +7,7 @@ import itertools
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow.parquet
@@ -51,8 +51,8 @@ class Clip:
         """
         if speed == 1:
             return self
-        names = {"id": f"{self.id} x{speed:g}", "speaker": f"{self.speaker} x{speed:g}"}
-        return dataclasses.replace(self, **names, speed=speed)
+        suffix = f" x{speed:g}"
+        return dataclasses.replace(self, id=self.id + suffix, speaker=self.speaker + suffix, speed=speed)
 
     def to_json(self) -> str:
         return json.dumps({key: value for key, value in dataclasses.asdict(self).items() if value}, ensure_ascii=False)
@@ -74,7 +74,7 @@ class Problem:
 
 
 @contextlib.contextmanager
-def open_file(path: str, member: tuple[int, int] | None = None) -> Iterator[BinaryIO]:
+def open_file(path: str, member: tuple[int, int] | None = None) -> Iterator[IO[bytes]]:
     """A file, or the member (offset, size) of an uncompressed tar archive, for reading."""
     if member is None:
         with open(path, "rb") as file:
@@ -121,7 +121,7 @@ def group_by_file(clips: Iterable[Clip], max_size: int = 16) -> Iterator[list[Cl
             yield part
 
 
-def read_clips(group: list[Clip], read: Callable[[BinaryIO, Clip], Any]) -> list[Any]:
+def read_clips(group: list[Clip], read: Callable[[IO[bytes], Clip], Any]) -> list[Any]:
     """read(file, clip) of each clip of a group of one file; a Problem in place of what cannot be read."""
 
     def attempt(clip, open_clip):
@@ -144,13 +144,13 @@ def read_clips(group: list[Clip], read: Callable[[BinaryIO, Clip], Any]) -> list
         return [Problem(clip.id, str(error)) for clip in group]
 
 
-def open_parquet_audio(audio: dict | None) -> BinaryIO:
+def open_parquet_audio(audio: dict | None) -> IO[bytes]:
     """The file of a value {"bytes", "path"} of a column of audio."""
     if not audio or not (audio.get("bytes") or audio.get("path")):
         raise ValueError("its row holds no audio")
     return io.BytesIO(audio["bytes"]) if audio.get("bytes") else open(audio["path"], "rb")
 
 
-def read_waveform(file: BinaryIO, clip: Clip, sampling_rate: int) -> np.ndarray:
+def read_waveform(file: IO[bytes], clip: Clip, sampling_rate: int) -> np.ndarray:
     """The clip's waveform float32 (L,), at its speed: what `read_clips` reads in preparation."""
     return read_audio(file, sampling_rate / clip.speed, clip.start, clip.duration)

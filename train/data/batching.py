@@ -68,7 +68,8 @@ class SpeakerBatchSampler:
     def epoch(self, number: int) -> list[list[tuple[int, ...]]]:
         """The batches of one epoch, of all processes."""
         rng = random.Random(f"{self.seed}/{number}")
-        batches, rows = [], []
+        batches: list[list[tuple[int, ...]]] = []
+        rows: list[tuple[int, ...]] = []
         for frames, sample in sorted(self.samples(rng), key=lambda pair: (pair[0] + rng.uniform(0, 10), pair[1])):
             if rows and (frames + 10) * (len(rows) + 1) > self.frames_per_batch:
                 batches.append(rows)

@@ -14,7 +14,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import IO, TypeAlias
 
 import datasets
 import pyarrow.parquet
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 TEXT_COLUMNS = ("text", "transcription", "sentence", "normalized_text", "text_normalized")
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id")
-Corpus = datasets.Dataset | datasets.IterableDataset
+Corpus: TypeAlias = datasets.Dataset | datasets.IterableDataset
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),
@@ -105,7 +105,7 @@ def read_rows(batch: dict[str, list]) -> dict[str, list]:
     return columns
 
 
-def read_row(file: BinaryIO, clip: Clip) -> dict:
+def read_row(file: IO[bytes], clip: Clip) -> dict:
     """One row of FEATURES. Whole files stay as they are, parts of files become FLAC of 16 bits."""
     with soundfile.SoundFile(file) as sound:
         duration = sound.frames / sound.samplerate

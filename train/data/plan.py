@@ -80,16 +80,16 @@ def write_shards(folder: pathlib.Path, clips: Iterable[tuple[str, Clip]], shard_
     """Writes (split, clip) to folder/SPLIT-NUMBER.jsonl, each of about `shard_hours`; returns the hours of each."""
     hours: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
-        files: dict[str, tuple[str, TextIO]] = {}
+        files: dict[str, tuple[str, TextIO]] = {}  # of each split: the shard being written
         for split, clip in clips:
             if split not in files or hours[files[split][0]] >= shard_hours:
                 if split in files:
                     files[split][1].close()
                 name = f"{split}-{sum(other.startswith(f'{split}-') for other in hours):05d}"
-                file = stack.enter_context(open(folder / f"{name}.jsonl", "w", encoding="utf-8"))
-                files[split], hours[name] = (name, file), 0.0
-            name, file = files[split]
-            file.write(clip.to_json() + "\n")
+                file = open(folder / f"{name}.jsonl", "w", encoding="utf-8")
+                files[split], hours[name] = (name, stack.enter_context(file)), 0.0
+            name = files[split][0]
+            files[split][1].write(clip.to_json() + "\n")
             hours[name] += clip.seconds / 3600
     return hours
 

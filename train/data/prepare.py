@@ -29,7 +29,7 @@ import pyarrow.parquet
 import torch
 import tqdm
 
-from smalle.codec_smalle import load_codec
+from smalle.codec_smalle import EncodecCodec, SmallECodec, load_codec
 from smalle.hub_smalle import atomic_write, write_text
 
 from .audio import Clip, Problem, group_by_file, read_clips, read_waveform
@@ -56,11 +56,12 @@ configs:
 Codes of {codec}: {hours:.1f} hours. Columns: id, text, speaker, duration, words, codes (frame after frame).
 """
 BAR = "{percentage:3.0f}% of {total:.2f} h of audio |{bar}| {elapsed}, {remaining} left"
+Codec = SmallECodec | EncodecCodec
 Transcribe = Callable[[list[np.ndarray], int], list[str]]
 
 
 @torch.inference_mode()
-def encode(codec: torch.nn.Module, waves: list[np.ndarray]) -> list[torch.Tensor]:
+def encode(codec: Codec, waves: list[np.ndarray]) -> list[torch.Tensor]:
     """Codes (T, Q) of waveforms float32 (L,) of any lengths, in one batch."""
     lengths = torch.tensor([len(wave) for wave in waves])
     batch = torch.zeros(len(waves), int(lengths.max()))
@@ -117,7 +118,7 @@ def make_batches(
 
 def encode_clips(
     clips: Iterable[Clip],
-    codec: torch.nn.Module,
+    codec: Codec,
     report: Callable[[Problem], Any],
     batch_seconds: float = 400,
     threads: int = 8,
@@ -151,7 +152,7 @@ def encode_clips(
 
 def encode_corpora(
     corpora: Iterable[str | os.PathLike],
-    codec: torch.nn.Module,
+    codec: Codec,
     speaker: str | None = None,
     max_clips: int | None = None,
     batch_seconds: float = 400,
@@ -186,7 +187,7 @@ def write_codes(rows: list[dict], path: str | os.PathLike) -> str | os.PathLike:
     return path
 
 
-def write_shard(out: pathlib.Path, name: str, hours: float, codec: torch.nn.Module, bar: tqdm.tqdm, **options) -> None:
+def write_shard(out: pathlib.Path, name: str, hours: float, codec: Codec, bar: tqdm.tqdm, **options) -> None:
     """Writes a planned shard, rows in random order, to OUT/NAME.parquet; before it OUT/plan/NAME.problems."""
     rows: list[dict] = []
     problems: list[Problem] = []
