@@ -1,5 +1,4 @@
-"""Who speaks, as a vector of a recording: the same alone and in a batch, by every runtime, and nothing where nothing is
-heard."""
+"""Speaker embeddings: the same alone and in a batch, used by every runtime, zero without a reference recording."""
 
 import json
 
@@ -27,7 +26,7 @@ def recordings():
     return torch.randint(0, 20, (2, 9, 3), generator=torch.Generator().manual_seed(1)), mask
 
 
-def test_each_recording_is_heard_as_alone(model, recordings):
+def test_embeddings_in_a_batch_equal_single_ones(model, recordings):
     codes, mask = recordings
     together = model.model.encode_speaker(codes, mask)
     for row, length in enumerate(mask.sum(1).tolist()):
@@ -36,7 +35,7 @@ def test_each_recording_is_heard_as_alone(model, recordings):
     assert not torch.allclose(together[0], together[1], atol=0.1)
 
 
-def test_padding_is_not_heard_wherever_it_stands(model, recordings):
+def test_padding_on_either_side_changes_no_embedding(model, recordings):
     codes, mask = recordings
     noise = torch.where(mask[..., None].bool(), codes, 19 - codes)
     assert torch.equal(model.model.encode_speaker(codes, mask), model.model.encode_speaker(noise, mask))
@@ -44,7 +43,7 @@ def test_padding_is_not_heard_wherever_it_stands(model, recordings):
     assert torch.allclose(left, model.model.encode_speaker(codes, mask)[1:], atol=1e-5)  # rotary positions are relative
 
 
-def test_who_hears_nothing_speaks_as_without(model, recordings):
+def test_a_row_without_frames_speaks_as_without_a_speaker(model, recordings):
     codes, mask = recordings
     assert not model.model.encode_speaker(codes, mask * 0).any()
     spoken = model.generate(TEXT, speaker_codes=codes, speaker_attention_mask=mask * 0, **GREEDY)
@@ -61,23 +60,23 @@ def test_speech_follows_the_recording_of_its_row(model, recordings):
         assert torch.equal(alone[0], together[row])
 
 
-def test_who_was_heard_once_speaks_again(model, recordings):
+def test_embeddings_take_the_place_of_recordings(model, recordings):
     codes, mask = recordings
-    heard = model.encode_speaker(codes, mask)
-    spoken = model.generate(TEXT, speaker_embeddings=heard, guidance_scale=2.0, **GREEDY)
-    heard_anew = {"speaker_codes": codes, "speaker_attention_mask": mask}
-    assert torch.equal(spoken, model.generate(TEXT, **heard_anew, guidance_scale=2.0, **GREEDY))
+    reference = model.encode_speaker(codes, mask)
+    spoken = model.generate(TEXT, speaker_embeddings=reference, guidance_scale=2.0, **GREEDY)
+    recorded = {"speaker_codes": codes, "speaker_attention_mask": mask}
+    assert torch.equal(spoken, model.generate(TEXT, **recorded, guidance_scale=2.0, **GREEDY))
     for wrong in {}, {"speaker_codes": codes}:
         with pytest.raises(ValueError, match="speaker"):
-            model.generate(TEXT, speaker_embeddings=heard if wrong else heard[:1], **wrong, **GREEDY)
-    for wrong in {"speaker_embeddings": "me"}, {"speaker": heard}:
+            model.generate(TEXT, speaker_embeddings=reference if wrong else reference[:1], **wrong, **GREEDY)
+    for wrong in {"speaker_embeddings": "me"}, {"speaker": reference}:
         with pytest.raises(ValueError, match="speaker"):
             model.generate(TEXT, **wrong, **GREEDY)
     with pytest.raises(ValueError, match="speaker_codes"):
         model.encode_speaker(codes[0])
 
 
-def test_a_prompt_tells_who_speaks_unless_somebody_else_shall(model, recordings):
+def test_the_prompt_is_the_reference_unless_another_is_given(model, recordings):
     codes, mask = recordings
     prompt = {"audio_codes": codes, "audio_attention_mask": mask}
     said = model.generate(TEXT, **prompt, **GREEDY)
@@ -86,12 +85,12 @@ def test_a_prompt_tells_who_speaks_unless_somebody_else_shall(model, recordings)
     assert torch.equal(said, same) and not torch.equal(said, other)
 
 
-def test_steps_after_a_state_remember_who_speaks(model, recordings):
+def test_a_cached_state_keeps_the_speaker(model, recordings):
     codes, mask = recordings
-    heard = {"speaker_codes": codes, "speaker_attention_mask": mask}
+    reference = {"speaker_codes": codes, "speaker_attention_mask": mask}
     audio = torch.randint(3, 23, (2, 8, 3), generator=torch.Generator().manual_seed(2))
-    whole = model(TEXT, decoder_input_ids=audio, **heard)
-    begun = model(TEXT, decoder_input_ids=audio[:, :3], use_cache=True, **heard)
+    whole = model(TEXT, decoder_input_ids=audio, **reference)
+    begun = model(TEXT, decoder_input_ids=audio[:, :3], use_cache=True, **reference)
     rest = model(decoder_input_ids=audio[:, 3:], cache=begun.cache)
     assert torch.allclose(torch.cat((begun.logits, rest.logits), 1), whole.logits, atol=1e-4)
 
@@ -131,14 +130,14 @@ def test_the_native_runtime_speaks_as_the_model(model, recordings):
     ],
     ids=["shape", "rows", "range", "mask"],
 )
-def test_what_is_no_recording_is_refused(model, recordings, changes, words):
+def test_wrong_recordings_are_refused(model, recordings, changes, words):
     for call in (model.generate, lambda ids, **rest: model(ids, decoder_input_ids=recordings[0] + 3, **rest)):
         with pytest.raises(ValueError, match=words):
             call(TEXT, **changes(recordings[0]))
 
 
 @pytest.mark.parametrize("architecture", ["small-e", "decoder-only"])
-def test_who_has_no_encoder_says_so(make_tiny, recordings, architecture):
+def test_recordings_are_refused_without_a_speaker_encoder(make_tiny, recordings, architecture):
     model, audio = make_tiny(architecture=architecture, decoder_layers=1), recordings[0] + 3
     for call in (model.generate, model, model.train()):
         with pytest.raises(ValueError, match="no speaker encoder.*audio_text"):
@@ -147,18 +146,18 @@ def test_who_has_no_encoder_says_so(make_tiny, recordings, architecture):
         SmallEConfig(speaker_layers=1, architecture="decoder-only")
 
 
-def test_a_mask_is_that_of_a_recording(model, recordings):
+def test_a_mask_without_a_recording_is_refused(model, recordings):
     with pytest.raises(ValueError, match="speaker_attention_mask without speaker_codes"):
         model(TEXT, decoder_input_ids=recordings[0] + 3, speaker_attention_mask=recordings[1])
 
 
-def test_a_recording_without_its_text_tells_who_speaks(processor, record, tmp_path):
+def test_a_recording_without_a_transcript_is_a_reference(processor, record, tmp_path):
     wave = record(tmp_path / "me.wav", 0.4)
-    heard = processor("Hello.", audio=wave, sampling_rate=24000)
+    reference = processor("Hello.", audio=wave, sampling_rate=24000)
     prompted = processor("Hello.", audio=wave, audio_text="I said so.", sampling_rate=24000)
-    assert torch.equal(heard["speaker_codes"], prompted["audio_codes"]) and "audio_codes" not in heard
+    assert torch.equal(reference["speaker_codes"], prompted["audio_codes"]) and "audio_codes" not in reference
     of_file = processor("Hello.", voice=str(written(processor, wave, tmp_path)))
-    assert all(torch.equal(heard[name], of_file[name]) for name in heard)
+    assert all(torch.equal(reference[name], of_file[name]) for name in reference)
 
 
 def written(processor, wave, folder):
@@ -187,7 +186,7 @@ def voices_of(make_tiny, tiny_codec, tiny_tokenizer, record, tmp_path):
     return assembled
 
 
-def test_a_preset_may_be_heard_in_one_recording_or_several(voices_of):
+def test_a_preset_may_have_one_recording_or_several(voices_of):
     one, other = (voices_of({"audio": f"WORK/{name}.wav"}) for name in "ab")
     both = voices_of({"audio": ["WORK/a.wav", "WORK/b.wav"]})
     assert both.text == "" and torch.equal(both.codes, torch.cat((one.codes, other.codes)))
@@ -198,21 +197,21 @@ def test_a_preset_may_be_heard_in_one_recording_or_several(voices_of):
 @pytest.mark.parametrize(
     "voice, layers, words",
     [
-        ({"audio": "WORK/a.wav"}, 0, "expected file, or audio and text"),
-        ({"text": "So."}, 1, "expected file, or audio"),
+        ({"audio": "WORK/a.wav"}, 0, "expected `file`, or `audio` and"),
+        ({"text": "So."}, 1, "expected `file`, or `audio`"),
         ({"audio": "WORK/a.wav", "txt": "So."}, 1, "'txt'"),
-        ({"audio": ["WORK/a.wav", "WORK/b.wav"], "text": "So."}, 1, "2 recordings, 1 texts"),
+        ({"audio": ["WORK/a.wav", "WORK/b.wav"], "text": "So."}, 1, "2 recordings and 1 texts"),
     ],
 )
-def test_a_preset_that_could_not_speak_is_refused(voices_of, voice, layers, words, tmp_path):
+def test_impossible_presets_are_refused(voices_of, voice, layers, words, tmp_path):
     with pytest.raises(ValueError, match=f"voice anna.*{words}"):
         voices_of(voice, layers)
     assert not (tmp_path / "whole").exists()
 
 
-def test_recordings_with_and_without_texts_are_not_one_voice():
+def test_recordings_with_and_without_transcripts_are_not_joined():
     codes = torch.zeros(3, 2, dtype=torch.long)
-    with pytest.raises(ValueError, match="of each, or of none"):
+    with pytest.raises(ValueError, match="give one for each, or none"):
         join_voices([Voice(codes, "So."), Voice(codes)])
 
 
@@ -228,16 +227,16 @@ def test_a_batch_mixes_prompts_and_recordings(processor, make_tiny, record, tmp_
         assert torch.equal(model.generate(**processor(text, voice=voice), **GREEDY)[0], both[row])
 
 
-def test_a_stream_speaks_in_the_voice_that_was_heard(processor, make_tiny, record, tmp_path):
+def test_a_stream_speaks_in_the_voice_of_the_reference(processor, make_tiny, record, tmp_path):
     wave, model = record(tmp_path / "me.wav", 0.4), make_tiny(speaker_layers=1)
-    heard = {"audio": wave, "sampling_rate": 24000}
-    said = torch.cat(list(processor.stream(model, "Hello.", **heard, chunk_frames=5, **GREEDY)))
-    (whole,) = processor.decode(model.generate(**processor("Hello.", **heard), **GREEDY))
+    reference = {"audio": wave, "sampling_rate": 24000}
+    said = torch.cat(list(processor.stream(model, "Hello.", **reference, chunk_frames=5, **GREEDY)))
+    (whole,) = processor.decode(model.generate(**processor("Hello.", **reference), **GREEDY))
     (other,) = processor.decode(model.generate(**processor("Hello."), **GREEDY))
     assert torch.equal(said, whole) and not torch.equal(said, other)
 
 
-def test_a_stream_of_several_pieces_hears_once(processor, make_tiny, record, tmp_path, monkeypatch):
+def test_a_stream_of_several_pieces_encodes_the_speaker_once(processor, make_tiny, record, tmp_path, monkeypatch):
     wave, model, calls = record(tmp_path / "me.wav", 0.4), make_tiny(speaker_layers=1), []
     encode = model.model.encode_speaker
     monkeypatch.setattr(model.model, "encode_speaker", lambda *given: calls.append(given) or encode(*given))

@@ -1,5 +1,4 @@
-"""Whatever is given to the processor, to forward() and to generate(): what they promise, or a ValueError that says what
-to do."""
+"""Any input to the processor, forward() and generate(): a right output, or a ValueError that says what to do."""
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ trial = settings(max_examples=100, deadline=None, suppress_health_check=[HealthC
 
 
 def result_or_value_error(call):
-    """What a call returns, or None after a ValueError that is of use."""
+    """What a call returns, or None after a ValueError that says what to do."""
     try:
         return call()
     except ValueError as error:
@@ -114,7 +113,9 @@ def tensors(values, dims, dtypes=(torch.int64, torch.int32, torch.float32, torch
     kind=st.sampled_from(KINDS),
 )
 def test_forward(kinds, kind, ids, mask, codes, codes_mask, labels):
-    call = dict(input_ids=ids, attention_mask=mask, audio_codes=codes, audio_attention_mask=codes_mask, labels=labels)
+    call = dict(
+        input_ids=ids, attention_mask=mask, decoder_input_ids=codes, decoder_attention_mask=codes_mask, labels=labels
+    )
     out = result_or_value_error(lambda: kinds[kind](**call))
     if out is not None:
         assert out.logits.shape == (*codes.shape, 23) and len(ids) == len(codes)
@@ -122,13 +123,13 @@ def test_forward(kinds, kind, ids, mask, codes, codes_mask, labels):
 
 @trial
 @given(
-    change=st.sampled_from(["input_ids", "attention_mask", "audio_codes", "audio_attention_mask", "labels"]),
+    change=st.sampled_from(["input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask", "labels"]),
     wrong=tensors([0, 1, 5, 30, -1], 2) | tensors([0, 1, 5, 30, -1], 3),
     kind=st.sampled_from(KINDS),
 )
 def test_forward_with_one_wrong_input(kinds, kind, change, wrong):
     codes = torch.arange(18).view(2, 3, 3)
-    right = {**right_text(2), "audio_codes": codes, "labels": codes}
+    right = {**right_text(2), "decoder_input_ids": codes, "labels": codes}
     out = result_or_value_error(lambda: kinds[kind](**{**right, change: wrong}))
     assert out is None or out.logits.shape[::3] == (2, 23)
 
@@ -219,7 +220,7 @@ def test_voice_of_another_codec_is_refused(tiny_model, processor, tmp_path):
     for one in (SmallEProcessor.from_pretrained(processor.source), processor):
         with pytest.raises(ValueError, match="made with the codec 0123456789abcdef.* make it again"):
             one("One.", voice=path)
-    save_voice(path, *voice[:3])  # a file of older days
+    save_voice(path, *voice[:3])  # without its codec's name
     assert torch.equal(fresh("One.", voice=path)["audio_codes"][0], voice.codes)
     with pytest.raises(ValueError, match=r"codes .*expected a tensor of integers \(frames, codebooks\)"):
         save_voice(path, voice.codes[0])
