@@ -1,17 +1,17 @@
 """How fast models train: Small-E against the decoder-only baseline of the same size, on samples of 5 to 120 seconds.
 
-usage: python benchmarks/throughput.py [RECIPE ...] [--seconds 5 10 25 60 120] [--batch-seconds 60] [--steps 2]
-           [--device cuda] [--fp32] [--threads 1] [--note TEXT] [--report]
+  python benchmarks/throughput.py [RECIPE ...] [--seconds 5 10 25 60 120] [--batch-seconds 60] [--steps 2]
+      [--device cuda] [--fp32] [--threads 1] [--note TEXT] [--report]
 
-RECIPE: files of train/recipes; without any, smalle-64m and decoder-only-64m. Every model sees the same batches, the
-same texts (16 characters a second) and random codes, as many samples of a length as --batch-seconds holds, at least
-one. A step is one of smalle.train.model.trainer with that recipe: forward, losses, backward, clipping, AdamW, in bfloat16 or with
---fp32. On one thread it is measured by the processor's time, which other programs add little to, else by the clock (a
-row has both); the shortest of --steps steps counts, after one that warms up. Models take turns, length by length.
+RECIPE: files of train/recipes; default: smalle-64m and decoder-only-64m. All models get the same batches: the same
+texts (16 characters a second) and random codes, as many samples of a length as --batch-seconds holds, at least one. A
+step is one of `smalle train` with that recipe: forward, losses, backward, clipping, AdamW, in bfloat16 or with --fp32.
+On one CPU thread it is measured in processor time, to which other programs add little, else in wall-clock time (a row
+has both); the shortest of --steps steps counts, after a warm-up step. Models take turns, length by length.
 
-Prints tables in Markdown, appends a row for each measurement to benchmarks/results.jsonl and draws
-benchmarks/throughput.svg when the lengths are more than one (--plot names another file). With --report nothing is
-measured: the newest rows of those recipes and lengths stand in for it. 120 seconds take Small-E about 9 GB.
+Prints tables in Markdown, appends a row for each measurement to benchmarks/results.jsonl and, for several lengths,
+draws benchmarks/throughput.svg (--plot names another file). --report measures nothing and reports the newest rows of
+those recipes and lengths. 120 seconds take Small-E about 9 GB.
 """
 
 import argparse
@@ -30,7 +30,10 @@ from transformers import AutoTokenizer, TrainerCallback
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from smalle.train.data.batching import Collator  # noqa: E402
-from smalle.train.model.trainer import SmallETrainer, build_model, check_objective, read_arguments, read_recipe  # noqa: E402
+from smalle.train.data.dataset import Sample  # noqa: E402
+from smalle.train.model.initialization import build_model  # noqa: E402
+from smalle.train.model.recipe import Recipe, TrainingOptions, make_dataclass, read_recipe  # noqa: E402
+from smalle.train.model.trainer import SmallETrainer, check_objective  # noqa: E402
 
 from benchmarks.measuring import RESULTS, markdown, record  # noqa: E402
 from benchmarks.plot import Panel, svg  # noqa: E402
@@ -43,8 +46,8 @@ QUIET = {
     "eval_strategy": "no",
     "logging_strategy": "no",
     "metric_for_best_model": None,
-    "report_to": [],
     "disable_tqdm": True,
+    "minutes": None,
     "dataloader_num_workers": 0,
 }
 COLUMNS = {
@@ -58,7 +61,7 @@ COLUMNS = {
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds of each step, by the clock and by the processor."""
+    """Seconds of each step: wall-clock and processor time."""
 
     def __init__(self):
         self.steps = []
@@ -75,36 +78,35 @@ class Stopwatch(TrainerCallback):
         self.steps.append(self.now() - self.begun)
 
     def shortest(self):
-        """(by the clock, by the processor), the first step left out."""
+        """(wall-clock, processor) seconds of the shortest step but the first."""
         return np.min(self.steps[1:], 0).tolist()
 
 
-def sample(seconds, config, rng):
-    """(text, codes (T, Q), words (W, 2)): a text as long as is said in that time, its words evenly timed."""
+def sample(seconds, config, rng) -> Sample:
+    """A text that takes so long to say, with evenly timed words, and random codes."""
     characters = round(CHARACTERS * seconds)
     text = (SENTENCE * (characters // len(SENTENCE) + 1))[:characters].strip()
     shape = round(seconds * config.frame_rate), config.num_codebooks
     edges = np.linspace(0, seconds, len(text.split()) + 1, dtype=np.float32)
     codes = torch.from_numpy(rng.integers(0, config.codebook_size, shape))
-    return text, codes, np.stack((edges[:-1], edges[1:]), 1)
+    return Sample(text, codes, np.stack((edges[:-1], edges[1:]), 1))
 
 
 def trainer(recipe, seconds, batch, steps, arguments, folder):
-    """A Trainer of smalle.train.model.trainer that takes that many steps, all of them on one batch."""
+    """A Trainer of a recipe that makes so many steps on one batch."""
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "smalle-mini")
     torch.manual_seed(0)
-    model, config = build_model(recipe, len(tokenizer))
+    model = build_model(recipe, len(tokenizer))
+    config = model.config
     rng = np.random.default_rng(round(1000 * seconds))
-    training = {name: value for name, value in recipe["training"].items() if name != "minutes"}
-    training |= {**QUIET, "output_dir": folder, "max_steps": steps, "bf16": not arguments.fp32}
-    training = read_arguments({**training, "use_cpu": arguments.device == "cpu"})
-    objective = check_objective(recipe["objective"], config)
+    training = {**recipe.training, **QUIET, "output_dir": folder, "max_steps": steps}
+    training |= {"bf16": not arguments.fp32, "use_cpu": arguments.device == "cpu"}
     return SmallETrainer(
         model=model,
-        args=training,
+        args=make_dataclass(TrainingOptions, training, "training"),
         train_dataset=[sample(seconds, config, rng) for _ in range(batch)],
         sampler=list(itertools.repeat(range(batch), steps)),
-        objective=objective,
+        objective=check_objective(recipe.objective, config),
         processing_class=tokenizer,
         data_collator=Collator(tokenizer, config.num_codebooks, config.frame_rate),
     )
@@ -129,7 +131,7 @@ def measure(name, recipe, seconds, arguments):
         "parameters": run.model.num_parameters(),
         "seconds": seconds,
         "batch": batch,
-        "text_tokens": len(run.processing_class(run.train_dataset[0][0]).input_ids),
+        "text_tokens": len(run.processing_class(run.train_dataset[0].text).input_ids),
         "step_s": round(step, 4),
         "step_wall_s": round(by_clock, 4),
         "audio_per_s": round(audio / step, 3),
@@ -147,17 +149,17 @@ def newest(name, seconds):
 
 
 def growth(rows):
-    """How a model's time grows with the length of a sample: what a table says of it.
+    """How the time of a model grows with the length of a sample.
 
-    The exponent is that of a power of the length, fitted by least squares of the logarithms. The second figure is how
-    far the time for a second of audio is from its mean, at most.
+    The exponent is that of a power of the length, fitted by least squares of the logarithms. The second figure is the
+    largest deviation of the time for a second of audio from its mean.
     """
     length, cost = (np.array([row[name] for row in rows]) for name in ("seconds", "audio_per_s"))
     exponent = 1 - np.polyfit(np.log(length), np.log(cost), 1)[0]
     each, ends = 1 / cost, (length.argmax(), length.argmin())
     return {
         "exponent": f"{exponent:.2f}",
-        "furthest from the mean": f"{abs(each / each.mean() - 1).max():.0%}",
+        "largest deviation from the mean": f"{abs(each / each.mean() - 1).max():.0%}",
         " : ".join(f"{length[end]:g} s" for end in ends): f"{each[ends[0]] / each[ends[1]]:.2f}",
     }
 
@@ -198,10 +200,13 @@ def main():
     parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU")
     parser.add_argument("--plot", type=pathlib.Path, default=ROOT / "benchmarks" / "throughput.svg")
     parser.add_argument("--report", action="store_true", help="of the newest rows, without measuring")
-    parser.add_argument("--note", help="what else is to be known, kept in the row")
+    parser.add_argument("--note", help="a remark, kept in the row")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    recipes, by_model = {path.stem: read_recipe(path, []) for path in arguments.recipes}, collections.defaultdict(list)
+    recipes, by_model = (
+        {path.stem: read_recipe(Recipe, path) for path in arguments.recipes},
+        collections.defaultdict(list),
+    )
     for seconds, name in itertools.product(arguments.seconds, recipes):
         if arguments.report:
             by_model[name].append(newest(name, seconds))

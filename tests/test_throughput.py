@@ -1,10 +1,10 @@
-"""The throughput benchmark: one step of a tiny model gives a row; growth says what rows say."""
+"""The throughput benchmark: a step of a tiny model gives a row; growth is computed from rows."""
 
 import argparse
 import pathlib
 
 import pytest
-import yaml
+from smalle.train.model.recipe import Recipe, read_recipe
 
 from benchmarks import throughput
 
@@ -13,8 +13,8 @@ RECIPES = pathlib.Path(__file__).parents[1] / "train" / "recipes"
 
 @pytest.mark.parametrize("recipe", ["smalle-mini", "decoder-only-64m"])
 def test_a_step_of_a_recipe_is_measured(recipe):
-    recipe = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
-    recipe["model"] |= dict(
+    recipe = read_recipe(Recipe, RECIPES / f"{recipe}.yaml")
+    recipe.model |= dict(
         hidden_size=32,
         intermediate_size=32,
         text_layers=1,
@@ -25,7 +25,7 @@ def test_a_step_of_a_recipe_is_measured(recipe):
     )
     arguments = argparse.Namespace(batch_seconds=4, steps=1, device="cpu", fp32=True, note=None)
     row = throughput.measure("tiny", recipe, 2.0, arguments)
-    codes = recipe["model"]["frame_rate"] * recipe["model"]["num_codebooks"]
+    codes = recipe.model["frame_rate"] * recipe.model["num_codebooks"]
     assert row["batch"] == 2 and row["step_s"] > 0 and 10 < row["text_tokens"] < 32
     assert row["tokens_per_s"] == pytest.approx(4 * codes / row["step_s"], rel=0.02)
 

@@ -246,14 +246,14 @@ def test_one_speaker_of_a_corpus_is_learned_from(base, record, tmp_path):
 
 def test_checkpoint_takes_a_codec_with_a_tuned_decoder_and_no_other(base, tiny_codec, tmp_path):
     codec, model = copy.deepcopy(tiny_codec), SmallEForTextToSpeech.from_pretrained(base)
-    codec.vocos.out.bias.data += 1
+    codec.vocos.head.out.bias.data += 1
     codec.save_pretrained(tmp_path / "codec")
     voice = load_voice(f"{base}/voices/anna.safetensors")
     finetune.write_checkpoint(
         finetune.adapt(model, Adapter("lora", 2)), voice, "carl", base, tmp_path / "whole", tmp_path / "codec"
     )
     whole = SmallEProcessor.from_pretrained(tmp_path / "whole")
-    assert torch.allclose(whole.codec.vocos.out.bias, codec.vocos.out.bias, atol=1e-2)
+    assert torch.allclose(whole.codec.vocos.head.out.bias, codec.vocos.head.out.bias, atol=1e-2)
     whole("Hello.", voice="anna")  # her codes still mean what they meant
     codec.quantizer.codebooks.add_(1)
     codec.save_pretrained(tmp_path / "codec")
