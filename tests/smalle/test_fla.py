@@ -174,7 +174,7 @@ def test_without_a_state_they_start_at_zero(kind):
 
 @pytest.mark.parametrize("kind", KERNELS)
 @torch.no_grad()
-def test_of_mixed_precisions_they_take_the_lowest_and_keep_states_in_single(kind):
+def test_kernels_take_the_lowest_of_mixed_precisions_and_keep_states_in_single(kind):
     q, k, v, *others = tensors(20, kind)
     wanted = compute(kind, None)(q, k, v, *others)
     for half in ((q.half(), k.half(), v), (q, k, v.half())):
@@ -199,7 +199,7 @@ with_kernel = pytest.mark.parametrize("name", [name for name in MIXERS if name !
 
 @with_kernel
 @pytest.mark.parametrize("padded", [False, True])
-def test_every_mixer_is_the_same_by_both_paths(tiny_config, name, padded):
+def test_every_mixer_is_the_same_by_fla_and_by_pytorch(tiny_config, name, padded):
     module = mixer(tiny_config, name)
     x, earlier = torch.randn(2, 50, 16, device=DEVICE), torch.randn(2, 4, 16, device=DEVICE)
     mask = torch.ones(2, 50, device=DEVICE)
@@ -230,7 +230,7 @@ def test_compiling_changes_nothing_and_breaks_only_at_the_kernel(tiny_config):
     assert_close(torch.compile(module, backend="eager")(x), module(x))
 
 
-def test_a_model_changes_its_path_by_its_configuration(tiny_config):
+def test_mixer_kernel_chooses_the_path_of_a_model(tiny_config):
     torch.manual_seed(0)
     model = SmallEForTextToSpeech(tiny_config).to(DEVICE).eval()
     ids, codes = torch.randint(3, 60, (2, 7), device=DEVICE), torch.randint(0, 20, (2, 12, 3), device=DEVICE)
@@ -260,9 +260,9 @@ def test_rwkv7_starts_with_flas_initial_values(tiny_config):
         ours = build_mixer(config, 32, 2, index)
         ours.init_parameters()
         other = RWKV7Attention(hidden_size=32, head_dim=16, layer_idx=index, num_hidden_layers=4)
-        shares = torch.cat([getattr(other, f"x_{part}").view(1, -1) for part in "rwkvag"])
+        time_mix = torch.cat([getattr(other, f"x_{part}").view(1, -1) for part in "rwkvag"])
         bias = {"decay": other.w_lora, "rate": other.a_lora}
-        assert_close([ours.shares], [shares])
+        assert_close([ours.time_mix], [time_mix])
         assert_close([getattr(ours, part) for part in bias], [lora.lora[2].bias for lora in bias.values()])
         assert_close((ours.key_scale, ours.key_rate, ours.bonus), (other.k_k, other.k_a, other.r_k.flatten()))
         assert_close([ours.norm.weight], [other.g_norm.weight])

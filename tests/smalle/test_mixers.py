@@ -19,9 +19,14 @@ def relative(a, b):
     return float((a - b).norm() / b.norm())
 
 
+def parts_of(state):
+    """The tensors of a state, which may be one tensor."""
+    return (state,) if torch.is_tensor(state) else tuple(state)
+
+
 def close(got, wanted, limit=1e-5):
     """Tensors, or states of several, are equal up to a relative error."""
-    got, wanted = ((x,) if torch.is_tensor(x) else x for x in (got, wanted))
+    got, wanted = parts_of(got), parts_of(wanted)
     return len(got) == len(wanted) and all(relative(a, b) < limit for a, b in zip(got, wanted, strict=True))
 
 
@@ -94,10 +99,7 @@ def test_rows_with_masks_of_their_own_equal_single_rows(tiny_config, name):
     for row in range(3):
         wanted, last = module(x[row][mask[row]][None])
         assert close(got[row][mask[row]][None], wanted)
-        assert close(
-            [part[row : row + 1] for part in ([state] if torch.is_tensor(state) else state)],
-            [last] if torch.is_tensor(last) else last,
-        )
+        assert close([part[row : row + 1] for part in parts_of(state)], last)
 
 
 @each_mixer
@@ -109,45 +111,32 @@ def test_a_masked_single_step_keeps_the_state(tiny_config, name):
     assert close(after, state, 1e-6)
 
 
-@each_mixer
-def test_gradients_equal_those_of_double_precision_and_reach_the_initial_state(tiny_config, name):
-    module, x = mixer(tiny_config, name), inputs(37)
-    with torch.no_grad():
-        _, state = module(inputs(5))
-    state = (state,) if torch.is_tensor(state) else state
-
-    def gradients(dtype):
-        module.to(dtype).zero_grad()
-        leaves = [part.detach().to(dtype).requires_grad_() for part in (x, *state)]
-        out, last = module(leaves[0], None, leaves[1] if len(state) == 1 else tuple(leaves[1:]))
-        weight = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)
-        loss = (out * weight).sum()
-        for part in (last,) if torch.is_tensor(last) else last:
-            loss = loss + (part.to(dtype) ** 2).sum()
-        loss.backward()
-        return {name: p.grad.clone() for name, p in module.named_parameters()}, [leaf.grad for leaf in leaves]
-
-    single, single_leaves = gradients(torch.float32)
-    double, double_leaves = gradients(torch.float64)
-    for got, wanted in zip(single_leaves, double_leaves, strict=True):
-        assert wanted.abs().max() > 0 and relative(got, wanted) < 1e-4
-    for part in single:
-        assert relative(single[part], double[part]) < 1e-4 or double[part].abs().max() < 1e-8, part
-
-
 def leaves_of(module, x):
-    """x and a state to start from, as leaves, and the call of the mixer on them."""
+    """x and a state to start from, as leaves, and what makes a state of the latter."""
     with torch.no_grad():
         _, state = module(inputs(5, x.shape[-1], x.shape[0]).to(x.dtype))
-    single = torch.is_tensor(state)
-    leaves = [part.detach().clone().requires_grad_() for part in (x, *((state,) if single else state))]
-    return leaves, (lambda parts: parts[0] if single else tuple(parts))
+    leaves = [part.detach().clone().requires_grad_() for part in (x, *parts_of(state))]
+    return leaves, (lambda parts: parts[0] if torch.is_tensor(state) else tuple(parts))
 
 
 def loss_of(out, state):
-    state = (state,) if torch.is_tensor(state) else state
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    return (out * weight).sum() + sum((part.to(out.dtype) ** 2).sum() for part in state)
+    return (out * weight).sum() + sum((part.to(out.dtype) ** 2).sum() for part in parts_of(state))
+
+
+@each_mixer
+def test_gradients_equal_those_of_double_precision_and_reach_the_initial_state(tiny_config, name):
+    module = mixer(tiny_config, name)
+    leaves, packed = leaves_of(module, inputs(37))
+
+    def gradients(dtype):
+        module.to(dtype)
+        x, *state = (leaf.detach().to(dtype).requires_grad_() for leaf in leaves)
+        loss = loss_of(*module(x, None, packed(state)))
+        return torch.autograd.grad(loss, [x, *state, *module.parameters()])
+
+    for got, wanted in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
+        assert relative(got, wanted) < 1e-4 or wanted.abs().max() < 1e-8
 
 
 @each_mixer
@@ -176,7 +165,7 @@ def test_gradients_equal_finite_differences(tiny_config, name):
     def function(*values):
         call = dict(zip(names, values[count:])), (values[0], None, packed(values[1:count]))
         out, state = torch.func.functional_call(module, *call)
-        return out, *((state,) if torch.is_tensor(state) else state)
+        return out, *parts_of(state)
 
     assert torch.autograd.gradcheck(function, (*leaves, *weights), fast_mode=True)
 
@@ -203,7 +192,7 @@ def stays_finite(module):
     out, state = module(3 * inputs(8000, batch=1))
     out.sum().backward()
     assert out.isfinite().all() and all(p.grad.isfinite().all() for p in module.parameters())
-    assert all(part.isfinite().all() for part in ((state,) if torch.is_tensor(state) else state))
+    assert all(part.isfinite().all() for part in parts_of(state))
 
 
 @each_mixer
@@ -515,17 +504,7 @@ def test_checkpointing_changes_nothing_and_half_precision_little_and_no_states(t
     state = model(input_ids=ids, decoder_input_ids=codes, use_cache=True).cache
     state = model(decoder_input_ids=codes[:, :1], cache=state, use_cache=True).cache
     for part in state.recurrent:
-        assert {x.dtype for x in ((part,) if torch.is_tensor(part) else part)} == {torch.float32}
-
-
-@each_mixer
-@torch.no_grad()
-def test_a_state_can_be_mapped_row_by_row(tiny_config, name):
-    model, (ids, codes) = model_with(tiny_config, name).eval(), speech(tiny_config)
-    state = model(input_ids=ids, decoder_input_ids=codes, use_cache=True).cache
-    second = state.map(lambda x: x[1:])
-    wanted = model(decoder_input_ids=codes[:, :1], cache=state).logits[1:]
-    assert relative(model(decoder_input_ids=codes[1:, :1], cache=second).logits, wanted) < 1e-5
+        assert {x.dtype for x in parts_of(part)} == {torch.float32}
 
 
 @each_mixer
