@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs, TextKwargs
@@ -21,7 +22,7 @@ from .codec_smalle import load_codec
 from .configuration_smalle import AUDIO_EOS, AUDIO_PAD
 from .generation_smalle import delay
 from .hub_smalle import HubMixin, check_file_name, readable_weights
-from .streaming_smalle import MAX_CHARACTERS, TextToSpeechStreamer
+from .streaming_smalle import TextToSpeechStreamer
 from .text_normalization_smalle import normalize
 from .validation_smalle import INTEGERS, as_tensor
 from .voices_smalle import Voice, load_voice, save_voice
@@ -29,6 +30,9 @@ from .voices_smalle import Voice, load_voice, save_voice
 WORD = re.compile(r"\w+(?:['-]\w+)*")
 ENCODEC = "encodec"  # EnCodec of the Hub and no folder of the checkpoint
 TOKENIZER_SETTINGS = {"padding": True, "padding_side": "left"}
+Texts = str | Sequence[str]
+Transcripts = str | Sequence[str | None] | None
+VoiceNames = str | os.PathLike | Sequence | None
 
 
 class SmallETextKwargs(TextKwargs, total=False):
@@ -51,9 +55,7 @@ SOURCE_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfold
 CALL_SETTINGS = {"sampling_rate", "text_kwargs", "audio_kwargs", "common_kwargs", *SmallETextKwargs.__annotations__}
 
 
-def teacher_forcing(
-    codes: Sequence[torch.Tensor], context: Sequence[torch.Tensor] | None = None
-) -> dict[str, torch.Tensor]:
+def teacher_forcing(codes: Sequence[Tensor], context: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
     """Decoder inputs and labels for training, in the delay pattern and padded on the right.
 
     Args:
@@ -65,7 +67,7 @@ def teacher_forcing(
         are -100 on padding and where the delay pattern leaves no choice but BOS.
     """
 
-    def grids(rows: Sequence[torch.Tensor], padding: int) -> torch.Tensor:
+    def grids(rows: Sequence[Tensor], padding: int) -> Tensor:
         ended = [F.pad(delay(row), (0, 0, 0, 1), value=AUDIO_EOS) for row in rows]
         return pad_sequence(ended, batch_first=True, padding_value=padding)
 
@@ -110,9 +112,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         codec_id: str | None = None,
     ):
         super().__init__(tokenizer)
-        if not isinstance(codec, str) or codec.count("/") > 1:
-            raise ValueError(f"codec={codec!r}: expected a folder of the checkpoint or the name of a codec on the Hub.")
-        for part in codec.split("/"):
+        for part in codec.split("/", 1) if isinstance(codec, str) else [codec]:
             check_file_name(part, f"A part of codec={codec!r}")
         if not isinstance(voices, (list, tuple, type(None))):
             raise ValueError(f"voices={voices!r}: expected a list of names.")
@@ -223,11 +223,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
 
     def encode_voice(
-        self,
-        audio: Any,
-        audio_text: str | None = None,
-        sampling_rate: float | None = None,
-        normalize_text: bool = True,
+        self, audio: Any, audio_text: str | None = None, sampling_rate: float | None = None, normalize_text: bool = True
     ) -> Voice:
         """The `Voice` of a recording, with its transcript if that is given. Arguments as in `__call__`."""
         if audio_text is not None and (not isinstance(audio_text, str) or not audio_text):
@@ -236,9 +232,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 "embedding only."
             )
         text = "" if audio_text is None else self.prepare_text(audio_text, normalize_text, "audio_text")
-        return Voice(self._encode(audio, sampling_rate), text, codec=self.codec.identity)
+        return Voice(self._encode(audio, sampling_rate), text, codec=self.codec_id)
 
-    def _encode(self, audio: Any, sampling_rate: float | None) -> torch.Tensor:
+    def _encode(self, audio: Any, sampling_rate: float | None) -> Tensor:
         """Codes (T, Q) of one recording."""
         waveform = load_waveform(audio, sampling_rate, self.sampling_rate)
         return self.codec.encode(torch.from_numpy(waveform)[None])[0].T.cpu()
@@ -271,7 +267,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
         return text
 
-    def prepare_texts(self, text: str | Sequence[str], normalize_text: bool = True) -> list[str]:
+    def prepare_texts(self, text: Texts, normalize_text: bool = True) -> list[str]:
         """`prepare_text` of one text or several."""
         if isinstance(text, str):
             return [self.prepare_text(text, normalize_text)]
@@ -283,10 +279,10 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     def __call__(
         self,
-        text: str | Sequence[str] | None = None,
-        voice: str | os.PathLike | Sequence | None = None,
+        text: Texts | None = None,
+        voice: VoiceNames = None,
         audio: Any = None,
-        audio_text: str | Sequence[str | None] | None = None,
+        audio_text: Transcripts = None,
         output_labels: bool | None = None,
         **kwargs,
     ) -> BatchFeature:
@@ -316,7 +312,10 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if output_labels:
             if voice is not None or audio_text is not None:
                 raise ValueError("output_labels takes no voice and no audio_text: give text and audio, its recording.")
-            codes = [self._encode(one, sampling_rate) for one in self._recordings(audio, len(texts))]
+            recordings = [audio] if is_one_recording(audio) else audio
+            if audio is None or len(recordings) != len(texts):
+                raise ValueError(f"{len(texts)} texts with output_labels: expected audio, one recording for each text.")
+            codes = [self._encode(one, sampling_rate) for one in recordings]
             return BatchFeature({**self._tokens(texts, settings["text_kwargs"]), **teacher_forcing(codes)})
         prompts = self.prompts(len(texts), voice, audio, audio_text, sampling_rate, normalize_text)
         return self.model_inputs(texts, prompts, **settings["text_kwargs"])
@@ -335,9 +334,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     def prompts(
         self,
         count: int,
-        voice: str | os.PathLike | Sequence | None = None,
+        voice: VoiceNames = None,
         audio: Any = None,
-        audio_text: str | Sequence[str | None] | None = None,
+        audio_text: Transcripts = None,
         sampling_rate: float | None = None,
         normalize_text: bool = True,
     ) -> list[Voice]:
@@ -362,14 +361,6 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
         return [self.encode_voice(one, text, sampling_rate, normalize_text) for one, text in zip(audio, said)]
 
-    def _recordings(self, audio: Any, count: int) -> list:
-        """One recording for each of `count` texts."""
-        recordings = [audio] if is_one_recording(audio) else audio
-        if audio is None or len(recordings) != count:
-            number = 0 if audio is None else len(recordings)
-            raise ValueError(f"{number} recordings (audio) for {count} texts: training takes one for each.")
-        return list(recordings)
-
     @staticmethod
     def prompted_text(prompt: Voice, text: str) -> str:
         """What the model reads: the transcript of the prompt, then the text."""
@@ -386,11 +377,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             data["initial_state"] = self._initial_states([prompt.state for prompt in prompts])
         return BatchFeature(data)
 
-    def _tokens(self, texts: Sequence[str], settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _tokens(self, texts: Sequence[str], settings: dict[str, Any]) -> dict[str, Tensor]:
         """input_ids and attention_mask (B, N)."""
         return dict(self.tokenizer(texts, **{**TOKENIZER_SETTINGS, "return_tensors": "pt", **settings}))
 
-    def _initial_states(self, states: Sequence[dict | None]) -> torch.Tensor:
+    def _initial_states(self, states: Sequence[dict | None]) -> Tensor:
         """Initial states (B, S), zeros for rows without one."""
         rows = [None if state is None else join_state(state).float() for state in states]
         sizes = {len(row) for row in rows if row is not None}
@@ -398,7 +389,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             raise ValueError(f"The voices' states have {sorted(sizes)} numbers: they were tuned for different models.")
         return torch.stack([torch.zeros(*sizes) if row is None else row for row in rows])
 
-    def _pad_recordings(self, recordings: Sequence[torch.Tensor | None], name: str) -> dict[str, torch.Tensor]:
+    def _pad_recordings(self, recordings: Sequence[Tensor | None], name: str) -> dict[str, Tensor]:
         """NAME_codes (B, P, Q) and NAME_attention_mask (B, P) of recordings (P, Q), padded on the right."""
         width, *others = {codes.shape[1] for codes in recordings if codes is not None}
         if others:
@@ -412,7 +403,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     # --- audio
 
     @torch.no_grad()
-    def decode(self, codes: Any, **kwargs) -> list[torch.Tensor]:
+    def decode(self, codes: Any, **kwargs) -> list[Tensor]:
         """Waveforms (L,) float32 on the CPU of codes (B, T, Q) or (T, Q), which are negative after the end of a row."""
         codes = as_tensor("codes", codes)
         if codes.ndim not in (2, 3) or codes.dtype not in INTEGERS:
@@ -460,36 +451,31 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     # --- streaming
 
-    def stream(
-        self,
-        model: Any,
-        text: str,
-        chunk_frames: int | None = None,
-        max_characters: int = MAX_CHARACTERS,
-        **options,
-    ) -> Iterator[torch.Tensor]:
-        """Yields waveforms (L,) of a text of any length while it is spoken. See `TextToSpeechStreamer`."""
-        return TextToSpeechStreamer(model, self, chunk_frames, max_characters).stream(text, **options)
+    def stream(self, model: Any, text: str, **options) -> Iterator[Tensor]:
+        """Yields waveforms (L,) of a text of any length while it is spoken.
 
-    def astream(
-        self,
-        model: Any,
-        text: str,
-        chunk_frames: int | None = None,
-        max_characters: int = MAX_CHARACTERS,
-        **options,
-    ) -> AsyncIterator[torch.Tensor]:
-        """`stream` for an event loop: `async for wave in processor.astream(model, text)`. A thread does the work."""
-        return TextToSpeechStreamer(model, self, chunk_frames, max_characters).astream(text, **options)
+        Options of `TextToSpeechStreamer` and of its `stream`.
+        """
+        streamer, options = self._streamer(model, options)
+        return streamer.stream(text, **options)
+
+    def astream(self, model: Any, text: str, **options) -> AsyncIterator[Tensor]:
+        """`stream` for an event loop: `async for wave in processor.astream(model, text)`."""
+        streamer, options = self._streamer(model, options)
+        return streamer.astream(text, **options)
+
+    def _streamer(self, model: Any, options: dict[str, Any]) -> tuple[TextToSpeechStreamer, dict[str, Any]]:
+        own = {name: options.pop(name) for name in ("chunk_frames", "max_characters") if name in options}
+        return TextToSpeechStreamer(model, self, **own), options
 
     # --- word times
 
     def timestamps(
         self,
         output: Any,
-        text: str | Sequence[str],
-        voice: str | os.PathLike | Sequence | None = None,
-        audio_text: str | Sequence[str | None] | None = None,
+        text: Texts,
+        voice: VoiceNames = None,
+        audio_text: Transcripts = None,
         normalize_text: bool = True,
     ) -> list[list[dict[str, Any]]]:
         """When each word was said.

@@ -26,68 +26,31 @@ CURRENCIES = {  # singular and plural, singular and plural of the hundredth
     "¥": ("yen", "yen", "sen", "sen"),
 }
 SCALES = {"k": "thousand", "m": "million", "bn": "billion"}
-UNITS = {  # after a number
-    "kg": "kilogram",
-    "mg": "milligram",
-    "km": "kilometer",
-    "cm": "centimeter",
-    "mm": "millimeter",
-    "ml": "milliliter",
-    "lb": "pound",
-    "lbs": "pound",
-    "oz": "ounce",
-    "mph": "mile per hour",
-    "km/h": "kilometer per hour",
-    "min": "minute",
-    "hr": "hour",
-    "hrs": "hour",
-    "Hz": "hertz",
-    "kHz": "kilohertz",
-    "MHz": "megahertz",
-    "GHz": "gigahertz",
-    "kB": "kilobyte",
-    "KB": "kilobyte",
-    "MB": "megabyte",
-    "GB": "gigabyte",
-    "TB": "terabyte",
-    "kW": "kilowatt",
-    "°C": "degree Celsius",
-    "°F": "degree Fahrenheit",
-    "°": "degree",
-}
-TITLES = {  # before a name or a word; their dot does not end a sentence
-    "Mr": "Mister",
-    "Mrs": "Missus",
-    "Ms": "Miz",
-    "Dr": "Doctor",
-    "Prof": "Professor",
-    "vs": "versus",
-    "e.g.": "for example",
-    "i.e.": "that is",
-    "approx.": "approximately",
-    "dept.": "department",
-    "Dept.": "Department",
-    "Mt.": "Mount",
-    "Gen.": "General",
-    "Col.": "Colonel",
-    "Capt.": "Captain",
-    "Lt.": "Lieutenant",
-    "Sgt.": "Sergeant",
-    "Rev.": "Reverend",
-}
-ENDINGS = {  # after a name or a word; their dot may end a sentence
-    "etc.": "et cetera",
-    "Jr.": "Junior",
-    "Sr.": "Senior",
-    "St.": "Street",
-    "Ave.": "Avenue",
-    "Blvd.": "Boulevard",
-    "Rd.": "Road",
-    "Inc.": "Incorporated",
-    "Ltd.": "Limited",
-    "Corp.": "Corporation",
-    "Co.": "Company",
-}
+
+
+def _table(entries: str) -> dict[str, str]:
+    """{written: spoken} of "written=spoken; written=spoken"."""
+    return dict(entry.strip().split("=") for entry in entries.split(";"))
+
+
+# After a number; capitals matter.
+UNITS = _table("""
+    kg=kilogram; mg=milligram; km=kilometer; cm=centimeter; mm=millimeter; ml=milliliter; lb=pound; lbs=pound;
+    oz=ounce; mph=mile per hour; km/h=kilometer per hour; min=minute; hr=hour; hrs=hour; Hz=hertz; kHz=kilohertz;
+    MHz=megahertz; GHz=gigahertz; kB=kilobyte; KB=kilobyte; MB=megabyte; GB=gigabyte; TB=terabyte; kW=kilowatt;
+    °C=degree Celsius; °F=degree Fahrenheit; °=degree
+""")
+# Before a name or a word; their dot does not end a sentence.
+TITLES = _table("""
+    Mr=Mister; Mrs=Missus; Ms=Miz; Dr=Doctor; Prof=Professor; vs=versus; e.g.=for example; i.e.=that is;
+    approx.=approximately; dept.=department; Dept.=Department; Mt.=Mount; Gen.=General; Col.=Colonel; Capt.=Captain;
+    Lt.=Lieutenant; Sgt.=Sergeant; Rev.=Reverend
+""")
+# After a name or a word; their dot may end a sentence.
+ENDINGS = _table("""
+    etc.=et cetera; Jr.=Junior; Sr.=Senior; St.=Street; Ave.=Avenue; Blvd.=Boulevard; Rd.=Road; Inc.=Incorporated;
+    Ltd.=Limited; Corp.=Corporation; Co.=Company
+""")
 FRACTIONS = {"1/2": "one half", "1/3": "one third", "2/3": "two thirds", "1/4": "one quarter", "3/4": "three quarters"}
 SIGNS = {"&": " and ", "%": " percent", "+": " plus ", "=": " equals ", "@": " at "}
 MARKS = str.maketrans("‘’ʼ“”–—", "'''\"\"--")
