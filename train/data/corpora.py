@@ -14,9 +14,10 @@ import logging
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import datasets
+import numpy as np
 import pyarrow.parquet
 import soundfile
 
@@ -131,20 +132,37 @@ def read_row(file: IO[bytes], clip: Clip) -> dict:
     }
 
 
+def read_json_lines(path: pathlib.Path) -> Iterator[Any]:
+    """The values of a file with one a line. Raises ValueError for a line that is no JSON."""
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                if line.strip():
+                    yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: {error}; expected a JSON object a line") from None
+
+
 def metadata_rows(folder: str | os.PathLike) -> list[dict]:
-    """Rows of metadata.jsonl or metadata.csv, else of text files beside recordings of the same name; maybe none."""
+    """Rows of metadata.jsonl or metadata.csv, else of text files beside recordings of the same name; maybe none.
+
+    Raises ValueError for a row without file_name."""
     folder = pathlib.Path(folder)
-    if (folder / "metadata.jsonl").is_file():
-        with open(folder / "metadata.jsonl", encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines if line.strip()]
-    if (folder / "metadata.csv").is_file():
-        with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    return [
-        {"file_name": path.name, "text": path.with_suffix(".txt").read_text(encoding="utf-8").strip()}
-        for path in sorted(folder.glob("*"))
-        if path.suffix in AUDIO_SUFFIXES and path.with_suffix(".txt").is_file()
-    ]
+    if (path := folder / "metadata.jsonl").is_file():
+        rows = list(read_json_lines(path))
+    elif (path := folder / "metadata.csv").is_file():
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    else:
+        rows = [
+            {"file_name": path.name, "text": path.with_suffix(".txt").read_text(encoding="utf-8").strip()}
+            for path in sorted(folder.glob("*"))
+            if path.suffix in AUDIO_SUFFIXES and path.with_suffix(".txt").is_file()
+        ]
+    for row in rows:
+        if not isinstance(row, dict) or not row.get("file_name"):
+            raise ValueError(f"{path} has the row {row!r}: expected file_name, text and speaker")
+    return rows
 
 
 def read_metadata(folder: str | os.PathLike) -> list[dict]:
@@ -180,15 +198,19 @@ def recording_clips(folder: str | os.PathLike, untranscribed: bool = False) -> I
     """Clips of a folder of recordings (`metadata_rows`)."""
     folder = pathlib.Path(folder).resolve()
     for row in metadata_rows(folder):
-        clip = Clip(
-            f"{folder.name}/{row['file_name']}",
-            str(folder / row["file_name"]),
-            str(first_of(row, SPEAKER_COLUMNS) or folder.name),
-            first_of(row, TEXT_COLUMNS),
-            duration=float(row["duration"]) if row.get("duration") else None,
-            words=row.get("words") or (),
-        )
-        yield check(clip, untranscribed)
+        name, text, words = f"{folder.name}/{row['file_name']}", first_of(row, TEXT_COLUMNS), row.get("words") or ()
+        speaker = str(first_of(row, SPEAKER_COLUMNS) or folder.name)
+        try:
+            duration = float(row["duration"]) if row.get("duration") else None
+            if words and np.shape(words) != (len((text or "").split()), 2):
+                raise ValueError(
+                    f"words has the shape {np.shape(words)}: expected [start, end] of each word of its text"
+                )
+        except (TypeError, ValueError) as error:
+            yield Problem(name, str(error))
+            continue
+        path = str(folder / row["file_name"])
+        yield check(Clip(name, path, speaker, text, duration=duration, words=words), untranscribed)
 
 
 def libritts_clips(folder: str | os.PathLike, untranscribed: bool = False) -> Iterator[Clip | Problem]:

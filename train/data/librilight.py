@@ -99,17 +99,22 @@ class LibriLightFiles:
 
 
 def read_cuts(manifests: Iterable[str | os.PathLike]) -> Iterator[tuple[str, str, float, float, str | None, str]]:
-    """(recording, id, start, duration, speaker, text) of each cut of Libriheavy's .jsonl.gz manifests."""
+    """(recording, id, start, duration, speaker, text) of each cut of Libriheavy's .jsonl.gz manifests.
+
+    Raises ValueError for a line of another form."""
     for manifest in manifests:
         with (gzip.open if str(manifest).endswith(".gz") else open)(manifest, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                cut = json.loads(line)
-                supervision = cut["supervisions"][0]
-                texts = (supervision.get("custom") or {}).get("texts")
-                text = " ".join((texts[0] if texts else supervision.get("text", "")).split())
-                start = cut["start"] + supervision.get("start", 0)
-                recording, speaker = supervision["recording_id"], supervision.get("speaker")
-                yield recording, cut["id"], start, supervision["duration"], speaker, text
+            for number, line in enumerate(lines, 1):
+                try:
+                    cut = json.loads(line)
+                    supervision = cut["supervisions"][0]
+                    texts = (supervision.get("custom") or {}).get("texts")
+                    text = " ".join((texts[0] if texts else supervision.get("text", "")).split())
+                    start = cut["start"] + supervision.get("start", 0)
+                    recording, duration = supervision["recording_id"], supervision["duration"]
+                    yield recording, cut["id"], start, duration, supervision.get("speaker"), text
+                except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+                    raise ValueError(f"{manifest}:{number} is no cut of Libriheavy: {error!r}") from error
 
 
 def librilight_clips(
@@ -132,11 +137,12 @@ def librilight_clips(
         covered.add(name)
         file, member = files.flac[name]
         try:
-            if files.has_snr(name, min_snr):
-                for _, cut, start, duration, speaker, text in group:
-                    yield Clip(cut, file, str(speaker or name.split("/")[1]), text, start, duration, member=member)
+            wanted = files.has_snr(name, min_snr)
         except (OSError, ValueError) as error:
             yield Problem(name, str(error))
+            continue
+        for _, cut, start, duration, speaker, text in group if wanted else ():
+            yield Clip(cut, file, str(speaker or name.split("/")[1]), text, start, duration, member=member)
     for name, (file, member) in files.flac.items() if untranscribed else ():
         if name in covered:
             continue

@@ -1,6 +1,7 @@
 """Corpora of every layout: clips, waveforms, datasets, and errors of files that cannot be used."""
 
 import csv
+import gzip
 import io
 import itertools
 import json
@@ -263,3 +264,37 @@ def test_a_corpus_without_usable_clips_is_refused(tmp_path):
     next((tmp_path / "unlab").rglob("*.json")).unlink()
     with pytest.raises(ValueError, match="unlab has no usable clips .1 unusable"):
         load_librilight(tmp_path / "unlab")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "metadata.jsonl:2: Expecting"),
+        ('{"text": "Yes."}', "the row {'text': 'Yes.'}: expected"),
+        ("5", "the row 5: expected"),
+    ],
+)
+def test_a_wrong_line_of_metadata_is_named(waves, line, message):
+    folder, _ = waves
+    (folder / "metadata.jsonl").write_text(f'{{"file_name": "0.wav", "text": "One."}}\n{line}\n')
+    with pytest.raises(ValueError, match=message):
+        load_recordings(folder)
+
+
+def test_wrong_values_of_a_row_are_problems(waves):
+    folder, _ = waves
+    wrong = [{"duration": "long"}, {"words": [[0, 1]]}, {"words": "0 1"}, {"duration": []}]
+    rows = [{"file_name": "0.wav", "text": "Number one.", **values} for values in wrong]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows))
+    found = list(corpus_clips(folder))
+    assert [isinstance(clip, Problem) for clip in found] == [True, True, True, False]
+    assert "'long'" in found[0].reason and "shape (1, 2)" in found[1].reason
+
+
+def test_a_wrong_line_of_a_manifest_is_named(librilight, tmp_path):
+    folder, _, manifest, _, _ = librilight
+    with gzip.open(manifest, "rt") as lines:
+        first = lines.readline()
+    (tmp_path / "cuts.jsonl").write_text(first + '{"id": "a", "supervisions": []}\n')
+    with pytest.raises(ValueError, match="cuts.jsonl:2 is no cut of Libriheavy"):
+        load_librilight(folder, [tmp_path / "cuts.jsonl"])
