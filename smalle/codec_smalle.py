@@ -31,6 +31,7 @@ from .validation_smalle import as_tensor
 from .vocos_smalle import (
     ChunkedConv1d,
     ConvNeXtBlock,
+    ConvolutionStates,
     Vocos,
     VocosConfig,
     VocosState,
@@ -193,6 +194,10 @@ class MelAnalysis(nn.Module):
     Its buffers are fitted, not trained (smalle.train.codec.quantizer).
     """
 
+    mean: Tensor
+    scale: Tensor
+    projection: Tensor
+
     def __init__(self, config: SmallECodecConfig):
         super().__init__()
         self.config = config
@@ -229,6 +234,8 @@ def identity_of(codebooks: Tensor) -> str:
 class ResidualQuantizer(nn.Module):
     """Residual vector quantization: each codebook quantizes what those before it left over."""
 
+    codebooks: Tensor
+
     def __init__(self, num_codebooks: int, codebook_size: int, size: int):
         super().__init__()
         self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, size))
@@ -257,7 +264,7 @@ class RefinerState:
     """
 
     latents: Tensor
-    convolutions: tuple[Tensor, ...]
+    convolutions: ConvolutionStates
 
 
 class LatentRefiner(nn.Module):
@@ -265,6 +272,9 @@ class LatentRefiner(nn.Module):
 
     Buffers: latent_scale, the standard deviation of quantized latents; rest_scale, that of the quantization error.
     """
+
+    latent_scale: Tensor
+    rest_scale: Tensor
 
     def __init__(self, config: SmallECodecConfig):
         super().__init__()
@@ -280,11 +290,11 @@ class LatentRefiner(nn.Module):
         self.out = nn.Linear(size, config.latent_size)
 
     def rest(
-        self, latents: Tensor, states: tuple[Tensor, ...] = (), last: bool = True
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self, latents: Tensor, state: ConvolutionStates = (), last: bool = True
+    ) -> tuple[Tensor, ConvolutionStates]:
         """Quantization error of latents (B, D, T) in units of rest_scale, of the frames (B, D, T') that are complete;
         and the states of the convolutions."""
-        states = list(states or [None] * (1 + len(self.blocks)))
+        states = list(state or (None,) * (1 + len(self.blocks)))
         x = (latents / self.latent_scale.float()[:, None]).to(self.embed.weight.dtype)
         _, x, states[0] = self.embed(x, states[0], last)
         for n, block in enumerate(self.blocks, 1):
@@ -379,7 +389,7 @@ class SmallECodec(PreTrainedModel):
         return self.vocos.decode_chunk(chunk_features(self, codes), state, last, refiner=self.refiner)
 
 
-def chunk_features(codec: nn.Module, codes: Tensor) -> Tensor:
+def chunk_features(codec: "SmallECodec | EncodecCodec", codes: Tensor) -> Tensor:
     """Input of a codec's Vocos of codes (B, Q, T), where T may be 0."""
     if codes.dim() == 3 and not codes.shape[2]:
         return torch.zeros(len(codes), codec.vocos.config.input_channels, 0, device=codec.vocos.device)
@@ -397,9 +407,9 @@ def load_codebooks(name_or_path: str, bandwidth: float, **kwargs) -> EncodecMode
     with torch.device("meta"):
         model = EncodecModel(EncodecConfig.from_pretrained(name_or_path, **kwargs))
     with safe_open(path, "pt") as file:
-        count = model.quantizer.get_num_quantizers_for_bandwidth(bandwidth)
-        for n, layer in enumerate(model.quantizer.layers[:count]):
-            layer.codebook.embed = file.get_tensor(f"quantizer.layers.{n}.codebook.embed").float()
+        for n in range(model.quantizer.get_num_quantizers_for_bandwidth(bandwidth)):
+            name = f"quantizer.layers.{n}.codebook"
+            model.get_submodule(name).register_buffer("embed", file.get_tensor(f"{name}.embed").float())
     return model
 
 
@@ -426,7 +436,8 @@ class EncodecCodec(nn.Module):
             if bandwidth not in VOCOS_BANDWIDTHS:
                 raise ValueError(f"bandwidth is {bandwidth}; Vocos knows {list(VOCOS_BANDWIDTHS)} kbps")
             bandwidth_id = VOCOS_BANDWIDTHS.index(bandwidth)
-        self.encodec, self.vocos, self._load = encodec, vocos, None
+        self.encodec, self.vocos = encodec, vocos
+        self._load: Any = None  # loads all of EnCodec, where `encodec` holds the codebooks alone
         self.bandwidth, self.bandwidth_id = bandwidth, bandwidth_id
         self.sampling_rate, self.hop_length = encodec.config.sampling_rate, encodec.config.hop_length
         self.frame_rate = self.sampling_rate / self.hop_length
@@ -458,8 +469,8 @@ class EncodecCodec(nn.Module):
 
     @property
     def identity(self) -> str:
-        layers = self.encodec.quantizer.layers[: self.num_codebooks]
-        return identity_of(torch.stack([layer.codebook.embed for layer in layers]))
+        names = [f"quantizer.layers.{n}.codebook.embed" for n in range(self.num_codebooks)]
+        return identity_of(torch.stack([self.encodec.get_buffer(name) for name in names]))
 
     def save_pretrained(self, folder: str) -> None:
         """Writes FOLDER (EnCodec) and FOLDER/vocos; `load_codec(FOLDER)` reads them."""
@@ -472,7 +483,7 @@ class EncodecCodec(nn.Module):
         waveform = check_waveform(waveform, lengths)
         # in whole frames every convolution is causal, so that a row does not depend on what follows it
         waveform = F.pad(waveform, (0, -waveform.shape[1] % self.hop_length))[:, None]
-        return self.complete_encodec().encode(waveform, bandwidth=self.bandwidth, return_dict=True).audio_codes[0]
+        return self.complete_encodec().encode(waveform, bandwidth=self.bandwidth, return_dict=False)[0][0]
 
     @torch.no_grad()
     def embed(self, codes: Tensor) -> Tensor:
@@ -495,6 +506,14 @@ class EncodecCodec(nn.Module):
 # -------------------------------------------------------------------------------------------------------- loading
 
 
+def find_file(name_or_path: str, name: str, **kwargs) -> str:
+    """Path of a file in a folder or Hub repository, which is downloaded. Raises OSError where there is none."""
+    path = cached_file(name_or_path, name, **kwargs)
+    if path is None:  # for some missing files
+        raise FileNotFoundError(f"{name_or_path} has no file {name}")
+    return path
+
+
 def load_vocos(name_or_path: str = VOCOS_NAME) -> Vocos:
     """Loads Vocos from a folder or Hub name: in transformers' form (config.json), or as the vocos package publishes it.
 
@@ -502,10 +521,10 @@ def load_vocos(name_or_path: str = VOCOS_NAME) -> Vocos:
     """
     if cached_file(name_or_path, "config.json", _raise_exceptions_for_missing_entries=False):
         return Vocos.from_pretrained(name_or_path, dtype=torch.float32).eval()
-    with open(cached_file(name_or_path, "config.yaml"), encoding="utf-8") as file:
+    with open(find_file(name_or_path, "config.yaml"), encoding="utf-8") as file:
         head = file.read().partition("head:")[2]
     hop_length, padding = re.search(r"hop_length:\s*(\d+)", head), re.search(r"padding:\s*[\"']?(\w+)", head)
-    state = torch.load(cached_file(name_or_path, "pytorch_model.bin"), map_location="cpu", weights_only=True)
+    state = torch.load(find_file(name_or_path, "pytorch_model.bin"), map_location="cpu", weights_only=True)
     return convert_original(state, hop_length and int(hop_length[1]), padding and padding[1])
 
 
@@ -517,10 +536,7 @@ def load_codec(name_or_path: str, subfolder: str = "", **kwargs) -> SmallECodec 
     if name_or_path == "encodec":
         return EncodecCodec.from_pretrained(**kwargs)
     try:
-        path = cached_file(name_or_path, "config.json", subfolder=subfolder, **kwargs)
-        if path is None:  # cached_file returns this for some missing files
-            raise FileNotFoundError(name_or_path)
-        with open(path, encoding="utf-8") as file:
+        with open(find_file(name_or_path, "config.json", subfolder=subfolder, **kwargs), encoding="utf-8") as file:
             model_type = json.load(file).get("model_type")
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(

@@ -118,7 +118,8 @@ def overlap_add(frames: Tensor, hop_length: int) -> Tensor:
     batch, count, size = frames.shape
     parts = -(-size // hop_length)
     frames = F.pad(frames, (0, parts * hop_length - size)).view(batch, count, parts, hop_length)
-    signal = sum(F.pad(frames[:, :, i], (0, 0, i, parts - 1 - i)) for i in range(parts)).flatten(1)
+    shifted = (F.pad(frames[:, :, i], (0, 0, i, parts - 1 - i)) for i in range(parts))
+    signal = functools.reduce(torch.add, shifted).flatten(1)
     return signal[:, : (count - 1) * hop_length + size]
 
 
@@ -158,20 +159,12 @@ def inverse_stft(
 # ----------------------------------------------------------------------------------------------------- excitation
 
 
-def pulse_train(f0: Tensor, hop_length: int, sampling_rate: int) -> Tensor:
-    """Pulses (B, T * hop_length) of f0 (B, T) in Hz: a cosine of amplitude 1 for each harmonic below 0.46 of the rate.
+def pulse_train(f0: Tensor, hop_length: int, sampling_rate: int, phase: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Pulses (B, T * hop_length) of T frames and a neighbour on each side: f0 (B, T + 2) in Hz.
 
-    f0[:, t] holds in the middle of frame t; between the middles it is interpolated.
-    """
-    return pulses_between(F.pad(f0[:, None], (1, 1), "replicate")[:, 0], hop_length, sampling_rate)[0]
-
-
-def pulses_between(
-    f0: Tensor, hop_length: int, sampling_rate: int, phase: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """As `pulse_train`, of T frames and a neighbour on each side: f0 (B, T + 2) -> pulses (B, T * hop_length).
-
-    phase (B,), float64: cycles, 0 to 1, at the end of the frames before; 0 by default. It is returned for the next.
+    The sum of a cosine of amplitude 1 for each harmonic below 0.46 of the sampling rate. f0[:, t] holds in the middle
+    of a frame; between the middles it is interpolated. phase (B,), float64: cycles, 0 to 1, at the end of the frames
+    before; 0 by default. Returns the pulses and the phase at their end.
     """
     before, now, after = (part.float()[..., None] for part in (f0[:, :-2], f0[:, 1:-1], f0[:, 2:]))
     place = (torch.arange(hop_length, device=f0.device) + 0.5) / hop_length - 0.5  # frames from the frame's middle
@@ -197,12 +190,9 @@ def noise_table(bins: int, device: torch.device) -> Tensor:
         return torch.view_as_complex(noise).to(device)
 
 
-def noise_frames(frames: int, bins: int, device: torch.device, start: int = 0) -> Tensor:
-    """Rows `start` ... `start + frames - 1` of the noise table, which repeats: (frames, bins)."""
-    return noise_table(bins, device)[(torch.arange(frames, device=device) + start) % NOISE_FRAMES]
-
-
 # ------------------------------------------------------------------------------------------------------- backbone
+
+ConvolutionStates = tuple[Tensor | None, ...]
 
 
 class AdaptiveLayerNorm(nn.Module):
@@ -245,7 +235,9 @@ class ChunkedConv1d(nn.Conv1d):
         super().__init__(in_channels, out_channels, kernel_size, groups=groups)
         self.lookahead = kernel_size // 2 if lookahead is None else lookahead
 
-    def forward(self, x: Tensor, state: Tensor | None = None, last: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, state: Tensor | None = None, last: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, C, T) -> inputs (B, C, T') and outputs (B, C', T') of the positions that are complete, and the state.
 
         state: the inputs (B, C, < kernel_size) that later outputs depend on; `last`: no chunk will follow.
@@ -306,11 +298,11 @@ class VocosBackbone(nn.Module):
         self,
         features: Tensor,
         condition: Tensor | None = None,
-        state: tuple[Tensor, ...] = (),
+        state: ConvolutionStates = (),
         last: bool = True,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    ) -> tuple[Tensor, ConvolutionStates]:
         """Hidden states (B, T', D) that are complete, and the state of each convolution."""
-        states = list(state or [None] * (1 + len(self.convnext)))
+        states = list(state or (None,) * (1 + len(self.convnext)))
         _, x, states[0] = self.embed(features.to(self.embed.weight.dtype), states[0], last)
         x = self.norm(x.transpose(1, 2), condition).transpose(1, 2)
         for n, block in enumerate(self.convnext, 1):
@@ -322,7 +314,8 @@ def init_vocos_weights(module: nn.Module) -> None:
     """Initializes one module as Vocos does; shared by every model that is built of these blocks."""
     if isinstance(module, nn.Conv1d | nn.Linear):
         init.trunc_normal_(module.weight, std=0.02)
-        init.zeros_(module.bias)
+        if module.bias is not None:
+            init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm):
         init.ones_(module.weight)
         init.zeros_(module.bias)
@@ -363,9 +356,9 @@ class HarmonicState:
 
     pulse_filter: Tensor
     noise_magnitude: Tensor
-    f0: Tensor
-    pulses: Tensor
-    phase: Tensor
+    f0: Tensor | None = None
+    pulses: Tensor | None = None
+    phase: Tensor | None = None
 
 
 class HarmonicHead(nn.Module):
@@ -401,19 +394,19 @@ class HarmonicHead(nn.Module):
         """
         pulse_filter, noise_magnitude, predicted = self.filters(x)
         f0 = predicted if f0 is None else f0
-        if state is not None:
-            pulse_filter = torch.cat((state.pulse_filter, pulse_filter), 1)
-            noise_magnitude = torch.cat((state.noise_magnitude, noise_magnitude), 1)
-        f0 = pad_chunk(state and state.f0, f0[:, None], 1, last, "replicate")
-        pulses, phase = pulses_between(f0[:, 0], self.hop, self.sampling_rate, state and state.phase)
-        pulses = pad_chunk(state and state.pulses, pulses, (self.n_fft - self.hop) // 2, last)
+        state = HarmonicState(pulse_filter[:, :0], noise_magnitude[:, :0]) if state is None else state
+        pulse_filter = torch.cat((state.pulse_filter, pulse_filter), 1)
+        noise_magnitude = torch.cat((state.noise_magnitude, noise_magnitude), 1)
+        f0 = pad_chunk(state.f0, f0[:, None], 1, last, "replicate")
+        pulses, phase = pulse_train(f0[:, 0], self.hop, self.sampling_rate, state.phase)
+        pulses = pad_chunk(state.pulses, pulses, (self.n_fft - self.hop) // 2, last)
         ready, later_pulses = split_windows(pulses, self.n_fft, self.hop)
         later_f0 = split_windows(f0, 3)[1]
         state = HarmonicState(pulse_filter[:, ready:], noise_magnitude[:, ready:], later_f0, later_pulses, phase)
         if not ready:
             return pulse_filter[:, :0], predicted, state
-        start = int(torch.randint(2**20, ())) if self.training else frame
-        noise = noise_frames(ready, self.bins, x.device, start)
+        frame = int(torch.randint(NOISE_FRAMES, ())) if self.training else frame
+        noise = noise_table(self.bins, x.device)[(torch.arange(ready, device=x.device) + frame) % NOISE_FRAMES]
         voiced = stft(pulses, self.n_fft, self.hop) * pulse_filter[:, :ready]
         return voiced + noise * noise_magnitude[:, :ready], predicted, state
 
@@ -435,7 +428,7 @@ class VocosState:
     features: Tensor
     feature_frames: int = 0
     refiner: Any = None
-    backbone: tuple[Tensor, ...] = ()
+    backbone: ConvolutionStates = ()
     head: HarmonicState | None = None
     sums: Tensor | None = None
     frame: int = 0

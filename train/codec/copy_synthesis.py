@@ -17,13 +17,15 @@ import torch
 from tqdm import tqdm
 
 from smalle.audio_smalle import write_wav
-from smalle.codec_smalle import load_codec
+from smalle.codec_smalle import EncodecCodec, SmallECodec, load_codec
 from smalle.hub_smalle import write_jsonl
 
 from ..data.audio import read_audio
 
 
-def copy_synthesis(codec: torch.nn.Module, manifest: str | Path, out: str | Path, count: int | None = None) -> Path:
+def copy_synthesis(
+    codec: SmallECodec | EncodecCodec, manifest: str | Path, out: str | Path, count: int | None = None
+) -> Path:
     """Writes copies of the first `count` rows of a manifest and their manifest, whose path is returned."""
     manifest, out = Path(manifest), Path(out)
     rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()][:count]

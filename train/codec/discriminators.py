@@ -81,9 +81,8 @@ class Discriminators(nn.Module):
         self, periods: Sequence[int] = (2, 3, 5, 7, 11), windows: Sequence[int] = (2048, 1024, 512), width: int = 32
     ):
         super().__init__()
-        members = [PeriodDiscriminator(period, width) for period in periods]
-        members += [SpectrogramDiscriminator(n_fft, width) for n_fft in windows]
-        self.members = nn.ModuleList(members)
+        self.members = nn.ModuleList([PeriodDiscriminator(period, width) for period in periods])
+        self.members.extend([SpectrogramDiscriminator(n_fft, width) for n_fft in windows])
 
     def forward(self, waveform: Tensor) -> list[list[Tensor]]:
         return [member(waveform) for member in self.members]

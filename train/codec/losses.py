@@ -37,7 +37,7 @@ class SpectralLoss(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Scalar log-mel term and scalar linear term of two waveforms (B, L)."""
-        log_term = linear_term = 0
+        log_term = linear_term = output.new_zeros(())
         for size, num_mels in self.scales:
             magnitude, log_mel = self.spectrograms(output, size, num_mels)
             with torch.no_grad():
@@ -52,7 +52,7 @@ def discriminator_loss(maps: list[list[Tensor]]) -> Tensor:
 
     maps: feature maps of each discriminator, its scores last.
     """
-    loss = 0
+    loss = maps[0][-1].new_zeros((), dtype=torch.float32)
     for *_, scores in maps:
         real, fake = scores.float().chunk(2)
         loss = loss + F.relu(1 - real).mean() + F.relu(1 + fake).mean()
@@ -64,7 +64,7 @@ def generator_loss(maps: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
 
     Feature matching: L1 between real and generated feature maps relative to the mean real one, summed over layers.
     """
-    adversarial = matching = 0
+    adversarial = matching = maps[0][-1].new_zeros((), dtype=torch.float32)
     for *features, scores in maps:
         adversarial = adversarial + F.relu(1 - scores.float().chunk(2)[1]).mean()
         for feature in features:

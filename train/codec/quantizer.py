@@ -56,8 +56,8 @@ def residual_kmeans(
 def fit_codec(codec: SmallECodec, pool: AudioPool, segments: int, iterations: int) -> None:
     """Fits the analysis and the codebooks of a codec to random segments; prints the errors of a log-mel value."""
     analysis = codec.analysis
-    features = [analysis.features(pool.draw(min(256, segments - i)).waveform) for i in range(0, segments, 256)]
-    features = torch.cat(features).flatten(0, 1)
+    batches = [pool.draw(min(256, segments - i)).waveform for i in range(0, segments, 256)]
+    features = torch.cat([analysis.features(batch) for batch in batches]).flatten(0, 1)
     mean = features.mean(0)
     scale = (features - mean).square().mean().sqrt()
     features = (features - mean) / scale

@@ -134,7 +134,7 @@ class AdversarialDecoder(Stage):
         super().__init__(codec, pool, validation, options)
         self.initial = copy.deepcopy(codec.vocos).requires_grad_(False)
         self.discriminators = Discriminators(options.periods, options.windows, options.width)
-        self.discriminators.to(codec.device, memory_format=torch.channels_last)
+        self.discriminators.to(codec.device).to(memory_format=torch.channels_last)
         rate = options.discriminator_learning_rate
         self.discriminator_optimizer = adamw(self.discriminators, rate, self.betas)
         for name in ("initial", "discriminators", "discriminator_optimizer"):
