@@ -53,6 +53,8 @@ def obstacle(model: Any) -> str:
     """Why the native runtime cannot run a model, in words; "" where it can."""
     if model.training or model.device.type != "cpu" or model.dtype != torch.float32:
         return f"it runs models in eval mode, in float32, on the CPU, not in {model.dtype} on {model.device}"
+    if "forward" in vars(model) or any(x._forward_hooks or x._forward_pre_hooks for x in model.modules()):
+        return "it would ignore the model's forward hooks, or its replaced forward()"
     wrong = unsupported(model.config)
     return f"it runs GLA with PACA and SwiGLU alone, not {wrong}" if wrong else ""
 

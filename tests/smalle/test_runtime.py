@@ -369,6 +369,16 @@ def test_adapters_are_not_passed_over(make_tiny, library):
     assert native_weights(adapted.merge_and_unload()) is not None
 
 
+def test_hooks_are_not_passed_over(make_tiny, library):
+    model = make_tiny()
+    hook = model.model.audio_decoder[0].register_forward_hook(lambda *_: None)
+    assert native_weights(model) is None
+    hook.remove()
+    assert native_weights(model) is not None
+    model.forward = model.forward
+    assert native_weights(model) is None
+
+
 def test_an_unknown_runtime_is_refused(make_tiny):
     model = make_tiny()
     model.step_runtime = "fast"
