@@ -8,7 +8,6 @@ with the corpus, and whoever resumes the work finds the same shards.
 import collections
 import contextlib
 import json
-import os
 import pathlib
 import random
 import time
@@ -21,6 +20,10 @@ from .audio import Clip, Problem
 from .corpora import corpus_clips
 
 SPLITS = "train", "eval", "test"
+REQUEST = (  # options of the preparation that decide about the plan and the shards
+    *("corpora", "codec", "asr", "cuts", "min_snr", "max_seconds", "exclude", "speeds", "shard_hours"),
+    *("eval", "eval_speakers", "test_speakers"),
+)
 
 
 def choose_speakers(speakers: Iterable[str], wanted: Sequence[str], seed: str) -> set[str]:
@@ -37,21 +40,15 @@ def choose_speakers(speakers: Iterable[str], wanted: Sequence[str], seed: str) -
     return set(wanted)
 
 
-def split_function(
-    counts: dict[str, int],
-    eval_speakers: Sequence[str],
-    test_speakers: Sequence[str],
-    eval_count: int,
-    seed: int,
-) -> Callable[[int, str], str]:
+def split_function(counts: dict[str, int], request: dict, seed: int = 0) -> Callable[[int, str], str]:
     """(index of a clip, its speaker) -> its split; counts: clips of each speaker.
 
-    The speakers of eval and test are in no other split. Without eval_speakers, eval is `eval_count` clips of the rest.
+    The speakers of eval and test are in no other split. Without eval_speakers, eval is `eval` clips of the rest.
     """
-    test = choose_speakers(counts, test_speakers, f"test {seed}")
-    held_out = choose_speakers(counts.keys() - test, eval_speakers, f"eval {seed}")
+    test = choose_speakers(counts, request["test_speakers"], f"test {seed}")
+    held_out = choose_speakers(counts.keys() - test, request["eval_speakers"], f"eval {seed}")
     total = sum(counts.values())
-    drawn = () if eval_speakers else set(random.Random(seed).sample(range(total), min(eval_count, total)))
+    drawn = set(random.Random(seed).sample(range(total), min(request["eval"], total))) if not held_out else set()
 
     def split_of(index, speaker):
         return "test" if speaker in test else "eval" if speaker in held_out or index in drawn else "train"
@@ -59,18 +56,19 @@ def split_function(
     return split_of
 
 
-def list_clips(corpora: Iterable[str], exclude: set[str], options: dict, folder: pathlib.Path) -> dict[str, int]:
+def list_clips(folder: pathlib.Path, request: dict) -> dict[str, int]:
     """Writes all clips to folder/all.jsonl, problems to folder/problems.jsonl; returns the clips of each speaker."""
     counts: collections.Counter[str] = collections.Counter()
+    options = {name: request[name] for name in ("cuts", "min_snr", "max_seconds")}
     with (
         open(folder / "all.jsonl", "w", encoding="utf-8") as clips,
         open(folder / "problems.jsonl", "w", encoding="utf-8") as problems,
     ):
-        for corpus in corpora:
-            for clip in corpus_clips(corpus, **options):
+        for corpus in request["corpora"]:
+            for clip in corpus_clips(corpus, untranscribed=bool(request["asr"]), **options):
                 if isinstance(clip, Problem):
                     problems.write(clip.to_json() + "\n")
-                elif clip.speaker not in exclude:
+                elif clip.speaker not in request["exclude"]:
                     clips.write(clip.to_json() + "\n")
                     counts[clip.speaker] += 1
     return counts
@@ -94,61 +92,48 @@ def write_shards(folder: pathlib.Path, clips: Iterable[tuple[str, Clip]], shard_
     return hours
 
 
-def make_plan(
-    folder: pathlib.Path,
-    corpora: Sequence[str],
-    exclude: Iterable[str] = (),
-    eval_count: int = 600,
-    eval_speakers: Sequence[str] = (),
-    test_speakers: Sequence[str] = (),
-    shard_hours: float = 2.0,
-    seed: int = 0,
-    speeds: Sequence[float] = (1.0,),
-    **options,
-) -> dict[str, float]:
-    """Writes the plan's lists to `folder`; returns the hours of each shard. options: as for `corpus_clips`.
+def make_plan(folder: pathlib.Path, request: dict) -> dict[str, float]:
+    """Writes the plan's lists to `folder`; returns the hours of each shard.
 
     Raises ValueError where there is nothing to prepare or nothing would be left to train on.
     """
-    if not all(0.5 <= speed <= 2 for speed in speeds):
-        raise ValueError(f"--speeds {speeds}: expected 0.5 to 2, such as 0.9 1 1.1; beyond, no voice sounds human")
-    counts = list_clips(corpora, set(exclude), options, folder)
+    if not all(0.5 <= speed <= 2 for speed in request["speeds"]):
+        raise ValueError(f"--speeds {request['speeds']}: expected 0.5 to 2; beyond, no voice sounds human")
+    counts = list_clips(folder, request)
     if not counts:
         problems = (folder / "problems.jsonl").read_text(encoding="utf-8").splitlines()
         found = (
             f"{len(problems)} cannot be used, first {problems[0]}" if problems else "there are none but excluded ones"
         )
-        raise ValueError(f"no clips in {', '.join(map(str, corpora))}: {found}")
-    split_of = split_function(counts, eval_speakers, test_speakers, eval_count, seed)
+        raise ValueError(f"no clips in {', '.join(request['corpora'])}: {found}")
+    split_of = split_function(counts, request)
 
     def clips():
         with open(folder / "all.jsonl", encoding="utf-8") as lines:
             for index, clip in enumerate(map(Clip.from_json, lines)):
                 split = split_of(index, clip.speaker)
-                for speed in speeds if split == "train" else (1.0,):
+                for speed in request["speeds"] if split == "train" else (1.0,):
                     yield split, clip.at_speed(speed)
 
-    hours = write_shards(folder, clips(), shard_hours)
+    hours = write_shards(folder, clips(), request["shard_hours"])
     (folder / "all.jsonl").unlink()
     if not any(name.startswith("train") for name in hours):
         raise ValueError(
-            f"--eval {eval_count}: the corpus has {sum(counts.values())} clips, and none would be left to "
+            f"--eval {request['eval']}: the corpus has {sum(counts.values())} clips, and none would be left to "
             "train on; give fewer"
         )
     return hours
 
 
-def load_or_make_plan(
-    out: str | os.PathLike, request: dict, make: Callable[[pathlib.Path], dict[str, float]], first: bool
-) -> dict[str, float]:
+def load_or_make_plan(out: pathlib.Path, request: dict, first: bool) -> dict[str, float]:
     """Hours of each shard. The first process makes the plan, the others wait for it.
 
-    Raises ValueError where the plan of that folder answers another request.
+    request: the options of the preparation (REQUEST). Raises ValueError where an older plan answers another one.
     """
-    path, request = pathlib.Path(out) / "plan" / "plan.json", json.loads(json.dumps(request))
+    path, request = out / "plan" / "plan.json", json.loads(json.dumps(request))
     if first and not path.is_file():
         with atomic_folder(path.parent) as folder:
-            write_json(folder / "plan.json", {"request": request, "parts": make(folder)})
+            write_json(folder / "plan.json", {"request": request, "parts": make_plan(folder, request)})
     if not path.is_file():
         print("waiting for the plan of the first process (RANK=0)", flush=True)
     while not path.is_file():
@@ -159,7 +144,7 @@ def load_or_make_plan(
     return plan["parts"]
 
 
-def read_planned_clips(out: str | os.PathLike, shard: str) -> list[Clip]:
+def read_planned_clips(out: pathlib.Path, shard: str) -> list[Clip]:
     """The clips of one shard."""
-    with open(pathlib.Path(out) / "plan" / f"{shard}.jsonl", encoding="utf-8") as lines:
+    with open(out / "plan" / f"{shard}.jsonl", encoding="utf-8") as lines:
         return [Clip.from_json(line) for line in lines]

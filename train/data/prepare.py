@@ -34,7 +34,7 @@ from smalle.hub_smalle import atomic_write, write_text
 
 from .audio import Clip, Problem, group_by_file, read_clips, read_waveform
 from .corpora import corpus_clips
-from .plan import SPLITS, load_or_make_plan, make_plan, read_planned_clips
+from .plan import REQUEST, SPLITS, load_or_make_plan, read_planned_clips
 
 FEATURES = datasets.Features(
     {
@@ -249,15 +249,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     out, rank, world = arguments.out, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = arguments.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    options = {name: getattr(arguments, name) for name in ("cuts", "min_snr", "max_seconds")}
-    options |= {
-        name: getattr(arguments, name)
-        for name in ("exclude", "eval_speakers", "test_speakers", "shard_hours", "speeds")
-    }
-    options |= {"untranscribed": bool(arguments.asr), "eval_count": arguments.eval}
-    corpora = [os.path.abspath(corpus) for corpus in arguments.corpora]
-    request = {"corpora": corpora, "codec": arguments.codec, "asr": arguments.asr, **options}
-    shards = load_or_make_plan(out, request, lambda folder: make_plan(folder, corpora, **options), first=rank == 0)
+    arguments.corpora = [os.path.abspath(corpus) for corpus in arguments.corpora]
+    request = {name: getattr(arguments, name) for name in REQUEST}
+    shards = load_or_make_plan(out, request, first=rank == 0)
     mine = list(shards)[rank::world]
     todo = [name for name in mine if not (out / f"{name}.parquet").is_file()]
     if todo:
@@ -268,19 +262,10 @@ def main(argv: list[str] | None = None) -> None:
 
             transcribe = Transcriber(arguments.asr, device)
         total, left = (sum(shards[name] for name in names) for names in (mine, todo))
+        options = {"batch_seconds": arguments.batch_seconds, "threads": arguments.threads, "transcribe": transcribe}
         with tqdm.tqdm(total=total, initial=total - left, disable=rank > 0, bar_format=BAR) as bar:
             for name in todo:
-                batch_seconds, threads = arguments.batch_seconds, arguments.threads
-                write_shard(
-                    out,
-                    name,
-                    shards[name],
-                    codec,
-                    bar,
-                    batch_seconds=batch_seconds,
-                    threads=threads,
-                    transcribe=transcribe,
-                )
+                write_shard(out, name, shards[name], codec, bar, **options)
     if all((out / f"{name}.parquet").is_file() for name in shards):
         finish(out, shards, arguments.codec)
 
