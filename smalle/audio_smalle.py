@@ -104,7 +104,7 @@ def load_waveform(audio: Any, sampling_rate: float | None, target_rate: int) -> 
     if (level := np.abs(audio).max()) > MAX_LEVEL:
         raise ValueError(f"audio reaches {level:g}: expected floats in -1..1; divide 16-bit audio by 32768.")
     number = isinstance(sampling_rate, NUMBERS) and not isinstance(sampling_rate, bool)
-    if not number or not SAMPLING_RATES[0] <= sampling_rate <= SAMPLING_RATES[1]:
+    if sampling_rate is None or not number or not SAMPLING_RATES[0] <= sampling_rate <= SAMPLING_RATES[1]:
         raise ValueError(
             f"sampling_rate={sampling_rate!r}: expected the waveform's samples a second, {SAMPLING_RATES[0]} to "
             f"{SAMPLING_RATES[1]}."

@@ -30,7 +30,7 @@ from .voices_smalle import Voice, load_voice, save_voice
 WORD = re.compile(r"\w+(?:['-]\w+)*")
 ENCODEC = "encodec"  # EnCodec of the Hub and no folder of the checkpoint
 TOKENIZER_SETTINGS = {"padding": True, "padding_side": "left"}
-Texts = str | Sequence[str]
+Texts = str | Sequence[str] | None
 Transcripts = str | Sequence[str | None] | None
 VoiceNames = str | os.PathLike | Sequence | None
 
@@ -41,11 +41,11 @@ class SmallETextKwargs(TextKwargs, total=False):
     normalize_text: bool | None
 
 
-class SmallEProcessorKwargs(ProcessingKwargs, total=False):
+class SmallEProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[misc]
     """Settings of a call, flat or as text_kwargs= and audio_kwargs=."""
 
-    text_kwargs: SmallETextKwargs
-    _defaults = {
+    text_kwargs: SmallETextKwargs  # type: ignore[misc]
+    _defaults = {  # type: ignore[misc]
         "text_kwargs": {**TOKENIZER_SETTINGS, "normalize_text": True},
         "common_kwargs": {"return_tensors": "pt"},
     }
@@ -78,6 +78,11 @@ def teacher_forcing(codes: Sequence[Tensor], context: Sequence[Tensor] | None = 
     return {"decoder_input_ids": inputs[:, :-1], "decoder_attention_mask": mask, "labels": labels[:, 1:]}
 
 
+def as_list(value: Any) -> list:
+    """A list or tuple as a list, and anything else as a list of one."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 @functools.lru_cache(maxsize=4)
 def characters_of(tokenizer, size: int) -> frozenset[str]:
     """The characters that a tokenizer of `size` tokens knows, without its special tokens."""
@@ -98,8 +103,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             belongs to it; None if unknown.
     """
 
-    _auto_class = "AutoProcessor"
-    valid_processor_kwargs = SmallEProcessorKwargs
+    _auto_class = "AutoProcessor"  # type: ignore[assignment]
+    valid_processor_kwargs = SmallEProcessorKwargs  # type: ignore[assignment]
     model_input_names = ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
 
     def __init__(
@@ -121,12 +126,17 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if not isinstance(sampling_rate, int) or sampling_rate < 1:
             raise ValueError(f"sampling_rate={sampling_rate!r}: expected samples a second.")
         self.codec_name, self.codec_id, self.sampling_rate = codec, codec_id, sampling_rate
-        self.voices, self.source = list(voices or []), None
-        self._codec, self._source_options, self._loaded_voices = None, {}, {}
+        self.voices = list(voices or [])
+        self.source: str | None = None
+        self._source_options: dict[str, Any] = {}
+        self._loaded_voices: dict[str, Voice] = {}
+        self._codec = None
         self.default_voice = default_voice
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "SmallEProcessor":
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
+    ) -> "SmallEProcessor":
         """Loads the processor of a checkpoint: a folder or a name on the Hub."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         source = os.fspath(pretrained_model_name_or_path)
@@ -207,7 +217,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             voice = self._loaded_voices[name]
         elif preset and self.source is not None:
             path = cached_file(self.source, f"voices/{name}.safetensors", **self._source_options)
-            voice = self._loaded_voices[name] = load_voice(path)
+            voice = self._loaded_voices[str(name)] = load_voice(str(path))
         elif os.path.isfile(name):
             voice = load_voice(name)
         else:
@@ -279,7 +289,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     def __call__(
         self,
-        text: Texts | None = None,
+        text: Texts = None,
         voice: VoiceNames = None,
         audio: Any = None,
         audio_text: Transcripts = None,
@@ -325,7 +335,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         unknown = sorted(kwargs.keys() - CALL_SETTINGS)
         if unknown:
             raise ValueError(f"The processor has no argument {', '.join(unknown)}: see the documentation of its call.")
-        settings = self._merge_kwargs(SmallEProcessorKwargs, **kwargs)
+        settings = self._merge_kwargs(**kwargs)
         wanted = settings["text_kwargs"]["return_tensors"]
         if wanted != "pt":
             raise ValueError(f"return_tensors={wanted!r}: this processor returns 'pt', nothing else.")
@@ -342,18 +352,16 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     ) -> list[Voice]:
         """The `Voice` of each of `count` texts. Arguments as in `__call__`."""
         if audio is None:
-            voices = (
-                voice if isinstance(voice, (list, tuple)) else [self.default_voice if voice is None else voice] * count
-            )
-            if len(voices) != count:
-                raise ValueError(f"{len(voices)} voices for {count} texts: expected one voice or one for each text.")
-            return [self.get_voice(name) for name in voices]
+            names = as_list(self.default_voice if voice is None else voice)
+            names = names if isinstance(voice, (list, tuple)) else names * count
+            if len(names) != count:
+                raise ValueError(f"{len(names)} voices for {count} texts: expected one voice or one for each text.")
+            return [self.get_voice(name) for name in names]
         if voice is not None:
             raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
         if is_one_recording(audio):
-            return [self.encode_voice(audio, audio_text, sampling_rate, normalize_text)] * count
-        said = list(audio_text) if isinstance(audio_text, (list, tuple)) else [audio_text]
-        said = [None] * len(audio) if audio_text is None else said
+            return [self.encode_voice(audio, audio_text, sampling_rate, normalize_text)] * count  # type: ignore[arg-type]
+        said = [None] * len(audio) if audio_text is None else as_list(audio_text)
         if not len(audio) == len(said) == count:
             raise ValueError(
                 f"{len(audio)} recordings (audio) and {len(said)} transcripts (audio_text) for {count} texts: expected "
@@ -435,14 +443,10 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 f"audio holds {[(str(wave.dtype), tuple(wave.shape)) for wave in waves]}: expected waveforms (L,) of "
                 "floats in -1..1, as decode() gives them."
             )
-        if isinstance(saving_path, (list, tuple)):
-            paths = list(map(Path, saving_path))
-        elif Path(saving_path).suffix == ".wav":
-            paths = [Path(saving_path)]
-        else:
-            folder = Path(saving_path)
-            folder.mkdir(parents=True, exist_ok=True)
-            paths = [folder / f"{index}.wav" for index in range(len(waves))]
+        paths = [Path(path) for path in as_list(saving_path)]
+        if not isinstance(saving_path, (list, tuple)) and paths[0].suffix != ".wav":
+            paths[0].mkdir(parents=True, exist_ok=True)
+            paths = [paths[0] / f"{index}.wav" for index in range(len(waves))]
         if len(paths) != len(waves):
             raise ValueError(f"saving_path names {len(paths)} files for {len(waves)} waveforms: name a folder or each.")
         for path, wave in zip(paths, waves):
@@ -502,8 +506,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if audio_text is None:
             said = [prompt.text for prompt in self.prompts(len(texts), voice)]
         else:
-            said = audio_text if isinstance(audio_text, (list, tuple)) else [audio_text]
-            said = [self.prepare_text(one, normalize_text, "audio_text") if one else "" for one in said]
+            given = as_list(audio_text)
+            said = [self.prepare_text(one, normalize_text, "audio_text") if one else "" for one in given]
             said = said * len(texts) if len(said) == 1 else said
         if len(said) != len(texts):
             raise ValueError(f"{len(said)} audio_text for {len(texts)} texts: expected one, or one for each.")
@@ -531,11 +535,13 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         times = word_times(path, offsets[first:], words, self.codec.frame_rate)
         return [{"word": joined[slice(*word)], "start": start, "end": end} for word, (start, end) in zip(words, times)]
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> list[str]:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs
+    ) -> list[str]:
         """Also saves the voices and, if it is a folder of the checkpoint, the codec."""
         codec = self.codec if self._codec_inside and (self._codec or self.source) else None
         voices = {name: self.get_voice(name) for name in self.voices}  # before `save_directory` could replace them
-        files = super().save_pretrained(save_directory, **kwargs)
+        files = super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
         folder = Path(save_directory, "voices")
         if voices:
             folder.mkdir(exist_ok=True)

@@ -22,7 +22,7 @@ class Voice(NamedTuple):
     codec: identity of the codec that made the codes, None if unknown.
     """
 
-    codes: torch.LongTensor | None = None
+    codes: torch.Tensor | None = None
     text: str = ""
     state: dict[str, torch.Tensor] | None = None
     codec: str | None = None
@@ -68,5 +68,5 @@ def join_voices(voices: Sequence[Voice]) -> Voice:
     """Joins recordings of one speaker, all with a transcript or all without."""
     if len({bool(voice.text) for voice in voices}) > 1:
         raise ValueError("Some recordings have a transcript and some have none: give one for each, or none at all.")
-    codes, text = torch.cat([voice.codes for voice in voices]), " ".join(voice.text for voice in voices).strip()
-    return Voice(codes, text, codec=voices[0].codec)
+    codes = torch.cat([voice.codes for voice in voices if voice.codes is not None])
+    return Voice(codes, " ".join(voice.text for voice in voices).strip(), codec=voices[0].codec)
