@@ -339,7 +339,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = sample_speakers(rows, args.sampled_speakers, TEXTS_PER_SAMPLED_SPEAKER, voices, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     todo = [row for row in rows if not (args.out / file_name(row)).is_file()]
-    sums = run(todo, args)
+    sums = run(todo, args) if todo else dict.fromkeys(COUNTERS, 0.0)
     hours, elapsed = write_metadata(rows, args.out), time.time() - begin
     print(
         f"{sums['spoken']:.0f} of {len(todo)} sentences spoken in {elapsed:.0f} s, "
