@@ -246,7 +246,7 @@ def test_a_text_longer_than_the_model_reads_is_spoken_whole(processor, make_tiny
 
     def speak(chunk_frames):
         options = dict(voice="ben", seed=5, max_new_tokens=20)
-        return torch.cat(list(processor.stream(model, text, chunk_frames, **options)))
+        return torch.cat(list(processor.stream(model, text, chunk_frames=chunk_frames, **options)))
 
     whole = speak(1000)
     read = [ids for ids in spoken if ids is not None]
@@ -297,8 +297,8 @@ def new_tensors(speaker, model):
 
     def count():
         gc.collect()
-        sizes = [item.untyped_storage().nbytes() for item in gc.get_objects() if type(item) is torch.Tensor]
-        return len(sizes), sum(sizes)
+        new = [item.untyped_storage() for item in gc.get_objects() if type(item) is torch.Tensor]
+        return len(new), sum({storage.data_ptr(): storage.nbytes() for storage in new}.values())
 
     yield count
     gc.unfreeze()
@@ -310,7 +310,7 @@ def test_memory_does_not_grow_with_length(speaker, model, new_tensors):
     for _ in speaker.stream(model, text, **way):
         held.append(new_tensors())
     count, size = (max(part) for part in zip(*held))
-    assert len(held) > 50 and 0 < count < 300 and 0 < size < 5e6
+    assert len(held) > 50 and 0 < count < 400 and 0 < size < 2e7  # the native runtime holds states in pages of 4 MB
     early, late = (statistics.median(size for _, size in part) for part in (held[20:40], held[-20:]))
     assert late <= 1.1 * early  # a thread works while they are counted, so any one may be high
 
