@@ -228,7 +228,8 @@ def test_all_stages_run_resume_and_keep_the_codes(corpus, tmp_path):
 def test_the_initial_weights_are_saved_by_their_share(corpus, tmp_path):
     arguments = tiny(corpus, tmp_path)
     assert main(arguments) == 0
-    assert main([*arguments, "--stage", "adversarial", "adversarial.initial_share=1"]) == 0
+    fast = ["adversarial.learning_rate=0.1", "adversarial.warmup=1"]
+    assert main([*arguments, *fast, "--stage", "adversarial", "adversarial.initial_share=1"]) == 0
     first, second = (load_codec(str(tmp_path / name)).state_dict() for name in "ab")
     torch.testing.assert_close(second, first)
 
