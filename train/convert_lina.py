@@ -1,30 +1,33 @@
-"""Turns a checkpoint of lina-speech beta, the original of Small-E, into one of transformers.
+"""Converts a checkpoint of lina-speech beta, the original implementation of Small-E, to one of transformers.
 
-usage: python -m smalle.train.convert_lina CHECKPOINT.pt CONFIG.yaml OUT [--tokenizer bpe256.json]
+  python -m smalle.train.convert_lina CHECKPOINT.pt CONFIG.yaml OUT [--tokenizer bpe256.json]
 
 CHECKPOINT.pt and CONFIG.yaml are what the original's inference.py reads, or a checkpoint of its training that holds
-tensors alone. `AutoModelForTextToWaveform` loads OUT; with the original's tokenizer OUT is complete, with EnCodec at
-3 kbps as its codec. docs/lina.md says how the two models differ. Another kind of checkpoint is refused.
+tensors only. `AutoModelForTextToWaveform` loads OUT. With the original's tokenizer OUT is complete, with EnCodec at
+3 kbps as its codec. Other kinds of checkpoints are refused.
 """
 
 import argparse
-import pathlib
 import pickle
 import re
-import shutil
 import sys
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from tokenizers import Tokenizer, processors
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
 from smalle.configuration_smalle import NUM_AUDIO_SPECIALS
+from smalle.hub_smalle import atomic_folder
 from smalle.processing_smalle import SmallEProcessor
 
-RENAMES = [  # in this order: the original's names -> ours
+RENAMES = [  # applied in this order: the original's names -> ours
     (r"^txt_embed\.", "model.text_embedding."),
     (r"^txt_encoder\.sa\.(\d+)\.(tmix\.)?", r"model.text_encoder.\1."),
     (r"^attentive_rnn\.encoder\.backbone\.norm_f\.", "model.audio_encoder_norm."),
@@ -59,14 +62,14 @@ RENAMES = [  # in this order: the original's names -> ours
 ]
 
 
-def read_weights(path):
-    """The tensors of a checkpoint by the original's names, in single precision."""
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by the original's names, in single precision. Raises ValueError for another kind."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds Python objects beside tensors, which are not unpickled here, or is no checkpoint: expected "
-            'what torch.save({"model": model.state_dict()}, ...) writes.'
+            f"{path} is no checkpoint, or holds Python objects, which are not unpickled for safety: expected what "
+            'torch.save({"model": model.state_dict()}, ...) writes.'
         ) from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is not a checkpoint of PyTorch: {str(error).splitlines()[0]}") from error
@@ -76,24 +79,24 @@ def read_weights(path):
         raise ValueError(f'{path}: expected a dictionary of tensors, or one under the key "model" or "state_dict".')
     if "rvq_embed.weight" not in checkpoint or "logits_head.weight" not in checkpoint:
         raise ValueError(
-            f"{path} has no rvq_embed.weight or no logits_head.weight: expected lina-speech beta (2024, commit b341829 "
-            "and its neighbours), the checkpoint of another model was given."
+            f"{path} has no rvq_embed.weight or no logits_head.weight: expected a checkpoint of lina-speech beta "
+            "(2024, about commit b341829)."
         )
     return {name: value.float() for name, value in checkpoint.items()}
 
 
-def read_settings(path):
-    """The arguments of the original's model, of a configuration of Lightning's command line; ${...} resolved.
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The arguments of the original's model, from a configuration of Lightning's command line, with ${...} resolved.
 
-    quant_layer, the codebooks, is where the original looks for it too: in the part `data`.
+    They include quant_layer, the codebooks of EnCodec, from the part `data`.
     """
     try:
-        whole = yaml.safe_load(pathlib.Path(path).read_text(encoding="utf-8"))
+        whole = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         model = resolve(whole["model"], whole)
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not a configuration of lina-speech ({error!r}): expected YAML with a part `model`, and every "
-            "${...} in it."
+            f"{path} is not a configuration of lina-speech ({error!r}): expected YAML with a part `model`, and the "
+            "values of all ${...} in it."
         ) from error
     settings = model.get("init_args", model) if isinstance(model, dict) else {}
     missing = [name for name in ("d_model", "n_codebook", "n_txt_vocab", "attentive_rnn") if name not in settings]
@@ -102,8 +105,8 @@ def read_settings(path):
     return {**part(whole, "data")[1], **settings}
 
 
-def resolve(value, whole):
-    """The value with each ${path.to.another} replaced by what stands there."""
+def resolve(value: Any, whole: dict) -> Any:
+    """A value with each ${path.to.another} replaced by the value at that path in `whole`."""
     if isinstance(value, dict):
         return {key: resolve(part, whole) for key, part in value.items()}
     if isinstance(value, list):
@@ -116,16 +119,16 @@ def resolve(value, whole):
     return value
 
 
-def part(settings, name):
-    """Class name and arguments of a part of the model; ("", {}) where there is none."""
+def part(settings: dict, name: str) -> tuple[str, dict]:
+    """Class name and arguments of a part of the model; ("", {}) if it is missing."""
     value = settings.get(name) or {}
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {value!r}: expected class_path and init_args.")
     return str(value.get("class_path", "")).rpartition(".")[2], value.get("init_args") or {}
 
 
-def mixer_settings(kind, rnn, size):
-    """What the three recurrent parts of the original differ in, as fields of SmallEConfig."""
+def mixer_settings(kind: str, rnn: dict, size: int) -> dict[str, Any]:
+    """The fields of SmallEConfig in which the three recurrent models of the original differ."""
     heads = rnn["heads"]
     if kind == "AttentiveGLA":
         fields = {"mixer": "gla", "mixer_heads": heads, "position_heads": heads, "final_norms": []}
@@ -155,8 +158,8 @@ def mixer_settings(kind, rnn, size):
     }
 
 
-def make_config(settings, num_codebooks):
-    """SmallEConfig of the original's settings."""
+def make_config(settings: dict, num_codebooks: int) -> SmallEConfig:
+    """The configuration for the original's settings. Raises ValueError for what has no counterpart here."""
     kind, rnn = part(settings, "attentive_rnn")
     encoder_kind, encoder = part(settings, "txt_encoder")
     size = settings["d_model"]
@@ -187,30 +190,33 @@ def make_config(settings, num_codebooks):
     )
 
 
-def halves(rows, heads, turned):
-    """Rows (D, ...) of the channels of heads, the first `turned` of each rotated in neighbouring pairs there and in two
-    halves here: the same channels in another order."""
+def reorder_rotary(rows: Tensor, heads: int, rotated: int) -> Tensor:
+    """Reorders the channels (D, ...) of heads from interleaved rotary pairs to rotary halves.
+
+    The original rotates neighbouring pairs of the first `rotated` channels of each head, this model their two halves.
+    """
     order = torch.arange(len(rows) // heads)
-    order[:turned] = torch.cat((order[0:turned:2], order[1:turned:2]))
+    order[:rotated] = torch.cat((order[0:rotated:2], order[1:rotated:2]))
     return rows.unflatten(0, (heads, -1))[:, order].flatten(0, 1)
 
 
-def split_text_layer(ours, layer, config):
-    """Queries, keys and values apart; where the original has no output projection, one that changes nothing."""
+def split_text_layer(ours: dict[str, Tensor], layer: str, config: SmallEConfig) -> None:
+    """Splits the joint projection of queries, keys and values, and adds an output projection."""
     for kind in ("weight", "bias"):
         q, k, v = ours.pop(f"{layer}.qkv.{kind}").chunk(3)
-        q, k = (halves(rows, config.num_attention_heads, config.rotary_size) for rows in (q, k))
+        q, k = (reorder_rotary(rows, config.num_attention_heads, config.rotary_size) for rows in (q, k))
         ours |= {f"{layer}.q_proj.{kind}": q, f"{layer}.k_proj.{kind}": k, f"{layer}.v_proj.{kind}": v}
-    pass_through(ours, layer, config)
+    add_identity_projection(ours, layer, config)
 
 
-def pass_through(ours, layer, config):
+def add_identity_projection(ours: dict[str, Tensor], layer: str, config: SmallEConfig) -> None:
+    """Adds an output projection that changes nothing, where the original has none."""
     ours[f"{layer}.o_proj.weight"] = torch.eye(config.hidden_size)
     ours[f"{layer}.o_proj.bias"] = torch.zeros(config.hidden_size)
 
 
-def join_time_mix(ours, mixer):
-    """RWKV's parameters of one row each, as ours."""
+def join_time_mix(ours: dict[str, Tensor], mixer: str) -> None:
+    """Joins RWKV's parameters, which are one row each, as they are here."""
     names = "wkvrg" if mixer.endswith(".mixer") else "kr"
     ours[f"{mixer}.time_mix"] = torch.stack([ours.pop(f"{mixer}.time_maa_{name}").flatten() for name in names])
     if mixer.endswith(".mixer"):
@@ -219,15 +225,17 @@ def join_time_mix(ours, mixer):
         ours[f"{mixer}.bonus"] = ours.pop(f"{mixer}.time_faaaa").flatten()
 
 
-def check_frequencies(name, frequencies):
-    """Rotary frequencies are no parameters here: they have to be the usual ones."""
+def check_frequencies(name: str, frequencies: Tensor) -> None:
+    """Raises ValueError unless rotary frequencies are the usual ones, which are no parameters here."""
     usual = 10000.0 ** (-torch.arange(len(frequencies)) / max(1, len(frequencies)))
     if not torch.allclose(frequencies, usual, rtol=1e-2):
-        raise ValueError(f"{name} is not 10000^(-i / {len(frequencies)}): learned or rescaled ones have no place.")
+        raise ValueError(
+            f"{name} is not 10000^(-i / {len(frequencies)}): learned or rescaled frequencies are not supported."
+        )
 
 
-def convert_weights(weights, config):
-    """A state dict of SmallEForTextToSpeech."""
+def convert_weights(weights: dict[str, Tensor], config: SmallEConfig) -> dict[str, Tensor]:
+    """The state dict of SmallEForTextToSpeech."""
     ours = {}
     for name, value in weights.items():
         if name.endswith("rotary.freqs"):
@@ -252,16 +260,16 @@ def convert_weights(weights, config):
     heads = config.cross_attention_heads or 1
     for layer in ("q_proj", "q_norm", "k_proj", "k_norm"):
         for name in (f"{cross}.{layer}.weight", f"{cross}.{layer}.bias"):
-            ours[name] = halves(ours[name], heads, config.cross_rotary_size)
+            ours[name] = reorder_rotary(ours[name], heads, config.cross_rotary_size)
     if config.cross_attention == "plain":
-        pass_through(ours, cross, config)
+        add_identity_projection(ours, cross, config)
     return ours
 
 
-def convert(checkpoint, config_file):
-    """SmallEForTextToSpeech with the weights of a lina-speech beta checkpoint; ValueError on another kind.
+def convert(checkpoint: str | Path, config_file: str | Path) -> SmallEForTextToSpeech:
+    """The model with the weights of a checkpoint of lina-speech beta. Raises ValueError for another kind.
 
-    Warns where the model does not speak EnCodec's first codebooks.
+    Warns if the model was trained on other codebooks of EnCodec than the first ones.
     """
     weights, settings = read_weights(checkpoint), read_settings(config_file)
     try:
@@ -271,7 +279,7 @@ def convert(checkpoint, config_file):
     layers = settings.get("quant_layer")
     if layers and list(layers) != list(range(config.num_codebooks)):
         warnings.warn(
-            f"quant_layer is {layers}: the model speaks these codebooks of EnCodec, the codec here decodes the first "
+            f"quant_layer is {layers}: the model generates these codebooks of EnCodec, but the codec decodes the first "
             f"{config.num_codebooks}.",
             stacklevel=2,
         )
@@ -283,11 +291,11 @@ def convert(checkpoint, config_file):
     return model
 
 
-def read_tokenizer(path):
-    """The original's tokenizer, with the marks around a text that its data came with."""
+def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
+    """The original's tokenizer, with BOS and EOS around each text, as the original's data has them."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more special
+    except Exception as error:  # tokenizers raises no other type
         raise ValueError(f"{path} is not a file of the tokenizers library: {error}") from error
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[BOS] $A [EOS]", pair="[BOS] $A $B [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
@@ -302,10 +310,8 @@ def read_tokenizer(path):
     )
 
 
-def save(model, out, tokenizer=None):
-    """Writes OUT, complete or not at all."""
-    partial = pathlib.Path(f"{out}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+def save(model: SmallEForTextToSpeech, out: str | Path, tokenizer: PreTrainedTokenizerFast | None = None) -> None:
+    """Writes the checkpoint OUT, complete or not at all."""
     config = model.config
     model.generation_config = GenerationConfig(
         max_new_tokens=int(60 * config.frame_rate),
@@ -315,19 +321,19 @@ def save(model, out, tokenizer=None):
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
     )
-    model.save_pretrained(partial)
-    if tokenizer is not None:
-        SmallEProcessor(tokenizer, codec="encodec", sampling_rate=config.sampling_rate).save_pretrained(partial)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    with atomic_folder(out) as folder:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            SmallEProcessor(tokenizer, codec="encodec", sampling_rate=config.sampling_rate).save_pretrained(folder)
 
 
-def main(arguments=None):
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, or 2 for wrong input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("checkpoint", "config", "out"):
         parser.add_argument(name)
     parser.add_argument("--tokenizer", help="the original's bpe256.json")
-    arguments = parser.parse_args(arguments)
+    arguments = parser.parse_args(argv)
     try:
         model = convert(arguments.checkpoint, arguments.config)
         save(model, arguments.out, arguments.tokenizer and read_tokenizer(arguments.tokenizer))
