@@ -1,45 +1,148 @@
-"""Writes wav files without any audio library."""
+"""Waveforms and sound files: reads recordings in any form, checks and resamples them, and writes 16-bit wav."""
 
+import io
 import os
-import pathlib
 import struct
-import tempfile
 import wave
+from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 import torch
 
-UNKNOWN = 0xFFFFFFFF  # size of a wav whose end is not known yet, as players expect it
+from .hub_smalle import atomic_write
+
+try:
+    import soundfile
+except (ImportError, OSError):
+    soundfile = None
+
+try:
+    import soxr
+except ImportError:
+    soxr = None
+
+SAMPLING_RATES = 1000, 1_000_000  # Hz; a number beyond is no sampling rate
+MAX_LEVEL = 16.0  # floats beyond are on another scale, such as that of 16 bits
+MIN_LEVEL = 1e-3  # -60 dB; a recording that stays below is silent
+MAX_SAMPLES = 1 << 28  # of a file; 3 hours at 24 kHz
+UNKNOWN_SIZE = 0xFFFFFFFF  # what players expect in a wav whose end is not known yet
+NUMBERS = int, float, np.number
+FILES = str, os.PathLike, bytes, bytearray, memoryview
+
+# --- reading
 
 
-def pcm16(samples):
-    """Bytes of 16-bit samples, of floats (L,) in -1..1, array or tensor. NaN becomes silence."""
+def read_sound_file(source: Any) -> tuple[np.ndarray, int]:
+    """Reads a sound file: its path, its bytes or the open file. Returns samples (channels, L) float32 and the rate."""
+    if soundfile is None:
+        raise ValueError("Reading a sound file needs soundfile: install it, or give the waveform as an array.")
+    name = f"audio={str(source)!r}"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        source, name = io.BytesIO(source), f"audio, {len(source)} bytes,"
+    elif not hasattr(source, "read") and not os.path.isfile(source):
+        raise ValueError(f"{name} does not exist: expected a sound file.")
+    try:
+        with soundfile.SoundFile(source) as file:
+            if file.frames * file.channels > MAX_SAMPLES:  # or a damaged header
+                raise ValueError(f"{name} is too long: {file.frames} samples in {file.channels} channels.")
+            return file.read(dtype="float32", always_2d=True).T, file.samplerate
+    except (soundfile.SoundFileError, TypeError) as error:
+        raise ValueError(f"{name} cannot be read as a sound file: expected wav, flac, ogg or mp3.") from error
+
+
+def read_recording(audio: Any, sampling_rate: float | None = None) -> tuple[Any, float | None]:
+    """Samples and sampling rate of a recording in any form.
+
+    Args:
+        audio: samples as an array, a tensor or a list; the path or the bytes of a sound file, or the open file; a row
+            of a data set, {"array", "sampling_rate"} or {"bytes", "path"}.
+        sampling_rate: of samples, Hz; ignored where `audio` itself says it.
+    """
+    if isinstance(audio, dict):
+        if audio.get("array") is not None:
+            return audio["array"], audio.get("sampling_rate", sampling_rate)
+        audio = audio["bytes"] if audio.get("bytes") is not None else audio.get("path")
+        if audio is None:
+            raise ValueError("audio is a dict without samples: expected array and sampling_rate, or bytes, or path.")
+    if isinstance(audio, FILES) or hasattr(audio, "read"):
+        return read_sound_file(audio)
+    if torch.is_tensor(audio):
+        audio = audio.detach().cpu()
+        audio = audio.float() if audio.is_floating_point() else audio
+    return audio, sampling_rate
+
+
+def is_one_recording(audio: Any) -> bool:
+    """Whether `audio` is a single recording and not a list of them."""
+    if not isinstance(audio, (list, tuple)):
+        return True
+    numbers = [isinstance(part, NUMBERS) for part in audio[:2]]
+    if len(audio) == 2 and any(numbers) and not all(numbers):
+        raise ValueError(
+            "audio is a pair of samples and a sampling rate: give them apart, audio=samples, sampling_rate=rate."
+        )
+    return not audio or numbers[0]
+
+
+def load_waveform(audio: Any, sampling_rate: float | None, target_rate: int) -> np.ndarray:
+    """A recording, as `read_recording` takes it, as mono waveform (L,) float32 at `target_rate`; channels are averaged.
+
+    Raises ValueError for what is no recording, for silence and for samples on another scale than -1..1.
+    """
+    audio, sampling_rate = read_recording(audio, sampling_rate)
+    try:
+        audio = np.asarray(audio)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"audio is {type(audio).__name__}: expected samples (L,), (channels, L) or a path.") from error
+    if audio.dtype.kind != "f":
+        raise ValueError(f"audio holds {audio.dtype}: expected floats in -1..1; divide 16-bit audio by 32768.")
+    if audio.ndim not in (1, 2) or not audio.size or audio.ndim == 2 and audio.shape[0] > audio.shape[1]:
+        raise ValueError(f"audio has shape {audio.shape}: expected samples (L,) or (channels, L).")
+    if not np.isfinite(audio).all():
+        raise ValueError("audio holds NaN or infinity: expected floats in -1..1.")
+    if (level := np.abs(audio).max()) > MAX_LEVEL:
+        raise ValueError(f"audio reaches {level:g}: expected floats in -1..1; divide 16-bit audio by 32768.")
+    number = isinstance(sampling_rate, NUMBERS) and not isinstance(sampling_rate, bool)
+    if sampling_rate is None or not number or not SAMPLING_RATES[0] <= sampling_rate <= SAMPLING_RATES[1]:
+        raise ValueError(
+            f"sampling_rate={sampling_rate!r}: expected the waveform's samples a second, {SAMPLING_RATES[0]} to "
+            f"{SAMPLING_RATES[1]}."
+        )
+    audio = audio.astype(np.float32) if audio.ndim == 1 else audio.astype(np.float32).mean(0)
+    if (level := np.abs(audio).max()) < MIN_LEVEL:
+        raise ValueError(f"audio is silent, its peak is {level:g}: expected a recording of speech.")
+    if sampling_rate == target_rate:
+        return audio
+    if soxr is None:
+        raise ValueError(f"audio has {sampling_rate} samples a second: install soxr, or resample it to {target_rate}.")
+    audio = soxr.resample(audio, sampling_rate, target_rate)
+    if not len(audio):
+        raise ValueError(f"audio is too short: nothing of it is left at {target_rate} samples a second.")
+    return audio
+
+
+# --- writing
+
+
+def pcm16(samples: Any) -> bytes:
+    """16-bit samples of floats (L,) in -1..1, an array or a tensor. NaN becomes silence."""
     samples = torch.as_tensor(samples, dtype=torch.float32).flatten().nan_to_num(nan=0.0)
     return (samples.clamp(-1, 1) * 32767).short().numpy().tobytes()
 
 
-def endless_header(sampling_rate):
-    """The head of a 16-bit mono wav that ends where the pipe ends; `pcm16` follows."""
+def streaming_wav_header(sampling_rate: int) -> bytes:
+    """The header of a 16-bit mono wav that is written to a pipe and ends with it; `pcm16` samples follow."""
     kind = struct.pack("<HHIIHH", 1, 1, sampling_rate, 2 * sampling_rate, 2, 16)
-    return struct.pack("<4sI8sI16s4sI", b"RIFF", UNKNOWN, b"WAVEfmt ", len(kind), kind, b"data", UNKNOWN)
+    return struct.pack("<4sI8sI16s4sI", b"RIFF", UNKNOWN_SIZE, b"WAVEfmt ", len(kind), kind, b"data", UNKNOWN_SIZE)
 
 
-def write_wav(path, samples, sampling_rate):
-    """16-bit mono wav, complete or not at all, of floats (L,) in -1..1 or an iterable of them; returns the samples'
-    number."""
-    path, size = pathlib.Path(path).resolve(), 0  # a link stays one
-    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as raw, wave.open(raw) as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(sampling_rate)
-            for chunk in [samples] if hasattr(samples, "ndim") else samples:
-                data = pcm16(chunk)
-                file.writeframesraw(data)
-                size += len(data)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
-    return size // 2
+def write_wav(path: str | os.PathLike, samples: Any | Iterable[Any], sampling_rate: int) -> int:
+    """Writes a 16-bit mono wav of floats (L,) in -1..1, or of an iterable of them. Returns the number of samples."""
+    with atomic_write(path) as temporary, wave.open(str(temporary), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sampling_rate)
+        for chunk in [samples] if hasattr(samples, "ndim") else samples:
+            file.writeframesraw(pcm16(chunk))
+        return file.tell()

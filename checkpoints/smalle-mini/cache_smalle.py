@@ -1,21 +1,22 @@
-"""What a model remembers between calls: values, never changed in place. Every tensor has B rows."""
+"""What a model remembers between calls, as values that are never changed in place. Every tensor has B rows."""
 
 import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import register_dataclass
 
-# --- state: What a model remembers between calls: values, never changed in place. Every tensor has B rows.
+# --- States of the models
 
 
-def apply(function, x):
+def map_tensors(function: Callable[[Tensor], Any], x: Any) -> Any:
     """`function` of every tensor in nested tuples, named ones too; None stays None."""
     if isinstance(x, tuple):
-        parts = [apply(function, part) for part in x]
+        parts = [map_tensors(function, part) for part in x]
         return x._make(parts) if hasattr(x, "_make") else tuple(parts)
     return None if x is None else function(x)
 
@@ -23,14 +24,14 @@ def apply(function, x):
 class State:
     """Base of a dataclass of tensors and tuples of them."""
 
-    def map(self, function):
+    def map(self, function: Callable[[Tensor], Tensor]):
         """The same state with `function` applied to every tensor (select rows, move to a device)."""
-        return type(self)(*(apply(function, getattr(self, field.name)) for field in fields(self)))
+        return type(self)(*(map_tensors(function, getattr(self, field.name)) for field in fields(self)))  # type: ignore
 
 
 @dataclass
 class SmallEState(State):
-    """All that Small-E needs to go on.
+    """The state of Small-E.
 
     text_keys, text_values (B, N, D); positions (B, N, d_b), None without PACA; text_mask (B, N) bool, True where there
     is text; recurrent: the state of each block, audio encoder first, then the position block (None without PACA), then
@@ -38,125 +39,124 @@ class SmallEState(State):
     read so far, where the cross-attention has rotary positions.
     """
 
-    text_keys: torch.FloatTensor
-    text_values: torch.FloatTensor
-    positions: torch.FloatTensor | None
-    text_mask: torch.BoolTensor
-    recurrent: tuple[torch.FloatTensor | tuple[torch.FloatTensor, ...] | None, ...] | None = None
-    steps: torch.LongTensor | None = None
+    text_keys: Tensor
+    text_values: Tensor
+    positions: Tensor | None
+    text_mask: Tensor
+    recurrent: tuple[Any, ...] | None = None
+    steps: Tensor | None = None
 
 
 @dataclass
 class TransformerState(State):
-    """All that the decoder-only transformer needs to go on, text and audio in one sequence of S steps.
+    """The state of the decoder-only transformer, text and audio in one sequence of S steps.
 
     keys, values: (B, H, S, D / H) of each layer, keys rotated; mask (B, S) bool, False on padding; text_mask (B, N)
-    bool, that of the text, the first N steps.
+    bool, that of the text, the first N steps; unread_text: embeddings (B, N, D) of the text until a step reads them.
     """
 
-    keys: tuple[torch.FloatTensor, ...]
-    values: tuple[torch.FloatTensor, ...]
-    mask: torch.BoolTensor
-    text_mask: torch.BoolTensor
+    keys: tuple[Tensor | None, ...]
+    values: tuple[Tensor | None, ...]
+    mask: Tensor
+    text_mask: Tensor
+    unread_text: Tensor | None = None
 
 
 for _state in (SmallEState, TransformerState):  # torch.export takes and returns them, DDP and FSDP look inside
     register_dataclass(_state)
 
 
-# --- recent: A recurrent state with the last steps beside it: what an exported step reads in place of a state.
+# --- A recurrent state with the last steps beside it, which the native runtime writes less often
 
 
-MAX_PENDING = 16  # steps that may stand beside a state
+MAX_PENDING = 16  # steps
 
 
 class PendingUpdates(NamedTuple):
-    """state (B, H, K, V); decay of it since, (B, H, 1, K); keys and values of the steps since, (B, H, MAX_PENDING, K or V),
-    the newest last, keys decayed like what they wrote, zeros where there was no step yet."""
+    """A recurrent state and the updates of the last steps, which have not been added to it.
 
-    state: torch.FloatTensor
-    decay: torch.FloatTensor
-    keys: torch.FloatTensor
-    values: torch.FloatTensor
+    state (B, H, K, V); decay of it since, (B, H, 1, K); keys and values of the pending updates,
+    (B, H, MAX_PENDING, K or V), the newest last, keys decayed like what they wrote, zeros where there is none.
+    """
+
+    state: Tensor
+    decay: Tensor
+    keys: Tensor
+    values: Tensor
 
     @classmethod
-    def begin(cls, state):
-        """No steps beside a state."""
+    def begin(cls, state: Tensor) -> "PendingUpdates":
+        """A state without pending updates."""
         zeros = (state.new_zeros(*state.shape[:2], MAX_PENDING, size) for size in state.shape[2:])
         return cls(state, torch.ones_like(state[:, :, None, :, 0]), *zeros)
 
-    def step(self, q, k, v, log_decay):
-        """As `linear_attention_smalle.step`, one decay for each channel: output (B, 1, H, V) and what stands here then.
+    def fold(self) -> Tensor:
+        """The state (B, H, K, V) with all updates added."""
+        updates = self.keys.flatten(0, 1).transpose(-1, -2), self.values.flatten(0, 1)
+        state = self.state * self.decay.transpose(-1, -2)
+        return state.flatten(0, 1).baddbmm_(*updates).view_as(state)
 
-        Nothing is lost while there is `room`.
-        """
-        q, k, v, log_decay = (x.transpose(1, 2) for x in (q, k, v, log_decay))
-        now = log_decay.exp()
-        decay = self.decay * now
-        keys, values = torch.cat((self.keys[:, :, 1:] * now, k), 2), torch.cat((self.values[:, :, 1:], v), 2)
-        out = (q * decay) @ self.state + (q @ keys.transpose(-1, -2)) @ values
-        return out.transpose(1, 2), PendingUpdates(self.state, decay, keys, values)
-
-    def fold(self, own=False):
-        """The state (B, H, K, V) after all steps; own: nobody else holds it, so that it may be written over."""
-        written = self.keys.flatten(0, 1).transpose(-1, -2), self.values.flatten(0, 1)
-        state = torch.mul(self.state, self.decay.transpose(-1, -2), out=self.state if own else None)
-        return state.flatten(0, 1).baddbmm_(*written).view_as(state)
-
-    def room(self):
-        """Steps that may follow before `fold`: a key that is zero wrote nothing and may be dropped."""
+    def room(self) -> int:
+        """Updates that may still be added: a key of zeros wrote nothing and may be dropped."""
         empty = (self.keys == 0).transpose(0, 2).flatten(1).all(1)
         return int(empty.long().cumprod(0).sum())
 
 
-# --- initial state: A voice as the recurrent state in which speech begins: it needs no prompt (initial-state tuning of Lina-Speech,
+# --- A voice as the recurrent state in which speech begins, without a prompt (initial-state tuning, as in Lina-Speech)
 
 
 STATE_NAME = re.compile(r"state_\d+(_left|_right)?")  # of its tensors
 
 
-def join_state(tensors):
-    """The row (S,) of a starting state's tensors by name."""
-    factors = {}
+def join_state(tensors: dict[str, Tensor]) -> Tensor:
+    """The row (S,) of an initial state's tensors by name."""
+    factors: dict[int, list[Tensor]] = {}
     for name in sorted(tensors):  # left before right
         factors.setdefault(int(name.split("_")[1]), []).append(tensors[name])
     return torch.cat([functools.reduce(torch.matmul, factors[index]).flatten() for index in sorted(factors)])
 
 
-def tensors_of(state):
-    """The tensors of a recurrent state in the order in which they stand in a row of numbers."""
-    tensors = []
-    apply(tensors.append, state)
+def tensors_of(state: Any) -> list[Tensor]:
+    """The tensors of a recurrent state in the order in which a row of an initial state has them."""
+    tensors: list[Tensor] = []
+    map_tensors(tensors.append, state)
     return tensors
 
 
-def split_state(rows, like):
-    """Rows (B, S) as the recurrent state of a model: shapes, types, device of `like`, one of B rows."""
+def split_state(rows: Tensor, like: Any) -> Any:
+    """Rows (B, S) as the recurrent state of a model: shapes, types, device of `like`, one of B rows.
+
+    Raises ValueError for rows of another model.
+    """
     sizes = [x[0].numel() for x in tensors_of(like)]
     if rows.ndim != 2 or rows.shape[1] != sum(sizes):
         raise ValueError(
             f"initial_state has shape {tuple(rows.shape)}: expected (batch, {sum(sizes)}), the states of this model's "
-            "blocks. A voice that is a state speaks through the model it was tuned for: load that one, or tune the "
-            "voice again with this one (python -m smalle.train.adapt.finetune)."
+            "blocks. A tuned state works with the model it was tuned for: load that one, or tune it again with this "
+            "one (python -m smalle.train.adapt.finetune)."
         )
     parts = iter(rows.split(sizes, 1))
-    return apply(lambda x: next(parts).reshape(x.shape).to(x), like)
+    return map_tensors(lambda x: next(parts).reshape(x.shape).to(x), like)
 
 
 class InitialState(nn.Module):
-    """A starting state to be tuned; forward() gives it as a row (S,). It begins at zero: the model as it is.
+    """An initial state to be tuned; forward() gives it as a row (S,). At first it is zero: the model as it is.
 
     Args:
-        like: a recurrent state of the model after it has read some speech. States are as large as hundreds and differ
-            between blocks: what is tuned is relative to the magnitude of each.
+        like: a recurrent state of the model after some speech. States differ in magnitude between blocks, up to the
+            hundreds: what is tuned is relative to the magnitude of each.
         rank: of the matrices (..., K, V), as products of two where that takes fewer numbers; None: full.
+
+    Raises:
+        ValueError for a rank below 1.
     """
 
-    def __init__(self, like, rank=None):
+    def __init__(self, like: Any, rank: int | None = None):
         super().__init__()
         if rank is not None and rank < 1:
             raise ValueError(f"rank={rank}: expected at least 1, or None for full states.")
-        self.relative, self.scales = nn.ParameterDict(), {}
+        self.relative = nn.ParameterDict()
+        self.scales: dict[str, float] = {}
         for index, tensor in enumerate(tensors_of(like)):
             *heads, k, v = tensor.shape[1:] if tensor.ndim > 2 else (1, *tensor.shape[1:])
             scale = float(tensor.float().pow(2).mean().sqrt()) or 1.0
@@ -166,13 +166,13 @@ class InitialState(nn.Module):
             else:
                 self._add(f"state_{index}", torch.zeros(tensor.shape[1:]), scale)
 
-    def _add(self, name, tensor, scale):
+    def _add(self, name: str, tensor: Tensor, scale: float):
         self.relative[name], self.scales[name] = tensor, scale
 
     @property
-    def tensors(self):
+    def tensors(self) -> dict[str, Tensor]:
         """The state's tensors by name, for `save_voice`."""
         return {name: tensor * self.scales[name] for name, tensor in self.relative.items()}
 
-    def forward(self):
+    def forward(self) -> Tensor:
         return join_state(self.tensors)

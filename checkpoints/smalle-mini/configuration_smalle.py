@@ -1,7 +1,8 @@
-"""What a Small-E checkpoint is: sizes, special tokens and the classes that read it."""
+"""Configuration of Small-E: sizes, special tokens, and the classes that load a checkpoint."""
 
 import math
-from typing import get_args, get_origin
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
@@ -12,12 +13,12 @@ AUTO_MAP = {
     "AutoProcessor": "processing_smalle.SmallEProcessor",
 }
 
-# Every codebook shares this layout: three special tokens, then the codes.
+# The vocabulary of every codebook: three special tokens, then the codes.
 AUDIO_PAD, AUDIO_BOS, AUDIO_EOS, NUM_AUDIO_SPECIALS = 0, 1, 2, 3
 
 
-def check_kinds(config, fields):
-    """ValueError for a field that does not hold what its annotation says; a whole number is a number too."""
+def check_kinds(config: Any, fields: Mapping[str, Any]):
+    """ValueError for a field that is not of the type of its annotation; an integer is a float too."""
     for name, annotation in fields.items():
         value, kinds = getattr(config, name), get_args(annotation) or (annotation,)
         kinds = tuple(get_origin(kind) or kind for kind in (*kinds, *((int,) if float in kinds else ())))
@@ -26,7 +27,7 @@ def check_kinds(config, fields):
             raise ValueError(f"{name}={value!r}: expected {getattr(annotation, '__name__', annotation)}.")
 
 
-def check_positive(config, names):
+def check_positive(config: Any, names: Iterable[str]):
     """ValueError for a field that is not above zero."""
     for name in names:
         if getattr(config, name) <= 0:
@@ -42,45 +43,46 @@ class SmallEConfig(PreTrainedConfig):
         hidden_size: width of the text encoder, the audio encoder and the audio decoder.
         intermediate_size: width of the gated feed-forward layers.
         text_layers, num_attention_heads, rope_theta: the non-causal text encoder.
-        partial_rotary_factor: share of the channels of its heads that rotary positions turn.
+        partial_rotary_factor: share of the channels of a head that rotary positions rotate.
         decoder_layers: layers of the decoder-only transformer, which has the heads and rope_theta above and nothing of
             what follows up to the codec.
-        alignment_layer: which of them, from 0, has a first head whose attention to the text is the model's map of it, to be
-            taught where the words are (`alignment_weight` of a recipe); None: it has no map, as in the paper.
+        alignment_layer: the layer of it, from 0, whose first head's attention to the text is the model's alignment, to
+            be trained as such (`alignment_weight` of a recipe); None: it has none, as in the paper.
         final_norms: the stacks that end in a LayerNorm, of "text", "audio_encoder", "position" (without
             `position_gain`, which has a norm of its own) and "audio_decoder".
         audio_encoder_layers, audio_decoder_layers: linear-attention blocks before and after the cross-attention.
         mixer: sequence mixer of those blocks and of the position block: "gla", "retnet", "rwkv5" (v5.2), "rwkv6",
             "rwkv7", "mamba", "mamba2" or "gated_deltanet".
-        mixer_heads: heads of a mixer in the audio encoder and decoder; the position block has one. Mamba has none;
-            RWKV, Mamba-2 and Gated DeltaNet were published with narrower heads (64 to 256) than the paper's GLA.
-        mixer_kernel: "auto" runs mixers through flash-linear-attention's kernels on a GPU where it is installed, and in
-            plain PyTorch elsewhere; "torch" and "fla" insist. It may change while a model lives, and is not saved: it
-            is the machine's matter, not the checkpoint's.
+        mixer_heads: heads of a mixer in the audio encoder and decoder. Mamba has none; RWKV, Mamba-2 and Gated DeltaNet
+            were published with narrower heads (64 to 256 channels) than the paper's GLA.
+        mixer_kernel: "auto": flash-linear-attention's kernels on a GPU where it is installed, plain PyTorch elsewhere;
+            "torch" or "fla" alone. It may be changed at any time and is not saved.
         expand_k, expand_v: key and value widths of GLA, RetNet and Gated DeltaNet relative to `hidden_size`; expand_v
             is also the inner width of Mamba and Mamba-2. RWKV uses neither.
         gate_low_rank, gate_logit_normalizer: GLA's decay gate, `logsigmoid(low_rank(x)) / normalizer`.
         state_size: states of each channel of Mamba (None: 16) and of each head of Mamba-2 (None: 128).
-        feed_forward: what follows the mixer in each of those blocks: "swiglu", "rwkv" (the channel mixing of RWKV v6,
-            3.5 times as wide as its input), or "none".
+        feed_forward: what follows the mixer: "swiglu", "rwkv" (channel mixing of RWKV v6, 3.5 times as wide as its
+            input), or "none".
         conv_size: steps that the short convolutions of Mamba, Mamba-2 and Gated DeltaNet see.
-        cross_attention: "paca" (Position-Aware Cross-Attention), or "plain", multi-head attention to text with
-            positions (the paper's ablation).
+        cross_attention: "paca" (Position-Aware Cross-Attention), or "plain", multi-head attention (an ablation).
         cross_attention_heads: heads of the plain one (None: num_attention_heads).
-        cross_rotary_size: channels of each query and key of the cross-attention that their positions turn, the audio
-            step and the text token; 0: none, and plain cross-attention adds sinusoids to its keys instead.
-        position_size: width d_b of the sinusoidal positions and of the block that runs over them (at most 64
-            in the paper).
+        cross_rotary_size: channels of each query and key of the cross-attention that rotary positions rotate; 0: none,
+            and plain cross-attention adds sinusoids to its keys instead.
+        position_size: width d_b of PACA's sinusoidal positions and of the block that runs over them (at most 64 in the
+            paper).
         position_layers, position_heads, position_intermediate_size: blocks over positions, heads of their mixers and
             width of their feed-forward layers (None: 2 * position_size).
         position_theta: slowest wavelength of those positions, in units of 2 pi tokens.
         position_gain: scale of the normalised output of that block, how sharply it looks up positions; None: neither
-            norm nor scale, the paper's equation as it stands.
-        speaker_layers: transformer layers that read a recording of the speaker into a vector beside the text
-            (`layers_smalle`); 0: none, and voices are prompts and states alone, as in the paper.
+            norm nor scale, the paper's equation.
+        speaker_layers: transformer layers of the speaker encoder; 0: none, and voices are prompts or states, as in the
+            paper.
         num_codebooks, codebook_size, frame_rate, sampling_rate: the audio codec; frames and samples per second.
         tie_word_embeddings: the head's weight is that of the audio embedding.
-        max_text_tokens, max_audio_frames: limits of one input; longer ones are refused.
+        max_text_tokens, max_audio_frames: limits of one input.
+
+    Raises:
+        ValueError for a value of another type, an unknown name, or sizes that do not fit together.
     """
 
     model_type = "smalle"
@@ -143,7 +145,7 @@ class SmallEConfig(PreTrainedConfig):
         self._check_names()
         self._check_sizes()
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().to_dict().items() if name != "mixer_kernel"}
 
     def _check_names(self):
@@ -161,74 +163,53 @@ class SmallEConfig(PreTrainedConfig):
             raise ValueError(f"final_norms={self.final_norms}: expected some of {', '.join(stacks)}.")
 
     def _check_sizes(self):
-        positive = (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "mixer_heads",
-            "decoder_layers",
-            "position_size",
-            "position_layers",
-            "position_heads",
-            "num_codebooks",
-            "codebook_size",
-            "frame_rate",
-            "sampling_rate",
-            "max_text_tokens",
-            "max_audio_frames",
-        )
-        check_positive(self, positive)
-        for name in ("text_layers", "audio_encoder_layers", "audio_decoder_layers", "speaker_layers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more.")
-        if self.alignment_layer is not None and self.architecture != "decoder-only":
-            raise ValueError(
-                f"alignment_layer={self.alignment_layer}: expected None of {self.architecture}, which has its own."
-            )
-        if self.alignment_layer is not None and not 0 <= self.alignment_layer < self.decoder_layers:
-            raise ValueError(
-                f"alignment_layer={self.alignment_layer}: expected None, or a layer, 0 to {self.decoder_layers - 1}."
-            )
-        if self.speaker_layers and self.architecture == "decoder-only":
-            raise ValueError(f"speaker_layers={self.speaker_layers}: expected 0 of a decoder-only transformer.")
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"dropout={self.dropout}: expected a share, 0 to 1.")
-        if self.hidden_size % (2 * self.num_attention_heads):
-            raise ValueError(
-                f"hidden_size={self.hidden_size} must be a multiple of 2 * num_attention_heads="
-                f"{2 * self.num_attention_heads} (rotary positions turn pairs of each head)."
-            )
+        sizes = "vocab_size hidden_size intermediate_size num_attention_heads mixer_heads decoder_layers position_size"
+        sizes += " position_layers position_heads num_codebooks codebook_size frame_rate sampling_rate max_text_tokens"
+        check_positive(self, [*sizes.split(), "max_audio_frames"])
+        baseline, paca = self.architecture == "decoder-only", self.cross_attention == "paca"
+        heads = 1 if paca else self.cross_attention_heads or self.num_attention_heads
+        width, aligned = self.hidden_size // max(1, heads), self.alignment_layer
+        layers = "text_layers", "audio_encoder_layers", "audio_decoder_layers", "speaker_layers"
+        expected = {  # by field
+            **{name: (getattr(self, name) >= 0, "0 or more") for name in layers},
+            "alignment_layer": (
+                aligned is None or baseline and 0 <= aligned < self.decoder_layers,
+                f"None, or a layer, 0 to {self.decoder_layers - 1}, of a decoder-only transformer",
+            ),
+            "dropout": (0 <= self.dropout <= 1, "0 to 1"),
+            "hidden_size": (
+                self.hidden_size % (2 * self.num_attention_heads) == 0,
+                f"a multiple of 2 * num_attention_heads={2 * self.num_attention_heads}, for rotary positions",
+            ),
+            "state_size": (self.state_size is None or self.state_size > 0, "a positive number or None"),
+            "partial_rotary_factor": (
+                0 < self.partial_rotary_factor <= 1 and self.rotary_size % 2 == 0,
+                f"above 0, up to 1, and an even number of channels, not {self.rotary_size}",
+            ),
+            "cross_attention_heads": (heads > 0 and width * heads == self.hidden_size, "a divisor of hidden_size"),
+            "cross_rotary_size": (
+                self.cross_rotary_size % 2 == 0 and 0 <= self.cross_rotary_size <= width,
+                f"an even number, 0 to {width}",
+            ),
+            "position_size": (self.position_size % 2 == 0, "an even number: half sines, half cosines"),
+        }
         for name in ("expand_k", "expand_v"):
-            width = self.hidden_size * getattr(self, name)
-            if width % self.mixer_heads:
-                raise ValueError(
-                    f"hidden_size * {name} = {width} must be a multiple of mixer_heads={self.mixer_heads}."
-                )
-        if self.state_size is not None and self.state_size < 1:
-            raise ValueError(f"state_size={self.state_size}: expected a positive number or None.")
-        if not 0 < self.partial_rotary_factor <= 1 or self.rotary_size % 2:
-            raise ValueError(
-                f"partial_rotary_factor={self.partial_rotary_factor} turns {self.rotary_size} channels of a head: "
-                "expected a share above 0, up to 1, that makes an even number."
-            )
-        heads = 1 if self.cross_attention == "paca" else self.cross_attention_heads or self.num_attention_heads
-        width = self.hidden_size // heads
-        if heads < 1 or width * heads != self.hidden_size:
-            raise ValueError(f"cross_attention_heads={heads}: expected a divisor of hidden_size={self.hidden_size}.")
-        if self.cross_rotary_size % 2 or not 0 <= self.cross_rotary_size <= width:
-            raise ValueError(f"cross_rotary_size={self.cross_rotary_size}: expected an even number, 0 to {width}.")
-        if self.position_size % 2:
-            raise ValueError(f"position_size={self.position_size} must be even: half sines, half cosines.")
+            fits = self.hidden_size * getattr(self, name) % self.mixer_heads == 0
+            expected[name] = fits, f"hidden_size * {name} to be a multiple of mixer_heads={self.mixer_heads}"
+        if baseline:
+            expected["speaker_layers"] = self.speaker_layers == 0, "0 of a decoder-only transformer"
+        for name, (right, wanted) in expected.items():
+            if not right:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected {wanted}.")
 
     @property
     def has_alignment(self) -> bool:
-        """Whether there is a map of the text."""
+        """Whether the model has an alignment of its speech to the text."""
         return self.architecture == "small-e" or self.alignment_layer is not None
 
     @property
     def rotary_size(self) -> int:
-        """Channels of each head of a transformer that rotary positions turn."""
+        """Channels of each head of a transformer that rotary positions rotate."""
         return int(self.hidden_size // self.num_attention_heads * self.partial_rotary_factor)
 
     @property

@@ -1,12 +1,142 @@
-"""What makes a folder or a Hub repository whole beside what transformers saves: a model card, and one upload of it all.
+"""Saving: files written whole or not at all, and the save_pretrained and push_to_hub of models and processors.
 
-The code travels too, since every class names its auto class (`_auto_class`).
+Classes name their auto class (`_auto_class`), so transformers saves the remote code with them. Added here: a model
+card, and one upload of the whole folder.
 """
 
+import contextlib
+import functools
+import json
 import os
+import platform
+import re
+import secrets
+import shutil
+import stat
 import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, ModelCard
+
+# --- files
+
+LEFTOVER = re.compile(r"\..*\.(?P<host>[^.]*)\.(?P<process>\d+)\.[0-9a-f]+\.partial")
+HOST = platform.node().partition(".")[0]
+
+
+def check_file_name(name: Any, what: str) -> None:
+    """Raises ValueError unless `name` is the name of a file or folder, and no path. `what` says whose name it is."""
+    if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+        raise ValueError(f"{what} is {name!r}: expected a plain name, without a slash, and not '..'.")
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to another user
+        return True
+    return True
+
+
+@functools.cache  # one look at a folder is enough
+def clear_leftovers(folder: Path) -> None:
+    """Deletes the unfinished files that killed processes of this machine left in `folder`."""
+    if os.name != "posix":  # elsewhere os.kill(process, 0) would end the process
+        return
+    for path in folder.glob(".*.partial"):
+        name = LEFTOVER.fullmatch(path.name)
+        if name and name["host"] == HOST and not _is_running(int(name["process"])):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    clear_leftovers(path.parent)
+    return path.with_name(f".{path.name[:100]}.{HOST}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary path beside `path`, which replaces `path` when the block ends without an exception.
+
+    The file gets the permissions of the one that it replaces; those of a new one follow from the umask. A link stays a
+    link. A device or a pipe is written directly. What a killed process left behind is deleted by the next call for a
+    file in the same folder.
+    """
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    temporary = _temporary_beside(path)
+    try:
+        temporary.touch(exist_ok=False)
+        mode = (path if path.exists() else temporary).stat().st_mode
+        yield temporary
+        temporary.chmod(stat.S_IMODE(mode))  # some writers, such as safetensors, make files for their owner alone
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """As `atomic_write`: gives a new temporary folder beside `path`, which replaces the folder `path`."""
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = _temporary_beside(path), _temporary_beside(path)
+    try:
+        temporary.mkdir()
+        with readable_weights(temporary):
+            yield temporary
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _modes(folder: Path) -> dict[Path, int]:
+    return {path: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*.safetensors")}
+
+
+@contextlib.contextmanager
+def readable_weights(folder: str | os.PathLike) -> Iterator[None]:
+    """Gives safetensors files that are written to `folder` the permissions that `atomic_write` gives.
+
+    safetensors itself makes files that their owner alone can read.
+    """
+    folder = Path(folder)
+    before = _modes(folder)
+    yield
+    with tempfile.TemporaryDirectory(dir=folder) as probe:
+        Path(probe, "new").touch()
+        new = stat.S_IMODE(Path(probe, "new").stat().st_mode)
+    for path, mode in _modes(folder).items():
+        if mode != before.get(path, new):
+            path.chmod(before.get(path, new))
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a UTF-8 text file."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a value as an indented JSON file."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: str | os.PathLike, values: Iterable[Any]) -> None:
+    """Writes values as a JSON Lines file, one value a line."""
+    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+
+
+# --- model cards and uploads
 
 UPLOAD_OPTIONS = (
     "repo_id",
@@ -36,24 +166,23 @@ from transformers import pipeline
 speech = pipeline("text-to-speech", model="{name}", trust_remote_code=True)("Hello.")  # audio, sampling_rate
 ```
 
-Say here what it was trained on, what was measured, and under which licence it may be used. Clone a person's voice only
-with that person's consent, and say that speech is synthetic where it could be taken for a recording.
+Describe here the training data, the measured quality and the licence. Clone a person's voice only with that person's
+consent, and label speech as synthetic where it could be taken for a recording.
 """
 
 
-def write_card(folder, name):
-    """Writes README.md, if there is none."""
-    path = os.path.join(folder, "README.md")
-    if not os.path.exists(path):
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(CARD.format(name=name))
+def write_card(folder: str | os.PathLike, name: str) -> None:
+    """Writes a model card (README.md) unless the folder has one."""
+    path = Path(folder, "README.md")
+    if not path.exists():
+        write_text(path, CARD.format(name=name))
 
 
-def keep_card(api, repo_id, folder, tags, **options):
-    """README.md of the folder becomes that of the repository, where it has one; `tags` are added."""
-    path = os.path.join(folder, "README.md")
-    there = api.file_exists(repo_id, "README.md", **options)
-    card = ModelCard.load(api.hf_hub_download(repo_id, "README.md", **options) if there else path)
+def _merge_card(api: HfApi, repo_id: str, folder: str, tags: list[str] | None, revision: str | None) -> None:
+    """Takes over the model card of the repository, if it has one, and adds `tags`."""
+    path = Path(folder, "README.md")
+    exists = api.file_exists(repo_id, path.name, revision=revision)
+    card = ModelCard.load(api.hf_hub_download(repo_id, path.name, revision=revision) if exists else path)
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *(tags or [])]))
     card.save(path)
 
@@ -61,12 +190,18 @@ def keep_card(api, repo_id, folder, tags, **options):
 class HubMixin:
     """save_pretrained and push_to_hub of a model or a processor."""
 
-    def save_pretrained(self, save_directory, *args, push_to_hub=False, **kwargs):
-        """As in transformers, and a model card where there is none; push_to_hub: also that, with its options."""
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs):
+        """As in transformers; also writes a model card unless the folder has one.
+
+        Args:
+            push_to_hub: also upload; its options are those of `push_to_hub`.
+        """
         upload = {name: kwargs.pop(name) for name in UPLOAD_OPTIONS if name in kwargs}
-        saved = super().save_pretrained(save_directory, *args, **kwargs)
         name = os.path.basename(os.path.abspath(save_directory))
-        if kwargs.get("is_main_process", True):
+        main = kwargs.get("is_main_process", True)
+        with readable_weights(save_directory) if main else contextlib.nullcontext():
+            saved = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if main:
             write_card(save_directory, name)
             if push_to_hub:
                 self.push_to_hub(**{"repo_id": name, **upload})
@@ -74,20 +209,20 @@ class HubMixin:
 
     def push_to_hub(
         self,
-        repo_id,
+        repo_id: str,
         *,
-        commit_message=None,
-        commit_description=None,
-        private=None,
-        token=None,
-        revision=None,
-        create_pr=False,
-        tags=None,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        tags: list[str] | None = None,
         **saving,
     ):
-        """Uploads what save_pretrained(**saving) writes, as one commit. A model card that is there stays.
+        """Uploads what `save_pretrained(**saving)` writes as one commit. The model card of the repository is kept.
 
-        Args as in transformers; model and processor of a checkpoint go to the same repository.
+        Arguments as in transformers. Push the model and the processor of a checkpoint to the same repository.
         """
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -95,7 +230,7 @@ class HubMixin:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             write_card(folder, repo_id)
-            keep_card(api, repo_id, folder, tags, revision=revision)
+            _merge_card(api, repo_id, folder, tags, revision)
             self.save_pretrained(folder, **saving)
             return api.upload_folder(
                 repo_id=repo_id,

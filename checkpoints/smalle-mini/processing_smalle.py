@@ -1,41 +1,52 @@
-"""Text and voices to tensors; codes to audio."""
+"""The processor: texts and voices to model inputs, recordings to training batches, codes to audio."""
 
+import functools
 import os
-import pathlib
 import re
-import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
 from .alignment_smalle import monotonic_path, word_times
-from .audio_smalle import write_wav
+from .audio_smalle import is_one_recording, load_waveform, write_wav
 from .cache_smalle import join_state
 from .codec_smalle import load_codec
-from .hub_smalle import HubMixin
-from .streaming_smalle import LONGEST, in_threads, sentences, stream_audio, stream_codes, until_left
+from .configuration_smalle import AUDIO_EOS, AUDIO_PAD
+from .generation_smalle import delay
+from .hub_smalle import HubMixin, check_file_name, readable_weights
+from .streaming_smalle import TextToSpeechStreamer
 from .text_normalization_smalle import normalize
 from .validation_smalle import INTEGERS, as_tensor
-from .vocos_smalle import block_sizes
-from .voices_smalle import Voice, is_one_recording, load_voice, save_voice, to_waveform
+from .voices_smalle import Voice, load_voice, save_voice
 
 WORD = re.compile(r"\w+(?:['-]\w+)*")
+ENCODEC = "encodec"  # EnCodec of the Hub and no folder of the checkpoint
+TOKENIZER_SETTINGS = {"padding": True, "padding_side": "left"}
+Texts = str | Sequence[str] | None
+Transcripts = str | Sequence[str | None] | None
+VoiceNames = str | os.PathLike | Sequence | None
 
 
 class SmallETextKwargs(TextKwargs, total=False):
-    """Settings of the tokenizer's call, and normalize_text: read texts as English (`text_normalization_smalle`)."""
+    """Settings of the tokenizer, and normalize_text: read texts as English (`text_normalization_smalle`)."""
 
     normalize_text: bool | None
 
 
-class SmallEProcessorKwargs(ProcessingKwargs, total=False):
-    """What a call may set beside texts and voices: flat, or as text_kwargs= and audio_kwargs=."""
+class SmallEProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[misc]
+    """Settings of a call, flat or as text_kwargs= and audio_kwargs=."""
 
-    text_kwargs: SmallETextKwargs
-    _defaults = {
-        "text_kwargs": {"padding": True, "padding_side": "left", "normalize_text": True},
+    text_kwargs: SmallETextKwargs  # type: ignore[misc]
+    _defaults = {  # type: ignore[misc]
+        "text_kwargs": {**TOKENIZER_SETTINGS, "normalize_text": True},
         "common_kwargs": {"return_tensors": "pt"},
     }
 
@@ -44,61 +55,119 @@ SOURCE_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfold
 CALL_SETTINGS = {"sampling_rate", "text_kwargs", "audio_kwargs", "common_kwargs", *SmallETextKwargs.__annotations__}
 
 
-class SmallEProcessor(HubMixin, ProcessorMixin):
-    """Bundles the tokenizer, the voices and the codec of a checkpoint.
+def teacher_forcing(codes: Sequence[Tensor], context: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+    """Decoder inputs and labels for training, in the delay pattern and padded on the right.
 
     Args:
-        tokenizer: lower-cased BPE.
-        codec: folder inside the checkpoint, or name, of the codec; loaded when first needed.
-        voices: names of the presets, each a file voices/NAME.safetensors.
-        default_voice: the preset that speaks when nothing else is asked for; None: no prompt at all.
-        sampling_rate: of the audio, Hz.
-        codec_id: identity of that codec (`codec_smalle.identity_of`), so that a voice made with another is refused
-            without loading it; None: not known.
+        codes: undelayed codes (T, Q) of each recording.
+        context: codes of the same shapes that the decoder is given in place of `codes`.
+
+    Returns:
+        decoder_input_ids (B, S, Q), decoder_attention_mask (B, S) and labels (B, S, Q) of S = max(T) + Q steps. Labels
+        are -100 on padding and where the delay pattern leaves no choice but BOS.
     """
 
-    _auto_class = "AutoProcessor"
-    valid_processor_kwargs = SmallEProcessorKwargs
+    def grids(rows: Sequence[Tensor], padding: int) -> Tensor:
+        ended = [F.pad(delay(row), (0, 0, 0, 1), value=AUDIO_EOS) for row in rows]
+        return pad_sequence(ended, batch_first=True, padding_value=padding)
 
-    def __init__(self, tokenizer, codec="codec", voices=None, default_voice=None, sampling_rate=24000, codec_id=None):
+    inputs, labels = grids(codes if context is None else context, AUDIO_PAD), grids(codes, -100)
+    for q in range(1, labels.shape[2]):
+        labels[:, : q + 1, q] = -100
+    mask = (labels[:, 1:, 0] != -100).long()
+    return {"decoder_input_ids": inputs[:, :-1], "decoder_attention_mask": mask, "labels": labels[:, 1:]}
+
+
+def as_list(value: Any) -> list:
+    """A list or tuple as a list, and anything else as a list of one."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+@functools.lru_cache(maxsize=4)
+def characters_of(tokenizer, size: int) -> frozenset[str]:
+    """The characters that a tokenizer of `size` tokens knows, without its special tokens."""
+    return frozenset(c for token in tokenizer.get_vocab() if not token.startswith("[") for c in token)
+
+
+class SmallEProcessor(HubMixin, ProcessorMixin):
+    """The tokenizer, the voices and the codec of a checkpoint.
+
+    Args:
+        tokenizer: of lower-cased text.
+        codec: folder of the codec in the checkpoint, or its name on the Hub ("owner/name", or "encodec"). It is loaded
+            on first use.
+        voices: names of the preset voices, each a file voices/NAME.safetensors of the checkpoint.
+        default_voice: the preset of calls that name no voice; None: no prompt.
+        sampling_rate: of the audio, Hz.
+        codec_id: identity of the codec (`codec_smalle.identity_of`), which tells without loading it whether a voice
+            belongs to it; None if unknown.
+    """
+
+    _auto_class = "AutoProcessor"  # type: ignore[assignment]
+    valid_processor_kwargs = SmallEProcessorKwargs  # type: ignore[assignment]
+    model_input_names = ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
+
+    def __init__(
+        self,
+        tokenizer,
+        codec: str = "codec",
+        voices: Sequence[str] | None = None,
+        default_voice: str | None = None,
+        sampling_rate: int = 24000,
+        codec_id: str | None = None,
+    ):
         super().__init__(tokenizer)
-        self.codec_name, self.default_voice = codec, default_voice
-        self.voices, self.sampling_rate = list(voices or []), sampling_rate
-        self.source, self._source_options, self._loaded_voices = None, {}, {}
-        self._codec, self._codec_id = None, codec_id
-        if not isinstance(codec, str):
-            raise ValueError(f"codec={codec!r}: expected the name of a folder of the checkpoint, or of a codec.")
-        if default_voice is not None and default_voice not in self.voices:
-            raise ValueError(f"default_voice={default_voice!r} is not one of the voices {self.voices}.")
+        for part in codec.split("/", 1) if isinstance(codec, str) else [codec]:
+            check_file_name(part, f"A part of codec={codec!r}")
+        if not isinstance(voices, (list, tuple, type(None))):
+            raise ValueError(f"voices={voices!r}: expected a list of names.")
+        for name in voices or ():
+            check_file_name(name, "A name in voices")
+        if not isinstance(sampling_rate, int) or sampling_rate < 1:
+            raise ValueError(f"sampling_rate={sampling_rate!r}: expected samples a second.")
+        self.codec_name, self.codec_id, self.sampling_rate = codec, codec_id, sampling_rate
+        self.voices = list(voices or [])
+        self.source: str | None = None
+        self._source_options: dict[str, Any] = {}
+        self._loaded_voices: dict[str, Voice] = {}
+        self._codec = None
+        self.default_voice = default_voice
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
+    ) -> "SmallEProcessor":
+        """Loads the processor of a checkpoint: a folder or a name on the Hub."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        processor.source = str(pretrained_model_name_or_path)
+        source = os.fspath(pretrained_model_name_or_path)
+        processor.source = os.path.abspath(source) if os.path.isdir(source) else source
         processor._source_options = {name: kwargs[name] for name in SOURCE_OPTIONS if name in kwargs}
         return processor
 
-    def to_dict(self):
-        extra = {"codec": self.codec_name, "codec_id": self.codec_id}
-        auto_map = {"AutoProcessor": "processing_smalle.SmallEProcessor"}
-        return {**ProcessorMixin.to_dict(self._without_codec()), **extra, "auto_map": auto_map}
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "processor_class": type(self).__name__,
+            "auto_map": {"AutoProcessor": "processing_smalle.SmallEProcessor"},
+            "codec": self.codec_name,
+            "codec_id": self.codec_id,
+            "voices": self.voices,
+            "default_voice": self.default_voice,
+            "sampling_rate": self.sampling_rate,
+        }
 
-    def _without_codec(self):
-        bare = object.__new__(type(self))
-        bare.__dict__.update(self.__dict__, _codec=None, _loaded_voices={}, source=None)
-        return bare
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_codec": None}  # a codec cannot be pickled; it is loaded again
 
-    def __getstate__(self):
-        return self._without_codec().__dict__ | {"source": self.source}
+    # --- codec and voices
 
     @property
-    def _codec_inside(self):
+    def _codec_inside(self) -> bool:
         """Whether the codec is a folder of the checkpoint."""
-        return "/" not in self.codec_name and self.codec_name != "encodec"
+        return "/" not in self.codec_name and self.codec_name != ENCODEC
 
     @property
     def codec(self):
-        """The codec, loaded on first use."""
+        """The codec, loaded on first use. A codec that is assigned is saved with the checkpoint."""
         if self._codec is None:
             if self._codec_inside and self.source is not None:
                 options = dict(self._source_options)
@@ -106,228 +175,193 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 self._codec = load_codec(self.source, folder, **options)
             else:
                 self._codec = load_codec(self.codec_name)
+            self.codec_id = self._codec.identity
         return self._codec
 
-    @property
-    def codec_id(self):
-        """Identity of the codec, as far as it is known without loading it."""
-        return self._codec_id if self._codec is None else self._codec.identity
-
-    @property
-    def model_input_names(self):
-        return ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
-
-    def __call__(self, text=None, voice=None, audio=None, audio_text=None, unprompted=None, **kwargs):
-        """Inputs of `generate()` for a text or a list of texts.
-
-        Args:
-            text: what to say, one string or a list.
-            voice: name of a preset, or path of a voice file, which is any `Voice`; or a list with one for each text.
-            audio, audio_text, sampling_rate: a voice to clone: samples (L,) or (channels, L), path or bytes of a
-                recording, or a row of a data set (`voices_smalle.open_recording`); what it says, so that the model goes
-                on from it, or None, so that it hears who speaks and no more (models with a speaker encoder); samples a
-                second of a waveform. Audio and text may be lists with one for each text.
-            unprompted: also return unprompted_input_ids, unprompted_attention_mask (B, M), the texts alone, which
-                `generate(voice_guidance_scale=...)` needs.
-            normalize_text: False leaves text and audio_text as they are, for texts that are spelled out already or in
-                another language; by default they are read as English (`text_normalization_smalle`).
-            **kwargs: also settings of the tokenizer's call; all of them flat, or in text_kwargs and audio_kwargs.
-
-        Returns:
-            input_ids, attention_mask (B, N), left-padded; with a voice also audio_codes (B, P, Q), undelayed, and
-            audio_attention_mask (B, P), or where it is a tuned state initial_state (B, S), zeros for other rows, or
-            where it is a recording without its text speaker_codes (B, P, Q) and speaker_attention_mask (B, P).
-        """
-        settings = self._settings(kwargs)
-        normalize_text = settings["text_kwargs"].pop("normalize_text")
-        texts = [self.read(t, normalize_text) for t in self._texts(text)]
-        prompts = self._prompts(len(texts), voice, audio, audio_text, settings, normalize_text)
-        return self._inputs(texts, prompts, unprompted, settings)
-
-    def _prompts(self, count, voice, audio, audio_text, settings, normalize_text):
-        """The `Voice` of each of `count` texts."""
-        if audio is None:
-            return self._voices(voice, count)
-        if voice is not None:
-            raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
-        rate = settings["audio_kwargs"].get("sampling_rate")
-        return self._recorded_voices(audio, audio_text, rate, count, normalize_text)
-
-    def _joined(self, prompt, text):
-        """What the model reads: what a prompt says, then the text."""
-        return " ".join(filter(None, (prompt.text, text)))
-
-    def _inputs(self, texts, prompts, unprompted, settings):
-        """What `__call__` returns for texts as the tokenizer gets them and the `Voice` of each."""
-        data = self._tokens([self._joined(*pair) for pair in zip(prompts, texts)], settings["text_kwargs"])
-        for name, with_text in {"audio": True, "speaker": False}.items():
-            recordings = [voice.codes if bool(voice.text) == with_text else None for voice in prompts]
-            if any(codes is not None for codes in recordings):
-                data.update(self._pad_recordings(recordings, name))
-        if any(prompt.state for prompt in prompts):
-            data["initial_state"] = self._states([prompt.state for prompt in prompts])
-        if unprompted:
-            alone = self._tokens(texts, settings["text_kwargs"])
-            data.update({f"unprompted_{name}": tensor for name, tensor in alone.items()})
-        return BatchFeature(data)
-
-    def stream(
-        self,
-        model,
-        text,
-        voice=None,
-        audio=None,
-        audio_text=None,
-        sampling_rate=None,
-        chunk_frames=None,
-        seed=None,
-        longest=LONGEST,
-        normalize_text=True,
-        **settings,
-    ):
-        """Speaks a text of any length: a generator of waveforms (L,) float32 on the CPU, as soon as they are certain.
-
-        Joined they are the same whatever the chunks. A long text is read sentence by sentence, in the same voice and as
-        one sound, in memory that does not grow; each piece starts from the prompt, so that nothing drifts. The model
-        works one chunk ahead, beside the codec; who leaves the loop stops it within a step.
-
-        Args:
-            model: what generates, `SmallEForTextToSpeech`.
-            text: a string. voice, audio, audio_text, sampling_rate, normalize_text: as in the call. Without any voice,
-                the first piece's speech is the voice of the others.
-            chunk_frames: frames that are written before audio is made of them. None: as many as the codec takes at
-                once, few at the beginning, so that it is heard soon.
-            seed: makes the same speech again.
-            longest: characters of a piece, where a sentence allows it.
-            **settings: of `generate()`, except num_return_sequences and max_time; max_new_tokens is that of one piece.
-                best_of is 1 unless asked for, whatever the checkpoint's default: with more, a piece is heard when it is
-                whole.
-        """
-        (text,) = self._texts(text) if isinstance(text, str) else [None]
-        if text is None or longest < 1:
-            raise ValueError(f"text={text!r}, longest={longest}: a stream takes one string, in pieces of 1 or more.")
-        call = self._settings({} if sampling_rate is None else {"sampling_rate": sampling_rate})
-        del call["text_kwargs"]["normalize_text"]
-        (prompt,) = self._prompts(1, voice, audio, audio_text, call, normalize_text)
-
-        def fits(piece):
-            if len(piece) > longest:
-                return False
-            return len(self.tokenizer(self._joined(prompt, piece))["input_ids"]) <= model.config.max_text_tokens
-
-        def inputs_of(piece, prompt):
-            return self._inputs([piece], [prompt], True, call).to(model.device)
-
-        left = threading.Event()
-        chunk_frames = block_sizes() if chunk_frames is None else chunk_frames
-        settings |= {"chunk_frames": chunk_frames, "progress": until_left(left, settings.get("progress"))}
-        codes = stream_codes(model, inputs_of, sentences(self, text, fits, normalize_text), prompt, seed, settings)
-        return stream_audio(self.codec, codes, left)
-
-    def astream(self, *args, **kwargs):
-        """`stream` for an event loop: `async for wave in processor.astream(model, text)`. Work is done in threads."""
-        left = threading.Event()
-        progress = until_left(left, kwargs.pop("progress", None))
-        return in_threads(lambda: self.stream(*args, **kwargs, progress=progress), left)
-
-    def _settings(self, kwargs):
-        """The settings of a call, sorted into text_kwargs and audio_kwargs."""
-        unknown = sorted(kwargs.keys() - CALL_SETTINGS)
-        if unknown:
-            raise ValueError(f"{unknown}: this processor does not know that; expected what its documentation names.")
-        settings = self._merge_kwargs(SmallEProcessorKwargs, **kwargs)
-        wanted = settings["text_kwargs"]["return_tensors"]
-        if wanted != "pt":
-            raise ValueError(f"return_tensors={wanted!r}: this processor returns 'pt', nothing else.")
-        return settings
-
-    def _texts(self, text):
-        """One text or several as a list."""
-        texts = [text] if isinstance(text, str) else text
-        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) for t in texts):
-            raise ValueError(f"text={text!r}: expected a string or a list of strings.")
-        return list(texts)
-
-    def _tokens(self, texts, settings):
-        """input_ids and attention_mask (B, N), left-padded if the settings do not say otherwise."""
-        return dict(self.tokenizer(texts, **settings))
-
-    def _voices(self, voice, count):
-        """The `Voice` of each text."""
-        voices = voice if isinstance(voice, (list, tuple)) else [self.default_voice if voice is None else voice] * count
-        if len(voices) != count:
-            raise ValueError(f"{len(voices)} voices for {count} texts: expected one voice or one for each text.")
-        return [self._voice(name) for name in voices]
-
-    def spell(self, text):
-        """English text as it is spoken, in characters that the tokenizer knows (`text_normalization_smalle.normalize`)."""
-        known = {c for token in self.tokenizer.get_vocab() if not token.startswith("[") for c in token}
-        return normalize(text, known)
-
-    def normalize(self, text):
-        """As `spell`; ValueError where nothing is left to speak."""
-        spelled = self.spell(text)
-        if not any(c.isalpha() for c in spelled):
+    @codec.setter
+    def codec(self, codec):
+        if getattr(codec, "sampling_rate", None) != self.sampling_rate or not hasattr(codec, "decode_chunk"):
             raise ValueError(
-                f"text={text!r} has nothing to speak: expected at least one letter or digit that the tokenizer knows."
+                f"codec is {type(codec).__name__}: expected a codec of {self.sampling_rate} Hz, as load_codec gives it."
             )
-        return spelled
+        self._codec, self.codec_id = codec, codec.identity
+        if not self._codec_inside:
+            self.codec_name = "codec"
 
-    def read(self, text, normalize_text=True):
-        """A text as the tokenizer gets it: normalised, or as it is; ValueError where it cannot be read."""
-        if normalize_text:
-            return self.normalize(text)
-        ids, marks = (self.tokenizer(x)["input_ids"] for x in (text, ""))
-        if len(ids) <= len(marks) or sum(i in self.tokenizer.all_special_ids for i in ids) > len(marks):
-            unknown = [c for c in text if self.tokenizer.unk_token_id in self.tokenizer(c)["input_ids"]]
-            raise ValueError(
-                f"text={text!r} with normalize_text off: expected something to speak, and no special token and nothing "
-                f"that the tokenizer does not know, such as {unknown}: spell it out, or leave normalize_text on."
-            )
-        return text
+    @property
+    def default_voice(self) -> str | None:
+        return self._default_voice
 
-    def _voice(self, name):
-        """The `Voice` of a preset or a voice file; an empty one for None."""
+    @default_voice.setter
+    def default_voice(self, name: str | None):
+        if name is not None and name not in self.voices:
+            raise ValueError(f"default_voice={name!r} is not one of the voices {self.voices}.")
+        self._default_voice = name
+
+    def add_voice(self, name: str, voice: Voice) -> None:
+        """Adds a preset voice, or replaces the one of that name. `save_pretrained` saves it."""
+        check_file_name(name, "The name of the voice")
+        self._check_voice(name, voice)
+        self._loaded_voices[name] = voice
+        if name not in self.voices:
+            self.voices.append(name)
+
+    def get_voice(self, name: str | os.PathLike | None) -> Voice:
+        """The preset of that name or the voice in that file; an empty one for None."""
         if name is None:
             return Voice()
         if not isinstance(name, (str, os.PathLike)):
             raise ValueError(f"voice={name!r}: expected the name of a preset, one of {self.voices}, or a voice file.")
-        if name not in self._loaded_voices:
-            if name in self.voices and self.source is not None:
-                path = cached_file(self.source, f"voices/{name}.safetensors", **self._source_options)
-            elif os.path.isfile(name):
-                path = name
-            else:
-                raise ValueError(f"voice={name!r} is not known; expected one of {self.voices} or a voice file.")
-            self._loaded_voices[name] = load_voice(path)
-        voice = self._loaded_voices[name]
+        preset = name in self.voices
+        if preset and name in self._loaded_voices:
+            voice = self._loaded_voices[name]
+        elif preset and self.source is not None:
+            path = cached_file(self.source, f"voices/{name}.safetensors", **self._source_options)
+            voice = self._loaded_voices[str(name)] = load_voice(str(path))
+        elif os.path.isfile(name):
+            voice = load_voice(name)
+        else:
+            raise ValueError(f"voice={name!r} is not known: expected one of {self.voices} or a voice file.")
+        self._check_voice(name, voice)
+        return voice
+
+    def _check_voice(self, name: str | os.PathLike, voice: Voice) -> None:
         if voice.codec and self.codec_id and voice.codec != self.codec_id:
             raise ValueError(
                 f"voice={name!r} was made with the codec {voice.codec}, expected that of this checkpoint, "
                 f"{self.codec_id}: make it again from its recording (audio=, audio_text=)."
             )
-        return voice
 
-    def encode_voice(self, audio, audio_text=None, sampling_rate=None, normalize_text=True):
-        """The `Voice` of a recording: its codes, and its transcript where that is known. See `__call__`."""
+    def encode_voice(
+        self, audio: Any, audio_text: str | None = None, sampling_rate: float | None = None, normalize_text: bool = True
+    ) -> Voice:
+        """The `Voice` of a recording, with its transcript if that is given. Arguments as in `__call__`."""
         if audio_text is not None and (not isinstance(audio_text, str) or not audio_text):
             raise ValueError(
-                f"audio_text={audio_text!r}: expected what the recording says, or None, where it is heard for its "
-                "voice alone."
+                f"audio_text={audio_text!r}: expected the transcript of the recording, or None to take its speaker "
+                "embedding only."
             )
-        waveform = to_waveform(audio, sampling_rate, self.sampling_rate)
-        if not len(waveform):
-            raise ValueError("audio has no sample at the model's rate: nothing to encode.")
-        text = "" if audio_text is None else self.read(audio_text, normalize_text)
-        codes = self.codec.encode(torch.from_numpy(waveform)[None])[0].T.cpu()
-        return Voice(codes, text, codec=self.codec.identity)
+        text = "" if audio_text is None else self.prepare_text(audio_text, normalize_text, "audio_text")
+        return Voice(self._encode(audio, sampling_rate), text, codec=self.codec_id)
 
-    def _recorded_voices(self, audio, audio_text, sampling_rate, count, normalize_text):
-        """The `Voice` of each text: one recording for all, or a list of them."""
+    def _encode(self, audio: Any, sampling_rate: float | None) -> Tensor:
+        """Codes (T, Q) of one recording."""
+        waveform = load_waveform(audio, sampling_rate, self.sampling_rate)
+        return self.codec.encode(torch.from_numpy(waveform)[None])[0].T.cpu()
+
+    # --- texts
+
+    def spell_out(self, text: str) -> str:
+        """English text as it is spoken, in characters that the tokenizer knows."""
+        return normalize(text, characters_of(self.tokenizer, len(self.tokenizer)))
+
+    def normalize(self, text: str, name: str = "text") -> str:
+        """As `spell_out`. Raises ValueError, which calls the text `name`, if nothing is left to speak."""
+        spelled = self.spell_out(text)
+        if not any(c.isalpha() for c in spelled):
+            raise ValueError(
+                f"{name}={text!r} has nothing to speak: expected at least one letter or digit that the tokenizer knows."
+            )
+        return spelled
+
+    def prepare_text(self, text: str, normalize_text: bool = True, name: str = "text") -> str:
+        """A text as the tokenizer gets it: normalized, or checked and unchanged."""
+        if normalize_text:
+            return self.normalize(text, name)
+        ids, empty = (self.tokenizer(x)["input_ids"] for x in (text, ""))
+        if len(ids) <= len(empty) or sum(i in self.tokenizer.all_special_ids for i in ids) > len(empty):
+            unknown = [c for c in text if self.tokenizer.unk_token_id in self.tokenizer(c)["input_ids"]]
+            raise ValueError(
+                f"{name}={text!r} with normalize_text off: expected something to speak, without special tokens "
+                f"and unknown characters, here {unknown}: spell it out, or leave normalize_text on."
+            )
+        return text
+
+    def prepare_texts(self, text: Texts, normalize_text: bool = True) -> list[str]:
+        """`prepare_text` of one text or several."""
+        if isinstance(text, str):
+            return [self.prepare_text(text, normalize_text)]
+        if not isinstance(text, (list, tuple)) or not text or not all(isinstance(one, str) for one in text):
+            raise ValueError(f"text={text!r}: expected a string or a list of strings.")
+        return [self.prepare_text(one, normalize_text, f"text[{index}]") for index, one in enumerate(text)]
+
+    # --- model inputs
+
+    def __call__(
+        self,
+        text: Texts = None,
+        voice: VoiceNames = None,
+        audio: Any = None,
+        audio_text: Transcripts = None,
+        output_labels: bool | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Inputs of `generate()`, or with `output_labels` of `forward()`, for a text or a list of texts.
+
+        Args:
+            text: what to say, one string or a list.
+            voice: name of a preset voice, or path of a voice file; or a list with one for each text.
+            audio: recording of a voice to clone: samples (L,) or (channels, L), path or bytes of a sound file, or a row
+                of a data set (`audio_smalle.read_recording`); or a list with one for each text.
+            audio_text: transcript of `audio`, which the model then continues; None: only the speaker embedding is taken
+                (models with a speaker encoder). One, or one for each recording.
+            output_labels: return a training batch; `audio` is then a recording of each text.
+            **kwargs: sampling_rate of samples in `audio`, Hz; normalize_text=False for texts that are spelled out
+                already or in another language; settings of the tokenizer. Flat, or in text_kwargs and audio_kwargs.
+
+        Returns:
+            input_ids, attention_mask (B, N), padded on the left; and, depending on the voice, its codes, undelayed:
+            audio_codes (B, P, Q), audio_attention_mask (B, P) of a recording with transcript, speaker_codes (B, P, Q),
+            speaker_attention_mask (B, P) of one without; initial_state (B, S) of a tuned state, zeros for rows without.
+            With output_labels: input_ids, attention_mask and the result of `teacher_forcing`.
+        """
+        settings = self._settings(kwargs)
+        normalize_text = settings["text_kwargs"].pop("normalize_text")
+        sampling_rate = settings["audio_kwargs"].get("sampling_rate")
+        texts = self.prepare_texts(text, normalize_text)
+        if output_labels:
+            if voice is not None or audio_text is not None:
+                raise ValueError("output_labels takes no voice and no audio_text: give text and audio, its recording.")
+            recordings = [audio] if is_one_recording(audio) else audio
+            if audio is None or len(recordings) != len(texts):
+                raise ValueError(f"{len(texts)} texts with output_labels: expected audio, one recording for each text.")
+            codes = [self._encode(one, sampling_rate) for one in recordings]
+            return BatchFeature({**self._tokens(texts, settings["text_kwargs"]), **teacher_forcing(codes)})
+        prompts = self.prompts(len(texts), voice, audio, audio_text, sampling_rate, normalize_text)
+        return self.model_inputs(texts, prompts, **settings["text_kwargs"])
+
+    def _settings(self, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """The settings of a call, sorted into text_kwargs and audio_kwargs."""
+        unknown = sorted(kwargs.keys() - CALL_SETTINGS)
+        if unknown:
+            raise ValueError(f"The processor has no argument {', '.join(unknown)}: see the documentation of its call.")
+        settings = self._merge_kwargs(**kwargs)
+        wanted = settings["text_kwargs"]["return_tensors"]
+        if wanted != "pt":
+            raise ValueError(f"return_tensors={wanted!r}: this processor returns 'pt', nothing else.")
+        return settings
+
+    def prompts(
+        self,
+        count: int,
+        voice: VoiceNames = None,
+        audio: Any = None,
+        audio_text: Transcripts = None,
+        sampling_rate: float | None = None,
+        normalize_text: bool = True,
+    ) -> list[Voice]:
+        """The `Voice` of each of `count` texts. Arguments as in `__call__`."""
+        if audio is None:
+            names = as_list(self.default_voice if voice is None else voice)
+            names = names if isinstance(voice, (list, tuple)) else names * count
+            if len(names) != count:
+                raise ValueError(f"{len(names)} voices for {count} texts: expected one voice or one for each text.")
+            return [self.get_voice(name) for name in names]
+        if voice is not None:
+            raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
         if is_one_recording(audio):
-            return [self.encode_voice(audio, audio_text, sampling_rate, normalize_text)] * count
-        said = list(audio_text) if isinstance(audio_text, (list, tuple)) else [audio_text]
-        said = [None] * len(audio) if audio_text is None else said
+            return [self.encode_voice(audio, audio_text, sampling_rate, normalize_text)] * count  # type: ignore[arg-type]
+        said = [None] * len(audio) if audio_text is None else as_list(audio_text)
         if not len(audio) == len(said) == count:
             raise ValueError(
                 f"{len(audio)} recordings (audio) and {len(said)} transcripts (audio_text) for {count} texts: expected "
@@ -335,90 +369,159 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
         return [self.encode_voice(one, text, sampling_rate, normalize_text) for one, text in zip(audio, said)]
 
-    def _states(self, states):
-        """Starting states as rows (B, S), zeros where there is none."""
+    @staticmethod
+    def prompted_text(prompt: Voice, text: str) -> str:
+        """What the model reads: the transcript of the prompt, then the text."""
+        return " ".join(filter(None, (prompt.text, text)))
+
+    def model_inputs(self, texts: Sequence[str], prompts: Sequence[Voice], **text_kwargs) -> BatchFeature:
+        """What `__call__` returns for prepared texts and the `Voice` of each."""
+        data = self._tokens([self.prompted_text(*pair) for pair in zip(prompts, texts)], text_kwargs)
+        for name, with_text in {"audio": True, "speaker": False}.items():
+            recordings = [voice.codes if bool(voice.text) == with_text else None for voice in prompts]
+            if any(codes is not None for codes in recordings):
+                data.update(self._pad_recordings(recordings, name))
+        if any(prompt.state for prompt in prompts):
+            data["initial_state"] = self._initial_states([prompt.state for prompt in prompts])
+        return BatchFeature(data)
+
+    def _tokens(self, texts: Sequence[str], settings: dict[str, Any]) -> dict[str, Tensor]:
+        """input_ids and attention_mask (B, N)."""
+        return dict(self.tokenizer(texts, **{**TOKENIZER_SETTINGS, "return_tensors": "pt", **settings}))
+
+    def _initial_states(self, states: Sequence[dict | None]) -> Tensor:
+        """Initial states (B, S), zeros for rows without one."""
         rows = [None if state is None else join_state(state).float() for state in states]
         sizes = {len(row) for row in rows if row is not None}
         if len(sizes) > 1:
             raise ValueError(f"The voices' states have {sorted(sizes)} numbers: they were tuned for different models.")
         return torch.stack([torch.zeros(*sizes) if row is None else row for row in rows])
 
-    def _pad_recordings(self, recordings, name):
-        """Right-pads recordings (P, Q) of different lengths: NAME_codes and NAME_attention_mask."""
-        longest = max(0 if codes is None else len(codes) for codes in recordings)
+    def _pad_recordings(self, recordings: Sequence[Tensor | None], name: str) -> dict[str, Tensor]:
+        """NAME_codes (B, P, Q) and NAME_attention_mask (B, P) of recordings (P, Q), padded on the right."""
         width, *others = {codes.shape[1] for codes in recordings if codes is not None}
         if others:
             raise ValueError(f"The voices have {[width, *others]} codebooks: they were made with different codecs.")
-        padded = torch.zeros(len(recordings), longest, width, dtype=torch.long)
-        mask = torch.zeros(len(recordings), longest, dtype=torch.long)
-        for row, codes in enumerate(recordings):
-            if codes is not None:
-                padded[row, : len(codes)] = codes
-                mask[row, : len(codes)] = 1
+        rows = [torch.empty(0, width, dtype=torch.long) if codes is None else codes for codes in recordings]
+        lengths = torch.tensor([len(codes) for codes in rows])
+        padded = pad_sequence(rows, batch_first=True)
+        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
         return {f"{name}_codes": padded, f"{name}_attention_mask": mask}
 
+    # --- audio
+
     @torch.no_grad()
-    def decode(self, codes, **kwargs):
-        """Codes (B, T, Q) or (T, Q), negative after a row's end -> list of float32 waveforms (L,) on the CPU."""
+    def decode(self, codes: Any, **kwargs) -> list[Tensor]:
+        """Waveforms (L,) float32 on the CPU of codes (B, T, Q) or (T, Q), which are negative after the end of a row."""
         codes = as_tensor("codes", codes)
         if codes.ndim not in (2, 3) or codes.dtype not in INTEGERS:
             raise ValueError(
                 f"codes are {codes.dtype} of shape {tuple(codes.shape)}: expected integers (batch, frames, codebooks), "
                 "the sequences of generate()."
             )
-        rows = codes[None] if codes.ndim == 2 else codes
         waves = []
-        for row in rows:
+        for row in codes[None] if codes.ndim == 2 else codes:
             row = row[(row >= 0).all(-1)]
-            if not len(row):
-                waves.append(torch.zeros(0))
-                continue
-            wave, _ = self.codec.decode_chunk(row.T[None], last=True)  # the same samples as in a stream
-            waves.append(wave[0].float().cpu())
+            # decode_chunk, so that the samples equal those of a stream
+            wave = self.codec.decode_chunk(row.T[None], last=True)[0][0] if len(row) else torch.zeros(0)
+            waves.append(wave.float().cpu())
         return waves
 
     batch_decode = decode
 
-    def timestamps(self, output, text, voice=None, audio_text=None, normalize_text=True):
+    def save_audio(self, audio: Any, saving_path: str | os.PathLike | Sequence) -> list[Path]:
+        """Writes 16-bit wav files and returns their paths.
+
+        Args:
+            audio: a waveform (L,) or a list of them, as `decode` gives them.
+            saving_path: a .wav path for one waveform, a list of paths, or a folder, which gets 0.wav, 1.wav and so on.
+        """
+        several = isinstance(audio, (list, tuple)) or getattr(audio, "ndim", 1) == 2
+        waves = [as_tensor("audio", wave) for wave in (audio if several else [audio])]
+        if not waves or any(wave.ndim != 1 or not wave.is_floating_point() for wave in waves):
+            raise ValueError(
+                f"audio holds {[(str(wave.dtype), tuple(wave.shape)) for wave in waves]}: expected waveforms (L,) of "
+                "floats in -1..1, as decode() gives them."
+            )
+        paths = [Path(path) for path in as_list(saving_path)]
+        if not isinstance(saving_path, (list, tuple)) and paths[0].suffix != ".wav":
+            paths[0].mkdir(parents=True, exist_ok=True)
+            paths = [paths[0] / f"{index}.wav" for index in range(len(waves))]
+        if len(paths) != len(waves):
+            raise ValueError(f"saving_path names {len(paths)} files for {len(waves)} waveforms: name a folder or each.")
+        for path, wave in zip(paths, waves):
+            write_wav(path, wave.detach().float().cpu(), self.sampling_rate)
+        return paths
+
+    # --- streaming
+
+    def stream(self, model: Any, text: str, **options) -> Iterator[Tensor]:
+        """Yields waveforms (L,) of a text of any length while it is spoken.
+
+        Options of `TextToSpeechStreamer` and of its `stream`.
+        """
+        streamer, options = self._streamer(model, options)
+        return streamer.stream(text, **options)
+
+    def astream(self, model: Any, text: str, **options) -> AsyncIterator[Tensor]:
+        """`stream` for an event loop: `async for wave in processor.astream(model, text)`."""
+        streamer, options = self._streamer(model, options)
+        return streamer.astream(text, **options)
+
+    def _streamer(self, model: Any, options: dict[str, Any]) -> tuple[TextToSpeechStreamer, dict[str, Any]]:
+        own = {name: options.pop(name) for name in ("chunk_frames", "max_characters") if name in options}
+        return TextToSpeechStreamer(model, self, **own), options
+
+    # --- word times
+
+    def timestamps(
+        self,
+        output: Any,
+        text: Texts,
+        voice: VoiceNames = None,
+        audio_text: Transcripts = None,
+        normalize_text: bool = True,
+    ) -> list[list[dict[str, Any]]]:
         """When each word was said.
 
         Args:
             output: of `generate(..., output_alignments=True, return_dict_in_generate=True)`, or its alignments
-                (B, T, N) if no row ended early.
-            text, voice, audio_text, normalize_text: as the processor was given them, but "" or [None] for a recording
-                without its text. With num_return_sequences, one text for each group of rows.
+                (B, T, N) if all rows have the same length.
+            text, voice, audio_text, normalize_text: as in the call; audio_text is "" for a recording without
+                transcript. With num_return_sequences, one text for each group of rows.
 
         Returns:
-            for each row, {"word", "start", "end"} of the words of the normalised text, in seconds from the start of the
-            new speech; in order, not overlapping, inside the audio. A word that was not read starts where it ends.
+            for each row, {"word", "start", "end"} of the words of the normalized text, in seconds from the start of the
+            new speech, in order and not overlapping. The start of a word that was not read is its end.
         """
-        maps = output if torch.is_tensor(output) else getattr(output, "alignments", None)
-        if maps is None or maps.ndim != 3:
+        alignments = output if torch.is_tensor(output) else getattr(output, "alignments", None)
+        if alignments is None or alignments.ndim != 3:
             raise ValueError(
                 f"output={type(output).__name__} has no alignments (B, T, N): give what generate() returns with "
                 "output_alignments=True and return_dict_in_generate=True."
             )
-        lengths = [maps.shape[1]] * len(maps) if torch.is_tensor(output) else output.lengths.tolist()
-        texts = [self.read(t, normalize_text) for t in self._texts(text)]
+        batch, steps, _ = alignments.shape
+        lengths = [steps] * batch if torch.is_tensor(output) else output.lengths.tolist()
+        texts = self.prepare_texts(text, normalize_text)
         if audio_text is None:
-            prompts = self._voices(voice, len(texts))
+            said = [prompt.text for prompt in self.prompts(len(texts), voice)]
         else:
-            said = audio_text if isinstance(audio_text, (list, tuple)) else [audio_text or None]
-            said = [Voice() if t is None else Voice(text=self.read(*self._texts(t), normalize_text)) for t in said]
-            prompts = said * len(texts) if len(said) == 1 else said
-        if len(prompts) != len(texts):
-            raise ValueError(f"{len(prompts)} audio_text for {len(texts)} texts: expected one, or one for each.")
-        if not len(maps) or len(maps) % len(texts):
-            raise ValueError(f"{len(maps)} rows of alignments for {len(texts)} texts: give what was spoken.")
-        each = len(maps) // len(texts)
+            given = as_list(audio_text)
+            said = [self.prepare_text(one, normalize_text, "audio_text") if one else "" for one in given]
+            said = said * len(texts) if len(said) == 1 else said
+        if len(said) != len(texts):
+            raise ValueError(f"{len(said)} audio_text for {len(texts)} texts: expected one, or one for each.")
+        if not batch or batch % len(texts):
+            raise ValueError(f"{batch} rows of alignments for {len(texts)} texts: give the texts that were spoken.")
+        group = batch // len(texts)
         return [
-            self._word_times(maps[row, :length].float().cpu().numpy(), prompts[row // each].text, texts[row // each])
+            self._word_times(alignments[row, :length].float().cpu().numpy(), said[row // group], texts[row // group])
             for row, length in enumerate(lengths)
         ]
 
-    def _word_times(self, alignment, said, text):
-        """Words with their times, of one alignment (T, N), left-padded: the columns from the text's first token on."""
-        joined = " ".join(filter(None, (said, text)))
+    def _word_times(self, alignment, said: str, text: str) -> list[dict[str, Any]]:
+        """The words of `text` with their times; alignment (T, N) is of `said` and `text`, padded on the left."""
+        joined = self.prompted_text(Voice(text=said), text)
         tokens = self.tokenizer(joined, return_offsets_mapping=True)
         offsets, begin = tokens["offset_mapping"], len(joined) - len(text)
         if len(offsets) > alignment.shape[1]:
@@ -432,43 +535,19 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         times = word_times(path, offsets[first:], words, self.codec.frame_rate)
         return [{"word": joined[slice(*word)], "start": start, "end": end} for word, (start, end) in zip(words, times)]
 
-    def save_audio(self, audio, saving_path):
-        """Writes 16-bit wav files, each complete or not at all; returns their paths.
-
-        Args:
-            audio: waveform (L,) or a list of them, as `decode` gives them.
-            saving_path: a file for each waveform (one path, or a list), or a folder, which is made if need be and gets
-                0.wav, 1.wav...
-        """
-        several = isinstance(audio, (list, tuple)) or getattr(audio, "ndim", 1) == 2
-        waves = [as_tensor("audio", wave) for wave in (audio if several else [audio])]
-        if not waves or any(wave.ndim != 1 or not wave.is_floating_point() for wave in waves):
-            raise ValueError(
-                f"audio holds {[(str(wave.dtype), tuple(wave.shape)) for wave in waves]}: expected waveforms (L,) of "
-                "floats in -1..1, as decode() gives them."
-            )
-        if isinstance(saving_path, (list, tuple)):
-            paths = list(map(pathlib.Path, saving_path))
-        elif pathlib.Path(saving_path).suffix == ".wav":
-            paths = [pathlib.Path(saving_path)]
-        else:
-            folder = pathlib.Path(saving_path)
-            folder.mkdir(parents=True, exist_ok=True)
-            paths = [folder / f"{index}.wav" for index in range(len(waves))]
-        if len(paths) != len(waves):
-            raise ValueError(f"saving_path names {len(paths)} files for {len(waves)} waveforms: name a folder or each.")
-        for path, wave in zip(paths, waves):
-            write_wav(path, wave.detach().float().cpu(), self.sampling_rate)
-        return paths
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """Also saves the voices and, where it is one of ours or loaded, the codec."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs
+    ) -> list[str]:
+        """Also saves the voices and, if it is a folder of the checkpoint, the codec."""
         codec = self.codec if self._codec_inside and (self._codec or self.source) else None
-        files = super().save_pretrained(save_directory, **kwargs)
-        if self.voices:
-            os.makedirs(os.path.join(save_directory, "voices"), exist_ok=True)
-        for name in self.voices:
-            save_voice(os.path.join(save_directory, "voices", f"{name}.safetensors"), *self._voice(name))
+        voices = {name: self.get_voice(name) for name in self.voices}  # before `save_directory` could replace them
+        files = super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+        folder = Path(save_directory, "voices")
+        if voices:
+            folder.mkdir(exist_ok=True)
+        for name, voice in voices.items():
+            save_voice(folder / f"{name}.safetensors", *voice)
         if codec is not None:
-            codec.save_pretrained(os.path.join(save_directory, self.codec_name))
+            with readable_weights(save_directory):
+                codec.save_pretrained(os.path.join(save_directory, self.codec_name))
         return files

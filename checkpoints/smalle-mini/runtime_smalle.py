@@ -1,125 +1,641 @@
-"""What reads a text and takes decode steps: PyTorch, or on a CPU what `smalle export` wrote beside the weights, in C or
-for ONNX Runtime."""
+"""What reads texts and takes decode steps: the native runtime on a CPU where it can, PyTorch elsewhere.
 
+The native runtime is C, in 8 bits, on one core. Its library (smalle/native) comes with the package; where it is missing
+it is compiled once into the user's cache. Weights are packed in memory when they are first needed. Nothing is loaded
+from a checkpoint.
+"""
+
+import contextlib
+import ctypes
+import functools
 import hashlib
+import math
+import mmap
 import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
 import weakref
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers.utils import cached_file, logging
+from torch import Tensor, nn
+from transformers.utils import logging
 
-from .cache_smalle import split_state
-from .decoding_smalle import TorchSteps, begins_at_zero, zero_states
-from .native_runtime_smalle import NativeExport
-from .onnx_runtime_smalle import OnnxExport
+from .cache_smalle import MAX_PENDING, PendingUpdates, SmallEState, split_state
+from .hub_smalle import atomic_write
+from .layers_smalle import rotary, sinusoids
+from .linear_attention_smalle import MIN_LOG_DECAY
+from .native_source_smalle import FLAGS, NAME, SOURCES
 
-FILES = {  # file of a step -> what lies beside it; the first that is there runs
-    "step.native.safetensors": "step.native.so",
-    "step.int8.onnx": "text.int8.onnx",
-    "step.onnx": "text.onnx",
-}
-RUNTIMES = "auto", "torch", "native", "onnx"
+RUNTIMES = "auto", "torch", "native"
+LAYER_NORM, RMS_NORM = 1, 2  # kinds of norms in packed weights
+BAND = 64  # a state with pending updates has a multiple of so many columns
+SMALL = 2**15  # matrices with fewer entries stay in single precision: gates and positions, which gain nothing
+LARGE_STATE = 2**16  # values of a block's state from which on it has pending updates; smaller ones stay in a CPU cache
+MAX_VECTORS = 256  # frames times rows of one call, which bounds its working memory
+HUGE_PAGE = 2**21  # bytes of a large page of memory, in which weights are read a third faster
 
 logger = logging.get_logger(__name__)
 
 
-@dataclass
-class Found:
-    """What was found of a model: the step's file and the time of that, what was opened of it, and whether that was made
-    from the weights that the model has."""
-
-    path: str | None
-    time: float | None
-    export: NativeExport | OnnxExport | None = None
-    fits: bool = False
+# --- choice
 
 
-_found = weakref.WeakKeyDictionary()  # model -> Found
-
-
-def fingerprint(model):
-    """16 hex digits of the names, shapes and first values of all weights: other training, other digits.
-
-    Values that lie together: what is not read of a file of weights takes no memory.
-    """
-    digest, values = hashlib.sha256(), []
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        values.append(parameter.detach().view(-1)[:64])
-    digest.update(torch.cat(values).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def file_of(model, name):
-    """Path of a file of a model's checkpoint, or None. A library is never taken from the Hub."""
-    folder = model.config._name_or_path
-    if not folder:
-        return None
-    if os.path.isdir(folder):
-        path = os.path.join(folder, name)
-        return path if os.path.isfile(path) else None
-    if "native" in name:
-        return None
-    quiet = dict.fromkeys(("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False)
-    return cached_file(folder, name, **quiet)
-
-
-def exported(model):
-    """Path of the exported step of a checkpoint, or None."""
-    return next((path for name in FILES if (path := file_of(model, name))), None)
-
-
-def open_export(model, path):
-    """What was exported of a model, by the path of its step; None where it cannot run here."""
-    name = os.path.basename(path)
-    kind = OnnxExport if name.endswith(".onnx") else NativeExport
-    return kind.open(path, file_of(model, FILES[name]))
-
-
-def find_export(model, again=False):
-    """The export that may run a model's steps now, or None: in fp32, on a CPU, not in training, weights as exported.
-
-    again: what was found for the former call is taken as it is.
-    """
+def obstacle(model: Any) -> str:
+    """Why the native runtime cannot run a model, in words; "" where it can."""
     if model.training or model.device.type != "cpu" or model.dtype != torch.float32:
-        return None
-    known = _found.get(model)
-    if known is None or not again:
-        remembered = known is not None and not os.path.isdir(model.config._name_or_path)
-        path = known.path if remembered else exported(model)
-        time = os.path.getmtime(path) if path else None
-        if known is None or (known.path, known.time) != (path, time):
-            known = _found[model] = Found(path, time, path and open_export(model, path))
-        if known.export is not None:
-            known.fits = known.export.made_from == fingerprint(model)
-            if not known.fits:
-                logger.warning_once(f"{path} was made from other weights and is not used: run `smalle export` again.")
-    return known.export if known.fits else None
+        return f"it runs models in eval mode, in float32, on the CPU, not in {model.dtype} on {model.device}"
+    if "forward" in vars(model) or any(x._forward_hooks or x._forward_pre_hooks for x in model.modules()):
+        return "it would ignore the model's forward hooks, or its replaced forward()"
+    wrong = unsupported(model.config)
+    return f"it runs GLA with PACA and SwiGLU alone, not {wrong}" if wrong else ""
 
 
-def encode_text(model, input_ids, attention_mask=None, initial_state=None):
-    """As `SmallEModel.encode_text`, by what was exported where that can, see `find_export`."""
-    found = None if model.step_runtime == "torch" else find_export(model)
-    mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    tensors = found and found.read_text(model, input_ids, mask)
-    if tensors is None:
-        return model.model.encode_text(input_ids, attention_mask, initial_state)
-    if initial_state is None or not begins_at_zero(model.config):
-        return model.model.text_state(mask, **tensors, initial_state=initial_state)
-    state = model.model.text_state(mask, **tensors)
-    return replace(state, recurrent=split_state(initial_state, zero_states(model.config, len(mask))))
-
-
-def start_steps(model, state, maps, again=False):
-    """Steps of a model from a state, by what was exported where that can, see `find_export`. maps: also return maps."""
+def native_weights(model: Any, unchanged: bool = False) -> "NativeWeights | None":
+    """The packed weights of a model, or None where PyTorch is to run it. They are packed anew when the model's weights
+    have changed since; unchanged: they have not. Raises ValueError where `step_runtime` cannot be had."""
     wanted = model.step_runtime
     if wanted not in RUNTIMES:
         raise ValueError(f"step_runtime={wanted!r}: expected one of {', '.join(map(repr, RUNTIMES))}.")
-    found = None if wanted == "torch" else find_export(model, again)
-    if wanted in ("native", "onnx") and (found is None or found.kind != wanted):
-        raise ValueError(
-            f"step_runtime={wanted!r}: there is no such step to run. Run `smalle export --runtime {wanted}` on the "
-            "checkpoint; the model has to be in eval mode, in float32, on the CPU."
+    known = model.native_weights
+    if wanted == "torch":
+        return None
+    reason = obstacle(model)
+    if not reason and known is not None and (unchanged or known.made_from == fingerprint(model)):
+        return known
+    reason = reason or changed_layers(model)
+    if not reason:
+        library, reason = load_library()
+        if library is not None:
+            model.native_weights = NativeWeights(library, model)
+            return model.native_weights
+        logger.warning_once(
+            f"Speech is computed by PyTorch, several times slower than by the native runtime: {reason}."
         )
-    return TorchSteps(model, state, maps) if found is None else found.start(model, state, maps)
+    if wanted == "native":
+        raise ValueError(f"step_runtime='native': {reason}.")
+    return None
+
+
+def encode_text(
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, initial_state: Tensor | None = None
+) -> Any:
+    """As `SmallEModel.encode_text`, by the runtime of the model."""
+    weights = native_weights(model)
+    if weights is None:
+        return model.model.encode_text(input_ids, attention_mask, initial_state)
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    state = model.model.text_state(mask, **weights.encode_text(model, input_ids, mask))
+    if initial_state is None:
+        return state
+    return replace(state, recurrent=split_state(initial_state, zero_states(model.config, len(mask))))
+
+
+def start_steps(model: Any, state: Any, alignments: bool, unchanged: bool = False) -> "TorchSteps":
+    """Decode steps from a state by the runtime of the model. alignments: also return alignments. unchanged: see
+    `native_weights`."""
+    weights = native_weights(model, unchanged)
+    if weights is None:
+        return TorchSteps(model, state, alignments)
+    return NativeSteps(model, state, alignments, weights)
+
+
+# --- decode steps by PyTorch
+
+
+class TorchSteps:
+    """Decode steps by the model itself, from a state that is replaced after each call.
+
+    alignments: also return where in the text each step reads.
+    """
+
+    draws = False  # whether there is `draw`
+
+    def __init__(self, model: nn.Module, state: Any, alignments: bool):
+        self.model, self.state, self.alignments = model, state, alignments
+
+    def __call__(self, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """codes (B, 1, Q), mask (B, 1), False in rows that have ended -> logits (B, 1, Q, V), alignments (B, 1, N)."""
+        out = self._forward(self.model, codes, mask, self.alignments)
+        return out.logits, out.attentions[-1] if self.alignments else None
+
+    def read(self, codes: Tensor, mask: Tensor) -> None:
+        """Reads a prompt: codes (B, T, Q), mask (B, T), False on padding."""
+        self._forward(self.model.model, codes, mask, False)
+
+    def _forward(self, model, codes, mask, output_attentions):
+        out = model(
+            decoder_input_ids=codes,
+            decoder_attention_mask=mask,
+            cache=self.state,
+            use_cache=True,
+            output_attentions=output_attentions,
+            output_hidden_states=False,
+            return_dict=True,
+        )
+        self.state = out.cache
+        return out
+
+
+# --- the library
+
+
+def user_cache() -> Path:
+    """The folder for compiled libraries in the user's cache."""
+    named = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(named) if named else Path.home() / ".cache") / "smalle"
+
+
+def is_private(path: Path) -> bool:
+    """Whether `path` is no link, belongs to the user and can be written by nobody else."""
+    status = path.lstat()
+    own = not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
+    return own and not stat.S_ISLNK(status.st_mode)
+
+
+def compilers() -> list[list[str]]:
+    """Command lines of the C compilers to try, the user's choice ($CC) first."""
+    named = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else []
+    return (
+        named
+        + [[name] for name in ("cc", "gcc", "clang") if shutil.which(name)]
+        + [[sys.executable, "-m", "ziglang", "cc"]]
+    )
+
+
+def compile_library() -> bytes:
+    """The library, compiled here. Raises ValueError where no compiler can."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in SOURCES.items():
+            Path(folder, name).write_text(text)
+        library = Path(folder, "library")
+        for compiler in compilers():
+            command = [*compiler, *FLAGS.split(), str(Path(folder, next(iter(SOURCES)))), "-o", str(library), "-lm"]
+            with contextlib.suppress(OSError):  # there is no such program
+                if subprocess.run(command, capture_output=True).returncode == 0:
+                    return library.read_bytes()
+    raise ValueError("no C compiler was found that compiles the library: install gcc or clang, or pip install ziglang")
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def find_library(folder: Path, name: str) -> Path | None:
+    """The undamaged library of this name in `folder`; its file name ends in a digest of its contents."""
+    files = folder.glob(f"{name}-*.so")
+    return next((path for path in files if path.stem == f"{name}-{digest(path.read_bytes())}"), None)
+
+
+def cached_library(folder: Path) -> Path:
+    """The library in the user's cache, compiled if it is missing, damaged or not the user's alone.
+
+    Raises ValueError where others can write the folder, and without a compiler.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not is_private(folder):
+        raise ValueError(
+            f"{folder} is a link, belongs to another user or can be written by others: delete it, or set "
+            "XDG_CACHE_HOME to a folder of your own"
+        )
+    compiler = compilers()[0]
+    program = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
+    changed = program.stat().st_mtime_ns if program.exists() else 0
+    machine = platform.system(), platform.machine(), *platform.libc_ver()
+    name = f"{NAME}-{digest(repr((compiler, str(program), changed, machine)).encode())}"
+    for path in folder.glob(f"{name}-*.so"):
+        if not is_private(path):
+            path.unlink()
+    path = find_library(folder, name)
+    if path is None:
+        logger.info(f"Compiling the native runtime into {folder}, once.")
+        data = compile_library()
+        path = folder / f"{name}-{digest(data)}.so"
+        with atomic_write(path) as partial:
+            partial.write_bytes(data)
+        path.chmod(0o700)
+    return path
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """Loads a library, with the kernels of $SMALLE_KERNELS or the fastest that the processor has."""
+    library = ctypes.CDLL(str(path))
+    library.smalle_choose.restype = ctypes.c_char_p
+    library.smalle_pack_norm.restype = library.smalle_pack_matrix.restype = ctypes.c_int64
+    choose_kernels(library, os.environ.get("SMALLE_KERNELS", ""))
+    return library
+
+
+def choose_kernels(library: ctypes.CDLL, name: str = "") -> str:
+    """Has a library use the kernels "plain", "avx2", "avx_vnni", "avx512_vnni" or "neon_dot", or without a name the
+    fastest; returns their name. Raises ValueError where the processor or the library has none of this name."""
+    chosen = library.smalle_choose(name.encode())
+    if chosen is None:
+        raise ValueError(f"SMALLE_KERNELS={name!r}: this processor, or the library, has no such kernels")
+    return chosen.decode()
+
+
+@functools.cache
+def load_library() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and the reason: the package's own, or that in the user's cache."""
+    try:
+        package = Path(__file__).with_name("native") if __package__ == "smalle" else None  # not remote code
+        packaged = find_library(package, NAME) if package else None
+        if packaged:
+            with contextlib.suppress(OSError):  # made for another system
+                return open_library(packaged), ""
+        return open_library(cached_library(user_cache())), ""
+    except (OSError, RuntimeError, ValueError) as error:
+        return None, str(error)
+
+
+# --- packed weights
+
+
+class MemoryPool:
+    """Memory in large pages, where the system has them, that is used again when nothing refers to it any more: new
+    memory costs time, page by page."""
+
+    def __init__(self):
+        self.free = []
+
+    def tensor(self, size: int) -> Tensor:
+        """A tensor (size,) of uninitialised bytes."""
+        memory = self._reused(size) or self._new(size)
+        whole = torch.frombuffer(memory, dtype=torch.uint8)
+        weakref.finalize(whole.untyped_storage(), self.free.append, memory)  # lives as long as the last view of it
+        start = -whole.data_ptr() % HUGE_PAGE
+        return whole[start : start + size]
+
+    def like(self, tensors: list[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """Uninitialised tensors of the shapes of others, side by side."""
+        sizes = [-(-x.numel() // 64) * 64 for x in tensors]  # each begins at a line of the CPU's cache
+        parts = self.tensor(sum(sizes) * dtype.itemsize).view(dtype).split(sizes)
+        return [part[: x.numel()].view(x.shape) for part, x in zip(parts, tensors)]
+
+    def _reused(self, size):
+        """The smallest free memory that is large enough, or None."""
+        for memory in sorted((x for x in self.free if len(x) >= size + HUGE_PAGE), key=len):
+            with contextlib.suppress(ValueError):  # another thread took it
+                self.free.remove(memory)
+                return memory
+        return None
+
+    @staticmethod
+    def _new(size):
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        memory = mmap.mmap(-1, (size + 2 * HUGE_PAGE) // HUGE_PAGE * HUGE_PAGE, **private)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return memory
+
+
+def text_parts(model: nn.Module) -> Iterator[tuple]:
+    """Layers of the text encoder in the order in which it reads their weights, with what they are multiplied by."""
+    body, attention = model.model, model.model.cross_attention
+    for layer in body.text_encoder:
+        yield from ((x,) for x in (layer.norm1, layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj))
+        yield from feed_forward_parts(layer)
+    yield from ((x,) for x in (body.text_norm, attention.k_proj, attention.k_norm, attention.v_proj, attention.v_norm))
+
+
+def step_parts(model: nn.Module) -> Iterator[tuple]:
+    """As `text_parts`, of a decode step."""
+    body, attention = model.model, model.model.cross_attention
+    for block in body.audio_encoder:
+        yield from block_parts(block)
+    yield from ((x,) for x in (body.audio_encoder_norm, attention.q_proj, attention.q_norm))
+    yield from block_parts(attention.position_block)
+    yield (attention.position_norm,)
+    for block in body.audio_decoder:
+        yield from block_parts(block)
+    yield from ((x,) for x in (body.audio_norm, model.head))
+
+
+def block_parts(block: nn.Module) -> Iterator[tuple]:
+    mixer = block.mixer
+    yield (block.norm1,)
+    yield (mixer.q_proj, mixer.scale)
+    yield from ((x,) for x in (mixer.k_proj, mixer.v_proj, mixer.g_proj, mixer.decay_down_proj, mixer.decay_up_proj))
+    yield from ((x,) for x in (mixer.norm, mixer.o_proj))
+    yield from feed_forward_parts(block)
+
+
+def feed_forward_parts(layer: nn.Module) -> Iterator[tuple]:
+    return ((x,) for x in (layer.norm2, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj))
+
+
+def pack_part(library: ctypes.CDLL, layer: nn.Module, scale: float, to: int | None) -> int:
+    """Packs a norm or a linear layer, times a number, to an address, or nowhere; returns the bytes that it takes."""
+    weight, bias = (
+        None if x is None else x.detach().contiguous() for x in (getattr(layer, n, None) for n in ("weight", "bias"))
+    )
+    places = [None if x is None else pointer(x) for x in (weight, bias)]
+    if isinstance(layer, nn.Linear):
+        columns, rows = weight.shape
+        eight = rows * columns >= SMALL
+        return library.smalle_pack_matrix(rows, columns, eight, ctypes.c_float(scale), *places, ctypes.c_void_p(to))
+    kind = LAYER_NORM if isinstance(layer, nn.LayerNorm) else 0 if weight is None else RMS_NORM
+    return library.smalle_pack_norm(kind, 0 if weight is None else len(weight), *places, ctypes.c_void_p(to))
+
+
+def pack(library: ctypes.CDLL, parts: Iterable[tuple]) -> Tensor:
+    """Layers as one stream of bytes, as smalle.c reads them."""
+    parts = [(layer, *(scale or (1.0,))) for layer, *scale in parts]
+    stream = MemoryPool().tensor(sum(pack_part(library, *part, None) for part in parts))
+    at = stream.data_ptr()
+    for part in parts:
+        at += pack_part(library, *part, at)
+    return stream
+
+
+def changed_layers(model: nn.Module) -> str:
+    """What else keeps a model from being packed, such as adapters or quantised layers; "" where nothing does."""
+    for layer, *_ in (*text_parts(model), *step_parts(model)):
+        if type(layer) not in (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identity):
+            return f"it runs plain layers, not {type(layer).__name__}: merge adapters first (merge_and_unload)"
+    kinds = {(x.device.type, x.dtype) for x in model.parameters()}
+    return "" if kinds == {("cpu", torch.float32)} else f"all weights have to be float32 on the CPU, not {kinds}"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of the names, shapes and first values of all weights: other training, another digest."""
+    sums, values = hashlib.sha256(), []
+    for name, parameter in model.named_parameters():
+        sums.update(f"{name} {tuple(parameter.shape)}".encode())
+        values.append(parameter.detach().view(-1)[:64])
+    sums.update(torch.cat(values).cpu().numpy().tobytes())
+    return sums.hexdigest()
+
+
+def unsupported(config: Any) -> str:
+    """What keeps a model of this shape from the native runtime, in words; "" where nothing does."""
+    right = dict(architecture="small-e", mixer="gla", cross_attention="paca", feed_forward="swiglu")
+    right |= dict(position_layers=1, cross_rotary_size=0)
+    wrong = [f"{name}={getattr(config, name)!r}" for name, value in right.items() if getattr(config, name) != value]
+    if not wrong and keeps_pending(config):
+        sizes = {tuple(x.shape[2:]) for x in zero_states(config, 1)}
+        wrong += [f"a state of {keys} x {values}" for keys, values in sizes if keys % 4 or values % BAND]
+    return ", ".join(wrong)
+
+
+class NativeWeights:
+    """A model's weights as the library reads them. An immutable value: copies of a model share it, and it is not
+    pickled with a model, which packs it again."""
+
+    def __init__(self, library: ctypes.CDLL, model: nn.Module):
+        self.library, self.made_from, self.memory = library, fingerprint(model), MemoryPool()
+        self.text, self.step = pack(library, text_parts(model)), pack(library, step_parts(model))
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        return type(None), ()
+
+    @torch.no_grad()
+    def encode_text(self, model: nn.Module, input_ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Tensors of a `SmallEState`, by name, of a text (B, N) and its mask."""
+        config, tokens = model.config, input_ids.shape[1]
+        x, mask = model.model.text_embedding(input_ids).contiguous(), mask.contiguous()
+        keys, values = torch.empty_like(x), torch.empty_like(x)
+        cosines, sines = rotary(torch.arange(tokens), config.rotary_size, config.rope_theta)
+        sizes = dict(tokens=tokens, hidden=config.hidden_size, heads=config.num_attention_heads)
+        sizes |= dict(layers=config.text_layers, turned=config.rotary_size, eps=config.norm_eps)
+        same = dict(weights=self.text, cosines=cosines.contiguous(), sines=sines.contiguous())
+        same["scratch"] = self.memory.tensor(working_memory(config, tokens, tokens))
+        for row in range(len(x)):
+            tensors = pointers(x=x[row], mask=mask[row], keys=keys[row], values=values[row], **same)
+            self.library.smalle_text(ctypes.byref(Text(**sizes, **tensors)))
+        positions = sinusoids(mask, config.position_size, config.position_theta)
+        return {"text_keys": keys, "text_values": values, "positions": positions}
+
+
+# --- states
+
+
+def text_tensors(state: SmallEState) -> dict[str, Tensor]:
+    """Tensors of a state that steps leave as they are, by name."""
+    return {name: getattr(state, name) for name in ("text_keys", "text_values", "positions", "text_mask")}
+
+
+def keeps_pending(config: Any) -> bool:
+    """Whether the recurrent states of a model have pending updates."""
+    sizes = config.hidden_size * config.expand_k, config.hidden_size * config.expand_v
+    return math.prod(sizes) / config.mixer_heads >= LARGE_STATE
+
+
+def zero_states(config: Any, rows: int) -> tuple[Tensor, ...]:
+    """Recurrent states (B, H, K, V) of each block of a supported model that has read nothing: views of one zero."""
+
+    def zeros(size, heads):
+        widths = int(size * config.expand_k) // heads, int(size * config.expand_v) // heads
+        return torch.zeros(()).expand(rows, heads, *widths)
+
+    audio = zeros(config.hidden_size, config.mixer_heads)
+    position = zeros(config.position_size, config.position_heads)
+    return (*[audio] * config.audio_encoder_layers, position, *[audio] * config.audio_decoder_layers)
+
+
+def first_state(state: SmallEState, config: Any) -> SmallEState:
+    """The state as the library reads it: with recurrent states before the first step, and pending updates where the
+    model has some."""
+    recurrent = zero_states(config, len(state.text_mask)) if state.recurrent is None else state.recurrent
+    if keeps_pending(config):
+        recurrent = [x if isinstance(x, PendingUpdates) else PendingUpdates.begin(x) for x in recurrent]
+    text = {name: x.contiguous() for name, x in text_tensors(state).items()}
+    return replace(state, recurrent=tuple(recurrent), **text)
+
+
+# --- decode steps by the library
+
+
+def structure(name: str, **fields: str) -> type[ctypes.Structure]:
+    """A structure of C: names of its fields by type."""
+    types = dict(int32=ctypes.c_int32, float32=ctypes.c_float, pointer=ctypes.c_void_p)
+    fields = [(field, types[kind]) for kind, names in fields.items() for field in names.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+Step = structure(
+    "Step",
+    int32="rows steps tokens codebooks vocabulary hidden heads position_size position_heads before after pending room",
+    float32="eps normalizer strongest gain",
+    pointer="weights embedding codes text_keys text_values positions text_mask states logits alignment scratch",
+)
+Text = structure(
+    "Text",
+    int32="tokens hidden heads layers turned",
+    float32="eps",
+    pointer="weights x mask cosines sines keys values scratch",
+)
+
+
+def pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def pointers(**tensors: Tensor) -> dict[str, int]:
+    """Addresses of tensors, by name."""
+    return {name: x.data_ptr() for name, x in tensors.items()}
+
+
+def floats(numbers: Iterable[float]) -> ctypes.Array:
+    numbers = tuple(numbers)
+    return (ctypes.c_float * len(numbers))(*numbers)
+
+
+def sizes(state: Tensor) -> tuple[int, int, int]:
+    """Rows times heads, K and V of a state (B, H, K, V)."""
+    rows, heads, keys, values = state.shape
+    return rows * heads, keys, values
+
+
+def working_memory(config: Any, vectors: int, tokens: int) -> int:
+    """Bytes that suffice for so many vectors at once and an alignment to so many tokens."""
+    inside = config.position_intermediate_size or 2 * config.position_size
+    widths = (config.hidden_size + config.position_size) * (1 + config.expand_k + config.expand_v)
+    widths += config.intermediate_size + inside + config.gate_low_rank
+    return int(32 * vectors * (widths + 256)) + 16 * tokens + 2**15
+
+
+class NativeSteps(TorchSteps):
+    """Decode steps by the library. Rows that have ended are computed, too, and their results not used; prompts with
+    padding are read by the model itself. `state` is valid until the next call, which may write over its tensors; those
+    that were given stay as they are."""
+
+    draws = True
+
+    def __init__(self, model: nn.Module, state: SmallEState, alignments: bool, weights: NativeWeights):
+        super().__init__(model, state, alignments)
+        self.weights, self.library, self.step = weights, weights.library, None
+        self.pending, self.owns_states = keeps_pending(model.config), False
+
+    def __call__(self, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        self._take(codes, 1)
+        rows, _, tokens = self.alignment.shape
+        first = self.alignment.view(-1)[: rows * tokens].view(rows, 1, tokens)  # there may be room for more steps
+        return self.logits[:, None].clone(), first.clone() if self.alignments else None
+
+    def draw(
+        self, scales: Iterable[float], banned: Tensor, settings: list[Any], generator: torch.Generator | None
+    ) -> Tensor:
+        """The tokens (B, Q) that follow the step just taken: what `guide` and `draw` of generation_smalle make of its
+        logits, by settings of top-k and temperature alone, with the same random numbers."""
+        rows, vocabulary = len(self.logits) // (1 + len(scales)), self.logits.shape[2]
+        waits = [
+            None if setting.top_k == 1 else torch.empty(rows, vocabulary).exponential_(generator=generator)
+            for setting in settings
+        ]
+        tokens = torch.empty(rows, len(settings), dtype=torch.long)
+        self.library.smalle_draw(
+            rows,
+            len(settings),
+            vocabulary,
+            len(scales),
+            pointer(self.logits),
+            floats(scales),
+            pointer(banned),
+            (ctypes.c_int32 * len(settings))(*(setting.top_k for setting in settings)),
+            floats(setting.temperature for setting in settings),
+            (ctypes.c_void_p * len(settings))(*(None if x is None else x.data_ptr() for x in waits)),
+            pointer(tokens),
+        )
+        return tokens
+
+    def read(self, codes: Tensor, mask: Tensor) -> None:
+        if not mask.all():
+            self.step = None  # the model replaces `state`: begin from that
+            return super().read(codes, mask)
+        size = max(1, min(MAX_PENDING, MAX_VECTORS // len(codes)))
+        while codes.shape[1]:
+            codes = codes[:, self._take(codes, size) :]
+
+    def _take(self, codes, size):
+        """Takes up to `size` steps with codes (B, T, Q); returns how many."""
+        if self.step is None:
+            self._begin(len(codes), size)
+        if self.room == 0:
+            self._fold()
+        steps = min(size, codes.shape[1], *([self.room] if self.pending else []))
+        codes = codes[:, :steps].contiguous()
+        self.step.codes, self.step.steps, self.step.room = codes.data_ptr(), steps, self.room
+        self.library.smalle_steps(ctypes.byref(self.step))
+        self.room -= steps if self.pending else 0
+        return steps
+
+    def _begin(self, rows, size):
+        """Makes the tensors that up to `size` steps at once write, and the structure that says where everything is."""
+        config, memory = self.model.config, self.weights.memory
+        self.owns_states = self.state.recurrent is None
+        self.state = first_state(self.state, config)
+        self.room = min(x.room() for x in self.state.recurrent) if self.pending else -1
+        given = list(self.state.recurrent) if not self.pending else [x for part in self.state.recurrent for x in part]
+        kept = set(range(0, len(given), len(PendingUpdates._fields))) if self.pending and not self.owns_states else ()
+        copies = iter(memory.like([x for n, x in enumerate(given) if n not in kept]))
+        tensors = [x.contiguous() if n in kept else next(copies).copy_(x) for n, x in enumerate(given)]
+        tokens = self.state.text_mask.shape[1]
+        self.logits = torch.empty(rows, config.num_codebooks, config.audio_vocab_size)
+        self.alignment = torch.empty(rows, size, tokens)
+        self.embedding = self.model.model.audio_embedding.weight.detach().contiguous()
+        self.scratch = memory.tensor(working_memory(config, rows * size, tokens))
+        places = [x.data_ptr() for x in tensors]
+        self._set_states(tensors)
+        if self.pending:
+            self.bands = memory.like([x.state for x in self.state.recurrent], torch.int16)
+            places[:: len(PendingUpdates._fields)] = [x.data_ptr() for x in self.bands]
+            for x, bands in zip(self.state.recurrent, self.bands):
+                self.library.smalle_bands(*sizes(x.state), pointer(x.state), pointer(bands))
+        self.places = (ctypes.c_void_p * len(places))(*places)
+        self.step = Step(
+            rows=rows,
+            tokens=tokens,
+            codebooks=config.num_codebooks,
+            vocabulary=config.audio_vocab_size,
+            hidden=config.hidden_size,
+            heads=config.mixer_heads,
+            position_size=config.position_size,
+            position_heads=config.position_heads,
+            before=config.audio_encoder_layers,
+            after=config.audio_decoder_layers,
+            pending=self.pending,
+            eps=config.norm_eps,
+            normalizer=config.gate_logit_normalizer,
+            strongest=MIN_LOG_DECAY,
+            gain=config.position_gain or 1.0,
+            states=ctypes.addressof(self.places),
+            **pointers(
+                weights=self.weights.step,
+                embedding=self.embedding,
+                logits=self.logits,
+                alignment=self.alignment,
+                scratch=self.scratch,
+                **text_tensors(self.state),
+            ),
+        )
+
+    def _set_states(self, tensors):
+        """Makes `state` one of these tensors, those of the blocks one after the other."""
+        if self.pending:
+            size = len(PendingUpdates._fields)
+            tensors = [PendingUpdates(*tensors[n : n + size]) for n in range(0, len(tensors), size)]
+        self.state = replace(self.state, recurrent=tuple(tensors))
+
+    def _fold(self):
+        """Adds the pending updates to the states: the first time to copies, for those were given."""
+        states = [x.state for x in self.state.recurrent]
+        after = states if self.owns_states else self.weights.memory.like(states)
+        blocks = []
+        for x, state, bands in zip(self.state.recurrent, after, self.bands):
+            self.library.smalle_fold(*sizes(state), *map(pointer, (*x, state, bands)))
+            x.decay.fill_(1), x.keys.zero_(), x.values.zero_()
+            blocks.append(x._replace(state=state))
+        self.state, self.owns_states, self.room = replace(self.state, recurrent=tuple(blocks)), True, MAX_PENDING

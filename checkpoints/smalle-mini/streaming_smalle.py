@@ -1,162 +1,237 @@
-"""Speech while it is being written, and texts of any length: sentence after sentence, in one voice, as one sound."""
+"""Streaming: speech as waveforms while it is generated, for texts of any length, from a loop or an event loop."""
 
 import asyncio
 import re
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
 from .generation_smalle import seeded
+from .vocos_smalle import block_sizes
 from .voices_smalle import Voice
 
+CHARACTERS_PER_SECOND = 15  # of read English
+MAX_CHARACTERS = 100  # of a piece, about 6 seconds: models are trained on utterances, not on chapters
 PARAGRAPH = re.compile(r"\n\s*\n")
 TITLES = "".join(rf"(?<!\b{title}\.)" for title in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "[A-Z]"))
-BREAKS = tuple(
-    map(
-        re.compile,
-        (  # where a text may be cut, the best places first
-            rf"""{TITLES}(?:(?<=[.!?])|(?<=[.!?]["')]))\s+(?=["'(]?[A-Z])""",
-            r"""(?:(?<=[.!?;:])|(?<=[.!?;:]["')]))\s+""",
-            r"(?<=,)\s+",
-            r"\s+",
-        ),
-    )
+BREAKS = (  # where a text may be cut, the best places first
+    re.compile(rf"""{TITLES}(?:(?<=[.!?])|(?<=[.!?]["')]))\s+(?=["'(]?[A-Z])"""),
+    re.compile(r"""(?:(?<=[.!?;:])|(?<=[.!?;:]["')]))\s+"""),
+    re.compile(r"(?<=,)\s+"),
+    re.compile(r"\s+"),
 )
-HALF = max(1, torch.get_num_threads() // 2)  # of PyTorch's threads at import: new threads take what the last one set
-LONGEST = 100  # characters of a piece, about 6 seconds: models are trained on utterances, not on chapters
 
 
-def cut(text, fits, breaks=BREAKS):
-    """Text in few pieces of which `fits(piece)` is true, cut at the best of the places where it may be."""
+def expected_frames(text: str, frame_rate: float) -> int:
+    """About how many frames reading a text takes."""
+    return int(len(text) / CHARACTERS_PER_SECOND * frame_rate) + 1
+
+
+def frame_limit(text: str, frame_rate: float, most: int) -> int:
+    """Frames that a text may take: four times as many as expected and two seconds, but at most `most`."""
+    return min(4 * expected_frames(text, frame_rate) + int(2 * frame_rate), most)
+
+
+def split_text(text: str, fits: Callable[[str], bool], breaks: tuple[re.Pattern, ...] = BREAKS) -> list[str]:
+    """Cuts a text into few pieces that fit, at the best possible breaks. Raises ValueError where no character fits."""
     if fits(text):
         return [text]
     if len(text) < 2:
         raise ValueError("No room for text: the prompt's transcript fills max_text_tokens. Take a shorter voice.")
     if not breaks:
-        return cut(text[: len(text) // 2], fits, ()) + cut(text[len(text) // 2 :], fits, ())
-    pieces = []
+        return split_text(text[: len(text) // 2], fits, ()) + split_text(text[len(text) // 2 :], fits, ())
+    pieces: list[str] = []
     for part in breaks[0].split(text):
         joined = f"{pieces[-1]} {part}" if pieces else part
         if pieces and fits(joined):
             pieces[-1] = joined
         else:
-            pieces += [part] if fits(part) else cut(part, fits, breaks[1:])
+            pieces += [part] if fits(part) else split_text(part, fits, breaks[1:])
     return pieces
 
 
-def sentences(processor, text, fits, normalize_text=True):
-    """The pieces of a text, normalised or as they are; ValueError where nothing can be spoken."""
-    paragraphs = PARAGRAPH.split(text)
-    if normalize_text:
-        paragraphs = map(processor.spell, paragraphs)
-    else:
-        processor.read(text, False)  # refuses what the tokenizer does not know
-    pieces = [piece for paragraph in paragraphs for piece in cut(paragraph, fits) if any(map(str.isalpha, piece))]
-    return pieces or [processor.normalize(text)]  # which says what is wrong
+class TextToSpeechStreamer:
+    """Speaks texts of any length as a stream of waveforms.
 
+    A long text is read piece by piece, cut at the ends of sentences. Every piece starts from the same prompt, so that
+    the voice does not drift; the codec goes on from piece to piece, so that the audio is one sound. The samples do not
+    depend on the sizes of chunks, and memory does not grow. While the codec decodes a chunk, a thread generates the
+    next one, with half of PyTorch's threads.
 
-def frame_limit(text, frame_rate, most):
-    """Frames that a text may take: four times what people need at 15 characters a second, and two seconds."""
-    return min(4 * (int(len(text) / 15 * frame_rate) + 1) + int(2 * frame_rate), most)
-
-
-def chunks_of(model, best_of, call):
-    """Outputs of `model.stream(**call)`; with best_of > 1 the one of `generate()`, for the best is known at the end."""
-    if best_of == 1:
-        yield from model.stream(**call)
-    else:
-        call.pop("chunk_frames", None)
-        yield model.generate(**call, best_of=best_of, return_dict_in_generate=True)
-
-
-def stream_codes(model, inputs_of, pieces, prompt, seed, settings):
-    """Codes (T, Q) of the pieces, chunk by chunk. Without a `Voice` the first piece's speech is that of the others.
-
-    inputs_of(piece, prompt): inputs of `generate()`. With best_of > 1 a piece is one chunk. What is drawn depends on
-    the seed and on what was said before, not on the chunks.
+    Args:
+        model: `SmallEForTextToSpeech`.
+        processor: `SmallEProcessor` of the same checkpoint.
+        chunk_frames: frames of a chunk. None: as many as the codec decodes at once, few at the beginning, so that the
+            first audio comes soon.
+        max_characters: of a piece.
     """
-    generator, speaker = seeded(seed, model.device), None
-    defaults = settings.get("generation_config") or model.generation_config
-    best_of = settings.pop("best_of", 1)
-    most = settings.pop("max_new_tokens", None) or defaults.max_new_tokens or int(60 * model.config.frame_rate)
-    for piece in pieces:
-        inputs, new_voice = inputs_of(piece, prompt), prompt.codes is None and not prompt.state
-        if "speaker_codes" in inputs:  # long, and the same for all
-            heard = inputs.pop("speaker_codes"), inputs.pop("speaker_attention_mask", None)
-            inputs["speaker"] = speaker = model.encode_speaker(*heard) if speaker is None else speaker
-        limit, said = frame_limit(piece, model.config.frame_rate, most), []
-        call = {**inputs, **settings, "seed": generator, "max_new_tokens": limit}
-        outputs = chunks_of(model, best_of, call)  # in an expression, so that no state outlives its piece:
-        for codes in (output.sequences[0, : int(output.lengths[0])] for output in outputs):
-            if new_voice:
-                said.append(codes.cpu())
-            yield codes
-        if new_voice:
-            prompt = Voice(torch.cat(said), piece)
+
+    def __init__(
+        self, model: Any, processor: Any, chunk_frames: int | None = None, max_characters: int = MAX_CHARACTERS
+    ):
+        if max_characters < 1:
+            raise ValueError(f"max_characters={max_characters}: expected at least 1 in a piece.")
+        self.model, self.processor = model, processor
+        self.chunk_frames, self.max_characters = chunk_frames, max_characters
+
+    def stream(
+        self,
+        text: str,
+        voice: Any = None,
+        audio: Any = None,
+        audio_text: str | None = None,
+        sampling_rate: float | None = None,
+        seed: int | torch.Generator | None = None,
+        normalize_text: bool = True,
+        cancelled: threading.Event | None = None,
+        **settings,
+    ) -> Iterator[torch.Tensor]:
+        """Yields waveforms (L,), float32 on the CPU, as soon as their samples are final.
+
+        Closing the generator, or setting the event `cancelled`, cancels generation within a step.
+
+        Args:
+            text: one string. voice, audio, audio_text, sampling_rate, normalize_text: as in the processor's call.
+                Without a voice, the speech of the first piece is the prompt of the others.
+            seed: integer or torch.Generator for reproducible speech.
+            **settings: of `generate()`, except num_return_sequences and max_time; max_new_tokens is that of one piece.
+                best_of is 1 unless it is given here; with more, a piece is one chunk.
+
+        Raises:
+            ValueError: the text or the voice cannot be spoken; at once, not with the first waveform.
+        """
+        if not isinstance(text, str):
+            raise ValueError(f"text={text!r}: a stream takes one string.")
+        (prompt,) = self.processor.prompts(1, voice, audio, audio_text, sampling_rate, normalize_text)
+        pieces = self.split(text, prompt, normalize_text)
+        cancelled = threading.Event() if cancelled is None else cancelled
+        settings["chunk_frames"] = block_sizes() if self.chunk_frames is None else self.chunk_frames
+        settings["progress"] = cancellable(cancelled, settings.get("progress"))
+        return self._decode(prefetch(self._generate(pieces, prompt, seed, settings), cancelled))
+
+    def astream(self, text: str, **options) -> AsyncIterator[torch.Tensor]:
+        """`stream()` for an event loop: `async for wave in streamer.astream(text)`. A thread does the work."""
+        cancelled = threading.Event()
+        return iterate_in_thread(lambda: self.stream(text, **options, cancelled=cancelled), cancelled)
+
+    def split(self, text: str, prompt: Voice, normalize_text: bool = True) -> list[str]:
+        """Pieces of a text as the tokenizer gets them, each short enough to be read behind the prompt's transcript."""
+        tokenizer, limit = self.processor.tokenizer, self.model.config.max_text_tokens
+
+        def fits(piece):
+            joined = self.processor.prompted_text(prompt, piece)
+            return len(piece) <= self.max_characters and len(tokenizer(joined)["input_ids"]) <= limit
+
+        paragraphs = PARAGRAPH.split(text)
+        if normalize_text:
+            paragraphs = [self.processor.spell_out(paragraph) for paragraph in paragraphs]
+        else:
+            self.processor.prepare_text(text, False)  # refuses what the tokenizer does not know
+        pieces = [piece for paragraph in paragraphs for piece in split_text(paragraph, fits)]
+        pieces = [piece for piece in pieces if any(map(str.isalpha, piece))]
+        return pieces or [self.processor.normalize(text)]  # which raises the error
+
+    def _generate(
+        self, pieces: list[str], prompt: Voice, seed: int | torch.Generator | None, settings: dict[str, Any]
+    ) -> Iterator[torch.Tensor]:
+        """Yields codes (T, Q) of the pieces, chunk by chunk."""
+        model, generator, embeddings = self.model, seeded(seed, self.model.device), None
+        defaults = settings.get("generation_config") or model.generation_config
+        frame_rate = model.config.frame_rate
+        most = settings.pop("max_new_tokens", None) or defaults.max_new_tokens or int(60 * frame_rate)
+        for piece in pieces:
+            inputs = self.processor.model_inputs([piece], [prompt]).to(model.device)
+            if "speaker_codes" in inputs:  # long, and the same for all pieces
+                reference = inputs.pop("speaker_codes"), inputs.pop("speaker_attention_mask", None)
+                embeddings = model.encode_speaker(*reference) if embeddings is None else embeddings
+                inputs["speaker_embeddings"] = embeddings
+            limit = frame_limit(piece, frame_rate, most)
+            outputs = self._generate_piece({**inputs, **settings, "seed": generator, "max_new_tokens": limit})
+            without_voice, spoken = prompt.codes is None and not prompt.state, []
+            # in an expression, so that no state outlives its piece
+            for codes in (output.sequences[0, : int(output.lengths[0])] for output in outputs):
+                if without_voice:
+                    spoken.append(codes.cpu())
+                yield codes
+            if without_voice:
+                prompt = Voice(torch.cat(spoken), piece)
+
+    def _generate_piece(self, call: dict[str, Any]) -> Iterator[Any]:
+        """Outputs of the model for one piece: in chunks, or with best_of at once, as the best is known at the end."""
+        if call.pop("best_of", 1) == 1:
+            yield from self.model.stream(**call)
+        else:
+            del call["chunk_frames"]
+            yield self.model.generate(**call, return_dict_in_generate=True)
+
+    def _decode(self, chunks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yields waveforms (L,) of chunks of codes (T, Q)."""
+        codec, state, codes = self.processor.codec, None, None
+        for codes in chunks:
+            wave, state = codec.decode_chunk(codes.T[None], state)
+            if wave.shape[1]:
+                yield wave[0].float().cpu()
+        if state is not None:
+            yield codec.decode_chunk(codes.T[None, :, :0], state, last=True)[0][0].float().cpu()
 
 
-class ListenerLeft(Exception):
-    """Ends the step that a thread has in work."""
+class Cancelled(Exception):
+    """Ends generation within a step."""
 
 
-def until_left(left, progress=None):
-    """A `progress` of `generate()` that ends the work when `left`, a threading.Event, is set."""
+def cancellable(cancelled: threading.Event, progress: Callable[[int], Any] | None = None) -> Callable[[int], None]:
+    """A `progress` of `generate()` that raises `Cancelled` once the event is set."""
 
-    def step(rows):
-        if left.is_set():
-            raise ListenerLeft
+    def step(num_active):
+        if cancelled.is_set():
+            raise Cancelled
         if progress is not None:
-            progress(rows)
+            progress(num_active)
 
     return step
 
 
-def share_cores():
-    """Leaves this thread half of PyTorch's threads: the codec works beside it, and more threads than cores wait for
-    each other at every operation."""
-    torch.set_num_threads(min(torch.get_num_threads(), HALF))
+def set_threads_of_this_thread(count: int):
+    """PyTorch's threads for operations of this thread, which a number that another thread sets later leaves alone."""
+    torch.set_num_threads(count)
+    torch.get_num_threads()  # or the first operation would take the number that was set last anywhere
 
 
-def ahead(chunks, left):
-    """The same chunks; while one is used, a thread makes the next. Who leaves sets `left`, see `until_left`."""
+def prefetch(chunks: Iterator[Any], cancelled: threading.Event) -> Iterator[Any]:
+    """The same chunks; while one is used, a thread makes the next. Closing the generator sets `cancelled`."""
+    threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(1, initializer=share_cores) as thread:
+        with ThreadPoolExecutor(1) as worker:
+            # More threads than cores wait for each other at every operation.
+            worker.submit(set_threads_of_this_thread, max(1, threads // 2)).result()
+            torch.set_num_threads(threads)  # what threads that start later take
             try:
-                coming = thread.submit(next, chunks, None)
+                coming = worker.submit(next, chunks, None)
                 while (chunk := coming.result()) is not None:
-                    coming = thread.submit(next, chunks, None)
+                    coming = worker.submit(next, chunks, None)
                     yield chunk
             finally:
-                left.set()
+                cancelled.set()
     finally:
         chunks.close()
 
 
-def stream_audio(codec, chunks, left):
-    """Waveforms (L,) of chunks of codes (T, Q), a generator of them, as soon as they are certain."""
-    state = codes = None
-    for codes in ahead(chunks, left):
-        wave, state = codec.decode_chunk(codes.T[None], state)
-        if wave.shape[1]:
-            yield wave[0].float().cpu()
-    if state is not None:
-        yield codec.decode_chunk(codes.T[None, :, :0], state, last=True)[0][0].float().cpu()
+async def iterate_in_thread(begin: Callable[[], Iterator[Any]], cancelled: threading.Event) -> AsyncIterator[Any]:
+    """Iterates begin() in a thread. Closing the generator sets `cancelled`."""
+    worker, chunks = ThreadPoolExecutor(1), None
 
-
-async def in_threads(begin, left):
-    """A generator for an event loop: begin() and the chunks that it gives are made in a thread. Who leaves sets `left`,
-    see `until_left`."""
-    thread, chunks = ThreadPoolExecutor(1), None
-
-    def work(function, *arguments):
-        return asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
+    def run(function, *arguments):
+        return asyncio.get_running_loop().run_in_executor(worker, function, *arguments)
 
     try:
-        chunks = await work(begin)
-        while (chunk := await work(next, chunks, None)) is not None:
+        chunks = await run(begin)
+        while (chunk := await run(next, chunks, None)) is not None:
             yield chunk
     finally:
-        left.set()
+        cancelled.set()
         if chunks is not None:
-            thread.submit(chunks.close)  # behind the chunk in work, even where the loop has ended
-        thread.shutdown(wait=False)
+            worker.submit(chunks.close)  # after the chunk in work, even where the loop has ended
+        worker.shutdown(wait=False)

@@ -1,22 +1,29 @@
-"""What is refused before anything begins: ValueErrors that name the value, what was expected and what to do.
+"""Checks of inputs: ValueErrors that name the value, what was expected and what to do.
 
-`look`: also check the values of a tensor, not its shape and type alone. generate() always does, once a speech;
-forward() where they are `visible`.
+The values of a tensor are checked where `check_values`: always in generate(), once a call; in forward() where
+`values_are_at_hand`.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
+
+from .configuration_smalle import SmallEConfig
 
 INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 FLOATS = torch.float32, torch.float64, torch.float16, torch.bfloat16
+DELAYED = "codes + 3 and special tokens, as smalle.generation_smalle.delay makes them"
 
 
-def visible(*tensors):
-    """Whether values may be looked at: not while a graph is recorded, and on a GPU looking would wait for it."""
+def values_are_at_hand(*tensors: Any) -> bool:
+    """Whether values can be read: not while a graph is recorded, nor on a GPU, which would have to wait."""
     return not torch.compiler.is_compiling() and all(not torch.is_tensor(x) or x.is_cpu for x in tensors)
 
 
-def as_tensor(name, value):
-    """A tensor of what a caller gave; ValueError where it is none."""
+def as_tensor(name: str, value: Any) -> Tensor:
+    """A tensor of a caller's value; ValueError where that cannot be one."""
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -24,7 +31,14 @@ def as_tensor(name, value):
         raise ValueError(f"{name} is {kind}: expected a tensor, an array or a list of numbers.") from error
 
 
-def check_tensor(name, x, shape, dtypes, meaning, hint=" The processor makes it."):
+def check_tensor(
+    name: str,
+    x: Any,
+    shape: Sequence[int | None],
+    dtypes: Sequence[torch.dtype],
+    meaning: str,
+    hint: str = " The processor makes it.",
+):
     """ValueError unless x is a tensor of one of the dtypes; shape: what each dimension must be, None: anything."""
     right = torch.is_tensor(x) and x.dtype in dtypes and x.ndim == len(shape)
     if not right or any(size is not None and size != there for size, there in zip(shape, x.shape)):
@@ -33,105 +47,121 @@ def check_tensor(name, x, shape, dtypes, meaning, hint=" The processor makes it.
         raise ValueError(f"{name} is {got}: expected {meaning}, a tensor of shape ({wanted}).{hint}")
 
 
-def check_mask(name, mask, like, look=True):
+def check_range(name: str, values: Tensor, size: int, hint: str):
+    """ValueError unless all values are of 0 to size - 1."""
+    if values.numel() and (values.min() < 0 or values.max() >= size):
+        raise ValueError(f"{name} holds {int(values.min())}..{int(values.max())}: expected 0..{size - 1}, {hint}.")
+
+
+def check_mask(name: str, mask: Any, like: Tensor, check_values: bool = True):
     """ValueError unless mask, where it is given, has the shape (B, N) of what it masks and holds 0 and 1 alone."""
     if mask is None:
         return
     check_tensor(name, mask, like.shape[:2], (*INTEGERS, *FLOATS, torch.bool), "1 where there is something, else 0")
-    if look and ((mask != 0) & (mask != 1)).any():
+    if check_values and ((mask != 0) & (mask != 1)).any():
         raise ValueError(f"{name} holds {mask.min()}..{mask.max()}: expected 1 and, on padding, 0.")
 
 
-def check_text(ids, mask, config, prefix="", look=True):
+def check_text(ids: Any, mask: Any, config: SmallEConfig, check_values: bool = True):
     """ValueError unless ids (B, N) and mask (B, N) are texts that the model can read."""
-    name = f"{prefix}input_ids"
-    check_tensor(name, ids, (None, None), INTEGERS[:2], "token ids")
-    check_mask(f"{prefix}attention_mask", mask, ids, look)
-    if not ids.numel() or look and mask is not None and not mask.any(1).all():
-        raise ValueError(f"{name} of shape {tuple(ids.shape)} holds a text without a token: leave that row out.")
+    check_tensor("input_ids", ids, (None, None), INTEGERS[:2], "token ids")
+    check_mask("attention_mask", mask, ids, check_values)
+    if not ids.numel() or check_values and mask is not None and not mask.any(1).all():
+        raise ValueError(f"input_ids of shape {tuple(ids.shape)} holds a text without a token: leave that row out.")
     if ids.shape[1] > config.max_text_tokens:
         raise ValueError(f"The text has {ids.shape[1]} tokens, the limit is {config.max_text_tokens}: split the text.")
-    if look and (ids.min() < 0 or ids.max() >= config.vocab_size):
-        raise ValueError(
-            f"{name} holds {int(ids.min())}..{int(ids.max())}: expected tokens of 0..{config.vocab_size - 1}. Does the "
-            "processor belong to this model?"
-        )
+    if check_values:
+        check_range("input_ids", ids, config.vocab_size, "tokens of the processor of this model")
 
 
-def check_recording(codes, mask, batch, config, prefix="audio", look=True):
-    """ValueError unless codes (B, P, Q) and mask (B, P) are undelayed codes of recordings, for each text one."""
-    shape, meaning = (batch, None, config.num_codebooks), "undelayed codes with one recording for each text"
-    check_tensor(f"{prefix}_codes", codes, shape, INTEGERS, f"{meaning}, (batch, frames, {config.num_codebooks})")
-    check_mask(f"{prefix}_attention_mask", mask, codes, look)
+def _check_audio(name, mask_name, codes, mask, batch, config, meaning, check_values):
+    """ValueError unless codes (B, T, Q) and mask (B, T) are tensors of at most `max_audio_frames`."""
+    shape = (batch, None, config.num_codebooks)
+    check_tensor(name, codes, shape, INTEGERS, f"{meaning}, (batch, frames, {config.num_codebooks})")
+    check_mask(mask_name, mask, codes, check_values)
     if codes.shape[1] > config.max_audio_frames:
-        raise ValueError(
-            f"{prefix}_codes has {codes.shape[1]} frames, the limit is {config.max_audio_frames}: shorten the voice."
-        )
-    heard = codes if mask is None or not look else codes[mask.bool()]
-    if look and heard.numel() and (heard.min() < 0 or heard.max() >= config.codebook_size):
-        raise ValueError(
-            f"{prefix}_codes holds {int(heard.min())}..{int(heard.max())}: expected codes of "
-            f"0..{config.codebook_size - 1}. Was the voice made with another codec?"
-        )
+        raise ValueError(f"{name} has {codes.shape[1]} frames, the limit is {config.max_audio_frames}: shorten it.")
 
 
-def check_initial_state(rows, batch, look=True):
+def check_recording(
+    codes: Any, mask: Any, batch: int | None, config: SmallEConfig, prefix: str = "audio", check_values: bool = True
+):
+    """ValueError unless codes (B, P, Q) and mask (B, P) are undelayed codes of recordings, for each text one."""
+    name, meaning = f"{prefix}_codes", "undelayed codes with one recording for each text"
+    _check_audio(name, f"{prefix}_attention_mask", codes, mask, batch, config, meaning, check_values)
+    if check_values:
+        present = codes if mask is None else codes[mask.bool()]
+        check_range(name, present, config.codebook_size, "codes of this model's codec")
+
+
+def check_initial_state(rows: Any, batch: int, check_values: bool = True):
     """ValueError unless rows (B, S) are finite numbers; the model checks S."""
     if rows is None:
         return
     check_tensor("initial_state", rows, (batch, None), FLOATS, "a tuned voice for each text")
-    if look and not rows.isfinite().all():
+    if check_values and not rows.isfinite().all():
         raise ValueError("initial_state holds NaN or infinity: the tuning of this voice went wrong, tune it again.")
 
 
-def rows_of(state, config):
-    """Rows of a state that forward() is to go on from; ValueError where it is not one of this kind of model."""
-    mask = getattr(state, "mask" if config.architecture == "decoder-only" else "text_mask", None)
-    if not torch.is_tensor(mask):
+def check_forward(
+    config: SmallEConfig,
+    *,
+    input_ids: Any,
+    attention_mask: Any,
+    decoder_input_ids: Any,
+    decoder_attention_mask: Any,
+    cache: Any,
+    initial_state: Any,
+    forced_alignments: Any,
+    speaker_codes: Any,
+    speaker_attention_mask: Any,
+    output_attentions: bool,
+):
+    """The ValueErrors of `SmallEModel.forward`."""
+    if decoder_input_ids is None or (input_ids is None) == (cache is None):
+        raise ValueError("Give decoder_input_ids and either input_ids (a new text) or cache (its state).")
+    if speaker_codes is None and speaker_attention_mask is not None:
+        raise ValueError("speaker_attention_mask without speaker_codes: give both, or neither.")
+    for name, value in {"initial_state": initial_state, "speaker_codes": speaker_codes}.items():
+        if value is not None and cache is not None:
+            raise ValueError(f"{name}= is for a new text, cache= continues one: give one of them.")
+    if output_attentions and not config.has_alignment:
         raise ValueError(
-            f"cache is {type(state).__name__}: expected that of an output of this model (of forward(); what "
-            "generate() returns goes on in generate())."
+            "output_attentions=True: a decoder-only transformer without alignment_layer has no alignment. Leave it out "
+            "(and in generate() output_alignments and best_of, which need it)."
         )
-    return len(mask)
-
-
-def check_delayed(codes, mask, batch, config):
-    """ValueError unless codes (B, T, Q) and mask (B, T) are delayed codes, special tokens among them, of B texts."""
-    shape, hint = (batch, None, config.num_codebooks), " smalle.generation_smalle.delay makes a row of it."
-    check_tensor("audio_codes", codes, shape, INTEGERS, "delayed codes, (batch, frames, codebooks)", hint)
-    check_mask("audio_attention_mask", mask, codes, visible(mask))
-    if codes.shape[1] > config.max_audio_frames:
-        raise ValueError(f"audio_codes has {codes.shape[1]} frames, the limit is {config.max_audio_frames}: split it.")
-    if visible(codes) and codes.numel() and (codes.min() < 0 or codes.max() >= config.audio_vocab_size):
+    if forced_alignments is not None and config.architecture == "decoder-only":
+        raise ValueError("forced_alignments: a decoder-only transformer takes none: leave them out.")
+    if cache is None:
+        check_text(input_ids, attention_mask, config, values_are_at_hand(input_ids, attention_mask))
+        check_initial_state(initial_state, len(input_ids), values_are_at_hand(initial_state))
+    elif not torch.is_tensor(getattr(cache, "text_mask", None)):
         raise ValueError(
-            f"audio_codes holds {int(codes.min())}..{int(codes.max())}: expected 0..{config.audio_vocab_size - 1}, "
-            "codes + 3 and special tokens, as smalle.generation_smalle.delay makes them."
+            f"cache is {type(cache).__name__}: expected that of an output of this model's forward() (that of "
+            "generate() continues in generate())."
         )
+    text = input_ids if cache is None else cache.text_mask
+    codes, mask, meaning = decoder_input_ids, decoder_attention_mask, f"delayed codes, {DELAYED}"
+    at_hand = values_are_at_hand(codes, mask)
+    _check_audio("decoder_input_ids", "decoder_attention_mask", codes, mask, len(text), config, meaning, at_hand)
+    if at_hand:
+        check_range("decoder_input_ids", codes, config.audio_vocab_size, DELAYED)
+    if forced_alignments is not None:
+        shape, meaning = (*codes.shape[:2], text.shape[1]), "where in the text each step reads"
+        check_tensor("forced_alignments", forced_alignments, shape, FLOATS, meaning, "")
+    if speaker_codes is not None:
+        at_hand = values_are_at_hand(speaker_codes, speaker_attention_mask)
+        check_recording(speaker_codes, speaker_attention_mask, len(text), config, "speaker", at_hand)
 
 
-def check_maps(maps, text_length, codes):
-    """ValueError unless maps, where given, are (B, T, N) numbers."""
-    if maps is not None:
-        shape = *codes.shape[:2], text_length
-        check_tensor(
-            "forced_alignments", maps, shape, FLOATS, "where in the text each step reads, (batch, frames, tokens)", ""
-        )
+def check_labels(labels: Any, codes: Any, config: SmallEConfig):
+    """ValueError unless labels (B, T, Q) are what follows codes (B, T, Q): tokens, or -100 where nothing is learned."""
+    check_tensor("labels", labels, codes.shape, INTEGERS, "the codes that follow decoder_input_ids", "")
+    if values_are_at_hand(labels):
+        check_range("labels", labels[labels != -100], config.audio_vocab_size, "or -100 where nothing is learned")
 
 
-def check_labels(labels, codes, config):
-    """ValueError unless labels (B, T, Q) are what follows codes (B, T, Q): tokens, or -100 where nothing is taught."""
-    check_tensor("labels", labels, codes.shape, INTEGERS, "the codes that follow audio_codes", "")
-    if not visible(labels) or not labels.numel():
-        return
-    taught = labels[labels != -100]
-    if taught.numel() and (taught.min() < 0 or taught.max() >= config.audio_vocab_size):
-        raise ValueError(
-            f"labels holds {int(taught.min())}..{int(taught.max())}: expected 0..{config.audio_vocab_size - 1}, or "
-            "-100 where there is nothing to learn."
-        )
-
-
-def check_seed(seed):
+def check_seed(seed: Any):
     """ValueError unless seed is None, an integer that a generator takes, or a torch.Generator."""
     if seed is None or isinstance(seed, torch.Generator):
         return
