@@ -1,4 +1,4 @@
-"""The embedded default speaks, and a recognizer understands it."""
+"""Word error rate of the default checkpoint by a speech recognizer."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ SENTENCES = [
 
 
 @pytest.fixture(scope="module")
-def hear():
-    """The recognizer's ear; skips where no recognizer can be had."""
+def transcribe():
+    """Transcribes a waveform. Skips where no recognizer can be had."""
     try:
         recognizer.recognizer()
     except recognizer.RecognizerUnavailable as error:
@@ -27,30 +27,32 @@ def hear():
     return recognizer.hear
 
 
-def check_is_understood(hear, speeches):
-    """speeches: (sentence, {"audio", "sampling_rate"}), of whose words at most a fifth may be heard wrongly."""
+def check_word_errors(transcribe, speeches):
+    """At most a fifth of the words of (sentence, {"audio", "sampling_rate"}) may be recognized wrongly."""
     errors, total, transcripts = 0, 0, []
     for sentence, speech in speeches:
-        transcripts.append(hear(speech["audio"], speech["sampling_rate"]))
+        transcripts.append(transcribe(speech["audio"], speech["sampling_rate"]))
         wrong, count = recognizer.word_errors(sentence, transcripts[-1])
         errors, total = errors + wrong, total + count
     assert errors / total <= 0.20, f"{errors} word errors in {total} words: {transcripts}"
 
 
-def say(speak, sentence, **voice):
+def synthesize(speak, sentence, **voice):
     set_seed(0)
     return speak(sentence, generate_kwargs={"max_new_tokens": 300}, preprocess_params=voice)
 
 
-def test_default_checkpoint_is_understood(hear):
+def test_default_checkpoint_is_understood(transcribe):
     speak = pipeline("text-to-speech", model=str(CHECKPOINT), trust_remote_code=True)
-    check_is_understood(hear, [(sentence, say(speak, sentence)) for sentence in SENTENCES])
+    check_word_errors(transcribe, [(sentence, synthesize(speak, sentence)) for sentence in SENTENCES])
 
 
-def test_every_preset_is_understood(hear):
+def test_every_preset_is_understood(transcribe):
     speak = pipeline("text-to-speech", model=str(CHECKPOINT), trust_remote_code=True)
     voices = speak.processor.voices
     assert len(voices) >= 6 and speak.processor.default_voice in voices
-    pairs = [(sentence, say(speak, sentence, voice=voice)) for voice, sentence in zip(voices, SENTENCES * len(voices))]
+    pairs = [
+        (sentence, synthesize(speak, sentence, voice=voice)) for voice, sentence in zip(voices, SENTENCES * len(voices))
+    ]
     assert all((speech["audio"] ** 2).mean() > 0.01**2 for _, speech in pairs)  # louder than -40 dB
-    check_is_understood(hear, pairs)
+    check_word_errors(transcribe, pairs)
