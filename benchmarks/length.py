@@ -1,12 +1,12 @@
-"""What speech costs as it grows: time and memory from one second to ten minutes of one stream.
+"""Time and memory of one stream as it grows, from one second to ten minutes of speech.
 
-usage: python benchmarks/length.py [--models NAME ...] [--seconds 1 3 10 30 60 120 300 600] [--note TEXT] [--plot FILE]
+  python benchmarks/length.py [--models NAME ...] [--seconds 1 3 10 30 60 120 300 600] [--note TEXT] [--plot FILE]
 
-    python benchmarks/length.py --models "smalle-mini, native" --seconds 10 60 600 1800      # half an hour, in one piece
+    python benchmarks/length.py --models "smalle-mini, native" --seconds 10 60 600 1800
 
-Each model reads a long text sentence by sentence in a process of its own, after a second of speech that warms it up,
-and is looked at when so many seconds are spoken: how long it took by the clock and by the processor, what the process
-holds, and the most that it has held, loading included. Prints a table in Markdown, appends a row for each line of it to
+Each model reads a long text sentence by sentence in a process of its own, after a second of speech as a warm-up.
+Measured at each of the lengths are wall-clock and processor time, the memory of the process, and its peak, which
+includes loading. Prints a table in Markdown, appends a row for each line of it to
 benchmarks/results.jsonl and draws --plot.
 """
 
@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from benchmarks.measuring import in_own_process, listen, machine, memory, now, record, table  # noqa: E402
+from benchmarks.measuring import in_own_process, machine, memory, now, record, table, time_speech  # noqa: E402
 from benchmarks.plot import Panel, svg  # noqa: E402
 from benchmarks.speakers import OURS, Speaker, prepared  # noqa: E402
 
@@ -36,7 +36,7 @@ TITLES = {
 
 
 def follow(speaker, lengths):
-    """What one stream has cost when each of the lengths (seconds) is spoken."""
+    """Yields time and memory of one stream at each of the lengths (seconds)."""
     (started, started_cpu), samples, lengths = now(), 0, sorted(lengths)
     for wave in speaker.speak(lengths[-1]):
         samples += len(wave)
@@ -52,7 +52,7 @@ def follow(speaker, lengths):
 
 
 def measure(arguments, name, work):
-    """The rows of a model."""
+    """The rows of a model, which are recorded."""
     options = "--models", name, "--seconds", *arguments.seconds, "--threads", arguments.threads
     figures = in_own_process(__file__, "--folder", prepared(OURS[name][0], work / "paper"), *options)
     return [record("length", arguments.note, model=name, threads=arguments.threads, **figure) for figure in figures]
@@ -75,9 +75,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     streams = ["smalle-mini, native", "Small-E 64M, native"]
     parser.add_argument("--models", nargs="+", default=streams, choices=OURS, metavar="NAME", help="; ".join(OURS))
-    parser.add_argument("--seconds", type=float, nargs="+", default=LENGTHS, help="of speech, where to look")
+    parser.add_argument("--seconds", type=float, nargs="+", default=LENGTHS, help="of speech, at which to measure")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
-    parser.add_argument("--note", help="what else is to be known, kept in the rows")
+    parser.add_argument("--note", help="a remark, kept in the rows")
     parser.add_argument("--plot", type=pathlib.Path, help="file of the picture, SVG")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -85,7 +85,7 @@ def main():
     if arguments.child:
         torch.set_num_threads(arguments.threads)
         speaker = Speaker(arguments.folder, OURS[arguments.models[0]][1])
-        listen(speaker.speak(1.0), speaker.sampling_rate)
+        time_speech(speaker.speak(1.0), speaker.sampling_rate)
         for figures in follow(speaker, arguments.seconds):
             print(json.dumps(figures))
         return

@@ -1,4 +1,4 @@
-"""What the benchmarks share: clocks, memory, a process for each measurement, rows in results.jsonl, tables."""
+"""Shared by the benchmarks: clocks, memory, a process for each measurement, rows in results.jsonl, tables."""
 
 import datetime
 import json
@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 import torch
 
@@ -26,13 +27,13 @@ COLUMNS = {
 }
 
 
-def now():
-    """The clock's time and the processor's, of all threads of this process together."""
+def now() -> tuple[float, float]:
+    """Wall-clock time, and processor time of all threads of this process, in seconds."""
     return time.perf_counter(), time.process_time()
 
 
-def listen(chunks, sampling_rate):
-    """Hears waveforms (L,) or (B, L) as they come: what a row holds of speed, seconds of all B together."""
+def time_speech(chunks: Iterable[torch.Tensor], sampling_rate: int) -> dict[str, float]:
+    """The speed of a stream of waveforms (L,) or (B, L), as a row holds it; the seconds of all B count together."""
     started, samples, first = now(), 0, None
     for wave in chunks:
         samples += wave.numel()
@@ -49,10 +50,10 @@ def listen(chunks, sampling_rate):
     }
 
 
-def memory(kind="VmHWM"):
-    """MB that this process has held at most; "VmRSS": that it holds now, which only Linux tells.
+def memory(kind: str = "VmHWM") -> int:
+    """Peak memory of this process in MB; with "VmRSS" what it holds now, which is known on Linux only.
 
-    getrusage would count the parent's, too, where the system tells more.
+    getrusage, which other systems have, may count the parent process too.
     """
     status = pathlib.Path("/proc/self/status")
     if status.is_file():
@@ -60,7 +61,7 @@ def memory(kind="VmHWM"):
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def machine():
+def machine() -> str:
     """The processor's name, its cores, and the instructions that the native runtime uses on it."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
@@ -70,8 +71,8 @@ def machine():
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores, {used}"
 
 
-def commit():
-    """The commit that is measured, with a + where files differ from it."""
+def commit() -> str:
+    """The commit that is measured, with a + if files of smalle/ differ from it."""
 
     def git(*words):
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
@@ -79,10 +80,10 @@ def commit():
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "smalle") else "")
 
 
-def in_own_process(script, *arguments):
-    """The JSON lines that a benchmark prints when it is called with --child: a process whose peak memory is its own.
+def in_own_process(script: str | pathlib.Path, *arguments) -> list[dict]:
+    """Runs a benchmark with --child in a process of its own, whose peak memory is its own; returns its lines of JSON.
 
-    Raises RuntimeError with what it wrote to standard error.
+    Raises RuntimeError with its standard error if it fails.
     """
     done = subprocess.run([sys.executable, script, *map(str, arguments), "--child"], capture_output=True, text=True)
     if done.returncode:
@@ -90,8 +91,8 @@ def in_own_process(script, *arguments):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def record(benchmark, note=None, **row):
-    """Appends a row to results.jsonl with date, commit and machine; returns it."""
+def record(benchmark: str, note: str | None = None, **row) -> dict:
+    """Appends a row to results.jsonl, with date, commit and machine; returns it."""
     row = {
         "benchmark": benchmark,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -106,11 +107,12 @@ def record(benchmark, note=None, **row):
     return row
 
 
-def markdown(header, rows):
-    """A table of rows of values."""
+def markdown(header: Iterable, rows: Iterable[Iterable]) -> str:
+    """A table in Markdown."""
+    header = list(header)
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows))
 
 
-def table(columns, rows):
-    """Rows as Markdown; columns: {key: title}, a dash for what a row has not."""
+def table(columns: dict[str, str], rows: Iterable[dict]) -> str:
+    """A table in Markdown of rows; columns: {key: title}. Missing values are dashes."""
     return markdown(columns.values(), ([row.get(key, "–") for key in columns] for row in rows))

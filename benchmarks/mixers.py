@@ -1,13 +1,13 @@
 """Every sequence mixer in the paper's shape, side by side: sizes, training throughput, latency of one step.
 
-usage: python benchmarks/mixers.py [--device cuda] [--dtype bfloat16] [--frames 256] [--batch 1] [--mixers gla mamba]
-           [--threads 1] [--processor-time]
+  python benchmarks/mixers.py [--device cuda] [--dtype bfloat16] [--frames 256] [--batch 1] [--mixers gla mamba]
+      [--threads 1] [--processor-time]
 
-Prints a table in Markdown. A model is the whole Small-E of the paper (width 512, 9 + 6 + 6 layers) with random weights
-and that mixer everywhere. Training is forward, backward and AdamW over a batch of texts of 64 tokens, in frames of
-audio a second; a step is one new frame for a batch of one, in single precision. Times are medians, by the clock, or of
-the processor, where other programs share the machine. The plain PyTorch path and
-flash-linear-attention's kernels are measured one after the other, where a mixer has both and they run.
+Prints a table in Markdown. Each model is the paper's Small-E (width 512, 9 + 6 + 6 layers) with random weights and one
+mixer in all layers. Training is forward, backward and AdamW over a batch of texts of 64 tokens, in frames of audio a
+second; a step is one new frame for a batch of one, in single precision. Times are medians of wall-clock time, or of
+processor time on a machine that other programs share. PyTorch and the kernels of flash-linear-attention are measured
+one after the other, where a mixer has both and they run.
 """
 
 import argparse
@@ -42,7 +42,7 @@ COLUMNS = (
 
 
 def clocked(function, device, repeats, clock):
-    """Median seconds of a call, after one that warms up."""
+    """Median seconds of a call, after a warm-up call."""
     times = []
     for _ in range(repeats + 1):
         started = clock()
@@ -54,7 +54,7 @@ def clocked(function, device, repeats, clock):
 
 
 def training_step(model, batch, frames, dtype):
-    """A function that trains one step."""
+    """A function that makes one training step."""
     config, device = model.config, model.device
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     text = torch.randint(3, config.vocab_size, (batch, TEXT_TOKENS), device=device)
@@ -70,7 +70,7 @@ def training_step(model, batch, frames, dtype):
 
 
 def decoding_step(model):
-    """A function that reads one frame, and the bytes of what the model remembers of the audio."""
+    """A function that decodes one frame, and the bytes of the recurrent state."""
     config, device = model.config, model.device
     text = torch.randint(3, config.vocab_size, (1, TEXT_TOKENS), device=device)
     frame = torch.randint(config.codebook_size, (1, 1, config.num_codebooks), device=device)
@@ -127,10 +127,10 @@ def main():
     parser.add_argument("--steps", type=int, default=3, help="timed training steps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--mixers", nargs="+", default=list(MIXERS), choices=list(MIXERS))
-    parser.add_argument("--processor-time", action="store_true", help="count the time that this process ran")
+    parser.add_argument("--processor-time", action="store_true", help="measure processor time")
     arguments = parser.parse_args()
     if arguments.processor_time and (arguments.threads > 1 or arguments.device != "cpu"):
-        parser.error("--processor-time is for one thread of a CPU: it adds up threads and sees no GPU")
+        parser.error("--processor-time is for one CPU thread: it adds up threads and does not see a GPU")
     torch.set_num_threads(arguments.threads)
     where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else f"{platform.machine()} CPU"
     print(

@@ -1,8 +1,8 @@
-"""Other synthesizers in their published sizes with random weights, made to speak as long as is asked for.
+"""Other synthesizers in their published sizes with random weights, which speak for a given time.
 
-Speed does not depend on what weights say, but length does: where a model decides when to end, the decision is computed
-and overruled. Each class has `sampling_rate`, `parameters`, `rows` (whether it speaks several texts at once) and
-`speak(seconds, rows)`: waveforms (L,) or (B, L) as soon as the model's own interface hands them out.
+Speed does not depend on the weights, but length does: where a model decides when to end, the decision is computed and
+ignored. Each class has `sampling_rate`, `parameters`, `rows` (whether it speaks several texts at once) and
+`speak(seconds, rows)`: waveforms (L,) or (B, L), as soon as the model's own interface returns them.
 """
 
 import importlib
@@ -170,7 +170,7 @@ class PocketTTS:
 
     @staticmethod
     def _tokenizer(path, size):
-        """Words of our own as the published vocabulary's entries."""
+        """A tokenizer with made-up words in the size of the published vocabulary."""
         from tokenizers import Tokenizer, models, pre_tokenizers
 
         words = Tokenizer(models.WordLevel({f"word{n}": n for n in range(size)}, unk_token="word0"))
@@ -186,12 +186,12 @@ class PocketTTS:
 
 
 class PocketTTSInt8(PocketTTS):
-    """The same with the quantization that the package has."""
+    """With the quantization of the package."""
 
     int8 = True
 
 
-PEERS = {  # name -> what makes it, and the package that it needs
+PEERS = {  # name: (class, package that it needs)
     "pocket-tts": (PocketTTS, "pocket_tts"),
     "pocket-tts, int8": (PocketTTSInt8, "pocket_tts"),
     "pocket-tts in transformers": (PocketInTransformers, None),

@@ -1,19 +1,18 @@
 """Small-E beside other synthesizers, in one run: speed from text to samples, first audio, peak memory, parameters.
 
-usage: python benchmarks/peers.py [--models NAME ...] [--seconds 10] [--rows 1 8] [--threads 1] [--note TEXT]
+  python benchmarks/peers.py [--models NAME ...] [--seconds 10] [--rows 1 8] [--threads 1] [--note TEXT]
 
 Small-E is the embedded default and the paper's shape (64M, with EnCodec and Vocos), by the native runtime (C, 8 bits)
 and by PyTorch; the others are the package pocket-tts and what transformers has (benchmarks/peer_models.py), in
-published sizes. All but the embedded default have random weights, and all are made to speak for as long as they are
-told, in pieces of up to ten seconds. Each does so in a process of its own, after a second of speech that warms it up;
-peak memory is counted with loading.
+published sizes. All but the embedded default have random weights. All speak for a given time, in pieces of up to ten
+seconds, each in a process of its own and after a second of speech as a warm-up; peak memory includes loading.
 
-rows: texts at once; their seconds count together. First audio is when a model's interface hands out samples, which for
-many is when all of them are done. Times are by the clock; beside them those of the processor, of all threads together.
-threads: of PyTorch. Besides, pocket-tts runs its decoder in a thread.
+--rows: texts at once; their seconds count together. First audio is when a model's interface returns samples, which for
+many is when all of them are done. Times are wall-clock times, and processor times of all threads together.
+--threads: of PyTorch. Besides, pocket-tts runs its decoder in a thread.
 
 Prints a table in Markdown and appends a row for each measurement to benchmarks/results.jsonl. Left out are CSM, Dia,
-Higgs and VibeVoice: with a billion parameters and more, none speaks on a CPU as fast as one listens.
+Higgs and VibeVoice: with a billion parameters and more, none runs in real time on a CPU.
 """
 
 import argparse
@@ -27,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from benchmarks.measuring import COLUMNS, in_own_process, listen, machine, memory, record, table  # noqa: E402
+from benchmarks.measuring import COLUMNS, in_own_process, machine, memory, record, table, time_speech  # noqa: E402
 from benchmarks.peer_models import PEERS  # noqa: E402
 from benchmarks.speakers import OURS, PIECE, Speaker, prepared  # noqa: E402
 
@@ -35,30 +34,30 @@ TITLES = {"model": "model", "millions": "parameters (M)", "rows": "texts at once
 
 
 def in_pieces(peer, seconds, rows):
-    """Speech of a peer, which reads a sentence and no more, in pieces like ours."""
+    """Speech of a peer, in pieces as long as those of Small-E."""
     for _ in range(max(1, round(seconds / PIECE))):
         yield from peer.speak(min(seconds, PIECE), rows)
 
 
 def speak(name, folder, seconds, rows, threads):
-    """Measures in this process: what a row holds."""
+    """Measures in this process; returns the figures of a row."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     speaker = Speaker(folder, OURS[name][1]) if name in OURS else PEERS[name][0]()
     for length in (1.0, seconds):
         speech = speaker.speak(length, rows) if name in OURS else in_pieces(speaker, length, rows)
-        heard = listen(speech, speaker.sampling_rate)
-    return {"parameters": speaker.parameters, **heard, "peak_mb": memory()}
+        speed = time_speech(speech, speaker.sampling_rate)
+    return {"parameters": speaker.parameters, **speed, "peak_mb": memory()}
 
 
 def missing(name):
-    """What is to be installed for a peer, or None."""
+    """The package that has to be installed for a peer, or None."""
     package = PEERS[name][1] if name in PEERS else None
     return None if package is None or importlib.util.find_spec(package) else package.replace("_", "-")
 
 
 def measure(arguments, name, rows, work):
-    """One row; None where it failed, which is said."""
+    """A row; None, and a message, if the peer failed."""
     options = ["--models", name, "--seconds", arguments.seconds, "--rows", rows, "--threads", arguments.threads]
     if name in OURS:
         options += ["--folder", prepared(OURS[name][0], work / "paper")]
@@ -78,7 +77,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=10.0, help="of speech")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8], help="texts at once")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
-    parser.add_argument("--note", help="what else is to be known, kept in the rows")
+    parser.add_argument("--note", help="a remark, kept in the rows")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Lines in panels side by side as SVG, without a package for it."""
+"""Line plots in panels side by side, as SVG."""
 
 import html
 import math
@@ -11,7 +11,7 @@ DECADES = [10.0**power for power in range(-3, 6)]
 
 @dataclass
 class Panel:
-    """lines: {name: [(x, y), ...]} over an axis with these ticks {x: name}, logarithmic; log: so is the other."""
+    """lines: {name: [(x, y), ...]} over a logarithmic axis with ticks {x: name}; log: the other axis is too."""
 
     title: str
     unit: str
@@ -42,7 +42,7 @@ class Panel:
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
     def svg(self):
-        """The elements of the panel, from its upper left corner on."""
+        """The SVG elements of the panel, whose upper left corner is the origin."""
         parts = [f'<text x="{LEFT}" y="20" font-weight="bold">{html.escape(f"{self.title} ({self.unit})")}</text>']
         for value in self.heights:
             y = self.y(value)
@@ -65,7 +65,7 @@ class Panel:
 
 
 def svg(*panels):
-    """A picture of panels side by side, as the text of an SVG file."""
+    """Panels side by side, as the text of an SVG file."""
     size = f'width="{WIDTH * len(panels)}" height="{HEIGHT}" viewBox="0 0 {WIDTH * len(panels)} {HEIGHT}"'
     groups = [f'<g transform="translate({WIDTH * n} 0)">\n{panel.svg()}\n</g>' for n, panel in enumerate(panels)]
     style = 'font-family="system-ui, sans-serif" font-size="12" fill="#333"'

@@ -1,4 +1,4 @@
-"""Small-E as the benchmarks load it: a checkpoint, or random weights in the paper's shape, with a runtime."""
+"""Small-E as the benchmarks load it: a checkpoint or random weights in the paper's shape, with a runtime."""
 
 import pathlib
 
@@ -21,7 +21,7 @@ OURS = {  # name -> checkpoint (None: random weights), runtime
 
 
 def random_checkpoint(folder):
-    """The paper's shape (64M, GLA) and the codec it used, in its published size, without training."""
+    """Writes a checkpoint in the paper's shape (64M, GLA) with EnCodec in its published size, with random weights."""
     from transformers import AutoTokenizer, EncodecConfig, EncodecModel
 
     from smalle.codec_smalle import EncodecCodec
@@ -45,7 +45,7 @@ def prepared(source, work):
 
 
 class Speaker:
-    """A checkpoint that says as much as is asked for, whatever its weights would say."""
+    """A checkpoint that speaks for a given time."""
 
     def __init__(self, folder, runtime):
         self.processor = SmallEProcessor.from_pretrained(folder)
@@ -54,13 +54,13 @@ class Speaker:
         self.sampling_rate, self.parameters = self.processor.sampling_rate, self.model.num_parameters()
 
     def speak(self, seconds, rows=1):
-        """Waveforms (L,) of a stream in pieces of up to ten seconds; a batch of `rows` comes whole, (L,) by row."""
+        """Yields waveforms (L,): of a stream in pieces of up to ten seconds, or of each row of a batch."""
         frames = int(min(seconds, PIECE) * self.model.config.frame_rate)
-        way = dict(seed=0, min_new_tokens=frames, max_new_tokens=frames)
+        options = dict(seed=0, min_new_tokens=frames, max_new_tokens=frames)
         pieces = max(1, round(seconds / PIECE))
         if rows == 1:
-            yield from self.processor.stream(self.model, SENTENCE * pieces, max_characters=len(SENTENCE), **way)
+            yield from self.processor.stream(self.model, SENTENCE * pieces, max_characters=len(SENTENCE), **options)
             return
         inputs = self.processor([SENTENCE] * rows)
         for _ in range(pieces):
-            yield from self.processor.decode(self.model.generate(**inputs, **way, best_of=1))
+            yield from self.processor.decode(self.model.generate(**inputs, **options, best_of=1))

@@ -1,13 +1,13 @@
 """How fast a checkpoint speaks: times real time from text to samples, first audio, peak memory.
 
-usage: python benchmarks/speed.py [MODEL] [--runtimes torch native] [--seconds 10] [--threads 1] [--note TEXT]
+  python benchmarks/speed.py [MODEL] [--runtimes torch native] [--seconds 10] [--threads 1] [--note TEXT]
 
 MODEL is a checkpoint's folder; without one, a model of the paper's shape (64M, GLA) with EnCodec and Vocos in their
 published sizes, all with random weights. Speech is streamed for batch 1, in pieces of up to ten seconds that do not end
-earlier, after a short one that warms up. Each runtime speaks in a process of its own, whose peak memory is counted with
-loading. Times are by the clock; beside them those of the processor (one thread: what the clock would say on a machine
-without other work). $SMALLE_KERNELS (plain, avx2, avx_vnni, avx512_vnni, neon_dot) chooses the native runtime's
-instructions. Prints a table in Markdown and appends a row for each measurement to benchmarks/results.jsonl.
+earlier, after a short one as a warm-up. Each runtime has a process of its own, whose peak memory includes loading.
+Times are wall-clock and processor times (with one thread, the time on a machine without other work). $SMALLE_KERNELS
+(plain, avx2, avx_vnni, avx512_vnni, neon_dot) chooses the native runtime's instructions. Prints a table in Markdown and
+appends a row for each measurement to benchmarks/results.jsonl.
 """
 
 import argparse
@@ -19,17 +19,17 @@ import tempfile
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from benchmarks.measuring import COLUMNS, in_own_process, listen, memory, record, table  # noqa: E402
+from benchmarks.measuring import COLUMNS, in_own_process, memory, record, table, time_speech  # noqa: E402
 from benchmarks.speakers import PAPER, RUNTIMES, Speaker, prepared  # noqa: E402
 
 
 def speak(folder, runtime, seconds, threads):
-    """Measures in this process: what a row holds."""
+    """Measures in this process; returns the figures of a row."""
     torch.set_num_threads(threads)
     speaker = Speaker(folder, runtime)
-    listen(speaker.speak(1.0), speaker.sampling_rate)
-    heard = listen(speaker.speak(seconds), speaker.sampling_rate)
-    return {"parameters": speaker.parameters, **heard, "peak_mb": memory()}
+    time_speech(speaker.speak(1.0), speaker.sampling_rate)
+    speed = time_speech(speaker.speak(seconds), speaker.sampling_rate)
+    return {"parameters": speaker.parameters, **speed, "peak_mb": memory()}
 
 
 def measure(arguments, folder, runtime):
@@ -46,7 +46,7 @@ def main():
     parser.add_argument("--runtimes", nargs="+", default=["torch", "native"], choices=RUNTIMES)
     parser.add_argument("--seconds", type=float, default=10.0, help="of speech")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; the native runtime has one")
-    parser.add_argument("--note", help="what else is to be known, kept in the row")
+    parser.add_argument("--note", help="a remark, kept in the row")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

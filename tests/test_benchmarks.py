@@ -11,13 +11,13 @@ from benchmarks import length, measuring, peer_models, peers
 from benchmarks.plot import Panel, svg
 
 
-def test_texts_at_once_count_together_and_the_first_sound_is_heard_first():
-    heard = measuring.listen(iter([torch.zeros(2, 300), torch.zeros(200)]), 100)
-    assert heard["seconds"] == 8.0 and heard["real_time"] > 0
-    assert 0 <= heard["first_audio_s"] <= 8.0 / heard["real_time"] + 1e-3
+def test_texts_at_once_count_together_and_first_audio_comes_before_the_rest():
+    speed = measuring.time_speech(iter([torch.zeros(2, 300), torch.zeros(200)]), 100)
+    assert speed["seconds"] == 8.0 and speed["real_time"] > 0
+    assert 0 <= speed["first_audio_s"] <= 8.0 / speed["real_time"] + 1e-3
 
 
-def test_a_stream_is_looked_at_once_at_each_length():
+def test_a_stream_is_measured_once_at_each_length():
     class Speaker:
         sampling_rate = 100
 
@@ -30,7 +30,7 @@ def test_a_stream_is_looked_at_once_at_each_length():
     assert works == sorted(works) and all(0 < figure["held_mb"] <= figure["peak_mb"] + 1 for figure in figures)
 
 
-def test_a_row_says_when_where_and_of_which_commit_it_is(tmp_path, monkeypatch):
+def test_a_row_has_date_machine_and_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "RESULTS", tmp_path / "rows.jsonl")
     for note in (None, "busy"):
         measuring.record("speed", note, model="mini")
@@ -39,7 +39,7 @@ def test_a_row_says_when_where_and_of_which_commit_it_is(tmp_path, monkeypatch):
     assert "note" not in rows[0] and rows[1]["note"] == "busy"
 
 
-def test_what_fails_in_a_process_of_its_own_is_told(tmp_path):
+def test_the_error_of_a_failed_process_is_reported(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import sys\nif sys.argv[1] == '1': sys.exit('no memory')\nprint('hello')\nprint('{\"a\": 2}')")
     assert measuring.in_own_process(script, 2) == [{"a": 2}]
@@ -47,7 +47,7 @@ def test_what_fails_in_a_process_of_its_own_is_told(tmp_path):
         measuring.in_own_process(script, 1)
 
 
-def test_what_is_not_installed_is_named_with_what_to_install(monkeypatch, capsys):
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr("sys.argv", ["peers.py", "--models", "pocket-tts"])
     peers.main()
@@ -70,7 +70,7 @@ def test_a_picture_has_every_line_inside_of_its_panel():
         assert points[0][1] > points[1][1]  # more stands higher
 
 
-def test_a_peer_speaks_as_long_as_it_is_told():
+def test_a_peer_speaks_for_the_given_time():
     peer = peer_models.Vits()
     for seconds in (0.2, 0.5):
         samples = sum(wave.numel() for wave in peer.speak(seconds, rows=2)) / 2
