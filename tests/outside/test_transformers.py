@@ -15,7 +15,7 @@ from smalle.train.data.tokenizer import train_tokenizer
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEModel, SmallEProcessor
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
-from smalle.processing_smalle import Voice
+from smalle.voices_smalle import Voice
 from tests.outside import sdist
 
 pytest.importorskip("parameterized", reason="transformers' test classes need the package parameterized")

@@ -130,7 +130,7 @@ def test_batch_with_different_prompts_equals_single_runs(model):
 def test_stopped_and_continued_equals_at_once(model, inputs):
     settings = dict(do_sample=False, return_dict_in_generate=True)
     whole = model.generate(inputs[0], max_new_tokens=14, min_new_tokens=14, **settings)
-    part = model.generate(inputs[0], max_new_tokens=6, min_new_tokens=14, **settings)  
+    part = model.generate(inputs[0], max_new_tokens=6, min_new_tokens=14, **settings)
     rest = model.generate(cache=part.cache, max_new_tokens=8, min_new_tokens=8, **settings)
     assert torch.equal(torch.cat((part.sequences, rest.sequences), 1), whole.sequences)
 

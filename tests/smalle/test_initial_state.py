@@ -9,7 +9,7 @@ from smalle import SmallEProcessor
 from smalle.cache_smalle import InitialState, join_state, split_state
 from smalle.generation_smalle import delay
 from smalle.mixers_smalle import MIXERS
-from smalle.processing_smalle import load_voice, save_voice
+from smalle.voices_smalle import load_voice, save_voice
 
 
 def untuned(model, rank=None):

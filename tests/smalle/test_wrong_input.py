@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from safetensors.torch import save_file
 
 from smalle import SmallEProcessor
-from smalle.processing_smalle import load_voice, save_voice
+from smalle.voices_smalle import load_voice, save_voice
 
 SAYS_WHAT_TO_DO = ("expected", "must be", "needs", "Give", "give ", "install ", "leave ", "split ", "shorten ", "ask ")
 trial = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
