@@ -22,7 +22,7 @@ from transformers import pipeline
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.cache_smalle import join_state
-from smalle.processing_smalle import Voice, load_voice
+from smalle.voices_smalle import Voice, load_voice
 
 RECIPES = pathlib.Path(__file__).parents[3] / "train" / "recipes"
 TEXTS = ["Hello you.", "How are you?", "It is late.", "We go home.", "No, not yet!", "The 3rd door.", "Who is it?"]
