@@ -112,10 +112,12 @@ static inline void *room_for(char **scratch, size_t bytes) {
 
 /* kernels.h for each set of instructions. PRODUCTS: */
 #define PLAIN 0
-#define AVX2 1
-#define AVX_VNNI 2
-#define AVX512_VNNI 3
-#define DOT 4
+#define SSE2 1
+#define AVX2 2
+#define AVX_VNNI 3
+#define AVX512_VNNI 4
+#define NEON 5
+#define NEON_DOT 6
 
 #define AS_TEXT(x) #x
 #define TEXT(x) AS_TEXT(x)
@@ -128,8 +130,14 @@ static inline void *room_for(char **scratch, size_t bytes) {
 #define END PRAGMA(GCC pop_options)
 #endif
 
-#define KERNELS plain
+#define KERNELS plain /* what every processor of the architecture has */
+#if defined __x86_64__
+#define PRODUCTS SSE2
+#elif defined __aarch64__
+#define PRODUCTS NEON
+#else
 #define PRODUCTS PLAIN
+#endif
 #define WIDTH 4
 #include "kernels.h"
 
@@ -164,7 +172,7 @@ BEGIN("dotprod")
 BEGIN("arch=armv8.2-a+dotprod")
 #endif
 #define KERNELS neon_dot
-#define PRODUCTS DOT
+#define PRODUCTS NEON_DOT
 #define WIDTH 4
 #include "kernels.h"
 END
