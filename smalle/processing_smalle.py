@@ -335,7 +335,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         unknown = sorted(kwargs.keys() - CALL_SETTINGS)
         if unknown:
             raise ValueError(f"The processor has no argument {', '.join(unknown)}: see the documentation of its call.")
-        settings = self._merge_kwargs(**kwargs)
+        settings = self._merge_kwargs(SmallEProcessorKwargs, **kwargs)
         wanted = settings["text_kwargs"]["return_tensors"]
         if wanted != "pt":
             raise ValueError(f"return_tensors={wanted!r}: this processor returns 'pt', nothing else.")
