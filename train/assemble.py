@@ -111,7 +111,7 @@ def assemble(
         **settings,
     )
     processor = SmallEProcessor(AutoTokenizer.from_pretrained(model_folder), sampling_rate=config.sampling_rate)
-    processor.codec = load_codec(codec_folder)
+    processor.codec = load_codec(str(codec_folder))
     for name, values in sorted(recipe.voices.items()):
         source = make_dataclass(VoiceSource, values, f"voices.{name}")
         processor.add_voice(name, make_voice(name, source, processor, config))

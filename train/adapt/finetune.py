@@ -48,6 +48,7 @@ from ..model.recipe import DataOptions, Objective, Recipe, read_recipe, write_re
 from ..model.trainer import build_trainer
 
 METHODS = "state", "lora", "full"
+SHARED_DATA_OPTIONS = "frames_per_batch", "max_seconds", "single_utterance_probability", "eval_batches"
 REFERENCE_SECONDS = 6.0  # of the recording that becomes the voice's reference
 
 
@@ -202,19 +203,12 @@ def example_inputs(rows: list[dict], processor: SmallEProcessor, seconds: float 
 
 def training_recipe(recipe: FinetuneRecipe, base: str, num_codebooks: int, folder: str) -> Recipe:
     """The recipe of the Trainer, with the codes in a folder."""
-    data, objective = recipe.data, recipe.objective
+    shared = {name: getattr(recipe.data, name) for name in SHARED_DATA_OPTIONS}
+    objective = recipe.objective
     weights = objective.codebook_weights or [0.65**q for q in range(num_codebooks)]  # the first ones carry the words
     return Recipe(
         init=base,
-        data=DataOptions(
-            tokenizer=base,
-            train=f"{folder}/train.parquet",
-            eval=f"{folder}/eval.parquet",
-            frames_per_batch=data.frames_per_batch,
-            max_seconds=data.max_seconds,
-            single_utterance_probability=data.single_utterance_probability,
-            eval_batches=data.eval_batches,
-        ),
+        data=DataOptions(base, train=f"{folder}/train.parquet", eval=f"{folder}/eval.parquet", **shared),
         objective=replace(objective, codebook_weights=weights),
         training={**recipe.training, "output_dir": folder, "save_strategy": "no"},
     )

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import os
 import pathlib
 import types
 import typing
@@ -20,7 +21,7 @@ from smalle.hub_smalle import write_text
 T = TypeVar("T")
 
 
-def read_recipe(kind: type[T], path: str | pathlib.Path, overrides: Iterable[str] = ()) -> T:
+def read_recipe(kind: type[T], path: str | os.PathLike, overrides: Iterable[str] = ()) -> T:
     """Reads a YAML file, with overrides `key.subkey=value`, as the dataclass `kind`.
 
     Raises ValueError for an override of another form and for everything that `make_dataclass` refuses.
@@ -87,7 +88,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     raise ValueError(f"{name}={value!r}: expected {expected}.")
 
 
-def write_recipe(recipe: Any, path: str | pathlib.Path) -> None:
+def write_recipe(recipe: Any, path: str | os.PathLike) -> None:
     """Writes a recipe as it was run, overrides and defaults included."""
     write_text(path, yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True))
 

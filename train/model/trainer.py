@@ -88,9 +88,6 @@ class SmallETrainer(Trainer):
     def get_train_dataloader(self):
         return self._loader(self.train_dataset, self.sampler)
 
-    def get_eval_dataloader(self, eval_dataset=None):
-        return self._loader(eval_dataset or self.eval_dataset, self.eval_sampler)
-
     def create_scheduler(self, num_training_steps, optimizer=None):
         if self.clock is None:
             return super().create_scheduler(num_training_steps, optimizer)
