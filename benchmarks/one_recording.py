@@ -26,11 +26,11 @@ from smalle.train.adapt.clone import clone  # noqa: E402
 from smalle.train.evaluation.evaluate import Settings, add_scorer_options, evaluate, option  # noqa: E402
 from smalle.train.evaluation.scoring import read_jsonl, write_manifest  # noqa: E402
 
-from benchmarks.measuring import markdown, record  # noqa: E402
-from benchmarks.new_voice import score_folder, word_error_rate  # noqa: E402
+from benchmarks.finetuned_voice import score_folder, word_error_rate  # noqa: E402
 from benchmarks.quality import SENTENCES_EACH, cloning_rows, find_speakers, read_lines  # noqa: E402
+from benchmarks.timing import markdown, record  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
-from smalle.hub_smalle import write_json, write_jsonl, write_text  # noqa: E402
+from smalle.saving_smalle import write_json, write_jsonl, write_text  # noqa: E402
 from smalle.voices_smalle import save_voice  # noqa: E402
 
 COLUMNS = "voice", "utterances", "ECAPA similarity", "WER", "skips", "repeats", "DistillMOS"

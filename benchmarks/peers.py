@@ -26,9 +26,9 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from benchmarks.measuring import COLUMNS, in_own_process, machine, memory, record, table, time_speech  # noqa: E402
 from benchmarks.peer_models import PEERS  # noqa: E402
 from benchmarks.speakers import OURS, PIECE, Speaker, prepared  # noqa: E402
+from benchmarks.timing import COLUMNS, in_own_process, machine, memory, record, table, time_speech  # noqa: E402
 
 TITLES = {"model": "model", "millions": "parameters (M)", "rows": "texts at once", **COLUMNS}
 

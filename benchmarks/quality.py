@@ -41,9 +41,9 @@ from smalle.train.evaluation.evaluate import (  # noqa: E402
     weights_digest,
 )
 
-from benchmarks.measuring import record, table  # noqa: E402
+from benchmarks.timing import record, table  # noqa: E402
 from smalle import SmallEConfig, SmallEProcessor  # noqa: E402
-from smalle.hub_smalle import write_text  # noqa: E402
+from smalle.saving_smalle import write_text  # noqa: E402
 
 PARTS = "sentences", "hard", "presets", "cloning", "words", "paragraph"
 EVAL_PARTS = PARTS[:4]  # these read a list of --eval

@@ -4,7 +4,7 @@ import pathlib
 
 import torch
 
-from benchmarks.measuring import ROOT
+from benchmarks.timing import ROOT
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 
 EMBEDDED = ROOT / "checkpoints" / "smalle-mini"

@@ -19,8 +19,8 @@ import tempfile
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from benchmarks.measuring import COLUMNS, in_own_process, memory, record, table, time_speech  # noqa: E402
 from benchmarks.speakers import PAPER, RUNTIMES, Speaker, prepared  # noqa: E402
+from benchmarks.timing import COLUMNS, in_own_process, memory, record, table, time_speech  # noqa: E402
 
 
 def speak(folder, runtime, seconds, threads):

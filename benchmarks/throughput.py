@@ -35,9 +35,9 @@ from smalle.train.model.initialization import build_model  # noqa: E402
 from smalle.train.model.recipe import Recipe, TrainingOptions, make_dataclass, read_recipe  # noqa: E402
 from smalle.train.model.trainer import SmallETrainer, check_objective  # noqa: E402
 
-from benchmarks.measuring import RESULTS, markdown, record  # noqa: E402
 from benchmarks.plot import Panel, svg  # noqa: E402
 from benchmarks.speakers import SENTENCE  # noqa: E402
+from benchmarks.timing import RESULTS, markdown, record  # noqa: E402
 
 RECIPES = [ROOT / "train" / "recipes" / f"{name}.yaml" for name in ("smalle-64m", "decoder-only-64m")]
 CHARACTERS = 16  # a second of speech

@@ -378,13 +378,13 @@ def find_weights(folder: str | Path, name: str) -> Path:
     path = Path(folder, name)
     if not path.is_file():
         raise ValueError(
-            f"no {name} in {folder}; expected the folder that `python -m smalle.corpus.kokoro FOLDER` wrote"
+            f"no {name} in {folder}; expected the folder that `python -m smalle.corpus.kokoro_weights FOLDER` wrote"
         )
     return path
 
 
 def load_kokoro(folder: str | Path, device: str | torch.device = "cpu", dtype=torch.float32) -> Kokoro:
-    """The model in `folder` (made by `python -m smalle.corpus.kokoro`), its decoder in `dtype`."""
+    """The model in `folder` (made by `python -m smalle.corpus.kokoro_weights`), its decoder in `dtype`."""
     path = find_weights(folder, "kokoro_fp16.safetensors")
     with safe_open(path, "pt") as file:
         model = Kokoro(json.loads(file.metadata()["vocabulary"]))

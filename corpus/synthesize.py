@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from smalle.audio_smalle import write_wav
-from smalle.hub_smalle import write_jsonl
+from smalle.saving_smalle import write_jsonl
 
 from .kokoro_model import MAX_PHONEMES, SAMPLES_PER_FRAME, SAMPLING_RATE, STYLE, Kokoro, load_kokoro, load_voices
 from .speakers import rows_by_accent, sample_speakers
@@ -298,7 +298,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("plan", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--weights", type=Path, required=True, help="folder written by python -m smalle.corpus.kokoro")
+    parser.add_argument(
+        "--weights", type=Path, required=True, help="folder written by python -m smalle.corpus.kokoro_weights"
+    )
     speakers = parser.add_mutually_exclusive_group()
     speakers.add_argument("--voices", nargs="+", help="speak the plan in these voices alone, in turn")
     speakers.add_argument(

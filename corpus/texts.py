@@ -38,7 +38,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from smalle.hub_smalle import write_json, write_jsonl
+from smalle.saving_smalle import write_json, write_jsonl
 from smalle.text_normalization_smalle import MONTHS, spell_out
 
 from . import templates

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .hub_smalle import atomic_write
+from .saving_smalle import atomic_write
 
 try:
     import soundfile

@@ -1,21 +1,21 @@
 """Speech from a text: the delay pattern, sampling, and `generate()`, which writes delayed codebooks step by step."""
 
 import itertools
-import math
-import numbers
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
-from transformers.generation import GenerationMode, LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
+from transformers.generation import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList, logits_process
 from transformers.utils import ModelOutput
 
 from .alignment_smalle import monotonicity
-from .configuration_smalle import AUDIO_BOS, AUDIO_EOS, AUDIO_PAD, NUM_AUDIO_SPECIALS
-from .runtime_smalle import encode_text, start_steps
+from .configuration_smalle import AUDIO_BOS, AUDIO_EOS, AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
+from .runtime_smalle import NativeSteps, encode_text, start_steps
 from .validation_smalle import FLOATS, check_initial_state, check_recording, check_seed, check_tensor, check_text
 
 REPETITION_WINDOW = 50  # frames that a repetition penalty looks back
@@ -26,7 +26,7 @@ NO_CODE = -1  # fills `sequences` after the end of a row
 # Delay pattern (MusicGen, Copet et al. 2023): codebook q is written q + 1 steps late.
 
 
-def delay(codes: torch.Tensor, end: int = AUDIO_EOS) -> torch.Tensor:
+def delay(codes: Tensor, end: int = AUDIO_EOS) -> Tensor:
     """Delayed grid of undelayed codes: (T, Q) -> (T + Q, Q).
 
     Codes are shifted by the number of special tokens. AUDIO_BOS stands before the first code of each codebook, `end`
@@ -40,12 +40,12 @@ def delay(codes: torch.Tensor, end: int = AUDIO_EOS) -> torch.Tensor:
     return grid
 
 
-def undelay(grid: torch.Tensor) -> torch.Tensor:
+def undelay(grid: Tensor) -> Tensor:
     """Inverse of `delay`: grid (B, T + Q, Q) -> codes (B, T, Q). Special tokens come out negative."""
     return undelay_steps(grid[:, 1:]) - NUM_AUDIO_SPECIALS
 
 
-def undelay_steps(steps: torch.Tensor) -> torch.Tensor:
+def undelay_steps(steps: Tensor) -> Tensor:
     """Groups what each step predicted by frame: (B, S, Q, ...) -> (B, S - Q + 1, Q, ...).
 
     steps[:, s, q] belongs to codebook q of frame s - q.
@@ -73,19 +73,6 @@ class SamplingSettings:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
 
-    def __post_init__(self):
-        right = self.top_k >= 0 and 1e-3 <= self.temperature <= 1e3 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1
-        if not right or not 1e-2 <= self.repetition_penalty <= 1e2:
-            raise ValueError(
-                f"{self}: expected top_k >= 0 (0: no limit), temperature of 0.001..1000 (do_sample=False is greedy), "
-                "0 < top_p <= 1, 0 <= min_p <= 1 and repetition_penalty of 0.01..100 (1: none)."
-            )
-
-    @property
-    def top_k_only(self) -> bool:
-        """Whether top_k and temperature alone decide: what the fast path of an exported step can draw by."""
-        return (self.top_p, self.min_p, self.repetition_penalty) == (1, 0, 1)
-
 
 GREEDY = SamplingSettings()
 PER_CODEBOOK = "temperature", "top_k", "top_p", "min_p", "repetition_penalty"  # a number, or a list
@@ -97,95 +84,82 @@ def seeded(seed: int | torch.Generator | None, device: torch.device) -> torch.Ge
     return seed if seed is None or isinstance(seed, torch.Generator) else torch.Generator(device).manual_seed(seed)
 
 
-def per_codebook(name: str, value: Any, num_codebooks: int, default: Any) -> list:
-    """A setting for every codebook: a number sets the first and leaves `default` to the others; a list sets each."""
-    if not isinstance(value, (list, tuple)):
-        return [value] + [default] * (num_codebooks - 1)
-    if len(value) != num_codebooks:
-        raise ValueError(f"{name}={value!r}: expected one number or a list of {num_codebooks}, one for each codebook.")
-    return list(value)
-
-
 def sampling_settings(config: GenerationConfig, num_codebooks: int) -> list[SamplingSettings]:
-    """Settings of each codebook; all are greedy with do_sample=False."""
+    """Settings of each codebook; all are greedy with do_sample=False.
+
+    A number sets the first codebook and leaves the others greedy; a list sets each. Raises ValueError for a list of
+    another length.
+    """
     names = PER_CODEBOOK if config.do_sample else ("repetition_penalty",)
     values = {name: getattr(config, name) for name in names}
     if any(isinstance(values.get(name), (list, tuple)) for name in ("temperature", "top_p", "min_p")):
         top_k = values["top_k"]  # a list of these samples every codebook, also where top_k is one number
         values["top_k"] = top_k if isinstance(top_k, (list, tuple)) else [top_k] * num_codebooks
-    columns = [per_codebook(name, value, num_codebooks, getattr(GREEDY, name)) for name, value in values.items()]
-    return [SamplingSettings(**dict(zip(names, row))) for row in zip(*columns)]
+    for name, value in values.items():
+        if not isinstance(value, (list, tuple)):
+            values[name] = [value] + [getattr(GREEDY, name)] * (num_codebooks - 1)
+        elif len(value) != num_codebooks:
+            raise ValueError(
+                f"{name}={value!r}: expected a number, or a list of {num_codebooks}, one for each codebook."
+            )
+    return [SamplingSettings(**dict(zip(values, row))) for row in zip(*values.values())]
 
 
-def penalise_repetition(logits: torch.Tensor, recent: torch.Tensor, penalty: float) -> torch.Tensor:
+def penalise_repetition(logits: Tensor, recent: Tensor, penalty: float) -> Tensor:
     """Logits (B, V) after a penalty on recent tokens (B, W), special ones excepted (Keskar et al. 2019)."""
     seen = torch.zeros_like(logits, dtype=torch.bool).scatter(1, recent.clamp(min=0), True)
     seen[:, :NUM_AUDIO_SPECIALS] = False
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def warp(logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+def warp(logits: Tensor, settings: SamplingSettings, ids: Any = None) -> Tensor:
     """Logits (B, V) of one codebook after temperature, top_k, top_p and min_p: -inf for tokens that are cut off."""
-    if settings.top_k == 1:
-        return logits
-    logits = logits if settings.temperature == 1 else logits / settings.temperature
-    if 0 < settings.top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(settings.top_k, -1).values[:, -1:], -torch.inf)
+    logits = logits / settings.temperature
+    if settings.top_k > 0:
+        logits = logits_process.TopKLogitsWarper(int(settings.top_k))(ids, logits)
     if settings.top_p < 1:
-        ordered, order = logits.sort(-1, descending=True)
-        beyond = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1) >= settings.top_p
-        beyond[:, 0] = False  # however small top_p is
-        logits = logits.masked_fill(beyond.gather(-1, order.argsort(-1)), -torch.inf)
+        logits = logits_process.TopPLogitsWarper(settings.top_p)(ids, logits)
     if settings.min_p > 0:
-        probs = logits.softmax(-1)
-        logits = logits.masked_fill(probs < settings.min_p * probs.max(-1, keepdim=True).values, -torch.inf)
+        logits = logits_process.MinPLogitsWarper(settings.min_p)(ids, logits)
     return logits
 
 
-def sample(scores: torch.Tensor, settings: SamplingSettings, generator: torch.Generator | None = None) -> torch.Tensor:
-    """One token of each row of warped scores: (B, V) -> (B,)."""
-    if settings.top_k == 1:
-        return scores.argmax(-1)
-    probs = scores.softmax(-1)
-    waits = torch.empty_like(probs).exponential_(generator=generator)
-    return (probs / waits).argmax(-1)  # the draw of torch.multinomial without its checks, which cost more
-
-
 def draw(
-    logits: torch.Tensor, settings: list[SamplingSettings], generator: torch.Generator | None = None
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    logits: Tensor, settings: list[SamplingSettings], generator: torch.Generator | None = None
+) -> tuple[Tensor, list[Tensor]]:
     """Samples logits (B, Q, V): a token of each codebook (B, Q), and the warped scores, Q times (B, V)."""
     tokens, scores = logits.argmax(-1), list(logits.unbind(1))
     for q, setting in enumerate(settings):
         if setting.top_k != 1:
             scores[q] = warp(scores[q], setting)
-            tokens[:, q] = sample(scores[q], setting, generator)
+            probs = scores[q].softmax(-1)  # below, the draw of torch.multinomial without its checks, which cost more
+            tokens[:, q] = (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)
     return tokens, scores
 
 
-def guide(logits: torch.Tensor, scales: tuple[float, ...] | list[float]) -> torch.Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022): logits (G·B, Q, V), the conditional rows first -> (B, Q, V).
+def guide(logits: Tensor, scale: float | None) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022): logits (2·B, Q, V), the conditional rows first -> (B, Q, V).
 
-    Moves the first B rows away from each branch behind them, by (scale - 1) times their difference.
+    None: no guidance, the logits as they are.
     """
-    if not scales:
+    if scale is None:
         return logits
-    conditional, *branches = logits.chunk(1 + len(scales))
-    return conditional + sum((scale - 1) * (conditional - other) for scale, other in zip(scales, branches))
+    conditional, unconditional = logits.chunk(2)
+    return conditional + (scale - 1) * (conditional - unconditional)
 
 
-def banned_tokens(num_codebooks: int, vocab_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens that are never sampled, (Q, V) bool: while a row may end, and while it may not.
+def banned_tokens(num_codebooks: int, vocab_size: int, device: torch.device) -> Tensor:
+    """Tokens that are never sampled, (2, Q, V) bool: while a row may end, and while it may not.
 
     A row ends when its first codebook is AUDIO_EOS; codebook q follows q steps later, see `force_tails`.
     """
     tokens = torch.zeros(2, num_codebooks, vocab_size, dtype=torch.bool)
     tokens[..., [AUDIO_PAD, AUDIO_BOS, AUDIO_EOS]] = True
     tokens[0, 0, AUDIO_EOS] = False
-    return tokens.to(device).unbind()
+    return tokens.to(device)
 
 
-def force_tails(logits: torch.Tensor, remaining: torch.Tensor) -> torch.Tensor:
+def force_tails(logits: Tensor, remaining: Tensor) -> Tensor:
     """Leaves AUDIO_EOS alone in the codebooks that have ended: logits (B, Q, V), remaining (B,) steps of each row."""
     num_codebooks = logits.shape[1]
     since_end = torch.where(remaining < 0, -1, num_codebooks - remaining)
@@ -198,66 +172,75 @@ def force_tails(logits: torch.Tensor, remaining: torch.Tensor) -> torch.Tensor:
 
 # Generation configuration: what one call takes and refuses.
 
-NUMBERS = *PER_CODEBOOK, "guidance_scale", "max_time"
-INTEGERS = "top_k", "max_new_tokens", "min_new_tokens", "num_return_sequences", "best_of"
-FLAGS = "do_sample", "output_scores", "return_dict_in_generate"
+SETTINGS: dict[str, tuple[Any, ...]] = {  # type, least, greatest, what is expected
+    "do_sample": (bool, False, True, "True or False"),
+    "temperature": (Real, 1e-3, 1e3, "a number of 0.001..1000 (do_sample=False is greedy)"),
+    "top_k": (Integral, 0, torch.inf, "an integer of 0 or more (0: no limit)"),
+    "top_p": (Real, 1e-6, 1, "a number above 0, up to 1"),
+    "min_p": (Real, 0, 1, "a number of 0..1"),
+    "repetition_penalty": (Real, 1e-2, 1e2, "a number of 0.01..100 (1: none)"),
+    "guidance_scale": (Real, 0, 100, "a number of 0..100 (1: no guidance)"),
+    "max_new_tokens": (Integral, 1, torch.inf, "at least one frame"),
+    "min_new_tokens": (Integral, 0, torch.inf, "an integer of 0 or more, in frames"),
+    "max_time": (Real, 0, torch.inf, "seconds"),
+    "num_return_sequences": (Integral, 1, torch.inf, "an integer of 1 or more"),
+    "best_of": (Integral, 1, torch.inf, "an integer of 1 or more, (1: off)"),
+    "output_scores": (bool, False, True, "True or False"),
+    "return_dict_in_generate": (bool, False, True, "True or False"),
+}
 REPLACED = {  # settings of other models -> what does it here
     "max_length": "max_new_tokens, which counts new frames",
     "min_length": "min_new_tokens, which counts new frames",
     "output_attentions": "output_alignments",
     "streamer": "stream()",
 }
-UNSUPPORTED = (  # None or 0: off
-    *("top_h", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
-    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "watermarking_config"),
-    *("exponential_decay_length_penalty", "renormalize_logits", "stop_strings", "cache_implementation"),
-    *("forced_bos_token_id", "forced_eos_token_id", "output_logits", "output_hidden_states"),
-)
-UNSUPPORTED_FACTORS = "typical_p", "encoder_repetition_penalty"  # None or 1: off
+UNSUPPORTED = {  # settings of other decoding modes -> the value, beside None, that turns them off
+    **dict.fromkeys(("num_beams", "num_beam_groups", "typical_p", "encoder_repetition_penalty"), 1),
+    **dict.fromkeys(("constraints", "force_words_ids", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens"), 0),
+    **dict.fromkeys(("assistant_early_exit", "use_mtp", "top_h", "epsilon_cutoff", "eta_cutoff", "stop_strings"), 0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "sequence_bias"), 0),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "watermarking_config", "renormalize_logits"), 0),
+    **dict.fromkeys(("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id"), 0),
+    **dict.fromkeys(("cache_implementation", "output_logits", "output_hidden_states"), 0),
+}
 
 
-def check_setting(name: str, value: Any):
-    """ValueError unless the value of a setting of `generate()` is of the right type."""
-
-    def right(x):
-        number = isinstance(x, numbers.Integral if name in INTEGERS else numbers.Real)
-        return number and not isinstance(x, bool) and math.isfinite(x)
-
-    if name in FLAGS and not isinstance(value, bool):
-        raise ValueError(f"{name}={value!r}: expected True or False.")
-    if name in (*NUMBERS, *INTEGERS):
-        several = name in PER_CODEBOOK and isinstance(value, (list, tuple))
-        if not all(map(right, value if several else [value])):
-            lists = " or a list of them, one for each codebook" if name in PER_CODEBOOK else ""
-            raise ValueError(f"{name}={value!r}: expected {'an integer' if name in INTEGERS else 'a number'}{lists}.")
-
-
-def check_mode(config: GenerationConfig):
-    """ValueError for beam search, assisted decoding and other settings that it would be wrong to ignore."""
-    mode = config.get_generation_mode()
-    asked = [] if mode in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH) else [mode.value]
-    for names, off in ((UNSUPPORTED, 0), (UNSUPPORTED_FACTORS, 1)):
-        values = {name: getattr(config, name, None) for name in names}
-        asked += [f"{name}={value!r}" for name, value in values.items() if value not in (None, off)]
+def check_settings(config: Any):
+    """ValueError for settings of a wrong type or out of range, and for those that it would be wrong to ignore."""
+    values = {name: getattr(config, name, None) for name in UNSUPPORTED}
+    asked = [f"{name}={value!r}" for name, value in values.items() if value not in (None, UNSUPPORTED[name])]
     if asked:
         raise ValueError(
             f"{', '.join(asked)}: generate() is greedy (do_sample=False) or samples ({', '.join(PER_CODEBOOK)}), with "
             "guidance_scale, num_return_sequences and best_of; for more, give logits_processor= or stopping_criteria= "
             "of transformers."
         )
-
-
-def check_ranges(config: GenerationConfig):
-    """ValueError for numbers of frames and speeches, or a guidance scale, that make no sense."""
-    if config.max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={config.max_new_tokens}: expected at least one frame.")
-    if config.num_return_sequences < 1 or config.best_of < 1 or 1 < config.best_of < config.num_return_sequences:
+    for name, (kind, least, greatest, expected) in SETTINGS.items():
+        value = getattr(config, name)
+        several = name in PER_CODEBOOK and isinstance(value, (list, tuple))
+        if value is None or name == "temperature" and not config.do_sample:
+            continue
+        for x in value if several else [value]:
+            if not isinstance(x, kind) or isinstance(x, bool) != (kind is bool) or not least <= x <= greatest:
+                lists = ", or a list of them, one for each codebook" if name in PER_CODEBOOK else ""
+                raise ValueError(f"{name}={value!r}: expected {expected}{lists}.")
+    if 1 < config.best_of < config.num_return_sequences:
         raise ValueError(
-            f"num_return_sequences={config.num_return_sequences}, best_of={config.best_of}: expected 1 or more, and "
-            "best_of, where it is given, at least num_return_sequences."
+            f"best_of={config.best_of}: expected num_return_sequences={config.num_return_sequences} or more."
         )
-    if not 0 <= config.guidance_scale <= 100:
-        raise ValueError(f"guidance_scale={config.guidance_scale}: expected 0..100; 1 is no guidance.")
+
+
+def check_state(state: "GenerationState", config: Any, output_alignments: bool):
+    """ValueError where a call goes on with what the earlier one did not begin."""
+    steps = state.grid.shape[1] - 1
+    begun = {
+        "guidance_scale": config.guidance_scale == 1 or state.guided,
+        "output_alignments (and best_of)": not output_alignments or len(state.alignments) == steps,
+        "output_scores": not config.output_scores or len(state.scores) == steps,
+    }
+    missing = [name for name, right in begun.items() if not right]
+    if missing:
+        raise ValueError(f"{', '.join(missing)}: the call that cache comes from did not ask for it; ask there too.")
 
 
 # What generate() returns, and the state in which it stopped.
@@ -275,30 +258,32 @@ class GenerationState:
     remaining (B,): steps until a row is complete: 0 when finished, -1 before its end is known.
     history (B, H, Q): steps before the grid, for repetition penalties.
     alignments, scores: (B, N) and (B, Q, V) of the steps whose frames are not complete.
-    guided: whether there are unconditional rows.
     """
 
-    model: object
-    grid: torch.LongTensor
-    forced: torch.LongTensor
-    remaining: torch.LongTensor
-    history: torch.LongTensor
-    alignments: tuple[torch.FloatTensor, ...] = ()
-    scores: tuple[torch.FloatTensor, ...] = ()
-    guided: bool = False
+    model: Any
+    grid: Tensor
+    forced: Tensor
+    remaining: Tensor
+    history: Tensor
+    alignments: tuple[Tensor, ...] = ()
+    scores: tuple[Tensor, ...] = ()
 
-    def select(self, rows: torch.LongTensor) -> "GenerationState":
+    @property
+    def guided(self) -> bool:
+        """Whether there are unconditional rows."""
+        return len(self.grid) > len(self.remaining)
+
+    def select(self, rows: Tensor) -> "GenerationState":
         """The state of these rows (B',), each of 0..B-1 any number of times."""
         every = torch.cat((rows, rows + len(self.remaining))) if self.guided else rows
-        return replace(
-            self,
-            model=self.model.map(lambda x: x[every]),
-            grid=self.grid[every],
-            forced=self.forced[every],
-            remaining=self.remaining[rows],
-            history=self.history[rows],
-            alignments=tuple(x[rows] for x in self.alignments),
-            scores=tuple(x[rows] for x in self.scores),
+        return GenerationState(
+            self.model.map(lambda x: x[every]),
+            self.grid[every],
+            self.forced[every],
+            self.remaining[rows],
+            self.history[rows],
+            tuple(x[rows] for x in self.alignments),
+            tuple(x[rows] for x in self.scores),
         )
 
     def __getitem__(self, row: int) -> "GenerationState":
@@ -317,52 +302,23 @@ class SmallEGenerateOutput(ModelOutput):
     cache: `GenerationState` to go on from.
     """
 
-    sequences: torch.LongTensor = None
-    lengths: torch.LongTensor = None
-    alignments: torch.FloatTensor | None = None
-    scores: torch.FloatTensor | None = None
-    cache: GenerationState | None = None
+    sequences: Tensor = None  # type: ignore[assignment]
+    lengths: Tensor = None  # type: ignore[assignment]
+    alignments: Tensor | None = None
+    scores: Tensor | None = None
+    cache: GenerationState = None  # type: ignore[assignment]
 
-    def select(self, rows: torch.LongTensor) -> "SmallEGenerateOutput":
+    def select(self, rows: Tensor) -> "SmallEGenerateOutput":
         """The output of these rows (B',), cut to the longest of them."""
         longest = int(self.lengths[rows].max())
         cut = {name: self[name][rows, :longest] for name in ("sequences", "alignments", "scores") if name in self}
         return SmallEGenerateOutput(lengths=self.lengths[rows], cache=self.cache.select(rows), **cut)
 
 
-def best_rows(scores: torch.Tensor, candidates: int, kept: int) -> torch.LongTensor:
+def best_rows(scores: Tensor, candidates: int, kept: int) -> Tensor:
     """Indices of the rows to keep of each text, best first: scores (B * candidates,) -> (B * kept,)."""
     order = scores.view(-1, candidates).argsort(dim=1, descending=True, stable=True)[:, :kept]
     return (order + candidates * torch.arange(len(order), device=order.device)[:, None]).flatten()
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What each of B rows is conditioned on.
-
-    input_ids, attention_mask (B, N): texts; prompts: B of undelayed codes (P, Q); initial_state (B, S) or None;
-    speaker_embeddings (B, D) or None.
-    """
-
-    input_ids: torch.LongTensor
-    attention_mask: torch.Tensor
-    prompts: list[torch.LongTensor]
-    initial_state: torch.Tensor | None = None
-    speaker_embeddings: torch.Tensor | None = None
-
-    def with_unconditional(self, config: Any) -> "Conditioning":
-        """Adds B rows behind for classifier-free guidance: without texts, as training drops them, and without
-        speakers, unless a prompt has the voice."""
-        padding = max(0, 2 - self.input_ids.shape[1]), 0  # a dropped text is [BOS][EOS]
-        ids, mask = F.pad(self.input_ids, padding, value=config.pad_token_id), F.pad(self.attention_mask, padding)
-        empty, empty_mask = torch.full_like(ids, config.pad_token_id), torch.zeros_like(mask)
-        empty[:, -2:], empty_mask[:, -2:] = ids.new_tensor([config.bos_token_id, config.eos_token_id]), 1
-        state, speakers = self.initial_state, self.speaker_embeddings
-        if speakers is not None:
-            prompted = speakers.new_tensor([[len(prompt) > 0] for prompt in self.prompts])
-            speakers = torch.cat((speakers, speakers * prompted))
-        state = None if state is None else state.repeat(2, 1)
-        return Conditioning(torch.cat((ids, empty)), torch.cat((mask, empty_mask)), self.prompts * 2, state, speakers)
 
 
 class DecodingLoop:
@@ -377,9 +333,9 @@ class DecodingLoop:
         self,
         model: "SmallEGenerationMixin",
         state: GenerationState,
-        config: GenerationConfig,
-        processors: LogitsProcessorList,
+        processors: Any,
         criteria: StoppingCriteriaList,
+        config: Any,
         generator: torch.Generator | None,
         output_alignments: bool,
     ):
@@ -388,10 +344,10 @@ class DecodingLoop:
         self.processors, self.criteria = processors, criteria
         self.num_codebooks, self.batch = model.config.num_codebooks, len(state.remaining)
         self.settings = sampling_settings(config, self.num_codebooks)
-        self.scales = (config.guidance_scale,) if state.guided else ()
+        self.scale = config.guidance_scale if state.guided else None
         self.banned = banned_tokens(self.num_codebooks, model.config.audio_vocab_size, state.grid.device)
-        self.fast = self.steps.draws and not processors and not config.output_scores
-        self.fast = self.fast and all(setting.top_k_only for setting in self.settings)
+        simple = all((x.top_p, x.min_p, x.repetition_penalty) == (1, 0, 1) for x in self.settings)
+        self.fast = simple and not processors and not config.output_scores
         self.window, self.forced = list(state.grid.unbind(1)), state.forced
         self.alignments, self.scores = list(state.alignments), list(state.scores)
         self._set_remaining(state.remaining)
@@ -404,7 +360,7 @@ class DecodingLoop:
     def step(self):
         """Writes one step."""
         logits, alignment = self.steps(self.window[-1][:, None], self.mask)
-        tokens = self._next_tokens(logits).repeat(1 + len(self.scales), 1)
+        tokens = self._next_tokens(logits).repeat(1 + self.start.guided, 1)
         if self.forced.shape[1]:
             tokens = torch.where(self.forced[:, 0] == UNKNOWN, tokens, self.forced[:, 0])
             self.forced = self.forced[:, 1:]
@@ -413,12 +369,12 @@ class DecodingLoop:
             self.alignments.append(alignment[: self.batch, -1])
         self._update_remaining(tokens[: self.batch, 0])
 
-    def _next_tokens(self, logits: torch.Tensor) -> torch.LongTensor:
+    def _next_tokens(self, logits: Tensor) -> Tensor:
         """Tokens (B, Q) of logits (G·B, 1, Q, V)."""
-        banned = self.banned[len(self.window) - 1 < self.config.min_new_tokens]
-        if self.fast and self.num_active == self.batch:
-            return self.steps.draw(self.scales, banned, self.settings, self.generator)
-        logits = self._process(guide(logits[:, -1].float(), self.scales)).masked_fill(banned, -torch.inf)
+        banned = self.banned[int(len(self.window) <= self.config.min_new_tokens)]
+        if self.fast and self.num_active == self.batch and isinstance(self.steps, NativeSteps):
+            return self.steps.draw(self.scale, banned, self.settings, self.generator)
+        logits = self._process(guide(logits[:, -1].float(), self.scale)).masked_fill(banned, -torch.inf)
         if self.num_active < self.batch:
             logits = force_tails(logits, self.remaining)
         tokens, scores = draw(logits, self.settings, self.generator)
@@ -426,25 +382,24 @@ class DecodingLoop:
             self.scores.append(torch.stack(scores, 1))
         return tokens
 
-    def _process(self, logits: torch.Tensor) -> torch.Tensor:
+    def _process(self, logits: Tensor) -> Tensor:
         """Logits (B, Q, V) after the repetition penalties, and the caller's processors on the first codebook."""
         if any(setting.repetition_penalty != 1 for setting in self.settings):
             steps = [*self.start.history.unbind(1), *(step[: self.batch] for step in self.window)]
             recent = torch.stack(steps[-REPETITION_WINDOW:], 1)
-            penalties = [setting.repetition_penalty for setting in self.settings]
-            columns = [penalise_repetition(logits[:, q], recent[..., q], p) for q, p in enumerate(penalties)]
-            logits = torch.stack(columns, 1)
+            columns = zip(logits.unbind(1), recent.unbind(2), self.settings)
+            logits = torch.stack([penalise_repetition(x, seen, s.repetition_penalty) for x, seen, s in columns], 1)
         if self.processors:
             first = self.processors(self._first_codebook(), logits[:, 0])
             logits = torch.cat((first[:, None], logits[:, 1:]), 1)
         return logits
 
-    def _first_codebook(self) -> torch.LongTensor:
+    def _first_codebook(self) -> Tensor:
         """New tokens (B, T) of the first codebook, as transformers' processors and criteria see them."""
         new = [step[: self.batch, 0] for step in self.window[1:]]
         return torch.stack(new, 1) if new else self.window[0].new_zeros(self.batch, 0)
 
-    def _update_remaining(self, first: torch.LongTensor):
+    def _update_remaining(self, first: Tensor):
         """Counts down the rows that have ended, by the newest tokens (B,) of the first codebook or a criterion."""
         remaining = self.remaining
         if self.num_active < self.batch or AUDIO_EOS in first.tolist():
@@ -457,27 +412,20 @@ class DecodingLoop:
         if remaining is not self.remaining:
             self._set_remaining(remaining)
 
-    def _set_remaining(self, remaining: torch.LongTensor):
+    def _set_remaining(self, remaining: Tensor):
         unfinished = remaining != 0
         self.remaining, self.unfinished = remaining, bool(unfinished.any())
         self.num_active = int((remaining < 0).sum())
-        self.mask = unfinished.repeat(1 + len(self.scales))[:, None]
+        self.mask = unfinished.repeat(1 + self.start.guided)[:, None]
 
     def state(self) -> GenerationState:
         """Where the loop stands."""
         pending = max(0, self.num_frames)
         done = [step[: self.batch] for step in self.window[:pending]]
         history = torch.cat((self.start.history, *(step[:, None] for step in done)), 1)[:, -REPETITION_WINDOW:]
-        return replace(
-            self.start,
-            model=self.steps.state,
-            grid=torch.stack(self.window[-self.num_codebooks :], 1),
-            forced=self.forced,
-            remaining=self.remaining,
-            history=history,
-            alignments=tuple(self.alignments[pending:]),
-            scores=tuple(self.scores[pending:]),
-        )
+        grid = torch.stack(self.window[-self.num_codebooks :], 1)
+        unfinished = tuple(self.alignments[pending:]), tuple(self.scores[pending:])
+        return GenerationState(self.steps.state, grid, self.forced, self.remaining, history, *unfinished)
 
     def output(self) -> SmallEGenerateOutput:
         """The complete frames, undelayed, each row up to its end."""
@@ -496,6 +444,15 @@ class DecodingLoop:
         return output
 
 
+def add_empty_texts(ids: Tensor, mask: Tensor, config: Any) -> tuple[Tensor, Tensor]:
+    """Texts (B, N) and their mask -> (2·B, N): behind each other the texts and empty ones, as training drops texts."""
+    padding = max(0, 2 - ids.shape[1]), 0  # an empty text is [BOS][EOS]
+    ids, mask = F.pad(ids, padding, value=config.pad_token_id), F.pad(mask, padding)
+    empty, empty_mask = torch.full_like(ids, config.pad_token_id), torch.zeros_like(mask)
+    empty[:, -2:], empty_mask[:, -2:] = ids.new_tensor([config.bos_token_id, config.eos_token_id]), 1
+    return torch.cat((ids, empty)), torch.cat((mask, empty_mask))
+
+
 INPUTS = (  # of generate(), where the others are settings
     *("input_ids", "attention_mask", "audio_codes", "audio_attention_mask", "cache", "initial_state"),
     *("speaker_codes", "speaker_attention_mask", "speaker_embeddings"),
@@ -505,22 +462,25 @@ INPUTS = (  # of generate(), where the others are settings
 class SmallEGenerationMixin(GenerationMixin):
     """`generate()` and `stream()` of a model that reads a text once and writes delayed codebooks.
 
-    Overrides the hooks of `transformers.GenerationMixin` that fit; what differs is marked "Small-E specific".
+    Overrides the hooks of `transformers.GenerationMixin` that fit; their docstrings say what differs.
 
     step_runtime: "auto" runs the native runtime (C, 8 bits) on a CPU where it can, "torch" PyTorch, "native" the native
     runtime or raises. native_weights: what the native runtime packed of the model's weights, see `runtime_smalle`.
     """
 
+    config: SmallEConfig
+    device: torch.device
+    model: Any
     step_runtime = "auto"
     native_weights = None
 
     @torch.no_grad()
     def generate(
         self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        audio_codes: torch.LongTensor | None = None,
-        audio_attention_mask: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        audio_codes: Tensor | None = None,
+        audio_attention_mask: Tensor | None = None,
         cache: GenerationState | None = None,
         generation_config: GenerationConfig | None = None,
         seed: int | torch.Generator | None = None,
@@ -528,12 +488,12 @@ class SmallEGenerationMixin(GenerationMixin):
         progress: Callable[[int], Any] | None = None,
         logits_processor: LogitsProcessorList | list | None = None,
         stopping_criteria: StoppingCriteriaList | list | None = None,
-        initial_state: torch.Tensor | None = None,
-        speaker_codes: torch.LongTensor | None = None,
-        speaker_attention_mask: torch.Tensor | None = None,
-        speaker_embeddings: torch.Tensor | None = None,
+        initial_state: Tensor | None = None,
+        speaker_codes: Tensor | None = None,
+        speaker_attention_mask: Tensor | None = None,
+        speaker_embeddings: Tensor | None = None,
         **kwargs,
-    ) -> SmallEGenerateOutput | torch.LongTensor:
+    ) -> SmallEGenerateOutput | Tensor:
         """Generates codes of speech: samples, or is greedy with do_sample=False.
 
         Args:
@@ -571,9 +531,9 @@ class SmallEGenerationMixin(GenerationMixin):
         criteria = self._get_stopping_criteria(config, stopping_criteria)
         state = cache
         if state is None:
-            recordings = (audio_codes, audio_attention_mask), (speaker_codes, speaker_attention_mask)
-            rows = self._conditioning(input_ids, attention_mask, *recordings, speaker_embeddings, initial_state)
-            state = self._prefill(rows, guided=config.guidance_scale != 1)
+            audio, speaker = (audio_codes, audio_attention_mask), (speaker_codes, speaker_attention_mask)
+            inputs = input_ids, attention_mask, audio, speaker, speaker_embeddings, initial_state
+            state = self._prefill(*inputs, guided=config.guidance_scale != 1)
         elif any(x is not None for x in (input_ids, audio_codes, initial_state, speaker_codes, speaker_embeddings)):
             raise ValueError("cache= goes on with an earlier text: give that, or input_ids and a voice.")
         elif not isinstance(state, GenerationState):
@@ -582,10 +542,11 @@ class SmallEGenerationMixin(GenerationMixin):
         if candidates > 1:
             state = state.select(torch.arange(len(state.remaining), device=self.device).repeat_interleave(candidates))
         output_alignments = output_alignments or config.best_of > 1
-        self._check_state(state, config, output_alignments)
+        check_state(state, config, output_alignments)
         processors = LogitsProcessorList(logits_processor or [])
-        output = self._sample(state, processors, criteria, config, generator, output_alignments, progress)
-        if config.best_of > 1:
+        options = dict(generator=generator, output_alignments=output_alignments)
+        output = self._sample(state, processors, criteria, config, progress, **options)
+        if output.alignments is not None and config.best_of > 1:
             scores = monotonicity(output.alignments, output.lengths, state.model.text_mask[: len(output.lengths)])
             output = output.select(best_rows(scores, candidates, config.num_return_sequences))
         return output if config.return_dict_in_generate else output.sequences
@@ -609,7 +570,7 @@ class SmallEGenerationMixin(GenerationMixin):
             **kwargs: inputs and settings of `generate()`, except num_return_sequences, best_of and max_time, which
                 need the whole speech; a best_of of the checkpoint's generation configuration is ignored.
         """
-        inputs = {name: kwargs.pop(name) for name in INPUTS if name in kwargs}
+        inputs: dict[str, Any] = {name: kwargs.pop(name) for name in INPUTS if name in kwargs}
         if getattr(generation_config, "best_of", None) is None:
             kwargs.setdefault("best_of", 1)
         config, _ = self._prepare_generation_config(generation_config, **kwargs)
@@ -622,10 +583,11 @@ class SmallEGenerationMixin(GenerationMixin):
         sizes = itertools.repeat(chunk_frames) if isinstance(chunk_frames, int) else chunk_frames
         generator, left = seeded(seed, self.device), config.max_new_tokens
         config.return_dict_in_generate = True
+        options: dict[str, Any] = {"output_alignments": output_alignments, "progress": progress, "seed": generator}
         while left > 0:
             config.max_new_tokens = min(next(sizes), left)
-            options = {"output_alignments": output_alignments, "progress": progress}
-            output = self.generate(**inputs, generation_config=config, seed=generator, **options)
+            output = self.generate(**inputs, **options, generation_config=config)
+            assert isinstance(output, SmallEGenerateOutput)
             left -= config.max_new_tokens
             config.min_new_tokens = max(0, config.min_new_tokens - config.max_new_tokens)
             inputs = {"cache": output.cache}
@@ -634,9 +596,7 @@ class SmallEGenerationMixin(GenerationMixin):
                 return
 
     @torch.no_grad()
-    def encode_speaker(
-        self, speaker_codes: torch.LongTensor, speaker_attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def encode_speaker(self, speaker_codes: Tensor, speaker_attention_mask: Tensor | None = None) -> Tensor:
         """Speaker embeddings of reference recordings, for `generate(speaker_embeddings=)`.
 
         Args:
@@ -653,37 +613,27 @@ class SmallEGenerationMixin(GenerationMixin):
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
-    ) -> tuple[GenerationConfig, dict[str, Any]]:
-        """The configuration of one call.
-
-        Small-E specific: unknown, unsupported and wrong settings raise ValueError, so nothing is left for the model;
-        sampling settings may be lists; best_of; lengths count frames.
-        """
+    ) -> tuple[Any, dict[str, Any]]:
+        """The configuration of one call. Unknown, unsupported and wrong settings raise ValueError, so nothing is left
+        for the model; sampling settings may be lists; best_of; lengths count frames."""
         for name, instead in REPLACED.items():
             if kwargs.get(name) not in (None, False):
                 raise ValueError(f"{name}={kwargs[name]!r}: generate() does not take that here; use {instead}.")
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        for name, value in kwargs.items():
-            check_setting(name, value)
-        own = {name: kwargs.pop(name) for name in ("num_return_sequences", "best_of") if name in kwargs}
         config, _ = super()._prepare_generation_config(generation_config)
-        unknown = sorted(name for name, value in config.update(**kwargs).items() if value is not False)
-        if unknown:
-            raise ValueError(f"generate() does not know {unknown}: expected what its documentation names.")
         defaults = {"max_new_tokens": int(60 * self.config.frame_rate), "min_new_tokens": 1, "min_p": 0.0}
         defaults |= {"guidance_scale": 1.0, "num_return_sequences": 1, "best_of": 1}
-        for name, default in defaults.items():  # not by update(), which would refuse several greedy speeches
-            setattr(
-                config, name, own.get(name, default if getattr(config, name, None) is None else getattr(config, name))
-            )
-        check_mode(config)
-        check_ranges(config)
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        unknown = sorted(given.keys() - vars(config).keys() - defaults.keys())
+        if any(given.pop(name) is not False for name in unknown):
+            raise ValueError(f"generate() does not know {unknown}: expected what its documentation names.")
+        unset = {name: value for name, value in defaults.items() if getattr(config, name, None) is None}
+        for name, value in {**unset, **given}.items():  # config.update() would refuse several greedy speeches
+            setattr(config, name, value)
+        check_settings(config)
         return config, {}
 
-    def _get_stopping_criteria(
-        self, generation_config: GenerationConfig, stopping_criteria: StoppingCriteriaList | list | None, **kwargs: Any
-    ) -> StoppingCriteriaList:
-        """Small-E specific: max_time and the caller's criteria alone; `_sample` itself ends rows and counts frames."""
+    def _get_stopping_criteria(self, generation_config: Any, stopping_criteria: Any) -> StoppingCriteriaList:
+        """max_time and the caller's criteria alone, as `_sample` itself ends rows and counts frames."""
         criteria = StoppingCriteriaList(stopping_criteria or [])
         if generation_config.max_time is not None:
             criteria.append(MaxTimeCriteria(generation_config.max_time))
@@ -694,89 +644,87 @@ class SmallEGenerationMixin(GenerationMixin):
         state: GenerationState,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        generator: torch.Generator | None = None,
-        output_alignments: bool = False,
+        generation_config: Any,
         progress: Callable[[int], Any] | None = None,
+        **options: Any,
     ) -> SmallEGenerateOutput:
-        """Small-E specific: goes on from a state, writes delayed codebooks, and ends each row by itself."""
-        inputs = logits_processor, stopping_criteria, generator, output_alignments
-        loop = DecodingLoop(self, state, generation_config, *inputs)
+        """Goes on from a state, writes delayed codebooks, and ends each row by itself. options: of `DecodingLoop`."""
+        loop = DecodingLoop(self, state, logits_processor, stopping_criteria, generation_config, **options)
         while loop.unfinished and loop.num_frames < generation_config.max_new_tokens:
             loop.step()
             if progress is not None:
                 progress(loop.num_active)
         return loop.output()
 
-    def _check_state(self, state: GenerationState, config: GenerationConfig, output_alignments: bool):
-        """ValueError where a call goes on with what the earlier one did not begin."""
-        steps = state.grid.shape[1] - 1
-        begun = {
-            "guidance_scale": config.guidance_scale == 1 or state.guided,
-            "output_alignments (and best_of)": not output_alignments or len(state.alignments) == steps,
-            "output_scores": not config.output_scores or len(state.scores) == steps,
-        }
-        for name, right in begun.items():
-            if not right:
-                raise ValueError(f"{name}: the call that cache comes from did not ask for it; ask there too.")
+    def _prefill(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        audio: tuple[Tensor | None, Tensor | None],
+        speaker: tuple[Tensor | None, Tensor | None],
+        speaker_embeddings: Tensor | None,
+        initial_state: Tensor | None,
+        guided: bool,
+    ) -> GenerationState:
+        """Checks the inputs of new texts; reads the texts and all but the last step of their prompts.
 
-    def _conditioning(
-        self, input_ids, attention_mask, prompts, references, speaker_embeddings, initial_state
-    ) -> Conditioning:
-        """Checks the inputs of new texts. prompts, references: codes (B, P, Q) and mask (B, P)."""
+        audio, speaker: codes and mask of prompts and reference recordings. guided: adds unconditional rows behind,
+        without texts, and without speakers unless a prompt has the voice.
+        """
         if input_ids is None:
             raise ValueError("generate() needs input_ids (a text) or cache (of an earlier output).")
         check_text(input_ids, attention_mask, self.config)
-        batch = len(input_ids)
-        recordings = self._recordings(batch, *prompts)
-        if speaker_embeddings is None:
-            speaker_embeddings = self._speakers_of(recordings, *references)
-        elif not self.config.speaker_layers or references[0] is not None:
-            raise ValueError(
-                "speaker_embeddings: expected a model with a speaker encoder, and no speaker_codes beside them; leave "
-                "one of the two out."
-            )
-        else:
-            shape, meaning = (batch, self.config.hidden_size), "what encode_speaker() gives"
-            check_tensor("speaker_embeddings", speaker_embeddings, shape, FLOATS, meaning, "")
-        check_initial_state(initial_state, batch)
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return Conditioning(input_ids, attention_mask, recordings, initial_state, speaker_embeddings)
-
-    def _prefill(self, rows: Conditioning, guided: bool) -> GenerationState:
-        """Reads texts and all but the last step of prompts. guided: adds unconditional rows."""
-        rows = rows.with_unconditional(self.config) if guided else rows
-        grids = [delay(prompt, UNKNOWN) for prompt in rows.prompts]
+        check_initial_state(initial_state, len(input_ids))
+        prompts = self._recordings(len(input_ids), *audio)
+        speakers = self._speakers(prompts, *speaker, speaker_embeddings)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        batch = len(prompts)
+        if guided:
+            input_ids, mask = add_empty_texts(input_ids, mask, self.config)
+            initial_state = None if initial_state is None else initial_state.repeat(2, 1)
+            if speakers is not None:
+                prompted = speakers.new_tensor([[len(prompt) > 0] for prompt in prompts])
+                speakers = torch.cat((speakers, speakers * prompted))
+            prompts = prompts * 2
+        grids = [delay(prompt, UNKNOWN) for prompt in prompts]
         longest = max(len(grid) for grid in grids)
-        padding = [(0, 0, longest - len(grid), 0) for grid in grids]
-        grid = torch.stack([F.pad(x, pad, value=AUDIO_PAD) for x, pad in zip(grids, padding)])
+        grid = torch.stack([F.pad(x, (0, 0, longest - len(x), 0), value=AUDIO_PAD) for x in grids])
         newest = longest - self.config.num_codebooks  # the same for every row, as padding is on the left
         start = torch.tensor([longest - len(x) for x in grids], device=grid.device)
-        mask = torch.arange(newest, device=grid.device) >= start[:, None]
-        state = encode_text(self, rows.input_ids, rows.attention_mask, rows.initial_state)
-        state = self.model.add_speaker(state, rows.speaker_embeddings)
+        state = self.model.add_speaker(encode_text(self, input_ids, mask, initial_state), speakers)
         if newest:
             steps = start_steps(self, state, False, unchanged=True)
-            steps.read(grid[:, :newest], mask)
+            steps.read(grid[:, :newest], torch.arange(newest, device=grid.device) >= start[:, None])
             state = steps.state
-        batch = len(grid) // (1 + guided)
-        remaining, history = start.new_full((batch,), -1), grid[:batch, :newest][:, -REPETITION_WINDOW:]
         unread, forced = grid[:, newest : newest + 1], grid[:, newest + 1 :]
-        return GenerationState(state, unread, forced, remaining, history, guided=guided)
+        history = grid[:batch, :newest][:, -REPETITION_WINDOW:]
+        return GenerationState(state, unread, forced, start.new_full((batch,), -1), history)
 
-    def _speakers_of(self, prompts, codes, mask) -> torch.Tensor | None:
-        """Speaker embeddings (B, D) of the reference of each row, else of its prompt; None without speaker encoder."""
+    def _speakers(
+        self, prompts: list[Tensor], codes: Tensor | None, mask: Tensor | None, embeddings: Tensor | None
+    ) -> Tensor | None:
+        """Speaker embeddings (B, D): those that are given, else of the reference of each row, else of its prompt. None
+        without speaker encoder."""
+        if embeddings is not None:
+            if not self.config.speaker_layers or codes is not None:
+                raise ValueError(
+                    "speaker_embeddings: expected a model with a speaker encoder, and no speaker_codes beside them; "
+                    "leave one of the two out."
+                )
+            shape, meaning = (len(prompts), self.config.hidden_size), "what encode_speaker() gives"
+            check_tensor("speaker_embeddings", embeddings, shape, FLOATS, meaning, "")
+            return embeddings
         if not self.config.speaker_layers and codes is None:
             return None
         references = self._recordings(len(prompts), codes, mask, "speaker")
         return self._encode_speakers([x if len(x) else prompt for x, prompt in zip(references, prompts)])
 
-    def _encode_speakers(self, recordings: list[torch.LongTensor]) -> torch.Tensor:
+    def _encode_speakers(self, recordings: list[Tensor]) -> Tensor:
         """Speaker embeddings (B, D) of recordings (P, Q)."""
         padded = torch.nn.utils.rnn.pad_sequence(recordings, batch_first=True, padding_value=UNKNOWN)
         return self.model.encode_speaker(padded.clamp(min=0), padded[..., 0] != UNKNOWN)
 
-    def _recordings(self, batch: int, codes, mask, prefix: str = "audio") -> list[torch.LongTensor]:
+    def _recordings(self, batch: int, codes: Tensor | None, mask: Tensor | None, prefix: str = "audio") -> list[Tensor]:
         """Codes (B, P, Q) without their padding: a recording (P, Q) for each row, of no frames without codes."""
         if codes is None:
             codes = torch.zeros(batch, 0, self.config.num_codebooks, dtype=torch.long, device=self.device)

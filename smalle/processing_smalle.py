@@ -21,7 +21,7 @@ from .cache_smalle import join_state
 from .codec_smalle import load_codec
 from .configuration_smalle import AUDIO_EOS, AUDIO_PAD
 from .generation_smalle import delay
-from .hub_smalle import HubMixin, check_file_name, readable_weights
+from .saving_smalle import HubMixin, check_file_name, readable_weights
 from .streaming_smalle import TextToSpeechStreamer
 from .text_normalization_smalle import normalize
 from .validation_smalle import INTEGERS, as_tensor

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .cache_smalle import STATE_NAME
-from .hub_smalle import atomic_write
+from .saving_smalle import atomic_write
 from .validation_smalle import INTEGERS
 
 

@@ -1,6 +1,6 @@
 """Compares smalle.corpus.kokoro_model with the ONNX graph that it was converted from; downloads the graph.
 
-usage: python -m tests.kokoro_oracle FOLDER    (written by python -m smalle.corpus.kokoro FOLDER)
+usage: python -m tests.kokoro_oracle FOLDER    (written by python -m smalle.corpus.kokoro_weights FOLDER)
 """
 
 import sys
@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from smalle.corpus.kokoro import convert, fetch_graph, read_weights
 from smalle.corpus.kokoro_model import SAMPLES_PER_FRAME, Kokoro, load_kokoro, load_voices
+from smalle.corpus.kokoro_weights import convert, fetch_graph, read_weights
 
 PHONEMES = "wʌz stˈɪl pɹˈæktəst, ðˈæt ʌv lˈOdɪŋ nˌuliəɹˈIvd pɹˈɪzᵊnəɹz ˌʌntˈɪl ðA pˈAd sˈɜɹtn fˈiz."
 

@@ -7,12 +7,12 @@ import xml.etree.ElementTree as ET
 import pytest
 import torch
 
-from benchmarks import length, measuring, peer_models, peers
+from benchmarks import length_scaling, peer_models, peers, timing
 from benchmarks.plot import Panel, svg
 
 
 def test_texts_at_once_count_together_and_first_audio_comes_before_the_rest():
-    speed = measuring.time_speech(iter([torch.zeros(2, 300), torch.zeros(200)]), 100)
+    speed = timing.time_speech(iter([torch.zeros(2, 300), torch.zeros(200)]), 100)
     assert speed["seconds"] == 8.0 and speed["real_time"] > 0
     assert 0 <= speed["first_audio_s"] <= 8.0 / speed["real_time"] + 1e-3
 
@@ -24,17 +24,17 @@ def test_a_stream_is_measured_once_at_each_length():
         def speak(self, seconds):
             yield from [torch.zeros(70)] * 10
 
-    figures = list(length.follow(Speaker(), [7, 1, 2.5]))
+    figures = list(length_scaling.follow(Speaker(), [7, 1, 2.5]))
     assert [figure["seconds"] for figure in figures] == [1, 2.5, 7]
     works = [figure["work_s"] for figure in figures]
     assert works == sorted(works) and all(0 < figure["held_mb"] <= figure["peak_mb"] + 1 for figure in figures)
 
 
 def test_a_row_has_date_machine_and_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring, "RESULTS", tmp_path / "rows.jsonl")
+    monkeypatch.setattr(timing, "RESULTS", tmp_path / "rows.jsonl")
     for note in (None, "busy"):
-        measuring.record("speed", note, model="mini")
-    rows = [json.loads(line) for line in measuring.RESULTS.read_text().splitlines()]
+        timing.record("speed", note, model="mini")
+    rows = [json.loads(line) for line in timing.RESULTS.read_text().splitlines()]
     assert all({"benchmark", "date", "commit", "machine", "torch", "model"} <= row.keys() for row in rows)
     assert "note" not in rows[0] and rows[1]["note"] == "busy"
 
@@ -42,9 +42,9 @@ def test_a_row_has_date_machine_and_commit(tmp_path, monkeypatch):
 def test_the_error_of_a_failed_process_is_reported(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import sys\nif sys.argv[1] == '1': sys.exit('no memory')\nprint('hello')\nprint('{\"a\": 2}')")
-    assert measuring.in_own_process(script, 2) == [{"a": 2}]
+    assert timing.in_own_process(script, 2) == [{"a": 2}]
     with pytest.raises(RuntimeError, match="no memory"):
-        measuring.in_own_process(script, 1)
+        timing.in_own_process(script, 1)
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, capsys):

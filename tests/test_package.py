@@ -36,7 +36,8 @@ def installed(tmp_path_factory):
 
 def run(installed, folder, *arguments):
     """Runs Python in a folder with the wheel's contents in place of the source tree."""
-    code = f"import sys; sys.path.insert(0, {str(installed)!r}); sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]; "
+    code = f"import sys; sys.path.insert(0, {str(installed)!r}); "
+    code += "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in str(finder)]; "
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(

@@ -46,7 +46,9 @@ def test_ci_runs_readmes_second_command_at_the_root(tmp_path):
 def test_embedded_checkpoint_has_the_packages_code():
     assert [path.name for path in sorted(CHECKPOINT.glob("*.py"))] == [path.name for path in CODE]
     for path in CODE:
-        assert (CHECKPOINT / path.name).read_bytes() == path.read_bytes(), f"{path.name} differs: copy it again"
+        assert (CHECKPOINT / path.name).read_bytes() == path.read_bytes(), (
+            f"{path.name} differs: cp smalle/*_smalle.py checkpoints/smalle-mini/"
+        )
 
 
 @needs_checkpoint
@@ -57,12 +59,8 @@ def test_embedded_checkpoint_is_small_and_has_nothing_pickled():
         ".json",
         ".jinja",
         ".md",
-        ".onnx",
         ".py",
         ".safetensors",
-        ".so",
-        ".txt",
-        "",  # some of them exported
     }
 
 
@@ -75,10 +73,58 @@ def imported(path):
             yield "." * node.level + (node.module or "")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "smalle").glob("*.py")), ids=lambda path: path.name)
-def test_package_imports_nothing_of_training(path):
-    for name in imported(path):
-        assert name.partition(".")[0] not in ("train", "tests", "benchmarks"), name
+PACKAGES = {"smalle": ROOT / "smalle", "smalle.train": ROOT / "train", "smalle.corpus": ROOT / "corpus"}
+
+
+def modules():
+    """{name: path} of all modules that are installed."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join((package, *(part for part in parts if part != "__init__")))] = path
+    return found
+
+
+def dependencies(name, path, known):
+    """The modules among `known` that a module imports, anywhere in it."""
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names}
+    return (found & known.keys()) - {name, "smalle"}
+
+
+def test_no_module_imports_in_a_circle():
+    known = modules()
+    graph = {name: dependencies(name, path, known) for name, path in known.items()}
+    while free := {name for name, needs in graph.items() if not needs}:
+        graph = {name: needs - free for name, needs in graph.items() if name not in free}
+    assert not graph, f"these import each other: {sorted(graph)}"
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_inference_needs_no_training_and_corpora_need_no_trainer(name):
+    known = modules()
+    needs = dependencies(name, known[name], known)
+    if not name.startswith(("smalle.train", "smalle.corpus")):
+        assert not [other for other in needs if other.startswith(("smalle.train", "smalle.corpus"))]
+    elif name.startswith("smalle.train"):
+        assert not [other for other in needs if other.startswith("smalle.corpus")]
+    else:
+        assert not [other for other in needs if other.startswith("smalle.train")]
+
+
+def test_rooms_stay_few_and_files_stay_short():
+    assert len(CODE) <= 20
+    generated = ROOT / "smalle" / "native_source_smalle.py"
+    long = {path.name: lines for path in modules().values() if (lines := len(path.read_text().splitlines())) > 1000}
+    assert not [name for name in long if name != generated.name], long
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda path: path.name)

@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.codec_smalle import load_codec
-from smalle.hub_smalle import atomic_folder, write_card, write_text
+from smalle.saving_smalle import atomic_folder, write_card, write_text
 from smalle.voices_smalle import Voice, join_voices, load_voice
 
 from .model.ema import EMACallback

@@ -24,8 +24,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
 from smalle.configuration_smalle import NUM_AUDIO_SPECIALS
-from smalle.hub_smalle import atomic_folder
 from smalle.processing_smalle import SmallEProcessor
+from smalle.saving_smalle import atomic_folder
 
 RENAMES = [  # applied in this order: the original's names -> ours
     (r"^txt_embed\.", "model.text_embedding."),

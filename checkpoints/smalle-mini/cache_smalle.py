@@ -66,7 +66,7 @@ for _state in (SmallEState, TransformerState):  # torch.export takes and returns
     register_dataclass(_state)
 
 
-# --- A recurrent state with the last steps beside it, which the native runtime writes less often
+# --- Pending updates: the native runtime adds steps to a large recurrent state in groups, to write it less often
 
 
 MAX_PENDING = 16  # steps

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from .attention_smalle import TransformerLayer, rotary
 from .cache_smalle import TransformerState
 from .configuration_smalle import SmallEConfig
-from .layers_smalle import TransformerLayer, rotary
 
 
 def causal_mask(mask: Tensor, new: int) -> Tensor:

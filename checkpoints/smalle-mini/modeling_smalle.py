@@ -12,12 +12,19 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .attention_smalle import (
+    CROSS_ATTENTIONS,
+    LinearAttentionBlock,
+    SpeakerEncoder,
+    TransformerLayer,
+    final_norm,
+    rotary,
+)
 from .cache_smalle import SmallEState, State, split_state
 from .configuration_smalle import AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
 from .decoder_only_smalle import DecoderOnlyMixin
 from .generation_smalle import SmallEGenerationMixin
-from .hub_smalle import HubMixin
-from .layers_smalle import CROSS_ATTENTIONS, LinearAttentionBlock, SpeakerEncoder, TransformerLayer, final_norm, rotary
+from .saving_smalle import HubMixin
 from .validation_smalle import check_forward, check_labels
 
 # What LoRA adapts by default: all projections of the audio side, in every mixer and in the decoder-only transformer.

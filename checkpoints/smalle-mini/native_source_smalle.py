@@ -2,7 +2,7 @@
 # ruff: noqa
 # fmt: off
 
-NAME = "smalle-b64d5714b61c"
+NAME = "smalle-9d78716a559b"
 FLAGS = "-O3 -fPIC -shared -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -freciprocal-math"
 SOURCES = {
     "smalle.c": r"""/* The text encoder and the decode steps of a Small-E of GLA blocks, in 8 bits, on one core: what runtime_smalle.py
@@ -119,10 +119,12 @@ static inline void *room_for(char **scratch, size_t bytes) {
 
 /* kernels.h for each set of instructions. PRODUCTS: */
 #define PLAIN 0
-#define AVX2 1
-#define AVX_VNNI 2
-#define AVX512_VNNI 3
-#define DOT 4
+#define SSE2 1
+#define AVX2 2
+#define AVX_VNNI 3
+#define AVX512_VNNI 4
+#define NEON 5
+#define NEON_DOT 6
 
 #define AS_TEXT(x) #x
 #define TEXT(x) AS_TEXT(x)
@@ -135,8 +137,14 @@ static inline void *room_for(char **scratch, size_t bytes) {
 #define END PRAGMA(GCC pop_options)
 #endif
 
-#define KERNELS plain
+#define KERNELS plain /* what every processor of the architecture has */
+#if defined __x86_64__
+#define PRODUCTS SSE2
+#elif defined __aarch64__
+#define PRODUCTS NEON
+#else
 #define PRODUCTS PLAIN
+#endif
 #define WIDTH 4
 #include "kernels.h"
 
@@ -171,7 +179,7 @@ BEGIN("dotprod")
 BEGIN("arch=armv8.2-a+dotprod")
 #endif
 #define KERNELS neon_dot
-#define PRODUCTS DOT
+#define PRODUCTS NEON_DOT
 #define WIDTH 4
 #include "kernels.h"
 END
@@ -352,7 +360,6 @@ are multiplied) and WIDTH (floats in a vector register). */
 #define add_products NAME(add_products)
 #define eight_bits NAME(eight_bits)
 #define single NAME(single)
-#define columns NAME(columns)
 #define multiply NAME(multiply)
 #define width_of_next NAME(width_of_next)
 #define feed_forward NAME(feed_forward)
@@ -376,7 +383,8 @@ are multiplied) and WIDTH (floats in a vector register). */
 #endif
 
 #define PARTS (LANES / WIDTH) /* registers that hold 16 columns */
-#define OFFSET (PRODUCTS == AVX2 || PRODUCTS == DOT ? 0 : 128) /* what `add_products` leaves in each weight */
+#define SIGNED (PRODUCTS == AVX2 || PRODUCTS == NEON || PRODUCTS == NEON_DOT)
+#define OFFSET (SIGNED ? 0 : 128) /* what `add_products` leaves in each weight */
 typedef int32_t ints __attribute__((vector_size(4 * WIDTH), aligned(4)));
 typedef float floats __attribute__((vector_size(4 * WIDTH), aligned(4)));
 
@@ -476,7 +484,21 @@ static struct input quantised(const float *x, int count, int size, char **scratc
 /* sum + the products of WIDTH groups of 4 weights, bytes around 128, with the 4 signed bytes of x. Exact: weights lie
    in 1..255, values in -127..127, so that two products fit into AVX2's 16 bits once their signs are taken apart */
 static inline __attribute__((always_inline)) ints add_products(ints sum, const uint8_t *w, const int8_t *x) {
-#if PRODUCTS == PLAIN
+#if PRODUCTS == SSE2 /* bytes 0 and 2 of each group in halves of words, then 1 and 3 */
+    __m128i weights = _mm_loadu_si128((const __m128i *)w), bytes = _mm_set1_epi16(255);
+    __m128i even = _mm_set1_epi32((uint16_t)x[0] | (int32_t)((uint32_t)x[2] << 16));
+    __m128i odd = _mm_set1_epi32((uint16_t)x[1] | (int32_t)((uint32_t)x[3] << 16));
+    __m128i products = _mm_madd_epi16(_mm_and_si128(weights, bytes), even);
+    products = _mm_add_epi32(products, _mm_madd_epi16(_mm_srli_epi16(weights, 8), odd));
+    return (ints)_mm_add_epi32((__m128i)sum, products);
+#elif PRODUCTS == NEON
+    int32_t four;
+    memcpy(&four, x, 4);
+    int8x16_t weights = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w), vdupq_n_u8(128)));
+    int8x16_t values = vreinterpretq_s8_s32(vdupq_n_s32(four));
+    int16x8_t low = vmull_s8(vget_low_s8(weights), vget_low_s8(values)), high = vmull_high_s8(weights, values);
+    return sum + (ints)vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+#elif PRODUCTS == PLAIN
     for (int n = 0; n < WIDTH; n++)
         sum[n] += w[4 * n] * x[0] + w[4 * n + 1] * x[1] + w[4 * n + 2] * x[2] + w[4 * n + 3] * x[3];
     return sum;
@@ -493,7 +515,7 @@ static inline __attribute__((always_inline)) ints add_products(ints sum, const u
     __m256i values = _mm256_sign_epi8(_mm256_set1_epi32(four), weights);
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), values);
     return (ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-#elif PRODUCTS == DOT
+#elif PRODUCTS == NEON_DOT
     int8x16_t weights = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w), vdupq_n_u8(128)));
     return (ints)vdotq_s32((int32x4_t)sum, weights, vreinterpretq_s8_s32(vdupq_n_s32(four)));
 #endif
@@ -530,20 +552,11 @@ static inline __attribute__((always_inline)) void eight_bits(
     }
 }
 
-/* The same of a matrix in single precision */
-static inline __attribute__((always_inline)) void single(
-    int count, const uint8_t *w, const float *bias, struct input x, int in, int first, floats (*y)[PARTS]) {
-    for (int m = 0; m < count; m++)
-        for (int p = 0; p < PARTS; p++) y[m][p] = bias ? *(const floats *)(bias + p * WIDTH) : (floats){0};
+/* The same of a matrix in single precision for one vector (in) */
+static inline void single(const uint8_t *w, const float *bias, const float *x, int in, floats *y) {
+    for (int p = 0; p < PARTS; p++) y[p] = bias ? *(const floats *)(bias + p * WIDTH) : (floats){0};
     for (int k = 0; k < in; k++)
-        for (int p = 0; p < PARTS; p++, w += 4 * WIDTH)
-            for (int m = 0; m < count; m++) y[m][p] += *(const floats *)w * x.values[(size_t)(first + m) * in + k];
-}
-
-static inline __attribute__((always_inline)) void columns(
-    int count, int eight, const uint8_t *w, const float *bias, struct input x, int in, int first, floats (*y)[PARTS]) {
-    if (eight) eight_bits(count, w, bias, x, in, first, y);
-    else single(count, w, bias, x, in, first, y);
+        for (int p = 0; p < PARTS; p++, w += 4 * WIDTH) y[p] += *(const floats *)w * x[k];
 }
 
 /* The next matrix of the stream times x (count, in) -> y (count, stride), or added to that */
@@ -556,15 +569,14 @@ static void multiply(const char **at, struct input x, int count, float *y, int s
         const uint8_t *w = take(at, tile);
         const float *b = bias ? bias + n : 0;
         int width = out - n < LANES ? out - n : LANES;
-        for (int m = 0; m < count; m += TILE) {
+        for (int m = 0, here; m < count; m += here) {
             floats sums[TILE][PARTS];
-            int here = count - m < TILE ? count - m : TILE;
-            switch (here) { /* known to the compiler, so that sums stay in registers */
-                case 1: columns(1, eight, w, b, x, in, m, sums); break;
-                case 2: columns(2, eight, w, b, x, in, m, sums); break;
-                case 3: columns(3, eight, w, b, x, in, m, sums); break;
-                default: columns(4, eight, w, b, x, in, m, sums);
-            }
+            int left = count - m;
+            here = !eight || left == 1 ? 1 : left < TILE ? 2 : TILE;
+            if (!eight) single(w, b, x.values + (size_t)m * in, in, sums[0]);
+            else if (here == 1) eight_bits(1, w, b, x, in, m, sums); /* with counts that the compiler knows, so that */
+            else if (here == 2) eight_bits(2, w, b, x, in, m, sums); /* sums stay in registers */
+            else eight_bits(TILE, w, b, x, in, m, sums);
             for (int i = 0; i < here; i++) {
                 float *to = y + (size_t)(m + i) * stride + n;
                 if (width < LANES) {
@@ -911,6 +923,7 @@ static const struct kernels NAME(kernels) = {
     TEXT(KERNELS), take_steps, read_text, fold, all_bands, draw, multiply_alone,
 };
 #undef PARTS
+#undef SIGNED
 #undef OFFSET
 #undef KERNELS
 #undef PRODUCTS

@@ -21,7 +21,7 @@ from .cache_smalle import join_state
 from .codec_smalle import load_codec
 from .configuration_smalle import AUDIO_EOS, AUDIO_PAD
 from .generation_smalle import delay
-from .hub_smalle import HubMixin, check_file_name, readable_weights
+from .saving_smalle import HubMixin, check_file_name, readable_weights
 from .streaming_smalle import TextToSpeechStreamer
 from .text_normalization_smalle import normalize
 from .validation_smalle import INTEGERS, as_tensor
@@ -335,7 +335,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         unknown = sorted(kwargs.keys() - CALL_SETTINGS)
         if unknown:
             raise ValueError(f"The processor has no argument {', '.join(unknown)}: see the documentation of its call.")
-        settings = self._merge_kwargs(**kwargs)
+        settings = self._merge_kwargs(SmallEProcessorKwargs, **kwargs)
         wanted = settings["text_kwargs"]["return_tensors"]
         if wanted != "pt":
             raise ValueError(f"return_tensors={wanted!r}: this processor returns 'pt', nothing else.")

@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from .attention_smalle import rotary, sinusoids
 from .cache_smalle import MAX_PENDING, PendingUpdates, SmallEState, split_state
-from .hub_smalle import atomic_write
-from .layers_smalle import rotary, sinusoids
 from .linear_attention_smalle import MIN_LOG_DECAY
 from .native_source_smalle import FLAGS, NAME, SOURCES
+from .saving_smalle import atomic_write
 
 RUNTIMES = "auto", "torch", "native"
 LAYER_NORM, RMS_NORM = 1, 2  # kinds of norms in packed weights
@@ -116,8 +116,6 @@ class TorchSteps:
 
     alignments: also return where in the text each step reads.
     """
-
-    draws = False  # whether there is `draw`
 
     def __init__(self, model: nn.Module, state: Any, alignments: bool):
         self.model, self.state, self.alignments = model, state, alignments
@@ -512,8 +510,6 @@ class NativeSteps(TorchSteps):
     padding are read by the model itself. `state` is valid until the next call, which may write over its tensors; those
     that were given stay as they are."""
 
-    draws = True
-
     def __init__(self, model: nn.Module, state: SmallEState, alignments: bool, weights: NativeWeights):
         super().__init__(model, state, alignments)
         self.weights, self.library, self.step = weights, weights.library, None
@@ -526,10 +522,11 @@ class NativeSteps(TorchSteps):
         return self.logits[:, None].clone(), first.clone() if self.alignments else None
 
     def draw(
-        self, scales: Iterable[float], banned: Tensor, settings: list[Any], generator: torch.Generator | None
+        self, scale: float | None, banned: Tensor, settings: list[Any], generator: torch.Generator | None
     ) -> Tensor:
         """The tokens (B, Q) that follow the step just taken: what `guide` and `draw` of generation_smalle make of its
         logits, by settings of top-k and temperature alone, with the same random numbers."""
+        scales = () if scale is None else (scale,)
         rows, vocabulary = len(self.logits) // (1 + len(scales)), self.logits.shape[2]
         waits = [
             None if setting.top_k == 1 else torch.empty(rows, vocabulary).exponential_(generator=generator)

@@ -1,13 +1,15 @@
 """Streaming: speech as waveforms while it is generated, for texts of any length, from a loop or an event loop."""
 
 import asyncio
+import functools
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .generation_smalle import seeded
 from .vocos_smalle import block_sizes
@@ -87,8 +89,9 @@ class TextToSpeechStreamer:
         seed: int | torch.Generator | None = None,
         normalize_text: bool = True,
         cancelled: threading.Event | None = None,
+        progress: Callable[[int], Any] | None = None,
         **settings,
-    ) -> Iterator[torch.Tensor]:
+    ) -> Generator[Tensor]:
         """Yields waveforms (L,), float32 on the CPU, as soon as their samples are final.
 
         Closing the generator, or setting the event `cancelled`, cancels generation within a step.
@@ -97,8 +100,8 @@ class TextToSpeechStreamer:
             text: one string. voice, audio, audio_text, sampling_rate, normalize_text: as in the processor's call.
                 Without a voice, the speech of the first piece is the prompt of the others.
             seed: integer or torch.Generator for reproducible speech.
-            **settings: of `generate()`, except num_return_sequences and max_time; max_new_tokens is that of one piece.
-                best_of is 1 unless it is given here; with more, a piece is one chunk.
+            progress, **settings: of `generate()`, except num_return_sequences and max_time; max_new_tokens is that of
+                one piece. best_of is 1 unless it is given here; with more, a piece is one chunk.
 
         Raises:
             ValueError: the text or the voice cannot be spoken; at once, not with the first waveform.
@@ -107,15 +110,33 @@ class TextToSpeechStreamer:
             raise ValueError(f"text={text!r}: a stream takes one string.")
         (prompt,) = self.processor.prompts(1, voice, audio, audio_text, sampling_rate, normalize_text)
         pieces = self.split(text, prompt, normalize_text)
-        cancelled = threading.Event() if cancelled is None else cancelled
-        settings["chunk_frames"] = block_sizes() if self.chunk_frames is None else self.chunk_frames
-        settings["progress"] = cancellable(cancelled, settings.get("progress"))
-        return self._decode(prefetch(self._generate(pieces, prompt, seed, settings), cancelled))
+        stop = threading.Event() if cancelled is None else cancelled
 
-    def astream(self, text: str, **options) -> AsyncIterator[torch.Tensor]:
+        def step(num_active: int):
+            if stop.is_set():
+                raise Cancelled
+            if progress is not None:
+                progress(num_active)
+
+        settings |= {
+            "progress": step,
+            "chunk_frames": block_sizes() if self.chunk_frames is None else self.chunk_frames,
+        }
+        return self._decode(prefetch(self._generate(pieces, prompt, seed, settings), stop))
+
+    async def astream(self, text: str, **options) -> AsyncIterator[Tensor]:
         """`stream()` for an event loop: `async for wave in streamer.astream(text)`. A thread does the work."""
-        cancelled = threading.Event()
-        return iterate_in_thread(lambda: self.stream(text, **options, cancelled=cancelled), cancelled)
+        worker, chunks, cancelled = ThreadPoolExecutor(1), None, threading.Event()
+        run = functools.partial(asyncio.get_running_loop().run_in_executor, worker)
+        try:
+            chunks = await run(lambda: self.stream(text, **options, cancelled=cancelled))
+            while (chunk := await run(next, chunks, None)) is not None:
+                yield chunk
+        finally:
+            cancelled.set()
+            if chunks is not None:
+                worker.submit(chunks.close)  # after the chunk in work, even where the loop has ended
+            worker.shutdown(wait=False)
 
     def split(self, text: str, prompt: Voice, normalize_text: bool = True) -> list[str]:
         """Pieces of a text as the tokenizer gets them, each short enough to be read behind the prompt's transcript."""
@@ -136,7 +157,7 @@ class TextToSpeechStreamer:
 
     def _generate(
         self, pieces: list[str], prompt: Voice, seed: int | torch.Generator | None, settings: dict[str, Any]
-    ) -> Iterator[torch.Tensor]:
+    ) -> Generator[Tensor]:
         """Yields codes (T, Q) of the pieces, chunk by chunk."""
         model, generator, embeddings = self.model, seeded(seed, self.model.device), None
         defaults = settings.get("generation_config") or model.generation_config
@@ -167,9 +188,10 @@ class TextToSpeechStreamer:
             del call["chunk_frames"]
             yield self.model.generate(**call, return_dict_in_generate=True)
 
-    def _decode(self, chunks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def _decode(self, chunks: Generator[Tensor]) -> Generator[Tensor]:
         """Yields waveforms (L,) of chunks of codes (T, Q)."""
-        codec, state, codes = self.processor.codec, None, None
+        codec, state = self.processor.codec, None
+        codes = torch.zeros(0, codec.num_codebooks, dtype=torch.long)
         for codes in chunks:
             wave, state = codec.decode_chunk(codes.T[None], state)
             if wave.shape[1]:
@@ -182,25 +204,13 @@ class Cancelled(Exception):
     """Ends generation within a step."""
 
 
-def cancellable(cancelled: threading.Event, progress: Callable[[int], Any] | None = None) -> Callable[[int], None]:
-    """A `progress` of `generate()` that raises `Cancelled` once the event is set."""
-
-    def step(num_active):
-        if cancelled.is_set():
-            raise Cancelled
-        if progress is not None:
-            progress(num_active)
-
-    return step
-
-
 def set_threads_of_this_thread(count: int):
     """PyTorch's threads for operations of this thread, which a number that another thread sets later leaves alone."""
     torch.set_num_threads(count)
     torch.get_num_threads()  # or the first operation would take the number that was set last anywhere
 
 
-def prefetch(chunks: Iterator[Any], cancelled: threading.Event) -> Iterator[Any]:
+def prefetch(chunks: Generator[Any], cancelled: threading.Event) -> Generator[Any]:
     """The same chunks; while one is used, a thread makes the next. Closing the generator sets `cancelled`."""
     threads = torch.get_num_threads()
     try:
@@ -217,21 +227,3 @@ def prefetch(chunks: Iterator[Any], cancelled: threading.Event) -> Iterator[Any]
                 cancelled.set()
     finally:
         chunks.close()
-
-
-async def iterate_in_thread(begin: Callable[[], Iterator[Any]], cancelled: threading.Event) -> AsyncIterator[Any]:
-    """Iterates begin() in a thread. Closing the generator sets `cancelled`."""
-    worker, chunks = ThreadPoolExecutor(1), None
-
-    def run(function, *arguments):
-        return asyncio.get_running_loop().run_in_executor(worker, function, *arguments)
-
-    try:
-        chunks = await run(begin)
-        while (chunk := await run(next, chunks, None)) is not None:
-            yield chunk
-    finally:
-        cancelled.set()
-        if chunks is not None:
-            worker.submit(chunks.close)  # after the chunk in work, even where the loop has ended
-        worker.shutdown(wait=False)

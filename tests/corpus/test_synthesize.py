@@ -6,8 +6,8 @@ import wave
 import numpy as np
 import pytest
 import torch
-from smalle.corpus.kokoro import checked, lstm_weights, pad_to
 from smalle.corpus.kokoro_model import SAMPLES_PER_FRAME, SAMPLING_RATE, Kokoro, energy
+from smalle.corpus.kokoro_weights import checked, lstm_weights, pad_to
 from smalle.corpus.speakers import HELD_OUT_VOICES, sample_speakers
 from smalle.corpus.synthesize import (
     Sentence,

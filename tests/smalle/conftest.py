@@ -1,6 +1,5 @@
 """A model of a few thousand parameters, and a checkpoint of it in the form of a Hub repository."""
 
-
 import pytest
 import torch
 from smalle.train.assemble import assemble

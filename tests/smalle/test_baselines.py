@@ -8,8 +8,8 @@ import torch
 from transformers import pipeline
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
+from smalle.attention_smalle import rotary, rotate, sinusoids
 from smalle.cache_smalle import SmallEState
-from smalle.layers_smalle import rotary, rotate, sinusoids
 
 BASELINES = {
     "small-e": {},

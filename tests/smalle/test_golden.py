@@ -37,4 +37,3 @@ def test_a_seed_gives_the_stored_codes_and_samples(checkpoint, voice):
     samples = (wave * 32767).round().short().numpy()
     digest = hashlib.sha256(samples.tobytes()).hexdigest()
     assert digest == STORED[voice]["sha256"] or abs(float(wave.abs().mean()) - STORED[voice]["mean"]) < 1e-3
-

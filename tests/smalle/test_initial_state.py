@@ -163,8 +163,8 @@ def test_guidance_keeps_the_voice(tiny_model, processor, voice_file):
     inputs = processor("One.", voice=voice_file)
     guided = greedy(tiny_model, inputs, guidance_scale=1.0 + 1e-6)
     assert torch.equal(guided.sequences, greedy(tiny_model, inputs).sequences)
-    rows = tiny_model._conditioning(inputs["input_ids"], None, *[(None, None)] * 2, None, inputs["initial_state"])
-    conditional, unconditional = tiny_model._prefill(rows, guided=True).model.recurrent[0]
+    given = inputs["input_ids"], None, *[(None, None)] * 2, None, inputs["initial_state"]
+    conditional, unconditional = tiny_model._prefill(*given, guided=True).model.recurrent[0]
     assert torch.equal(conditional, unconditional) and conditional.any()
 
 

@@ -8,7 +8,7 @@ import torch
 from smalle.corpus.speakers import HELD_OUT_VOICES
 from smalle.train.evaluation import synthesis
 
-from benchmarks import measuring, quality
+from benchmarks import quality, timing
 from smalle import SmallEForTextToSpeech
 from smalle.configuration_smalle import AUDIO_EOS
 
@@ -27,7 +27,7 @@ pathlib.Path(a.out).write_text(json.dumps({"summary": summary, "rows": rows}))
 @pytest.fixture
 def place(tiny_checkpoint, record, tmp_path, monkeypatch):
     """Lists, recordings of two held-out speakers, a scorer, and a results.jsonl of their own; gives the arguments."""
-    monkeypatch.setattr(measuring, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(timing, "RESULTS", tmp_path / "results.jsonl")
     monkeypatch.setattr(quality, "TEXTS", tmp_path)
     lists = {
         "sentences": [f"Line {n}." for n in range(24)],
@@ -89,7 +89,7 @@ def test_all_parts_stand_in_one_table_and_are_not_done_again(place, tmp_path, ca
     assert {part: row["run on"] for part, row in rows.items() if row["run on"] != "0"} == {"hard": "1"}
     assert rows["cloning, 2 of 8 held-out speakers"]["ECAPA"] == "0.5" and rows["hard"]["ECAPA"] == "–"
     assert all(0 <= int(row["cut"]) <= counts[part] and row["WER %"] == "12.5" for part, row in rows.items())
-    recorded = [json.loads(line) for line in measuring.RESULTS.read_text().splitlines()]
+    recorded = [json.loads(line) for line in timing.RESULTS.read_text().splitlines()]
     assert [row["part"] for row in recorded] == [part for part in rows if "default" not in part]  # it is `sentences`
     assert all(row["generate"] == {"max_new_tokens": 4} and row["scorer"] == "scorer.py" for row in recorded)
 
@@ -97,7 +97,7 @@ def test_all_parts_stand_in_one_table_and_are_not_done_again(place, tmp_path, ca
     monkeypatch.setattr(synthesis, "load", None)
     quality.main(place)
     assert capsys.readouterr().out == text == (tmp_path / "out" / "table.md").read_text()
-    assert len(measuring.RESULTS.read_text().splitlines()) == len(recorded)
+    assert len(timing.RESULTS.read_text().splitlines()) == len(recorded)
 
 
 def test_a_model_with_speaker_encoder_also_clones_without_transcripts(place, tmp_path, tiny_config):

@@ -99,8 +99,7 @@ def test_guidance_drops_the_speaker_unless_a_prompt_has_the_voice(model, recordi
     codes, mask = recordings
 
     def values(mask, *prompt):  # with the text and without
-        rows = model._conditioning(TEXT, None, prompt, (codes, mask), None, None)
-        return model._prefill(rows, guided=True).model.text_values.chunk(2)
+        return model._prefill(TEXT, None, prompt, (codes, mask), None, None, guided=True).model.text_values.chunk(2)
 
     speaker, without_speaker = model.model.encode_speaker(codes, mask)[:, None], values(mask * 0, None, None)
     prompt_of_the_second = codes[:, :4], torch.tensor([[0] * 4, [1] * 4])

@@ -8,7 +8,7 @@ import yaml
 from smalle.train import assemble
 from smalle.train.data import prepare, tokenizer
 from smalle.train.evaluation import evaluate
-from smalle.train.model import samples
+from smalle.train.model import audio_samples as samples
 from smalle.train.model import trainer as train
 
 from tests.librilight import make_cuts, make_librilight, make_tar

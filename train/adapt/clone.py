@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smalle import SmallEProcessor
-from smalle.hub_smalle import atomic_folder
+from smalle.saving_smalle import atomic_folder
 
 from ..codec.recipe import CodecRecipe
 from ..codec.train import train as train_codec

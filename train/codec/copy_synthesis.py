@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from smalle.audio_smalle import write_wav
 from smalle.codec_smalle import EncodecCodec, SmallECodec, load_codec
-from smalle.hub_smalle import write_jsonl
+from smalle.saving_smalle import write_jsonl
 
 from ..data.audio import read_audio
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smalle.hub_smalle import atomic_folder, atomic_write
+from smalle.saving_smalle import atomic_folder, atomic_write
 
 from .recipe import StageOptions
 from .stages import Stage

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from smalle import SmallEForTextToSpeech
 from smalle.alignment_smalle import monotonic_path, word_times
-from smalle.hub_smalle import atomic_write
+from smalle.saving_smalle import atomic_write
 
 from .batching import Collator
 from .dataset import CodesDataset, Sample, shards, speaker_frames

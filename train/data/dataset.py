@@ -13,7 +13,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 import torch
 
-from smalle.hub_smalle import atomic_write
+from smalle.saving_smalle import atomic_write
 
 COLUMNS = "text", "speaker", "duration", "words", "codes"
 

@@ -30,11 +30,11 @@ import torch
 import tqdm
 
 from smalle.codec_smalle import EncodecCodec, SmallECodec, load_codec
-from smalle.hub_smalle import atomic_write, write_text
+from smalle.saving_smalle import atomic_write, write_text
 
 from .audio import Clip, Problem, group_by_file, read_clips, read_waveform
 from .corpora import corpus_clips
-from .plan import REQUEST, SPLITS, load_or_make_plan, read_planned_clips
+from .shard_plan import REQUEST, SPLITS, load_or_make_plan, read_planned_clips
 
 FEATURES = datasets.Features(
     {

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from smalle.hub_smalle import write_json, write_text
+from smalle.saving_smalle import write_json, write_text
 
 from .report import results_page
 from .scoring import count_endings, read_jsonl, recognize, score, write_manifest

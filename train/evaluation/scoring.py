@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from smalle.hub_smalle import write_jsonl
+from smalle.saving_smalle import write_jsonl
 
 from ..data.audio import read_audio
 from ..data.transcriber import Transcriber

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from smalle.audio_smalle import write_wav
-from smalle.hub_smalle import write_json
+from smalle.saving_smalle import write_json
 
 from .report import alignment_picture, png
 

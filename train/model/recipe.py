@@ -16,7 +16,7 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
-from smalle.hub_smalle import write_text
+from smalle.saving_smalle import write_text
 
 T = TypeVar("T")
 

@@ -20,13 +20,13 @@ from smalle.modeling_smalle import cross_entropy
 
 from ..data.batching import Collator, SpeakerBatchSampler
 from ..data.dataset import CodesDataset, speaker_frames
+from .audio_samples import Samples
 from .augmentation import augment, scheduled_sampling, scheduled_value
-from .clock import Clock
 from .ema import EMACallback
 from .initialization import build_model
 from .losses import forced_alignments, forward_sum_loss, window_loss
 from .recipe import DataOptions, Objective, Recipe, TrainingOptions, make_dataclass, read_recipe, write_recipe
-from .samples import Samples
+from .time_budget import Clock
 
 STATE_FILE = "trainer_state.json"
 

@@ -293,7 +293,7 @@ def test_one_command_tunes_and_compares(base, record, tmp_path):
         (corpus / f"{index:02}.txt").write_text(text)
     (tmp_path / "scorer.py").write_text(SCORER)
     (tmp_path / "lines.txt").write_text("A door.\nA room.\n")
-    program = pathlib.Path(__file__).parents[3] / "benchmarks" / "new_voice.py"
+    program = pathlib.Path(__file__).parents[3] / "benchmarks" / "finetuned_voice.py"
     command = [
         sys.executable,
         program,
@@ -328,7 +328,9 @@ def test_one_command_tunes_and_compares(base, record, tmp_path):
         "LoRA",
     ]
     assert all(row.endswith("| 0.50 | 25.0 % | 25.0 % | 25.0 % | 3.00 |") for row in table[5:])
-    assert all(row.endswith("| 0.50 | 25.0 % |  | 25.0 % | 3.00 |") for row in table[2:5])  # the held-out sentences alone
+    assert all(
+        row.endswith("| 0.50 | 25.0 % |  | 25.0 % | 3.00 |") for row in table[2:5]
+    )  # the held-out sentences alone
 
 
 def test_word_times_are_estimated_where_the_recordings_have_none(base, tiny_tokenizer, tmp_path):

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, ModelCard
 import smalle
 from smalle import SmallEForTextToSpeech, SmallEProcessor, processing_smalle
 from smalle.audio_smalle import write_wav
-from smalle.hub_smalle import HOST, atomic_folder, atomic_write, check_file_name, write_json, write_jsonl, write_text
+from smalle.saving_smalle import HOST, atomic_folder, atomic_write, check_file_name, write_json, write_jsonl, write_text
 from smalle.voices_smalle import save_voice
 
 CODE = sorted(pathlib.Path(smalle.__file__).parent.glob("*_smalle.py"))
@@ -193,7 +193,7 @@ def test_a_folder_replaces_the_old_one(tmp_path):
 
 def test_what_killed_processes_left_is_cleared_and_nothing_else(tmp_path):
     program = (
-        "import os, sys; from smalle.hub_smalle import atomic_write\n"
+        "import os, sys; from smalle.saving_smalle import atomic_write\n"
         "with atomic_write(sys.argv[1]) as path: path.write_text('half'); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", program, tmp_path / "a.txt"])

@@ -1,6 +1,7 @@
 """Trains variants of a model on the same data for the same number of steps, with several seeds, and compares them.
 
-  python benchmarks/compare.py benchmarks/compare.yaml [KEY.SUBKEY=VALUE ...] [--scorer score.py | --asr NAME]
+  python benchmarks/compare_architectures.py benchmarks/compare_architectures.yaml [KEY.SUBKEY=VALUE ...]
+      [--scorer score.py | --asr NAME]
 
 The YAML file holds a recipe of `smalle train`, what each variant changes in it, and the seeds. Each run gets a folder
 under `out`. Measured are loss and perplexity of each codebook on held-out utterances, and the increase of the loss when
@@ -35,10 +36,10 @@ from smalle.train.evaluation.evaluate import Settings, add_scorer_options, evalu
 from smalle.train.model.recipe import Recipe, make_dataclass, read_recipe  # noqa: E402
 from smalle.train.model.trainer import build_trainer, train  # noqa: E402
 
-from benchmarks.measuring import markdown, record  # noqa: E402
+from benchmarks.timing import markdown, record  # noqa: E402
 from smalle import SmallEForTextToSpeech, SmallEProcessor  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
-from smalle.hub_smalle import write_json, write_text  # noqa: E402
+from smalle.saving_smalle import write_json, write_text  # noqa: E402
 
 BATCH_SIZE = 25  # texts that are spoken at once
 SCORES = {

@@ -1,8 +1,9 @@
 """Time and memory of one stream as it grows, from one second to ten minutes of speech.
 
-  python benchmarks/length.py [--models NAME ...] [--seconds 1 3 10 30 60 120 300 600] [--note TEXT] [--plot FILE]
+  python benchmarks/length_scaling.py [--models NAME ...] [--seconds 1 3 10 30 60 120 300 600] [--note TEXT]
+      [--plot FILE]
 
-    python benchmarks/length.py --models "smalle-mini, native" --seconds 10 60 600 1800
+    python benchmarks/length_scaling.py --models "smalle-mini, native" --seconds 10 60 600 1800
 
 Each model reads a long text sentence by sentence in a process of its own, after a second of speech as a warm-up.
 Measured at each of the lengths are wall-clock and processor time, the memory of the process, and its peak, which
@@ -20,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from benchmarks.measuring import in_own_process, machine, memory, now, record, table, time_speech  # noqa: E402
 from benchmarks.plot import Panel, svg  # noqa: E402
 from benchmarks.speakers import OURS, Speaker, prepared  # noqa: E402
+from benchmarks.timing import in_own_process, machine, memory, now, record, table, time_speech  # noqa: E402
 
 LENGTHS = [1, 3, 10, 30, 60, 120, 300, 600]
 TITLES = {

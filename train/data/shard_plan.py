@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
-from smalle.hub_smalle import atomic_folder, write_json
+from smalle.saving_smalle import atomic_folder, write_json
 
 from .audio import Clip, Problem
 from .corpora import corpus_clips

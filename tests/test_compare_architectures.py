@@ -13,7 +13,8 @@ import yaml
 from smalle.train.data.dataset import Sample
 from smalle.train.model.recipe import read_recipe
 
-from benchmarks import compare, measuring
+from benchmarks import compare_architectures as compare
+from benchmarks import timing
 
 SCORER = """
 import argparse, json, pathlib
@@ -99,7 +100,7 @@ def call(work, *arguments):
     """Runs the command on the CPU, with its results in the work folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr(measuring, "RESULTS", work / "results.jsonl")
+        patch.setattr(timing, "RESULTS", work / "results.jsonl")
         compare.main([str(work / "plan.yaml"), *arguments])
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from smalle.corpus.fast_voices import main, variants, warp, word_spans
+from smalle.corpus.fast_synthesizers import main, variants, warp, word_spans
 
 
 def test_words_are_runs_of_phonemes_between_spaces():

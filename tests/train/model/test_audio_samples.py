@@ -10,7 +10,7 @@ import torch
 from smalle.train.data.dataset import CodesDataset
 from smalle.train.data.prepare import write_codes
 from smalle.train.evaluation.report import alignment_picture, png
-from smalle.train.model import samples
+from smalle.train.model import audio_samples as samples
 from smalle.train.model.recipe import SampleOptions
 
 from smalle import SmallEConfig, SmallEForTextToSpeech

