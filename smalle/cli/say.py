@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import IO
 
 from ..audio_smalle import pcm16, streaming_wav_header, write_wav
 from .checkpoint import check_checkpoint, default_checkpoint, load_checkpoint
@@ -74,12 +74,14 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def stream_target() -> Iterator[BinaryIO]:
+def stream_target() -> Iterator[IO[bytes]]:
     """The file that a stream is written to: standard output, or a player where that is a terminal."""
-    if not sys.stdout.isatty():
+    command = player() if sys.stdout.isatty() else None
+    if command is None:
         yield sys.stdout.buffer
         return
-    with subprocess.Popen(player(), stdin=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
         yield process.stdin
 
 

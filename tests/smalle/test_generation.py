@@ -22,8 +22,8 @@ from smalle.generation_smalle import (
     SamplingSettings,
     best_rows,
     delay,
+    draw,
     penalise_repetition,
-    sample,
     sampling_settings,
     undelay,
     undelay_steps,
@@ -184,10 +184,10 @@ def test_wrong_settings_are_refused(tiny_model, tiny_config, wrong, message):
 
 
 MODES = {  # settings of other ways to generate -> how the error names them
-    "num_beams": (4, "beam"),
-    "prompt_lookup_num_tokens": (3, "assisted_generation"),
-    "dola_layers": ("high", "dola"),
-    "force_words_ids": ([[5]], "constrained_beam"),
+    "num_beams": (4, "num_beams=4"),
+    "prompt_lookup_num_tokens": (3, "prompt_lookup_num_tokens=3"),
+    "dola_layers": ("high", "dola_layers='high'"),
+    "force_words_ids": ([[5]], "force_words_ids"),
     "typical_p": (0.5, "typical_p=0.5"),
     "no_repeat_ngram_size": (1, "no_repeat_ngram_size=1"),
     "bad_words_ids": ([[5]], "bad_words_ids"),
@@ -436,8 +436,8 @@ def test_min_p_keeps_what_is_likely_enough(logits, min_p):
 def test_what_is_drawn_is_what_multinomial_draws():
     scores = torch.randn(50, 30, generator=torch.Generator().manual_seed(1))
     scores = scores.masked_fill(scores < 0, -torch.inf)
-    drawn = sample(scores, SamplingSettings(top_k=0), torch.Generator().manual_seed(2))
-    assert drawn.equal(torch.multinomial(scores.softmax(-1), 1, generator=torch.Generator().manual_seed(2))[:, 0])
+    drawn, _ = draw(scores[:, None], [SamplingSettings(top_k=0)], torch.Generator().manual_seed(2))
+    assert drawn[:, 0].equal(torch.multinomial(scores.softmax(-1), 1, generator=torch.Generator().manual_seed(2))[:, 0])
 
 
 class StopRow(StoppingCriteria):

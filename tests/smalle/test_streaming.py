@@ -494,9 +494,9 @@ def test_the_best_of_several_is_the_checkpoints_default_for_whole_speech_not_for
     try:
         streamed = [x.sequences for x in model.stream(**inputs, seed=1, max_new_tokens=20)]
         first = torch.cat(list(processor.stream(model, "Some words.", seed=1, max_new_tokens=20)))
-        best = torch.cat(list(processor.stream(model, "Some words.", seed=1, max_new_tokens=20, best_of=3)))
     finally:
         model.generation_config = before
+    best = torch.cat(list(processor.stream(model, "Some words.", seed=1, max_new_tokens=20, best_of=3)))
     alone = model.generate(**inputs, seed=1, max_new_tokens=20)
     assert torch.equal(torch.cat(streamed, 1)[:, : alone.shape[1]], alone)
     assert torch.allclose(first, processor.decode(alone)[0][: len(first)], atol=1e-4)
