@@ -22,7 +22,7 @@ from .codec_smalle import load_codec
 from .configuration_smalle import AUDIO_EOS, AUDIO_PAD
 from .generation_smalle import delay
 from .saving_smalle import HubMixin, check_file_name, readable_weights
-from .streaming_smalle import TextToSpeechStreamer
+from .streaming_smalle import TextToSpeechStreamer, half_of_the_threads
 from .text_normalization_smalle import normalize
 from .validation_smalle import INTEGERS, as_tensor
 from .voices_smalle import Voice, load_voice, save_voice
@@ -422,8 +422,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         waves = []
         for row in codes[None] if codes.ndim == 2 else codes:
             row = row[(row >= 0).all(-1)]
-            # decode_chunk, so that the samples equal those of a stream
-            wave = self.codec.decode_chunk(row.T[None], last=True)[0][0] if len(row) else torch.zeros(0)
+            with half_of_the_threads():  # by decode_chunk, so that the samples equal those of a stream
+                wave = self.codec.decode_chunk(row.T[None], last=True)[0][0] if len(row) else torch.zeros(0)
             waves.append(wave.float().cpu())
         return waves
 
