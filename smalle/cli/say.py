@@ -33,7 +33,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--clone-text", metavar="TEXT", help="transcript of that recording; without it only the voice is taken"
     )
-    parser.add_argument("--model", default=default_checkpoint(), help="checkpoint: folder or Hub name")
+    parser.add_argument(
+        "--model",
+        default=default_checkpoint(),
+        help="checkpoint: folder or Hub name (default: $SMALLE_MODEL, else the embedded one)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.output is None and not arguments.stream:

@@ -94,9 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("text", help="its transcript")
     parser.add_argument("base", help="folder or Hub name of a checkpoint")
     parser.add_argument("out", help="folder of the new checkpoint")
-    parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes finetune-recording.yaml")
-    parser.add_argument("--name", help="of the voice (default: the name of the folder OUT)")
-    parser.add_argument("--codec-minutes", type=float, default=1.0, help="to tune the codec; 0: leave it as it is")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes a value of finetune-recording.yaml"
+    )
+    parser.add_argument("--name", help="name of the voice (default: the name of the folder OUT)")
+    parser.add_argument(
+        "--codec-minutes", type=float, default=1.0, help="time to tune the codec (default: 1); 0: keep the base's codec"
+    )
     arguments = parser.parse_intermixed_args(argv)
     name = arguments.name or Path(arguments.out).resolve().name
     clone(

@@ -9,12 +9,12 @@ RECIPE is one of train/recipes/finetune-*.yaml. Its `adapter.method` is
   lora   LoRA of the audio layers, and with `heads: true` of the heads
   full   the weights themselves that LoRA would change, and the heads
 
-OUT gets voices/NAME.safetensors, which is used as any other voice, and with LoRA the adapter in PEFT's form.
+OUT gets voices/NAME.safetensors, which is used like any other voice file, and with LoRA the adapter in PEFT's format.
 --checkpoint FOLDER also writes a complete checkpoint: BASE with the trained weights, and NAME as its default voice;
 the method `full` needs it.
 
-One recording is enough with `data.recombined`, which makes samples of it with its words in other orders. Where the
-recipe needs the times of words and the recordings do not come with them, BASE estimates them.
+One recording is enough with `data.recombined`, the number of samples to make from it by putting its words in other
+orders. If the recipe needs word times and the recordings come without them, BASE estimates them.
 """
 
 import argparse
@@ -316,15 +316,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="smalle finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name in ("recipe", "corpus", "base", "out"):
-        parser.add_argument(name)
+    parser.add_argument("recipe", help="YAML file, such as train/recipes/finetune-lora.yaml")
+    parser.add_argument("corpus", help="folder of recordings with their transcripts")
+    parser.add_argument("base", help="checkpoint to start from: folder or Hub name")
+    parser.add_argument("out", help="folder for the new voice, and with LoRA for the adapter")
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes a value of the recipe")
-    parser.add_argument("--speaker", help="the speaker to learn from, where the corpus has several")
+    parser.add_argument("--speaker", help="the speaker to learn from, if the corpus has several")
     parser.add_argument("--max-recordings", type=int, help="number of recordings to take, at random (default: all)")
-    parser.add_argument("--name", help="of the voice (default: the speaker, or the name of the corpus folder)")
+    parser.add_argument("--name", help="name of the voice (default: the speaker, or the name of the folder CORPUS)")
     parser.add_argument("--checkpoint", metavar="FOLDER", help="also write a complete checkpoint")
     parser.add_argument(
-        "--codec", metavar="FOLDER", help="a codec for it: the base's with a tuned decoder (finetune-codec.yaml)"
+        "--codec", metavar="FOLDER", help="codec of that checkpoint: BASE's, tuned with finetune-codec.yaml"
     )
     arguments = parser.parse_intermixed_args(argv)
     if arguments.codec and not arguments.checkpoint:

@@ -1,10 +1,11 @@
 """Encodes corpora into codes for training: shards OUT/train-00000.parquet, OUT/eval-00000.parquet, ...
 
-usage: python -m smalle.train.data.prepare CORPUS... --codec FOLDER --out OUT [options]
-       torchrun --nproc-per-node N -m smalle.train.data.prepare ...    (or accelerate launch: sets RANK and WORLD_SIZE)
+  smalle prepare CORPUS... --codec FOLDER --out OUT [options]
+  torchrun --nproc-per-node N -m smalle.train.data.prepare ...    # several processes; accelerate launch works as well
 
-CORPUS has any layout that smalle.train.data.corpora.load_corpus reads. Each process writes its share of the shards; run
-the same command again to resume, with any number of processes. OUT/problems.jsonl lists the clips that cannot be used.
+CORPUS is Libri-light (folder or .tar), LibriTTS, a folder with metadata.jsonl or metadata.csv or with NAME.txt beside
+NAME.wav, or parquet files. Each process writes its share of the shards; run the same command again to resume, with any
+number of processes. OUT/problems.jsonl lists the clips that cannot be used.
 `datasets.load_dataset(OUT)` reads the result.
 
 Columns: id (of the clip in its corpus), text, speaker, duration (s), words (start and end in seconds of each word of
@@ -172,7 +173,9 @@ def encode_corpora(
     wanted = [clip for clip in clips if speaker in (None, clip.speaker)]
     if speaker and not wanted:
         names = sorted({clip.speaker for clip in clips})
-        raise ValueError(f"speaker={speaker!r}: {', '.join(map(str, corpora))} has {', '.join(names[:8])}")
+        raise ValueError(
+            f"speaker={speaker!r} is not in {', '.join(map(str, corpora))}: expected one of {', '.join(names[:8])}"
+        )
     if max_clips and max_clips < len(wanted):
         wanted = random.Random(0).sample(wanted, max_clips)
     for rows in encode_clips(wanted, codec, refuse, batch_seconds, threads):
@@ -218,34 +221,64 @@ def finish(out: pathlib.Path, shards: dict[str, float], codec: str) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.partition("usage:")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="smalle prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, cores = parser.add_argument, os.cpu_count() or 1
-    add("corpora", nargs="+", metavar="CORPUS", help="Libri-light (folder or .tar), LibriTTS, recordings, parquet")
-    add("--codec", required=True, help="folder or Hub name; 'encodec' for EnCodec at 3 kbps")
-    add("--out", required=True, type=pathlib.Path, help="folder of the shards")
-    add("--device", help="GPU or CPU; without it the GPU of LOCAL_RANK, where there is one")
+    add("corpora", nargs="+", metavar="CORPUS", help="folder or file of speech")
+    add("--codec", required=True, help="codec: folder or Hub name; 'encodec' for EnCodec at 3 kbps")
+    add("--out", required=True, type=pathlib.Path, help="folder for the shards")
+    add("--device", help="such as cpu or cuda:0 (default: the GPU of this process, if there is one)")
     add("--exclude", nargs="*", default=[], metavar="SPEAKER", help="speakers to leave out")
-    add("--eval", type=int, default=600, help="clips of all speakers for evaluation, without --eval-speakers")
-    add("--eval-speakers", nargs="*", default=[], help="speakers only for evaluation: names, or a number")
-    add("--test-speakers", nargs="*", default=[], help="speakers only for the test: names, or a number")
-    add("--speeds", nargs="+", type=float, default=[1.0], help="of the training split; each makes new speakers")
-    add("--cuts", nargs="*", default=[], help="Libri-light: cut manifests of Libriheavy, with the transcripts")
-    add("--asr", help="speech recognizer of transformers for clips without transcript: folder or Hub name")
-    add("--min-snr", type=float, help="Libri-light: leave out recordings below this signal-to-noise ratio in dB")
-    add("--max-seconds", type=float, default=25.0, help="Libri-light: longest clip without transcript")
-    add("--shard-hours", type=float, default=2.0, help="audio of a shard")
-    add("--batch-seconds", type=float, default=400.0, help="audio of a batch of the codec, with padding")
+    add(
+        "--eval",
+        type=int,
+        default=600,
+        help="clips to hold out for evaluation if --eval-speakers is not given (default: %(default)s)",
+    )
+    speakers = "speakers to hold out for {}: names, or how many"
+    add("--eval-speakers", nargs="*", default=[], metavar="SPEAKER", help=speakers.format("evaluation"))
+    add("--test-speakers", nargs="*", default=[], metavar="SPEAKER", help=speakers.format("a test split"))
+    add(
+        "--speeds",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        metavar="SPEED",
+        help="speeds at which the training split is copied, each copy with speakers of its own (default: 1)",
+    )
+    add(
+        "--cuts", nargs="*", default=[], metavar="FILE", help="Libri-light: Libriheavy's manifests with the transcripts"
+    )
+    add(
+        "--asr",
+        metavar="NAME",
+        help="recognizer of transformers, folder or Hub name, that transcribes clips without text",
+    )
+    add(
+        "--min-snr",
+        type=float,
+        metavar="DB",
+        help="Libri-light: leave out recordings with a lower signal-to-noise ratio",
+    )
+    add("--max-seconds", type=float, default=25.0, help="Libri-light: longest clip without transcript (default: 25)")
+    add("--shard-hours", type=float, default=2.0, help="hours of audio in a shard (default: 2)")
+    add(
+        "--batch-seconds",
+        type=float,
+        default=400.0,
+        help="seconds of audio encoded at once, padding included (default: 400)",
+    )
     add(
         "--threads",
         type=int,
         default=max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
-        help="threads that read audio",
+        help="threads that read audio (default: the cores, shared among the processes)",
     )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the command."""
     arguments = parse(argv)
     out, rank, world = arguments.out, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = arguments.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")

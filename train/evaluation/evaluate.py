@@ -3,14 +3,14 @@
   smalle evaluate CHECKPOINT SENTENCES.txt OUT [--scorer score.py | --asr NAME]
   smalle evaluate CHECKPOINT OUT --clone MANIFEST.jsonl
   smalle evaluate CHECKPOINT SENTENCES.txt OUT --runtime native    # in 8 bits, on a CPU
-  smalle evaluate CHECKPOINT PARAGRAPHS.txt OUT --stream         # long texts, sentence by sentence
+  smalle evaluate CHECKPOINT PARAGRAPHS.txt OUT --stream           # long texts, sentence by sentence
 
 The results go to a folder under OUT whose name contains every option that changes a recording: 0001.wav, 0001.png (its
 alignment), ..., manifest.jsonl, report.json and index.html. Recordings that exist are kept: an interrupted run
 continues, and a finished one can be scored later.
 
-Beside the scores, "cut" is the number of utterances that max_new_tokens ended, and "run_on" the number of those in
-which more words were recognized after the last one of the text.
+Besides the scores, "cut" is the number of utterances that ended only because max_new_tokens was reached, and "run_on"
+the number of those in which two or more words were recognized after the last one of the text.
 """
 
 import argparse
@@ -180,17 +180,25 @@ def add_common_options(
     parser: argparse.ArgumentParser, batch_size: int = 8, device: str | None = None, threads: int | None = None
 ) -> None:
     """Adds the options that the evaluation and the benchmarks over it share."""
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=batch_size, help="texts at once, except --clone and --stream")
-    parser.add_argument("--device", default=device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="PyTorch, or C in 8 bits")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=batch_size,
+        help="texts synthesized at once; 1 with --clone or --stream (default: %(default)s)",
+    )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=device, help="cpu or cuda (default here: %(default)s)")
+    parser.add_argument(
+        "--runtime", choices=RUNTIMES, default="torch", help="PyTorch, or C with 8-bit weights (default: torch)"
+    )
     parser.add_argument(
         "--generate",
         type=option,
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an option of model.generate; can be given several times",
+        help="an option of model.generate, such as temperature=0.8; may be given several times",
     )
     add_scorer_options(parser, threads=threads)
 
@@ -198,9 +206,11 @@ def add_common_options(
 def add_scorer_options(parser: argparse.ArgumentParser, required: bool = False, threads: int | None = None) -> None:
     """Adds the options that choose what scores recordings."""
     parser.add_argument(
-        "--scorer", type=Path, required=required, help="program that scores a manifest: SCORER MANIFEST --out FILE"
+        "--scorer", type=Path, required=required, help="Python program that scores a manifest (docs/evaluation.md)"
     )
-    parser.add_argument("--scorer-python", default=sys.executable, help="the Python that runs the scorer")
+    parser.add_argument(
+        "--scorer-python", default=sys.executable, help="the Python that runs the scorer (default: this one)"
+    )
     if not required:
         parser.add_argument("--asr", help="score by this speech recognizer of transformers: folder or Hub name")
     parser.add_argument("--threads", type=int, default=threads, help="CPU threads of the model and of the scorer")
@@ -214,12 +224,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "sentences", type=Path, nargs="?", help='text file, one sentence a line; or .jsonl, rows {"text", "reference"?}'
     )
-    parser.add_argument("out", type=Path, help="folder for the folders of results")
+    parser.add_argument("out", type=Path, help="folder in which the folder of the results is made")
     parser.add_argument(
         "--clone", type=Path, metavar="MANIFEST", help='rows {"audio", "audio_text"?, "text", "reference"?}'
     )
-    parser.add_argument("--voice", help="a voice of the checkpoint, or a voice file; default: the default voice")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--voice", help="preset voice or voice file (default: the checkpoint's default voice)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the model (default: float32)"
+    )
     parser.add_argument("--stream", action="store_true", help="use the streaming interface, for texts of any length")
     add_common_options(parser)
     args = parser.parse_intermixed_args(argv)
