@@ -58,6 +58,7 @@ def build(folder: str | os.PathLike) -> pathlib.Path:
         compiler = shlex.split(os.environ.get("CC") or "cc")
         subprocess.run([*compiler, *FLAGS.split(), FOLDER / SOURCES[0], "-o", library, "-lm"], check=True)
         data = library.read_bytes()
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     path = pathlib.Path(folder, f"{name()}-{hashlib.sha256(data).hexdigest()[:16]}.so")
     path.write_bytes(data)
     return path

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -536,9 +537,15 @@ def test_nothing_is_loaded_from_a_checkpoint(cache, tiny_checkpoint, tmp_path, m
 
 
 def test_the_sources_for_remote_code_are_those_of_the_library(tmp_path):
-    command = ["python3", str(ROOT / "smalle" / "native" / "build.py")]
-    copied = tmp_path / "smalle" / "native"
-    shutil.copytree(ROOT / "smalle" / "native", copied, ignore=shutil.ignore_patterns("*.so"))
-    subprocess.run([command[0], str(copied / "build.py")], check=True)
-    written = (tmp_path / "smalle" / "native_source_smalle.py").read_text()
+    copied = shutil.copytree(ROOT / "smalle" / "native", tmp_path / "native")
+    subprocess.run([sys.executable, copied / "build.py"], check=True)
+    written = (tmp_path / "native_source_smalle.py").read_text()
     assert written == Path(native_source_smalle.__file__).read_text(), "run python smalle/native/build.py"
+
+
+def test_a_wheel_can_build_the_library(tmp_path):
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler is installed")
+    subprocess.run([sys.executable, ROOT / "smalle" / "native" / "build.py", tmp_path / "native"], check=True)
+    path = runtime_smalle.find_library(tmp_path / "native", native_source_smalle.NAME)
+    assert path is not None and runtime_smalle.open_library(path) is not None
