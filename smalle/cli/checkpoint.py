@@ -37,6 +37,8 @@ def load_checkpoint(name: str):
     logging.disable_progress_bar()
     try:
         processor = smalle.SmallEProcessor.from_pretrained(name)
-        return processor, smalle.SmallEForTextToSpeech.from_pretrained(name).eval()
+        model = smalle.SmallEForTextToSpeech.from_pretrained(name).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"The checkpoint {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    logging.set_verbosity_warning()  # says which runtime is taken where that is a slow one
+    return processor, model
