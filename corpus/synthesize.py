@@ -1,11 +1,11 @@
-"""Speaks a plan with Kokoro-82M: writes OUT/<speaker>/<id>.wav (16 bit, mono, 24 kHz) and OUT/metadata.jsonl.
+"""Synthesizes a plan with Kokoro-82M: writes OUT/<speaker>/<id>.wav (16 bit, mono, 24 kHz) and OUT/metadata.jsonl.
 
-usage: python -m smalle.corpus.synthesize PLAN.jsonl OUT --weights FOLDER [--voices NAME ... | --sampled-speakers N]
+  python -m smalle.corpus.synthesize PLAN.jsonl OUT --weights FOLDER [--voices NAME ... | --sampled-speakers N]
 
 A row of the plan: {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speaker": "mix1", "voice": {"af_heart": 0.6,
-"am_adam": 0.4}, "speed": 1.0}. Phonemes are misaki's alphabet; weights of voices may be negative. Optional: "prosody",
-weights for durations and pitch, where they differ from the voice's; "noise": {"voice": [7, 0.75], "prosody": [8,
-0.35]}, a random direction to add to each half of the style, by its seed and length.
+"am_adam": 0.4}, "speed": 1.0}. Phonemes are in misaki's alphabet; weights of voices may be negative. Optional:
+"prosody", weights for durations and pitch, if they differ from the voice's; "noise": {"voice": [7, 0.75], "prosody":
+[8, 0.35]}, the seed and the length of a random vector that is added to each half of the style.
 
 Rows are spoken in the plan's order. The same command again resumes: rows whose file exists are skipped.
 """
@@ -296,26 +296,35 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("plan", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "plan", type=Path, help="texts and speakers, .jsonl, as python -m smalle.corpus.texts writes them"
+    )
+    parser.add_argument("out", type=Path, help="folder of the corpus to write")
     parser.add_argument(
         "--weights", type=Path, required=True, help="folder written by python -m smalle.corpus.kokoro_weights"
     )
     speakers = parser.add_mutually_exclusive_group()
-    speakers.add_argument("--voices", nargs="+", help="speak the plan in these voices alone, in turn")
+    speakers.add_argument("--voices", nargs="+", help="use only these Kokoro voices, in turn, in place of the plan's")
     speakers.add_argument(
-        "--sampled-speakers", type=int, metavar="N", help="speak two short texts of the plan by each of N new speakers"
+        "--sampled-speakers", type=int, metavar="N", help="let each of N new, random speakers say two short texts"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument(
         "--dtype",
         choices=("float16", "bfloat16", "float32"),
         help="of the decoder; float16 on a GPU, float32 elsewhere",
     )
-    parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--minutes", type=float, default=1e6, help="time limit")
-    parser.add_argument("--batch-seconds", type=float, help="speech decoded together: 240 on a GPU, 20 elsewhere")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=4, help="processes that share the plan (default: 4)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=1e6,
+        help="stop after so many minutes; the same command continues (default: no limit)",
+    )
+    parser.add_argument(
+        "--batch-seconds", type=float, help="seconds of speech decoded at once (default: 240 on a GPU, else 20)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the sampled speakers (default: 0)")
     args = parser.parse_args(argv)
     gpu = args.device != "cpu"
     args.dtype = args.dtype or ("float16" if gpu else "float32")

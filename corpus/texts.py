@@ -1,6 +1,6 @@
-"""Plans synthetic training speech: collects sentences, finds their phonemes, gives each a speaker.
+"""Plans synthetic training speech: collects sentences, finds their phonemes and assigns speakers.
 
-usage: python -m smalle.corpus.texts PLAN.jsonl [--lj lj_texts.tsv] [--wordnet DIR] [--sentences FOLDER ...]
+  python -m smalle.corpus.texts PLAN.jsonl [--lj lj_texts.tsv] [--wordnet DIR] [--sentences FOLDER ...]
            [--exclude FILE ...] [--total 110000] [--seed 0]
 
 Writes a line of JSON for each utterance, {"id", "text", "phonemes", "speaker", "voice": {name: weight}, "speed"}, and
@@ -17,9 +17,9 @@ Sources and licences:
   CC BY 4.0), or any other folder of sentences.
 - The project's own: sentences of corpus/templates.py, and the most frequent words of all sources, each alone.
 
-Phonemes are misaki's alphabet, by the G2P of hibari-tts (Apache-2.0), British where the speaker is. A sentence with a
-word that its lexicons lack is left out, for a wrong pronunciation teaches nothing; only the many names in the LJ texts
-are guessed by its network.
+Phonemes are in misaki's alphabet, by the G2P of hibari-tts (Apache-2.0), and British for British speakers. A sentence
+with a word that its lexicons lack is left out, because a wrong pronunciation would be learned; only in the LJ texts,
+which have many names, such words are guessed by its network.
 """
 
 import argparse
@@ -326,14 +326,29 @@ def make_plan(args: argparse.Namespace) -> tuple[list[dict], dict[str, dict], Co
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m smalle.corpus.texts", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m smalle.corpus.texts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("out", type=Path, metavar="PLAN", help="the plan to write, .jsonl")
-    parser.add_argument("--lj", type=Path, help="id and text, separated by a tab")
-    parser.add_argument("--wordnet", type=Path, help="WordNet's folder, with data.noun, data.verb, data.adj, data.adv")
-    parser.add_argument("--sentences", type=Path, nargs="*", default=[], help="folders of everyday sentences")
-    parser.add_argument("--exclude", type=Path, nargs="*", default=[], help="files of sentences never to be spoken")
-    parser.add_argument("--total", type=int, default=110_000, help="texts in all (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lj", type=Path, metavar="FILE", help="LJ Speech's texts: one id<TAB>text per line")
+    parser.add_argument(
+        "--wordnet", type=Path, metavar="FOLDER", help="folder with WordNet's data.noun, data.verb, data.adj, data.adv"
+    )
+    parser.add_argument(
+        "--sentences", type=Path, nargs="*", default=[], metavar="FOLDER", help="folders of everyday sentences"
+    )
+    parser.add_argument(
+        "--exclude",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="sentences that must not be in the plan, such as those of evaluations",
+    )
+    parser.add_argument("--total", type=int, default=110_000, help="number of texts (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
     args = parser.parse_args(argv)
     if args.total < 1:
         raise ValueError(f"--total is {args.total}: expected at least 1")

@@ -2,15 +2,15 @@
 
   python -m smalle.train.assemble MODEL CODEC VOICES.yaml OUT [--card CARD.md]
 
-MODEL is the output folder of a training, or one of its checkpoints, of which the averaged weights are taken. CODEC is
-the output folder of a codec's training. VOICES.yaml has the keys
+MODEL is the output folder of `smalle train`, or one of the checkpoints in it, whose averaged weights are used. CODEC is
+the output folder of the training of a codec. VOICES.yaml (such as train/recipes/voices-mini.yaml) has the keys
 
   default: NAME
   voices: {NAME: {audio: RECORDING, text: TRANSCRIPT}, ...}
   generation: default options of generate()
 
-where `audio` and `text` may be lists, `text` may be missing for a model with a speaker encoder, and {file: VOICE} names
-a voice file instead. Weights are stored in half precision and load in single precision.
+where `audio` and `text` may be lists, `text` may be left out for a model with a speaker encoder, and {file: VOICE}
+names a voice file instead. Weights are stored in half precision and loaded in single precision.
 """
 
 import argparse
@@ -128,10 +128,16 @@ def assemble(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("model", "codec", "voices", "out"):
-        parser.add_argument(name)
-    parser.add_argument("--card", help="model card, README.md of the repository")
+    parser = argparse.ArgumentParser(
+        prog="python -m smalle.train.assemble",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="output folder of `smalle train`, or a checkpoint in it")
+    parser.add_argument("codec", help="folder of the codec")
+    parser.add_argument("voices", help="YAML file of the voices")
+    parser.add_argument("out", help="folder of the checkpoint to write")
+    parser.add_argument("--card", help="model card to copy to README.md (default: a template)")
     arguments = parser.parse_args(argv)
     size = assemble(arguments.model, arguments.codec, arguments.voices, arguments.out, arguments.card)
     print(f"{arguments.out}: {size / 1e6:.1f} MB")

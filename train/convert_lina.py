@@ -1,4 +1,4 @@
-"""Converts a checkpoint of lina-speech beta, the original implementation of Small-E, to one of transformers.
+"""Converts a checkpoint of lina-speech beta, the original implementation of Small-E, to this package's format.
 
   python -m smalle.train.convert_lina CHECKPOINT.pt CONFIG.yaml OUT [--tokenizer bpe256.json]
 
@@ -329,10 +329,15 @@ def save(model: SmallEForTextToSpeech, out: str | Path, tokenizer: PreTrainedTok
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("checkpoint", "config", "out"):
-        parser.add_argument(name)
-    parser.add_argument("--tokenizer", help="the original's bpe256.json")
+    parser = argparse.ArgumentParser(
+        prog="python -m smalle.train.convert_lina",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="the original's checkpoint, .pt")
+    parser.add_argument("config", help="the original's configuration, .yaml")
+    parser.add_argument("out", help="folder of the checkpoint to write")
+    parser.add_argument("--tokenizer", help="the original's bpe256.json; without it OUT has no processor")
     arguments = parser.parse_args(argv)
     try:
         model = convert(arguments.checkpoint, arguments.config)

@@ -49,11 +49,15 @@ def copy_synthesis(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m smalle.train.codec.copy_synthesis",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("codec", help="folder, Hub name, or 'encodec'")
-    parser.add_argument("manifest")
-    parser.add_argument("out")
-    parser.add_argument("--count", type=int, help="only the first N rows")
+    parser.add_argument("manifest", help="recordings to copy, .jsonl")
+    parser.add_argument("out", help="folder of the copies")
+    parser.add_argument("--count", type=int, metavar="N", help="copy only the first N rows")
     arguments = parser.parse_args(argv)
     try:
         codec = load_codec(arguments.codec).to("cuda" if torch.cuda.is_available() else "cpu")

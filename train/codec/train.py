@@ -2,11 +2,13 @@
 
   python -m smalle.train.codec.train RECIPE [--stage STAGE] [--fresh] [KEY.SUBKEY=VALUE ...]
 
-reconstruction fits principal components of log-mel frames and codebooks by residual k-means, unless the recipe names a
-codec to start from, and trains the decoder by spectral distance. The codes keep their meaning from then on.
-adversarial trains the decoder against discriminators. refiner trains the refiner (codec.refiner_num_layers above 0),
-which estimates the quantization error. Each stage runs for its minutes, and resumes from its last checkpoint when it is
-started again. KEY.SUBKEY=VALUE changes the recipe, as in reconstruction.minutes=5.
+  reconstruction  fits principal components of log-mel frames and codebooks by residual k-means, unless the recipe names
+                  a codec to start from, and trains the decoder by spectral distance; later stages keep the codes
+  adversarial     trains the decoder against discriminators
+  refiner         trains the refiner, which estimates the quantization error (codec.refiner_num_layers above 0)
+
+Run the stages in this order, each with a command of its own. A stage runs for its `minutes`, and resumes from its last
+checkpoint when it is started again. KEY.SUBKEY=VALUE changes the recipe, for example reconstruction.minutes=5.
 """
 
 import argparse
@@ -82,10 +84,16 @@ def train(recipe: CodecRecipe, stage: str, fresh: bool = False) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="YAML file, as train/recipes/codec-mini.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes to the recipe")
-    parser.add_argument("--stage", choices=list(STAGES), default="reconstruction", help="default: reconstruction")
+    parser = argparse.ArgumentParser(
+        prog="python -m smalle.train.codec.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="YAML file, such as train/recipes/codec-mini.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes a value of the recipe")
+    parser.add_argument(
+        "--stage", choices=list(STAGES), default="reconstruction", help="the stage to run (default: reconstruction)"
+    )
     parser.add_argument("--fresh", action="store_true", help="start again instead of resuming from the last checkpoint")
     arguments = parser.parse_intermixed_args(argv)
     try:

@@ -1,10 +1,11 @@
 """Finds the times of words in prepared codes, where the corpus does not give them, with a trained model's alignment.
 
-usage: python -m smalle.train.data.align MODEL CODES.parquet OUT.parquet [--batch 32]
+  python -m smalle.train.data.align MODEL CODES.parquet OUT.parquet [--batch 32]
 
-CODES may be shards of that name. OUT has the same rows; empty `words` are filled, others stay. A pause counts to the
-word before it. Prints how far the model's times are from known ones. Training uses the times in the alignment loss and
-with forced_alignment_probability.
+CODES is a parquet file that `smalle prepare` wrote, or the name that its shards share (train.parquet for
+train-00000.parquet and so on). OUT has the same rows; `words` is filled in where it is empty. A pause belongs to the
+word before it. Prints how far the model's times are from known ones. Training uses the times for the alignment loss and
+for forced_alignment_probability.
 """
 
 import argparse
@@ -53,12 +54,18 @@ def align(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m smalle.train.data.align",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("model", help="checkpoint: folder or Hub name")
-    parser.add_argument("codes", help="prepared codes")
+    parser.add_argument("codes", help="prepared codes: file or shards")
     parser.add_argument("out", help="parquet file to write")
-    parser.add_argument("--batch", type=int, default=32, help="utterances (default: %(default)s)")
-    parser.add_argument("--check", type=int, default=500, help="known rows to compare with (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="utterances aligned at once (default: %(default)s)")
+    parser.add_argument(
+        "--check", type=int, default=500, help="rows with known times to compare with (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     model = SmallEForTextToSpeech.from_pretrained(arguments.model, dtype=torch.float32).eval()
     shape = model.config.num_codebooks, model.config.frame_rate

@@ -1,8 +1,8 @@
 """Trains the text tokenizer: lower-cased byte-pair encoding with 256 entries, [PAD] 0, [BOS] 1, [EOS] 2.
 
-usage: python -m smalle.train.data.tokenizer METADATA... --out FOLDER [--vocab-size 256]
+  python -m smalle.train.data.tokenizer METADATA... --out FOLDER [--vocab-size 256]
 
-METADATA: text files with a sentence a line, .jsonl files whose rows have "text", or shards of prepared codes.
+METADATA: text files with one sentence per line, .jsonl files whose rows have "text", or shards of prepared codes.
 """
 
 import argparse
@@ -63,7 +63,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 256) -> PreTrainedTo
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m smalle.train.data.tokenizer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("metadata", nargs="+", help="files with texts")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--vocab-size", type=int, default=256, help="entries (default: %(default)s)")
