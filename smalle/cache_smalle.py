@@ -26,7 +26,7 @@ class State:
 
     def map(self, function: Callable[[Tensor], Tensor]):
         """The same state with `function` applied to every tensor (select rows, move to a device)."""
-        return type(self)(*(map_tensors(function, getattr(self, field.name)) for field in fields(self)))  # type: ignore
+        return type(self)(*(map_tensors(function, getattr(self, field.name)) for field in fields(self)))  # type: ignore[call-arg, arg-type]
 
 
 @dataclass

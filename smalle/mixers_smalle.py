@@ -116,7 +116,7 @@ class ShortConvolution(nn.Conv1d):
         for parameter in self.parameters():
             init.uniform_(parameter, -bound, bound)
 
-    def forward(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
         past = self.kernel_size[0] - 1
         state = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state.to(x.dtype)
         seen = torch.cat((state, x), 1)

@@ -41,11 +41,11 @@ class SmallETextKwargs(TextKwargs, total=False):
     normalize_text: bool | None
 
 
-class SmallEProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[misc]
+class SmallEProcessorKwargs(ProcessingKwargs, total=False):
     """Settings of a call, flat or as text_kwargs= and audio_kwargs=."""
 
-    text_kwargs: SmallETextKwargs  # type: ignore[misc]
-    _defaults = {  # type: ignore[misc]
+    text_kwargs: SmallETextKwargs
+    _defaults = {
         "text_kwargs": {**TOKENIZER_SETTINGS, "normalize_text": True},
         "common_kwargs": {"return_tensors": "pt"},
     }
@@ -103,8 +103,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             belongs to it; None if unknown.
     """
 
-    _auto_class = "AutoProcessor"  # type: ignore[assignment]
-    valid_processor_kwargs = SmallEProcessorKwargs  # type: ignore[assignment]
+    _auto_class: Any = "AutoProcessor"
+    valid_processor_kwargs: Any = SmallEProcessorKwargs
     model_input_names = ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
 
     def __init__(
@@ -134,9 +134,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         self.default_voice = default_voice
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
-    ) -> "SmallEProcessor":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "SmallEProcessor":
         """Loads the processor of a checkpoint: a folder or a name on the Hub."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         source = os.fspath(pretrained_model_name_or_path)
@@ -335,7 +333,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         unknown = sorted(kwargs.keys() - CALL_SETTINGS)
         if unknown:
             raise ValueError(f"The processor has no argument {', '.join(unknown)}: see the documentation of its call.")
-        settings = self._merge_kwargs(SmallEProcessorKwargs, **kwargs)
+        settings = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)
         wanted = settings["text_kwargs"]["return_tensors"]
         if wanted != "pt":
             raise ValueError(f"return_tensors={wanted!r}: this processor returns 'pt', nothing else.")
@@ -360,7 +358,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if voice is not None:
             raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
         if is_one_recording(audio):
-            return [self.encode_voice(audio, audio_text, sampling_rate, normalize_text)] * count  # type: ignore[arg-type]
+            transcript: Any = audio_text  # encode_voice() refuses a list
+            return [self.encode_voice(audio, transcript, sampling_rate, normalize_text)] * count
         said = [None] * len(audio) if audio_text is None else as_list(audio_text)
         if not len(audio) == len(said) == count:
             raise ValueError(

@@ -119,10 +119,8 @@ class TextToSpeechStreamer:
             if progress is not None:
                 progress(num_active)
 
-        settings |= {
-            "progress": step,
-            "chunk_frames": block_sizes() if self.chunk_frames is None else self.chunk_frames,
-        }
+        settings["progress"] = step
+        settings["chunk_frames"] = block_sizes() if self.chunk_frames is None else self.chunk_frames
         return self._decode(prefetch(self._generate(pieces, prompt, seed, settings), stop))
 
     async def astream(self, text: str, **options) -> AsyncIterator[Tensor]:
