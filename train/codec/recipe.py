@@ -13,11 +13,11 @@ class DataOptions:
     """The part `data`: what is trained on.
 
     Attributes:
-        corpus: Corpora of any layout that smalle.train.data.corpora reads; transcripts are not needed.
-        segment: Samples of a training segment.
+        corpus: Folders or files of any layout that `smalle prepare` reads; transcripts are not needed.
+        segment: Length of a training segment in samples.
         exclude_speakers: Speakers that are left out, with every blend that they are part of.
-        max_hours: Audio that is loaded into memory; all by default.
-        validation_files: Files that are left out of training, for the validation loss.
+        max_hours: Hours of audio to load into memory; all by default.
+        validation_files: Number of files that are held out of training for the validation loss.
         gain_db: Range of the random gain of a segment.
     """
 
@@ -31,15 +31,16 @@ class DataOptions:
 
 @dataclass
 class StageOptions:
-    """What all stages have.
+    """Options of every stage.
 
     Attributes:
         output: Folder of the codec that is written.
         minutes: Training time; the learning rate follows it.
-        warmup: Steps in which the learning rate rises.
-        ema_decay: Decay of the averaged weights, which are what is saved.
+        warmup: Number of steps in which the learning rate rises.
+        ema_decay: Decay of the moving average of the weights, which is what is saved.
         clip: Largest norm of the gradient.
-        start: Codec to start from, a folder; layers of another shape are initialized.
+        start: Folder of the codec to start from; layers of another shape are initialized.
+        log_seconds, checkpoint_seconds: Seconds between log lines and between checkpoints.
     """
 
     output: str
@@ -69,7 +70,7 @@ class AdversarialOptions(StageOptions):
     Attributes:
         periods, windows, width: Periods, Fourier windows and channels of the discriminators.
         bf16: Run the discriminators in bfloat16.
-        initial_share: Share of the decoder's initial weights in what is saved.
+        initial_share: Share of the decoder's weights before this stage in those that are saved.
     """
 
     discriminator_learning_rate: float = 3e-4

@@ -1,4 +1,4 @@
-"""Batches of `Sample`s of nearly equal lengths: which utterances share one, and how they become a model's inputs."""
+"""Batches of `Sample`s of nearly equal length: which utterances share a batch, and how it becomes a model's inputs."""
 
 import itertools
 import random
@@ -18,12 +18,13 @@ class SpeakerBatchSampler:
     """Endless batches of samples; a sample is a tuple of utterances of one speaker.
 
     An epoch takes every utterance once, in a new order: a speaker's utterances are shuffled and joined into samples of
-    up to `max_frames`, or left `single`, a share of the samples; samples of similar length share a batch of at most
-    `frames_per_batch` with padding; the batches are shuffled. The seed fixes everything, so a resumed run sees the same
-    batches. Process `rank` of `world` takes every world-th batch, so all make the same number of steps. A sample leaves
-    out `reserved` of its speaker's utterances at least, as recordings for the speaker encoder.
+    up to `max_frames`, except a share `single` of the samples, which are one utterance; samples of similar length share
+    a batch of at most `frames_per_batch` including padding; the batches are shuffled. The seed determines everything,
+    so a resumed run sees the same batches. Process `rank` of `world` takes every world-th batch, so all make the same
+    number of steps. A sample leaves out at least `reserved` of its speaker's utterances, as references for the speaker
+    encoder.
 
-    Raises ValueError where no utterance is as short as `max_frames`. left_out: how many are longer.
+    left_out: number of utterances longer than `max_frames`. Raises ValueError if all are.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Training samples from prepared codes: joined utterances of a speaker, other codes of that speaker, the past."""
+"""Training samples from prepared codes: joined utterances of a speaker, and a reference recording of that speaker."""
 
 import os
 import pathlib
@@ -34,12 +34,10 @@ def shards(path: str | os.PathLike) -> list[pathlib.Path]:
     found = sorted(path.parent.glob(f"{path.name.removesuffix('.parquet')}-*.parquet"))
     if path.is_file():
         if found:
-            raise ValueError(f"there are {path} and {found[0]}: delete what is old, or name another folder")
+            raise ValueError(f"there are both {path} and {found[0]}: delete what is old, or name another folder")
         return [path]
     if not found:
-        raise ValueError(
-            f"{path} is not there, nor shards of that name: prepare codes with smalle.train.data.prepare first"
-        )
+        raise ValueError(f"{path} does not exist, nor shards of that name: prepare codes with `smalle prepare` first")
     return found
 
 
@@ -64,9 +62,9 @@ def read_table(path: str | os.PathLike, cache: str | os.PathLike | None = None) 
 
 
 def speaker_frames(config: Any, seconds: float = 5.0) -> int:
-    """Frames of so many seconds, for the speaker encoder; 0 for a model without one.
+    """The number of frames in so many seconds, for the speaker encoder; 0 for a model without one.
 
-    Raises ValueError for seconds that make no recording."""
+    Raises ValueError for a length that no recording has."""
     frames = int(seconds * config.frame_rate) if isinstance(seconds, int | float) else 0
     if not 2 <= frames <= config.max_audio_frames:
         raise ValueError(f"data.speaker_seconds={seconds!r}: expected a number of seconds; 3 to 10 are usual.")
@@ -74,11 +72,11 @@ def speaker_frames(config: Any, seconds: float = 5.0) -> int:
 
 
 def parallel_utterances(texts: Iterable[str], speakers: Iterable[str]) -> dict[int, list[int]]:
-    """Utterances of the same words and relative times, {index: indices with itself}, of those that have others.
+    """Groups of utterances with the same words at the same relative times: {index: all indices of its group}.
 
-    These are the speeds of one recording (smalle.train.data.prepare --speeds) and the two speakers of a pair of
-    smalle.corpus.speakers.sample_speakers. They share their text and, but for suffixes as in
-    "s0_0001~a x0.91", the name of their speaker.
+    Utterances that are alone are left out. Groups are the speeds of one recording (smalle.train.data.prepare --speeds)
+    and the two speakers of a pair of smalle.corpus.speakers.sample_speakers. They share their text and, but for
+    suffixes as in "s0_0001~a x0.91", the name of their speaker.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for index, (text, speaker) in enumerate(zip(texts, speakers)):
@@ -91,8 +89,8 @@ class CodesDataset(torch.utils.data.Dataset):
 
     dataset[(index, ...)] is the `Sample` of these utterances, joined: samples of several teach the model to continue a
     prompt in its voice, and to read long texts. With `speaker_frames` a sample also has speaker_codes, up to so many
-    frames of other utterances of the speaker, and past: with `voice_swap_probability` the codes of
-    `parallel_utterances`, so that the voice follows from speaker_codes alone; else its own codes.
+    frames of other utterances of the speaker, and past, what the decoder reads: with `voice_swap_probability` the codes
+    of `parallel_utterances`, so that only speaker_codes tell which voice to generate; else the sample's own codes.
 
     Raises ValueError where the codes' lengths do not fit `num_codebooks` and `frame_rate`.
     """

@@ -1,8 +1,8 @@
 """The plan of a preparation: which clips make which shard, written once and kept beside the shards.
 
-OUT/plan/plan.json holds the request and the hours of each shard; OUT/plan/train-00000.jsonl and so on the clips of the
-shard of that name; problems.jsonl what cannot be used. The folder appears complete or not at all, memory does not grow
-with the corpus, and whoever resumes the work finds the same shards.
+OUT/plan/plan.json holds the options and the hours of each shard; OUT/plan/train-00000.jsonl and so on hold the clips of
+the shard of that name; problems.jsonl lists what cannot be used. The folder appears complete or not at all, memory does
+not grow with the corpus, and a resumed preparation has the same shards.
 """
 
 import collections
@@ -27,16 +27,18 @@ REQUEST = (  # options of the preparation that decide about the plan and the sha
 
 
 def choose_speakers(speakers: Iterable[str], wanted: Sequence[str], seed: str) -> set[str]:
-    """The wanted speakers, given by name or as one number. Raises ValueError for unknown names or too many."""
+    """The wanted speakers, given by names or as one number. Raises ValueError for unknown names or too many."""
     speakers = sorted(speakers)
     if len(wanted) == 1 and wanted[0].isdigit() and wanted[0] not in speakers:
         count = int(wanted[0])
         if count >= len(speakers):
-            raise ValueError(f"{count} of {len(speakers)} speakers asked for: none would be left to train on")
+            raise ValueError(
+                f"{count} speakers to hold out, but the corpus has {len(speakers)}: none would be left to train on"
+            )
         return set(random.Random(seed).sample(speakers, count))
     unknown = sorted(set(wanted) - set(speakers))
     if unknown:
-        raise ValueError(f"no speakers named {unknown[:5]}: the corpus has {len(speakers)}, as {speakers[:5]}")
+        raise ValueError(f"no speakers named {unknown[:5]}: the corpus has {len(speakers)}, such as {speakers[:5]}")
     return set(wanted)
 
 
@@ -98,13 +100,11 @@ def make_plan(folder: pathlib.Path, request: dict) -> dict[str, float]:
     Raises ValueError where there is nothing to prepare or nothing would be left to train on.
     """
     if not all(0.5 <= speed <= 2 for speed in request["speeds"]):
-        raise ValueError(f"--speeds {request['speeds']}: expected 0.5 to 2; beyond, no voice sounds human")
+        raise ValueError(f"--speeds {request['speeds']}: expected 0.5 to 2; outside of that no voice sounds human")
     counts = list_clips(folder, request)
     if not counts:
         problems = (folder / "problems.jsonl").read_text(encoding="utf-8").splitlines()
-        found = (
-            f"{len(problems)} cannot be used, first {problems[0]}" if problems else "there are none but excluded ones"
-        )
+        found = f"{len(problems)} cannot be used, first {problems[0]}" if problems else "all of them are excluded"
         raise ValueError(f"no clips in {', '.join(request['corpora'])}: {found}")
     split_of = split_function(counts, request)
 
@@ -128,7 +128,7 @@ def make_plan(folder: pathlib.Path, request: dict) -> dict[str, float]:
 def load_or_make_plan(out: pathlib.Path, request: dict, first: bool) -> dict[str, float]:
     """Hours of each shard. The first process makes the plan, the others wait for it.
 
-    request: the options of the preparation (REQUEST). Raises ValueError where an older plan answers another one.
+    request: the options of the preparation (REQUEST). Raises ValueError if the existing plan was made with others.
     """
     path, request = out / "plan" / "plan.json", json.loads(json.dumps(request))
     if first and not path.is_file():
@@ -140,7 +140,9 @@ def load_or_make_plan(out: pathlib.Path, request: dict, first: bool) -> dict[str
         time.sleep(0.2)
     plan = json.loads(path.read_text(encoding="utf-8"))
     if changed := [key for key in request if plan["request"].get(key) != request[key]]:
-        raise ValueError(f"{out} was begun with another {', '.join(changed)}: finish that, or name another folder")
+        raise ValueError(
+            f"{out} was begun with another {', '.join(changed)}: continue with the same options, or name another folder"
+        )
     return plan["parts"]
 
 

@@ -1,4 +1,4 @@
-"""Samples of a training run: at each evaluation the model synthesizes some sentences of the evaluation data."""
+"""Audio samples of a training run: at each evaluation the model synthesizes sentences of the evaluation data."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ SEED = 0
 
 
 def open_board(folder: Path):
-    """A writer of TensorBoard; None where that is not installed."""
+    """A writer for TensorBoard; None if that is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -1,6 +1,6 @@
 """Changes to the audio context in training, so that the model relies on its text and not on a flawless past.
 
-With the recorded past as context, the next frame is easy to predict without reading the text; in generation the context
+With recorded frames as context, the next frame is easy to predict without reading the text; in generation the context
 is the model's own output, with its errors. All functions take delayed codes (B, T, Q) with special ids below
 NUM_AUDIO_SPECIALS and return codes of the same shape; `fraction` is the expected fraction of changed frames.
 """

@@ -44,7 +44,7 @@ def read_recipe(kind: type[T], path: str | os.PathLike, overrides: Iterable[str]
 
 
 def make_dataclass(kind: type[T], values: Mapping[str, Any], name: str = "") -> T:
-    """Makes the dataclass `kind` of a mapping; a field that is a dataclass itself is made of a nested mapping.
+    """Makes the dataclass `kind` from a mapping; a field that is a dataclass itself is made from a nested mapping.
 
     Numbers, strings and truth values are checked; "1e-3", which YAML takes for a string, is a float. Raises ValueError
     with the full name of a key, after `name`, that is unknown, missing or of the wrong type.
@@ -101,11 +101,11 @@ class DataOptions:
         tokenizer: Folder or Hub name of the tokenizer.
         train, eval: Prepared codes: a parquet file or the name of its shards (smalle.train.data.prepare).
         frames_per_batch: Frames of a batch, padding included.
-        max_seconds: Longest sample; longer utterances are left out.
-        single_utterance_probability: Samples that are one utterance; the others join several of one speaker.
-        eval_batches: Batches of the evaluation data that are evaluated.
-        speaker_seconds: Longest reference recording for the speaker encoder.
-        cache_dir: Folder for memory-mapped copies of the codes; without it they are held in memory.
+        max_seconds: Length of the longest sample; longer utterances are left out.
+        single_utterance_probability: Share of samples that are one utterance; the others join several of one speaker.
+        eval_batches: Number of batches of the evaluation data to evaluate on.
+        speaker_seconds: Length of the longest reference recording for the speaker encoder.
+        cache_dir: Folder for memory-mapped copies of the codes; None: they are held in memory.
     """
 
     tokenizer: str
@@ -124,19 +124,21 @@ class Objective:
     """The part `objective`: the losses, what is changed in the inputs, and the averaging of weights.
 
     Attributes:
-        codebook_weights: Weight of each codebook's cross-entropy; equal without it.
-        alignment_weight: Weight of the attention outside of the words' known times (`losses.window_loss`).
+        codebook_weights: Weight of each codebook's cross-entropy; None: equal.
+        alignment_weight: Weight of the loss on attention outside of the words' known times (`losses.window_loss`).
         forward_sum_weight: Weight of the forward-sum loss, which needs no times (`losses.forward_sum_loss`).
-        forced_alignment_probability: Samples that read by the words' known times in place of the model's own alignment.
-        text_dropout: Samples without text, which classifier-free guidance needs.
-        speaker_dropout: Samples without reference recording; 0.1 by default in models with a speaker encoder.
-        voice_swap_probability: Samples whose past is the same recording in another voice, where the data has one.
-        audio_dropout: Frames of the past that are hidden, in spans.
-        span_replacement: Frames of the past that are replaced by earlier ones of the same sample.
-        span_replacement_other: Frames of the past that are replaced by those of another sample.
-        scheduled_sampling: Frames of the past, in every second step, that are the model's own prediction: a number, or
-            [[from progress, number], ...] with a progress of 0 to 1.
-        ema_decay: Decay of the averaged weights, which are what is saved in the end; 0: no average.
+        forced_alignment_probability: Share of samples that are read by the words' known times in place of the model's
+            own alignment.
+        text_dropout: Share of samples without text, which classifier-free guidance needs.
+        speaker_dropout: Share of samples without reference recording; 0.1 by default in models with a speaker encoder.
+        voice_swap_probability: Share of samples whose past frames are those of the same words in another voice, if the
+            data have one.
+        audio_dropout: Share of past frames that are hidden, in spans.
+        span_replacement: Share of past frames that are replaced by earlier ones of the same sample.
+        span_replacement_other: Share of past frames that are replaced by those of another sample.
+        scheduled_sampling: Share of past frames that are replaced by the model's own predictions, in every second step:
+            a number, or a schedule [[from progress, number], ...] with a progress of 0 to 1.
+        ema_decay: Decay of the moving average of the weights, which is what is saved in the end; 0: no average.
     """
 
     codebook_weights: list[float] | None = None
@@ -155,11 +157,11 @@ class Objective:
 
 @dataclass
 class SampleOptions:
-    """The part `samples`: sentences that are synthesized at each evaluation (`samples.Samples`).
+    """The part `samples`: sentences that are synthesized at each evaluation (`audio_samples.Samples`).
 
     Attributes:
         codec: Folder or Hub name of the codec that decodes them.
-        count: How many.
+        count: Number of sentences.
         scorer: Program that scores them (smalle.train.evaluation.scoring), run by scorer_python.
     """
 
@@ -171,10 +173,10 @@ class SampleOptions:
 
 @dataclass
 class TrainingOptions(TrainingArguments):
-    """The part `training`: TrainingArguments of transformers with other defaults, and a limit of time.
+    """The part `training`: TrainingArguments of transformers with other defaults, and a time limit.
 
     Attributes:
-        minutes: Ends training after so many minutes; the learning rate then follows the time (`clock.Clock`).
+        minutes: Ends training after so many minutes; the learning rate then follows the time (`time_budget.Clock`).
     """
 
     remove_unused_columns: bool = False
@@ -202,7 +204,7 @@ class Recipe:
     Attributes:
         training: Fields of `TrainingOptions`.
         model: Fields of SmallEConfig.
-        init: Checkpoint to start from; `model` may then name more layers than it has (`initialization.grow`).
+        init: Checkpoint to start from; `model` may then ask for more layers than it has (`initialization.grow`).
     """
 
     data: DataOptions

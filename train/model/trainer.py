@@ -52,7 +52,7 @@ class SmallETrainer(Trainer):
         sampler: Batches of indices of `train_dataset`.
         eval_sampler: Batches of indices of `eval_dataset`.
         objective: The losses and augmentations; `codebook_weights` must be set.
-        clock: Limit of time, where there is one; it also has to be among the callbacks, as `ema`.
+        clock: Time limit, if there is one; it must also be among the callbacks, like `ema`.
         ema: Averaged weights, used by `evaluate`.
     """
 
@@ -242,7 +242,7 @@ def read_data(
 def build_callbacks(
     recipe: Recipe, model: PreTrainedModel, tokenizer, evaluation: CodesDataset, arguments: TrainingOptions
 ) -> tuple[EMACallback | None, Clock | None, Samples | None]:
-    """Averaged weights, limit of time and samples of a recipe, where it asks for them."""
+    """Averaged weights, time limit and audio samples, each if the recipe asks for it, else None."""
     decay, samples = recipe.objective.ema_decay, recipe.samples
     if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         for name, value in ("objective.ema_decay", decay), ("samples", samples):
@@ -256,7 +256,7 @@ def build_callbacks(
 
 
 def build_trainer(recipe: Recipe, adapt: Callable[[PreTrainedModel], nn.Module] | None = None) -> SmallETrainer:
-    """The Trainer of a recipe. `adapt` turns the recipe's model into the module that is trained, as a LoRA adapter."""
+    """The Trainer of a recipe. `adapt` turns the recipe's model into the module to train, such as one with LoRA."""
     data, arguments = recipe.data, make_dataclass(TrainingOptions, recipe.training, "training")
     set_seed(arguments.seed)
     tokenizer = AutoTokenizer.from_pretrained(data.tokenizer)
@@ -271,7 +271,7 @@ def build_trainer(recipe: Recipe, adapt: Callable[[PreTrainedModel], nn.Module] 
     if arguments.process_index == 0:
         print(
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters; "
-            f"{train.lengths.sum() / config.frame_rate / 3600:.1f} hours, {len(sampler.epoch(0))} batches an epoch, "
+            f"{train.lengths.sum() / config.frame_rate / 3600:.1f} hours, {len(sampler.epoch(0))} batches per epoch, "
             f"{sampler.left_out} utterances longer than data.max_seconds, {arguments.world_size} processes",
             flush=True,
         )
