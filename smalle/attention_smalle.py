@@ -101,7 +101,7 @@ class TransformerLayer(GradientCheckpointingLayer):
     ) -> tuple[Tensor, ...]:
         """One layer over T new steps after S old ones.
 
-        x (B, T, D); visible, bool, broadcasts to (B, H, T, S + T): True where a step attends to, None: causal, S = 0;
+        x (B, T, D); visible, bool, broadcasts to (B, H, T, S + T): True where a step may attend, None: causal, S = 0;
         cos, sin: `rotary` of the new steps; keys, values (B, H, S, D / H) of the old ones.
         Returns x, and keys and values of all S + T; on request also the attention (B, T, S + T) of the first head.
         """
@@ -121,7 +121,7 @@ class TransformerLayer(GradientCheckpointingLayer):
 class LinearAttentionBlock(GradientCheckpointingLayer):
     """A recurrent sequence mixer, then a gated feed-forward layer, pre-norm: one LCLM block of the paper.
 
-    The state is that of the mixer; with the channel mixing of RWKV, a tuple of that and what channel mixing remembers.
+    The state is that of the mixer; with RWKV's channel mixing, a tuple of that and the state of the channel mixing.
     """
 
     def __init__(self, config: SmallEConfig, hidden_size: int, num_heads: int, intermediate_size: int, index: int = 0):
@@ -154,7 +154,7 @@ class LinearAttentionBlock(GradientCheckpointingLayer):
 
 
 class BlockStack(nn.ModuleList):
-    """Blocks with the call of one; the state is a tuple of theirs."""
+    """Blocks in sequence, called like a single one; the state is a tuple of theirs."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None, state: Any = None) -> tuple[Tensor, Any]:
         after = []
@@ -179,12 +179,12 @@ def sinusoids(mask: Tensor, size: int, theta: float = 10000.0) -> Tensor:
 
 
 def apply_forced(alignment: Tensor, forced: Tensor | None) -> Tensor:
-    """The alignment, or the forced one in steps where that has any weight."""
+    """The alignment, replaced by the forced one in steps where that is not all zeros."""
     return alignment if forced is None else torch.where(forced.sum(-1, keepdim=True) > 0, forced, alignment)
 
 
 class CrossAttention(nn.Module):
-    """Projections of audio to queries, of text to keys and values, each normed."""
+    """Projections of the audio to queries and of the text to keys and values, each with a norm."""
 
     def __init__(self, config: SmallEConfig):
         super().__init__()
@@ -295,7 +295,7 @@ CROSS_ATTENTIONS: dict[str, Any] = {"paca": PositionAwareCrossAttention, "plain"
 
 
 class SpeakerEncoder(nn.Module):
-    """A reference recording to a speaker embedding: transformer layers as the text's, their mean, a projection."""
+    """A reference recording to a speaker embedding: transformer layers, the mean over time, a projection."""
 
     def __init__(self, config: SmallEConfig):
         super().__init__()
@@ -309,7 +309,7 @@ class SpeakerEncoder(nn.Module):
         """Embedded frames x (B, P, D), mask (B, P), 0 on padding -> (B, D); zero for a row without frames."""
         present, mask = mask.any(1, keepdim=True), mask.bool()
         cos, sin = rotary(torch.arange(x.shape[1], device=x.device), self.rotary_size, self.theta)
-        visible = (mask | ~present)[:, None, None]  # a softmax needs something
+        visible = (mask | ~present)[:, None, None]  # a softmax needs at least one entry
         for layer in self.layers:
             x, _, _ = layer(x, visible, cos, sin)
         x = (self.norm(x) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)

@@ -18,7 +18,7 @@ AUDIO_PAD, AUDIO_BOS, AUDIO_EOS, NUM_AUDIO_SPECIALS = 0, 1, 2, 3
 
 
 def check_kinds(config: Any, fields: Mapping[str, Any]):
-    """ValueError for a field that is not of the type of its annotation; an integer is a float too."""
+    """ValueError for a field whose value is not of the annotated type; an integer counts as a float."""
     for name, annotation in fields.items():
         value, kinds = getattr(config, name), get_args(annotation) or (annotation,)
         kinds = tuple(get_origin(kind) or kind for kind in (*kinds, *((int,) if float in kinds else ())))
@@ -43,20 +43,21 @@ class SmallEConfig(PreTrainedConfig):
         hidden_size: width of the text encoder, the audio encoder and the audio decoder.
         intermediate_size: width of the gated feed-forward layers.
         text_layers, num_attention_heads, rope_theta: the non-causal text encoder.
-        partial_rotary_factor: share of the channels of a head that rotary positions rotate.
-        decoder_layers: layers of the decoder-only transformer, which has the heads and rope_theta above and nothing of
-            what follows up to the codec.
-        alignment_layer: the layer of it, from 0, whose first head's attention to the text is the model's alignment, to
-            be trained as such (`alignment_weight` of a recipe); None: it has none, as in the paper.
-        final_norms: the stacks that end in a LayerNorm, of "text", "audio_encoder", "position" (without
+        partial_rotary_factor: share of the channels of a head that are rotated by rotary positions.
+        decoder_layers: layers of the decoder-only transformer, which uses num_attention_heads and rope_theta, and of the
+            fields that follow, up to num_codebooks, only alignment_layer.
+        alignment_layer: of the decoder-only transformer, the layer (from 0) whose first head's attention to the text is
+            the model's alignment, to be trained as such (`alignment_weight` of a recipe); None: the model has no
+            alignment, as in the paper.
+        final_norms: which stacks end in a LayerNorm, any of "text", "audio_encoder", "position" (without
             `position_gain`, which has a norm of its own) and "audio_decoder".
         audio_encoder_layers, audio_decoder_layers: linear-attention blocks before and after the cross-attention.
         mixer: sequence mixer of those blocks and of the position block: "gla", "retnet", "rwkv5" (v5.2), "rwkv6",
             "rwkv7", "mamba", "mamba2" or "gated_deltanet".
-        mixer_heads: heads of a mixer in the audio encoder and decoder. Mamba has none; RWKV, Mamba-2 and Gated DeltaNet
-            were published with narrower heads (64 to 256 channels) than the paper's GLA.
+        mixer_heads: heads of each mixer in the audio encoder and decoder. Mamba has none; RWKV, Mamba-2 and Gated
+            DeltaNet were published with narrower heads (64 to 256 channels) than the paper's GLA.
         mixer_kernel: "auto": flash-linear-attention's kernels on a GPU where it is installed, plain PyTorch elsewhere;
-            "torch" or "fla" alone. It may be changed at any time and is not saved.
+            "torch" or "fla": only that. It may be changed at any time and is not saved.
         expand_k, expand_v: key and value widths of GLA, RetNet and Gated DeltaNet relative to `hidden_size`; expand_v
             is also the inner width of Mamba and Mamba-2. RWKV uses neither.
         gate_low_rank, gate_logit_normalizer: GLA's decay gate, `logsigmoid(low_rank(x)) / normalizer`.
@@ -66,19 +67,19 @@ class SmallEConfig(PreTrainedConfig):
         conv_size: steps that the short convolutions of Mamba, Mamba-2 and Gated DeltaNet see.
         cross_attention: "paca" (Position-Aware Cross-Attention), or "plain", multi-head attention (an ablation).
         cross_attention_heads: heads of the plain one (None: num_attention_heads).
-        cross_rotary_size: channels of each query and key of the cross-attention that rotary positions rotate; 0: none,
-            and plain cross-attention adds sinusoids to its keys instead.
+        cross_rotary_size: channels of each query and key of the cross-attention that are rotated by rotary positions;
+            0: none, and plain cross-attention adds sinusoids to its keys instead.
         position_size: width d_b of PACA's sinusoidal positions and of the block that runs over them (at most 64 in the
             paper).
         position_layers, position_heads, position_intermediate_size: blocks over positions, heads of their mixers and
             width of their feed-forward layers (None: 2 * position_size).
         position_theta: slowest wavelength of those positions, in units of 2 pi tokens.
-        position_gain: scale of the normalised output of that block, how sharply it looks up positions; None: neither
-            norm nor scale, the paper's equation.
-        speaker_layers: transformer layers of the speaker encoder; 0: none, and voices are prompts or states, as in the
-            paper.
+        position_gain: scale of the normalised output of that block; a larger one makes the alignment sharper. None:
+            neither norm nor scale, the paper's equation.
+        speaker_layers: transformer layers of the speaker encoder; 0: no speaker encoder, so that voices are prompts or
+            tuned states, as in the paper.
         num_codebooks, codebook_size, frame_rate, sampling_rate: the audio codec; frames and samples per second.
-        tie_word_embeddings: the head's weight is that of the audio embedding.
+        tie_word_embeddings: the head shares its weight with the audio embedding.
         max_text_tokens, max_audio_frames: limits of one input.
 
     Raises:

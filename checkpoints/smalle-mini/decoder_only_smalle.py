@@ -11,7 +11,8 @@ from .configuration_smalle import SmallEConfig
 def causal_mask(mask: Tensor, new: int) -> Tensor:
     """What the last `new` of S steps attend to: mask (B, S) bool -> (B, 1, new, S).
 
-    Themselves, earlier steps and no padding; a padded step attends to itself too, since a softmax needs something.
+    A step attends to itself and to earlier steps, but not to padding; a padded step attends to itself, since a softmax
+    needs at least one entry.
     """
     steps = torch.arange(mask.shape[1], device=mask.device)
     now = steps[mask.shape[1] - new :, None]
@@ -51,10 +52,10 @@ class CausalTransformer(nn.Module):
         return hidden, TransformerState(tuple(keys), tuple(values), whole, state.text_mask), attentions
 
     def forward_without_state(self, x: Tensor, mask: Tensor) -> list[Tensor]:
-        """As `forward` from the beginning, without a state to continue from: twice as fast.
+        """As `forward` from the beginning, without a state before or after it: twice as fast.
 
         Padding moves behind everything else, where causality hides it, so attention needs no mask and its kernels skip
-        half of the work. Hidden states of padded steps mean nothing.
+        half of the work. Hidden states of padded steps are meaningless.
         """
 
         def gather(x, order):
@@ -71,7 +72,7 @@ class CausalTransformer(nn.Module):
 
 
 class DecoderOnlyMixin:
-    """What the baseline has in place of `SmallEModel`'s layers: see there."""
+    """The layers and passes of the baseline, in place of those of `SmallEModel`, which documents them."""
 
     config: SmallEConfig
     text_embedding: nn.Embedding
@@ -84,7 +85,7 @@ class DecoderOnlyMixin:
     ) -> TransformerState:
         if initial_state is not None:
             raise ValueError(
-                "initial_state: a decoder-only transformer has no recurrent state. Use a voice that is a prompt."
+                "initial_state: a decoder-only transformer has no recurrent state. Use a recording with its transcript."
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask, nothing = mask.bool(), (None,) * self.config.decoder_layers

@@ -93,7 +93,7 @@ def chunk(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | No
 
 
 def _by_segments(function: Callable, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Tensor]:
-    """Calls `function(*inputs, state)` on 64 chunks after the other and joins the outputs."""
+    """Calls `function(*inputs, state)` on up to 64 chunks at a time and joins the outputs."""
     outputs = []
     for parts in zip(*(x.split(CHUNK * SEGMENT, 1) for x in inputs), strict=True):
         output, state = function(*parts, state)
@@ -102,7 +102,7 @@ def _by_segments(function: Callable, inputs: tuple[Tensor, ...], state: Any) -> 
 
 
 def _chunk_segment(q, k, v, g, state):
-    """Matrix products are those of autocast where that is on."""
+    """`chunk` of one segment. Matrix products run in autocast's precision if that is on."""
     kind, dtype = q.device.type, torch.promote_types(q.dtype, torch.float32)
     if torch.is_autocast_enabled(kind) and dtype == torch.float32:
         dtype = torch.get_autocast_dtype(kind)
@@ -425,7 +425,7 @@ def fla_kernel(kind: str | None, choice: str, k: Tensor) -> Callable | None:
         return None
     kernel = KERNELS.get(kind) if kind else None
     if kernel is None:
-        problem = "flash-linear-attention has no kernel of this mixer"
+        problem = "flash-linear-attention has no kernel for this mixer"
     elif kernel.max_keys and k.shape[-1] > kernel.max_keys:
         problem = f"its heads have {k.shape[-1]} channels, the kernel takes {kernel.max_keys} (see mixer_heads)"
     elif not installed(kernel.path):

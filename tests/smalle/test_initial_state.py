@@ -182,7 +182,7 @@ def test_state_of_another_model_is_refused(make_tiny, tiny_model, processor, voi
     inputs = processor("Hello.", voice=voice_file)
     with pytest.raises(ValueError, match="the model it was tuned for"):
         make_tiny(audio_decoder_layers=3).generate(**inputs)
-    with pytest.raises(ValueError, match="a voice that is a prompt"):
+    with pytest.raises(ValueError, match="a recording with its transcript"):
         make_tiny(architecture="decoder-only").generate(**inputs)
     other = random_state(make_tiny(audio_decoder_layers=3))
     save_voice(tmp_path / "other.safetensors", state=other.tensors)

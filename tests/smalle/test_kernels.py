@@ -71,7 +71,7 @@ def test_hopper_below_triton_3_7_1_is_known(monkeypatch, hopper, recent, latest,
 def test_who_insists_on_fla_hears_why_it_cannot_be(machine):
     machine()
     for kind, k, reason in (
-        (None, keys(), "no kernel of this mixer"),
+        (None, keys(), "no kernel for this mixer"),
         ("delta", keys(width=300), "300 channels, the kernel takes 256"),
         ("channel", keys(device="cpu"), "the input is on the CPU"),
     ):
