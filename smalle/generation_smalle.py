@@ -148,17 +148,6 @@ def guide(logits: Tensor, scale: float | None) -> Tensor:
     return conditional + (scale - 1) * (conditional - unconditional)
 
 
-def banned_tokens(num_codebooks: int, vocab_size: int, device: torch.device) -> Tensor:
-    """Tokens that are never sampled, (2, Q, V) bool: while a row may end, and while it may not.
-
-    A row ends when its first codebook is AUDIO_EOS; codebook q follows q steps later, see `force_tails`.
-    """
-    tokens = torch.zeros(2, num_codebooks, vocab_size, dtype=torch.bool)
-    tokens[..., [AUDIO_PAD, AUDIO_BOS, AUDIO_EOS]] = True
-    tokens[0, 0, AUDIO_EOS] = False
-    return tokens.to(device)
-
-
 def force_tails(logits: Tensor, remaining: Tensor) -> Tensor:
     """Leaves AUDIO_EOS alone in the codebooks that have ended: logits (B, Q, V), remaining (B,) steps of each row."""
     num_codebooks = logits.shape[1]
@@ -345,7 +334,10 @@ class DecodingLoop:
         self.num_codebooks, self.batch = model.config.num_codebooks, len(state.remaining)
         self.settings = sampling_settings(config, self.num_codebooks)
         self.scale = config.guidance_scale if state.guided else None
-        self.banned = banned_tokens(self.num_codebooks, model.config.audio_vocab_size, state.grid.device)
+        shape = 2, self.num_codebooks, model.config.audio_vocab_size
+        self.banned = torch.zeros(shape, dtype=torch.bool, device=state.grid.device)  # while a row may end, may not
+        self.banned[..., [AUDIO_PAD, AUDIO_BOS, AUDIO_EOS]] = True
+        self.banned[0, 0, AUDIO_EOS] = False  # ends the row; codebook q follows q steps later, see `force_tails`
         simple = all((x.top_p, x.min_p, x.repetition_penalty) == (1, 0, 1) for x in self.settings)
         self.fast = simple and not processors and not config.output_scores
         self.window, self.forced = list(state.grid.unbind(1)), state.forced
