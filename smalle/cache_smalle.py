@@ -1,4 +1,4 @@
-"""What a model remembers between calls, as values that are never changed in place. Every tensor has B rows."""
+"""The states of a model between calls, as values that are never changed in place. Every tensor has B rows."""
 
 import functools
 import re
@@ -35,8 +35,8 @@ class SmallEState(State):
 
     text_keys, text_values (B, N, D); positions (B, N, d_b), None without PACA; text_mask (B, N) bool, True where there
     is text; recurrent: the state of each block, audio encoder first, then the position block (None without PACA), then
-    the decoder: (B, H, K, V), or a tuple of tensors where the mixer remembers more than one; steps (B,): audio steps
-    read so far, where the cross-attention has rotary positions.
+    the decoder: (B, H, K, V), or a tuple of tensors if the mixer has more than one; steps (B,): number of audio steps
+    so far, if the cross-attention has rotary positions.
     """
 
     text_keys: Tensor
@@ -97,7 +97,7 @@ class PendingUpdates(NamedTuple):
         return state.flatten(0, 1).baddbmm_(*updates).view_as(state)
 
     def room(self) -> int:
-        """Updates that may still be added: a key of zeros wrote nothing and may be dropped."""
+        """How many updates can still be added: a key of zeros wrote nothing and may be dropped."""
         empty = (self.keys == 0).transpose(0, 2).flatten(1).all(1)
         return int(empty.long().cumprod(0).sum())
 
@@ -133,18 +133,18 @@ def split_state(rows: Tensor, like: Any) -> Any:
         raise ValueError(
             f"initial_state has shape {tuple(rows.shape)}: expected (batch, {sum(sizes)}), the states of this model's "
             "blocks. A tuned state works with the model it was tuned for: load that one, or tune it again with this "
-            "one (python -m smalle.train.adapt.finetune)."
+            "one (smalle finetune)."
         )
     parts = iter(rows.split(sizes, 1))
     return map_tensors(lambda x: next(parts).reshape(x.shape).to(x), like)
 
 
 class InitialState(nn.Module):
-    """An initial state to be tuned; forward() gives it as a row (S,). At first it is zero: the model as it is.
+    """An initial state to be tuned; forward() returns it as a row (S,). It starts at zero, as the model itself does.
 
     Args:
         like: a recurrent state of the model after some speech. States differ in magnitude between blocks, up to the
-            hundreds: what is tuned is relative to the magnitude of each.
+            hundreds; the parameters are relative to the magnitude of each.
         rank: of the matrices (..., K, V), as products of two where that takes fewer numbers; None: full.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Codecs: waveform to codes and codes to waveform.
+"""Codecs: convert waveforms to codes and codes to waveforms.
 
 Every codec has `encode(waveform (B, L), lengths) -> codes (B, Q, T)`, `decode(codes (B, Q, T)) -> waveform
-(B, T * hop_length)`, `decode_chunk` for one piece after the other, and sampling_rate, frame_rate, hop_length,
+(B, T * hop_length)`, `decode_chunk` for decoding in pieces, and sampling_rate, frame_rate, hop_length,
 num_codebooks, codebook_size and identity. `load_codec` loads the one of a folder or a name.
 
 SmallECodec is the embedded one: log-mel frames, their principal components, residual vector quantization, a refiner
@@ -54,8 +54,8 @@ class SmallECodecConfig(PreTrainedConfig):
     Args:
         hop_length: samples of a frame of codes; a multiple of mel_hop_length.
         latent_size: principal components that are quantized.
-        mel_floor: smallest magnitude that is coded, where full scale is about n_fft / 4.
-        refiner_num_layers: 0: no refiner.
+        mel_floor: smallest magnitude that is coded; full scale is about n_fft / 4.
+        refiner_num_layers: layers of the refiner; 0: no refiner.
         vocos_*: see `VocosConfig`.
     """
 
@@ -224,7 +224,7 @@ class MelAnalysis(nn.Module):
 
 
 def identity_of(codebooks: Tensor) -> str:
-    """Identity of a codec, by which codes of different codecs are told apart: 16 hexadecimal digits.
+    """Identity of a codec, which tells codes of different codecs apart: 16 hexadecimal digits.
 
     A hash of the codebooks (Q, K, D) in half precision, so that storing a codec in float16 does not change it.
     """
@@ -382,9 +382,9 @@ class SmallECodec(PreTrainedModel):
     def decode_chunk(
         self, codes: Tensor, state: VocosState | None = None, last: bool = False
     ) -> tuple[Tensor, VocosState | None]:
-        """Decodes one piece after the other: codes (B, Q, T), T >= 0 -> waveform (B, L) and the state to continue with.
+        """Decodes one chunk of several: codes (B, Q, T), T >= 0 -> waveform (B, L) and the state for the next call.
 
-        The waveform lags some frames behind the codes; `last` completes it. The joined chunks equal `decode`.
+        The waveform lags some frames behind the codes; `last` completes it. The joined waveforms equal `decode`.
         """
         return self.vocos.decode_chunk(chunk_features(self, codes), state, last, refiner=self.refiner)
 

@@ -44,8 +44,8 @@ class SmallEConfig(PreTrainedConfig):
         intermediate_size: width of the gated feed-forward layers.
         text_layers, num_attention_heads, rope_theta: the non-causal text encoder.
         partial_rotary_factor: share of the channels of a head that are rotated by rotary positions.
-        decoder_layers: layers of the decoder-only transformer, which uses num_attention_heads and rope_theta, and of the
-            fields that follow, up to num_codebooks, only alignment_layer.
+        decoder_layers: layers of the decoder-only transformer. It also uses num_attention_heads and rope_theta, but
+            none of the fields that follow before num_codebooks, except alignment_layer.
         alignment_layer: of the decoder-only transformer, the layer (from 0) whose first head's attention to the text is
             the model's alignment, to be trained as such (`alignment_weight` of a recipe); None: the model has no
             alignment, as in the paper.

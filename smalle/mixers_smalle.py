@@ -2,8 +2,8 @@
 
     outputs (B, T, D), state = mixer(x (B, T, D), mask (B, T) or None, state or None)
 
-A mixer keeps nothing between calls: the state, a tensor or a tuple of tensors of B rows, goes in and comes out. Masked
-steps leave it as it is. Every mixer ends in `o_proj`; `init_parameters` initialises parameters that are its own.
+A mixer stores nothing between calls: the state, a tensor or a tuple of tensors of B rows, is passed in and returned.
+Masked steps leave it as it is. Every mixer ends in `o_proj`; `init_parameters` initialises parameters of its own.
 """
 
 import math
@@ -44,9 +44,9 @@ def gather_steps(x: Tensor, order: Tensor) -> Tensor:
 
 
 def last_steps(seen: Tensor, mask: Tensor | None, count: int) -> Tensor:
-    """The last `count` unmasked steps of each row, (B, count, D), in fp32: what a mixer has to remember of them.
+    """The last `count` unmasked steps of each row, (B, count, D), in fp32: the part of the state that holds inputs.
 
-    seen (B, count + T, D): `count` remembered steps, then the new ones, masked ones last.
+    seen (B, count + T, D): `count` steps from the state, then the new ones, masked ones last.
     """
     if mask is None:
         return upcast(seen[:, seen.shape[1] - count :])
@@ -59,7 +59,7 @@ def zero_masked(mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 class CausalMixer(nn.Module):
-    """A mixer that looks at the last few steps. `mix` gets rows whose masked steps stand last, wherever they stood."""
+    """A mixer that also uses the last few inputs. `mix` gets rows whose masked steps have been moved to the end."""
 
     def mix(self, x: Tensor, mask: Tensor | None, state) -> tuple[Tensor, MixerState]:
         raise NotImplementedError
@@ -74,7 +74,7 @@ class CausalMixer(nn.Module):
 
 
 class GatedHeads(nn.Module):
-    """What GLA, RetNet and Gated DeltaNet share: projections, and an output that is normalised by head and gated."""
+    """Shared by GLA, RetNet and Gated DeltaNet: projections, and an output that is normalised by head and gated."""
 
     def __init__(self, config: SmallEConfig, hidden_size: int, num_heads: int, index: int = 0):
         super().__init__()
@@ -96,14 +96,14 @@ class GatedHeads(nn.Module):
 
 
 def token_shift(x: Tensor, mask: Tensor | None, last: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The step before each step of x (B, T, D), and the last step (B, D) to remember; `last` is that of the past."""
+    """The step before each step of x (B, T, D), and the last step (B, D) for the state; `last` is that of the state."""
     last = x.new_zeros(x.shape[0], x.shape[2]) if last is None else last.to(x.dtype)
     seen = torch.cat((last[:, None], x), 1)
     return seen[:, :-1], last_steps(seen, mask, 1)[:, 0]
 
 
 class ShortConvolution(nn.Conv1d):
-    """Causal convolution of each channel by itself, then SiLU: x (B, T, D), remembered inputs (B, width - 1, D)."""
+    """Depthwise causal convolution, then SiLU: x (B, T, D), state: the last inputs (B, width - 1, D)."""
 
     def __init__(self, size: int, width: int, bias: bool):
         if width < 2:
@@ -198,7 +198,7 @@ MIX_RANK, DECAY_RANK = 32, 64  # of v6's low-rank maps
 
 
 class RWKV(CausalMixer):
-    """What the versions share: projections, an output norm by head, initial values that depend on depth.
+    """Shared by the versions: projections, an output norm by head, initial values that depend on depth.
 
     state: (the heads' states (B, H, K, V), the last input (B, D)).
     """
@@ -430,8 +430,8 @@ def _delta_step(state, q, k, v, a, b, log_decay):
 
 
 def _delta_chunks(state, q, k, v, a, b, g):
-    """All inputs (B, H, N, C, D). `read` is what the rows a_t find, in part from the chunk itself, in part from its
-    first state."""
+    """`delta_rule` of chunks (B, H, N, C, D). `read`: what the rows a_t read from the state, the one before the chunk
+    and what the chunk has added to it."""
     upto = g.cumsum(3)
     before = F.pad(upto[..., :-1, :], (0, 0, 1, 0))
     pairs, after = (_head_pairs if g.shape[-1] == 1 else _channel_pairs)(upto, before, g)
@@ -452,7 +452,7 @@ def _delta_chunks(state, q, k, v, a, b, g):
 
 
 def _head_pairs(upto, before, g):
-    """How rows see earlier columns with one decay a head; and the log decays from each step to the chunk's end."""
+    """Decayed products of rows with earlier columns, for one decay per head; log decays from each step to the end."""
     sums = decay_sums(g.squeeze(-1))
     inclusive = sums.exp()
     earlier = F.pad(inclusive[..., :-1, :], (0, 0, 1, 0))

@@ -36,8 +36,8 @@ LOG2E = math.log2(math.e)
 
 
 def register_lora_targets(model_type: str = "smalle"):
-    """Adds the targets to PEFT's table of architectures, if PEFT (0.19 or later) is imported: `LoraConfig()` then needs
-    none."""
+    """Adds the targets to PEFT's table of architectures, if PEFT (0.19 or later) is imported: then `LoraConfig()` needs
+    no target_modules."""
     constants = sys.modules.get("peft.utils.constants")
     table = getattr(constants, "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING", {})
     table.setdefault(model_type, LORA_TARGETS)
@@ -47,7 +47,7 @@ def register_lora_targets(model_type: str = "smalle"):
 
 
 class CrossEntropy(torch.autograd.Function):
-    """`cross_entropy` of logits (N, V) and labels (N,) in two passes over the logits, which a CPU needs the time for.
+    """`cross_entropy` of logits (N, V) and labels (N,) in two passes over the logits, which take most of its time.
 
     Keeps the logits and one number a row for the backward pass. In powers of 2, which are faster: `log_sum` is the
     logarithm to the base 2 of the sum of exp(logits).
@@ -115,7 +115,7 @@ class SmallEOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-class SmallEPreTrainedModel(HubMixin, PreTrainedModel):  # type: ignore[misc]
+class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
     config_class = SmallEConfig
     config: SmallEConfig
     base_model_prefix = "model"
@@ -131,7 +131,7 @@ class SmallEPreTrainedModel(HubMixin, PreTrainedModel):  # type: ignore[misc]
     _skip_keys_device_placement = ["cache"]
     _supports_sdpa = True
     _is_stateful = True
-    lora_targets = LORA_TARGETS  # for a LoraConfig that is made before this model, which enters them into PEFT
+    lora_targets = LORA_TARGETS  # for a LoraConfig that is made before a model, which registers them with PEFT
 
     def __init__(self, config: SmallEConfig):
         super().__init__(config)
@@ -152,7 +152,7 @@ class SmallEPreTrainedModel(HubMixin, PreTrainedModel):  # type: ignore[misc]
 class SmallEModel(SmallEPreTrainedModel):
     """Text and delayed audio codes to hidden states."""
 
-    _auto_class = "AutoModel"  # type: ignore[assignment]
+    _auto_class: Any = "AutoModel"
 
     def __new__(cls, config: SmallEConfig | None = None, *args, **kwargs):
         """`architecture: decoder-only` makes the paper's baseline, behind the same call."""
@@ -184,8 +184,8 @@ class SmallEModel(SmallEPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.text_embedding
 
-    def set_input_embeddings(self, value: nn.Module):
-        self.text_embedding = value  # type: ignore[assignment]
+    def set_input_embeddings(self, value: Any):
+        self.text_embedding = value
 
     def embed_audio(self, decoder_input_ids: Tensor) -> Tensor:
         """Sum of the codebooks' embeddings: delayed codes (B, T, Q) -> (B, T, D)."""
@@ -211,9 +211,9 @@ class SmallEModel(SmallEPreTrainedModel):
         return self.speaker_encoder(self.embed_audio(speaker_codes.long() + NUM_AUDIO_SPECIALS), mask)
 
     def add_speaker(self, state: SmallEState, speaker_embeddings: Tensor | None) -> SmallEState:
-        """The state of a text that is to be spoken by these speakers (B, D), of `encode_speaker`; None: no speaker.
+        """Adds speaker embeddings (B, D), from `encode_speaker`, to the state of a text; None: no speaker, no change.
 
-        The weights of an alignment add up to 1, so what is added to all values is added to what each step reads.
+        The weights of an alignment add up to 1, so what is added to all values is added to what each step attends to.
         """
         if speaker_embeddings is None:
             return state
@@ -243,7 +243,7 @@ class SmallEModel(SmallEPreTrainedModel):
         positions: Tensor | None = None,
         initial_state: Tensor | None = None,
     ) -> SmallEState:
-        """The state of a text that has been encoded, of its tensors as `SmallEState` has them."""
+        """The state of an encoded text, from its tensors (see `SmallEState`)."""
         steps = text_mask.new_zeros(len(text_mask), dtype=torch.long) if self.config.cross_rotary_size else None
         state = SmallEState(text_keys, text_values, positions, text_mask, steps=steps)
         if initial_state is None:
@@ -252,7 +252,7 @@ class SmallEModel(SmallEPreTrainedModel):
 
     @torch.no_grad()
     def _zero_state(self, state: SmallEState) -> tuple[Any, ...]:
-        """The recurrent state before the first step: what a masked step leaves."""
+        """The recurrent state before the first step, as a masked step leaves it."""
         mask = state.text_mask
         codes = torch.full((len(mask), 1, self.config.num_codebooks), AUDIO_PAD, device=mask.device)
         return self._read(self.embed_audio(codes), torch.zeros_like(codes[..., 0]), state)[1].recurrent
@@ -285,7 +285,7 @@ class SmallEModel(SmallEPreTrainedModel):
             output_attentions, output_hidden_states: see `SmallEModelOutput`.
             initial_state (B, S): a tuned voice, the recurrent state before the first step (`cache_smalle`).
             forced_alignments (B, T, N), in training: where in the text each step reads, in place of the model's own
-                alignment; steps of zeros keep that.
+                alignment, which is used in steps of zeros.
             speaker_codes (B, P, Q), speaker_attention_mask (B, P): a reference recording, undelayed codes, for models
                 with a speaker encoder; a row of zeros in the mask: no speaker.
             return_dict: False gives a tuple of what is not None.
@@ -328,7 +328,7 @@ class SmallEModel(SmallEPreTrainedModel):
     def _read(self, audio, mask, state, forced_alignments=None, output_attentions=False, needs_state=True):
         """Embedded audio (B, T, D) to hidden states, from the embeddings to the normed output; the state; alignments.
 
-        output_attentions, needs_state: whether the last two are used; here they cost nothing.
+        output_attentions, needs_state: whether alignments and state are used; ignored here, since they cost nothing.
         """
         x, hidden, after = audio, [audio], []
         blocks = [*self.audio_encoder, self.cross_attention, *self.audio_decoder]
@@ -348,14 +348,14 @@ class SmallEModel(SmallEPreTrainedModel):
         return hidden, replace(state, recurrent=tuple(after), steps=steps), attentions
 
 
-class SmallEDecoderOnlyModel(DecoderOnlyMixin, SmallEModel):  # type: ignore[misc]
-    """The paper's baseline (`decoder_only_smalle`), which `SmallEModel(config)` makes where that names it."""
+class SmallEDecoderOnlyModel(DecoderOnlyMixin, SmallEModel):
+    """The paper's baseline (`decoder_only_smalle`): what `SmallEModel(config)` makes for that architecture."""
 
 
-class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):  # type: ignore[misc]
+class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
     """Small-E with one head for each codebook."""
 
-    _auto_class = "AutoModelForTextToWaveform"  # type: ignore[assignment]
+    _auto_class: Any = "AutoModelForTextToWaveform"
     output_modalities = ("audio",)
     _tied_weights_keys = {"head.weight": "model.audio_embedding.weight"}  # with tie_word_embeddings
 

@@ -22,7 +22,7 @@ from .codec_smalle import load_codec
 from .configuration_smalle import AUDIO_EOS, AUDIO_PAD
 from .generation_smalle import delay
 from .saving_smalle import HubMixin, check_file_name, readable_weights
-from .streaming_smalle import TextToSpeechStreamer
+from .streaming_smalle import TextToSpeechStreamer, half_of_the_threads
 from .text_normalization_smalle import normalize
 from .validation_smalle import INTEGERS, as_tensor
 from .voices_smalle import Voice, load_voice, save_voice
@@ -36,16 +36,16 @@ VoiceNames = str | os.PathLike | Sequence | None
 
 
 class SmallETextKwargs(TextKwargs, total=False):
-    """Settings of the tokenizer, and normalize_text: read texts as English (`text_normalization_smalle`)."""
+    """Settings of the tokenizer, and normalize_text: normalize texts as English (`text_normalization_smalle`)."""
 
     normalize_text: bool | None
 
 
-class SmallEProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[misc]
+class SmallEProcessorKwargs(ProcessingKwargs, total=False):
     """Settings of a call, flat or as text_kwargs= and audio_kwargs=."""
 
-    text_kwargs: SmallETextKwargs  # type: ignore[misc]
-    _defaults = {  # type: ignore[misc]
+    text_kwargs: SmallETextKwargs
+    _defaults = {
         "text_kwargs": {**TOKENIZER_SETTINGS, "normalize_text": True},
         "common_kwargs": {"return_tensors": "pt"},
     }
@@ -103,8 +103,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             belongs to it; None if unknown.
     """
 
-    _auto_class = "AutoProcessor"  # type: ignore[assignment]
-    valid_processor_kwargs = SmallEProcessorKwargs  # type: ignore[assignment]
+    _auto_class: Any = "AutoProcessor"
+    valid_processor_kwargs: Any = SmallEProcessorKwargs
     model_input_names = ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
 
     def __init__(
@@ -134,9 +134,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         self.default_voice = default_voice
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
-    ) -> "SmallEProcessor":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "SmallEProcessor":
         """Loads the processor of a checkpoint: a folder or a name on the Hub."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         source = os.fspath(pretrained_model_name_or_path)
@@ -256,7 +254,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         return normalize(text, characters_of(self.tokenizer, len(self.tokenizer)))
 
     def normalize(self, text: str, name: str = "text") -> str:
-        """As `spell_out`. Raises ValueError, which calls the text `name`, if nothing is left to speak."""
+        """As `spell_out`. Raises ValueError, in which the text is called `name`, if nothing is left to speak."""
         spelled = self.spell_out(text)
         if not any(c.isalpha() for c in spelled):
             raise ValueError(
@@ -303,16 +301,16 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             voice: name of a preset voice, or path of a voice file; or a list with one for each text.
             audio: recording of a voice to clone: samples (L,) or (channels, L), path or bytes of a sound file, or a row
                 of a data set (`audio_smalle.read_recording`); or a list with one for each text.
-            audio_text: transcript of `audio`, which the model then continues; None: only the speaker embedding is taken
-                (models with a speaker encoder). One, or one for each recording.
-            output_labels: return a training batch; `audio` is then a recording of each text.
-            **kwargs: sampling_rate of samples in `audio`, Hz; normalize_text=False for texts that are spelled out
-                already or in another language; settings of the tokenizer. Flat, or in text_kwargs and audio_kwargs.
+            audio_text: transcript of `audio`, with which the model continues the recording; None: only the speaker
+                embedding is taken (models with a speaker encoder). One, or one for each recording.
+            output_labels: return a training batch; `audio` is then the recording of each text.
+            **kwargs: sampling_rate of samples in `audio`, Hz; normalize_text=False for texts that are already spelled
+                out or in another language; settings of the tokenizer. Flat, or in text_kwargs and audio_kwargs.
 
         Returns:
-            input_ids, attention_mask (B, N), padded on the left; and, depending on the voice, its codes, undelayed:
+            input_ids, attention_mask (B, N), padded on the left; and, depending on the voice, undelayed codes:
             audio_codes (B, P, Q), audio_attention_mask (B, P) of a recording with transcript, speaker_codes (B, P, Q),
-            speaker_attention_mask (B, P) of one without; initial_state (B, S) of a tuned state, zeros for rows without.
+            speaker_attention_mask (B, P) of one without; initial_state (B, S) of a tuned voice, zeros for other rows.
             With output_labels: input_ids, attention_mask and the result of `teacher_forcing`.
         """
         settings = self._settings(kwargs)
@@ -334,8 +332,10 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """The settings of a call, sorted into text_kwargs and audio_kwargs."""
         unknown = sorted(kwargs.keys() - CALL_SETTINGS)
         if unknown:
-            raise ValueError(f"The processor has no argument {', '.join(unknown)}: see the documentation of its call.")
-        settings = self._merge_kwargs(SmallEProcessorKwargs, **kwargs)
+            raise ValueError(
+                f"The processor has no argument {', '.join(unknown)}: help(SmallEProcessor.__call__) lists them."
+            )
+        settings = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)
         wanted = settings["text_kwargs"]["return_tensors"]
         if wanted != "pt":
             raise ValueError(f"return_tensors={wanted!r}: this processor returns 'pt', nothing else.")
@@ -360,7 +360,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if voice is not None:
             raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
         if is_one_recording(audio):
-            return [self.encode_voice(audio, audio_text, sampling_rate, normalize_text)] * count  # type: ignore[arg-type]
+            transcript: Any = audio_text  # encode_voice() refuses a list
+            return [self.encode_voice(audio, transcript, sampling_rate, normalize_text)] * count
         said = [None] * len(audio) if audio_text is None else as_list(audio_text)
         if not len(audio) == len(said) == count:
             raise ValueError(
@@ -422,15 +423,15 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         waves = []
         for row in codes[None] if codes.ndim == 2 else codes:
             row = row[(row >= 0).all(-1)]
-            # decode_chunk, so that the samples equal those of a stream
-            wave = self.codec.decode_chunk(row.T[None], last=True)[0][0] if len(row) else torch.zeros(0)
+            with half_of_the_threads():  # by decode_chunk, so that the samples equal those of a stream
+                wave = self.codec.decode_chunk(row.T[None], last=True)[0][0] if len(row) else torch.zeros(0)
             waves.append(wave.float().cpu())
         return waves
 
     batch_decode = decode
 
     def save_audio(self, audio: Any, saving_path: str | os.PathLike | Sequence) -> list[Path]:
-        """Writes 16-bit wav files and returns their paths.
+        """Writes waveforms to 16-bit wav files and returns the paths.
 
         Args:
             audio: a waveform (L,) or a list of them, as `decode` gives them.
@@ -510,7 +511,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             said = [self.prepare_text(one, normalize_text, "audio_text") if one else "" for one in given]
             said = said * len(texts) if len(said) == 1 else said
         if len(said) != len(texts):
-            raise ValueError(f"{len(said)} audio_text for {len(texts)} texts: expected one, or one for each.")
+            raise ValueError(
+                f"{len(said)} transcripts (audio_text) for {len(texts)} texts: expected one, or one per text."
+            )
         if not batch or batch % len(texts):
             raise ValueError(f"{batch} rows of alignments for {len(texts)} texts: give the texts that were spoken.")
         group = batch // len(texts)

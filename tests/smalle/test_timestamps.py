@@ -154,7 +154,7 @@ def test_timestamps_of_who_was_heard_without_a_transcript(processor, record, tmp
 
 
 def test_wrong_alignments_are_refused(processor):
-    with pytest.raises(ValueError, match="3 audio_text for 2 texts"):
+    with pytest.raises(ValueError, match="3 transcripts .audio_text. for 2 texts"):
         processor.timestamps(torch.zeros(2, 5, 60), ["One.", "Two."], audio_text=["So."] * 3)
     for wrong in (None, torch.zeros(5, 5), torch.zeros(2, 9, 3).long(), "alignments"):
         with pytest.raises(ValueError, match="alignments"):
