@@ -1,6 +1,6 @@
 """Checks of inputs: ValueErrors that name the value, what was expected and what to do.
 
-The values of a tensor are checked where `check_values`: always in generate(), once a call; in forward() where
+The values of tensors are checked only with `check_values`: always in generate(), once per call, and in forward() if
 `values_are_at_hand`.
 """
 
@@ -18,7 +18,7 @@ DELAYED = "codes + 3 and special tokens, as smalle.generation_smalle.delay makes
 
 
 def values_are_at_hand(*tensors: Any) -> bool:
-    """Whether values can be read: not while a graph is recorded, nor on a GPU, which would have to wait."""
+    """Whether values can be read without cost: not while a graph is recorded, nor on a GPU, which would synchronize."""
     return not torch.compiler.is_compiling() and all(not torch.is_tensor(x) or x.is_cpu for x in tensors)
 
 
@@ -48,7 +48,7 @@ def check_tensor(
 
 
 def check_range(name: str, values: Tensor, size: int, hint: str):
-    """ValueError unless all values are of 0 to size - 1."""
+    """ValueError unless all values are between 0 and size - 1."""
     if values.numel() and (values.min() < 0 or values.max() >= size):
         raise ValueError(f"{name} holds {int(values.min())}..{int(values.max())}: expected 0..{size - 1}, {hint}.")
 
@@ -86,7 +86,7 @@ def _check_audio(name, mask_name, codes, mask, batch, config, meaning, check_val
 def check_recording(
     codes: Any, mask: Any, batch: int | None, config: SmallEConfig, prefix: str = "audio", check_values: bool = True
 ):
-    """ValueError unless codes (B, P, Q) and mask (B, P) are undelayed codes of recordings, for each text one."""
+    """ValueError unless codes (B, P, Q) and mask (B, P) are undelayed codes of recordings, one per text."""
     name, meaning = f"{prefix}_codes", "undelayed codes with one recording for each text"
     _check_audio(name, f"{prefix}_attention_mask", codes, mask, batch, config, meaning, check_values)
     if check_values:

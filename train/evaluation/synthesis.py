@@ -66,7 +66,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Utterance:
-    """A text to synthesize; the recording that gives its voice, with its transcript; one to compare the result with."""
+    """A text to synthesize.
+
+    Attributes:
+        audio: Recording that gives the voice.
+        audio_text: Transcript of that recording.
+        reference: Recording of the speaker to compare the result with.
+    """
 
     text: str
     audio: Path | None = None
