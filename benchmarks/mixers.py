@@ -31,7 +31,7 @@ COLUMNS = (
     "mixer",
     "heads",
     "parameters (M)",
-    "of them in a mixer (M)",
+    "in each mixer (M)",
     "fla path",
     "training (frames/s)",
     "with fla",
