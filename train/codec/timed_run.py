@@ -21,7 +21,7 @@ class TimedRun:
     Writes the codec to OUTPUT, state and log to OUTPUT.training.
 
     Args:
-        origin: what the run is made of; it is resumed only by one with the same values.
+        origin: stage, data and codec of the run; only a run with the same values resumes it.
         seconds_per_step: seconds of audio in a step, for the log.
     """
 
@@ -50,7 +50,7 @@ class TimedRun:
         for name, now in self.origin.items():
             if state["origin"][name] != now:
                 raise ValueError(
-                    f"{self.state} is of another run: {name} was {state['origin'][name]}, now {now}. "
+                    f"{self.state} belongs to another run: {name} was {state['origin'][name]}, now {now}. "
                     "Start again with --fresh, or name another output."
                 )
         self.stage.load_state_dict(state["stage"])

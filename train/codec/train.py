@@ -63,9 +63,9 @@ def train(recipe: CodecRecipe, stage: str, fresh: bool = False) -> None:
     else:
         codec = SmallECodec(SmallECodecConfig(**recipe.codec))
     if stage == "refiner" and codec.refiner is None:
-        raise ValueError(f"the codec {options.start} has no refiner; set codec.refiner_num_layers, as to 8")
+        raise ValueError(f"the codec {options.start} has no refiner; set codec.refiner_num_layers, for example to 8")
     if stage != "reconstruction" and not options.start:
-        raise ValueError(f"{stage}.start is not set; expected the codec of the stage before")
+        raise ValueError(f"{stage}.start is not set; expected the folder of the previous stage's codec")
     origin = {"stage": stage, "data": str(recipe.data), "codec": str(recipe.codec)}
     origin["start"] = codec.identity if options.start else "nothing"
     auto = "cuda" if torch.cuda.is_available() else "cpu"
