@@ -196,7 +196,7 @@ def _in_place(x: Tensor) -> bool:
 
 def running_sum(x: Tensor, backwards: bool = False) -> Tensor:
     """Sums along the steps of chunks (B, H, N, C, D), from the first or from the last; x may be overwritten."""
-    if not _in_place(x):
+    if not _in_place(x) or not x.numel():
         return x.flip(3).cumsum(3).flip(3) if backwards else x.cumsum(3)
     rows, sign = x.unflatten(3, (-1, 8)), -1 if backwards else 1
     for step in range(1, 8):
