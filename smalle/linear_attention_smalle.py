@@ -52,6 +52,8 @@ def recurrence(
     fla = fla_kernel(kind, kernel, k)
     if fla is not None:
         return fla(q, k, v, log_decay, *(() if bonus is None else (bonus,)), state=state)
+    if not q.shape[1]:
+        return v, zero_state(k, v) if state is None else upcast(state)
     if q.shape[1] == 1:
         return recurrent_step(q, k, v, log_decay, zero_state(k, v) if state is None else state, bonus)
     if kind == "channel":
@@ -196,7 +198,7 @@ def _in_place(x: Tensor) -> bool:
 
 def running_sum(x: Tensor, backwards: bool = False) -> Tensor:
     """Sums along the steps of chunks (B, H, N, C, D), from the first or from the last; x may be overwritten."""
-    if not _in_place(x) or not x.numel():
+    if not _in_place(x):
         return x.flip(3).cumsum(3).flip(3) if backwards else x.cumsum(3)
     rows, sign = x.unflatten(3, (-1, 8)), -1 if backwards else 1
     for step in range(1, 8):
