@@ -51,22 +51,22 @@ SCALES = _table(
 UNITS = _table("""
     kg=kilogram; g=gram; mg=milligram; microg=microgram; km=kilometer; m=meter; cm=centimeter; mm=millimeter;
     microm=micrometer; nm=nanometer; l=liter; L=liter; ml=milliliter; mL=milliliter; cl=centiliter; dl=deciliter;
-    microl=microliter; lb=pound; lbs=pound; oz=ounce; fl oz=fluid ounce; fl. oz.=fluid ounce; lb.=pound; lbs.=pound;
-    oz.=ounce; ft=foot; ft.=foot; in.=inch; yd=yard; yds=yard; mi=mile; mi.=mile; ha=hectare; gal=gallon; qt=quart;
-    pt=pint; tsp=teaspoon; tsp.=teaspoon; tbsp=tablespoon; tbsp.=tablespoon; Tbsp=tablespoon; sq ft=square foot;
-    sq. ft.=square foot; sq mi=square mile; sq m=square meter; sq km=square kilometer; cu ft=cubic foot;
-    mph=mile per hour; kph=kilometer per hour; km/h=kilometer per hour; kmh=kilometer per hour; m/s=meter per second;
-    mpg=mile per gallon; min=minute; mins=minute; min.=minute; hr=hour; hrs=hour; hr.=hour; h=hour; s=second;
-    sec=second; secs=second; sec.=second; ms=millisecond; micros=microsecond; ns=nanosecond; yr=year; yrs=year;
-    wk=week; wks=week; Hz=hertz; kHz=kilohertz; MHz=megahertz; GHz=gigahertz; kB=kilobyte; KB=kilobyte; MB=megabyte;
-    GB=gigabyte; TB=terabyte; PB=petabyte; KiB=kibibyte; MiB=mebibyte; GiB=gibibyte; kbps=kilobit per second;
-    Mbps=megabit per second; Gbps=gigabit per second; MB/s=megabyte per second; GB/s=gigabyte per second;
-    fps=frame per second; rpm=revolution per minute; bpm=beat per minute; px=pixel; MP=megapixel; W=watt; kW=kilowatt;
-    MW=megawatt; GW=gigawatt; Wh=watt hour; kWh=kilowatt hour; MWh=megawatt hour; V=volt; kV=kilovolt; mV=millivolt;
-    mA=milliamp; mAh=milliamp hour; A=amp; J=joule; kJ=kilojoule; cal=calorie; kcal=kilocalorie; N=newton;
-    Pa=pascal; kPa=kilopascal; hPa=hectopascal; psi=pound per square inch; dB=decibel; hp=horsepower; eV=electronvolt;
-    cc=cubic centimeter; ohm=ohm; kohm=kilohm; Mohm=megohm; ppm=part per million;
-    °C=degree Celsius; °F=degree Fahrenheit; °=degree
+    microl=microliter; microL=microliter; lb=pound; lbs=pound; oz=ounce; fl oz=fluid ounce; fl. oz.=fluid ounce;
+    lb.=pound; lbs.=pound; oz.=ounce; ft=foot; ft.=foot; in.=inch; yd=yard; yds=yard; mi=mile; mi.=mile; ha=hectare;
+    gal=gallon; qt=quart; pt=pint; tsp=teaspoon; tsp.=teaspoon; tbsp=tablespoon; tbsp.=tablespoon; Tbsp=tablespoon;
+    sq ft=square foot; sq. ft.=square foot; sq mi=square mile; sq m=square meter; sq km=square kilometer;
+    cu ft=cubic foot; mph=mile per hour; kph=kilometer per hour; km/h=kilometer per hour; kmh=kilometer per hour;
+    m/s=meter per second; mpg=mile per gallon; min=minute; mins=minute; min.=minute; hr=hour; hrs=hour; hr.=hour;
+    h=hour; s=second; sec=second; sec.=second; ms=millisecond; micros=microsecond; ns=nanosecond; yr=year; yrs=year;
+    wk=week; Hz=hertz; kHz=kilohertz; MHz=megahertz; GHz=gigahertz; kB=kilobyte; KB=kilobyte; MB=megabyte;
+    GB=gigabyte; TB=terabyte; GiB=gibibyte; kbps=kilobit per second; Mbps=megabit per second;
+    Gbps=gigabit per second; MB/s=megabyte per second; GB/s=gigabyte per second; fps=frame per second;
+    Mbit/s=megabit per second; rpm=revolution per minute; bpm=beat per minute; px=pixel; MP=megapixel; W=watt;
+    kW=kilowatt; MW=megawatt; GW=gigawatt; Wh=watt hour; kWh=kilowatt hour; MWh=megawatt hour; V=volt; kV=kilovolt;
+    mV=millivolt; mA=milliamp; mAh=milliamp hour; A=amp; J=joule; kJ=kilojoule; cal=calorie; kcal=kilocalorie;
+    N=newton; Pa=pascal; kPa=kilopascal; hPa=hectopascal; psi=pound per square inch; dB=decibel; hp=horsepower;
+    cc=cubic centimeter; ohm=ohm; kohm=kilohm; Mohm=megohm; ppm=part per million; °C=degree Celsius;
+    °F=degree Fahrenheit; °=degree
 """)
 WORDY_UNITS = set("inch mile cup teaspoon tablespoon pound ounce pint quart gallon hour acre foot yard".split())
 PLURALS = _table(
@@ -377,7 +377,7 @@ def _measure(match: re.Match) -> str:
     amount, joint, sign = match.group("amount", "joint", "unit")
     if sign == "s" and amount[-1] == "0" and not joint:  # a decade
         return match[0]
-    if len(sign) == 1 and sign.isupper() and joint == " " and (sign == "A" or re.match(r"\.? [A-Z]", _after(match))):
+    if len(sign) == 1 and sign.isupper() and joint == " " and (sign == "A" or re.match(r"\.? [A-Z\d]", _after(match))):
         return match[0]
     unit = UNITS[sign]
     noun = unit if match["amount"] == "1" or match["joint"] == "-" else _plural(unit)
@@ -476,13 +476,13 @@ def _superscript(match: re.Match) -> str:
 def _address(match: re.Match) -> str:
     """Example dot com slash docs, a dot person at example dot org, setup dot p y."""
     words = []
-    for part in re.findall(r"[A-Za-z]+|[^A-Za-z]", re.sub(r"^\w+://|/$", "", match[0])):
+    for part in re.findall(r"[A-Za-z]+|\d+|[^A-Za-z]", re.sub(r"^\w+://|/$", "", match[0])):
         if part.isalpha():
             letters = part.lower() in ADDRESS_LETTERS or not re.search("[aeiouy]", part, re.I) or part == "py"
             words.append(" ".join(part) if letters else " ".join(_camel(part)))
         else:
-            words.append(ADDRESS_SIGNS.get(part, part))
-    return re.sub(r"(?<=\d) (?=\d)", "", " ".join(words))
+            words.append(spell_digits(part) if len(part) > 4 else ADDRESS_SIGNS.get(part, part))
+    return " ".join(words)
 
 
 def _camel(word: str) -> list[str]:
@@ -514,7 +514,7 @@ def _numbered_roman(match: re.Match) -> str:
 def _named_roman(match: re.Match) -> str:
     """Henry the eighth, Apollo thirteen; I the word and initials stay."""
     name, numeral, before = match["name"], match["numeral"], _before(match).split()
-    words = {name, *before[-2:]}
+    words = {name, *re.findall(r"[A-Z]\w+(?= (?:[A-Z][\w.]* )?$)", _before(match))}
     value = _roman(numeral)
     if words & KINGS or words & RULERS or (name.lower() == name and before[-1:] and before[-1] in KINGS):
         # "When I told Henry I was late": a first is followed by a mark or by what a ruler does
@@ -553,7 +553,7 @@ def _street(match: re.Match) -> str:
     numbered = re.search(r"\d ?(?:[NSEW]\.? |[A-Z]\w+ ){0,3}$", _before(match, 30))
     if word in NOT_A_STREET or word in TITLES.values():
         return match[0]
-    if following and not numbered and following[1] not in NOT_A_STREET:
+    if following and not numbered and not word[0].isdigit() and following[1] not in NOT_A_STREET:
         return match[0]
     return f"{word} {STREETS[match['ending']]}{_full_stop(match)}"
 
@@ -713,7 +713,7 @@ _TIME = (
 )
 _MILITARY_TIME = r"\b([01]\d|2[0-3])([0-5]\d) ?(?:hours|hrs)\b"
 _MONEY_SIGN_LAST = rf"{START}(?P<amount>{NUMBER}){SCALE}\s?(?P<sign>(?:{_CODES})(?![\w$])|[{_SIGNED}](?!\d))"
-_SMALL_MONEY = rf"{START}(?P<amount>{NUMBER})(?:\s?(?P<sign>¢)|(?P<sign2>p)(?![\w.]))"
+_SMALL_MONEY = rf"{START}(?P<amount>{NUMBER})(?:\s?(?P<sign>¢)|(?P<sign2>p)(?!\w|\.\w))"
 _FRACTION = (
     rf"(?<![\d/.,-])(?:(?P<whole>\d{{1,4}})[ -])?(?P<top>\d{{1,2}})/(?P<bottom>\d{{1,2}})(?![\d/]|\.\d)(?:"
     rf"(?P<joint>[ -]?)(?:(?P<unit>{_any_of(UNITS)})|(?P<word>{'|'.join(sorted(WORDY_UNITS))}))(?!\w))?"
@@ -752,7 +752,7 @@ _FORMULA = (
 _VERSION = r"(?<!\w)(?:(?:v|V)\.?(?=\d)|(?P<name>version |Version ))(?P<numbers>\d++(?:\.\d++)*+)"
 _DECADE_OF_A_CENTURY = r"\b(1[1-9]\d0|20\d0)'?s\b"
 _COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(-])|(?<!\S)([<>]) ?(?=\d)"
-_YEAR_BY_CONTEXT = r"(?<=[Ii]n )10[1-9]\d(?![\d%]|[,.-]\d| [a-z]+s\b)"
+_YEAR_BY_CONTEXT = r"(?:(?<=[Ii]n )|(?<=\()(?=\d+\)))10[1-9]\d(?![\d%]|[,.-]\d| [a-z]+s\b)"
 # Applied in this order.
 RULES = (
     # marks of feet and inches, which may be quotation marks
@@ -877,7 +877,7 @@ RULES = (
 )
 _MARKUP = [(re.compile(rule.pattern), rule.spell) for rule in MARKUP]
 PATTERNS = [(re.compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example))) for rule in RULES]
-FAR, GROUP = 4, 20  # rules that look far back; rules that are applied between two looks for digits
+FAR, GROUP = 4, 34  # rules that look far back; rules that are applied between two looks for digits
 PLAIN_WORDS = re.compile(r"(?<=[a-z]{3})(?<!lion) (?![ivx]+\b)(?=[a-z]{3})")
 LINE_END = re.compile(r" ?[\n\x1e][ \n\x1e]*")
 LONG_LINE = 55  # a line as long as this one was broken by its width

@@ -221,6 +221,17 @@ PROSE = {
     # abbreviations
     "Dr. Smith lives on Mulholland Dr.": "Doctor Smith lives on Mulholland Drive.",
     "St. Mary's on Main St. The shop": "Saint Mary's on Main Street. The shop.",
+    "45 W. 23rd St. Apt 5B": "forty-five West twenty-third Street. Apt five B.",
+    "Part II of Henry IV; Rocky III": "Part two of Henry the fourth; Rocky three.",
+    "https://zoom.us/j/1234567 and Hastings (1066)": "zoom dot u s slash j slash one two three four five six seven and "
+    "Hastings (ten sixty-six)",
+    "10 \u00b5L, 50 Mbit/s": "ten microliters, fifty megabits per second.",
+    "At 221B Baker St., London": "At two hundred and twenty-one B Baker Street, London.",
+    "THE FBI KNOWS. I DO NOT LIKE IT": "THE F B I KNOWS. I DO NOT LIKE IT.",
+    "It's 5:00 AM here, i.e. 10:00 UTC.": "It's five a m here, that is ten o'clock U T C.",
+    "He's 6'2\" and weighs 180 lbs.": "He's six foot two and weighs one hundred and eighty pounds.",
+    "$2.50 each, 100g for 99p": "two dollars and fifty cents each, one hundred grams for ninety-nine pence.",
+    "CH3COOH, 5 mg/kg and Fe2O3": "C H three C O O H, five milligrams per kilogram and F E two O three.",
     "Mount St. Helens": "Mount Saint Helens.",
     "221 Baker St, London": "two hundred and twenty-one Baker Street, London.",
     "123 N. Main St., Springfield, IL 62704": (
@@ -400,8 +411,8 @@ def test_ten_thousand_digits_take_less_than_a_second():
 
 def test_a_megabyte_of_prose_takes_less_than_five_seconds():
     text = (
-        "The old house stood at the end of a long road. Nobody had lived there for years. In 1984, it cost $5.20. "
-        * 11_000
+        "The old house stood at the end of a long road. Nobody had lived there for years. "
+        "Children said that a light moved in the windows at night. In 1984, it cost $5.20. " * 7_000
     )[: 2**20]
     begun = time.process_time()
     normalize(text, KNOWN)
