@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import EncodecConfig, EncodecModel
 
-from smalle.codec_smalle import EncodecCodec, SmallECodec, SmallECodecConfig, load_codec, load_vocos
+from smalle.codec_smalle import (
+    BandExtension,
+    EncodecCodec,
+    SmallECodec,
+    SmallECodecConfig,
+    load_codec,
+    load_vocos,
+    mel_magnitudes,
+    occupied_bands,
+)
 from smalle.vocos_smalle import Vocos, VocosConfig, convert_original, inverse_stft, pulse_train
 
 TINY = {
@@ -107,10 +116,64 @@ def test_analysis_projects_standardized_log_mel_frames():
     codec.analysis.mean.fill_(2.0)
     codec.analysis.scale.fill_(4.0)
     waveform = noise(2, 4800)
-    features = codec.analysis.features(waveform)
+    features = codec.analysis.features(codec.analysis.mel(waveform))
     assert features.shape == (2, 10, codec.config.feature_size)
     expected = ((features - 2) / 4) @ codec.analysis.projection.T
     torch.testing.assert_close(codec.analysis(waveform), expected.transpose(1, 2))
+
+
+def low_passed(waveform, cut):
+    """Waveform (B, L) at 24 kHz without what lies above `cut` Hz."""
+    spectrum = torch.fft.rfft(waveform)
+    spectrum[:, torch.linspace(0, 12000, spectrum.shape[1]) > cut] = 0
+    return torch.fft.irfft(spectrum, waveform.shape[1])
+
+
+def test_occupied_bands_do_not_depend_on_the_level():
+    full, narrow = (
+        [
+            occupied_bands(mel_magnitudes(level * low_passed(noise(1, 24000), cut), 1024, 240, 100, 24000)[0])
+            for level in (1, 0.1)
+        ]
+        for cut in (12000, 8000)
+    )
+    assert full == [100, 100] and narrow[0] == narrow[1] and 84 <= narrow[0] <= 89
+    assert occupied_bands(torch.zeros(1, 100)) == 100
+
+
+def test_band_extension_predicts_the_bands_above_from_those_below():
+    extension = BandExtension(4)
+    low = torch.randn(5000, 2, generator=torch.Generator().manual_seed(0))
+    extension.fit(torch.cat((low, low @ torch.tensor([[1.0, 0.5], [0.0, -1.0]])), 1))
+    mel = torch.tensor([[[1.0, 2.0, -9.0, -9.0]]])
+    full = extension(mel, torch.tensor([3]), floor=-10.0)[0, 0]
+    torch.testing.assert_close(full, torch.tensor([1.0, 2.0, 1.0, -1.5]), atol=0.05, rtol=0)
+    assert torch.equal(extension(mel, torch.tensor([4]), floor=-10.0), mel)
+    assert extension(mel, torch.tensor([3]), floor=0.5).min() == 0.5
+
+
+def test_a_narrow_recording_has_the_latents_of_the_full_band_one(tmp_path):
+    torch.manual_seed(0)
+    codec = SmallECodec(SmallECodecConfig(**TINY, band_extension=True)).eval()
+    wide = noise(1, 24000)
+    narrow, mel = low_passed(wide, 8000), codec.analysis.mel(wide)
+    codec.analysis.extension.fit(mel[0].clamp(min=codec.config.mel_floor).log())
+    unextended = codec.analysis.project(codec.analysis.features(codec.analysis.mel(narrow)))
+    distance = (codec.analysis(narrow) - codec.analysis(wide)).square().mean()
+    assert distance < 0.05 * (unextended - codec.analysis(wide)).square().mean()
+    assert torch.equal(codec.encode(torch.cat((narrow, wide)))[0], codec.encode(narrow)[0])  # each row by its own band
+    padded = torch.cat((narrow, torch.ones(1, 4800)), 1)
+    assert torch.equal(codec.encode(padded, torch.tensor([24000]))[..., :50], codec.encode(narrow))
+    codec.save_pretrained(tmp_path)
+    assert torch.equal(load_codec(str(tmp_path)).encode(narrow), codec.encode(narrow))
+
+
+def test_fewer_codebooks_decode_to_coarser_speech(any_codec):
+    codes = any_codec.encode(noise(1, 4800))
+    assert any_codec.decode(codes[:, :1]).shape == any_codec.decode(codes).shape
+    partial = [any_codec.embed(codes[:, :count]) for count in range(1, any_codec.num_codebooks + 1)]
+    assert torch.equal(partial[-1], any_codec.embed(codes))
+    assert not torch.equal(partial[0], partial[-1])
 
 
 def test_same_after_save_and_load(codec, tmp_path):

@@ -57,7 +57,7 @@ def fit_codec(codec: SmallECodec, pool: AudioPool, segments: int, iterations: in
     """Fits the analysis and the codebooks of a codec to random segments; prints the errors of a log-mel value."""
     analysis = codec.analysis
     batches = [pool.draw(min(256, segments - i)).waveform for i in range(0, segments, 256)]
-    features = torch.cat([analysis.features(batch) for batch in batches]).flatten(0, 1)
+    features = torch.cat([analysis.features(analysis.mel(batch)) for batch in batches]).flatten(0, 1)
     mean = features.mean(0)
     scale = (features - mean).square().mean().sqrt()
     features = (features - mean) / scale
