@@ -363,3 +363,11 @@ def test_bad_sizes_are_refused():
         convert_original({"weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="bandwidth_id"):
         Vocos(VocosConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1))(torch.zeros(1, 128, 2), 1)
+
+
+def test_shipped_codec_for_people_codes_narrow_recordings():
+    codec = load_codec("checkpoints/smalle-codec")
+    assert codec.config.band_extension and codec.analysis.extension.covariance.diagonal().min() > 0
+    codes = codec.encode(low_passed(noise(1, 24000), 8000))
+    assert codes.shape == (1, 8, 50) and codec.decode(codes[:, :6]).isfinite().all()
+    assert codec.identity == "7d5d0809c23dcd78"
