@@ -68,7 +68,7 @@ def test_a_link_is_followed(say, tmp_path):
 
 
 def test_text_from_standard_input(say, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nyou.\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello you.\n"))
     assert say("-", "-o", "piped.wav")[0] == 0
     assert say("Hello you.", "-o", "typed.wav")[0] == 0
     assert read(tmp_path / "piped.wav") == read(tmp_path / "typed.wav")
