@@ -2,6 +2,7 @@
 
 import os
 
+import hypothesis
 import numpy as np
 import pytest
 import soundfile
@@ -9,6 +10,10 @@ import torch
 from smalle.train.data.tokenizer import train_tokenizer
 
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
+
+hypothesis.settings.register_profile("ci", derandomize=True)  # the same examples in each run
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"  # programs that tests start
