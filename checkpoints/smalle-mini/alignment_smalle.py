@@ -61,6 +61,6 @@ def word_times(
         if not tokens:  # a word without a token counts as skipped
             times.append((times[-1][1],) * 2 if times else (0.0, 0.0))
             continue
-        span = np.searchsorted(path, tokens[0], "left"), np.searchsorted(path, tokens[-1], "right")
-        times.append(tuple(float(frame / frame_rate) for frame in span))
+        first_frame, last_frame = np.searchsorted(path, tokens[0]), np.searchsorted(path, tokens[-1], "right")
+        times.append((float(first_frame / frame_rate), float(last_frame / frame_rate)))
     return times

@@ -55,6 +55,7 @@ class SmallECodecConfig(PreTrainedConfig):
         hop_length: samples of a frame of codes; a multiple of mel_hop_length.
         latent_size: principal components that are quantized.
         mel_floor: smallest magnitude that is coded; full scale is about n_fft / 4.
+        band_extension: code recordings that end below the Nyquist frequency as full-band speech.
         refiner_num_layers: layers of the refiner; 0: no refiner.
         vocos_*: see `VocosConfig`.
     """
@@ -70,6 +71,7 @@ class SmallECodecConfig(PreTrainedConfig):
     mel_n_fft: int = 1024
     mel_hop_length: int = 240
     mel_floor: float = 3e-3
+    band_extension: bool = False
     vocos_hidden_size: int = 320
     vocos_intermediate_size: int = 960
     vocos_num_layers: int = 7
@@ -86,7 +88,7 @@ class SmallECodecConfig(PreTrainedConfig):
         fields = SmallECodecConfig.__annotations__
         check_kinds(self, fields)
         check_positive(
-            self, [name for name, kind in fields.items() if kind is not str and name != "refiner_num_layers"]
+            self, [name for name, kind in fields.items() if kind in (int, float) and name != "refiner_num_layers"]
         )
         if self.refiner_num_layers < 0:
             raise ValueError(f"refiner_num_layers is {self.refiner_num_layers}; expected 0 or more")
@@ -152,13 +154,13 @@ def check_waveform(waveform: Any, lengths: Any = None) -> Tensor:
 
 
 def check_codes(codes: Any, num_codebooks: int, codebook_size: int) -> Tensor:
-    """Codes (B, Q, T) as int64.
+    """Codes (B, Q, T) as int64; Q may be less than num_codebooks, for coarser speech.
 
     Raises ValueError on another shape, on floats, on no frames and on ids out of range.
     """
     codes = as_tensor("codes", codes)
-    if codes.dim() != 3 or codes.shape[1] != num_codebooks or not codes.numel():
-        raise ValueError(f"codes have shape {tuple(codes.shape)}; expected (B, {num_codebooks}, T), T > 0")
+    if codes.dim() != 3 or codes.shape[1] > num_codebooks or not codes.numel():
+        raise ValueError(f"codes have shape {tuple(codes.shape)}; expected (B, 1 to {num_codebooks}, T), T > 0")
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise ValueError(f"codes are {codes.dtype}; expected integers")
     low, high = int(codes.min()), int(codes.max())
@@ -170,6 +172,12 @@ def check_codes(codes: Any, num_codebooks: int, codebook_size: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- analysis
 
 
+def mel_frequencies(num_mels: int, sampling_rate: int) -> Tensor:
+    """Hz (num_mels + 2,), 0 to Nyquist, evenly spaced on the HTK mel scale: filter n has its edges at n and n + 2."""
+    top = 2595 * math.log10(1 + sampling_rate / 1400)
+    return 700 * (10 ** (torch.linspace(0, top, num_mels + 2, dtype=torch.float64) / 2595) - 1)
+
+
 @functools.lru_cache(maxsize=32)
 def mel_filters(n_fft: int, num_mels: int, sampling_rate: int, device: torch.device) -> Tensor:
     """Triangular filters (num_mels, n_fft / 2 + 1) on the HTK mel scale, peak 1, 0 Hz to Nyquist.
@@ -177,8 +185,7 @@ def mel_filters(n_fft: int, num_mels: int, sampling_rate: int, device: torch.dev
     A triangle narrower than a bin of the transform takes its nearest bin.
     """
     with torch.inference_mode(False):
-        top = 2595 * math.log10(1 + sampling_rate / 1400)
-        hertz = 700 * (10 ** (torch.linspace(0, top, num_mels + 2, dtype=torch.float64) / 2595) - 1)
+        hertz = mel_frequencies(num_mels, sampling_rate)
         bins = torch.linspace(0, sampling_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
         low, centre, high = hertz[:-2, None], hertz[1:-1, None], hertz[2:, None]
         filters = torch.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clamp(min=0)
@@ -186,6 +193,69 @@ def mel_filters(n_fft: int, num_mels: int, sampling_rate: int, device: torch.dev
         nearest = (bins[None] - centre).abs().argmin(1)
         filters[empty, nearest[empty]] = 1
         return filters.to(device, torch.float32)
+
+
+def mel_magnitudes(waveform: Tensor, n_fft: int, hop_length: int, num_mels: int, sampling_rate: int) -> Tensor:
+    """Mel magnitudes (B, L // hop_length, num_mels) of a waveform (B, L) with silence around it."""
+    pad = (n_fft - hop_length) // 2
+    frames = F.pad(waveform, (pad, pad)).unfold(1, n_fft, hop_length) * hann_window(n_fft, waveform.device)
+    return torch.fft.rfft(frames).abs() @ mel_filters(n_fft, num_mels, sampling_rate, waveform.device).T
+
+
+LOUD_QUANTILE = 0.97  # of a mel band's frames: how loud the band is
+BAND_DEPTH = 7.8  # nepers (68 dB) below the loudest mel band: nothing is there
+FULL_BAND = 0.97  # share of the mel bands from which on a recording counts as full-band
+EDGE_FRAMES = 3  # ignored at either end, where the cut of the recording has a wide spectrum
+
+
+def occupied_bands(mel: Tensor) -> int:
+    """Number of mel bands up to the highest that holds sound, of the mel magnitudes (T, num_mels) of a recording."""
+    frames = mel[EDGE_FRAMES:-EDGE_FRAMES] if len(mel) > 4 * EDGE_FRAMES else mel
+    levels, rank = frames.float().clamp(min=1e-5).log().sort(0).values, LOUD_QUANTILE * (len(frames) - 1)
+    loudness = torch.lerp(levels[int(rank)], levels[math.ceil(rank)], rank - int(rank))
+    count = int((loudness > loudness.max() - BAND_DEPTH).nonzero().max()) + 1
+    return mel.shape[1] if count >= FULL_BAND * mel.shape[1] else count
+
+
+class BandExtension(nn.Module):
+    """Fills in the log-mel bands above the band of a recording: their expected value given the bands below, under a
+    normal distribution of full-band frames.
+
+    Buffers, which `fit` sets: mean and covariance of the log-mel values of a frame.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    def __init__(self, num_mels: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_mels))
+        self.register_buffer("covariance", torch.zeros(num_mels, num_mels))
+
+    def fit(self, mel: Tensor) -> None:
+        """Sets the distribution to that of log-mel frames (N, num_mels) of full-band speech."""
+        mean = mel.mean(0)
+        centred = (mel - mean).double()
+        self.mean.copy_(mean)
+        self.covariance.copy_(centred.T @ centred / len(mel))
+
+    def regression(self, known: int) -> Tensor:
+        """Coefficients (num_mels - known, known) of the bands above, given the lowest `known` bands."""
+        covariance = self.covariance.double()
+        ridge = 1e-2 * torch.eye(known, dtype=torch.float64, device=covariance.device)  # some bands are nearly equal
+        return torch.linalg.solve(covariance[:known, :known] + ridge, covariance[:known, known:]).T.float()
+
+    def forward(self, mel: Tensor, bands: Tensor, floor: float) -> Tensor:
+        """Full-band log-mel frames (B, T, num_mels) of recordings with `bands` (B,) occupied bands; at least `floor`.
+
+        The highest occupied band is filled in too, as the recording holds only a part of it.
+        """
+        mean, full = self.mean.float(), mel.clone()
+        for count in set(bands.tolist()) - {mel.shape[2]}:
+            known, rows = max(1, count - 1), bands == count
+            expected = mean[known:] + F.linear(mel[rows, :, :known] - mean[:known], self.regression(known))
+            full[rows, :, known:] = expected.clamp(min=floor)
+        return full
 
 
 class MelAnalysis(nn.Module):
@@ -204,20 +274,42 @@ class MelAnalysis(nn.Module):
         self.register_buffer("mean", torch.zeros(config.feature_size))
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("projection", torch.zeros(config.latent_size, config.feature_size))
+        self.extension = BandExtension(config.num_mels) if config.band_extension else None
 
-    def features(self, waveform: Tensor) -> Tensor:
-        """Natural log of mel magnitudes (B, T, feature_size) of a waveform (B, T * hop_length); silence around it."""
-        n_fft, hop = self.config.mel_n_fft, self.config.mel_hop_length
-        pad = (n_fft - hop) // 2
-        frames = F.pad(waveform, (pad, pad)).unfold(1, n_fft, hop) * hann_window(n_fft, waveform.device)
-        magnitude = torch.fft.rfft(frames).abs()
-        mel = magnitude @ mel_filters(n_fft, self.config.num_mels, self.config.sampling_rate, waveform.device).T
-        return mel.clamp(min=self.config.mel_floor).log().view(len(waveform), -1, self.config.feature_size)
+    def mel(self, waveform: Tensor) -> Tensor:
+        """Mel magnitudes (B, frames, num_mels) of a waveform (B, T * hop_length); silence around it."""
+        config = self.config
+        return mel_magnitudes(waveform, config.mel_n_fft, config.mel_hop_length, config.num_mels, config.sampling_rate)
 
-    def forward(self, waveform: Tensor) -> Tensor:
-        """Latents (B, latent_size, T), float32, of a waveform (B, T * hop_length)."""
-        features = (self.features(waveform) - self.mean.float()) / self.scale.float()
-        return F.linear(features, self.projection.float()).transpose(1, 2)
+    def occupied_bands(self, mel: Tensor, lengths: Tensor) -> Tensor:
+        """Occupied mel bands (B,) of mel magnitudes of recordings with `lengths` (B,) samples: see `occupied_bands`."""
+        frames = (lengths // self.config.mel_hop_length).clamp(min=1).tolist()
+        return torch.tensor([occupied_bands(row[:count]) for row, count in zip(mel, frames)], device=mel.device)
+
+    def features(self, mel: Tensor, bands: Tensor | None = None) -> Tensor:
+        """Natural log (B, T, feature_size) of mel magnitudes.
+
+        bands (B,): occupied mel bands of each row, above which the extension fills in; None: nothing is filled in.
+        """
+        log_mel = mel.clamp(min=self.config.mel_floor).log()
+        if self.extension is not None and bands is not None:
+            log_mel = self.extension(log_mel, bands, math.log(self.config.mel_floor))
+        return log_mel.view(len(mel), -1, self.config.feature_size)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Latents (B, latent_size, T), float32, of features."""
+        return F.linear((features - self.mean.float()) / self.scale.float(), self.projection.float()).transpose(1, 2)
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Latents (B, latent_size, T), float32, of a waveform (B, T * hop_length) with `lengths` (B,) samples.
+
+        With an extension, the occupied bands of each row are found in its samples up to its length.
+        """
+        mel, bands = self.mel(waveform), None
+        if self.extension is not None:
+            lengths = torch.full((len(waveform),), waveform.shape[1]) if lengths is None else lengths
+            bands = self.occupied_bands(mel, lengths)
+        return self.project(self.features(mel, bands))
 
 
 # --------------------------------------------------------------------------------------- quantizer and refiner
@@ -252,7 +344,7 @@ class ResidualQuantizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, Q, T) -> quantized latents (B, D, T) float32."""
-        vectors = [F.embedding(codes[:, i], codebook) for i, codebook in enumerate(self.codebooks.float())]
+        vectors = [F.embedding(row, codebook) for row, codebook in zip(codes.unbind(1), self.codebooks.float())]
         return torch.stack(vectors).sum(0).transpose(1, 2)
 
 
@@ -342,6 +434,9 @@ class SmallECodec(PreTrainedModel):
             init.zeros_(module.mean)
             init.ones_(module.scale)
             init.normal_(module.projection, std=0.02)
+        elif isinstance(module, BandExtension):
+            init.zeros_(module.mean)
+            init.zeros_(module.covariance)
         elif isinstance(module, ResidualQuantizer):
             init.normal_(module.codebooks)
         elif isinstance(module, LatentRefiner):
@@ -365,8 +460,9 @@ class SmallECodec(PreTrainedModel):
         ones are meaningless. Raises ValueError on audio of another shape, integers, NaN, and empty audio.
         """
         waveform = check_waveform(waveform, lengths)
+        lengths = torch.full((len(waveform),), waveform.shape[1]) if lengths is None else as_tensor("lengths", lengths)
         waveform = F.pad(waveform, (0, -waveform.shape[1] % self.hop_length))
-        return self.quantizer.encode(self.analysis(waveform))
+        return self.quantizer.encode(self.analysis(waveform, lengths))
 
     @torch.no_grad()
     def embed(self, codes: Tensor) -> Tensor:
@@ -375,7 +471,10 @@ class SmallECodec(PreTrainedModel):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Waveform (B, T * hop_length) float32 of codes (B, Q, T). Raises ValueError as `check_codes`."""
+        """Waveform (B, T * hop_length) float32 of codes (B, Q, T), of the first Q codebooks.
+
+        Raises ValueError as `check_codes`.
+        """
         latents = self.embed(codes)
         return self.vocos(latents if self.refiner is None else self.refiner(latents)[0])
 

@@ -148,17 +148,6 @@ def guide(logits: Tensor, scale: float | None) -> Tensor:
     return conditional + (scale - 1) * (conditional - unconditional)
 
 
-def banned_tokens(num_codebooks: int, vocab_size: int, device: torch.device) -> Tensor:
-    """Tokens that are never sampled, (2, Q, V) bool: while a row may end, and while it may not.
-
-    A row ends when its first codebook is AUDIO_EOS; codebook q follows q steps later, see `force_tails`.
-    """
-    tokens = torch.zeros(2, num_codebooks, vocab_size, dtype=torch.bool)
-    tokens[..., [AUDIO_PAD, AUDIO_BOS, AUDIO_EOS]] = True
-    tokens[0, 0, AUDIO_EOS] = False
-    return tokens.to(device)
-
-
 def force_tails(logits: Tensor, remaining: Tensor) -> Tensor:
     """Leaves AUDIO_EOS alone in the codebooks that have ended: logits (B, Q, V), remaining (B,) steps of each row."""
     num_codebooks = logits.shape[1]
@@ -345,17 +334,15 @@ class DecodingLoop:
         self.num_codebooks, self.batch = model.config.num_codebooks, len(state.remaining)
         self.settings = sampling_settings(config, self.num_codebooks)
         self.scale = config.guidance_scale if state.guided else None
-        self.banned = banned_tokens(self.num_codebooks, model.config.audio_vocab_size, state.grid.device)
+        shape = 2, self.num_codebooks, model.config.audio_vocab_size
+        self.banned = torch.zeros(shape, dtype=torch.bool, device=state.grid.device)  # while a row may end, may not
+        self.banned[..., [AUDIO_PAD, AUDIO_BOS, AUDIO_EOS]] = True
+        self.banned[0, 0, AUDIO_EOS] = False  # ends the row; codebook q follows q steps later, see `force_tails`
         simple = all((x.top_p, x.min_p, x.repetition_penalty) == (1, 0, 1) for x in self.settings)
         self.fast = simple and not processors and not config.output_scores
         self.window, self.forced = list(state.grid.unbind(1)), state.forced
         self.alignments, self.scores = list(state.alignments), list(state.scores)
         self._set_remaining(state.remaining)
-
-    @property
-    def num_frames(self) -> int:
-        """New frames that are complete."""
-        return len(self.window) - self.num_codebooks
 
     def step(self):
         """Writes one step."""
@@ -420,7 +407,7 @@ class DecodingLoop:
 
     def state(self) -> GenerationState:
         """Where the loop stands."""
-        pending = max(0, self.num_frames)
+        pending = max(0, len(self.window) - self.num_codebooks)  # the first step whose frame is not complete
         done = [step[: self.batch] for step in self.window[:pending]]
         history = torch.cat((self.start.history, *(step[:, None] for step in done)), 1)[:, -REPETITION_WINDOW:]
         grid = torch.stack(self.window[-self.num_codebooks :], 1)
@@ -501,20 +488,19 @@ class SmallEGenerationMixin(GenerationMixin):
             audio_codes (B, P, Q): undelayed codes of a prompt to continue; audio_attention_mask (B, P): 1 on its
                 frames, 0 on padding, on either side.
             cache: that of an earlier output, in place of all inputs above: continues where that stopped.
-            generation_config, **kwargs: settings. do_sample; temperature, top_k, top_p, min_p and repetition_penalty
-                (over the last 50 frames, those of the prompt included): a number is for the first codebook and leaves
-                the others greedy, a list has one for each codebook and samples all of them; max_new_tokens and
-                min_new_tokens (frames), max_time (seconds); num_return_sequences: speeches of each text, next to each
-                other; best_of: speeches that are generated of each text, of which the most monotonic ones
-                (`alignment_smalle.monotonicity`) are returned; guidance_scale: above 1, moves away from speech without
-                the text, and without the speaker unless a prompt has that voice; return_dict_in_generate;
-                output_scores.
+            generation_config, **kwargs: do_sample; temperature, top_k, top_p, min_p and repetition_penalty (over the
+                last 50 frames, those of the prompt included): a number is for the first codebook and leaves the others
+                greedy, a list has one for each; max_new_tokens and min_new_tokens (frames), max_time (seconds);
+                num_return_sequences of each text, next to each other; best_of: of so many candidates of each text the
+                most monotonic ones (`alignment_smalle.monotonicity`) are returned; guidance_scale: above 1, moves away
+                from speech without the text, and without the speaker unless a prompt has that voice;
+                return_dict_in_generate; output_scores.
             seed: integer or torch.Generator for reproducible speech; None: the global random state.
             output_alignments: also return where in the text each frame was read.
             progress: called after each step with the number of rows whose end is not known yet.
             logits_processor, stopping_criteria: of transformers. They get the new tokens of the first codebook (B, T),
-                codes + 3 and AUDIO_EOS from the end of a row on; and its scores (B, V) before sampling, or the scores
-                so far. A row that a criterion stops has as many frames as the criterion saw tokens.
+                codes + 3 and AUDIO_EOS from the end of a row on, and its scores (B, V) before sampling, or those so
+                far. A row that a criterion stops has as many frames as the criterion saw tokens.
             initial_state (B, S): a tuned voice, the recurrent state in which speech begins (`cache_smalle`).
             speaker_codes (B, P, Q), speaker_attention_mask (B, P): undelayed codes of reference recordings of the
                 speakers, for models with a speaker encoder. A row without one has the speaker of its prompt.
@@ -527,7 +513,6 @@ class SmallEGenerationMixin(GenerationMixin):
             ValueError: inputs or settings are wrong or unknown, or ask for beam search and the like.
         """
         config, _ = self._prepare_generation_config(generation_config, **kwargs)
-        generator = seeded(seed, self.device)
         criteria = self._get_stopping_criteria(config, stopping_criteria)
         state = cache
         if state is None:
@@ -544,7 +529,7 @@ class SmallEGenerationMixin(GenerationMixin):
         output_alignments = output_alignments or config.best_of > 1
         check_state(state, config, output_alignments)
         processors = LogitsProcessorList(logits_processor or [])
-        options = dict(generator=generator, output_alignments=output_alignments)
+        options = dict(generator=seeded(seed, self.device), output_alignments=output_alignments)
         output = self._sample(state, processors, criteria, config, progress, **options)
         if output.alignments is not None and config.best_of > 1:
             scores = monotonicity(output.alignments, output.lengths, state.model.text_mask[: len(output.lengths)])
@@ -650,7 +635,8 @@ class SmallEGenerationMixin(GenerationMixin):
     ) -> SmallEGenerateOutput:
         """Goes on from a state, writes delayed codebooks, and ends each row by itself. options: of `DecodingLoop`."""
         loop = DecodingLoop(self, state, logits_processor, stopping_criteria, generation_config, **options)
-        while loop.unfinished and loop.num_frames < generation_config.max_new_tokens:
+        steps = generation_config.max_new_tokens + self.config.num_codebooks
+        while loop.unfinished and len(loop.window) < steps:
             loop.step()
             if progress is not None:
                 progress(loop.num_active)

@@ -52,6 +52,8 @@ def recurrence(
     fla = fla_kernel(kind, kernel, k)
     if fla is not None:
         return fla(q, k, v, log_decay, *(() if bonus is None else (bonus,)), state=state)
+    if not q.shape[1]:
+        return v, zero_state(k, v) if state is None else upcast(state)
     if q.shape[1] == 1:
         return recurrent_step(q, k, v, log_decay, zero_state(k, v) if state is None else state, bonus)
     if kind == "channel":

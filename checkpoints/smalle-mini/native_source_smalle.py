@@ -2,7 +2,7 @@
 # ruff: noqa
 # fmt: off
 
-NAME = "smalle-9d78716a559b"
+NAME = "smalle-e5129e8b7a44"
 FLAGS = "-O3 -fPIC -shared -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -freciprocal-math"
 SOURCES = {
     "smalle.c": r"""/* The text encoder and the decode steps of a Small-E of GLA blocks, in 8 bits, on one core: what runtime_smalle.py
@@ -552,11 +552,14 @@ static inline __attribute__((always_inline)) void eight_bits(
     }
 }
 
-/* The same of a matrix in single precision for one vector (in) */
-static inline void single(const uint8_t *w, const float *bias, const float *x, int in, floats *y) {
-    for (int p = 0; p < PARTS; p++) y[p] = bias ? *(const floats *)(bias + p * WIDTH) : (floats){0};
+/* The same of a matrix in single precision: x (count, in) */
+static inline __attribute__((always_inline)) void single(
+    int count, const uint8_t *w, const float *bias, const float *x, int in, floats (*y)[PARTS]) {
+    for (int m = 0; m < count; m++)
+        for (int p = 0; p < PARTS; p++) y[m][p] = bias ? *(const floats *)(bias + p * WIDTH) : (floats){0};
     for (int k = 0; k < in; k++)
-        for (int p = 0; p < PARTS; p++, w += 4 * WIDTH) y[p] += *(const floats *)w * x[k];
+        for (int p = 0; p < PARTS; p++, w += 4 * WIDTH)
+            for (int m = 0; m < count; m++) y[m][p] += *(const floats *)w * x[(size_t)m * in + k];
 }
 
 /* The next matrix of the stream times x (count, in) -> y (count, stride), or added to that */
@@ -572,11 +575,13 @@ static void multiply(const char **at, struct input x, int count, float *y, int s
         for (int m = 0, here; m < count; m += here) {
             floats sums[TILE][PARTS];
             int left = count - m;
-            here = !eight || left == 1 ? 1 : left < TILE ? 2 : TILE;
-            if (!eight) single(w, b, x.values + (size_t)m * in, in, sums[0]);
-            else if (here == 1) eight_bits(1, w, b, x, in, m, sums); /* with counts that the compiler knows, so that */
-            else if (here == 2) eight_bits(2, w, b, x, in, m, sums); /* sums stay in registers */
-            else eight_bits(TILE, w, b, x, in, m, sums);
+            const float *values = x.values + (size_t)m * in;
+            here = left >= TILE ? TILE : left > 1 && eight ? 2 : 1; /* counts that the compiler knows, so that sums */
+            if (eight && here == 1) eight_bits(1, w, b, x, in, m, sums); /* stay in registers */
+            else if (eight && here == 2) eight_bits(2, w, b, x, in, m, sums);
+            else if (eight) eight_bits(TILE, w, b, x, in, m, sums);
+            else if (here == 1) single(1, w, b, values, in, sums);
+            else single(TILE, w, b, values, in, sums);
             for (int i = 0; i < here; i++) {
                 float *to = y + (size_t)(m + i) * stride + n;
                 if (width < LANES) {

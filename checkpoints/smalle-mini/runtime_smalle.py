@@ -117,7 +117,7 @@ class TorchSteps:
     alignments: also return where in the text each step reads.
     """
 
-    def __init__(self, model: nn.Module, state: Any, alignments: bool):
+    def __init__(self, model: Any, state: Any, alignments: bool):
         self.model, self.state, self.alignments = model, state, alignments
 
     def __call__(self, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -212,15 +212,15 @@ def cached_library(folder: Path) -> Path:
     for path in folder.glob(f"{name}-*.so"):
         if not is_private(path):
             path.unlink()
-    path = find_library(folder, name)
-    if path is None:
+    found = find_library(folder, name)
+    if found is None:
         logger.info(f"Compiling the native runtime into {folder}, once.")
         data = compile_library()
-        path = folder / f"{name}-{digest(data)}.so"
-        with atomic_write(path) as partial:
+        found = folder / f"{name}-{digest(data)}.so"
+        with atomic_write(found) as partial:
             partial.write_bytes(data)
-        path.chmod(0o700)
-    return path
+        found.chmod(0o700)
+    return found
 
 
 def open_library(path: Path) -> ctypes.CDLL:
@@ -296,7 +296,7 @@ class MemoryPool:
         return memory
 
 
-def text_parts(model: nn.Module) -> Iterator[tuple]:
+def text_parts(model: Any) -> Iterator[tuple]:
     """Layers of the text encoder in the order in which it reads their weights, with what they are multiplied by."""
     body, attention = model.model, model.model.cross_attention
     for layer in body.text_encoder:
@@ -305,7 +305,7 @@ def text_parts(model: nn.Module) -> Iterator[tuple]:
     yield from ((x,) for x in (body.text_norm, attention.k_proj, attention.k_norm, attention.v_proj, attention.v_norm))
 
 
-def step_parts(model: nn.Module) -> Iterator[tuple]:
+def step_parts(model: Any) -> Iterator[tuple]:
     """As `text_parts`, of a decode step."""
     body, attention = model.model, model.model.cross_attention
     for block in body.audio_encoder:
@@ -318,7 +318,7 @@ def step_parts(model: nn.Module) -> Iterator[tuple]:
     yield from ((x,) for x in (body.audio_norm, model.head))
 
 
-def block_parts(block: nn.Module) -> Iterator[tuple]:
+def block_parts(block: Any) -> Iterator[tuple]:
     mixer = block.mixer
     yield (block.norm1,)
     yield (mixer.q_proj, mixer.scale)
@@ -327,18 +327,18 @@ def block_parts(block: nn.Module) -> Iterator[tuple]:
     yield from feed_forward_parts(block)
 
 
-def feed_forward_parts(layer: nn.Module) -> Iterator[tuple]:
+def feed_forward_parts(layer: Any) -> Iterator[tuple]:
     return ((x,) for x in (layer.norm2, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj))
 
 
-def pack_part(library: ctypes.CDLL, layer: nn.Module, scale: float, to: int | None) -> int:
+def pack_part(library: ctypes.CDLL, layer: Any, scale: float, to: int | None) -> int:
     """Packs a norm or a linear layer, times a number, to an address, or nowhere; returns the bytes that it takes."""
     weight, bias = (
         None if x is None else x.detach().contiguous() for x in (getattr(layer, n, None) for n in ("weight", "bias"))
     )
     places = [None if x is None else pointer(x) for x in (weight, bias)]
     if isinstance(layer, nn.Linear):
-        columns, rows = weight.shape
+        columns, rows = layer.weight.shape
         eight = rows * columns >= SMALL
         return library.smalle_pack_matrix(rows, columns, eight, ctypes.c_float(scale), *places, ctypes.c_void_p(to))
     kind = LAYER_NORM if isinstance(layer, nn.LayerNorm) else 0 if weight is None else RMS_NORM
@@ -347,15 +347,15 @@ def pack_part(library: ctypes.CDLL, layer: nn.Module, scale: float, to: int | No
 
 def pack(library: ctypes.CDLL, parts: Iterable[tuple]) -> Tensor:
     """Layers as one stream of bytes, as smalle.c reads them."""
-    parts = [(layer, *(scale or (1.0,))) for layer, *scale in parts]
-    stream = MemoryPool().tensor(sum(pack_part(library, *part, None) for part in parts))
+    scaled = [(layer, scale[0] if scale else 1.0) for layer, *scale in parts]
+    stream = MemoryPool().tensor(sum(pack_part(library, layer, scale, None) for layer, scale in scaled))
     at = stream.data_ptr()
-    for part in parts:
-        at += pack_part(library, *part, at)
+    for layer, scale in scaled:
+        at += pack_part(library, layer, scale, at)
     return stream
 
 
-def changed_layers(model: nn.Module) -> str:
+def changed_layers(model: Any) -> str:
     """What else keeps a model from being packed, such as adapters or quantised layers; "" where nothing does."""
     for layer, *_ in (*text_parts(model), *step_parts(model)):
         if type(layer) not in (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identity):
@@ -364,7 +364,7 @@ def changed_layers(model: nn.Module) -> str:
     return "" if kinds == {("cpu", torch.float32)} else f"all weights have to be float32 on the CPU, not {kinds}"
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: Any) -> str:
     """A digest of the names, shapes and first values of all weights: other training, another digest."""
     sums, values = hashlib.sha256(), []
     for name, parameter in model.named_parameters():
@@ -376,7 +376,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def unsupported(config: Any) -> str:
     """What keeps a model of this shape from the native runtime, in words; "" where nothing does."""
-    right = dict(architecture="small-e", mixer="gla", cross_attention="paca", feed_forward="swiglu")
+    right: dict[str, Any] = dict(architecture="small-e", mixer="gla", cross_attention="paca", feed_forward="swiglu")
     right |= dict(position_layers=1, cross_rotary_size=0)
     wrong = [f"{name}={getattr(config, name)!r}" for name, value in right.items() if getattr(config, name) != value]
     if not wrong and keeps_pending(config):
@@ -389,7 +389,7 @@ class NativeWeights:
     """A model's weights as the library reads them. An immutable value: copies of a model share it, and it is not
     pickled with a model, which packs it again."""
 
-    def __init__(self, library: ctypes.CDLL, model: nn.Module):
+    def __init__(self, library: ctypes.CDLL, model: Any):
         self.library, self.made_from, self.memory = library, fingerprint(model), MemoryPool()
         self.text, self.step = pack(library, text_parts(model)), pack(library, step_parts(model))
 
@@ -400,15 +400,15 @@ class NativeWeights:
         return type(None), ()
 
     @torch.no_grad()
-    def encode_text(self, model: nn.Module, input_ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def encode_text(self, model: Any, input_ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Tensors of a `SmallEState`, by name, of a text (B, N) and its mask."""
         config, tokens = model.config, input_ids.shape[1]
         x, mask = model.model.text_embedding(input_ids).contiguous(), mask.contiguous()
         keys, values = torch.empty_like(x), torch.empty_like(x)
         cosines, sines = rotary(torch.arange(tokens), config.rotary_size, config.rope_theta)
-        sizes = dict(tokens=tokens, hidden=config.hidden_size, heads=config.num_attention_heads)
+        sizes: dict[str, Any] = dict(tokens=tokens, hidden=config.hidden_size, heads=config.num_attention_heads)
         sizes |= dict(layers=config.text_layers, turned=config.rotary_size, eps=config.norm_eps)
-        same = dict(weights=self.text, cosines=cosines.contiguous(), sines=sines.contiguous())
+        same: dict[str, Any] = dict(weights=self.text, cosines=cosines.contiguous(), sines=sines.contiguous())
         same["scratch"] = self.memory.tensor(working_memory(config, tokens, tokens))
         for row in range(len(x)):
             tensors = pointers(x=x[row], mask=mask[row], keys=keys[row], values=values[row], **same)
@@ -446,7 +446,7 @@ def zero_states(config: Any, rows: int) -> tuple[Tensor, ...]:
 def first_state(state: SmallEState, config: Any) -> SmallEState:
     """The state as the library reads it: with recurrent states before the first step, and pending updates where the
     model has some."""
-    recurrent = zero_states(config, len(state.text_mask)) if state.recurrent is None else state.recurrent
+    recurrent: Any = zero_states(config, len(state.text_mask)) if state.recurrent is None else state.recurrent
     if keeps_pending(config):
         recurrent = [x if isinstance(x, PendingUpdates) else PendingUpdates.begin(x) for x in recurrent]
     text = {name: x.contiguous() for name, x in text_tensors(state).items()}
@@ -459,8 +459,8 @@ def first_state(state: SmallEState, config: Any) -> SmallEState:
 def structure(name: str, **fields: str) -> type[ctypes.Structure]:
     """A structure of C: names of its fields by type."""
     types = dict(int32=ctypes.c_int32, float32=ctypes.c_float, pointer=ctypes.c_void_p)
-    fields = [(field, types[kind]) for kind, names in fields.items() for field in names.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
+    typed = [(field, types[kind]) for kind, names in fields.items() for field in names.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": typed})
 
 
 Step = structure(
@@ -510,7 +510,7 @@ class NativeSteps(TorchSteps):
     padding are read by the model itself. `state` is valid until the next call, which may write over its tensors; those
     that were given stay as they are."""
 
-    def __init__(self, model: nn.Module, state: SmallEState, alignments: bool, weights: NativeWeights):
+    def __init__(self, model: Any, state: SmallEState, alignments: bool, weights: NativeWeights):
         super().__init__(model, state, alignments)
         self.weights, self.library, self.step = weights, weights.library, None
         self.pending, self.owns_states = keeps_pending(model.config), False

@@ -200,7 +200,7 @@ class HubMixin:
         name = os.path.basename(os.path.abspath(save_directory))
         main = kwargs.get("is_main_process", True)
         with readable_weights(save_directory) if main else contextlib.nullcontext():
-            saved = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+            saved = super().save_pretrained(save_directory, *args, **kwargs)
         if main:
             write_card(save_directory, name)
             if push_to_hub:

@@ -1,6 +1,7 @@
 """Streaming: speech as waveforms while it is generated, for texts of any length, from a loop or an event loop."""
 
 import asyncio
+import contextlib
 import functools
 import re
 import threading
@@ -118,15 +119,14 @@ class TextToSpeechStreamer:
             if progress is not None:
                 progress(num_active)
 
-        settings |= {
-            "progress": step,
-            "chunk_frames": block_sizes() if self.chunk_frames is None else self.chunk_frames,
-        }
+        settings["progress"] = step
+        settings["chunk_frames"] = block_sizes() if self.chunk_frames is None else self.chunk_frames
         return self._decode(prefetch(self._generate(pieces, prompt, seed, settings), stop))
 
     async def astream(self, text: str, **options) -> AsyncIterator[Tensor]:
         """`stream()` for an event loop: `async for wave in streamer.astream(text)`. A thread does the work."""
-        worker, chunks, cancelled = ThreadPoolExecutor(1), None, threading.Event()
+        worker, cancelled = ThreadPoolExecutor(1), threading.Event()
+        chunks: Any = None
         run = functools.partial(asyncio.get_running_loop().run_in_executor, worker)
         try:
             chunks = await run(lambda: self.stream(text, **options, cancelled=cancelled))
@@ -182,7 +182,7 @@ class TextToSpeechStreamer:
 
     def _generate_piece(self, call: dict[str, Any]) -> Iterator[Any]:
         """Outputs of the model for one piece: in chunks, or with best_of at once, as the best is known at the end."""
-        if call.pop("best_of", 1) == 1:
+        if call.get("best_of", 1) == 1:
             yield from self.model.stream(**call)
         else:
             del call["chunk_frames"]
@@ -193,15 +193,29 @@ class TextToSpeechStreamer:
         codec, state = self.processor.codec, None
         codes = torch.zeros(0, codec.num_codebooks, dtype=torch.long)
         for codes in chunks:
-            wave, state = codec.decode_chunk(codes.T[None], state)
+            with half_of_the_threads():
+                wave, state = codec.decode_chunk(codes.T[None], state)
             if wave.shape[1]:
                 yield wave[0].float().cpu()
         if state is not None:
-            yield codec.decode_chunk(codes.T[None, :, :0], state, last=True)[0][0].float().cpu()
+            with half_of_the_threads():
+                wave, _ = codec.decode_chunk(codes.T[None, :, :0], state, last=True)
+            yield wave[0].float().cpu()
 
 
 class Cancelled(Exception):
     """Ends generation within a step."""
+
+
+@contextlib.contextmanager
+def half_of_the_threads() -> Iterator[None]:
+    """Computes with half of PyTorch's threads: all of them wait for each other where other programs run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def set_threads_of_this_thread(count: int):

@@ -1,12 +1,15 @@
-"""English text as it is spoken: dates, times, money, numbers, units and abbreviations become words.
+"""English text as it is spoken: dates, times, money, numbers, units, addresses and abbreviations become words.
 
 num2words spells the numbers; without it, digits are read one by one. Ambiguous dates and times are read the American
-way. Every rule takes time in proportion to the length of the text.
+way. Every rule takes time in proportion to the length of the text: a pattern starts where a number or a word starts,
+takes what it can without going back, and looks back and ahead over a fixed number of characters.
 """
 
 import functools
+import html
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
@@ -16,56 +19,192 @@ except ImportError:
     num2words = None
 
 DIGITS = "zero one two three four five six seven eight nine".split()
+THOUSANDS = "thousand million billion trillion".split()
 MAX_DIGITS = 15  # of a number; longer ones, and those that begin with a zero, are read digit by digit
 MONTHS = "January February March April May June July August September October November December".split()
-CURRENCIES = {  # singular and plural, singular and plural of the hundredth
-    "$": ("dollar", "dollars", "cent", "cents"),
-    "€": ("euro", "euros", "cent", "cents"),
-    "£": ("pound", "pounds", "penny", "pence"),
-    "₹": ("rupee", "rupees", "paisa", "paise"),
-    "¥": ("yen", "yen", "sen", "sen"),
-}
-SCALES = {"k": "thousand", "m": "million", "bn": "billion"}
+WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
 
 def _table(entries: str) -> dict[str, str]:
     """{written: spoken} of "written=spoken; written=spoken"."""
-    return dict(entry.strip().split("=") for entry in entries.split(";"))
+    return dict(entry.lstrip().split("=") for entry in entries.rstrip().rstrip(";").split(";"))
 
 
+# Sign or code, unit and its hundredth; without an "s" in the plural where UNINFLECTED says so.
+CURRENCIES = _table("""
+    $=dollar,cent; €=euro,cent; £=pound,penny; ₹=rupee,paisa; ¥=yen,sen; ₽=ruble,kopeck; ₩=won,jeon; ₺=lira,kurus;
+    ₪=shekel,agora; ₫=dong,xu; ₴=hryvnia,kopiyka; ฿=baht,satang; ₱=peso,centavo; ₦=naira,kobo; ₿=bitcoin,satoshi;
+    US$=U S dollar,cent; C$=Canadian dollar,cent; CA$=Canadian dollar,cent; A$=Australian dollar,cent;
+    AU$=Australian dollar,cent; NZ$=New Zealand dollar,cent; HK$=Hong Kong dollar,cent; S$=Singapore dollar,cent;
+    R$=Brazilian real,centavo; USD=U S dollar,cent; EUR=euro,cent; GBP=pound,penny; JPY=yen,sen; CHF=Swiss franc,cent;
+    CAD=Canadian dollar,cent; AUD=Australian dollar,cent; NZD=New Zealand dollar,cent; CNY=yuan,fen; RMB=yuan,fen;
+    INR=rupee,paisa; SEK=Swedish krona,ore; NOK=Norwegian krone,ore; DKK=Danish krone,ore; PLN=zloty,grosz;
+    RUB=ruble,kopeck; MXN=Mexican peso,centavo; BRL=Brazilian real,centavo; ZAR=rand,cent; SGD=Singapore dollar,cent;
+    HKD=Hong Kong dollar,cent; BTC=bitcoin,satoshi; Rs=rupee,paisa; Rs.=rupee,paisa
+""")
+SMALL_MONEY = {"¢": ("cent", "cents"), "p": ("penny", "pence")}
+SCALES = _table(
+    "k=thousand; m=million; mm=million; mn=million; mio=million; b=billion; bn=billion; t=trillion; "
+    "tn=trillion; trn=trillion"
+)
 # After a number; capitals matter.
 UNITS = _table("""
-    kg=kilogram; mg=milligram; km=kilometer; cm=centimeter; mm=millimeter; ml=milliliter; lb=pound; lbs=pound;
-    oz=ounce; mph=mile per hour; km/h=kilometer per hour; min=minute; hr=hour; hrs=hour; Hz=hertz; kHz=kilohertz;
-    MHz=megahertz; GHz=gigahertz; kB=kilobyte; KB=kilobyte; MB=megabyte; GB=gigabyte; TB=terabyte; kW=kilowatt;
-    °C=degree Celsius; °F=degree Fahrenheit; °=degree
+    kg=kilogram; g=gram; mg=milligram; microg=microgram; km=kilometer; m=meter; cm=centimeter; mm=millimeter;
+    microm=micrometer; nm=nanometer; l=liter; L=liter; ml=milliliter; mL=milliliter; cl=centiliter; dl=deciliter;
+    microl=microliter; microL=microliter; lb=pound; lbs=pound; oz=ounce; fl oz=fluid ounce; fl. oz.=fluid ounce;
+    lb.=pound; lbs.=pound; oz.=ounce; ft=foot; ft.=foot; in.=inch; yd=yard; yds=yard; mi=mile; mi.=mile; ha=hectare;
+    gal=gallon; qt=quart; pt=pint; tsp=teaspoon; tsp.=teaspoon; tbsp=tablespoon; tbsp.=tablespoon; Tbsp=tablespoon;
+    sq ft=square foot; sq. ft.=square foot; sq mi=square mile; sq m=square meter; sq km=square kilometer;
+    cu ft=cubic foot; mph=mile per hour; kph=kilometer per hour; km/h=kilometer per hour; kmh=kilometer per hour;
+    m/s=meter per second; mpg=mile per gallon; min=minute; mins=minute; min.=minute; hr=hour; hrs=hour; hr.=hour;
+    h=hour; s=second; sec=second; sec.=second; ms=millisecond; micros=microsecond; ns=nanosecond; yr=year; yrs=year;
+    wk=week; Hz=hertz; kHz=kilohertz; MHz=megahertz; GHz=gigahertz; kB=kilobyte; KB=kilobyte; MB=megabyte;
+    GB=gigabyte; TB=terabyte; GiB=gibibyte; kbps=kilobit per second; Mbps=megabit per second;
+    Gbps=gigabit per second; MB/s=megabyte per second; GB/s=gigabyte per second; fps=frame per second;
+    Mbit/s=megabit per second; rpm=revolution per minute; bpm=beat per minute; px=pixel; MP=megapixel; W=watt;
+    kW=kilowatt; MW=megawatt; GW=gigawatt; Wh=watt hour; kWh=kilowatt hour; MWh=megawatt hour; V=volt; kV=kilovolt;
+    mV=millivolt; mA=milliamp; mAh=milliamp hour; A=amp; J=joule; kJ=kilojoule; cal=calorie; kcal=kilocalorie;
+    N=newton; Pa=pascal; kPa=kilopascal; hPa=hectopascal; psi=pound per square inch; dB=decibel; hp=horsepower;
+    cc=cubic centimeter; ohm=ohm; kohm=kilohm; Mohm=megohm; ppm=part per million; °C=degree Celsius;
+    °F=degree Fahrenheit; °=degree
 """)
+WORDY_UNITS = set("inch mile cup teaspoon tablespoon pound ounce pint quart gallon hour acre foot yard".split())
+PLURALS = _table(
+    "foot=feet; inch=inches; penny=pence; Swedish krona=Swedish kronor; "
+    "Norwegian krone=Norwegian kroner; Danish krone=Danish kroner; ore=ore; paisa=paise"
+)
+UNINFLECTED = set("yen sen won jeon yuan fen baht rand hertz kilohertz megahertz gigahertz horsepower".split())
 # Before a name or a word; their dot does not end a sentence.
 TITLES = _table("""
-    Mr=Mister; Mrs=Missus; Ms=Miz; Dr=Doctor; Prof=Professor; vs=versus; e.g.=for example; i.e.=that is;
-    approx.=approximately; dept.=department; Dept.=Department; Mt.=Mount; Gen.=General; Col.=Colonel; Capt.=Captain;
-    Lt.=Lieutenant; Sgt.=Sergeant; Rev.=Reverend
+    Mr=Mister; Mrs=Missus; Ms=Miz; Dr=Doctor; Prof=Professor; vs=versus; e.g.=for example; e.g=for example;
+    i.e.=that is; i.e=that is; approx.=approximately; dept.=department; Dept.=Department; Mt.=Mount; Gen.=General;
+    Col.=Colonel; Capt.=Captain; Lt.=Lieutenant; Sgt.=Sergeant; Rev.=Reverend; Gov.=Governor; Sen.=Senator;
+    Hon.=Honorable; Pres.=President; Messrs.=Messieurs; Ft.=Fort; cf.=compare; ca.=circa; viz.=namely;
+    incl.=including; esp.=especially; est.=established; w/o=without; w/=with; tel.=telephone; Tel.=Telephone;
+    max.=maximum
+""")
+# Before a number.
+NUMBERED = _table("""
+    p.=page; pp.=pages; Fig.=Figure; fig.=figure; Figs.=Figures; Ch.=Chapter; ch.=chapter; Vol.=Volume; vol.=volume;
+    Sec.=Section; sec.=section; Eq.=Equation; Pt.=Part; pt.=part; Nos.=numbers; nos.=numbers; Art.=Article; c.=circa;
+    ext.=extension; Ext.=Extension; Apt.=Apartment; Ste.=Suite; Hwy=Highway; Hwy.=Highway; Rte.=Route;
+    Mk=Mark; Mk.=Mark; Rm.=Room; Bldg.=Building; v=version; v.=version; ver.=version; §=section; §§=sections
 """)
 # After a name or a word; their dot may end a sentence.
 ENDINGS = _table("""
     etc.=et cetera; Jr.=Junior; Sr.=Senior; St.=Street; Ave.=Avenue; Blvd.=Boulevard; Rd.=Road; Inc.=Incorporated;
-    Ltd.=Limited; Corp.=Corporation; Co.=Company
+    Ltd.=Limited; Corp.=Corporation; Co.=Company; Ln.=Lane; Hwy.=Highway; Pkwy.=Parkway; Bros.=Brothers;
+    Univ.=University; Assn.=Association; et al.=et al; Ph.D.=P H D; misc.=miscellaneous; Esq.=Esquire
 """)
-FRACTIONS = {"1/2": "one half", "1/3": "one third", "2/3": "two thirds", "1/4": "one quarter", "3/4": "three quarters"}
-SIGNS = {"&": " and ", "%": " percent", "+": " plus ", "=": " equals ", "@": " at "}
-MARKS = str.maketrans("‘’ʼ“”–—", "'''\"\"--")
-VULGAR_FRACTION = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
-SENTENCE_END = re.compile(r"\s*$|\s+[A-Z]")
+STREETS = _table("St=Street; Ave=Avenue; Blvd=Boulevard; Rd=Road; Ln=Lane; Dr=Drive; Hwy=Highway; Pkwy=Parkway")
+COMPASS = _table("N=North; S=South; E=East; W=West")
+# A capital word before "St." or "Dr." that leaves them a saint and a doctor: "Mount St. Helens", "Ask Dr. Who".
+NOT_A_STREET = set(
+    """
+    A An And As Ask At Both But By Call Did Does Dear East For Fort From Has He Her His I If In Is It Lake Like
+    Mount My Near No Not Of Old On Or Our Port Said Saw See She So That The Then They This To Tell Thank Visit Was
+    We When Where With Yes You Your New
+    """.split()
+)
+STATES = _table("""
+    AL=Alabama; AK=Alaska; AZ=Arizona; AR=Arkansas; CA=California; CO=Colorado; CT=Connecticut; DE=Delaware; FL=Florida;
+    GA=Georgia; HI=Hawaii; ID=Idaho; IL=Illinois; IN=Indiana; IA=Iowa; KS=Kansas; KY=Kentucky; LA=Louisiana; ME=Maine;
+    MD=Maryland; MA=Massachusetts; MI=Michigan; MN=Minnesota; MS=Mississippi; MO=Missouri; MT=Montana; NE=Nebraska;
+    NV=Nevada; NH=New Hampshire; NJ=New Jersey; NM=New Mexico; NY=New York; NC=North Carolina; ND=North Dakota;
+    OH=Ohio; OK=Oklahoma; OR=Oregon; PA=Pennsylvania; RI=Rhode Island; SC=South Carolina; SD=South Dakota; TN=Tennessee;
+    TX=Texas; UT=Utah; VT=Vermont; VA=Virginia; WA=Washington; WV=West Virginia; WI=Wisconsin; WY=Wyoming; DC=D C
+""")
+# Said letter by letter though they have vowels; those without a vowel always are, but for SOUNDS.
+SPELLED = set(
+    """
+    AAA ABC ABS AC ACLU AD AFK AI AKA AM API APA APR ATM AWS BA BCE BMI CAD CE CEO CFO CIA CIO COO CPU CTO DA DIY
+    DNA DOI DOJ EC ECB ECG EDT EEA EKG EPA ER ESL ESP ESPN EST ET ETA EU EUR EV FAA FAQ FBI FDA FIA FYI GPA GPU GUI
+    HIV IBM ICU ID IDE IEEE IIRC IMF IMO IO IP IPA IPO IQ IR IRC IRL IRS ISBN ISO ISP IT ITV IUD IV IVF KO LA LED MA
+    MBA MIA MIT MOT MRI NAACP NBA NCAA NEA NHL NRA NSA NYC NYPD NYU OECD OEM OMG OS PA PE POV PTA QA RNA RSA RSI
+    RSPCA SEO SMB SOS STI SUV TBA UAE UAV UCLA UEFI UFC UFO UHF UI UK UN UPC UPS UPI URI URL US USA USB USC USDA
+    USPS USSR UTC UTF UTI UV UX VAT VIP VOIP WTO YMCA AP EP DOB DUI EIN ETF IOU IPV IOT
+    """.split()
+)
+SOUNDS = set("HMM SHH PSST GRR BRR ZZZ PFFT TSK MR MRS DR ST VS NTH PHD".split())
+SHOUTED = set("IT US AM AS IS OR AD LA MA PA".split())  # words, where a word beside them has capitals, too
+SPECIAL = _table(
+    "PhD=P H D; PhDs=P H D's; AT&T=A T and T; NaCl=N A C L; NaOH=N A O H; HCl=H C L; KCl=K C L; "
+    "JPEG=J peg; NAACP=N double A C P; IEEE=I triple E; AAA=triple A; OK'd=okayed; WiFi=Wi-Fi; LaTeX=Lay-tech"
+)
+# Before a Roman numeral.
+NUMBERED_ROMAN = "World War|Super Bowl|Star Wars|" + "|".join(
+    """
+    War Chapters? Parts? Volumes? Books? Acts? Scenes? Sections? Titles? Phases? Types? Class Grade Level
+    Division Articles? Amendment Appendix Table Figure Mark Episodes? Season Stage Schedule Vatican Category
+    Factor Canto Psalms? Plates? Paragraph Rule Step Unit Lesson Tier Page page Group Series
+    """.split()
+)
+KINGS = set(
+    """
+    Adrian Albert Alexander Alexios Alfonso Amenhotep Anne Antiochus Artaxerxes Baldwin Benedict Boniface Carl
+    Casimir Catherine Celestine Charles Christian Clement Constantine Cyrus Darius David Edmund Edward Elizabeth
+    Erik Felipe Ferdinand Francis Franz Frederick Friedrich George Gregory Gustav Haakon Harald Harold Henri Henry
+    Hussein Innocent Isabella Ivan James Jean Joao John Joseph Juan Julius Justinian Karl Kenneth Leo Leopold Louis
+    Ludwig Magnus Manuel Margaret Margrethe Maria Mary Matilda Maximilian Mehmed Michael Mohammed Murad Napoleon
+    Nicholas Olaf Olav Oscar Otto Paul Pedro Peter Philip Philippe Pius Ptolemy Ramesses Ramses Richard Robert
+    Rudolf Selim Sigismund Sixtus Stephen Sultan Suleiman Thomas Thutmose Umberto Urban Victoria Vladimir Wilhelm
+    William Xerxes Emmanuel Carlos
+    """.split()
+)
+RULERS = set("King Queen Pope Emperor Empress Tsar Czar Kaiser Sultan Pharaoh Prince Princess".split())
+_NAMES = "2 half 3 third 4 quarter 5 fifth 6 sixth 7 seventh 8 eighth 9 ninth 10 tenth 12 twelfth 16 sixteenth".split()
+FRACTIONS = {int(number): name for number, name in zip(_NAMES[::2], _NAMES[1::2])}
+_SIGNS = _table("""
+    &= and ;%= percent;+= plus ;@= at ;×= times ;÷= divided by ;±= plus or minus ;≈= approximately ;
+    ≠= is not equal to ;≤= less than or equal to ;≥= greater than or equal to ;√= the square root of ;∞= infinity ;
+    ‰= per mille;→= to ;⇒= implies ;−=-;§= section ;©= copyright ;∑= sum ;∫= integral ;∈= in ;∂= partial ;
+""")
+SIGNS = {**_SIGNS, "=": " equals "}
+_ADDRESS = _table("""
+    .=dot; /=slash; @=at; -=dash; _=underscore; :=colon; ?=question mark; &=and; #=hash; %=percent; ~=tilde; +=plus;
+    \\=backslash
+""")
+ADDRESS_SIGNS = {**_ADDRESS, "=": "equals"}
+ADDRESS_LETTERS = set("io uk ai eu edu exe api ip id us ui de ie au es it at nl".split())
+_LETTERS = _table(
+    "ß=ss; ẞ=SS; þ=th; Þ=Th; ð=d; Ð=D; æ=ae; Æ=Ae; œ=oe; Œ=Oe; ŋ=ng; Ŋ=Ng; ı=i; ĸ=k; ə=e; Ə=E; №= No. ; ™=; ®=; ⁄=/"
+)
+_ALIKE = ("‘’ʼ‛′´", "'"), ("“”„‟″«»", '"'), ("–—―‐‑‒•", "-"), ("".join(map(chr, [*range(32), *range(127, 160)])), " ")
+_BREAKS = dict.fromkeys("\n\r\x0b\x0c\x85\u2028\u2029", "\n")
+CHARACTERS = str.maketrans({**{c: sign for characters, sign in _ALIKE for c in characters}, **_BREAKS, **_LETTERS})
+_SOUNDS = "a b v g d e z i y k l m n o p r s t u f kh ts ch sh shch . y . e yu ya zh yo i yi ye g j lj nj c dj dz u dz"
+CYRILLIC = dict(zip("абвгдезийклмнопрстуфхцчшщъыьэюяжёіїєґјљњћђџўѕ", _SOUNDS.split()))
+LOOK_ALIKES = str.maketrans("аеорсухіјѕԁһԛԝАВЕЗІЈКМНОРСТУХЅѴ", "aeopcyxijsdhqwABE3IJKMHOPCTYXSV")
+GREEK = dict(zip("αβγδεζηθικλμνξοπρσςτυφχψω", "a b g d e z i th i k l m n x o p r s s t y f ch ps o".split()))
+HEARTS = {"❤": "heart", "♥": "heart", "☺": "smiling face", "✅": "check mark", "✔": "check mark"}
 
-NUMBER = r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?"
+NUMBER = r"\d++(?:,\d{3}(?!\d))*+(?:\.\d++)?+"
+START = r"(?<![\w])(?<!\d[.,])"  # of a number
 MONTH = rf"\b(?P<month>{'|'.join(f'{name[:3]}(?:{name[3:]})?' for name in MONTHS)}|Sept)\b\.?"
 DAY, YEAR = r"(?P<day>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?", r"(?P<year>1[1-9]\d\d|20\d\d)"
+LAST_DAY = r"(?P<last>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?"
 HALF_DAY = r"(?P<half>[apAP])(?:\.\s?[mM]\.?|[mM]\b\.?)"
+ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?<=[MDCLXVI])"
+SENTENCE_END = re.compile(r"\s*$|\s+[A-Z]")
 
 
-def spell_digits(digits: str) -> str:
+def spell_digits(digits: str, zero: str = "zero") -> str:
     """Digits and decimal points, one by one."""
-    return " ".join("point" if c == "." else DIGITS[int(c)] for c in digits)
+    return " ".join("point" if c == "." else zero if c == "0" else DIGITS[int(c)] for c in digits)
+
+
+@functools.lru_cache(maxsize=16384)
+def _words(number: int, kind: str) -> str:
+    """A number in words, by num2words; one of many digits by its parts below a thousand, which is ten times as fast."""
+    if kind == "year" or number < 1000:
+        return num2words(number, to=kind).replace(",", "")
+    rest = number % 100
+    if kind == "ordinal":
+        cardinal = _words(number, "cardinal")
+        return f"{cardinal.rpartition(' ')[0]} {_words(rest, kind)}" if rest else f"{cardinal}th"
+    parts = [(number // 1000**i % 1000, name) for i, name in enumerate(("", *THOUSANDS))]
+    words = [f"{_words(part, kind)} {name}".strip() for part, name in reversed(parts) if part]
+    return " ".join([*words[:-1], "and", words[-1]] if 0 < number % 1000 < 100 else words)
 
 
 def spell_number(number: int | str, kind: str = "cardinal") -> str:
@@ -79,13 +218,45 @@ def spell_number(number: int | str, kind: str = "cardinal") -> str:
     if num2words is None or len(digits) > MAX_DIGITS or re.match(r"0\d", digits):
         return spell_digits(digits)
     whole, point, decimals = digits.partition(".")
-    words = num2words(int(whole), to="cardinal" if point else kind).replace(",", "")
+    words = _words(int(whole), "cardinal" if point else kind)
     return f"{words} {spell_digits(point + decimals)}" if point else words
+
+
+def _plural(noun: str) -> str:
+    """Miles per hour, square feet, degrees Celsius, yen."""
+    head, per, rest = noun.partition(" per ")
+    if noun in PLURALS:
+        return PLURALS[noun]
+    if head.startswith("degree"):
+        return noun.replace("degree", "degrees", 1)
+    *others, last = head.split()
+    last = last if last in UNINFLECTED else PLURALS.get(last, f"{last}s")
+    return " ".join([*others, last]) + per + rest
 
 
 def _full_stop(match: re.Match) -> str:
     """The full stop of a sentence that ends with an abbreviation's dot."""
     return "." if match[0].endswith(".") and SENTENCE_END.match(match.string, match.end()) else ""
+
+
+def _before(match: re.Match, length: int = 40) -> str:
+    """The text before a match."""
+    return match.string[max(0, match.start() - length) : match.start()]
+
+
+def _after(match: re.Match, length: int = 40) -> str:
+    """The text after a match."""
+    return match.string[match.end() : match.end() + length]
+
+
+def _month(name: str) -> str:
+    """January of "Jan" or "1"."""
+    return MONTHS[int(name) - 1] if name.isdigit() else next(month for month in MONTHS if month[:3] == name[:3])
+
+
+def _year(year: str) -> str:
+    """Twenty twenty-six of "2026" or "26"."""
+    return spell_number(year if len(year) == 4 else f"{19 if int(year) > 49 else 20}{year}", "year")
 
 
 def _date(match: re.Match) -> str:
@@ -94,37 +265,78 @@ def _date(match: re.Match) -> str:
     month, day, year = parts["month"], parts["day"], parts["year"]
     if month.isdigit():
         month, day = (day, month) if int(month) > 12 >= int(day) else (month, day)
-        if not 1 <= int(month) <= 12 or int(day) > 31:
+        if not 1 <= int(month) <= 12 or not 1 <= int(day) <= 31:
             return match[0]
-        month = MONTHS[int(month) - 1]
-    else:
-        month = next(name for name in MONTHS if name[:3] == month[:3])
-    day = spell_number(int(day), "ordinal")
+    month, day = _month(month), spell_number(int(day), "ordinal")
     date = f"{parts['the']}{day} of {month}" if parts.get("the") else f"{month} {day}"
-    return f"{date}, {spell_number(year, 'year')}" if year else date
+    date += f" to {spell_number(int(parts['last']), 'ordinal')}" if parts.get("last") else ""
+    return f"{date}, {_year(year)}" if year else date
 
 
 def _time(match: re.Match) -> str:
     """Three oh five p m, fifteen thirty, ten o'clock."""
     parts = match.groupdict()
-    minute, half = parts.get("minute") or "00", parts["half"]
-    words = [spell_number(int(parts["hour"]))]
-    if minute != "00":
+    hour, minute, second, half = int(parts["hour"]), parts.get("minute") or "00", parts.get("second"), parts["half"]
+    words = [spell_number(hour)]
+    if minute != "00" or second:
         words += ["oh", spell_number(minute[1])] if minute[0] == "0" else [spell_number(minute)]
     elif not half:
-        words.append("o'clock")
+        words = ["midnight"] if hour == 0 else [*words, "hundred"] if hour > 12 else [*words, "o'clock"]
+    if second and second != "00":
+        words += ["and", spell_number(int(second)), "second" if second == "01" else "seconds"]
     return " ".join([*words, *([half.lower(), "m"] if half else [])]) + _full_stop(match)
 
 
-def _money(match: re.Match) -> str:
-    """One dollar, two pounds and fifty pence, one point five million euros; a number without a sign as it is."""
-    parts = match.groupdict()
-    if parts["sign"] is None:
+def _iso_time(match: re.Match) -> str:
+    """Comma, 15:30, U T C plus two."""
+    offset = _offset(match) if match["sign"] else ""
+    return f", {match['time']}" + (f", U T C{offset}" if match["zone"] else "")
+
+
+def _offset(match: re.Match) -> str:
+    """U T C plus five thirty."""
+    minutes = f" {spell_number(match['minute'])}" if (match["minute"] or "00") != "00" else ""
+    sign = "plus" if match["sign"] == "+" else "minus"
+    zone = " ".join(match["zone"]) if match["zone"].isalpha() else ""
+    return f"{zone} {sign} {spell_number(int(match['hour']))}{minutes}"
+
+
+def _phone(match: re.Match) -> str:
+    """Five five five, one two three, four five six seven; one eight hundred, ..."""
+    if len(match[0]) < 9 and match[0].startswith("+"):
         return match[0]
-    one, several, cent, cents = CURRENCIES[parts["sign"]]
+    words = []
+    for part in re.findall(r"\d+|[A-Za-z]+|\+", match[0]):
+        if part == "+" or part.isalpha():
+            words.append("plus" if part == "+" else "extension" if part.islower() else part)
+        else:
+            number = spell_number(int(part)) if re.fullmatch("[1-9]00", part) else spell_digits(part, "oh")
+            words.append(number + ",")
+    return re.sub(r"\bone, (?=\w+ hundred)", "one ", " ".join(words)).rstrip(",")
+
+
+def _digit_groups(match: re.Match) -> str:
+    """Four one one one, two two two two."""
+    return ", ".join(map(spell_digits, re.findall(r"\d+", match[0])))
+
+
+@functools.cache
+def _currency(sign: str) -> tuple[str, str, str, str]:
+    """The singular and the plural of a currency and of its hundredth."""
+    one, cent = CURRENCIES[sign].split(",")
+    return one, _plural(one), cent, _plural(cent)
+
+
+def _money(match: re.Match) -> str:
+    """One dollar, two pounds and fifty pence, one point five million euros; a five dollar bill."""
+    parts = match.groupdict()
+    one, several, cent, cents = _currency(parts.get("code") or parts["sign"])
+    if f" {_before(match, 3)}".lower().endswith((" a ", " an ")) and re.match(r"[ -][a-z]", _after(match, 2)):
+        several, cents = one, cent
     whole, _, part = parts["amount"].replace(",", "").partition(".")
-    if parts.get("scale"):
-        return f"{spell_number(parts['amount'])} {SCALES.get(parts['scale'].lower(), parts['scale'])} {several}"
+    scale = (parts.get("scale") or "").strip()
+    if scale:
+        return f"{spell_number(parts['amount'])} {SCALES.get(scale.lower(), scale)} {several}"
     if len(part) not in (0, 2):
         return f"{spell_number(parts['amount'])} {several}"
     words = [f"{spell_number(whole)} {one if int(whole) == 1 else several}"] if int(whole) or not int(part or 0) else []
@@ -133,14 +345,104 @@ def _money(match: re.Match) -> str:
     return " and ".join(words)
 
 
+def _small_money(match: re.Match) -> str:
+    """Fifty cents, fifty pence."""
+    return f"{match['amount']} {SMALL_MONEY[match['sign'] or 'p'][match['amount'] != '1']}"
+
+
+def _military_time(match: re.Match) -> str:
+    """Oh eight hundred hours."""
+    minute = spell_number(int(match[2])) if match[2] != "00" else "hundred"
+    return f"{'oh ' if match[1][0] == '0' else ''}{spell_number(int(match[1]))} {minute} hours"
+
+
+def _network_address(match: re.Match) -> str:
+    """One nine two dot one six eight dot zero dot one."""
+    return " dot ".join(map(spell_digits, match[0].split(".")))
+
+
+def _state(match: re.Match) -> str:
+    """Massachusetts oh two one three four."""
+    codes = (part for part in match.group("zip", "more") if part)
+    return " ".join([STATES[match["state"]], *(spell_digits(code, "oh") for code in codes)])
+
+
+def _money_range(match: re.Match) -> str:
+    """The sign of the first amount goes to the second: five to ten dollars."""
+    return f"{match['first']} to {match['sign']}{match['second']}"
+
+
 def _measure(match: re.Match) -> str:
-    """5 kilograms, 1 mile per hour; a number without a unit as it is."""
-    if match["unit"] is None:
+    """5 kilograms, 1 mile per hour, a 10 foot pole."""
+    amount, joint, sign = match.group("amount", "joint", "unit")
+    if sign == "s" and amount[-1] == "0" and not joint:  # a decade
         return match[0]
-    first, *others = UNITS[match["unit"]].split()
-    if match["amount"] != "1" and not first.endswith("hertz"):
-        first += "s"
-    return " ".join([match["amount"], first, *others])
+    if len(sign) == 1 and sign.isupper() and joint == " " and (sign == "A" or re.match(r"\.? [A-Z\d]", _after(match))):
+        return match[0]
+    unit = UNITS[sign]
+    noun = unit if match["amount"] == "1" or match["joint"] == "-" else _plural(unit)
+    return f"{match['amount']} {noun}{_full_stop(match)}"
+
+
+def _fraction(match: re.Match) -> str:
+    """One half, five eighths of an inch, two and a half cups, eight out of ten."""
+    whole, top, bottom = match["whole"], int(match["top"]), int(match["bottom"])
+    if not 0 < top < bottom or bottom not in FRACTIONS or (bottom == 10 and top > 1 and not whole):
+        return match[0]
+    name, unit, word = FRACTIONS[bottom], match["unit"], match["word"]
+    if whole:
+        article = "an" if name[0] == "e" else "a"
+        part = f"{article} {name}" if top == 1 else f"{spell_number(top)} {_plural(name)}"
+        words = f"{spell_number(whole)} and {'a half' if bottom == 2 else part}"
+        return f"{words} {_plural(UNITS[unit])}" if unit else f"{words}{match['joint']}{word}" if word else words
+    halves = "halves" if bottom == 2 else _plural(name)
+    words = f"one {name}" if top == 1 else f"{spell_number(top)} {halves}"
+    noun = UNITS[unit] if unit else word
+    if noun and match["joint"] == "-":
+        return f"{spell_number(top)} {name} {noun}"
+    if noun and top > 1:
+        return f"{words} of {'an' if noun[0] in 'aeio' or noun == 'hour' else 'a'} {noun}"
+    return f"{words} {noun}" if noun else words
+
+
+def _dimension(match: re.Match) -> str:
+    """Three by four; three times four, where no unit follows the sign of multiplication."""
+    measure = rf" ?{NUMBER}[ -]?(?:(?:{UNIT})(?!\w)|inch|feet|pixel)"
+    by = match["sign"] == "x" or re.match(measure, _after(match))
+    return " by " if by else " times "
+
+
+def _screen(match: re.Match) -> str:
+    """Nineteen twenty by ten eighty."""
+    sizes = [divmod(int(size), 100) for size in match.group("width", "height")]
+    words = (f"{spell_number(a)} {spell_number(b)}" if a and b > 9 else spell_number(100 * a + b) for a, b in sizes)
+    return " by ".join(words)
+
+
+def _feet(match: re.Match) -> str:
+    """Five foot ten, six feet, twelve inches; a quotation mark after a number stays one."""
+    feet, inches = match["feet"], match["inches"]
+    if feet and inches:
+        return f"{feet} foot {inches}"
+    if _before(match, 200).count('"' if inches else " '") % 2:
+        return match[0]
+    noun = ("inch" if inches == "1" else "inches") if inches else "foot" if feet == "1" else "feet"
+    return f"{inches or feet} {noun}"
+
+
+def _coordinate(match: re.Match) -> str:
+    """Forty degrees, forty-two minutes north."""
+    names = zip(match.group("degree", "minute", "second"), ("degree", "minute", "second"))
+    words = [f"{n} {name if n == '1' else _plural(name)}" for n, name in names if n]
+    return ", ".join(words) + f" {COMPASS[match['pole']].lower()}"
+
+
+def _years(match: re.Match) -> str:
+    """Nineteen fourteen to eighteen."""
+    first, last = match["first"], match["last"]
+    if len(last) == 2 and int(last) <= int(first[2:]):
+        return match[0]
+    return f"{spell_number(first, 'year')} to {spell_number(last, 'year') if last.isdigit() else last}"
 
 
 def _decade(words: str) -> str:
@@ -155,9 +457,144 @@ def _ordinal(match: re.Match) -> str:
     return spell_number(match["amount"], "cardinal" if "." in match["amount"] else "ordinal")
 
 
+def _power(match: re.Match) -> str:
+    """X squared, ten to the power of six."""
+    sign, digits, space = match["sign"], match["power"], " " if _after(match, 1).isalnum() else ""
+    if not sign and digits in ("2", "3"):
+        return (" squared" if digits == "2" else " cubed") + space
+    return f" to the power of {'minus ' if sign else ''}{digits}{space}"
+
+
+def _superscript(match: re.Match) -> str:
+    """A superscript as the power of a number or of a variable; of units and words, the digits as they are."""
+    digits = unicodedata.normalize("NFKD", match[0]).replace("−", "-")
+    base = re.split(r"[\W\d_]", _before(match, 12))[-1]
+    number = re.search(rf"\d ?{base}$", _before(match, 12))
+    return digits if len(base) > 2 or number and base + "2" in UNITS else f"^{digits}"
+
+
+def _address(match: re.Match) -> str:
+    """Example dot com slash docs, a dot person at example dot org, setup dot p y."""
+    words = []
+    for part in re.findall(r"[A-Za-z]+|\d+|[^A-Za-z]", re.sub(r"^\w+://|/$", "", match[0])):
+        if part.isalpha():
+            letters = part.lower() in ADDRESS_LETTERS or not re.search("[aeiouy]", part, re.I) or part == "py"
+            words.append(" ".join(part) if letters else " ".join(_camel(part)))
+        else:
+            words.append(spell_digits(part) if len(part) > 4 else ADDRESS_SIGNS.get(part, part))
+    return " ".join(words)
+
+
+def _camel(word: str) -> list[str]:
+    """The words of ThrowbackThursday and of throwback_thursday."""
+    return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z_]+", word)
+
+
+def _handle(match: re.Match) -> str:
+    """Hashtag Throwback Thursday, at john underscore doe."""
+    if match[0][0] == "#":
+        return "hashtag " + " ".join(_camel(match[1]))
+    return "at " + re.sub(r"[._]", lambda sign: f" {ADDRESS_SIGNS[sign[0]]} ", match[1]).strip()
+
+
+def _roman(numeral: str) -> int:
+    """The value of a Roman numeral."""
+    values = [dict(zip("IVXLCDM", (1, 5, 10, 50, 100, 500, 1000)))[c] for c in numeral.upper()]
+    return sum(-v if v < following else v for v, following in zip(values, [*values[1:], 0]))
+
+
+def _numbered_roman(match: re.Match) -> str:
+    """World War two, Chapters four to six, Books one, two and three."""
+    pattern = r"\w+" if match["numerals"].islower() else rf"\b{ROMAN}\b"
+    numerals = match["numerals"].replace("-", " to ")
+    numerals = re.sub(pattern, lambda roman: f" {spell_number(_roman(roman[0]))}", numerals)
+    return f"{match['noun']} {' '.join(numerals.split())}"
+
+
+def _named_roman(match: re.Match) -> str:
+    """Henry the eighth, Apollo thirteen; I the word and initials stay."""
+    name, numeral, before = match["name"], match["numeral"], _before(match).split()
+    words = {name, *re.findall(r"[A-Z]\w+(?= (?:[A-Z][\w.]* )?$)", _before(match))}
+    value = _roman(numeral)
+    if words & KINGS or words & RULERS or (name.lower() == name and before[-1:] and before[-1] in KINGS):
+        # "When I told Henry I was late": a first is followed by a mark or by what a ruler does
+        first = not words & RULERS and numeral == "I"
+        of_ruler = r" (?!and [A-Z]|of |in |was (?:born|crowned|king|queen|executed)|ruled|reigned|died|became)"
+        if first and re.match(of_ruler, _after(match)):
+            return match[0]
+        if len(numeral) == 1 and numeral not in "IVX" or value > 39:
+            return match[0]
+        return f"{name} the {spell_number(value, 'ordinal')}"
+    if len(numeral) < 2 or value > 39:
+        return match[0]
+    return f"{name} {spell_number(value)}"
+
+
+def _letters(match: re.Match) -> str:
+    """B B C, T V's, F B I; words in capitals as they are."""
+    word, ending = match["word"], match["ending"] or ""
+    code = re.match(r"\d" if len(word) == 3 else r"-?\d", _after(match, 2)) and len(word) < 4  # MI6, AK-47
+    if word in SOUNDS or (word not in SPELLED and re.search("[AEIOUY]", word) and not code):
+        return match[0]
+    around = re.findall(r"[A-Z]{2,}(?=\W*$)", _before(match, 16)) + re.findall(r"^\W*([A-Z]{2,})\b", _after(match, 16))
+    if word in SHOUTED and any(other not in SPELLED and re.search("[AEIOUY]", other) for other in around):
+        return match[0]
+    return " ".join(word) + ("'s" if ending else "")
+
+
+def _formula(match: re.Match) -> str:
+    """H two O, C six H twelve O six."""
+    return " ".join(re.findall(r"[A-Z]|[a-z]|\d+", match[0].replace("(", "").replace(")", ""))).upper()
+
+
+def _street(match: re.Match) -> str:
+    """Main Street, Mulholland Drive; a saint or a doctor as they are."""
+    word, following = match["word"], re.match(r" ([A-Z]\w*)", _after(match))
+    numbered = re.search(r"\d ?(?:[NSEW]\.? |[A-Z]\w+ ){0,3}$", _before(match, 30))
+    if word in NOT_A_STREET or word in TITLES.values():
+        return match[0]
+    if following and not numbered and not word[0].isdigit() and following[1] not in NOT_A_STREET:
+        return match[0]
+    return f"{word} {STREETS[match['ending']]}{_full_stop(match)}"
+
+
+def _version(match: re.Match) -> str:
+    """Two point one point three."""
+    return f"{match['name'] or ''}{' point '.join(match['numbers'].split('.'))}"
+
+
+def _line_end(match: re.Match) -> str:
+    """A pause at the end of a list's item, of a heading, of a paragraph and of a short line."""
+    text, start, end = match.string, match.start(), match.end()
+    if not start or end == len(text):
+        return " "
+    last = text[start - 1] if text[start - 1] not in "\"')" else text[start - 2 : start - 1]
+    if last in ".!?:;,-(":
+        return " "
+    previous = max(
+        text.rfind("\n", max(0, start - LONG_LINE), start), text.rfind("\x1e", max(0, start - LONG_LINE), start)
+    )
+    short = previous >= 0 or start < LONG_LINE
+    blank = match[0].count("\n") > 1
+    if "\x1e" in match[0] or re.compile(r"\d+[.)] ").match(text, end):
+        return ". "
+    if text[end].islower():
+        return ", " if short and not blank else " "
+    return ". " if short or blank else " "
+
+
+def _table_row(match: re.Match) -> str:
+    return "\x1e" + ", ".join(cell.strip() for cell in match[1].split("|") if cell.strip()) + "\x1e"
+
+
 def _any_of(words: Iterable[str]) -> str:
     """A pattern of any of these words, the longest first."""
     return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+
+
+for _unit in "m km cm mm ft in mi yd".split():
+    for _size, _name in ("2", "square"), ("3", "cubic"):
+        UNITS[_unit + _size] = f"{_name} {UNITS.get(_unit, 'inch')}"
 
 
 class Rule(NamedTuple):
@@ -166,105 +603,397 @@ class Rule(NamedTuple):
     name: str
     example: str
     pattern: str
-    spell: Callable[[re.Match], str]
+    spell: Callable[[re.Match], str] | str
 
 
-# Applied in this order. A suffix that a number may have is optional in its pattern, so that the pattern never fails
-# after a long number: else it would try again from each of the digits.
+TAGS = """
+    a abbr b big center cite code del dfn em font i img ins kbd label mark q s samp small span strike strong sub sup tt
+    u var wbr
+"""
+BLOCKS = """
+    article aside blockquote body br dd div dl dt footer form h1 h2 h3 h4 h5 h6 head header hr html li main nav ol p pre
+    section table tbody td th thead title tr ul
+"""
+
+# Markdown and HTML as text. \x1e, which no text has at this point, is a pause.
+MARKUP = (
+    Rule("fence", "```python", r"(?m)^ ?(?:```|~~~).*$", "\x1e"),
+    Rule("comment", "<!-- x -->", r"<!--[^<>]*-->", ""),
+    Rule("code of a page", "<style>b {}</style>", r"<(script|style)\b[^<>]*>[^<]*</\1>", ""),
+    Rule("address in angles", "<https://a.org>", r"<((?:https?://|mailto:)?[^\s<>@]+[@.][^\s<>]*)>", r" \1 "),
+    Rule("block", "<p>Hi</p>", rf"(?i)</?(?:{'|'.join(BLOCKS.split())})\b[^<>]*>", "\x1e"),
+    Rule("tag", "<b>bold</b>", rf"(?i)</?(?:{'|'.join(TAGS.split())})\b[^<>]*>", ""),
+    Rule("link", "[text](https://a.org)", r"!?\[([^\[\]\n]*)\]\([^()\n]*\)", r"\1"),
+    Rule("citation", "word.[1]", r"(?<=[a-z.,)\"'])\[(?:\d{1,3}|citation needed)\](?!\()", ""),
+    Rule("reference", "[text][1]", r"\[([^\[\]\n]*)\]\[[^\[\]\n]*\]", r"\1"),
+    Rule("row", "| a | b |", r"(?m)^ ?\|(?![ :|-]*$)(.*)$", _table_row),
+    Rule("ruler", "---", r"(?m)^ ?(?:\|[ :|-]*|[-=*_](?: ?[-=*_])++ ?)$", "\x1e"),
+    Rule("quotation", "> text", r"(?m)^ ?(?:> ?)++", ""),
+    Rule("heading", "# Title", r"(?m)^ ?#{1,6} ++(.*?)#*$", "\x1e\\1\x1e"),
+    Rule("item", "- [x] item", r"(?m)^ ?[-*+] (?:\[[ xX]\] )?", "\x1e"),
+    Rule("code", "`x`", r"`++|~~|\\(?=[*_#\[\]`])", ""),
+    Rule("emphasis opens", "**bold", r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<![\w/.@-])_{1,3}(?=[^\W_])(?!\w*\.\w)", ""),
+    Rule("emphasis ends", "bold**", r"(?<=[^\s*])\*{1,3}(?![\w*])|(?<=[^\W_])_{1,3}(?!\w)|(?<=[.!?])_{1,3}(?!\w)", ""),
+    Rule("emoticon", ":-)", r"(?<!\S)[:;]-?[()DPp](?!\S)", ""),
+)
+
+_SIGNED = "".join(sign for sign in CURRENCIES if len(sign) == 1)
+_CODES = _any_of(sign for sign in CURRENCIES if len(sign) > 1)
+MONEY = rf"(?P<sign>(?<![A-Za-z])(?:{_CODES})|[{_SIGNED}])"
+SCALE = r"(?:\s?(?P<scale>thousand|million|billion|trillion|bn|mn|tn|trn|mm|[kKmMbBtT])\b)?"
+HOSTS = "com|org|net|edu|gov|mil|info|biz|io|dev|app|ai|co|uk|de|fr|eu|ca|au|nl|ch|tv|wiki|blog|ly"
+FILES = """
+    7z avi bak bat bin bmp c cfg cc cpp cs css csv dat dll doc docx dmg exe flac gif go gz h hpp html htm ico ini
+    ipynb java jpeg jpg js json jsx log lua md mid mkv mov mp3 mp4 odt ogg onnx pdf php pkl png ppt pptx ps1 py pyi
+    rb rs rst rtf safetensors sh sql srt svg tar tex tiff toml ts tsv tsx ttf txt wav webm webp whl xls xlsx xml
+    yaml yml zip
+""".split()
+WORDS = (
+    "people|users|views|followers|subscribers|downloads|copies|visitors|residents|customers|voters|years|tons|tonnes"
+)
+UNIT = rf"(?:{_any_of(UNITS)})"
+ELEMENTS = "He|Li|Be|Ne|Na|Mg|Al|Si|Cl|Ar|Ca|Ti|Cr|Mn|Fe|Co|Ni|Cu|Zn|Br|Ag|Sn|Ba|Pt|Au|Hg|Pb|[HBCNOFPSKI]"
+ABBREVIATED_MONTH = "(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)"
+WEEKDAY = "(?:Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)"
+
+
+def _named(match: re.Match) -> str:
+    """January of "Jan.", Monday of "Mon"."""
+    names = [name for name in MONTHS + WEEKDAYS if name.startswith(match[0][:3])]
+    return names[0] + _full_stop(match)
+
+
+_COORDINATE = (
+    r"(?<!\w)(?P<degree>\d{1,3})° ?(?:(?P<minute>\d{1,2})' ?)?(?:(?P<second>\d{1,2}(?:\.\d+)?)\"? ?)?"
+    r"(?P<pole>[NSEW])\b"
+)
+_HOST = rf"(?<![\w@./-])(?:[A-Za-z0-9-]++\.)+(?:{HOSTS})(?![\w-]|\.\w)(?::\d++)?(?:/[\w.~%?=&#/-]*[\w/]|/)?"
+_FILE = rf"(?<![\w/.~-])(?:~/|\.{{1,2}}/|\.|/)?(?:[\w-]++[/.])+(?<=\.)(?:{_any_of(FILES)})(?![\w/-]|\.\w)"
+_PATH = r"(?<![\w/.~-])(?:(?:~|\.{1,2})/[\w+-]++|/[\w+-]++/[\w+-]++)(?:[/.][\w+-]++)*+/?"
+_PHONE = (
+    r"(?<![\w.,+-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-]|[.,]\d)(?:,? ?(?:ext\.?"
+    r"|x) ?\d{1,5}\b)?"
+)
+_PHONE_WITH_A_ZERO = r"(?<![\w.,+-])\(?0\d{2,4}\)?[ -]\d{3,6}(?:[ -]\d{3,4})?(?![\w-]|[.,]\d)"
+_PHONE_IN_A_ROW = (
+    r"(?:(?<=[CcFf]a[lx][l:] )|(?<=[DdTt][ie][axl][lt:] )|(?<=phone )|(?<=hone: )|(?<=[Nn]umber ))\d{7,15}"
+    r"(?!\d)"
+)
+_EMERGENCY = r"(?:(?<=[Cc]all )|(?<=[Dd]ial )|(?<=[ai]ling )|(?<=called ))(?:\d11|999|112)\b"
+_ADDRESS_OF_A_NETWORK = r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)"
+_ISO_TIME = (
+    r"(?<=[a-z])(?:T| (?=[\d:.]{5,12}(?:Z|[+-]\d\d:?\d\d)\b))(?P<time>\d\d:\d\d(?::\d\d)?)(?:\.\d+)?"
+    r"(?P<zone>Z\b|(?P<sign>[+-])(?P<hour>\d\d):?(?P<minute>\d\d))?"
+)
+_DATE_IN_NUMBERS = r"(?<![\d/])(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>1[1-9]\d\d|20\d\d|\d\d)(?![\d/])"
+_DATE_WITH_DOTS = rf"(?<![\d.])(?P<day>\d{{1,2}})\.(?P<month>0?[1-9]|1[0-2])\.{YEAR}(?![\d])"
+_DATE_WITH_DASHES = rf"(?<![\d-])(?P<month>\d{{1,2}})-(?P<day>\d{{1,2}})-{YEAR}(?![\d-])"
+_MONTH_AND_DAY_IN_NUMBERS = r"(?<=\bon )(?P<month>1[0-2]|0?[1-9])/(?P<day>[12]\d|3[01]|0?[1-9])(?P<year>)(?![\d/])"
+_DAY_AND_MONTH = rf"\b(?P<the>(?:[Tt]he )?){DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?"
+_MONTH_AND_DAYS = rf"{MONTH} {DAY}\s?-\s?{LAST_DAY}\b(?![\d:-]|,\d|\.\d)(?:,? {YEAR}\b(?!\.\d))?"
+_DATES = rf"(?<=[a-z])\s?-\s?(?={MONTH.replace('?P<month>', '?:')} [a-z]+(?:th|st|nd|rd)\b)"
+_MONTHS = rf"\b(?P<name>{ABBREVIATED_MONTH}|{'|'.join(MONTHS)})\.?\s?-\s?(?={MONTH.replace('?P<month>', '?:')})"
+_WEEKDAY = (
+    rf"\b(?P<name>(?:Mon|Tues?|Wed|Thu(?:rs?)?|Fri)\.(?!\w)|{WEEKDAY}\b(?=,? (?:\d|{'|'.join(MONTHS)})))|(?<= to )"
+    rf"{WEEKDAY}\b"
+)
+_YEARS = r"\b(?P<first>(?:1[1-9]|20)\d\d)\s?-\s?(?P<last>(?:1[1-9]|20)\d\d|\d\d|present|today|now)\b(?![-.]\d)"
+_RANGE_OF_MONEY = (
+    rf"(?P<sign>[{_SIGNED}])(?P<first>{NUMBER})\s?-\s?(?:(?P=sign)(?={NUMBER}\s?(?:thousand|million|billion"
+    r"|trillion|bn|[kKmM]\b)))?(?P<second>\d)"
+)
+_RANGE = (
+    rf"{START}(?P<amount>[{_SIGNED}]?{NUMBER}(?::\d\d)?+(?:\s?(?:[ap]\.?m\.?|[AP]M|%|[¢'\"]|st|nd|rd|th|s|bn"
+    rf"|[kKmM]|{UNIT})(?![\w°]))?+)\s?-\s?(?=[{_SIGNED}]?\d)(?!\d++-)"
+)
+_TIME_ZONE = r"\b(?P<zone>UTC|GMT)\s?(?P<sign>[+−-])(?P<hour>\d{1,2})(?::?(?P<minute>\d\d))?\b"
+_TIME = (
+    r"(?<![\d:.])(?P<hour>[01]?\d|2[0-3]):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d)(?:\.\d+)?)?"
+    rf"(?:\s?{HALF_DAY}|(?![\d:]))"
+)
+_MILITARY_TIME = r"\b([01]\d|2[0-3])([0-5]\d) ?(?:hours|hrs)\b"
+_MONEY_SIGN_LAST = rf"{START}(?P<amount>{NUMBER}){SCALE}\s?(?P<sign>(?:{_CODES})(?![\w$])|[{_SIGNED}](?!\d))"
+_SMALL_MONEY = rf"{START}(?P<amount>{NUMBER})(?:\s?(?P<sign>¢)|(?P<sign2>p)(?!\w|\.\w))"
+_FRACTION = (
+    rf"(?<![\d/.,-])(?:(?P<whole>\d{{1,4}})[ -])?(?P<top>\d{{1,2}})/(?P<bottom>\d{{1,2}})(?![\d/]|\.\d)(?:"
+    rf"(?P<joint>[ -]?)(?:(?P<unit>{_any_of(UNITS)})|(?P<word>{'|'.join(sorted(WORDY_UNITS))}))(?!\w))?"
+)
+_OUT_OF = rf"{START}(?P<top>{NUMBER})/(?P<bottom>5|10|20|100)(?![\d/\w]|\.\d)"
+_DURATION = r"(?<!\w)(?P<hour>\d{1,2})h ?(?P<minute>\d{1,2})(?:m|min)?(?!\w)"
+_DEGREES_OF_AN_OVEN = r"(?<![\w.,])([1-9]\d\d?) ?([FC])(?=[.,;)]|$| (?:for|and|or|oven|until|in)\b)"
+_MILLIONS = rf"{START}(?P<amount>{NUMBER}) ?(?P<scale>M|bn|mn|m(?= (?:{WORDS})\b))(?!\w)"
+_INCH = rf"{START}(?P<amount>{NUMBER})(?:in\b| in(?= (?:tall|wide|long|deep|thick|high|by|x|of (?:rain|snow))\b))"
+_PER = (
+    r"(?<=[a-z%])/(?=(?:month|mo|year|yr|week|wk|day|hour|hr|h|min|minute|second|sec|s|kg|lb|person|night|mile"
+    r"|gallon|user|piece|dozen|acre|head)\b)"
+)
+_PER_UNIT = r"(?<= per )(?:mo|yr|wk|hr|h|min|sec|s|kg|lb)\b"
+_STREET_WITHOUT_A_DOT = rf"(?<=[a-z] )(?P<ending>{'|'.join(STREETS)})(?=,|$| (?:Apt|Suite|Unit))"
+_STATE = rf"(?<=[a-z], )(?P<state>{'|'.join(STATES)})\b(?: (?P<zip>\d{{5}})(?:-(?P<more>\d{{4}}))?\b)?"
+_TITLE = (
+    rf"(?<![\w.])({_any_of(word for word in TITLES if word[-1] != '/' and '/' not in word)})(?:(?<=\.)|\.|\b)"
+    r"(?!\w)"
+)
+_BEFORE_A_NUMBER = rf"(?<![\w.])({_any_of(NUMBERED)}) ?(?=#?\d)"
+_BEFORE_A_NUMERAL = r"(?<![\w.])(Vol|Ch|Pt|Sec|Mk|Fig)\.? (?=[IVXLC]+\b)"
+_ENDING = rf"(?<![\w.])(?:{_any_of(ENDINGS)})(?!\w)"
+_INITIALS = r"\b(?:[A-Za-z]\.){2,}"
+_NUMBERED = (
+    rf"\b(?P<noun>{NUMBERED_ROMAN}) (?P<numerals>{ROMAN}\b(?:(?:, |,? (?:and|or|to) |-){ROMAN}\b)*|"
+    rf"(?=[xvi]{{2}})[xvi]{{2,6}}\b)"
+)
+_CENTURY = rf"\b(?P<numeral>{ROMAN})(?= (?:[Cc]entur|Olympi|Winter Olymp|Army|Corps|Legion|Congress|Dynasty))"
+_NAMED = rf"\b(?P<name>[A-Z][a-z]+) (?P<numeral>(?=[IVXL]+\b){ROMAN})\b(?!\.[A-Z]|'(?!s\b))"
+_YEAR_IN_ROMAN_NUMERALS = rf"\b(?=[MDCLXVI]{{4}})(?P<numeral>M(?=[MCDXLVI]{{3}}){ROMAN[len('(?=[MDCLXVI])') :]})\b"
+_FORMULA = (
+    rf"\b(?=[A-Za-z()]{{1,12}}\d)(?:(?:\((?:(?:{ELEMENTS})\d{{0,2}}){{1,4}}\)|(?:{ELEMENTS}))\d{{0,2}}){{2,12}}"
+    r"(?![\w'])|\b(?:O|H|N|Cl|F)2\b"
+)
+_VERSION = r"(?<!\w)(?:(?:v|V)\.?(?=\d)|(?P<name>version |Version ))(?P<numbers>\d++(?:\.\d++)*+)"
+_DECADE_OF_A_CENTURY = r"\b(1[1-9]\d0|20\d0)'?s\b"
+_COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(-])|(?<!\S)([<>]) ?(?=\d)"
+_YEAR_BY_CONTEXT = r"(?:(?<=[Ii]n )|(?<=\()(?=\d+\)))10[1-9]\d(?![\d%]|[,.-]\d| [a-z]+s\b)"
+# Applied in this order.
 RULES = (
-    Rule("ISO date", "2026-11-20", rf"\b{YEAR}-(?P<month>0[1-9]|1[0-2])-(?P<day>0[1-9]|[12]\d|3[01])\b", _date),
-    Rule("date in numbers", "11/20/2026", rf"(?<![\d/])(?P<month>\d{{1,2}})/(?P<day>\d{{1,2}})/{YEAR}(?![\d/])", _date),
-    Rule(
-        "day and month",
-        "the 20th of May",
-        rf"\b(?P<the>(?:[Tt]he )?){DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?",
-        _date,
-    ),
+    # marks of feet and inches, which may be quotation marks
+    Rule("coordinate", "40°42'46\"N", _COORDINATE, _coordinate),
+    Rule("height", "5'10\"", r"(?<![\w.])(?P<feet>\d)' ?(?P<inches>1[01]|\d)(?:\"|''|(?!\w))", _feet),
+    Rule("feet", "6'", r"(?<![\w.])(?P<feet>\d{1,3})(?P<inches>)'(?![\w'])", _feet),
+    Rule("inches", '12"', rf"{START}(?P<feet>)(?P<inches>{NUMBER})\"(?!\w)", _feet),
+    # addresses, names of files, tags
+    Rule("e-mail", "a.person@example.org", r"(?<![\w.+-])[\w.+-]++@[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++", _address),
+    Rule("URL", "www.example.com/docs", r"\b(?:(?:https?|ftp|file)://|www\.)[^\s<>\"'()\[\]{}|]*[\w/]", _address),
+    Rule("host", "example.com/docs", _HOST, _address),
+    Rule("file", "src/main.py", _FILE, _address),
+    Rule("path", "/usr/local/bin", _PATH, _address),
+    Rule("Windows path", r"C:\Users\me", r"\b[A-Za-z]:\\[\w\\.-]*\w", _address),
+    Rule("forum", "r/science", r"(?<![\w/])([ru])/(?=\w)", r"\1 slash "),
+    Rule("sharp", "C#", r"\b([A-G])#(?!\w)", r"\1 sharp"),
+    Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_])(\w++)", _handle),
+    Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", _handle),
+    # rows of digits
+    Rule("phone", "(555) 123-4567", _PHONE, _phone),
+    Rule("vanity phone", "1-800-FLOWERS", r"(?<![\w-])(?:1-)?8\d\d-[A-Z]{2,9}(?:-[A-Z]{2,9})?(?!\w)", _phone),
+    Rule("phone abroad", "+44 20 7946 0958", r"(?<![\w+])\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}(?!\w)", _phone),
+    Rule("phone with a zero", "020 7946 0958", _PHONE_WITH_A_ZERO, _phone),
+    Rule("phone number", "555-1234", r"(?<![\d-])\d{3}-\d{4}(?![\d-])", _phone),
+    Rule("phone in a row", "Call 5551234567", _PHONE_IN_A_ROW, _phone),
+    Rule("emergency", "Call 911", _EMERGENCY, lambda match: spell_digits(match[0])),
+    Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, _network_address),
+    # dates and times
+    Rule("ISO date", "2026-11-20", rf"\b{YEAR}-(?P<month>0[1-9]|1[0-2])-(?P<day>0[1-9]|[12]\d|3[01])(?!\d)", _date),
+    Rule("ISO time", "twenty twenty-sixT15:30Z", _ISO_TIME, _iso_time),
+    Rule("date in numbers", "11/20/2026", _DATE_IN_NUMBERS, _date),
+    Rule("date with dots", "20.11.2026", _DATE_WITH_DOTS, _date),
+    Rule("date with dashes", "11-20-2026", _DATE_WITH_DASHES, _date),
+    Rule("month and day in numbers", "on 12/25", _MONTH_AND_DAY_IN_NUMBERS, _date),
+    Rule("days and month", "5-7 May", rf"\b{DAY}\s?-\s?{LAST_DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?", _date),
+    Rule("day and month", "the 20th of May", _DAY_AND_MONTH, _date),
+    Rule("month and days", "May 5-7", _MONTH_AND_DAYS, _date),
     Rule("month and day", "May 5, 2026", rf"{MONTH} {DAY}\b(?![\d:]|,\d|\.\d)(?:,? {YEAR}\b(?!\.\d))?", _date),
-    Rule(
-        "time", "15:30", rf"(?<![\d:.])(?P<hour>[01]?\d|2[0-3]):(?P<minute>[0-5]\d)(?:\s?{HALF_DAY}|(?![\d:]))", _time
-    ),
+    Rule("dates", "May fifth - June second", _DATES, " to "),
+    Rule("months", "Jan-Mar", _MONTHS, lambda match: _month(match["name"]) + " to "),
+    Rule("month", "Jan.", rf"\b(?P<name>{ABBREVIATED_MONTH})(?:\.(?!\w)|(?= \d{{4}}\b))", _named),
+    Rule("end of months", "January to Mar", rf"(?<= to )(?P<name>{ABBREVIATED_MONTH})\b", _named),
+    Rule("weekdays", "Mon-Fri", rf"\b(?P<name>{WEEKDAY})\s?-\s?(?={WEEKDAY}\b)", lambda match: _named(match) + " to "),
+    Rule("weekday", "Mon.", _WEEKDAY, _named),
+    Rule("codes of digits", "123-45-6789", r"(?<![\w-])\d{1,9}(?:-\d{1,9}){2,}+(?![\w-])", _digit_groups),
+    Rule("card", "4111 1111 1111 1111", r"(?<!\d)\d{4}(?: \d{4}){3}(?!\d)", _digit_groups),
+    # ranges: a dash between two amounts is a "to"
+    Rule("years", "1914-18", _YEARS, _years),
+    Rule("difference", "5 - 3 = 2", rf"(?<=\d)\s?[-−]\s?(?={NUMBER}\s?=)", " minus "),
+    Rule("range of money", "$5-10", _RANGE_OF_MONEY, _money_range),
+    Rule("range", "10am-2pm", _RANGE, r"\g<amount> to "),
+    Rule("time zone", "UTC+5:30", _TIME_ZONE, _offset),
+    Rule("time", "15:30:05", _TIME, _time),
+    Rule("time with a dot", "5.30pm", rf"(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\.(?P<minute>[0-5]\d)\s?{HALF_DAY}", _time),
     Rule("full hour", "3 p.m.", rf"(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\s?{HALF_DAY}", _time),
+    Rule("military time", "0800 hours", _MILITARY_TIME, _military_time),
+    # money
+    Rule("minus money", "-$5, $-5", rf"(?<![\w)])[-−](?={MONEY}\s?\d)", "minus "),
+    Rule("minus after a sign", "$-5", rf"([{_SIGNED}])[-−](?=\d)", r"minus \1"),
+    Rule("money below one", "$.99", r"(?<=[$£€])(?=\.\d)", "0"),
+    Rule("money", "US$1.5 million", rf"{MONEY}\s?(?P<amount>{NUMBER}){SCALE}(?: (?P<code>{_CODES})(?![\w$]))?", _money),
+    Rule("money, sign last", "5 €", _MONEY_SIGN_LAST, _money),
+    Rule("small money", "50¢", _SMALL_MONEY, _small_money),
+    # fractions, measures, powers
+    Rule("fraction", "2 1/2 cups", _FRACTION, _fraction),
+    Rule("out of", "7.5/10", _OUT_OF, r"\g<top> out of \g<bottom>"),
+    Rule("screen", "1920x1080", r"(?<![\w.,])(?P<width>\d{3,4}) ?[x×] ?(?P<height>\d{3,4})(?![\w]|[.,]\d)", _screen),
+    Rule("dimension", "3 x 4", r"(?<=[\dmtnhs])(?<!\b0) ?(?P<sign>[x×]) ?(?=\d)", _dimension),
+    Rule("product", "3 * 4", r"(?<=\d) ?\* ?(?=\d)", " times "),
+    Rule("power", "x^y", r"\^\(?(?P<sign>-?)(?P<power>\d++|[a-z]++)\)?", _power),
+    Rule("duration", "2h30m", _DURATION, r"\g<hour> h \g<minute> min"),
+    Rule("degrees of an oven", "350F", _DEGREES_OF_AN_OVEN, r"\1 °\2"),
+    Rule("millions", "5m people", _MILLIONS, lambda match: f"{match['amount']} {SCALES[match['scale'].lower()]}"),
+    Rule("inch", "5in", _INCH, r"\g<amount> in. "),
+    Rule("measure", "5 kg", rf"{START}(?P<amount>{NUMBER})(?P<joint>[ -]?)(?P<unit>{UNIT})(?![\w°])", _measure),
+    Rule("per", "dollars/month", _PER, " per "),
+    Rule("per unit", "dollars per hr", _PER_UNIT, lambda match: {"mo": "month", **UNITS}[match[0]]),
+    # abbreviations
+    Rule("street", "Main St.", r"\b(?P<word>[A-Z][a-z]+|\d+(?:st|nd|rd|th)) (?P<ending>St|Dr)\.", _street),
+    Rule("street without a dot", "Baker St", _STREET_WITHOUT_A_DOT, lambda match: STREETS[match["ending"]]),
+    Rule("compass", "123 N. Main", r"(?<=\d )([NSEW])\.? (?=[A-Z][a-z]|\d)", lambda match: f"{COMPASS[match[1]]} "),
+    Rule("state", "Boston, MA", _STATE, _state),
+    Rule("saint", "St. Paul", r"\bSt\.(?= [A-Z][a-z])", "Saint"),
+    Rule("title", "Dr. Smith", _TITLE, lambda match: TITLES[match[1]]),
+    Rule("with", "w/o", r"(?<![\w/])w/(o\b)?", lambda match: "without" if match[1] else "with "),
+    Rule("before a number", "p. 12", _BEFORE_A_NUMBER, lambda match: f"{NUMBERED[match[1]]} "),
+    Rule("born", "(b. 1950)", r"(?<=\()([bd])\. ?(?=\d{4})", lambda match: "born " if match[1] == "b" else "died "),
+    Rule("before a numeral", "Vol. II", _BEFORE_A_NUMERAL, lambda match: f"{NUMBERED[match[1] + '.']} "),
+    Rule("ending", "Inc.", _ENDING, lambda match: ENDINGS[match[0]] + _full_stop(match)),
+    Rule("number sign", "No. 1, #2", r"\b[Nn]o\. ?(?=\d)|#(?=\d)", "number "),
+    Rule("initials", "U.S.", _INITIALS, lambda match: " ".join(match[0].replace(".", " ").split()) + _full_stop(match)),
+    # Roman numerals, acronyms, formulas
+    Rule("numbered", "Chapter IV", _NUMBERED, _numbered_roman),
+    Rule("century", "XIX century", _CENTURY, lambda match: spell_number(_roman(match["numeral"]), "ordinal")),
+    Rule("named", "Henry VIII", _NAMED, _named_roman),
     Rule(
-        "money",
-        "$1.5 million",
-        rf"(?P<sign>[{''.join(CURRENCIES)}])\s?(?P<amount>{NUMBER})"
-        r"(?:\s?(?P<scale>thousand|million|billion|trillion|bn|[kKmM])\b)?",
-        _money,
+        "year in Roman numerals",
+        "MCMXCIV",
+        _YEAR_IN_ROMAN_NUMERALS,
+        lambda match: spell_number(_roman(match["numeral"]), "year"),
     ),
-    Rule("money, sign last", "5 €", rf"(?P<amount>{NUMBER})(?:\s?(?P<sign>[{''.join(CURRENCIES)}]))?", _money),
-    Rule("measure", "5 kg", rf"(?P<amount>{NUMBER})(?:\s?(?P<unit>{_any_of(UNITS)})(?![\w°]))?", _measure),
-    Rule("saint", "St. Paul", r"\bSt\.(?= [A-Z][a-z])", lambda match: "Saint"),
-    Rule(
-        "title", "Dr. Smith", rf"(?<![\w.])({_any_of(TITLES)})(?:(?<=\.)|\.|\b)(?!\w)", lambda match: TITLES[match[1]]
-    ),
-    Rule(
-        "ending",
-        "Main St.",
-        rf"(?<![\w.])(?:{_any_of(ENDINGS)})(?!\w)",
-        lambda match: ENDINGS[match[0]] + _full_stop(match),
-    ),
-    Rule("number sign", "No. 1, #2", r"\b[Nn]o\. ?(?=\d)|#(?=\d)", lambda match: "number "),
-    Rule(
-        "initials",
-        "U.S.",
-        r"\b(?:[A-Za-z]\.){2,}",
-        lambda match: " ".join(match[0].replace(".", " ").split()) + _full_stop(match),
-    ),
-    Rule(
-        "phone number",
-        "555-1234",
-        r"(?<![\d-])(?:\d{3}-)?\d{3}-\d{4}(?![\d-])",
-        lambda match: ", ".join(map(spell_digits, match[0].split("-"))),
-    ),
-    Rule("version", "3.5.2", r"(?<!\d)\d++(?:\.\d+){2,}", lambda match: match[0].replace(".", " point ")),
-    Rule("colon", "13:13", r"(?<=\d):(?=\d)", lambda match: " "),
-    Rule("fraction", "1/2", rf"(?<![\d/])(?:{_any_of(FRACTIONS)})(?![\d/])", lambda match: FRACTIONS[match[0]]),
-    Rule(
-        "decade of a century", "1990s", r"\b(1[1-9]\d0|20\d0)s\b", lambda match: _decade(spell_number(match[1], "year"))
-    ),
-    Rule("decade", "'90s", r"['’]?\b([2-9]0)s\b", lambda match: _decade(spell_number(match[1]))),
-    Rule(
-        "years",
-        "1914-1918",
-        r"\b((?:1[1-9]|20)\d\d)\s?[-–]\s?((?:1[1-9]|20)\d\d)\b",
-        lambda match: f"{spell_number(match[1], 'year')} to {spell_number(match[2], 'year')}",
-    ),
-    Rule(
-        "letter and digit",
-        "A4, 5x",
-        r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])",
-        lambda match: " ",
-    ),
-    Rule("range", "5–10", r"(?<=\d)\s?–\s?(?=\d)", lambda match: " to "),
-    Rule("minus", "-5", r"(?<![\w)])[-−](?=\d)", lambda match: "minus "),
+    Rule("special", "PhD", rf"(?<!\w)(?:{_any_of(SPECIAL)})(?!\w)", lambda match: SPECIAL[match[0]]),
+    Rule("formula", "H2SO4", _FORMULA, _formula),
+    Rule("letters", "BBC, TVs", r"(?<![A-Za-z0-9_'])(?P<word>[A-Z]{2,6})(?P<ending>'s|s|'S)?(?![A-Za-z_'])", _letters),
+    # versions, ratios, decades, ordinals and the numbers that are left
+    Rule("version", "v2.1.3", _VERSION, lambda match: "version " * (match["name"] is None) + _version(match)),
+    Rule("three numbers", "3.5.2", r"(?<!\d)\d++(?:\.\d+){2,}", lambda match: match[0].replace(".", " point ")),
+    Rule("ratio", "3:1 ratio", r"(?<=\d):(?=\d++ (?:ratio|odds|scale|mix))", " to "),
+    Rule("colon", "13:13", r"(?<=\d):(?=\d)", " "),
+    Rule("decade of a century", "1990s", _DECADE_OF_A_CENTURY, lambda match: _decade(spell_number(match[1], "year"))),
+    Rule("decade", "'90s", r"'?\b([2-9]0)'?s\b", lambda match: _decade(spell_number(match[1]))),
+    Rule("comparison", "a < b", _COMPARISON, lambda match: " less than " if "<" in match[0] else " greater than "),
+    Rule("about", "~5", r"(?<!\S)~ ?(?=\d)", "about "),
+    Rule("ordinal in capitals", "21ST", r"(?<=\d)(?:ST|ND|RD|TH)\b", lambda match: match[0].lower()),
+    Rule("letter and digit", "A4, 5x", r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", " "),
+    Rule("minus", "-5", r"(?<![\w)])[-−](?=\.?\d)", "minus "),
+    Rule("point", ".5", r"(?<![\w.])\.(?=\d)", "point "),
     Rule("ordinal", "3rd", rf"(?P<amount>{NUMBER})(?P<ending>(?:st|nd|rd|th)\b)?", _ordinal),
     Rule("year", "1999", rf"(?<![\d,.-]){YEAR}(?![\d%]|[,.-]\d)", lambda match: spell_number(match["year"], "year")),
+    Rule("year by context", "in 1066", _YEAR_BY_CONTEXT, lambda match: spell_number(match[0], "year")),
     Rule("number", "1,234.5", NUMBER, lambda match: spell_number(match[0])),
 )
-PATTERNS = [(re.compile(rule.pattern), rule.spell) for rule in RULES]
+_MARKUP = [(re.compile(rule.pattern), rule.spell) for rule in MARKUP]
+PATTERNS = [(re.compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example))) for rule in RULES]
+FAR, GROUP = 4, 34  # rules that look far back; rules that are applied between two looks for digits
+PLAIN_WORDS = re.compile(r"(?<=[a-z]{3})(?<!lion) (?![ivx]+\b)(?=[a-z]{3})")
+LINE_END = re.compile(r" ?[\n\x1e][ \n\x1e]*")
+LONG_LINE = 55  # a line as long as this one was broken by its width
+EMOJI = re.compile("[\u231a-\u23ff\u25a0-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff][\ufe0f\u200d\U0001f3fb-\U0001f3ff]*")
+SUPERSCRIPT = re.compile(r"(?<=[\w)])[⁻⁺]?[⁰¹²³⁴-⁹]+")
 
 
 @functools.lru_cache(maxsize=4096)
 def _plain(character: str) -> str:
-    """A character without accents; nothing for what cannot be seen."""
-    parts = unicodedata.normalize("NFKD", character).replace("⁄", "/")
-    return "".join(part for part in parts if unicodedata.category(part) not in ("Mn", "Cf"))
+    """A character in ASCII if it is a sign, a digit or a Latin or Greek letter; nothing for what cannot be seen."""
+    if character in SIGNS or character in CURRENCIES or character in "°¢":
+        return character
+    plain = ""
+    for part in unicodedata.normalize("NFKD", character):
+        category, name = unicodedata.category(part), unicodedata.name(part, "")
+        if part.isascii() or category[0] not in "LMNC":
+            plain += part
+        elif category == "Nd":
+            plain += str(unicodedata.decimal(part))
+        elif latin := re.match(r"LATIN (SMALL|CAPITAL) LETTER (?:\w{3,} )*([A-Z]{1,2})(?: WITH .*)?$", name):
+            plain += latin[2].lower() if latin[1] == "SMALL" else latin[2].capitalize()
+        elif category[0] in "LN":
+            plain += part
+    return plain.translate(CHARACTERS)
 
 
-def spell_out(text: str) -> str:
-    """A text whose digits, signs and abbreviations are words."""
-    text = "".join(map(_plain, VULGAR_FRACTION.sub(" and ", text)))
-    for pattern, spell in PATTERNS:
+def _cyrillic(text: str) -> str:
+    """Cyrillic letters in Latin ones: by their look in Latin words, else by their sound."""
+    letters = set(re.findall("[\u0400-\u052f]", text))
+    if not letters:
+        return text
+    real = any(ord(c) not in LOOK_ALIKES for c in letters)
+
+    def spell(match: re.Match) -> str:
+        if match[0].isascii():
+            return match[0]
+        word = match[0].translate(LOOK_ALIKES) if not real or re.search("[A-Za-z]", match[0]) else match[0]
+        latin_letters = (CYRILLIC.get(c.lower(), c).replace(".", "") for c in word)
+        return "".join(latin.capitalize() if c.isupper() else latin for c, latin in zip(word, latin_letters))
+
+    return re.sub(r"\w+", spell, text)
+
+
+def _greek(match: re.Match) -> str:
+    """A letter by its name, a word by its sound."""
+    if len(match[0]) == 1:
+        return f" {unicodedata.name(match[0], '').split()[-1].lower()} ".replace(" lamda ", " lambda ")
+    return "".join(GREEK.get(c, c) if c.islower() else GREEK.get(c.lower(), c).capitalize() for c in match[0])
+
+
+def _emoji(match: re.Match) -> str:
+    return f" {HEARTS.get(match[0][0], unicodedata.name(match[0][0], '').lower())} "
+
+
+def _in_ascii(text: str, emoji: bool) -> str:
+    """A text with the characters of a typewriter and the signs that rules know."""
+    text = EMOJI.sub(_emoji if emoji else " ", text)
+    text = SUPERSCRIPT.sub(_superscript, re.sub("[\ud800-\udfff]", " ", text))
+    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
+    text = re.sub(r"[µμ](?=[mgslLFAVW]\b)", "micro", re.sub(r"(\d ?[kM]?)[Ωω\u2126](?!\w)", r"\1ohm", text))
+    text = re.sub(r"[^\x00-\x7f]", lambda match: _plain(match[0]), _cyrillic(text))
+    return re.sub("[Α-Ωα-ω]+", _greek, text)
+
+
+def _apply(text: str, rules: list) -> str:
+    """Applies rules; those whose example has a digit, to the words around digits only, for most text has none."""
+    parts = PLAIN_WORDS.split(text)
+    digits = [bool(re.search(r"\d", part)) for part in parts]
+    for with_digits in (True, False):
+        chosen = [i for i, has_digits in enumerate(digits) if has_digits == with_digits]
+        joined = " \0 ".join([parts[i] for i in chosen])
+        for pattern, spell, needs_digit in rules:
+            if joined and (with_digits or not needs_digit):
+                joined = pattern.sub(spell, joined)
+        for i, part in zip(chosen, joined.split(" \0 ")):
+            parts[i] = part
+    return " ".join(parts)
+
+
+def spell_out(text: str, emoji: bool = False, markup: bool = False) -> str:
+    """A text whose digits, signs and abbreviations are words.
+
+    Args:
+        text: a line's end is a pause where the line is short, an item or a heading.
+        emoji: say the names of emoji; they are left out otherwise.
+        markup: leave out the signs of Markdown and HTML.
+    """
+    text = re.sub("[^\\S\n]+", " ", text.translate(CHARACTERS))
+    if markup:
+        for pattern, spell in _MARKUP:
+            text = pattern.sub(spell, text)
+        text = html.unescape(text).translate(CHARACTERS | {0x1E: 0x1E}) if "&" in text else text
+    text = text if text.isascii() else _in_ascii(text, emoji)
+    text = LINE_END.sub(_line_end, text)
+    for pattern, spell, _ in PATTERNS[:FAR]:
         text = pattern.sub(spell, text)
+    for i in range(FAR, len(PATTERNS), GROUP):
+        text = _apply(text, PATTERNS[i : i + GROUP])
     for sign, word in SIGNS.items():
         text = text.replace(sign, word)
-    return text.translate(MARKS)
+    return text
 
 
-def normalize(text: str, known: Collection[str]) -> str:
-    """A text spelled out and ended by a mark; characters that are not `known`, in lower case, become spaces."""
+def normalize(text: str, known: Collection[str], emoji: bool = False) -> str:
+    """A text spelled out and ended by a mark; characters that are not `known`, in lower case, become spaces.
+
+    Letters and digits that have no reading in English are named by a warning.
+    """
     text = text.strip()
-    spelled = spell_out(text + "." if text and text[-1].isalnum() else text)
+    spelled = spell_out(text + "." if text and text[-1].isalnum() else text, emoji, markup=True)
+    left_out = sorted({c for c in spelled if c.isalnum() and c.lower() not in known})
+    if left_out:
+        warnings.warn(
+            f"Not spoken, for they have no reading in English: {' '.join(left_out[:20])}",
+            stacklevel=2,
+        )
     spelled = " ".join("".join(c if c.lower() in known else " " for c in spelled).split())
+    spelled = re.sub(" (?=[,.;:?!])", "", spelled)
     return spelled + "." if spelled[-1:].isalpha() else spelled

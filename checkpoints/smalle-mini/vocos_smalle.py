@@ -235,9 +235,7 @@ class ChunkedConv1d(nn.Conv1d):
         super().__init__(in_channels, out_channels, kernel_size, groups=groups)
         self.lookahead = kernel_size // 2 if lookahead is None else lookahead
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, state: Tensor | None = None, last: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor | None = None, last: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, C, T) -> inputs (B, C, T') and outputs (B, C', T') of the positions that are complete, and the state.
 
         state: the inputs (B, C, < kernel_size) that later outputs depend on; `last`: no chunk will follow.
