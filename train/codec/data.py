@@ -1,8 +1,9 @@
-"""Speech in memory as 16-bit samples, latents of it, and random segments of both."""
+"""Speech in memory as 16-bit samples, and random segments of it."""
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from smalle.codec_smalle import SmallECodec
+from smalle.codec_smalle import MelAnalysis
 
 from ..data.audio import Clip, Problem
 from ..data.corpora import corpus_clips
@@ -39,12 +40,52 @@ def list_clips(corpora: Iterable[str | Path], exclude_speakers: Iterable[str] = 
     return found
 
 
+def speech_level(samples: np.ndarray, frame: int = 600) -> tuple[float, float]:
+    """Level in dBFS of the frames within 25 dB of the loud ones, and how many dB the loud frames are above the quiet
+    ones, of samples (L,) in [-1, 1]."""
+    count = max(1, len(samples) // frame)
+    energies = np.square(np.resize(samples, (count, frame))).mean(1) + 1e-12
+    levels = 10 * np.log10(energies)
+    loud = np.quantile(levels, 0.9)
+    return float(10 * np.log10(energies[levels > loud - 25].mean())), float(loud - np.quantile(levels, 0.05))
+
+
+@dataclass(frozen=True)
+class QualityGate:
+    """Refuses recordings of low quality and brings the others to one level.
+
+    Attributes:
+        level_dbfs: Level of speech that recordings are brought to; less where they would clip.
+        min_level_dbfs: Quietest speech that is taken.
+        min_snr_db: Smallest distance of the loud frames from the quiet ones.
+        max_clipped: Largest share of samples at full scale.
+    """
+
+    level_dbfs: float = -23.0
+    min_level_dbfs: float = -42.0
+    min_snr_db: float = 20.0
+    max_clipped: float = 0.002
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray | None:
+        """Samples (L,) in [-1, 1] at the level; None if they are refused."""
+        level, snr = speech_level(samples)
+        if level < self.min_level_dbfs or snr < self.min_snr_db or (np.abs(samples) > 0.99).mean() > self.max_clipped:
+            return None
+        scaled = samples * 10 ** ((self.level_dbfs - level) / 20)
+        return scaled / max(1.0, float(np.abs(scaled).max()))
+
+
 def load_audio(
-    clips: Sequence[Clip], sampling_rate: int, max_hours: float | None = None, threads: int = 16, seed: int = 0
+    clips: Sequence[Clip],
+    sampling_rate: int,
+    max_hours: float | None = None,
+    threads: int = 16,
+    seed: int = 0,
+    gate: QualityGate | None = None,
 ) -> list[np.ndarray]:
     """Reads clips in a random order until there are `max_hours` of them: int16 arrays (L,) at sampling_rate.
 
-    Clips that cannot be read are reported. Raises ValueError where none can.
+    Clips that cannot be read or that the gate refuses are reported. Raises ValueError where none is left.
     """
     clips = random.Random(seed).sample(clips, len(clips))
     limit = float("inf") if max_hours is None else max_hours * 3600 * sampling_rate
@@ -55,55 +96,38 @@ def load_audio(
         if isinstance(wave, Problem):
             problems.append(f"{clip.id}: {wave.reason}")
             continue
+        if gate and (wave := gate(wave)) is None:
+            problems.append(f"{clip.id}: too quiet, noisy or clipped")
+            continue
         audio.append(np.round(wave * 32768).clip(-32768, 32767).astype(np.int16))
         total += len(wave)
         if total >= limit:
             break
     if problems:
-        print(f"{len(problems)} recordings could not be read, first {problems[0]}", flush=True)
+        print(f"{len(problems)} recordings could not be used, first {problems[0]}", flush=True)
     if not audio:
-        raise ValueError(f"none of {len(clips)} recordings could be read, first {problems[0]}")
+        raise ValueError(f"none of {len(clips)} recordings could be used, first {problems[0]}")
     return audio
 
 
-class SegmentSampler:
-    """Draws segments, all with the same probability, of sequences that lie in one tensor one after the other.
-
-    Args:
-        lengths: (N,), of the sequences; those shorter than a segment are never drawn.
-        size: length of a segment.
-        generator: on the device of the tensor.
-    """
-
-    def __init__(self, lengths: Tensor, size: int, generator: torch.Generator):
-        self.generator, self.device = generator, generator.device
-        self.offsets = (lengths.cumsum(0) - lengths).to(self.device)
-        self.choices = (lengths - size + 1).clamp(min=0).cumsum(0).to(self.device)  # segments up to each sequence's end
-        self.steps = torch.arange(size, device=self.device)
-
-    def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Sequence (count,) and start in it (count,) of segments, and their rows (count, size) in the tensor."""
-        choice = torch.randint(int(self.choices[-1]), (count,), generator=self.generator, device=self.device)
-        sequence = torch.searchsorted(self.choices, choice, right=True)
-        start = choice - torch.where(sequence > 0, self.choices[sequence - 1], 0)
-        return sequence, start, (self.offsets[sequence] + start)[:, None] + self.steps
-
-
 class Segments(NamedTuple):
-    """waveform (B, L), float32; of each, the number of its recording and its first sample there, both (B,)."""
+    """waveform (B, L), float32; of each, the number of its recording and its first sample there, both (B,), and the
+    occupied mel bands of the recording (B,), None where the pool does not know them."""
 
     waveform: Tensor
     recording: Tensor
     start: Tensor
+    bands: Tensor | None
 
 
 class AudioPool:
-    """Recordings on one device, and random segments of them; those shorter than a segment are padded with silence.
+    """Recordings on one device, and random segments of them, all with the same probability; recordings that are shorter
+    than a segment are padded with silence.
 
     Args:
         audio: int16 arrays (L,).
         size: samples of a segment.
-        gain_db: range of the gain of a segment.
+        augmentation: changes segments (B, L), with the pool's generator.
         pitch: fundamental frequency of the recordings, for codecs with a harmonic excitation.
     """
 
@@ -113,50 +137,41 @@ class AudioPool:
         size: int,
         device: torch.device,
         seed: int = 0,
-        gain_db: Sequence[float] = (0.0, 0.0),
+        augmentation: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         pitch: PitchTrack | None = None,
     ):
         audio = [np.pad(samples, (0, max(0, size - len(samples)))) for samples in audio]
         self.samples, self.lengths = torch.from_numpy(np.concatenate(audio)).to(device), [len(x) for x in audio]
-        self.gain_db, self.pitch, self.generator = gain_db, pitch, torch.Generator(device).manual_seed(seed)
-        self.sampler = SegmentSampler(torch.tensor(self.lengths), size, self.generator)
-
-    def _scale(self, samples: Tensor) -> Tensor:
-        """Samples (B, L) int16 as float32, each row with a random gain."""
-        low, high = self.gain_db
-        gain = low + (high - low) * torch.rand(len(samples), 1, generator=self.generator, device=samples.device)
-        return samples.float() * (10 ** (gain / 20) / 32768)
+        self.augmentation, self.pitch = augmentation, pitch
+        self.bands: Tensor | None = None
+        self.device, self.generator = device, torch.Generator(device).manual_seed(seed)
+        lengths = torch.tensor(self.lengths)
+        self.offsets = (lengths.cumsum(0) - lengths).to(device)
+        self.choices = (lengths - size + 1).cumsum(0).to(device)  # segments up to each recording's end
+        self.steps = torch.arange(size, device=device)
 
     def draw(self, count: int) -> Segments:
         """Random segments."""
-        recording, start, rows = self.sampler.draw(count)
-        return Segments(self._scale(self.samples[rows]), recording, start)
+        choice = torch.randint(int(self.choices[-1]), (count,), generator=self.generator, device=self.device)
+        recording = torch.searchsorted(self.choices, choice, right=True)
+        start = choice - torch.where(recording > 0, self.choices[recording - 1], 0)
+        waveform = self.samples[(self.offsets[recording] + start)[:, None] + self.steps].float() / 32768
+        if self.augmentation:
+            waveform = self.augmentation(waveform, self.generator)
+        return Segments(waveform, recording, start, None if self.bands is None else self.bands[recording])
 
     def recordings(self) -> Iterator[Tensor]:
-        """Each recording whole (1, L), with a random gain."""
+        """Each recording (1, L), unchanged."""
         for samples in self.samples.split(self.lengths):
-            yield self._scale(samples[None])
-
-
-class LatentPool:
-    """Latents before quantization (N, D), float16, and codes (N, Q) of an AudioPool; random segments of `frames`."""
+            yield samples[None].float() / 32768
 
     @torch.no_grad()
-    def __init__(self, codec: SmallECodec, pool: AudioPool, frames: int):
-        latents, codes = [], []
-        for waveform in tqdm(pool.recordings(), "latents", len(pool.lengths), unit="file", mininterval=2):
-            found = codec.analysis(waveform[:, : waveform.shape[1] // codec.hop_length * codec.hop_length])
-            latents.append(found[0].T.half())
-            codes.append(codec.quantizer.encode(found)[0].T.to(torch.int16))
-        lengths = torch.tensor([len(part) for part in latents])
-        if lengths.max() < frames:
-            raise ValueError(
-                f"refiner.frames is {frames}; expected at most {lengths.max()}, those of the longest recording"
-            )
-        self.latents, self.codes = torch.cat(latents), torch.cat(codes)
-        self.sampler = SegmentSampler(lengths, frames, pool.generator)
-
-    def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """Latents (count, D, frames), float32, and codes (count, Q, frames), int64."""
-        rows = self.sampler.draw(count)[2]
-        return self.latents[rows].float().transpose(1, 2), self.codes[rows].long().transpose(1, 2)
+    def find_bands(self, analysis: MelAnalysis) -> None:
+        """Finds the occupied mel bands of the recordings, for a codec with a band extension."""
+        counts = [
+            analysis.occupied_bands(analysis.mel(waveform), torch.tensor([waveform.shape[1]]))
+            for waveform in tqdm(self.recordings(), "bands", len(self.lengths), unit="file", mininterval=2)
+        ]
+        self.bands = torch.cat(counts)
+        share = (self.bands < analysis.config.num_mels).float().mean()
+        print(f"{100 * share:.0f} % of the recordings are band-limited", flush=True)

@@ -1,5 +1,5 @@
-"""Discriminators of waveforms: by periods (HiFi-GAN, Kong et al. 2020, arXiv 2010.05646), and by complex spectrograms
-at several resolutions (EnCodec, Défossez et al. 2022, arXiv 2210.13438); both narrower here."""
+"""Discriminators of log spectra at several resolutions: the multi-resolution discriminator of EnCodec (Défossez et al.
+2022, arXiv 2210.13438), which sees log magnitudes here, so that it learns within hundreds of steps."""
 
 from collections.abc import Sequence
 
@@ -18,15 +18,25 @@ def convolution(
     return weight_norm(nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation))
 
 
-class Discriminator(nn.Module):
-    """Convolutions with leaky ReLUs between over a picture (B, C, H, W) that `picture` makes of a waveform."""
+class SpectrumDiscriminator(nn.Module):
+    """Convolves over the log magnitude and the phase of every bin, with leaky ReLUs between the layers."""
 
-    def __init__(self, layers: list[nn.Module]):
+    def __init__(self, n_fft: int, width: int = 32):
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        layers = [convolution(3, width, (3, 9), (1, 2))]
+        layers += [convolution(width, width, (3, 9), (1, 2), (dilation, 1)) for dilation in (1, 2, 4)]
+        layers += [convolution(width, width, (3, 3)), convolution(width, 1, (3, 3))]
+        self.n_fft, self.layers = n_fft, nn.ModuleList(layers)
 
     def picture(self, waveform: Tensor) -> Tensor:
-        raise NotImplementedError
+        """(B, L) -> log magnitude, and the complex value at magnitude^0.3, (B, 3, frames, n_fft / 2 + 1)."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            window = hann_window(self.n_fft, waveform.device)
+            frames = waveform.float().unfold(1, self.n_fft, self.n_fft // 4) * (window * (2 / window.sum()))
+            spectrum = torch.view_as_real(torch.fft.rfft(frames))
+            energy = spectrum.square().sum(-1) + 1e-9
+            compressed = spectrum * (energy**-0.35)[..., None]
+            return torch.stack((0.2 * energy.log() + 1.8, *compressed.unbind(-1)), 1)  # all of about the same size
 
     def forward(self, waveform: Tensor) -> list[Tensor]:
         """Waveform (B, L) -> the output of each layer; the last one's are the scores."""
@@ -38,51 +48,12 @@ class Discriminator(nn.Module):
         return [*outputs, self.layers[-1](x)]
 
 
-class PeriodDiscriminator(Discriminator):
-    """Folds the waveform into rows of `period` samples; convolves along the columns."""
-
-    def __init__(self, period: int, width: int = 32):
-        sizes = [1, width, 2 * width, 4 * width, 8 * width]
-        layers = [convolution(a, b, (5, 1), (3, 1)) for a, b in zip(sizes, sizes[1:], strict=False)]
-        layers += [convolution(sizes[-1], sizes[-1], (5, 1)), convolution(sizes[-1], 1, (3, 1))]
-        super().__init__(layers)
-        self.period = period
-
-    def picture(self, waveform: Tensor) -> Tensor:
-        """(B, L) -> (B, 1, ceil(L / period), period)."""
-        x = F.pad(waveform, (0, -waveform.shape[1] % self.period))
-        return x.view(len(x), 1, -1, self.period)
-
-
-class SpectrogramDiscriminator(Discriminator):
-    """Convolves over the complex spectrogram, whose magnitudes are compressed so that quiet bands count."""
-
-    def __init__(self, n_fft: int, width: int = 32, power: float = 0.4):
-        layers = [convolution(2, width, (3, 9), (1, 2))]
-        layers += [convolution(width, width, (3, 9), (1, 2), (dilation, 1)) for dilation in (1, 2, 4)]
-        layers += [convolution(width, width, (3, 3)), convolution(width, 1, (3, 3))]
-        super().__init__(layers)
-        self.n_fft, self.power = n_fft, power
-
-    def picture(self, waveform: Tensor) -> Tensor:
-        """(B, L) -> real and imaginary part (B, 2, frames, n_fft / 2 + 1)."""
-        with torch.autocast(waveform.device.type, enabled=False):
-            window = hann_window(self.n_fft, waveform.device)
-            frames = waveform.float().unfold(1, self.n_fft, self.n_fft // 4) * (window * (2 / window.sum()))
-            spectrum = torch.view_as_real(torch.fft.rfft(frames))
-            energy = spectrum.square().sum(-1, keepdim=True) + 1e-8
-            return (spectrum * energy ** ((self.power - 1) / 2)).permute(0, 3, 1, 2)
-
-
 class Discriminators(nn.Module):
     """All discriminators on one waveform (B, L): a list of lists of feature maps."""
 
-    def __init__(
-        self, periods: Sequence[int] = (2, 3, 5, 7, 11), windows: Sequence[int] = (2048, 1024, 512), width: int = 32
-    ):
+    def __init__(self, windows: Sequence[int] = (1024, 512, 256), width: int = 32):
         super().__init__()
-        self.members = nn.ModuleList([PeriodDiscriminator(period, width) for period in periods])
-        self.members.extend([SpectrogramDiscriminator(n_fft, width) for n_fft in windows])
+        self.members = nn.ModuleList([SpectrumDiscriminator(n_fft, width) for n_fft in windows])
 
     def forward(self, waveform: Tensor) -> list[list[Tensor]]:
         return [member(waveform) for member in self.members]

@@ -12,6 +12,14 @@ from smalle.vocos_smalle import hann_window
 SCALES = ((256, 20), (512, 40), (1024, 80), (2048, 100))  # window in samples, mel bands
 
 
+def low_pass(waveform: Tensor, cutoff: Tensor, sampling_rate: int, width: float = 150.0) -> Tensor:
+    """Waveforms (B, L) without what lies above a cutoff (B,) in Hz, each its own; `width`: Hz of the transition."""
+    length = waveform.shape[1]
+    hertz = torch.linspace(0, sampling_rate / 2, length // 2 + 1, device=waveform.device)
+    gain = ((cutoff[:, None] - hertz) / width + 0.5).clamp(0, 1)
+    return torch.fft.irfft(torch.fft.rfft(waveform) * gain, length)
+
+
 class SpectralLoss(nn.Module):
     """Mean over window lengths of L1 on log-mel magnitudes plus `linear` times L1 on magnitudes.
 

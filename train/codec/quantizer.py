@@ -53,11 +53,31 @@ def residual_kmeans(
 
 
 @torch.no_grad()
+def fit_band_extension(codec: SmallECodec, pool: AudioPool, segments: int) -> None:
+    """Fits the band extension to the full-band segments among a number of random ones.
+
+    Raises ValueError where there is no full-band segment.
+    """
+    batches = [pool.draw(min(256, segments - start)) for start in range(0, segments, 256)]
+    full_band = torch.cat([batch.waveform[batch.bands == codec.config.num_mels] for batch in batches])
+    if not len(full_band):
+        raise ValueError(
+            f"no recording reaches {codec.sampling_rate // 2} Hz; add full-band recordings, or set "
+            "codec.band_extension to false"
+        )
+    mel = torch.cat([codec.analysis.mel(waveform) for waveform in full_band.split(256)])
+    codec.analysis.extension.fit(mel.clamp(min=codec.config.mel_floor).log().flatten(0, 1))
+
+
+@torch.no_grad()
 def fit_codec(codec: SmallECodec, pool: AudioPool, segments: int, iterations: int) -> None:
     """Fits the analysis and the codebooks of a codec to random segments; prints the errors of a log-mel value."""
     analysis = codec.analysis
-    batches = [pool.draw(min(256, segments - i)).waveform for i in range(0, segments, 256)]
-    features = torch.cat([analysis.features(analysis.mel(batch)) for batch in batches]).flatten(0, 1)
+    if analysis.extension is not None:
+        fit_band_extension(codec, pool, segments)
+    batches = [pool.draw(min(256, segments - i)) for i in range(0, segments, 256)]
+    features = torch.cat([analysis.features(analysis.mel(batch.waveform), batch.bands) for batch in batches])
+    features = features.flatten(0, 1)
     mean = features.mean(0)
     scale = (features - mean).square().mean().sqrt()
     features = (features - mean) / scale

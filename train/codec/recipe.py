@@ -6,6 +6,8 @@ from typing import Any
 from smalle.codec_smalle import SmallECodecConfig
 
 from ..model.recipe import check_keys
+from .acoustics import Acoustics
+from .data import QualityGate
 
 
 @dataclass
@@ -14,11 +16,12 @@ class DataOptions:
 
     Attributes:
         corpus: Folders or files of any layout that `smalle prepare` reads; transcripts are not needed.
-        segment: Length of a training segment in samples.
+        segment: Length of a training segment in samples, but for the stage `refiner`.
         exclude_speakers: Speakers that are left out, with every blend that they are part of.
         max_hours: Hours of audio to load into memory; all by default.
         validation_files: Number of files that are held out of training for the validation loss.
-        gain_db: Range of the random gain of a segment.
+        gate: Recordings that are refused, and the level that the others are brought to; null: all as they are.
+        acoustics: Random microphones, rooms, noise and gains of the segments.
     """
 
     corpus: list[str]
@@ -26,7 +29,8 @@ class DataOptions:
     exclude_speakers: list[str] = field(default_factory=list)
     max_hours: float | None = None
     validation_files: int = 64
-    gain_db: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    gate: QualityGate | None = None
+    acoustics: Acoustics = field(default_factory=Acoustics)
 
 
 @dataclass
@@ -40,6 +44,8 @@ class StageOptions:
         ema_decay: Decay of the moving average of the weights, which is what is saved.
         clip: Largest norm of the gradient.
         start: Folder of the codec to start from; layers of another shape are initialized.
+        codebooks: Numbers of codebooks that are read, one of them in each step; all codebooks by default.
+        narrowed_share: Share of the full-band segments that are analysed as band-limited (codec.band_extension).
         log_seconds, checkpoint_seconds: Seconds between log lines and between checkpoints.
     """
 
@@ -51,6 +57,8 @@ class StageOptions:
     ema_decay: float
     clip: float = 1.0
     start: str | None = None
+    codebooks: list[int] = field(default_factory=list)
+    narrowed_share: float = 0.0
     log_seconds: float = 10.0
     checkpoint_seconds: float = 60.0
 
@@ -68,14 +76,13 @@ class AdversarialOptions(StageOptions):
     """The part `adversarial`.
 
     Attributes:
-        periods, windows, width: Periods, Fourier windows and channels of the discriminators.
+        windows, width: Fourier windows in samples and channels of the discriminators.
         bf16: Run the discriminators in bfloat16.
         initial_share: Share of the decoder's weights before this stage in those that are saved.
     """
 
-    discriminator_learning_rate: float = 3e-4
-    periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])
-    windows: list[int] = field(default_factory=lambda: [2048, 1024, 512])
+    discriminator_learning_rate: float = 1e-3
+    windows: list[int] = field(default_factory=lambda: [1024, 512, 256])
     width: int = 32
     bf16: bool = True
     spectral_weight: float = 15.0

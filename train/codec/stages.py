@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalle.codec_smalle import SmallECodec
+from smalle.codec_smalle import LatentRefiner, SmallECodec, mel_frequencies
 
 from ..model.ema import MovingAverage
-from .data import AudioPool, LatentPool, Segments
+from .data import AudioPool, Segments
 from .discriminators import Discriminators
-from .losses import SpectralLoss, discriminator_loss, generator_loss
+from .losses import SpectralLoss, discriminator_loss, generator_loss, low_pass
 from .recipe import AdversarialOptions, ReconstructionOptions, RefinerOptions, StageOptions
 
 
@@ -37,9 +37,14 @@ class Stage:
     """
 
     trained, betas = "vocos", (0.8, 0.99)
+    refined = False  # whether the decoder reads refined latents
 
     def __init__(self, codec: SmallECodec, pool: AudioPool, validation: Tensor, options: StageOptions):
         self.codec, self.pool, self.validation, self.options = codec.train(), pool, validation, options
+        self.validation_bands: Tensor | None = None
+        if codec.analysis.extension is not None:
+            lengths = torch.full((len(validation),), validation.shape[1])
+            self.validation_bands = codec.analysis.occupied_bands(codec.analysis.mel(validation), lengths)
         self.module: nn.Module = getattr(codec, self.trained)
         self.spectral = SpectralLoss(codec.sampling_rate)
         self.optimizer = adamw(self.module, options.learning_rate, self.betas)
@@ -50,32 +55,64 @@ class Stage:
         """One update; `progress` is the fraction of the time that has passed. Returns scalars to log."""
         raise NotImplementedError
 
+    def analyze(self, waveform: Tensor, bands: Tensor | None) -> Tensor:
+        """Latents (B, D, T) before quantization of a waveform (B, L) with `bands` (B,) occupied mel bands."""
+        analysis = self.codec.analysis
+        return analysis.project(analysis.features(analysis.mel(waveform), bands))
+
+    def quantize(self, latents: Tensor, num_codebooks: int | None = None) -> Tensor:
+        """Quantized latents (B, D, T), by the first codebooks; all by default."""
+        return self.codec.quantizer.decode(self.codec.quantizer.encode(latents)[:, :num_codebooks])
+
     @torch.no_grad()
-    def quantize(self, waveform: Tensor) -> Tensor:
-        """Quantized latents (B, D, T) of a waveform (B, L).
+    def draw_latents(self, segments: Segments) -> tuple[Tensor, Tensor]:
+        """Latents (B, D, T) of segments before and after quantization, by one of the options' numbers of codebooks.
 
-        The decoder learns from these, though a refiner may follow: trained on latents before quantization it sounded
-        worse with a refiner, too.
+        A share of the full-band segments is analysed as if they were band-limited, so that the decoder learns what is
+        above a band.
         """
-        return self.codec.quantizer.decode(self.codec.quantizer.encode(self.codec.analysis(waveform)))
+        bands, full = segments.bands, self.codec.config.num_mels
+        if bands is not None:
+            lower = torch.randint(round(0.74 * full), round(0.92 * full), bands.shape, device=bands.device)
+            narrowed = torch.rand(bands.shape, device=bands.device) < self.options.narrowed_share
+            bands = torch.where(narrowed & (bands == full), lower, bands)
+        counts = self.options.codebooks or [self.codec.num_codebooks]
+        latents = self.analyze(segments.waveform, bands)
+        return latents, self.quantize(latents, counts[int(torch.randint(len(counts), ()))])
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Waveform of quantized latents, for validation."""
-        return self.codec.vocos(latents)
+    def decoder_input(self, quantized: Tensor) -> Tensor:
+        """What the decoder reads of quantized latents.
+
+        In `reconstruction` it reads them as they are, though a refiner may follow: trained on latents before
+        quantization it sounded worse with a refiner, too.
+        """
+        return self.codec.refiner(quantized)[0] if self.refined and self.codec.refiner is not None else quantized
+
+    def limit_band(self, waveform: Tensor, bands: Tensor | None) -> Tensor:
+        """The part of a waveform (B, L) in its occupied mel bands (B,): the target above them is unknown."""
+        if bands is None:
+            return waveform
+        config = self.codec.config
+        centres = mel_frequencies(config.num_mels, config.sampling_rate)[1:-1].float().to(bands.device)
+        cutoff = torch.where(bands == config.num_mels, config.sampling_rate, centres[(bands - 2).clamp(min=0)])
+        return low_pass(waveform, cutoff, config.sampling_rate)
 
     def synthesize(self, segments: Segments) -> tuple[Tensor, Tensor]:
-        """Waveform of the quantized segments, and the error of the predicted log f0 where they are voiced.
+        """Waveform of quantized segments, in their bands, and the error of the predicted log f0 where they are voiced.
 
         Pulses follow the f0 of the recordings, so that harmonics lie where those of the target are.
         """
-        latents, config = self.quantize(segments.waveform), self.codec.vocos.config
+        with torch.no_grad():
+            latents = self.decoder_input(self.draw_latents(segments)[1])
+        config = self.codec.vocos.config
         if self.pool.pitch is None:
-            return self.codec.vocos(latents), latents.new_zeros(())
+            return self.limit_band(self.codec.vocos(latents), segments.bands), latents.new_zeros(())
         middles = torch.arange(latents.shape[2] * config.upsampling, device=latents.device) + 0.5
         samples = segments.start[:, None] + (middles * config.spectral_hop).long()
         f0, voiced = self.pool.pitch.at(segments.recording, samples)
         output, predicted = self.codec.vocos.synthesize(latents, f0=f0)
-        return output, ((predicted.log() - f0.log()).abs() * voiced).sum() / voiced.sum().clamp(min=1)
+        error = ((predicted.log() - f0.log()).abs() * voiced).sum() / voiced.sum().clamp(min=1)
+        return self.limit_band(output, segments.bands), error
 
     def update(self, loss: Tensor, step: int, progress: float) -> Tensor:
         """Updates the module and the average by a loss; returns the norm of the gradient."""
@@ -94,7 +131,10 @@ class Stage:
         """Spectral distance of the validation segments with the averaged weights."""
         self.codec.eval()
         with self.average.applied():
-            log_term, linear_term = self.spectral(self.decode(self.quantize(self.validation)), self.validation)
+            quantized = self.quantize(self.analyze(self.validation, self.validation_bands))
+            output = self.limit_band(self.codec.vocos(self.decoder_input(quantized)), self.validation_bands)
+            target = self.limit_band(self.validation, self.validation_bands)
+            log_term, linear_term = self.spectral(output, target)
         self.codec.train()
         return {"validation_log": log_term.item(), "validation_linear": linear_term.item()}
 
@@ -120,23 +160,24 @@ class Reconstruction(Stage):
     def step(self, step: int, progress: float) -> dict[str, Tensor]:
         segments = self.pool.draw(self.options.batch_size)
         output, pitch = self.synthesize(segments)
-        log_term, linear_term = self.spectral(output, segments.waveform)
+        log_term, linear_term = self.spectral(output, self.limit_band(segments.waveform, segments.bands))
         self.update(log_term + linear_term + pitch, step, progress)
         return {"log": log_term, "linear": linear_term, "pitch": pitch}
 
 
 class AdversarialDecoder(Stage):
-    """Trains the decoder by spectral distance, discriminators and feature matching."""
+    """Trains the decoder, behind the refiner, by spectral distance, discriminators and feature matching."""
 
     options: AdversarialOptions
+    refined = True
 
     def __init__(self, codec: SmallECodec, pool: AudioPool, validation: Tensor, options: AdversarialOptions):
         super().__init__(codec, pool, validation, options)
         self.initial = copy.deepcopy(codec.vocos).requires_grad_(False)
-        self.discriminators = Discriminators(options.periods, options.windows, options.width)
+        self.discriminators = Discriminators(options.windows, options.width)
         self.discriminators.to(codec.device).to(memory_format=torch.channels_last)
         rate = options.discriminator_learning_rate
-        self.discriminator_optimizer = adamw(self.discriminators, rate, self.betas)
+        self.discriminator_optimizer = adamw(self.discriminators, rate, (0.5, 0.9))
         for name in ("initial", "discriminators", "discriminator_optimizer"):
             self.saved[name] = getattr(self, name)
 
@@ -170,12 +211,13 @@ class AdversarialDecoder(Stage):
         options = self.options
         segments = self.pool.draw(options.batch_size)
         output, pitch = self.synthesize(segments)
-        factor = learning_rate_factor(step, progress, options.warmup)
-        discriminators = self.step_discriminators(segments.waveform, output.detach(), factor)
-        adversarial, matching = generator_loss(self.discriminate(segments.waveform, output))
-        log_term, linear_term = self.spectral(output, segments.waveform)
+        target = self.limit_band(segments.waveform, segments.bands)
+        factor = max(0.1, learning_rate_factor(step, progress, options.warmup // 8))
+        discriminators = self.step_discriminators(target, output.detach(), factor)
+        adversarial, matching = generator_loss(self.discriminate(target, output))
+        log_term, linear_term = self.spectral(output, target)
         ramp = min(1, step / max(1, options.warmup))  # the discriminators learn first
-        loss = options.spectral_weight * (log_term + linear_term) + pitch
+        loss = options.spectral_weight * (log_term + linear_term) + 3 * pitch
         loss = loss + ramp * (options.adversarial_weight * adversarial + options.matching_weight * matching)
         return {
             "log": log_term,
@@ -188,27 +230,27 @@ class AdversarialDecoder(Stage):
         }
 
 
+def is_trained(refiner: LatentRefiner) -> bool:
+    """Whether the stage `refiner` has fitted the scales of a refiner."""
+    return bool((refiner.rest_scale != 1).any())
+
+
 class Refinement(Stage):
     """Trains the refiner by the square error of latents."""
 
     options: RefinerOptions
     trained, betas = "refiner", (0.9, 0.98)
+    refined = True
 
     def __init__(self, codec: SmallECodec, pool: AudioPool, validation: Tensor, options: RefinerOptions):
         super().__init__(codec, pool, validation, options)
-        self.latents = LatentPool(codec, pool, options.frames)
-        if (codec.refiner.rest_scale == 1).all():  # a new refiner
-            latents, codes = self.latents.draw(256)
-            quantized = codec.quantizer.decode(codes)
+        if not is_trained(codec.refiner):
+            latents, quantized = self.draw_latents(pool.draw(256))
             codec.refiner.latent_scale.copy_(quantized.transpose(0, 1).flatten(1).std(1))
             codec.refiner.rest_scale.copy_((latents - quantized).transpose(0, 1).flatten(1).std(1))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.codec.vocos(self.codec.refiner(latents)[0])
-
     def step(self, step: int, progress: float) -> dict[str, Tensor]:
-        latents, codes = self.latents.draw(self.options.batch_size)
-        quantized = self.codec.quantizer.decode(codes)
+        latents, quantized = self.draw_latents(self.pool.draw(self.options.batch_size))
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.options.bf16):
             rest, _ = self.codec.refiner.rest(quantized)
         loss = F.mse_loss(rest, (latents - quantized) / self.codec.refiner.rest_scale[:, None])

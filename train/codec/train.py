@@ -4,14 +4,15 @@
 
   reconstruction  fits principal components of log-mel frames and codebooks by residual k-means, unless the recipe names
                   a codec to start from, and trains the decoder by spectral distance; later stages keep the codes
-  adversarial     trains the decoder against discriminators
   refiner         trains the refiner, which estimates the quantization error (codec.refiner_num_layers above 0)
+  adversarial     trains the decoder, behind the refiner, against discriminators
 
 Run the stages in this order, each with a command of its own. A stage runs for its `minutes`, and resumes from its last
 checkpoint when it is started again. KEY.SUBKEY=VALUE changes the recipe, for example reconstruction.minutes=5.
 """
 
 import argparse
+import functools
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,23 +27,31 @@ from .data import AudioPool, list_clips, load_audio
 from .pitch import PitchTrack
 from .quantizer import fit_codec
 from .recipe import CodecRecipe
-from .stages import STAGES
+from .stages import STAGES, is_trained
 from .timed_run import TimedRun
 
 
-def load_pools(recipe: CodecRecipe, codec: SmallECodec, with_pitch: bool) -> tuple[AudioPool, Tensor]:
+def load_pools(recipe: CodecRecipe, codec: SmallECodec, stage: str) -> tuple[AudioPool, Tensor]:
     """The pool to train on, and segments (B, L) of files that are left out of it; of a single file, its own."""
     data, rate = recipe.data, codec.sampling_rate
     segment = data.segment - data.segment % codec.hop_length
+    if stage == "refiner":
+        segment = recipe.refiner.frames * codec.hop_length
     if segment < 2048:
-        raise ValueError(f"data.segment is {data.segment}; expected at least 2048 samples")
+        raise ValueError(
+            f"segments have {segment} samples; expected at least 2048: raise data.segment or refiner.frames"
+        )
     clips = list_clips(data.corpus, data.exclude_speakers)
-    audio = load_audio(clips, rate, data.max_hours, recipe.threads, recipe.seed)
+    audio = load_audio(clips, rate, data.max_hours, recipe.threads, recipe.seed, data.gate)
     left_out = min(data.validation_files, len(audio) - 1)
     held_out, trained = audio[: max(1, left_out)], audio[left_out:]
     validation = AudioPool(held_out, segment, codec.device, recipe.seed).draw(len(held_out)).waveform
-    pitch = PitchTrack(trained, rate, codec.device) if with_pitch else None
-    pool = AudioPool(trained, segment, codec.device, recipe.seed, data.gain_db, pitch)
+    harmonic = codec.config.vocos_excitation == "harmonic" and stage != "refiner"
+    pitch = PitchTrack(trained, rate, codec.device) if harmonic else None
+    acoustics = functools.partial(data.acoustics, sampling_rate=rate)
+    pool = AudioPool(trained, segment, codec.device, recipe.seed, acoustics, pitch)
+    if codec.config.band_extension:
+        pool.find_bands(codec.analysis)
     print(f"{len(audio)} recordings, {len(pool.samples) / rate / 3600:.2f} hours on {codec.device}", flush=True)
     return pool, validation
 
@@ -66,16 +75,17 @@ def train(recipe: CodecRecipe, stage: str, fresh: bool = False) -> None:
         raise ValueError(f"the codec {options.start} has no refiner; set codec.refiner_num_layers, for example to 8")
     if stage != "reconstruction" and not options.start:
         raise ValueError(f"{stage}.start is not set; expected the folder of the previous stage's codec")
+    if stage == "adversarial" and codec.refiner is not None and not is_trained(codec.refiner):
+        raise ValueError(f"the refiner of {options.start} is not trained; run the stage refiner first")
     origin = {"stage": stage, "data": str(recipe.data), "codec": str(recipe.codec)}
     origin["start"] = codec.identity if options.start else "nothing"
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     codec.to(auto if recipe.device == "auto" else recipe.device)
-    harmonic = codec.config.vocos_excitation == "harmonic"
-    pool, validation = load_pools(recipe, codec, with_pitch=harmonic and stage != "refiner")
+    pool, validation = load_pools(recipe, codec, stage)
     if not options.start:
         fit_codec(codec, pool, options.fitting_segments, options.kmeans_iterations)
-    seconds = options.frames / codec.frame_rate if stage == "refiner" else validation.shape[1] / codec.sampling_rate
-    run = TimedRun(STAGES[stage](codec, pool, validation, options), options, origin, options.batch_size * seconds)
+    seconds = options.batch_size * validation.shape[1] / codec.sampling_rate
+    run = TimedRun(STAGES[stage](codec, pool, validation, options), options, origin, seconds)
     if fresh:
         shutil.rmtree(run.folder, ignore_errors=True)
     run.resume()

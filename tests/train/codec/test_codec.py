@@ -6,12 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from smalle.train.codec.acoustics import Acoustics
 from smalle.train.codec.copy_synthesis import copy_synthesis
-from smalle.train.codec.data import AudioPool, LatentPool, list_clips, load_audio
-from smalle.train.codec.losses import SpectralLoss
+from smalle.train.codec.data import AudioPool, QualityGate, list_clips, load_audio
+from smalle.train.codec.losses import SpectralLoss, low_pass
 from smalle.train.codec.pitch import PitchTrack
 from smalle.train.codec.quantizer import fit_codec, principal_components, residual_kmeans
-from smalle.train.codec.recipe import CodecRecipe
+from smalle.train.codec.recipe import CodecRecipe, ReconstructionOptions
 from smalle.train.codec.stages import STAGES
 from smalle.train.codec.train import main
 from smalle.train.model.recipe import make_dataclass, read_recipe
@@ -74,7 +75,9 @@ def test_audio_is_loaded_as_16_bit_up_to_a_limit(corpus, tmp_path, capsys):
         (tmp_path / f"{name}.wav").write_text("no sound")
     with pytest.raises(ValueError, match="none of 2"):
         load_audio(list_clips([tmp_path]), 24000)
-    assert "2 recordings could not be read" in capsys.readouterr().out
+    assert "2 recordings could not be used" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="none of 6.*too quiet"):
+        load_audio(clips, 24000, gate=QualityGate())  # tones have no pauses
 
 
 def test_segments_stay_within_recordings():
@@ -90,23 +93,11 @@ def test_segments_stay_within_recordings():
 
 
 def test_gains_lie_in_their_range():
-    pool = AudioPool([np.full(200, 10000, np.int16)], 100, torch.device("cpu"), gain_db=(-6.0, 6.0))
+    pool = AudioPool(
+        [np.full(200, 10000, np.int16)], 100, torch.device("cpu"), augmentation=Acoustics(gain_db=(-6.0, 6.0))
+    )
     level = pool.draw(1000).waveform[:, 0] * 32768 / 10000
     assert 0.5 < level.min() < 0.55 and 1.85 < level.max() < 2.0
-
-
-def test_latent_segments_are_those_of_the_recordings():
-    torch.manual_seed(0)
-    codec = SmallECodec(SmallECodecConfig(**SIZES)).eval()
-    audio = [(3000 * np.random.default_rng(n).normal(size=480 * (4 + n))).astype(np.int16) for n in range(3)]
-    pool = AudioPool(audio, 480, torch.device("cpu"))
-    latents, codes = LatentPool(codec, pool, 5).draw(20)
-    assert latents.shape == (20, 8, 5) and codes.shape == (20, 2, 5)
-    whole = [codec.encode(torch.from_numpy(x)[None] / 32768)[0] for x in audio[1:]]  # the first one is too short
-    windows = [x[:, start : start + 5] for x in whole for start in range(x.shape[1] - 4)]
-    assert all(any(torch.equal(row, window) for window in windows) for row in codes)
-    with pytest.raises(ValueError, match="refiner.frames is 7; expected at most 6"):
-        LatentPool(codec, pool, 7)
 
 
 def test_principal_components_and_kmeans_reduce_the_error():
@@ -140,6 +131,56 @@ def test_spectral_loss_is_zero_only_for_the_same_and_its_gradient_is_finite():
     assert output.grad.isfinite().all() and output.grad[1].abs().sum() > 0
 
 
+def test_low_pass_removes_what_is_above_each_cutoff():
+    time = torch.arange(4800) / 24000
+    low, high = torch.sin(2 * torch.pi * 1000 * time), torch.sin(2 * torch.pi * 5000 * time)
+    filtered = low_pass((low + high).expand(2, -1), torch.tensor([3000.0, 24000.0]), 24000)
+    torch.testing.assert_close(filtered, torch.stack((low, low + high)), atol=1e-3, rtol=0)
+
+
+@pytest.fixture
+def band_limited_stage():
+    """Reconstruction of a codec with a band extension, of a full-band recording and one that ends at 6 kHz."""
+    torch.manual_seed(0)
+    noise = 0.1 * torch.randn(2, 48000) * torch.linspace(0.1, 1, 48000)
+    noise[1] = low_pass(noise[1:], torch.tensor([6000.0]), 24000)
+    codec = SmallECodec(SmallECodecConfig(**SIZES, band_extension=True))
+    pool = AudioPool([(32767 * row).short().numpy() for row in noise], 4800, torch.device("cpu"))
+    pool.find_bands(codec.analysis)
+    fit_codec(codec, pool, 40, 2)
+    parts = {"output": "", "minutes": 1, "batch_size": 4, "learning_rate": 0.01, "warmup": 1, "ema_decay": 0.9}
+    options = make_dataclass(ReconstructionOptions, {**parts, "codebooks": [1], "narrowed_share": 1.0})
+    return STAGES["reconstruction"](codec, pool, noise[:, 4800:9600], options)
+
+
+def test_the_target_above_the_band_of_a_recording_does_not_count(band_limited_stage):
+    stage = band_limited_stage
+    assert stage.pool.bands[0] == 100 and 60 < stage.pool.bands[1] < 90
+    segments = stage.pool.draw(20)
+    assert torch.equal(segments.bands, stage.pool.bands[segments.recording])
+    limited = stage.limit_band(torch.randn(20, 4800), segments.bands)
+    above = torch.fft.rfft(limited).abs()[:, 1300:].sum(1)  # 6.5 kHz
+    assert (above[segments.bands < 100] < 0.1).all() and (above[segments.bands == 100] > 100).all()
+    assert torch.stack(list(stage.step(0, 0.0).values())).isfinite().all()
+
+
+def test_segments_are_quantized_by_the_chosen_codebooks_and_partly_as_band_limited(band_limited_stage):
+    stage = band_limited_stage
+    segments = stage.pool.draw(20)
+    latents, quantized = stage.draw_latents(segments)
+    codes = stage.codec.quantizer.encode(latents)
+    assert torch.equal(quantized, stage.codec.quantizer.decode(codes[:, :1]))
+    same = (latents == stage.analyze(segments.waveform, segments.bands)).flatten(1).all(1)
+    assert torch.equal(same, segments.bands < 100)
+
+
+def test_a_band_extension_needs_full_band_recordings(band_limited_stage):
+    pool = band_limited_stage.pool
+    pool.bands = torch.tensor([80, 80])
+    with pytest.raises(ValueError, match="no recording reaches 12000 Hz"):
+        fit_codec(band_limited_stage.codec, pool, 20, 2)
+
+
 def make_stage(audio, stage, excitation="none", **options):
     """A stage of a fitted codec, at a learning rate for a few steps, and its pool."""
     torch.manual_seed(0)
@@ -158,7 +199,7 @@ def make_stage(audio, stage, excitation="none", **options):
     [
         ("reconstruction", "none", "log", {}),
         ("reconstruction", "harmonic", "pitch", {}),
-        ("adversarial", "none", "log", {"width": 2, "periods": [7], "windows": [512], "clip": 50.0}),
+        ("adversarial", "none", "log", {"width": 2, "windows": [512], "clip": 50.0}),
         ("refiner", "none", "rest", {"frames": 8, "batch_size": 16}),
     ],
 )
@@ -186,14 +227,14 @@ def tiny(corpus, out):
         "reconstruction.fitting_segments": 20,
         "reconstruction.kmeans_iterations": 2,
         "reconstruction.log_seconds": 0.5,
-        "refiner.start": f"{out}/b",
+        "refiner.start": f"{out}/a",
         "refiner.output": f"{out}/r",
         "refiner.minutes": 0.02,
         "refiner.batch_size": 4,
         "refiner.frames": 8,
         "refiner.log_seconds": 0.5,
         "refiner.learning_rate": 0.01,
-        "adversarial.start": f"{out}/a",
+        "adversarial.start": f"{out}/r",
         "adversarial.output": f"{out}/b",
         "adversarial.minutes": 0.03,
         "adversarial.batch_size": 2,
@@ -213,9 +254,9 @@ def test_all_stages_run_resume_and_keep_the_codes(corpus, tmp_path):
     steps = log(tmp_path / "a.training")[-1]["step"]
     assert main([*arguments, "reconstruction.minutes=0.04"]) == 0
     assert log(tmp_path / "a.training")[-1]["step"] > steps
-    assert main([*arguments, "--stage", "adversarial"]) == 0
     assert main([*arguments, "--stage", "refiner"]) == 0
-    first, second = load_codec(str(tmp_path / "a")), load_codec(str(tmp_path / "r"))
+    assert main([*arguments, "--stage", "adversarial"]) == 0
+    first, second = load_codec(str(tmp_path / "a")), load_codec(str(tmp_path / "b"))
     waveform = 0.1 * torch.randn(1, 9600)
     codes = first.encode(waveform)
     assert torch.equal(second.encode(waveform), codes)
@@ -228,9 +269,10 @@ def test_all_stages_run_resume_and_keep_the_codes(corpus, tmp_path):
 def test_the_initial_weights_are_saved_by_their_share(corpus, tmp_path):
     arguments = tiny(corpus, tmp_path)
     assert main(arguments) == 0
+    assert main([*arguments, "--stage", "refiner"]) == 0
     fast = ["adversarial.learning_rate=0.1", "adversarial.warmup=1"]
     assert main([*arguments, *fast, "--stage", "adversarial", "adversarial.initial_share=1"]) == 0
-    first, second = (load_codec(str(tmp_path / name)).state_dict() for name in "ab")
+    first, second = (load_codec(str(tmp_path / name)).state_dict() for name in "rb")
     torch.testing.assert_close(second, first)
 
 
@@ -245,18 +287,21 @@ def test_a_run_with_another_corpus_is_not_resumed(corpus, tmp_path, capsys):
 
 
 def test_wrong_input_ends_with_code_2(corpus, tmp_path, capsys):
+    untrained = tmp_path / "untrained"
+    SmallECodec(SmallECodecConfig(**SIZES)).save_pretrained(untrained)
     for overrides, message in (
         (["reconstruction.minuets=1"], "reconstruction.minuets"),
         (["codec.encoder_num_layers=1"], "codec.encoder_num_layers"),
         ([f"data.corpus=[{tmp_path}]"], "metadata.jsonl"),
         (["adversarial=null", "--stage", "adversarial"], "no part adversarial"),
         (["refiner.start=null", "--stage", "refiner"], "refiner.start is not set"),
+        ([f"adversarial.start={untrained}", "--stage", "adversarial"], "refiner first"),
     ):
         assert main([*tiny(corpus, tmp_path), *overrides]) == 2
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["codec", "codec-mini", "finetune-codec"])
+@pytest.mark.parametrize("name", ["codec", "codec-mini", "codec-people", "finetune-codec"])
 def test_shipped_recipes_are_valid(name):
     recipe = read_recipe(CodecRecipe, f"{RECIPES}/{name}.yaml", ["refiner.minutes=3", "codec.num_codebooks=8"])
     assert recipe.codec["num_codebooks"] == 8 and recipe.refiner.minutes == 3
