@@ -88,18 +88,17 @@ def test_adapter_folder_is_small_and_loads_in_every_way(adapter, tiny_checkpoint
     assert sum(path.stat().st_size for path in folder.iterdir()) < 60_000
     base = SmallEForTextToSpeech.from_pretrained(tiny_checkpoint)
     assert torch.equal(logits(PeftModel.from_pretrained(base, folder)), expected)
-    try:
-        loaded = SmallEForTextToSpeech.from_pretrained(folder)
-    except ValueError as error:
-        if "version of PEFT" not in str(error):
-            raise
-        pytest.skip(f"transformers wants a newer PEFT than there is: {error}")
-    assert torch.equal(logits(loaded), expected)
+    assert torch.equal(logits(SmallEForTextToSpeech.from_pretrained(folder)), expected)
     model = SmallEForTextToSpeech.from_pretrained(tiny_checkpoint)
     plain = logits(model)
     model.load_adapter(str(folder))
     assert torch.equal(logits(model), expected)
-    model.disable_adapters()
+    try:
+        model.disable_adapters()
+    except ValueError as error:
+        if "version of PEFT" not in str(error):
+            raise
+        pytest.skip(f"transformers wants a newer PEFT than there is: {error}")
     assert torch.equal(logits(model), plain)
 
 
