@@ -229,7 +229,7 @@ def check_state(state: "GenerationState", config: Any, output_alignments: bool):
     }
     missing = [name for name, right in begun.items() if not right]
     if missing:
-        raise ValueError(f"{', '.join(missing)}: the call that cache comes from did not ask for it; ask there too.")
+        raise ValueError(f"{', '.join(missing)}: not set in the call that returned `cache`; set it there as well.")
 
 
 # What generate() returns, and the state in which it stopped.
@@ -432,7 +432,7 @@ class DecodingLoop:
 
 
 def add_empty_texts(ids: Tensor, mask: Tensor, config: Any) -> tuple[Tensor, Tensor]:
-    """Texts (B, N) and their mask -> (2·B, N): behind each other the texts and empty ones, as training drops texts."""
+    """Texts (B, N) and their mask -> (2·B, N): the texts, followed by empty ones, as training drops texts."""
     padding = max(0, 2 - ids.shape[1]), 0  # an empty text is [BOS][EOS]
     ids, mask = F.pad(ids, padding, value=config.pad_token_id), F.pad(mask, padding)
     empty, empty_mask = torch.full_like(ids, config.pad_token_id), torch.zeros_like(mask)
@@ -612,7 +612,7 @@ class SmallEGenerationMixin(GenerationMixin):
         if any(given.pop(name) is not False for name in unknown):
             raise ValueError(f"generate() does not know {unknown}: expected what its documentation names.")
         unset = {name: value for name, value in defaults.items() if getattr(config, name, None) is None}
-        for name, value in {**unset, **given}.items():  # config.update() would refuse several greedy speeches
+        for name, value in {**unset, **given}.items():  # config.update() would refuse several greedy readings
             setattr(config, name, value)
         check_settings(config)
         return config, {}
@@ -633,7 +633,7 @@ class SmallEGenerationMixin(GenerationMixin):
         progress: Callable[[int], Any] | None = None,
         **options: Any,
     ) -> SmallEGenerateOutput:
-        """Goes on from a state, writes delayed codebooks, and ends each row by itself. options: of `DecodingLoop`."""
+        """Continues from a state and writes delayed codebooks; each row ends on its own. options: of `DecodingLoop`."""
         loop = DecodingLoop(self, state, logits_processor, stopping_criteria, generation_config, **options)
         steps = generation_config.max_new_tokens + self.config.num_codebooks
         while loop.unfinished and len(loop.window) < steps:

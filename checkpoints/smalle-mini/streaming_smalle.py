@@ -43,7 +43,9 @@ def split_text(text: str, fits: Callable[[str], bool], breaks: tuple[re.Pattern,
     if fits(text):
         return [text]
     if len(text) < 2:
-        raise ValueError("No room for text: the prompt's transcript fills max_text_tokens. Take a shorter voice.")
+        raise ValueError(
+            "No room for text: the prompt's transcript fills max_text_tokens. Use a voice with a shorter transcript."
+        )
     if not breaks:
         return split_text(text[: len(text) // 2], fits, ()) + split_text(text[len(text) // 2 :], fits, ())
     pieces: list[str] = []
