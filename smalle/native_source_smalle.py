@@ -1,20 +1,13 @@
-"""Generated from smalle/native by `python smalle/native/build.py`: the C library, for remote code."""
+"""Generated from smalle/native by `python smalle/native/build.py`: the C library, for remote code. The sources
+have comments and lines of their own.
+"""
 # ruff: noqa
 # fmt: off
 
 NAME = "smalle-e5129e8b7a44"
 FLAGS = "-O3 -fPIC -shared -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -freciprocal-math"
 SOURCES = {
-    "smalle.c": r"""/* The text encoder and the decode steps of a Small-E of GLA blocks, in 8 bits, on one core: what runtime_smalle.py
-   calls. kernels.h, included once for each set of instructions, holds the computation; the one that suits the processor
-   is chosen when the library is loaded, so that one library serves every processor of an architecture.
-
-   All weights lie in one stream in the order in which a step reads them, so that a step is little more than one pass
-   over memory. Every part of the stream begins at a multiple of 64 bytes with a `struct part` that says what follows.
-   Activations are single precision; before a matrix in 8 bits they are rounded in blocks of 128 values, each with a
-   scale. Several steps of several rows may be taken at once: a prompt. Nothing is kept between calls. */
-
-#include <math.h>
+    "smalle.c": r"""#include <math.h>
 #include <stdint.h>
 #include <string.h>
 #if defined __x86_64__
@@ -26,98 +19,35 @@ SOURCES = {
 #include <sys/auxv.h>
 #endif
 #endif
-
 #ifdef _WIN32
 #define PUBLIC __declspec(dllexport)
 #else
 #define PUBLIC __attribute__((visibility("default")))
 #endif
-
-enum { LANES = 16, BLOCK = 128, TILE = 4, PENDING = 16, BAND = 64, LAYER_NORM = 1, RMS_NORM = 2 };
-
-/* What a step is; runtime_smalle.py has the same. Rows are texts, N tokens of a text; tensors as in SmallEState */
-struct step {
-    int32_t rows, steps, tokens, codebooks, vocabulary, hidden, heads, position_size, position_heads, before, after;
-    int32_t pending, room; /* whether states have pending updates, and how many more they may have (PendingUpdates) */
-    float eps, normalizer, strongest, gain;
-    const char *weights;
-    const float *embedding; /* (codebooks * vocabulary, hidden) */
-    const int64_t *codes; /* (rows, steps, codebooks) */
-    const float *text_keys, *text_values, *positions; /* (rows, N, ...) */
-    const uint8_t *text_mask; /* (rows, N) */
-    void **states; /* of each block (B, H, K, V), written over; or the four of `PendingUpdates`, of which bands stay */
-    float *logits, *alignment; /* (rows, codebooks, vocabulary) of the last step, (rows, steps, N) */
-    char *scratch; /* as many bytes as `working_memory` says */
-};
-
-/* How a text is read: x (N, hidden), its embeddings, which this changes; cosines and sines (N, turned / 2) of rotary
-   positions */
-struct text {
-    int32_t tokens, hidden, heads, layers, turned;
-    float eps;
-    const char *weights;
-    float *x;
-    const uint8_t *mask; /* (N,) */
-    const float *cosines, *sines;
-    float *keys, *values; /* (N, hidden), the result */
-    char *scratch;
-};
-
-/* What stands before each part of the stream */
-struct part {
-    int32_t kind, in, out, biased; /* kind: 8 or 32 bits of a matrix; of a norm 0 (none), LAYER_NORM, RMS_NORM */
-    int32_t unused[12];
-};
-
-/* Vectors that matrices are multiplied by: as they are, and in 8 bits */
-struct input {
-    const float *values;
-    int8_t *bits;
-    float *scales;
-    int32_t *sums;
-};
-
-/* The computation for one set of instructions; see the public functions below */
-struct kernels {
-    const char *name;
-    void (*run_steps)(const struct step *);
-    void (*run_text)(const struct text *);
-    void (*run_fold)(int, int, int, const float *, const float *, const float *, const float *, float *, uint32_t *);
-    void (*run_bands)(int, int, int, const float *, uint32_t *);
-    void (*run_draw)(int, int, int, int, float *, const float *, const uint8_t *, const int32_t *, const float *,
-                 const float *const *, int64_t *);
-    void (*run_multiply)(const char *, const float *, int, float *, char *);
-};
-
-static inline float least(float a, float b) { return a < b ? a : b; } /* fminf is slow: it minds NaN */
+enum { LANES = 16, BLOCK = 128, TILE = 4, PENDING = 16, BAND = 64, LAYER_NORM = 1, RMS_NORM = 2 }; struct step {
+int32_t rows, steps, tokens, codebooks, vocabulary, hidden, heads, position_size, position_heads, before, after;
+int32_t pending, room; float eps, normalizer, strongest, gain; const char *weights; const float *embedding;
+const int64_t *codes; const float *text_keys, *text_values, *positions; const uint8_t *text_mask; void **states;
+float *logits, *alignment; char *scratch; }; struct text { int32_t tokens, hidden, heads, layers, turned; float eps;
+const char *weights; float *x; const uint8_t *mask; const float *cosines, *sines; float *keys, *values; char *scratch;
+}; struct part { int32_t kind, in, out, biased; int32_t unused[12]; }; struct input { const float *values;
+int8_t *bits; float *scales; int32_t *sums; }; struct kernels { const char *name;
+void (*run_steps)(const struct step *); void (*run_text)(const struct text *);
+void (*run_fold)(int, int, int, const float *, const float *, const float *, const float *, float *, uint32_t *);
+void (*run_bands)(int, int, int, const float *, uint32_t *);
+void (*run_draw)(int, int, int, int, float *, const float *, const uint8_t *, const int32_t *, const float *,
+const float *const *, int64_t *); void (*run_multiply)(const char *, const float *, int, float *, char *); };
+static inline float least(float a, float b) { return a < b ? a : b; }
 static inline float most(float a, float b) { return a > b ? a : b; }
 static inline int up(int n, int to) { return (n + to - 1) / to * to; }
 static inline size_t to_line(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-/* Bytes of 16 columns of a matrix, in 8 bits with their scales or in single precision */
 static inline size_t tile_size(int in, int eight) {
-    return eight ? (size_t)up(in, LANES) * LANES + (size_t)up(in, BLOCK) / BLOCK * 4 * LANES : (size_t)in * 4 * LANES;
-}
-
-static inline const struct part *next_part(const char **at) {
-    const struct part *part = (const struct part *)*at;
-    *at += sizeof *part;
-    return part;
-}
-
-static inline const void *take(const char **at, size_t bytes) {
-    const void *here = *at;
-    *at += to_line(bytes);
-    return here;
-}
-
-static inline void *room_for(char **scratch, size_t bytes) {
-    void *here = *scratch;
-    *scratch += to_line(bytes);
-    return here;
-}
-
-/* kernels.h for each set of instructions. PRODUCTS: */
+return eight ? (size_t)up(in, LANES) * LANES + (size_t)up(in, BLOCK) / BLOCK * 4 * LANES : (size_t)in * 4 * LANES; }
+static inline const struct part *next_part(const char **at) { const struct part *part = (const struct part *)*at;
+*at += sizeof *part; return part; } static inline const void *take(const char **at, size_t bytes) {
+const void *here = *at; *at += to_line(bytes); return here; }
+static inline void *room_for(char **scratch, size_t bytes) { void *here = *scratch; *scratch += to_line(bytes);
+return here; }
 #define PLAIN 0
 #define SSE2 1
 #define AVX2 2
@@ -125,7 +55,6 @@ static inline void *room_for(char **scratch, size_t bytes) {
 #define AVX512_VNNI 4
 #define NEON 5
 #define NEON_DOT 6
-
 #define AS_TEXT(x) #x
 #define TEXT(x) AS_TEXT(x)
 #define PRAGMA(x) _Pragma(#x)
@@ -136,8 +65,7 @@ static inline void *room_for(char **scratch, size_t bytes) {
 #define BEGIN(instructions) PRAGMA(GCC push_options) PRAGMA(GCC target(instructions))
 #define END PRAGMA(GCC pop_options)
 #endif
-
-#define KERNELS plain /* what every processor of the architecture has */
+#define KERNELS plain
 #if defined __x86_64__
 #define PRODUCTS SSE2
 #elif defined __aarch64__
@@ -147,7 +75,6 @@ static inline void *room_for(char **scratch, size_t bytes) {
 #endif
 #define WIDTH 4
 #include "kernels.h"
-
 #if defined __x86_64__
 BEGIN("avx2,fma")
 #define KERNELS avx2
@@ -155,7 +82,6 @@ BEGIN("avx2,fma")
 #define WIDTH 8
 #include "kernels.h"
 END
-
 #if defined __clang__ ? __clang_major__ >= 12 : __GNUC__ >= 11
 #define HAS_AVX_VNNI
 BEGIN("avx2,fma,avxvnni")
@@ -165,7 +91,6 @@ BEGIN("avx2,fma,avxvnni")
 #include "kernels.h"
 END
 #endif
-
 BEGIN("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #define KERNELS avx512_vnni
 #define PRODUCTS AVX512_VNNI
@@ -184,166 +109,82 @@ BEGIN("arch=armv8.2-a+dotprod")
 #include "kernels.h"
 END
 #endif
-
 #if defined __x86_64__
-/* Bits of the registers that the operating system saves: XCR0 */
-static unsigned saved_registers(void) {
-    unsigned low, high;
-    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return low;
-}
-
-static int has(const struct kernels *kernels) {
-    unsigned a, b, c, d, seven_a, seven_b, seven_c;
-    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX2_BIT = 1 << 5, VNNI_BIT = 1 << 11, AVX_VNNI_BIT = 1 << 4 };
-    const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
-    if (kernels == &kernels_plain) return 1;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & FMA) || !(c & OSXSAVE) || (saved_registers() & 6) != 6) return 0;
-    if (!__get_cpuid_count(7, 0, &seven_a, &seven_b, &seven_c, &d) || !(seven_b & AVX2_BIT)) return 0;
-    if (kernels == &kernels_avx2) return 1;
-    if (kernels == &kernels_avx512_vnni)
-        return (seven_b & avx512) == avx512 && seven_c & VNNI_BIT && (saved_registers() & 0xe6) == 0xe6;
-    return seven_a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & AVX_VNNI_BIT;
-}
+static unsigned saved_registers(void) { unsigned low, high; __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+return low; } static int has(const struct kernels *kernels) { unsigned a, b, c, d, seven_a, seven_b, seven_c;
+enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX2_BIT = 1 << 5, VNNI_BIT = 1 << 11, AVX_VNNI_BIT = 1 << 4 };
+const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; if (kernels == &kernels_plain) return 1;
+if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & FMA) || !(c & OSXSAVE) || (saved_registers() & 6) != 6) return 0;
+if (!__get_cpuid_count(7, 0, &seven_a, &seven_b, &seven_c, &d) || !(seven_b & AVX2_BIT)) return 0;
+if (kernels == &kernels_avx2) return 1; if (kernels == &kernels_avx512_vnni)
+return (seven_b & avx512) == avx512 && seven_c & VNNI_BIT && (saved_registers() & 0xe6) == 0xe6;
+return seven_a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & AVX_VNNI_BIT; }
 #elif defined __aarch64__ && defined __linux__
 static int has(const struct kernels *kernels) { return kernels == &kernels_plain || getauxval(AT_HWCAP) & 1 << 20; }
 #elif defined __aarch64__ && defined __APPLE__
-static int has(const struct kernels *kernels) { return 1; } /* since the first of them */
+static int has(const struct kernels *kernels) { return 1; }
 #else
 static int has(const struct kernels *kernels) { return kernels == &kernels_plain; }
 #endif
-
 static const struct kernels *const fastest_first[] = {
 #if defined __x86_64__
-    &kernels_avx512_vnni,
+&kernels_avx512_vnni,
 #ifdef HAS_AVX_VNNI
-    &kernels_avx_vnni,
+&kernels_avx_vnni,
 #endif
-    &kernels_avx2,
+&kernels_avx2,
 #elif defined __aarch64__
-    &kernels_neon_dot,
+&kernels_neon_dot,
 #endif
-    &kernels_plain,
-};
-static const struct kernels *chosen = &kernels_plain;
-
-/* Chooses the kernels of this name, or where it is empty the fastest that this processor has; returns their name, null
-   where it has none of this name */
+&kernels_plain, }; static const struct kernels *chosen = &kernels_plain;
 PUBLIC const char *smalle_choose(const char *name) {
-    for (size_t n = 0; n < sizeof fastest_first / sizeof *fastest_first; n++)
-        if ((!*name || !strcmp(name, fastest_first[n]->name)) && has(fastest_first[n])) {
-            chosen = fastest_first[n];
-            return chosen->name;
-        }
-    return 0;
-}
-
-/* Numbers too small for single precision's full digits count as zero meanwhile, which keeps this fast */
+for (size_t n = 0; n < sizeof fastest_first / sizeof *fastest_first; n++)
+if ((!*name || !strcmp(name, fastest_first[n]->name)) && has(fastest_first[n])) { chosen = fastest_first[n];
+return chosen->name; } return 0; }
 #ifdef __x86_64__
-static unsigned flush(void) {
-    unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040);
-    return before;
-}
+static unsigned flush(void) { unsigned before = _mm_getcsr(); _mm_setcsr(before | 0x8040); return before; }
 #define unflush _mm_setcsr
 #else
 static unsigned flush(void) { return 0; }
 #define unflush (void)
 #endif
-
-PUBLIC void smalle_steps(const struct step *s) {
-    unsigned before = flush();
-    chosen->run_steps(s);
-    unflush(before);
-}
-
-PUBLIC void smalle_text(const struct text *s) {
-    unsigned before = flush();
-    chosen->run_text(s);
-    unflush(before);
-}
-
+PUBLIC void smalle_steps(const struct step *s) { unsigned before = flush(); chosen->run_steps(s); unflush(before); }
+PUBLIC void smalle_text(const struct text *s) { unsigned before = flush(); chosen->run_text(s); unflush(before); }
 PUBLIC void smalle_fold(int heads, int keys, int values, const float *state, const float *decay, const float *old_keys,
-                        const float *old, float *out, uint32_t *bands) {
-    chosen->run_fold(heads, keys, values, state, decay, old_keys, old, out, bands);
-}
-
+const float *old, float *out, uint32_t *bands) {
+chosen->run_fold(heads, keys, values, state, decay, old_keys, old, out, bands); }
 PUBLIC void smalle_bands(int heads, int keys, int values, const float *state, uint32_t *bands) {
-    chosen->run_bands(heads, keys, values, state, bands);
-}
-
+chosen->run_bands(heads, keys, values, state, bands); }
 PUBLIC void smalle_draw(int rows, int codebooks, int vocabulary, int branches, float *logits, const float *scales,
-                        const uint8_t *never, const int32_t *top_k, const float *temperature,
-                        const float *const *waits, int64_t *tokens) {
-    chosen->run_draw(rows, codebooks, vocabulary, branches, logits, scales, never, top_k, temperature, waits, tokens);
-}
-
+const uint8_t *never, const int32_t *top_k, const float *temperature, const float *const *waits, int64_t *tokens) {
+chosen->run_draw(rows, codebooks, vocabulary, branches, logits, scales, never, top_k, temperature, waits, tokens); }
 PUBLIC void smalle_multiply(const char *packed, const float *x, int count, float *y, char *scratch) {
-    chosen->run_multiply(packed, x, count, y, scratch);
-}
-
-/* The stream is written by the next two; each returns the bytes of its part, and writes nothing where `to` is null. */
-
-/* A norm of this kind */
+chosen->run_multiply(packed, x, count, y, scratch); }
 PUBLIC int64_t smalle_pack_norm(int kind, int size, const float *weight, const float *bias, char *to) {
-    size_t each = to_line(4 * (size_t)size), all = sizeof(struct part) + (kind ? (bias ? 2 : 1) * each : 0);
-    if (!to) return all;
-    memset(to, 0, all);
-    *(struct part *)to = (struct part){.kind = kind, .in = size};
-    if (kind) memcpy(to += sizeof(struct part), weight, 4 * (size_t)size);
-    if (kind && bias) memcpy(to + each, bias, 4 * (size_t)size);
-    return all;
-}
-
-/* 128 rows of a column (in) in 8 bits around 128 -> every 64th byte of `to`, four by four; returns their scale */
-static float pack_column(const float *column, int count, float scale, uint8_t *to) {
-    uint8_t bits[BLOCK];
-    float peak = 0;
-    for (int k = 0; k < count; k++) peak = most(peak, fabsf(column[k] * scale));
-    float factor = peak ? 127 / peak * scale : 0;
-    memset(bits, 128, BLOCK);
-    for (int k = 0; k < count; k++) bits[k] = (uint8_t)(lrintf(column[k] * factor) + 128);
-    for (int k = 0; k < count; k += 4) memcpy(to + k * LANES, bits + k, 4);
-    return peak / 127;
-}
-
-/* A linear layer, weight (out, in) times `scale`, in 8 bits or in single precision */
+size_t each = to_line(4 * (size_t)size), all = sizeof(struct part) + (kind ? (bias ? 2 : 1) * each : 0);
+if (!to) return all; memset(to, 0, all); *(struct part *)to = (struct part){.kind = kind, .in = size};
+if (kind) memcpy(to += sizeof(struct part), weight, 4 * (size_t)size);
+if (kind && bias) memcpy(to + each, bias, 4 * (size_t)size); return all; }
+static float pack_column(const float *column, int count, float scale, uint8_t *to) { uint8_t bits[BLOCK];
+float peak = 0; for (int k = 0; k < count; k++) peak = most(peak, fabsf(column[k] * scale));
+float factor = peak ? 127 / peak * scale : 0; memset(bits, 128, BLOCK);
+for (int k = 0; k < count; k++) bits[k] = (uint8_t)(lrintf(column[k] * factor) + 128);
+for (int k = 0; k < count; k += 4) memcpy(to + k * LANES, bits + k, 4); return peak / 127; }
 PUBLIC int64_t smalle_pack_matrix(int in, int out, int eight, float scale, const float *weight, const float *bias,
-                                  char *to) {
-    size_t tile = tile_size(in, eight), head = sizeof(struct part) + (bias ? to_line(4 * (size_t)up(out, LANES)) : 0);
-    size_t all = head + to_line(tile) * (up(out, LANES) / LANES);
-    if (!to) return all;
-    memset(to, 0, all);
-    *(struct part *)to = (struct part){.kind = eight ? 8 : 32, .in = in, .out = out, .biased = bias != 0};
-    if (bias) memcpy(to + sizeof(struct part), bias, 4 * (size_t)out);
-    to += head;
-    for (int n = 0; n < out; n += LANES, to += to_line(tile)) {
-        uint8_t *at = (uint8_t *)to;
-        int here = out - n < LANES ? out - n : LANES;
-        const float *columns = weight + (size_t)n * in;
-        if (eight)
-            for (int k = 0; k < in; k += BLOCK) {
-                int rows = in - k < BLOCK ? in - k : BLOCK, size = up(rows, LANES) * LANES;
-                memset(at, 128, size);
-                float *scales = (float *)(at + size);
-                for (int j = 0; j < here; j++)
-                    scales[j] = pack_column(columns + (size_t)j * in + k, rows, scale, at + 4 * j);
-                at += size + 4 * LANES;
-            }
-        else
-            for (int k = 0; k < in; k++)
-                for (int j = 0; j < here; j++)
-                    ((float *)to)[(size_t)k * LANES + j] = columns[(size_t)j * in + k] * scale;
-    }
-    return all;
-}
+char *to) {
+size_t tile = tile_size(in, eight), head = sizeof(struct part) + (bias ? to_line(4 * (size_t)up(out, LANES)) : 0);
+size_t all = head + to_line(tile) * (up(out, LANES) / LANES); if (!to) return all; memset(to, 0, all);
+*(struct part *)to = (struct part){.kind = eight ? 8 : 32, .in = in, .out = out, .biased = bias != 0};
+if (bias) memcpy(to + sizeof(struct part), bias, 4 * (size_t)out); to += head;
+for (int n = 0; n < out; n += LANES, to += to_line(tile)) { uint8_t *at = (uint8_t *)to;
+int here = out - n < LANES ? out - n : LANES; const float *columns = weight + (size_t)n * in; if (eight)
+for (int k = 0; k < in; k += BLOCK) { int rows = in - k < BLOCK ? in - k : BLOCK, size = up(rows, LANES) * LANES;
+memset(at, 128, size); float *scales = (float *)(at + size); for (int j = 0; j < here; j++)
+scales[j] = pack_column(columns + (size_t)j * in + k, rows, scale, at + 4 * j); at += size + 4 * LANES; } else
+for (int k = 0; k < in; k++) for (int j = 0; j < here; j++)
+((float *)to)[(size_t)k * LANES + j] = columns[(size_t)j * in + k] * scale; } return all; }
 """,
-    "kernels.h": r"""/* The text encoder and the decode steps, for one set of instructions: smalle.c includes this file once for each.
-
-The including file defines KERNELS (a name, which every function and type here gets as a suffix), PRODUCTS (how bytes
-are multiplied) and WIDTH (floats in a vector register). */
-
-#ifndef NAME
+    "kernels.h": r"""#ifndef NAME
 #define PASTE(a, b) a##_##b
 #define EXPAND(a, b) PASTE(a, b)
 #define NAME(x) EXPAND(x, KERNELS)
@@ -381,552 +222,276 @@ are multiplied) and WIDTH (floats in a vector register). */
 #define draw NAME(draw)
 #define multiply_alone NAME(multiply_alone)
 #endif
-
-#define PARTS (LANES / WIDTH) /* registers that hold 16 columns */
+#define PARTS (LANES / WIDTH)
 #define SIGNED (PRODUCTS == AVX2 || PRODUCTS == NEON || PRODUCTS == NEON_DOT)
-#define OFFSET (SIGNED ? 0 : 128) /* what `add_products` leaves in each weight */
+#define OFFSET (SIGNED ? 0 : 128)
 typedef int32_t ints __attribute__((vector_size(4 * WIDTH), aligned(4)));
-typedef float floats __attribute__((vector_size(4 * WIDTH), aligned(4)));
-
-/* e^x, to 2e-7 of it; 0 below -87 */
-static inline float exponential(float x) {
-    x = least(most(x * 1.44269504f, -126.0f), 127.0f);
-    float whole = rintf(x), part = x - whole;
-    float p = 1.5353362e-4f;
-    p = p * part + 1.3398874e-3f;
-    p = p * part + 9.6184373e-3f;
-    p = p * part + 5.5503324e-2f;
-    p = p * part + 2.4022648e-1f;
-    p = p * part + 6.9314720e-1f;
-    p = p * part + 1.0f;
-    union { int32_t i; float f; } power = {((int32_t)whole + 127) << 23};
-    return p * power.f;
-}
-
+typedef float floats __attribute__((vector_size(4 * WIDTH), aligned(4))); static inline float exponential(float x) {
+x = least(most(x * 1.44269504f, -126.0f), 127.0f); float whole = rintf(x), part = x - whole; float p = 1.5353362e-4f;
+p = p * part + 1.3398874e-3f; p = p * part + 9.6184373e-3f; p = p * part + 5.5503324e-2f;
+p = p * part + 2.4022648e-1f; p = p * part + 6.9314720e-1f; p = p * part + 1.0f;
+union { int32_t i; float f; } power = {((int32_t)whole + 127) << 23}; return p * power.f; }
 static inline float silu(float x) { return x / (1 + exponential(-x)); }
-
-/* A logarithm of 1 + e^-x, to 1e-6, x >= 0: by 2 atanh(e / (2 + e)) */
-static inline float softplus_of_minus(float x) {
-    float e = exponential(-x), s = e / (2 + e), s2 = s * s;
-    float p = 0.0909090909f;
-    p = p * s2 + 0.1111111111f;
-    p = p * s2 + 0.1428571429f;
-    p = p * s2 + 0.2f;
-    p = p * s2 + 0.3333333333f;
-    return 2 * s * (1 + s2 * p);
-}
-
+static inline float softplus_of_minus(float x) { float e = exponential(-x), s = e / (2 + e), s2 = s * s;
+float p = 0.0909090909f; p = p * s2 + 0.1111111111f; p = p * s2 + 0.1428571429f; p = p * s2 + 0.2f;
+p = p * s2 + 0.3333333333f; return 2 * s * (1 + s2 * p); }
 static inline float log_sigmoid(float x) { return least(x, 0) - softplus_of_minus(fabsf(x)); }
-
-/* out (size) += the weighted sum of `count` rows of a table (count, size) */
 static void add_rows(float *restrict out, const float *weights, const float *restrict table, int count, int size) {
-    int n = 0;
-    for (; n + 4 <= count; n += 4) {
-        const float *a = table + (size_t)n * size, *b = a + size, *c = b + size, *d = c + size;
-        float wa = weights[n], wb = weights[n + 1], wc = weights[n + 2], wd = weights[n + 3];
-        for (int i = 0; i < size; i++) out[i] += wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i];
-    }
-    for (; n < count; n++) {
-        const float *a = table + (size_t)n * size;
-        for (int i = 0; i < size; i++) out[i] += weights[n] * a[i];
-    }
-}
-
-static float dot(const float *a, const float *b, int size) {
-    float sum = 0;
-    for (int i = 0; i < size; i++) sum += a[i] * b[i];
-    return sum;
-}
-
-/* The next norm of the stream over x (count, size) -> y; where there is none, y is x */
+int n = 0; for (; n + 4 <= count; n += 4) {
+const float *a = table + (size_t)n * size, *b = a + size, *c = b + size, *d = c + size;
+float wa = weights[n], wb = weights[n + 1], wc = weights[n + 2], wd = weights[n + 3];
+for (int i = 0; i < size; i++) out[i] += wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i]; } for (; n < count; n++) {
+const float *a = table + (size_t)n * size; for (int i = 0; i < size; i++) out[i] += weights[n] * a[i]; } }
+static float dot(const float *a, const float *b, int size) { float sum = 0;
+for (int i = 0; i < size; i++) sum += a[i] * b[i]; return sum; }
 static void normalise(const char **at, const float *x, float *y, int count, int size, float eps) {
-    const struct part *part = next_part(at);
-    if (!part->kind) {
-        memmove(y, x, sizeof(float) * count * size);
-        return;
-    }
-    const float *weight = take(at, 4 * size), *bias = part->kind == LAYER_NORM ? take(at, 4 * size) : 0;
-    for (int m = 0; m < count; m++, x += size, y += size) {
-        float mean = 0, square = 0;
-        if (bias) {
-            for (int i = 0; i < size; i++) mean += x[i];
-            mean /= size;
-        }
-        for (int i = 0; i < size; i++) square += (x[i] - mean) * (x[i] - mean);
-        float scale = 1 / sqrtf(square / size + eps);
-        for (int i = 0; i < size; i++) y[i] = (x[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0);
-    }
-}
-
-/* Vectors (count, size) as input: rounded into scratch, each block of 128 with its scale and sum */
+const struct part *part = next_part(at); if (!part->kind) { memmove(y, x, sizeof(float) * count * size); return; }
+const float *weight = take(at, 4 * size), *bias = part->kind == LAYER_NORM ? take(at, 4 * size) : 0;
+for (int m = 0; m < count; m++, x += size, y += size) { float mean = 0, square = 0; if (bias) {
+for (int i = 0; i < size; i++) mean += x[i]; mean /= size; }
+for (int i = 0; i < size; i++) square += (x[i] - mean) * (x[i] - mean); float scale = 1 / sqrtf(square / size + eps);
+for (int i = 0; i < size; i++) y[i] = (x[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0); } }
 static struct input quantised(const float *x, int count, int size, char **scratch) {
-    int wide = up(size, BLOCK), blocks = wide / BLOCK;
-    struct input input = {.values = x, .bits = room_for(scratch, (size_t)count * wide)};
-    input.scales = room_for(scratch, sizeof(float) * count * blocks);
-    input.sums = room_for(scratch, sizeof(int32_t) * count * blocks);
-    for (int m = 0; m < count; m++)
-        for (int b = 0; b < blocks; b++) {
-            const float *from = x + (size_t)m * size + b * BLOCK;
-            int8_t *to = input.bits + (size_t)m * wide + b * BLOCK;
-            int here = size - b * BLOCK < BLOCK ? size - b * BLOCK : BLOCK, sum = 0;
-            float peak = 0;
-            for (int i = 0; i < here; i++) peak = most(peak, fabsf(from[i]));
-            float scale = peak ? 127 / peak : 0;
-            for (int i = 0; i < here; i++) to[i] = (int8_t)rintf(from[i] * scale);
-            memset(to + here, 0, BLOCK - here);
-            for (int i = 0; i < here; i++) sum += to[i];
-            input.scales[m * blocks + b] = peak / 127;
-            input.sums[m * blocks + b] = sum;
-        }
-    return input;
-}
-
-/* sum + the products of WIDTH groups of 4 weights, bytes around 128, with the 4 signed bytes of x. Exact: weights lie
-   in 1..255, values in -127..127, so that two products fit into AVX2's 16 bits once their signs are taken apart */
+int wide = up(size, BLOCK), blocks = wide / BLOCK;
+struct input input = {.values = x, .bits = room_for(scratch, (size_t)count * wide)};
+input.scales = room_for(scratch, sizeof(float) * count * blocks);
+input.sums = room_for(scratch, sizeof(int32_t) * count * blocks); for (int m = 0; m < count; m++)
+for (int b = 0; b < blocks; b++) { const float *from = x + (size_t)m * size + b * BLOCK;
+int8_t *to = input.bits + (size_t)m * wide + b * BLOCK;
+int here = size - b * BLOCK < BLOCK ? size - b * BLOCK : BLOCK, sum = 0; float peak = 0;
+for (int i = 0; i < here; i++) peak = most(peak, fabsf(from[i])); float scale = peak ? 127 / peak : 0;
+for (int i = 0; i < here; i++) to[i] = (int8_t)rintf(from[i] * scale); memset(to + here, 0, BLOCK - here);
+for (int i = 0; i < here; i++) sum += to[i]; input.scales[m * blocks + b] = peak / 127;
+input.sums[m * blocks + b] = sum; } return input; }
 static inline __attribute__((always_inline)) ints add_products(ints sum, const uint8_t *w, const int8_t *x) {
-#if PRODUCTS == SSE2 /* bytes 0 and 2 of each group in halves of words, then 1 and 3 */
-    __m128i weights = _mm_loadu_si128((const __m128i *)w), bytes = _mm_set1_epi16(255);
-    __m128i even = _mm_set1_epi32((uint16_t)x[0] | (int32_t)((uint32_t)x[2] << 16));
-    __m128i odd = _mm_set1_epi32((uint16_t)x[1] | (int32_t)((uint32_t)x[3] << 16));
-    __m128i products = _mm_madd_epi16(_mm_and_si128(weights, bytes), even);
-    products = _mm_add_epi32(products, _mm_madd_epi16(_mm_srli_epi16(weights, 8), odd));
-    return (ints)_mm_add_epi32((__m128i)sum, products);
+#if PRODUCTS == SSE2
+__m128i weights = _mm_loadu_si128((const __m128i *)w), bytes = _mm_set1_epi16(255);
+__m128i even = _mm_set1_epi32((uint16_t)x[0] | (int32_t)((uint32_t)x[2] << 16));
+__m128i odd = _mm_set1_epi32((uint16_t)x[1] | (int32_t)((uint32_t)x[3] << 16));
+__m128i products = _mm_madd_epi16(_mm_and_si128(weights, bytes), even);
+products = _mm_add_epi32(products, _mm_madd_epi16(_mm_srli_epi16(weights, 8), odd));
+return (ints)_mm_add_epi32((__m128i)sum, products);
 #elif PRODUCTS == NEON
-    int32_t four;
-    memcpy(&four, x, 4);
-    int8x16_t weights = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w), vdupq_n_u8(128)));
-    int8x16_t values = vreinterpretq_s8_s32(vdupq_n_s32(four));
-    int16x8_t low = vmull_s8(vget_low_s8(weights), vget_low_s8(values)), high = vmull_high_s8(weights, values);
-    return sum + (ints)vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+int32_t four; memcpy(&four, x, 4); int8x16_t weights = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w), vdupq_n_u8(128)));
+int8x16_t values = vreinterpretq_s8_s32(vdupq_n_s32(four));
+int16x8_t low = vmull_s8(vget_low_s8(weights), vget_low_s8(values)), high = vmull_high_s8(weights, values);
+return sum + (ints)vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
 #elif PRODUCTS == PLAIN
-    for (int n = 0; n < WIDTH; n++)
-        sum[n] += w[4 * n] * x[0] + w[4 * n + 1] * x[1] + w[4 * n + 2] * x[2] + w[4 * n + 3] * x[3];
-    return sum;
+for (int n = 0; n < WIDTH; n++)
+sum[n] += w[4 * n] * x[0] + w[4 * n + 1] * x[1] + w[4 * n + 2] * x[2] + w[4 * n + 3] * x[3]; return sum;
 #else
-    int32_t four;
-    memcpy(&four, x, 4);
+int32_t four; memcpy(&four, x, 4);
 #if PRODUCTS == AVX512_VNNI
-    return (ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_loadu_si512(w), _mm512_set1_epi32(four));
+return (ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_loadu_si512(w), _mm512_set1_epi32(four));
 #elif PRODUCTS == AVX_VNNI
-    __m256i weights = _mm256_loadu_si256((const __m256i *)w);
-    return (ints)_mm256_dpbusd_avx_epi32((__m256i)sum, weights, _mm256_set1_epi32(four));
+__m256i weights = _mm256_loadu_si256((const __m256i *)w);
+return (ints)_mm256_dpbusd_avx_epi32((__m256i)sum, weights, _mm256_set1_epi32(four));
 #elif PRODUCTS == AVX2
-    __m256i weights = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)w), _mm256_set1_epi8(-128));
-    __m256i values = _mm256_sign_epi8(_mm256_set1_epi32(four), weights);
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), values);
-    return (ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+__m256i weights = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)w), _mm256_set1_epi8(-128));
+__m256i values = _mm256_sign_epi8(_mm256_set1_epi32(four), weights);
+__m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), values);
+return (ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #elif PRODUCTS == NEON_DOT
-    int8x16_t weights = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w), vdupq_n_u8(128)));
-    return (ints)vdotq_s32((int32x4_t)sum, weights, vreinterpretq_s8_s32(vdupq_n_s32(four)));
+int8x16_t weights = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w), vdupq_n_u8(128)));
+return (ints)vdotq_s32((int32x4_t)sum, weights, vreinterpretq_s8_s32(vdupq_n_s32(four)));
 #endif
 #endif
-}
-
-/* 16 columns of a matrix in 8 bits for each of `count` vectors: w holds for each block of 128 rows 4 rows of each
-   column, the next 4, ..., then the columns' scales */
-static inline __attribute__((always_inline)) void eight_bits(
-    int count, const uint8_t *w, const float *bias, struct input x, int in, int first, floats (*y)[PARTS]) {
-    enum { MOST = 2 };
-    int wide = up(in, BLOCK), blocks = wide / BLOCK;
-    int chains = count * PARTS < 4 ? 2 : 1; /* a sum alone would wait for itself */
-    for (int m = 0; m < count; m++)
-        for (int p = 0; p < PARTS; p++) y[m][p] = bias ? *(const floats *)(bias + p * WIDTH) : (floats){0};
-    for (int b = 0; b < blocks; b++) {
-        const int8_t *bits = x.bits + (size_t)first * wide + b * BLOCK;
-        int rest = in - b * BLOCK, size = rest < BLOCK ? up(rest, LANES) : BLOCK;
-        ints sums[TILE][PARTS][MOST] = {{{{0}}}};
-        for (int k = 0; k < size; k += 4 * chains)
-            for (int c = 0; c < chains; c++)
-                for (int p = 0; p < PARTS; p++, w += 4 * WIDTH)
-                    for (int m = 0; m < count; m++)
-                        sums[m][p][c] = add_products(sums[m][p][c], w, bits + (size_t)m * wide + k + 4 * c);
-        for (int m = 0; m < count; m++) {
-            int at = (first + m) * blocks + b;
-            for (int p = 0; p < PARTS; p++) {
-                ints sum = (chains > 1 ? sums[m][p][0] + sums[m][p][1] : sums[m][p][0]) - OFFSET * x.sums[at];
-                floats scales = *(const floats *)(w + 4 * p * WIDTH) * x.scales[at];
-                y[m][p] += __builtin_convertvector(sum, floats) * scales;
-            }
-        }
-        w += 4 * LANES;
-    }
-}
-
-/* The same of a matrix in single precision: x (count, in) */
+} static inline __attribute__((always_inline)) void eight_bits(
+int count, const uint8_t *w, const float *bias, struct input x, int in, int first, floats (*y)[PARTS]) {
+enum { MOST = 2 }; int wide = up(in, BLOCK), blocks = wide / BLOCK; int chains = count * PARTS < 4 ? 2 : 1;
+for (int m = 0; m < count; m++)
+for (int p = 0; p < PARTS; p++) y[m][p] = bias ? *(const floats *)(bias + p * WIDTH) : (floats){0};
+for (int b = 0; b < blocks; b++) { const int8_t *bits = x.bits + (size_t)first * wide + b * BLOCK;
+int rest = in - b * BLOCK, size = rest < BLOCK ? up(rest, LANES) : BLOCK; ints sums[TILE][PARTS][MOST] = {{{{0}}}};
+for (int k = 0; k < size; k += 4 * chains) for (int c = 0; c < chains; c++)
+for (int p = 0; p < PARTS; p++, w += 4 * WIDTH) for (int m = 0; m < count; m++)
+sums[m][p][c] = add_products(sums[m][p][c], w, bits + (size_t)m * wide + k + 4 * c); for (int m = 0; m < count; m++) {
+int at = (first + m) * blocks + b; for (int p = 0; p < PARTS; p++) {
+ints sum = (chains > 1 ? sums[m][p][0] + sums[m][p][1] : sums[m][p][0]) - OFFSET * x.sums[at];
+floats scales = *(const floats *)(w + 4 * p * WIDTH) * x.scales[at];
+y[m][p] += __builtin_convertvector(sum, floats) * scales; } } w += 4 * LANES; } }
 static inline __attribute__((always_inline)) void single(
-    int count, const uint8_t *w, const float *bias, const float *x, int in, floats (*y)[PARTS]) {
-    for (int m = 0; m < count; m++)
-        for (int p = 0; p < PARTS; p++) y[m][p] = bias ? *(const floats *)(bias + p * WIDTH) : (floats){0};
-    for (int k = 0; k < in; k++)
-        for (int p = 0; p < PARTS; p++, w += 4 * WIDTH)
-            for (int m = 0; m < count; m++) y[m][p] += *(const floats *)w * x[(size_t)m * in + k];
-}
-
-/* The next matrix of the stream times x (count, in) -> y (count, stride), or added to that */
+int count, const uint8_t *w, const float *bias, const float *x, int in, floats (*y)[PARTS]) {
+for (int m = 0; m < count; m++)
+for (int p = 0; p < PARTS; p++) y[m][p] = bias ? *(const floats *)(bias + p * WIDTH) : (floats){0};
+for (int k = 0; k < in; k++) for (int p = 0; p < PARTS; p++, w += 4 * WIDTH)
+for (int m = 0; m < count; m++) y[m][p] += *(const floats *)w * x[(size_t)m * in + k]; }
 static void multiply(const char **at, struct input x, int count, float *y, int stride, int add) {
-    const struct part *part = next_part(at);
-    int in = part->in, out = part->out, eight = part->kind == 8;
-    const float *bias = part->biased ? take(at, 4 * up(out, LANES)) : 0;
-    size_t tile = tile_size(in, eight);
-    for (int n = 0; n < out; n += LANES) {
-        const uint8_t *w = take(at, tile);
-        const float *b = bias ? bias + n : 0;
-        int width = out - n < LANES ? out - n : LANES;
-        for (int m = 0, here; m < count; m += here) {
-            floats sums[TILE][PARTS];
-            int left = count - m;
-            const float *values = x.values + (size_t)m * in;
-            here = left >= TILE ? TILE : left > 1 && eight ? 2 : 1; /* counts that the compiler knows, so that sums */
-            if (eight && here == 1) eight_bits(1, w, b, x, in, m, sums); /* stay in registers */
-            else if (eight && here == 2) eight_bits(2, w, b, x, in, m, sums);
-            else if (eight) eight_bits(TILE, w, b, x, in, m, sums);
-            else if (here == 1) single(1, w, b, values, in, sums);
-            else single(TILE, w, b, values, in, sums);
-            for (int i = 0; i < here; i++) {
-                float *to = y + (size_t)(m + i) * stride + n;
-                if (width < LANES) {
-                    const float *from = (const float *)sums[i];
-                    for (int j = 0; j < width; j++) to[j] = add ? to[j] + from[j] : from[j];
-                } else {
-                    for (int p = 0; p < PARTS; p++, to += WIDTH)
-                        *(floats *)to = add ? *(floats *)to + sums[i][p] : sums[i][p];
-                }
-            }
-        }
-    }
-}
-
+const struct part *part = next_part(at); int in = part->in, out = part->out, eight = part->kind == 8;
+const float *bias = part->biased ? take(at, 4 * up(out, LANES)) : 0; size_t tile = tile_size(in, eight);
+for (int n = 0; n < out; n += LANES) { const uint8_t *w = take(at, tile); const float *b = bias ? bias + n : 0;
+int width = out - n < LANES ? out - n : LANES; for (int m = 0, here; m < count; m += here) { floats sums[TILE][PARTS];
+int left = count - m; const float *values = x.values + (size_t)m * in;
+here = left >= TILE ? TILE : left > 1 && eight ? 2 : 1; if (eight && here == 1) eight_bits(1, w, b, x, in, m, sums);
+else if (eight && here == 2) eight_bits(2, w, b, x, in, m, sums);
+else if (eight) eight_bits(TILE, w, b, x, in, m, sums); else if (here == 1) single(1, w, b, values, in, sums);
+else single(TILE, w, b, values, in, sums); for (int i = 0; i < here; i++) {
+float *to = y + (size_t)(m + i) * stride + n; if (width < LANES) { const float *from = (const float *)sums[i];
+for (int j = 0; j < width; j++) to[j] = add ? to[j] + from[j] : from[j]; } else {
+for (int p = 0; p < PARTS; p++, to += WIDTH) *(floats *)to = add ? *(floats *)to + sums[i][p] : sums[i][p]; } } } } }
 static int width_of_next(const char *at) { return ((const struct part *)at)->out; }
-
-/* x (count, size) += SwiGLU of its norm */
 static void feed_forward(const char **at, float *x, int count, int size, float eps, char *scratch) {
-    float *normed = room_for(&scratch, sizeof(float) * count * size);
-    normalise(at, x, normed, count, size, eps);
-    struct input input = quantised(normed, count, size, &scratch);
-    int inner = width_of_next(*at);
-    float *gate = room_for(&scratch, sizeof(float) * count * inner);
-    float *hidden = room_for(&scratch, sizeof(float) * count * inner);
-    multiply(at, input, count, gate, inner, 0);
-    multiply(at, input, count, hidden, inner, 0);
-    for (int i = 0; i < count * inner; i++) hidden[i] *= silu(gate[i]);
-    multiply(at, quantised(hidden, count, inner, &scratch), count, x, size, 1);
-}
-
-/* One step of one head: state (K, V) += k v after its decay; out = q state */
+float *normed = room_for(&scratch, sizeof(float) * count * size); normalise(at, x, normed, count, size, eps);
+struct input input = quantised(normed, count, size, &scratch); int inner = width_of_next(*at);
+float *gate = room_for(&scratch, sizeof(float) * count * inner);
+float *hidden = room_for(&scratch, sizeof(float) * count * inner); multiply(at, input, count, gate, inner, 0);
+multiply(at, input, count, hidden, inner, 0); for (int i = 0; i < count * inner; i++) hidden[i] *= silu(gate[i]);
+multiply(at, quantised(hidden, count, inner, &scratch), count, x, size, 1); }
 static void recur(float *out, const float *q, const float *k, const float *v, const float *decay, float *state,
-                  int keys, int values) {
-    memset(out, 0, 4 * values);
-    for (int i = 0; i < keys; i++, state += values)
-        for (int j = 0; j < values; j++) {
-            state[j] = state[j] * decay[i] + k[i] * v[j];
-            out[j] += q[i] * state[j];
-        }
-}
-
-/* A state's bands, what steps read of it: 64 columns by 64 columns, for every two rows a word of each column, the upper
-   half of the first row's number below that of the second's. The second is rounded so that its word as it is, the other
-   half with it, is the nearest number: then it need not be parted. */
+int keys, int values) { memset(out, 0, 4 * values); for (int i = 0; i < keys; i++, state += values)
+for (int j = 0; j < values; j++) { state[j] = state[j] * decay[i] + k[i] * v[j]; out[j] += q[i] * state[j]; } }
 static void write_bands(uint32_t *bands, const float *first, const float *second, int row, int keys, int values) {
-    for (int j = 0; j < values; j += BAND) {
-        uint32_t *restrict to = bands + (size_t)j * keys / 2 + (size_t)row / 2 * BAND;
-        for (int n = 0; n < BAND; n++) {
-            uint32_t low, high;
-            memcpy(&low, first + j + n, 4);
-            memcpy(&high, second + j + n, 4);
-            low = (low + 0x8000) >> 16;
-            high = (high & 0x7fffffff) >= 0x10000 ? high - low + 0x8000 : 0;
-            to[n] = (high & 0xffff0000) | low;
-        }
-    }
-}
-
-/* out (values) += weights (K) times a state in bands */
+for (int j = 0; j < values; j += BAND) {
+uint32_t *restrict to = bands + (size_t)j * keys / 2 + (size_t)row / 2 * BAND; for (int n = 0; n < BAND; n++) {
+uint32_t low, high; memcpy(&low, first + j + n, 4); memcpy(&high, second + j + n, 4); low = (low + 0x8000) >> 16;
+high = (high & 0x7fffffff) >= 0x10000 ? high - low + 0x8000 : 0; to[n] = (high & 0xffff0000) | low; } } }
 static void add_bands(float *out, const float *weights, const uint32_t *bands, int keys, int values) {
-    for (int j = 0; j < values; j += BAND) {
-        floats sums[BAND / WIDTH];
-        for (int i = 0; i < BAND / WIDTH; i++) sums[i] = *(const floats *)(out + j + i * WIDTH);
-        for (int k = 0; k < keys; k += 2, bands += BAND)
-            for (int i = 0; i < BAND / WIDTH; i++) {
-                ints words = *(const ints *)(bands + i * WIDTH);
-                sums[i] += weights[k] * (floats)(words << 16) + weights[k + 1] * (floats)words;
-            }
-        for (int i = 0; i < BAND / WIDTH; i++) *(floats *)(out + j + i * WIDTH) = sums[i];
-    }
-}
-
-/* The same where the state has pending updates (`PendingUpdates` of cache_smalle.py). `slot`: where this step's goes */
+for (int j = 0; j < values; j += BAND) { floats sums[BAND / WIDTH];
+for (int i = 0; i < BAND / WIDTH; i++) sums[i] = *(const floats *)(out + j + i * WIDTH);
+for (int k = 0; k < keys; k += 2, bands += BAND) for (int i = 0; i < BAND / WIDTH; i++) {
+ints words = *(const ints *)(bands + i * WIDTH);
+sums[i] += weights[k] * (floats)(words << 16) + weights[k + 1] * (floats)words; }
+for (int i = 0; i < BAND / WIDTH; i++) *(floats *)(out + j + i * WIDTH) = sums[i]; } }
 static void recur_pending(float *out, const float *q, const float *k, const float *v, const float *now, void *const *s,
-                         size_t head, int slot, int keys, int values, float *scaled) {
-    const uint32_t *bands = (const uint32_t *)s[0] + head * keys * values / 2;
-    float *decay = (float *)s[1] + head * keys, *old_keys = (float *)s[2] + head * PENDING * keys;
-    float *old = (float *)s[3] + head * PENDING * values, scores[PENDING];
-    memset(out, 0, 4 * values);
-    for (int i = 0; i < keys; i++) decay[i] *= now[i], scaled[i] = q[i] * decay[i];
-    for (int n = slot + 1; n < PENDING; n++)
-        for (int i = 0; i < keys; i++) old_keys[n * keys + i] *= now[i];
-    memcpy(old_keys + slot * keys, k, 4 * keys);
-    memcpy(old + slot * values, v, 4 * values);
-    for (int n = slot; n < PENDING; n++) scores[n] = dot(q, old_keys + n * keys, keys);
-    add_bands(out, scaled, bands, keys, values);
-    add_rows(out, scores + slot, old + slot * values, PENDING - slot, values);
-}
-
-/* One block of `LinearAttentionBlock` over x (rows * steps, size), which it changes, and its state */
+size_t head, int slot, int keys, int values, float *scaled) {
+const uint32_t *bands = (const uint32_t *)s[0] + head * keys * values / 2;
+float *decay = (float *)s[1] + head * keys, *old_keys = (float *)s[2] + head * PENDING * keys;
+float *old = (float *)s[3] + head * PENDING * values, scores[PENDING]; memset(out, 0, 4 * values);
+for (int i = 0; i < keys; i++) decay[i] *= now[i], scaled[i] = q[i] * decay[i];
+for (int n = slot + 1; n < PENDING; n++) for (int i = 0; i < keys; i++) old_keys[n * keys + i] *= now[i];
+memcpy(old_keys + slot * keys, k, 4 * keys); memcpy(old + slot * values, v, 4 * values);
+for (int n = slot; n < PENDING; n++) scores[n] = dot(q, old_keys + n * keys, keys);
+add_bands(out, scaled, bands, keys, values);
+add_rows(out, scores + slot, old + slot * values, PENDING - slot, values); }
 static void block(const struct step *s, const char **at, float *x, int size, int heads, void *const *state,
-                  char *scratch) {
-    int count = s->rows * s->steps;
-    float *normed = room_for(&scratch, sizeof(float) * count * size);
-    normalise(at, x, normed, count, size, s->eps);
-    struct input input = quantised(normed, count, size, &scratch);
-    int keys = width_of_next(*at);
-    float *q = room_for(&scratch, sizeof(float) * count * keys), *k = room_for(&scratch, sizeof(float) * count * keys);
-    multiply(at, input, count, q, keys, 0);
-    multiply(at, input, count, k, keys, 0);
-    int values = width_of_next(*at), deep = keys / heads, broad = values / heads;
-    float *v = room_for(&scratch, sizeof(float) * count * values);
-    float *gate = room_for(&scratch, sizeof(float) * count * values);
-    multiply(at, input, count, v, values, 0);
-    multiply(at, input, count, gate, values, 0);
-    int rank = width_of_next(*at);
-    float *low = room_for(&scratch, sizeof(float) * count * rank);
-    float *decay = room_for(&scratch, sizeof(float) * count * keys);
-    multiply(at, input, count, low, rank, 0);
-    multiply(at, quantised(low, count, rank, &scratch), count, decay, keys, 0);
-    for (int i = 0; i < count * keys; i++)
-        decay[i] = exponential(most(log_sigmoid(decay[i]) / s->normalizer, s->strongest));
-    float *mixed = room_for(&scratch, sizeof(float) * count * values);
-    float *scaled = room_for(&scratch, sizeof(float) * deep);
-    for (int row = 0; row < s->rows; row++)
-        for (int head = 0; head < heads; head++)
-            for (int t = 0; t < s->steps; t++) {
-                size_t m = (size_t)row * s->steps + t, which = (size_t)row * heads + head;
-                const float *qs = q + m * keys + head * deep, *ks = k + m * keys + head * deep;
-                const float *vs = v + m * values + head * broad, *now = decay + m * keys + head * deep;
-                float *out = mixed + m * values + head * broad;
-                if (s->pending)
-                    recur_pending(out, qs, ks, vs, now, state, which, s->room - 1 - t, deep, broad, scaled);
-                else
-                    recur(out, qs, ks, vs, now, (float *)state[0] + which * deep * broad, deep, broad);
-            }
-    normalise(at, mixed, mixed, count * heads, broad, s->eps);
-    for (int i = 0; i < count * values; i++) mixed[i] *= silu(gate[i]);
-    multiply(at, quantised(mixed, count, values, &scratch), count, x, size, 1);
-    feed_forward(at, x, count, size, s->eps, scratch);
-}
-
-/* softmax(query keys^T / sqrt(size)) over the tokens that are unmasked; zeros where none is */
+char *scratch) { int count = s->rows * s->steps; float *normed = room_for(&scratch, sizeof(float) * count * size);
+normalise(at, x, normed, count, size, s->eps); struct input input = quantised(normed, count, size, &scratch);
+int keys = width_of_next(*at);
+float *q = room_for(&scratch, sizeof(float) * count * keys), *k = room_for(&scratch, sizeof(float) * count * keys);
+multiply(at, input, count, q, keys, 0); multiply(at, input, count, k, keys, 0);
+int values = width_of_next(*at), deep = keys / heads, broad = values / heads;
+float *v = room_for(&scratch, sizeof(float) * count * values);
+float *gate = room_for(&scratch, sizeof(float) * count * values); multiply(at, input, count, v, values, 0);
+multiply(at, input, count, gate, values, 0); int rank = width_of_next(*at);
+float *low = room_for(&scratch, sizeof(float) * count * rank);
+float *decay = room_for(&scratch, sizeof(float) * count * keys); multiply(at, input, count, low, rank, 0);
+multiply(at, quantised(low, count, rank, &scratch), count, decay, keys, 0); for (int i = 0; i < count * keys; i++)
+decay[i] = exponential(most(log_sigmoid(decay[i]) / s->normalizer, s->strongest));
+float *mixed = room_for(&scratch, sizeof(float) * count * values);
+float *scaled = room_for(&scratch, sizeof(float) * deep); for (int row = 0; row < s->rows; row++)
+for (int head = 0; head < heads; head++) for (int t = 0; t < s->steps; t++) {
+size_t m = (size_t)row * s->steps + t, which = (size_t)row * heads + head;
+const float *qs = q + m * keys + head * deep, *ks = k + m * keys + head * deep;
+const float *vs = v + m * values + head * broad, *now = decay + m * keys + head * deep;
+float *out = mixed + m * values + head * broad; if (s->pending)
+recur_pending(out, qs, ks, vs, now, state, which, s->room - 1 - t, deep, broad, scaled); else
+recur(out, qs, ks, vs, now, (float *)state[0] + which * deep * broad, deep, broad); }
+normalise(at, mixed, mixed, count * heads, broad, s->eps);
+for (int i = 0; i < count * values; i++) mixed[i] *= silu(gate[i]);
+multiply(at, quantised(mixed, count, values, &scratch), count, x, size, 1);
+feed_forward(at, x, count, size, s->eps, scratch); }
 static void attend(float *weights, const float *query, const float *keys, const uint8_t *mask, int tokens, int size) {
-    float peak = -INFINITY, sum = 0, scale = 1 / sqrtf(size);
-    for (int n = 0; n < tokens; n++) {
-        weights[n] = mask[n] ? dot(query, keys + (size_t)n * size, size) * scale : -1e30f;
-        peak = most(peak, weights[n]);
-    }
-    for (int n = 0; n < tokens; n++) sum += weights[n] = mask[n] ? exponential(weights[n] - peak) : 0;
-    for (int n = 0; n < tokens; n++) weights[n] /= sum ? sum : 1;
-}
-
-/* Position-Aware Cross-Attention, equations 5, 7 and 8: adds to x (rows * steps, hidden) what it reads in the text */
+float peak = -INFINITY, sum = 0, scale = 1 / sqrtf(size); for (int n = 0; n < tokens; n++) {
+weights[n] = mask[n] ? dot(query, keys + (size_t)n * size, size) * scale : -1e30f; peak = most(peak, weights[n]); }
+for (int n = 0; n < tokens; n++) sum += weights[n] = mask[n] ? exponential(weights[n] - peak) : 0;
+for (int n = 0; n < tokens; n++) weights[n] /= sum ? sum : 1; }
 static void cross_attention(const struct step *s, const char **at, float *x, void *const *state, char *scratch) {
-    int count = s->rows * s->steps, size = s->hidden, small = s->position_size, tokens = s->tokens;
-    float *query = room_for(&scratch, sizeof(float) * count * size);
-    float *place = room_for(&scratch, sizeof(float) * count * small);
-    float *first = room_for(&scratch, sizeof(float) * tokens);
-    multiply(at, quantised(x, count, size, &scratch), count, query, size, 0);
-    normalise(at, query, query, count, size, s->eps);
-    memset(place, 0, sizeof(float) * count * small);
-    for (int m = 0; m < count; m++) {
-        size_t text = (size_t)(m / s->steps) * tokens;
-        attend(first, query + (size_t)m * size, s->text_keys + text * size, s->text_mask + text, tokens, size);
-        add_rows(place + (size_t)m * small, first, s->positions + text * small, tokens, small);
-    }
-    block(s, at, place, small, s->position_heads, state, scratch);
-    normalise(at, place, place, count, small, s->eps);
-    for (int i = 0; i < count * small; i++) place[i] *= s->gain;
-    for (int m = 0; m < count; m++) {
-        size_t text = (size_t)(m / s->steps) * tokens;
-        float *alignment = s->alignment + (size_t)m * tokens;
-        attend(alignment, place + (size_t)m * small, s->positions + text * small, s->text_mask + text, tokens, small);
-        add_rows(x + (size_t)m * size, alignment, s->text_values + text * size, tokens, size);
-    }
-}
-
+int count = s->rows * s->steps, size = s->hidden, small = s->position_size, tokens = s->tokens;
+float *query = room_for(&scratch, sizeof(float) * count * size);
+float *place = room_for(&scratch, sizeof(float) * count * small);
+float *first = room_for(&scratch, sizeof(float) * tokens);
+multiply(at, quantised(x, count, size, &scratch), count, query, size, 0);
+normalise(at, query, query, count, size, s->eps); memset(place, 0, sizeof(float) * count * small);
+for (int m = 0; m < count; m++) { size_t text = (size_t)(m / s->steps) * tokens;
+attend(first, query + (size_t)m * size, s->text_keys + text * size, s->text_mask + text, tokens, size);
+add_rows(place + (size_t)m * small, first, s->positions + text * small, tokens, small); }
+block(s, at, place, small, s->position_heads, state, scratch); normalise(at, place, place, count, small, s->eps);
+for (int i = 0; i < count * small; i++) place[i] *= s->gain; for (int m = 0; m < count; m++) {
+size_t text = (size_t)(m / s->steps) * tokens; float *alignment = s->alignment + (size_t)m * tokens;
+attend(alignment, place + (size_t)m * small, s->positions + text * small, s->text_mask + text, tokens, small);
+add_rows(x + (size_t)m * size, alignment, s->text_values + text * size, tokens, size); } }
 static void take_steps(const struct step *s) {
-    int count = s->rows * s->steps, size = s->hidden, each = s->pending ? 4 : 1;
-    char *scratch = s->scratch;
-    const char *at = s->weights;
-    void *const *state = s->states;
-    float *x = room_for(&scratch, sizeof(float) * count * size);
-    float *last = room_for(&scratch, sizeof(float) * s->rows * size);
-    memset(x, 0, sizeof(float) * count * size);
-    for (int m = 0; m < count; m++)
-        for (int q = 0; q < s->codebooks; q++) {
-            const float *from = s->embedding + ((size_t)q * s->vocabulary + s->codes[m * s->codebooks + q]) * size;
-            for (int i = 0; i < size; i++) x[(size_t)m * size + i] += from[i];
-        }
-    for (int n = 0; n < s->before; n++, state += each) block(s, &at, x, size, s->heads, state, scratch);
-    normalise(&at, x, x, count, size, s->eps);
-    cross_attention(s, &at, x, state, scratch);
-    state += each;
-    for (int n = 0; n < s->after; n++, state += each) block(s, &at, x, size, s->heads, state, scratch);
-    for (int row = 0; row < s->rows; row++)
-        memcpy(last + (size_t)row * size, x + ((size_t)(row + 1) * s->steps - 1) * size, sizeof(float) * size);
-    normalise(&at, last, last, s->rows, size, s->eps);
-    multiply(&at, quantised(last, s->rows, size, &scratch), s->rows, s->logits, s->codebooks * s->vocabulary, 0);
-}
-
-/* Rotates vectors (tokens, size) of one head of a text by their rotary positions, and lays them side by side */
-static void turn(const struct text *s, const float *x, float *to, int size) {
-    int half = s->turned / 2;
-    for (int n = 0; n < s->tokens; n++, x += s->hidden, to += size) {
-        const float *cosine = s->cosines + (size_t)n * half, *sine = s->sines + (size_t)n * half;
-        memcpy(to, x, sizeof(float) * size);
-        for (int i = 0; i < half; i++) {
-            to[i] = x[i] * cosine[i] - x[i + half] * sine[i];
-            to[i + half] = x[i + half] * cosine[i] + x[i] * sine[i];
-        }
-    }
-}
-
-/* One `TransformerLayer` over the text */
+int count = s->rows * s->steps, size = s->hidden, each = s->pending ? 4 : 1; char *scratch = s->scratch;
+const char *at = s->weights; void *const *state = s->states;
+float *x = room_for(&scratch, sizeof(float) * count * size);
+float *last = room_for(&scratch, sizeof(float) * s->rows * size); memset(x, 0, sizeof(float) * count * size);
+for (int m = 0; m < count; m++) for (int q = 0; q < s->codebooks; q++) {
+const float *from = s->embedding + ((size_t)q * s->vocabulary + s->codes[m * s->codebooks + q]) * size;
+for (int i = 0; i < size; i++) x[(size_t)m * size + i] += from[i]; }
+for (int n = 0; n < s->before; n++, state += each) block(s, &at, x, size, s->heads, state, scratch);
+normalise(&at, x, x, count, size, s->eps); cross_attention(s, &at, x, state, scratch); state += each;
+for (int n = 0; n < s->after; n++, state += each) block(s, &at, x, size, s->heads, state, scratch);
+for (int row = 0; row < s->rows; row++)
+memcpy(last + (size_t)row * size, x + ((size_t)(row + 1) * s->steps - 1) * size, sizeof(float) * size);
+normalise(&at, last, last, s->rows, size, s->eps);
+multiply(&at, quantised(last, s->rows, size, &scratch), s->rows, s->logits, s->codebooks * s->vocabulary, 0); }
+static void turn(const struct text *s, const float *x, float *to, int size) { int half = s->turned / 2;
+for (int n = 0; n < s->tokens; n++, x += s->hidden, to += size) {
+const float *cosine = s->cosines + (size_t)n * half, *sine = s->sines + (size_t)n * half;
+memcpy(to, x, sizeof(float) * size); for (int i = 0; i < half; i++) {
+to[i] = x[i] * cosine[i] - x[i + half] * sine[i]; to[i + half] = x[i + half] * cosine[i] + x[i] * sine[i]; } } }
 static void text_layer(const struct text *s, const char **at, char *scratch) {
-    int count = s->tokens, size = s->hidden, broad = size / s->heads;
-    float *normed = room_for(&scratch, sizeof(float) * count * size), *parts[3];
-    normalise(at, s->x, normed, count, size, s->eps);
-    struct input input = quantised(normed, count, size, &scratch);
-    for (int n = 0; n < 3; n++) {
-        parts[n] = room_for(&scratch, sizeof(float) * count * size);
-        multiply(at, input, count, parts[n], size, 0);
-    }
-    float *query = room_for(&scratch, sizeof(float) * count * broad);
-    float *key = room_for(&scratch, sizeof(float) * count * broad);
-    float *value = room_for(&scratch, sizeof(float) * count * broad);
-    float *weights = room_for(&scratch, sizeof(float) * count);
-    memset(normed, 0, sizeof(float) * count * size);
-    for (int first = 0; first < size; first += broad) {
-        turn(s, parts[0] + first, query, broad);
-        turn(s, parts[1] + first, key, broad);
-        for (int n = 0; n < count; n++)
-            memcpy(value + (size_t)n * broad, parts[2] + first + (size_t)n * size, sizeof(float) * broad);
-        for (int n = 0; n < count; n++) {
-            attend(weights, query + (size_t)n * broad, key, s->mask, count, broad);
-            add_rows(normed + first + (size_t)n * size, weights, value, count, broad);
-        }
-    }
-    multiply(at, quantised(normed, count, size, &scratch), count, s->x, size, 1);
-    feed_forward(at, s->x, count, size, s->eps, scratch);
-}
-
-static void read_text(const struct text *s) {
-    int count = s->tokens, size = s->hidden;
-    char *scratch = s->scratch;
-    const char *at = s->weights;
-    for (int n = 0; n < s->layers; n++) text_layer(s, &at, scratch);
-    normalise(&at, s->x, s->x, count, size, s->eps);
-    struct input input = quantised(s->x, count, size, &scratch);
-    multiply(&at, input, count, s->keys, size, 0);
-    normalise(&at, s->keys, s->keys, count, size, s->eps);
-    multiply(&at, input, count, s->values, size, 0);
-    normalise(&at, s->values, s->values, count, size, s->eps);
-}
-
-/* The state (heads, K, V) of `PendingUpdates` after these are added -> out, which may be the state itself, and its
-   bands. K, V: multiples of 4 and 64 */
+int count = s->tokens, size = s->hidden, broad = size / s->heads;
+float *normed = room_for(&scratch, sizeof(float) * count * size), *parts[3];
+normalise(at, s->x, normed, count, size, s->eps); struct input input = quantised(normed, count, size, &scratch);
+for (int n = 0; n < 3; n++) { parts[n] = room_for(&scratch, sizeof(float) * count * size);
+multiply(at, input, count, parts[n], size, 0); } float *query = room_for(&scratch, sizeof(float) * count * broad);
+float *key = room_for(&scratch, sizeof(float) * count * broad);
+float *value = room_for(&scratch, sizeof(float) * count * broad);
+float *weights = room_for(&scratch, sizeof(float) * count); memset(normed, 0, sizeof(float) * count * size);
+for (int first = 0; first < size; first += broad) { turn(s, parts[0] + first, query, broad);
+turn(s, parts[1] + first, key, broad); for (int n = 0; n < count; n++)
+memcpy(value + (size_t)n * broad, parts[2] + first + (size_t)n * size, sizeof(float) * broad);
+for (int n = 0; n < count; n++) { attend(weights, query + (size_t)n * broad, key, s->mask, count, broad);
+add_rows(normed + first + (size_t)n * size, weights, value, count, broad); } }
+multiply(at, quantised(normed, count, size, &scratch), count, s->x, size, 1);
+feed_forward(at, s->x, count, size, s->eps, scratch); } static void read_text(const struct text *s) {
+int count = s->tokens, size = s->hidden; char *scratch = s->scratch; const char *at = s->weights;
+for (int n = 0; n < s->layers; n++) text_layer(s, &at, scratch); normalise(&at, s->x, s->x, count, size, s->eps);
+struct input input = quantised(s->x, count, size, &scratch); multiply(&at, input, count, s->keys, size, 0);
+normalise(&at, s->keys, s->keys, count, size, s->eps); multiply(&at, input, count, s->values, size, 0);
+normalise(&at, s->values, s->values, count, size, s->eps); }
 static void fold(int heads, int keys, int values, const float *state, const float *decay, const float *old_keys,
-                 const float *old, float *out, uint32_t *bands) {
-    enum { ROWS = 4, WIDE = WIDTH == 16 ? 4 : 2 }; /* as many sums as there are registers for */
-    for (int h = 0; h < heads; h++, old_keys += PENDING * keys, old += PENDING * values, bands += keys * values / 2)
-        for (int i = 0; i < keys; i += ROWS, state += ROWS * values, out += ROWS * values, decay += ROWS) {
-            for (int j = 0; j < values; j += WIDE * WIDTH) {
-                floats sums[ROWS][WIDE];
-                for (int r = 0; r < ROWS; r++)
-                    for (int c = 0; c < WIDE; c++)
-                        sums[r][c] = *(const floats *)(state + r * values + j + c * WIDTH) * decay[r];
-                for (int r = 0; r < ROWS; r++) /* of the next rows, while these are worked on */
-                    for (int c = 0; c < WIDE; c++) __builtin_prefetch(state + (ROWS + r) * values + j + c * WIDTH, 1);
-                for (int n = 0; n < PENDING; n++) {
-                    floats row[WIDE];
-                    for (int c = 0; c < WIDE; c++) row[c] = *(const floats *)(old + n * values + j + c * WIDTH);
-                    for (int r = 0; r < ROWS; r++)
-                        for (int c = 0; c < WIDE; c++) sums[r][c] += old_keys[n * keys + i + r] * row[c];
-                }
-                for (int r = 0; r < ROWS; r++)
-                    for (int c = 0; c < WIDE; c++) *(floats *)(out + r * values + j + c * WIDTH) = sums[r][c];
-            }
-            for (int r = 0; r < ROWS; r += 2)
-                write_bands(bands, out + r * values, out + (r + 1) * values, i + r, keys, values);
-        }
-}
-
-/* The bands of a state (heads, K, V) */
-static void all_bands(int heads, int keys, int values, const float *state, uint32_t *bands) {
-    for (int h = 0; h < heads; h++, bands += keys * values / 2)
-        for (int i = 0; i < keys; i += 2, state += 2 * values)
-            write_bands(bands, state, state + values, i, keys, values);
-}
-
-/* The k-th largest of numbers, found bit by bit: as integers they keep their order, once negative ones are turned */
-static float largest(const float *x, int count, int k) {
-    uint32_t found = 0;
-    for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
-        int above = 0;
-        for (int i = 0; i < count; i++) {
-            uint32_t bits;
-            memcpy(&bits, x + i, 4);
-            above += (bits ^ (bits >> 31 ? 0xffffffff : 0x80000000)) >= (found | bit);
-        }
-        if (above >= k) found |= bit;
-    }
-    float value;
-    found ^= found >> 31 ? 0x80000000 : 0xffffffff;
-    memcpy(&value, &found, 4);
-    return value;
-}
-
-/* The next token of a codebook from its scores (V), of which only the top_k count: as `sample` of generation_smalle.py,
-   where `waits` (V) are drawn from the exponential distribution; null: the likeliest token */
+const float *old, float *out, uint32_t *bands) { enum { ROWS = 4, WIDE = WIDTH == 16 ? 4 : 2 };
+for (int h = 0; h < heads; h++, old_keys += PENDING * keys, old += PENDING * values, bands += keys * values / 2)
+for (int i = 0; i < keys; i += ROWS, state += ROWS * values, out += ROWS * values, decay += ROWS) {
+for (int j = 0; j < values; j += WIDE * WIDTH) { floats sums[ROWS][WIDE]; for (int r = 0; r < ROWS; r++)
+for (int c = 0; c < WIDE; c++) sums[r][c] = *(const floats *)(state + r * values + j + c * WIDTH) * decay[r];
+for (int r = 0; r < ROWS; r++)
+for (int c = 0; c < WIDE; c++) __builtin_prefetch(state + (ROWS + r) * values + j + c * WIDTH, 1);
+for (int n = 0; n < PENDING; n++) { floats row[WIDE];
+for (int c = 0; c < WIDE; c++) row[c] = *(const floats *)(old + n * values + j + c * WIDTH);
+for (int r = 0; r < ROWS; r++) for (int c = 0; c < WIDE; c++) sums[r][c] += old_keys[n * keys + i + r] * row[c]; }
+for (int r = 0; r < ROWS; r++)
+for (int c = 0; c < WIDE; c++) *(floats *)(out + r * values + j + c * WIDTH) = sums[r][c]; }
+for (int r = 0; r < ROWS; r += 2) write_bands(bands, out + r * values, out + (r + 1) * values, i + r, keys, values); }
+} static void all_bands(int heads, int keys, int values, const float *state, uint32_t *bands) {
+for (int h = 0; h < heads; h++, bands += keys * values / 2) for (int i = 0; i < keys; i += 2, state += 2 * values)
+write_bands(bands, state, state + values, i, keys, values); } static float largest(const float *x, int count, int k) {
+uint32_t found = 0; for (uint32_t bit = 1u << 31; bit; bit >>= 1) { int above = 0; for (int i = 0; i < count; i++) {
+uint32_t bits; memcpy(&bits, x + i, 4); above += (bits ^ (bits >> 31 ? 0xffffffff : 0x80000000)) >= (found | bit); }
+if (above >= k) found |= bit; } float value; found ^= found >> 31 ? 0x80000000 : 0xffffffff;
+memcpy(&value, &found, 4); return value; }
 static int32_t token_of(float *scores, const float *waits, int vocabulary, int top_k, float temperature) {
-    int best = 0;
-    for (int v = 1; v < vocabulary; v++) best = scores[v] > scores[best] ? v : best;
-    if (!waits) return best;
-    float peak = scores[best], low = -INFINITY, first = -1;
-    if (top_k > 0 && top_k < vocabulary) low = largest(scores, vocabulary, top_k);
-    for (int v = 0; v < vocabulary; v++) {
-        float chance = scores[v] >= low ? exponential((scores[v] - peak) / temperature) / waits[v] : 0;
-        best = chance > first ? v : best;
-        first = most(chance, first);
-    }
-    return best;
-}
-
-/* Tokens (rows, Q) of logits (rows, Q, V), behind which lie those of branches to be led away from; never (Q, V): what
-   cannot come; waits: (rows, V) for each codebook that is sampled, null for the others */
+int best = 0; for (int v = 1; v < vocabulary; v++) best = scores[v] > scores[best] ? v : best;
+if (!waits) return best; float peak = scores[best], low = -INFINITY, first = -1;
+if (top_k > 0 && top_k < vocabulary) low = largest(scores, vocabulary, top_k); for (int v = 0; v < vocabulary; v++) {
+float chance = scores[v] >= low ? exponential((scores[v] - peak) / temperature) / waits[v] : 0;
+best = chance > first ? v : best; first = most(chance, first); } return best; }
 static void draw(int rows, int codebooks, int vocabulary, int branches, float *logits, const float *scales,
-                 const uint8_t *never, const int32_t *top_k, const float *temperature, const float *const *waits,
-                 int64_t *tokens) {
-    size_t all = (size_t)rows * codebooks * vocabulary;
-    for (int row = 0; row < rows; row++)
-        for (int q = 0; q < codebooks; q++) {
-            float *scores = logits + ((size_t)row * codebooks + q) * vocabulary;
-            for (int v = 0; v < vocabulary; v++) {
-                float away = 0;
-                for (int n = 0; n < branches; n++) away += (scales[n] - 1) * (scores[v] - scores[v + (n + 1) * all]);
-                scores[v] = never[q * vocabulary + v] ? -INFINITY : scores[v] + away;
-            }
-            const float *wait = waits[q] ? waits[q] + (size_t)row * vocabulary : 0;
-            tokens[row * codebooks + q] = token_of(scores, wait, vocabulary, top_k[q], temperature[q]);
-        }
-}
-
-/* A matrix as packed times x (count, in) -> y (count, out): for tests */
+const uint8_t *never, const int32_t *top_k, const float *temperature, const float *const *waits, int64_t *tokens) {
+size_t all = (size_t)rows * codebooks * vocabulary; for (int row = 0; row < rows; row++)
+for (int q = 0; q < codebooks; q++) { float *scores = logits + ((size_t)row * codebooks + q) * vocabulary;
+for (int v = 0; v < vocabulary; v++) { float away = 0;
+for (int n = 0; n < branches; n++) away += (scales[n] - 1) * (scores[v] - scores[v + (n + 1) * all]);
+scores[v] = never[q * vocabulary + v] ? -INFINITY : scores[v] + away; }
+const float *wait = waits[q] ? waits[q] + (size_t)row * vocabulary : 0;
+tokens[row * codebooks + q] = token_of(scores, wait, vocabulary, top_k[q], temperature[q]); } }
 static void multiply_alone(const char *packed, const float *x, int count, float *y, char *scratch) {
-    const struct part *part = (const struct part *)packed;
-    int out = part->out;
-    multiply(&packed, quantised(x, count, part->in, &scratch), count, y, out, 0);
-}
-
+const struct part *part = (const struct part *)packed; int out = part->out;
+multiply(&packed, quantised(x, count, part->in, &scratch), count, y, out, 0); }
 static const struct kernels NAME(kernels) = {
-    TEXT(KERNELS), take_steps, read_text, fold, all_bands, draw, multiply_alone,
-};
+TEXT(KERNELS), take_steps, read_text, fold, all_bands, draw, multiply_alone, };
 #undef PARTS
 #undef SIGNED
 #undef OFFSET

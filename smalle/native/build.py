@@ -9,6 +9,7 @@ A library found in smalle/native/ is used instead of one that is compiled into t
 import hashlib
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -32,17 +33,32 @@ def name() -> str:
     return f"smalle-{digest.hexdigest()[:12]}"
 
 
+def joined(source: str, width: int = 118) -> str:
+    """C without comments and indentation, short lines joined: the same program in fewer lines."""
+    source = re.sub(r"/\*.*?\*/", " ", source, flags=re.DOTALL)
+    lines = [""]
+    for line in map(str.strip, source.replace("\\\n", " ").splitlines()):
+        alone = line.startswith("#") or lines[-1].startswith("#")
+        if line and (alone or len(lines[-1]) + len(line) >= width):
+            lines.append(line)
+        elif line:
+            lines[-1] = f"{lines[-1]} {line}".strip()
+    return "\n".join(filter(None, lines)) + "\n"
+
+
 def module() -> str:
     """The text of native_source_smalle.py."""
     lines = [
-        '"""Generated from smalle/native by `python smalle/native/build.py`: the C library, for remote code."""',
+        '"""Generated from smalle/native by `python smalle/native/build.py`: the C library, for remote code. The sources',
+        "have comments and lines of their own.",
+        '"""',
         "# ruff: noqa",
         "# fmt: off",
         "",
         f'NAME = "{name()}"',
         f'FLAGS = "{FLAGS}"',
         "SOURCES = {",
-        *(f'    "{source}": r"""{(FOLDER / source).read_text()}""",' for source in SOURCES),
+        *(f'    "{source}": r"""{joined((FOLDER / source).read_text())}""",' for source in SOURCES),
         "}",
     ]
     return "\n".join(lines) + "\n"
