@@ -7,7 +7,7 @@ CORPUS is a folder of one speaker's recordings, as `smalle finetune` takes it. S
 are held out of everything and then spoken, with as many lines of FILE, evenly spread. Each result is compared with
 recordings of other held-out texts, ten joined (--joined), which vary less than one of three seconds. BASE speaks with
 its default voice and with a recording as its prompt; then the tuned state and LoRA speak, with a tuned codec
-(train/recipes/finetune-*.yaml, with KEY.SUBKEY=VALUE changed in both). The held-out recordings are scored as they are
+(recipes finetune-*, with KEY.SUBKEY=VALUE changed in both). The held-out recordings are scored as they are
 and through both codecs, as the upper bound.
 
 OUT keeps the results of one set of options; the same command continues. Prints a table in Markdown and writes
@@ -27,7 +27,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from smalle.train.adapt import finetune  # noqa: E402
-from smalle.train.adapt.clone import RECIPES, tune_codec  # noqa: E402
+from smalle.train.adapt.clone import tune_codec  # noqa: E402
 from smalle.train.codec.copy_synthesis import copy_synthesis  # noqa: E402
 from smalle.train.data.audio import read_audio  # noqa: E402
 from smalle.train.data.corpora import read_metadata  # noqa: E402
@@ -98,7 +98,7 @@ def tune(method: str, base: str, out: Path, overrides: Sequence[str]) -> None:
     if (out / f"{method}-checkpoint").is_dir():
         return
     codec = ["--codec", str(out / "codec")] if (out / "codec").is_dir() else []
-    recipe, corpus = str(RECIPES / f"finetune-{method}.yaml"), str(out / "recordings")
+    recipe, corpus = f"finetune-{method}", str(out / "recordings")
     with atomic_folder(out / f"{method}-checkpoint") as folder:
         options = ["--name", "voice", "--checkpoint", str(folder), *codec]
         finetune.main([recipe, corpus, base, str(out / method), *overrides, *options])

@@ -3,11 +3,12 @@
   python benchmarks/throughput.py [RECIPE ...] [--seconds 5 10 25 60 120] [--batch-seconds 60] [--steps 2]
       [--device cuda] [--fp32] [--threads 1] [--note TEXT] [--report]
 
-RECIPE: files of train/recipes; default: smalle-64m and decoder-only-64m. All models get the same batches: the same
-texts (16 characters a second) and random codes, as many samples of a length as --batch-seconds holds, at least one. A
-step is one of `smalle train` with that recipe: forward, losses, backward, clipping, AdamW, in bfloat16 or with --fp32.
-On one CPU thread it is measured in processor time, to which other programs add little, else in wall-clock time (a row
-has both); the shortest of --steps steps counts, after a warm-up step. Models take turns, length by length.
+RECIPE: a file, or the name of a recipe of the package; default: smalle-64m and decoder-only-64m. All models get the
+same batches: the same texts (16 characters a second) and random codes, as many samples of a length as --batch-seconds
+holds, at least one. A step is one of `smalle train` with that recipe: forward, losses, backward, clipping, AdamW, in
+bfloat16 or with --fp32. On one CPU thread it is measured in processor time, to which other programs add little, else in
+wall-clock time (a row has both); the shortest of --steps steps counts, after a warm-up step. Models take turns, length
+by length.
 
 Prints tables in Markdown, appends a row for each measurement to benchmarks/results.jsonl and, for several lengths,
 draws benchmarks/throughput.svg (--plot names another file). --report measures nothing and reports the newest rows of
@@ -32,14 +33,14 @@ sys.path.insert(0, str(ROOT))
 from smalle.train.data.batching import Collator  # noqa: E402
 from smalle.train.data.dataset import Sample  # noqa: E402
 from smalle.train.model.initialization import build_model  # noqa: E402
-from smalle.train.model.recipe import Recipe, TrainingOptions, make_dataclass, read_recipe  # noqa: E402
+from smalle.train.model.recipe import Recipe, TrainingOptions, find_recipe, make_dataclass, read_recipe  # noqa: E402
 from smalle.train.model.trainer import SmallETrainer, check_objective  # noqa: E402
 
 from benchmarks.plot import Panel, svg  # noqa: E402
 from benchmarks.speakers import SENTENCE  # noqa: E402
 from benchmarks.timing import RESULTS, markdown, record  # noqa: E402
 
-RECIPES = [ROOT / "train" / "recipes" / f"{name}.yaml" for name in ("smalle-64m", "decoder-only-64m")]
+RECIPES = ["smalle-64m", "decoder-only-64m"]
 CHARACTERS = 16  # a second of speech
 QUIET = {
     "save_strategy": "no",
@@ -191,7 +192,7 @@ def report(by_model, arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", default=RECIPES, type=pathlib.Path)
+    parser.add_argument("recipes", nargs="*", default=RECIPES)
     parser.add_argument("--seconds", nargs="+", type=float, default=[5, 10, 25, 60, 120], help="lengths of samples")
     parser.add_argument("--batch-seconds", type=float, default=60.0, help="audio in a batch, unless a sample has more")
     parser.add_argument("--steps", type=int, default=2, help="that are measured")
@@ -204,7 +205,7 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     recipes, by_model = (
-        {path.stem: read_recipe(Recipe, path) for path in arguments.recipes},
+        {find_recipe(name).stem: read_recipe(Recipe, name) for name in arguments.recipes},
         collections.defaultdict(list),
     )
     for seconds, name in itertools.product(arguments.seconds, recipes):

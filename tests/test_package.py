@@ -68,3 +68,16 @@ def test_the_wheel_holds_the_commands(installed, tmp_path):
     recipes = {path.name for path in (installed / "smalle" / "train" / "recipes").iterdir()}
     assert {"smalle-mini.yaml", "finetune-recording.yaml"} <= recipes
     assert (installed / "smalle" / "corpus" / "templates.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        (["train", "smalle-mini"], "data.tokenizer='work/tokenizer' cannot be loaded"),  # so its recipe was read
+        (["train", "smalle"], "no recipe smalle: expected a YAML file, or one of codec-mini, "),
+        (["finetune", "finetune-lora", "recordings", "base", "out", "adapter.rank=0"], "adapter.rank=0: expected"),
+    ],
+)
+def test_the_wheel_finds_its_recipes_by_name(installed, tmp_path, command, message):
+    done = run(installed, tmp_path, "from smalle.cli.main import main", f"sys.exit(main({command}))")
+    assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -3,9 +3,9 @@
   smalle clone RECORDING "Its transcript." BASE OUT [options] [KEY.SUBKEY=VALUE ...]
 
 BASE is a checkpoint: a folder or Hub name. OUT is the folder of the new checkpoint, whose default voice is the new one.
-First the codec's decoder and refiner are tuned to the recording (train/recipes/finetune-codec.yaml), then the model, on
-samples with the recording's words in other orders (train/recipes/finetune-recording.yaml, in which KEY.SUBKEY=VALUE
-changes values). Use a voice only with the consent of its owner.
+First the codec's decoder and refiner are tuned to the recording (by the recipe finetune-codec), then the model, on
+samples with the recording's words in other orders (by finetune-recording, in which KEY.SUBKEY=VALUE changes values).
+Use a voice only with the consent of its owner.
 """
 
 import argparse
@@ -20,10 +20,9 @@ from smalle.saving_smalle import atomic_folder
 
 from ..codec.recipe import CodecRecipe
 from ..codec.train import train as train_codec
-from ..model.recipe import read_recipe
+from ..model.recipe import RECIPES, read_recipe
 from .finetune import FinetuneRecipe, finetune, write_checkpoint
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 BEST_OF = 4  # candidates of generate(), of which the most monotonic is taken: one in forty ends at once
 
 

@@ -1,9 +1,9 @@
 """Adapts a checkpoint to a new voice, from a folder of recordings with their transcripts.
 
-  smalle finetune RECIPE.yaml CORPUS BASE OUT [options] [KEY.SUBKEY=VALUE ...]
+  smalle finetune RECIPE CORPUS BASE OUT [options] [KEY.SUBKEY=VALUE ...]
 
 CORPUS is a folder with metadata.jsonl, or with NAME.wav beside NAME.txt. BASE is a checkpoint: a folder or Hub name.
-RECIPE is one of train/recipes/finetune-*.yaml. Its `adapter.method` is
+RECIPE is a YAML file, or finetune-state, finetune-lora or finetune-recording. Its `adapter.method` is
 
   state  the initial state of the recurrent layers is trained; all weights are frozen
   lora   LoRA of the audio layers, and with `heads: true` of the heads
@@ -44,7 +44,7 @@ from ..data.batching import Collator
 from ..data.dataset import CodesDataset, speaker_frames
 from ..data.prepare import encode_corpora, write_codes
 from ..data.recombine import recombine
-from ..model.recipe import DataOptions, Objective, Recipe, read_recipe, write_recipe
+from ..model.recipe import DataOptions, Objective, Recipe, find_recipe, read_recipe, write_recipe
 from ..model.trainer import build_trainer
 
 METHODS = "state", "lora", "full"
@@ -316,7 +316,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="smalle finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", help="YAML file, such as train/recipes/finetune-lora.yaml")
+    parser.add_argument("recipe", help="YAML file, or the name of a recipe of this package, such as finetune-lora")
     parser.add_argument("corpus", help="folder of recordings with their transcripts")
     parser.add_argument("base", help="checkpoint to start from: folder or Hub name")
     parser.add_argument("out", help="folder for the new voice, and with LoRA for the adapter")
@@ -346,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     base, out = arguments.base, arguments.out
     model, voice, losses = finetune(recipe, arguments.corpus, base, arguments.speaker, arguments.max_recordings)
     path = write_adapter(model, voice, name, out)
-    write_recipe(recipe, Path(out, Path(arguments.recipe).name))
+    write_recipe(recipe, Path(out, find_recipe(arguments.recipe).name))
     data = "held-out recordings" if recipe.data.recombined is None else "the recordings"
     print(f"loss on {data}: {losses[0]:.3f} before, {losses[1]:.3f} after")
     print(f"{path}; {out}: {folder_size(out) / 1e6:.2f} MB")

@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="YAML file, such as train/recipes/codec-mini.yaml")
+    parser.add_argument("recipe", help="YAML file, or the name of a recipe of this package, such as codec-mini")
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes a value of the recipe")
     parser.add_argument(
         "--stage", choices=list(STAGES), default="reconstruction", help="the stage to run (default: reconstruction)"

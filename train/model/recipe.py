@@ -19,14 +19,29 @@ from transformers import TrainingArguments
 from smalle.saving_smalle import write_text
 
 T = TypeVar("T")
+RECIPES = pathlib.Path(__file__).parents[1] / "recipes"
 
 
-def read_recipe(kind: type[T], path: str | os.PathLike, overrides: Iterable[str] = ()) -> T:
-    """Reads a YAML file, with overrides `key.subkey=value`, as the dataclass `kind`.
+def find_recipe(name: str | os.PathLike) -> pathlib.Path:
+    """The path of a recipe: a file, or else the recipe of this package with that name, such as "smalle-mini".
+
+    Raises ValueError, with the names of the package's recipes, where it is neither.
+    """
+    path = pathlib.Path(name)
+    known = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
+    if path.is_file():
+        return path
+    if str(name) not in known:
+        raise ValueError(f"There is no recipe {name}: expected a YAML file, or one of {', '.join(known)}.")
+    return known[str(name)]
+
+
+def read_recipe(kind: type[T], recipe: str | os.PathLike, overrides: Iterable[str] = ()) -> T:
+    """Reads a recipe (`find_recipe`), with overrides `key.subkey=value`, as the dataclass `kind`.
 
     Raises ValueError for an override of another form and for everything that `make_dataclass` refuses.
     """
-    values = yaml.safe_load(pathlib.Path(path).read_text(encoding="utf-8")) or {}
+    values = yaml.safe_load(find_recipe(recipe).read_text(encoding="utf-8")) or {}
     for override in overrides:
         key, equals, value = override.partition("=")
         *parents, last = key.split(".")

@@ -25,7 +25,16 @@ from .augmentation import augment, scheduled_sampling, scheduled_value
 from .ema import EMACallback
 from .initialization import build_model
 from .losses import forced_alignments, forward_sum_loss, window_loss
-from .recipe import DataOptions, Objective, Recipe, TrainingOptions, make_dataclass, read_recipe, write_recipe
+from .recipe import (
+    DataOptions,
+    Objective,
+    Recipe,
+    TrainingOptions,
+    find_recipe,
+    make_dataclass,
+    read_recipe,
+    write_recipe,
+)
 from .time_budget import Clock
 
 STATE_FILE = "trainer_state.json"
@@ -259,7 +268,13 @@ def build_trainer(recipe: Recipe, adapt: Callable[[PreTrainedModel], nn.Module] 
     """The Trainer of a recipe. `adapt` turns the recipe's model into the module to train, such as one with LoRA."""
     data, arguments = recipe.data, make_dataclass(TrainingOptions, recipe.training, "training")
     set_seed(arguments.seed)
-    tokenizer = AutoTokenizer.from_pretrained(data.tokenizer)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(data.tokenizer)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"data.tokenizer={data.tokenizer!r} cannot be loaded: expected a folder of smalle.train.data.tokenizer, or "
+            "a Hub name."
+        ) from error
     model = build_model(recipe, len(tokenizer))
     config = model.config
     model = adapt(model) if adapt else model
@@ -341,7 +356,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Trains a model as a recipe says. training.output_dir gets checkpoints, and in the end the "
         "averaged weights, the tokenizer and the recipe. torchrun and accelerate launch start several processes.",
     )
-    parser.add_argument("recipe", help="YAML file, such as those in train/recipes")
+    parser.add_argument("recipe", help="YAML file, or the name of a recipe of this package, such as smalle-mini")
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes a value of the recipe")
     parser.add_argument(
         "--resume",
@@ -357,7 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = read_recipe(Recipe, arguments.recipe, arguments.overrides)
     trainer = build_trainer(recipe)
     if train(trainer, arguments.resume) and trainer.is_world_process_zero():
-        write_recipe(recipe, Path(trainer.args.output_dir, Path(arguments.recipe).name))
+        write_recipe(recipe, Path(trainer.args.output_dir, find_recipe(arguments.recipe).name))
         if trainer.state.best_model_checkpoint:
             print(f"best checkpoint: {trainer.state.best_model_checkpoint}, {trainer.state.best_metric}")
     return 0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
-from smalle.train.model.recipe import read_recipe, write_recipe
+from smalle.train.model.recipe import RECIPES, find_recipe, read_recipe, write_recipe
 
 
 @dataclass
@@ -42,6 +42,16 @@ def test_a_written_recipe_reads_the_same(read, tmp_path):
     recipe = read("name: one\nweights: [1.0, 2.0]", "samples.steps=2")
     write_recipe(recipe, tmp_path / "recipe.yaml")
     assert read_recipe(Example, tmp_path / "recipe.yaml") == recipe
+
+
+def test_a_file_wins_over_a_recipe_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smalle-mini").mkdir()  # such as the output of a training
+    assert find_recipe("smalle-mini") == RECIPES / "smalle-mini.yaml"
+    (tmp_path / "codec").write_text("name: mine")
+    assert read_recipe(Example, "codec") == Example("mine")
+    with pytest.raises(ValueError, match="no recipe train/recipes/mini.yaml: .* codec-mini, .* smalle-mini"):
+        find_recipe("train/recipes/mini.yaml")
 
 
 @pytest.mark.parametrize(
