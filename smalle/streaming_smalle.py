@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +58,16 @@ def split_text(text: str, fits: Callable[[str], bool], breaks: tuple[re.Pattern,
     return pieces
 
 
+class TimedSpeech(NamedTuple):
+    """A waveform (L,) of a stream, and the words that became known with it.
+
+    words: {"word", "start", "end"} of the normalized text, in seconds from the start of the stream.
+    """
+
+    waveform: Tensor
+    words: list[dict[str, Any]]
+
+
 class TextToSpeechStreamer:
     """Speaks texts of any length as a stream of waveforms.
 
@@ -93,8 +103,9 @@ class TextToSpeechStreamer:
         normalize_text: bool = True,
         cancelled: threading.Event | None = None,
         progress: Callable[[int], Any] | None = None,
+        output_timestamps: bool = False,
         **settings,
-    ) -> Generator[Tensor]:
+    ) -> Generator[Any]:
         """Yields waveforms (L,), float32 on the CPU, as soon as their samples are final.
 
         Closing the generator, or setting the event `cancelled`, cancels generation within a step.
@@ -103,6 +114,8 @@ class TextToSpeechStreamer:
             text: one string. voice, audio, audio_text, sampling_rate, normalize_text: as in the processor's call.
                 Without a voice, the speech of the first piece is the prompt of the others.
             seed: integer or torch.Generator for reproducible speech.
+            output_timestamps: yield `TimedSpeech` in place of waveforms. The times of a word are known when its piece
+                has been generated.
             progress, **settings: of `generate()`, except num_return_sequences and max_time; max_new_tokens is that of
                 one piece. best_of is 1 unless it is given here; with more, a piece is one chunk.
 
@@ -123,9 +136,11 @@ class TextToSpeechStreamer:
 
         settings["progress"] = step
         settings["chunk_frames"] = block_sizes() if self.chunk_frames is None else self.chunk_frames
-        return self._decode(prefetch(self._generate(pieces, prompt, seed, settings), stop))
+        settings["output_alignments"] = output_timestamps
+        speech = self._decode(prefetch(self._generate(pieces, prompt, seed, settings), stop))
+        return speech if output_timestamps else waveforms(speech)
 
-    async def astream(self, text: str, **options) -> AsyncIterator[Tensor]:
+    async def astream(self, text: str, **options) -> AsyncIterator[Any]:
         """`stream()` for an event loop: `async for wave in streamer.astream(text)`. A thread does the work."""
         worker, cancelled = ThreadPoolExecutor(1), threading.Event()
         chunks: Any = None
@@ -159,9 +174,10 @@ class TextToSpeechStreamer:
 
     def _generate(
         self, pieces: list[str], prompt: Voice, seed: int | torch.Generator | None, settings: dict[str, Any]
-    ) -> Generator[Tensor]:
-        """Yields codes (T, Q) of the pieces, chunk by chunk."""
+    ) -> Generator[tuple[Tensor, list[dict[str, Any]]]]:
+        """Yields codes (T, Q) of the pieces, chunk by chunk, and with output_alignments words behind each piece."""
         model, generator, embeddings = self.model, seeded(seed, self.model.device), None
+        begun = 0  # frames before the piece
         defaults = settings.get("generation_config") or model.generation_config
         frame_rate = model.config.frame_rate
         most = settings.pop("max_new_tokens", None) or defaults.max_new_tokens or int(60 * frame_rate)
@@ -174,11 +190,18 @@ class TextToSpeechStreamer:
             limit = frame_limit(piece, frame_rate, most)
             outputs = self._generate_piece({**inputs, **settings, "seed": generator, "max_new_tokens": limit})
             without_voice, spoken = prompt.codes is None and not prompt.state, []
+            alignments: list[Any] = []
             # in an expression, so that no state outlives its piece
-            for codes in (output.sequences[0, : int(output.lengths[0])] for output in outputs):
+            for codes, alignment in (spoken_part(output) for output in outputs):
                 if without_voice:
                     spoken.append(codes.cpu())
-                yield codes
+                if settings["output_alignments"]:
+                    alignments.append(alignment)
+                yield codes, []
+            if alignments:
+                path = torch.cat(alignments)
+                yield codes[:0], self._words(path, piece, prompt, begun)
+                begun += len(path)
             if without_voice:
                 prompt = Voice(torch.cat(spoken), piece)
 
@@ -190,19 +213,42 @@ class TextToSpeechStreamer:
             del call["chunk_frames"]
             yield self.model.generate(**call, return_dict_in_generate=True)
 
-    def _decode(self, chunks: Generator[Tensor]) -> Generator[Tensor]:
-        """Yields waveforms (L,) of chunks of codes (T, Q)."""
+    def _words(self, alignment: Tensor, piece: str, prompt: Voice, begun: int) -> list[dict[str, Any]]:
+        """The words of a piece that begins after `begun` frames, by its alignment (T, N)."""
+        (words,) = self.processor.timestamps(alignment[None], piece, audio_text=prompt.text, normalize_text=False)
+        start = begun / self.model.config.frame_rate
+        return [{**word, "start": word["start"] + start, "end": word["end"] + start} for word in words]
+
+    def _decode(self, chunks: Generator[tuple[Tensor, list[dict[str, Any]]]]) -> Generator[TimedSpeech]:
+        """Yields the speech of chunks of codes (T, Q) and words."""
         codec, state = self.processor.codec, None
         codes = torch.zeros(0, codec.num_codebooks, dtype=torch.long)
-        for codes in chunks:
-            with half_of_the_threads():
-                wave, state = codec.decode_chunk(codes.T[None], state)
-            if wave.shape[1]:
-                yield wave[0].float().cpu()
+        words: list[dict[str, Any]] = []
+        for codes, new_words in chunks:
+            words += new_words
+            if len(codes):
+                with half_of_the_threads():
+                    wave, state = codec.decode_chunk(codes.T[None], state)
+                if wave.shape[1]:
+                    yield TimedSpeech(wave[0].float().cpu(), words)
+                    words = []
         if state is not None:
             with half_of_the_threads():
                 wave, _ = codec.decode_chunk(codes.T[None, :, :0], state, last=True)
-            yield wave[0].float().cpu()
+            yield TimedSpeech(wave[0].float().cpu(), words)
+
+
+def spoken_part(output: Any) -> tuple[Tensor, Tensor | None]:
+    """Codes (T, Q) and alignment (T, N), if there is one, of an output for one text."""
+    length = int(output.lengths[0])
+    return output.sequences[0, :length], None if output.alignments is None else output.alignments[0, :length]
+
+
+def waveforms(speech: Generator[TimedSpeech]) -> Generator[Tensor]:
+    """The waveforms alone."""
+    with contextlib.closing(speech):
+        for part in speech:
+            yield part.waveform
 
 
 class Cancelled(Exception):
