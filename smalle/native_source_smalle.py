@@ -1,10 +1,12 @@
-"""Generated from smalle/native by `python smalle/native/build.py`: the C library, for remote code. The sources
-have comments and lines of their own.
+"""Generated from smalle/native by `python smalle/native/build.py`: the C library, for remote code.
+
+The sources themselves have comments and other lines.
 """
+
 # ruff: noqa
 # fmt: off
 
-NAME = "smalle-e5129e8b7a44"
+NAME = "smalle-791bb6e1f0b1"
 FLAGS = "-O3 -fPIC -shared -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -freciprocal-math"
 SOURCES = {
     "smalle.c": r"""#include <math.h>
@@ -260,9 +262,9 @@ for (int b = 0; b < blocks; b++) { const float *from = x + (size_t)m * size + b 
 int8_t *to = input.bits + (size_t)m * wide + b * BLOCK;
 int here = size - b * BLOCK < BLOCK ? size - b * BLOCK : BLOCK, sum = 0; float peak = 0;
 for (int i = 0; i < here; i++) peak = most(peak, fabsf(from[i])); float scale = peak ? 127 / peak : 0;
-for (int i = 0; i < here; i++) to[i] = (int8_t)rintf(from[i] * scale); memset(to + here, 0, BLOCK - here);
-for (int i = 0; i < here; i++) sum += to[i]; input.scales[m * blocks + b] = peak / 127;
-input.sums[m * blocks + b] = sum; } return input; }
+for (int i = 0; i < here; i++) to[i] = (int8_t)rintf(least(most(from[i] * scale, -127), 127));
+memset(to + here, 0, BLOCK - here); for (int i = 0; i < here; i++) sum += to[i];
+input.scales[m * blocks + b] = peak / 127; input.sums[m * blocks + b] = sum; } return input; }
 static inline __attribute__((always_inline)) ints add_products(ints sum, const uint8_t *w, const int8_t *x) {
 #if PRODUCTS == SSE2
 __m128i weights = _mm_loadu_si128((const __m128i *)w), bytes = _mm_set1_epi16(255);

@@ -132,7 +132,7 @@ static struct input quantised(const float *x, int count, int size, char **scratc
             float peak = 0;
             for (int i = 0; i < here; i++) peak = most(peak, fabsf(from[i]));
             float scale = peak ? 127 / peak : 0;
-            for (int i = 0; i < here; i++) to[i] = (int8_t)rintf(from[i] * scale);
+            for (int i = 0; i < here; i++) to[i] = (int8_t)rintf(least(most(from[i] * scale, -127), 127)); /* or NaN */
             memset(to + here, 0, BLOCK - here);
             for (int i = 0; i < here; i++) sum += to[i];
             input.scales[m * blocks + b] = peak / 127;
