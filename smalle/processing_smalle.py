@@ -204,10 +204,13 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if name not in self.voices:
             self.voices.append(name)
 
-    def get_voice(self, name: str | os.PathLike | None) -> Voice:
-        """The preset of that name or the voice in that file; an empty one for None."""
+    def get_voice(self, name: str | os.PathLike | Voice | None) -> Voice:
+        """The preset of that name or the voice in that file; an empty one for None, and a `Voice` as it is."""
         if name is None:
             return Voice()
+        if isinstance(name, Voice):
+            self._check_voice("that of the call", name)
+            return name
         if not isinstance(name, (str, os.PathLike)):
             raise ValueError(f"voice={name!r}: expected the name of a preset, one of {self.voices}, or a voice file.")
         preset = name in self.voices
@@ -298,7 +301,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
         Args:
             text: what to say, one string or a list.
-            voice: name of a preset voice, or path of a voice file; or a list with one for each text.
+            voice: name of a preset voice, path of a voice file, or a `Voice`; or a list with one for each text.
             audio: recording of a voice to clone: samples (L,) or (channels, L), path or bytes of a sound file, or a row
                 of a data set (`audio_smalle.read_recording`); or a list with one for each text.
             audio_text: transcript of `audio`, with which the model continues the recording; None: only the speaker
@@ -352,6 +355,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     ) -> list[Voice]:
         """The `Voice` of each of `count` texts. Arguments as in `__call__`."""
         if audio is None:
+            if isinstance(voice, Voice):  # a tuple, but no list of voices
+                voice = [voice] * count
             names = as_list(self.default_voice if voice is None else voice)
             names = names if isinstance(voice, (list, tuple)) else names * count
             if len(names) != count:

@@ -122,6 +122,15 @@ def test_without_any_voice_there_is_no_prompt(processor):
     assert set(processor("Hello.")) == {"input_ids", "attention_mask"}
 
 
+def test_voice_may_be_an_encoded_recording(processor, record, tmp_path):
+    record(tmp_path / "ben.wav", 0.3, 100)
+    voice = processor.encode_voice(tmp_path / "ben.wav", "Nobody asked!")
+    by_name, given = processor(["a", "b"], voice="ben"), processor(["a", "b"], voice=voice)
+    assert all(torch.equal(by_name[name], given[name]) for name in by_name) and by_name.keys() == given.keys()
+    with pytest.raises(ValueError, match="another"):
+        processor("a", voice=voice._replace(codec="another"))
+
+
 def test_voice_may_be_a_file(processor, tmp_path):
     codes, text = torch.randint(20, (7, 3)), "So it is."
     save_voice(tmp_path / "own.safetensors", codes, text)
