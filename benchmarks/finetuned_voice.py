@@ -100,7 +100,7 @@ def tune(method: str, base: str, out: Path, overrides: Sequence[str]) -> None:
     codec = ["--codec", str(out / "codec")] if (out / "codec").is_dir() else []
     recipe, corpus = f"finetune-{method}", str(out / "recordings")
     with atomic_folder(out / f"{method}-checkpoint") as folder:
-        options = ["--name", "voice", "--checkpoint", str(folder), *codec]
+        options = ["--name", "voice", "--save-checkpoint", str(folder), *codec]
         finetune.main([recipe, corpus, base, str(out / method), *overrides, *options])
 
 

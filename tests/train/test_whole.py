@@ -44,13 +44,13 @@ def test_from_a_tar_of_libri_light_to_a_page_of_results(tmp_path, tiny_codec, ca
     call(
         prepare,
         archive,
-        "--cuts",
+        "--libriheavy-cuts",
         tmp_path / "cuts.jsonl.gz",
         "--codec",
         tmp_path / "codec",
         "--threads",
         1,
-        "--out",
+        "--output",
         tmp_path / "codes",
         "--eval-speakers",
         1,
@@ -61,7 +61,7 @@ def test_from_a_tar_of_libri_light_to_a_page_of_results(tmp_path, tiny_codec, ca
     )
     shards = sorted((tmp_path / "codes").glob("train-*.parquet"))
     assert len(shards) > 1
-    call(tokenizer, *shards, "--out", tmp_path / "tokenizer", "--vocab-size", 40)
+    call(tokenizer, *shards, "--output", tmp_path / "tokenizer", "--vocab-size", 40)
 
     codes = {split: f"{tmp_path}/codes/{split}.parquet" for split in ("train", "eval")}
     recipe = {

@@ -10,7 +10,7 @@ RECIPE is a YAML file, or finetune-state, finetune-lora or finetune-recording. I
   full   the weights themselves that LoRA would change, and the heads
 
 OUT gets voices/NAME.safetensors, which is used like any other voice file, and with LoRA the adapter in PEFT's format.
---checkpoint FOLDER also writes a complete checkpoint: BASE with the trained weights, and NAME as its default voice;
+--save-checkpoint FOLDER also writes a complete checkpoint, BASE with the trained weights and NAME as its default voice;
 the method `full` needs it.
 
 One recording is enough with `data.recombined`, the number of samples to make from it by putting its words in other
@@ -324,13 +324,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--speaker", help="the speaker to learn from, if the corpus has several")
     parser.add_argument("--max-recordings", type=int, help="number of recordings to take, at random (default: all)")
     parser.add_argument("--name", help="name of the voice (default: the speaker, or the name of the folder CORPUS)")
-    parser.add_argument("--checkpoint", metavar="FOLDER", help="also write a complete checkpoint")
+    parser.add_argument("--save-checkpoint", metavar="FOLDER", help="also write a complete checkpoint")
     parser.add_argument(
         "--codec", metavar="FOLDER", help="codec of that checkpoint: BASE's, tuned with finetune-codec.yaml"
     )
     arguments = parser.parse_intermixed_args(argv)
-    if arguments.codec and not arguments.checkpoint:
-        parser.error("--codec is for a complete checkpoint: name its folder with --checkpoint")
+    if arguments.codec and not arguments.save_checkpoint:
+        parser.error("--codec is for a complete checkpoint: name its folder with --save-checkpoint")
     return arguments
 
 
@@ -338,8 +338,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     arguments = parse(argv)
     recipe = read_recipe(FinetuneRecipe, arguments.recipe, arguments.overrides)
-    if recipe.adapter.method == "full" and not arguments.checkpoint:
-        raise ValueError("adapter.method=full changes the weights: name a folder for them with --checkpoint")
+    if recipe.adapter.method == "full" and not arguments.save_checkpoint:
+        raise ValueError("adapter.method=full changes the weights: name a folder for them with --save-checkpoint")
     if arguments.codec:  # to fail now and not after the training
         load_tuned_codec(arguments.codec, SmallEProcessor.from_pretrained(arguments.base))
     name = arguments.name or arguments.speaker or Path(arguments.corpus).resolve().name
@@ -350,9 +350,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = "held-out recordings" if recipe.data.recombined is None else "the recordings"
     print(f"loss on {data}: {losses[0]:.3f} before, {losses[1]:.3f} after")
     print(f"{path}; {out}: {folder_size(out) / 1e6:.2f} MB")
-    if arguments.checkpoint:
+    if arguments.save_checkpoint:
         changed = recipe.adapter.method == "full"
-        write_checkpoint(model, voice, name, base, arguments.checkpoint, arguments.codec, weights_changed=changed)
+        write_checkpoint(model, voice, name, base, arguments.save_checkpoint, arguments.codec, weights_changed=changed)
     return 0
 
 

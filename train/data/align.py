@@ -1,6 +1,6 @@
 """Finds the times of words in prepared codes, where the corpus does not give them, with a trained model's alignment.
 
-  python -m smalle.train.data.align MODEL CODES.parquet OUT.parquet [--batch 32]
+  python -m smalle.train.data.align MODEL CODES.parquet OUT.parquet [--batch-size 32]
 
 CODES is a parquet file that `smalle prepare` wrote, or the name that its shards share (train.parquet for
 train-00000.parquet and so on). OUT has the same rows; `words` is filled in where it is empty. A pause belongs to the
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", help="checkpoint: folder or Hub name")
     parser.add_argument("codes", help="prepared codes: file or shards")
     parser.add_argument("out", help="parquet file to write")
-    parser.add_argument("--batch", type=int, default=32, help="utterances aligned at once (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="utterances aligned at once (default: %(default)s)")
     parser.add_argument(
         "--check", type=int, default=500, help="rows with known times to compare with (default: %(default)s)"
     )
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     known = [n for n in range(len(data)) if words[n]]
     wanted = [n for n in range(len(data)) if not words[n]] + known[:: max(1, len(known) // arguments.check)]
     errors = []
-    for n, times in align(model, collator, data, wanted, arguments.batch):
+    for n, times in align(model, collator, data, wanted, arguments.batch_size):
         if words[n]:
             errors.append(np.abs(times[:, 0] - words[n][::2]))
         else:

@@ -1,6 +1,6 @@
 """Encodes corpora into codes for training: shards OUT/train-00000.parquet, OUT/eval-00000.parquet, ...
 
-  smalle prepare CORPUS... --codec FOLDER --out OUT [options]
+  smalle prepare CORPUS... --codec FOLDER --output OUT [options]
   torchrun --nproc-per-node N -m smalle.train.data.prepare ...    # several processes; accelerate launch works as well
 
 CORPUS is Libri-light (folder or .tar), LibriTTS, a folder with metadata.jsonl or metadata.csv or with NAME.txt beside
@@ -226,11 +226,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add, cores = parser.add_argument, os.cpu_count() or 1
     add("corpora", nargs="+", metavar="CORPUS", help="folder or file of speech")
     add("--codec", required=True, help="codec: folder or Hub name; 'encodec' for EnCodec at 3 kbps")
-    add("--out", required=True, type=pathlib.Path, help="folder for the shards")
+    add("--output", required=True, type=pathlib.Path, help="folder for the shards")
     add("--device", help="such as cpu or cuda:0 (default: the GPU of this process, if there is one)")
     add("--exclude", nargs="*", default=[], metavar="SPEAKER", help="speakers to leave out")
     add(
-        "--eval",
+        "--eval-clips",
         type=int,
         default=600,
         help="clips to hold out for evaluation if --eval-speakers is not given (default: %(default)s)",
@@ -247,7 +247,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="speeds at which the training split is copied, each copy with speakers of its own (default: 1)",
     )
     add(
-        "--cuts", nargs="*", default=[], metavar="FILE", help="Libri-light: Libriheavy's manifests with the transcripts"
+        "--libriheavy-cuts",
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="Libri-light: Libriheavy's manifests with the transcripts",
     )
     add(
         "--asr",
@@ -280,7 +284,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Runs the command."""
     arguments = parse(argv)
-    out, rank, world = arguments.out, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    out, rank, world = arguments.output, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = arguments.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     arguments.corpora = [os.path.abspath(corpus) for corpus in arguments.corpora]
     request = {name: getattr(arguments, name) for name in REQUEST}

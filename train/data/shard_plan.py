@@ -21,8 +21,8 @@ from .corpora import corpus_clips
 
 SPLITS = "train", "eval", "test"
 REQUEST = (  # options of the preparation that decide about the plan and the shards
-    *("corpora", "codec", "asr", "cuts", "min_snr", "max_seconds", "exclude", "speeds", "shard_hours"),
-    *("eval", "eval_speakers", "test_speakers"),
+    *("corpora", "codec", "asr", "libriheavy_cuts", "min_snr", "max_seconds", "exclude", "speeds", "shard_hours"),
+    *("eval_clips", "eval_speakers", "test_speakers"),
 )
 
 
@@ -45,12 +45,12 @@ def choose_speakers(speakers: Iterable[str], wanted: Sequence[str], seed: str) -
 def split_function(counts: dict[str, int], request: dict, seed: int = 0) -> Callable[[int, str], str]:
     """(index of a clip, its speaker) -> its split; counts: clips of each speaker.
 
-    The speakers of eval and test are in no other split. Without eval_speakers, eval is `eval` clips of the rest.
+    The speakers of eval and test are in no other split. Without eval_speakers, eval is `eval_clips` of the rest.
     """
     test = choose_speakers(counts, request["test_speakers"], f"test {seed}")
     held_out = choose_speakers(counts.keys() - test, request["eval_speakers"], f"eval {seed}")
     total = sum(counts.values())
-    drawn = set(random.Random(seed).sample(range(total), min(request["eval"], total))) if not held_out else set()
+    drawn = set(random.Random(seed).sample(range(total), min(request["eval_clips"], total))) if not held_out else set()
 
     def split_of(index, speaker):
         return "test" if speaker in test else "eval" if speaker in held_out or index in drawn else "train"
@@ -61,7 +61,7 @@ def split_function(counts: dict[str, int], request: dict, seed: int = 0) -> Call
 def list_clips(folder: pathlib.Path, request: dict) -> dict[str, int]:
     """Writes all clips to folder/all.jsonl, problems to folder/problems.jsonl; returns the clips of each speaker."""
     counts: collections.Counter[str] = collections.Counter()
-    options = {name: request[name] for name in ("cuts", "min_snr", "max_seconds")}
+    options = {"cuts": request["libriheavy_cuts"], "min_snr": request["min_snr"], "max_seconds": request["max_seconds"]}
     with (
         open(folder / "all.jsonl", "w", encoding="utf-8") as clips,
         open(folder / "problems.jsonl", "w", encoding="utf-8") as problems,
@@ -119,8 +119,8 @@ def make_plan(folder: pathlib.Path, request: dict) -> dict[str, float]:
     (folder / "all.jsonl").unlink()
     if not any(name.startswith("train") for name in hours):
         raise ValueError(
-            f"--eval {request['eval']}: the corpus has {sum(counts.values())} clips, and none would be left to "
-            "train on; give fewer"
+            f"--eval-clips {request['eval_clips']}: the corpus has {sum(counts.values())} clips, and none would be "
+            "left to train on; give fewer"
         )
     return hours
 

@@ -1,6 +1,6 @@
 """Trains the text tokenizer: lower-cased byte-pair encoding with 256 entries, [PAD] 0, [BOS] 1, [EOS] 2.
 
-  python -m smalle.train.data.tokenizer METADATA... --out FOLDER [--vocab-size 256]
+  python -m smalle.train.data.tokenizer METADATA... --output FOLDER [--vocab-size 256]
 
 METADATA: text files with one sentence per line, .jsonl files whose rows have "text", or shards of prepared codes.
 """
@@ -69,12 +69,12 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("metadata", nargs="+", help="files with texts")
-    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--vocab-size", type=int, default=256, help="entries (default: %(default)s)")
     arguments = parser.parse_args(argv)
     tokenizer = train_tokenizer(read_texts(arguments.metadata), arguments.vocab_size)
-    tokenizer.save_pretrained(arguments.out)
-    print(f"{len(tokenizer)} entries in {arguments.out}")
+    tokenizer.save_pretrained(arguments.output)
+    print(f"{len(tokenizer)} entries in {arguments.output}")
 
 
 if __name__ == "__main__":

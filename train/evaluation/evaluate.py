@@ -1,7 +1,7 @@
 """Synthesizes the lines of a text file, or the rows of a manifest of voices, with a checkpoint, and scores the result.
 
   smalle evaluate CHECKPOINT SENTENCES.txt OUT [--scorer score.py | --asr NAME]
-  smalle evaluate CHECKPOINT OUT --clone MANIFEST.jsonl
+  smalle evaluate CHECKPOINT OUT --prompts MANIFEST.jsonl
   smalle evaluate CHECKPOINT SENTENCES.txt OUT --runtime native    # in 8 bits, on a CPU
   smalle evaluate CHECKPOINT PARAGRAPHS.txt OUT --stream           # long texts, sentence by sentence
 
@@ -24,11 +24,12 @@ from pathlib import Path
 
 import torch
 
+from smalle.runtime_smalle import RUNTIMES
 from smalle.saving_smalle import write_json, write_text
 
 from .report import results_page
 from .scoring import count_endings, read_jsonl, recognize, score, write_manifest
-from .synthesis import RUNTIMES, Settings, Utterance, make_recordings, read_cut, wave_path
+from .synthesis import Settings, Utterance, make_recordings, read_cut, wave_path
 
 
 def read_text(path: Path) -> str:
@@ -144,7 +145,7 @@ def evaluate(
         ValueError: For wrong input.
         CalledProcessError: When the scorer fails.
     """
-    utterances = (read_prompts if settings.clone else read_sentences)(settings.texts)
+    utterances = (read_prompts if settings.prompts else read_sentences)(settings.texts)
     folder = open_folder(out, settings, utterances)
     path = folder / "report.json"
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -185,12 +186,15 @@ def add_common_options(
         "--batch-size",
         type=int,
         default=batch_size,
-        help="texts synthesized at once; 1 with --clone or --stream (default: %(default)s)",
+        help="texts synthesized at once; 1 with --prompts or --stream (default: %(default)s)",
     )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--device", default=device, help="cpu or cuda (default here: %(default)s)")
     parser.add_argument(
-        "--runtime", choices=RUNTIMES, default="torch", help="PyTorch, or C with 8-bit weights (default: torch)"
+        "--runtime",
+        choices=RUNTIMES,
+        default="torch",
+        help="torch: PyTorch; native: C with 8-bit weights; auto: native where it runs (default: torch)",
     )
     parser.add_argument(
         "--generate",
@@ -226,7 +230,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("out", type=Path, help="folder in which the folder of the results is made")
     parser.add_argument(
-        "--clone", type=Path, metavar="MANIFEST", help='rows {"audio", "audio_text"?, "text", "reference"?}'
+        "--prompts",
+        type=Path,
+        metavar="MANIFEST",
+        help='recordings of the voices: rows {"audio", "audio_text"?, "text", "reference"?}',
     )
     parser.add_argument("--voice", help="preset voice or voice file (default: the checkpoint's default voice)")
     parser.add_argument(
@@ -235,10 +242,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stream", action="store_true", help="use the streaming interface, for texts of any length")
     add_common_options(parser)
     args = parser.parse_intermixed_args(argv)
-    if (args.sentences is None) == (args.clone is None):
-        parser.error("give either SENTENCES or --clone MANIFEST")
-    if args.clone and args.voice:
-        parser.error("--voice has no meaning with --clone, which takes the voices from recordings")
+    if (args.sentences is None) == (args.prompts is None):
+        parser.error("give either SENTENCES or --prompts MANIFEST")
+    if args.prompts and args.voice:
+        parser.error("--voice has no meaning with --prompts, which takes the voices from recordings")
     if args.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.scorer and args.asr:
@@ -255,11 +262,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     settings = Settings(
         checkpoint=args.checkpoint,
-        texts=args.clone or args.sentences,
-        clone=args.clone is not None,
+        texts=args.prompts or args.sentences,
+        prompts=args.prompts is not None,
         voice=args.voice,
         seed=args.seed,
-        batch_size=1 if args.clone or args.stream else args.batch_size,
+        batch_size=1 if args.prompts or args.stream else args.batch_size,
         dtype=args.dtype,
         device=args.device,
         runtime=args.runtime,

@@ -17,8 +17,6 @@ from smalle.saving_smalle import write_json
 
 from .report import alignment_picture, png
 
-RUNTIMES = "torch", "native"
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -26,8 +24,8 @@ class Settings:
 
     Attributes:
         checkpoint: Folder or Hub name.
-        texts: File of sentences, or with `clone` of prompts (`evaluate.read_sentences`, `read_prompts`).
-        clone: Each utterance takes its voice from a recording.
+        texts: File of sentences, or with `prompts` rows of recordings (`evaluate.read_sentences`, `read_prompts`).
+        prompts: Each utterance takes its voice from a recording.
         voice: Name or file of a voice; None for the checkpoint's default.
         stream: Texts are synthesized one by one by the streaming interface, without pictures of alignments.
         generate: Options of `model.generate`.
@@ -35,7 +33,7 @@ class Settings:
 
     checkpoint: str
     texts: Path
-    clone: bool = False
+    prompts: bool = False
     voice: str | None = None
     seed: int = 0
     batch_size: int = 8
@@ -48,7 +46,7 @@ class Settings:
     @property
     def name(self) -> str:
         """The name of the folder of the results."""
-        voice = "clone" if self.clone else self.voice or "default"
+        voice = "prompts" if self.prompts else self.voice or "default"
         parts = [
             Path(self.checkpoint).resolve().name,
             self.texts.stem,
@@ -205,7 +203,7 @@ def make_recordings(settings: Settings, utterances: list[Utterance], folder: Pat
         {"audio_seconds", "work_seconds", "speed"}, or None when nothing was missing. Work is generation and decoding;
         the first batch, a warm-up, counts only where it is the only one.
     """
-    batches = missing_batches(folder, utterances, 1 if settings.clone or settings.stream else settings.batch_size)
+    batches = missing_batches(folder, utterances, 1 if settings.prompts or settings.stream else settings.batch_size)
     if not batches:
         return None
     processor, model = load(settings)

@@ -30,7 +30,7 @@ def open_board(folder: Path):
     return SummaryWriter(folder)
 
 
-class Samples(TrainerCallback):
+class AudioSamples(TrainerCallback):
     """Synthesizes sentences of the evaluation data in the voice of another utterance of their speaker.
 
     They go to OUTPUT_DIR/samples/STEP: 0001.wav, 0001.png (the alignment), reference-0001.wav (the recording, decoded

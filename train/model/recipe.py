@@ -172,7 +172,7 @@ class Objective:
 
 @dataclass
 class SampleOptions:
-    """The part `samples`: sentences that are synthesized at each evaluation (`audio_samples.Samples`).
+    """The part `samples`: sentences that are synthesized at each evaluation (`audio_samples.AudioSamples`).
 
     Attributes:
         codec: Folder or Hub name of the codec that decodes them.
@@ -191,7 +191,7 @@ class TrainingOptions(TrainingArguments):
     """The part `training`: TrainingArguments of transformers with other defaults, and a time limit.
 
     Attributes:
-        minutes: Ends training after so many minutes; the learning rate then follows the time (`time_budget.Clock`).
+        minutes: Ends training after so many minutes; the learning rate then follows the time (`TimeBudget`).
     """
 
     remove_unused_columns: bool = False

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from smalle.saving_smalle import write_json
 
 
-class Clock(TrainerCallback):
+class TimeBudget(TrainerCallback):
     """Saves and stops after `minutes` of training, and sets the learning rate by the time spent.
 
     As the factor of a LambdaLR: linear warm-up over steps, times a cosine over the time that falls to `floor`. The time

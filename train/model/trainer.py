@@ -20,7 +20,7 @@ from smalle.modeling_smalle import cross_entropy
 
 from ..data.batching import Collator, SpeakerBatchSampler
 from ..data.dataset import CodesDataset, speaker_frames
-from .audio_samples import Samples
+from .audio_samples import AudioSamples
 from .augmentation import augment, scheduled_sampling, scheduled_value
 from .ema import EMACallback
 from .initialization import build_model
@@ -35,7 +35,7 @@ from .recipe import (
     read_recipe,
     write_recipe,
 )
-from .time_budget import Clock
+from .time_budget import TimeBudget
 
 STATE_FILE = "trainer_state.json"
 
@@ -61,7 +61,7 @@ class SmallETrainer(Trainer):
         sampler: Batches of indices of `train_dataset`.
         eval_sampler: Batches of indices of `eval_dataset`.
         objective: The losses and augmentations; `codebook_weights` must be set.
-        clock: Time limit, if there is one; it must also be among the callbacks, like `ema`.
+        time_budget: Time limit, if there is one; it must also be among the callbacks, like `ema`.
         ema: Averaged weights, used by `evaluate`.
     """
 
@@ -71,13 +71,13 @@ class SmallETrainer(Trainer):
         sampler: Iterable[Sequence] | None = None,
         eval_sampler: Iterable[Sequence] | None = None,
         objective: Objective | None = None,
-        clock: Clock | None = None,
+        time_budget: TimeBudget | None = None,
         ema: EMACallback | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.sampler, self.eval_sampler, self.objective = sampler, eval_sampler, objective
-        self.clock, self.ema = clock, ema
+        self.time_budget, self.ema = time_budget, ema
         self.model_accepts_loss_kwargs = True  # `compute_loss` scales for accumulation and for several processes itself
         self.logged, self.logged_batches = {}, 0  # sums of the parts of the loss since the last log
         weights = {name: getattr(objective, f"{name}_weight") for name in ALIGNMENT_LOSSES}
@@ -98,17 +98,23 @@ class SmallETrainer(Trainer):
         return self._loader(self.train_dataset, self.sampler)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        if self.clock is None:
+        if self.time_budget is None:
             return super().create_scheduler(num_training_steps, optimizer)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer or self.optimizer,
-            lambda step: self.clock(step),  # a scheduler saves the state of a callable object, but not of a function
+            lambda step: self.time_budget(
+                step
+            ),  # a scheduler saves the state of a callable object, but not of a function
         )
         return self.lr_scheduler
 
     def progress(self) -> float:
-        """Fraction of the training that has passed, by the clock where there is one."""
-        return self.state.global_step / max(1, self.state.max_steps) if self.clock is None else self.clock.progress
+        """Fraction of the training that has passed, by the time budget where there is one."""
+        return (
+            self.state.global_step / max(1, self.state.max_steps)
+            if self.time_budget is None
+            else self.time_budget.progress
+        )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of one step, and the number of labels of each codebook (Q,) in them, over all processes."""
@@ -250,7 +256,7 @@ def read_data(
 
 def build_callbacks(
     recipe: Recipe, model: PreTrainedModel, tokenizer, evaluation: CodesDataset, arguments: TrainingOptions
-) -> tuple[EMACallback | None, Clock | None, Samples | None]:
+) -> tuple[EMACallback | None, TimeBudget | None, AudioSamples | None]:
     """Averaged weights, time limit and audio samples, each if the recipe asks for it, else None."""
     decay, samples = recipe.objective.ema_decay, recipe.samples
     if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
@@ -259,8 +265,8 @@ def build_callbacks(
                 raise ValueError(f"{name}: expected none with FSDP, where each process holds a shard of the weights.")
     return (
         EMACallback(model, decay) if decay else None,
-        Clock(arguments.minutes, arguments.warmup_steps) if arguments.minutes else None,
-        Samples(evaluation, tokenizer, arguments.output_dir, samples) if samples else None,
+        TimeBudget(arguments.minutes, arguments.warmup_steps) if arguments.minutes else None,
+        AudioSamples(evaluation, tokenizer, arguments.output_dir, samples) if samples else None,
     )
 
 
@@ -282,7 +288,7 @@ def build_trainer(recipe: Recipe, adapt: Callable[[PreTrainedModel], nn.Module] 
     model._no_split_modules = [name for name in ("TransformerLayer", "LinearAttentionBlock") if name in present]
     objective = check_objective(recipe.objective, config)
     train, evaluation, sampler, eval_batches = read_data(data, config, arguments, objective.voice_swap_probability)
-    ema, clock, samples = build_callbacks(recipe, model, tokenizer, evaluation, arguments)
+    ema, time_budget, samples = build_callbacks(recipe, model, tokenizer, evaluation, arguments)
     if arguments.process_index == 0:
         print(
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters; "
@@ -298,10 +304,10 @@ def build_trainer(recipe: Recipe, adapt: Callable[[PreTrainedModel], nn.Module] 
         sampler=sampler,
         eval_sampler=eval_batches,
         objective=objective,
-        clock=clock,
+        time_budget=time_budget,
         ema=ema,
         processing_class=tokenizer,
-        callbacks=[callback for callback in (ema, clock, samples) if callback],
+        callbacks=[callback for callback in (ema, time_budget, samples) if callback],
         data_collator=Collator(
             tokenizer, config.num_codebooks, config.frame_rate, objective.text_dropout, objective.speaker_dropout
         ),
@@ -313,7 +319,7 @@ def build_trainer(recipe: Recipe, adapt: Callable[[PreTrainedModel], nn.Module] 
 
 def last_checkpoint(trainer: SmallETrainer) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
-    files = [STATE_FILE, *(callback.FILE for callback in (trainer.ema, trainer.clock) if callback)]
+    files = [STATE_FILE, *(callback.FILE for callback in (trainer.ema, trainer.time_budget) if callback)]
     folders = Path(trainer.args.output_dir).glob("checkpoint-*")
     for folder in sorted(folders, key=lambda folder: int(folder.name.partition("-")[2]), reverse=True):
         try:
@@ -328,9 +334,9 @@ def last_checkpoint(trainer: SmallETrainer) -> Path | None:
 def is_finished(trainer: SmallETrainer, checkpoint: Path) -> bool:
     """Whether a run reached its last step, or its limit of time, in a checkpoint, and saved its final weights."""
     ended = TrainerState.load_from_json(str(checkpoint / STATE_FILE)).global_step >= trainer.args.max_steps
-    if trainer.clock:
-        trainer.clock.resume(checkpoint)
-        ended = ended or trainer.clock.progress >= 1
+    if trainer.time_budget:
+        trainer.time_budget.resume(checkpoint)
+        ended = ended or trainer.time_budget.progress >= 1
     return ended and Path(trainer.args.output_dir, "model.safetensors").is_file()
 
 

@@ -100,7 +100,7 @@ def tuned(request, base, corpus, tmp_path_factory):
     command = [f"{RECIPES}/finetune-{method}.yaml", str(corpus), base, str(work / "out"), *QUICK, *STEPS[method]]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        finetune.main([*command, "--checkpoint", str(work / "whole")])
+        finetune.main([*command, "--save-checkpoint", str(work / "whole")])
     return method, work / "out", work / "whole", printed.getvalue().splitlines()
 
 
@@ -165,11 +165,11 @@ def test_one_recording_is_enough_with_recombination(make_base, record, tmp_path,
     quick = [*QUICK, "training.max_steps=12", "training.learning_rate=0.01", "data.recombined=20", "data.max_seconds=4"]
     command = [f"{RECIPES}/finetune-recording.yaml", str(corpus), base, str(tmp_path / "out"), *quick]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="with --checkpoint"):
+    with pytest.raises(ValueError, match="with --save-checkpoint"):
         finetune.main(command)
     changed = {}
     for scale in (1.0, 0.5):
-        finetune.main([*command, f"adapter.scale={scale}", "--checkpoint", str(tmp_path / str(scale))])
+        finetune.main([*command, f"adapter.scale={scale}", "--save-checkpoint", str(tmp_path / str(scale))])
         weights = SmallEForTextToSpeech.from_pretrained(tmp_path / str(scale)).state_dict()
         original = SmallEForTextToSpeech.from_pretrained(base).state_dict()
         changed[scale] = {name: x - original[name] for name, x in weights.items() if not torch.equal(x, original[name])}

@@ -67,7 +67,7 @@ def arguments(work):
     work, _ = work
     return [
         work / "small.tar",
-        "--cuts",
+        "--libriheavy-cuts",
         work / "cuts.jsonl.gz",
         "--codec",
         work / "codec",
@@ -88,7 +88,7 @@ def arguments(work):
 def prepared(arguments, tmp_path_factory):
     """Output of one process, all at once."""
     out = tmp_path_factory.mktemp("prepared") / "codes"
-    call(*arguments, "--out", out)
+    call(*arguments, "--output", out)
     return out
 
 
@@ -145,7 +145,7 @@ def test_training_reads_shards_and_keeps_them_on_disk_where_asked(prepared, tmp_
 
 
 def test_processes_share_the_work_and_give_what_one_gives(arguments, prepared, tmp_path):
-    processes = [start(*arguments, "--out", tmp_path / "codes", RANK=rank, WORLD_SIZE=2) for rank in (1, 0)]
+    processes = [start(*arguments, "--output", tmp_path / "codes", RANK=rank, WORLD_SIZE=2) for rank in (1, 0)]
     for process in processes:  # the second one was there first and had to wait for the other's plan
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
@@ -155,7 +155,7 @@ def test_processes_share_the_work_and_give_what_one_gives(arguments, prepared, t
 
 def test_a_killed_run_goes_on_with_nothing_lost_and_nothing_twice(arguments, prepared, tmp_path):
     out = tmp_path / "codes"
-    process = start(*arguments, "--out", out)
+    process = start(*arguments, "--output", out)
     deadline = time.monotonic() + 60
     while len(list(out.glob("*.parquet"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -164,7 +164,7 @@ def test_a_killed_run_goes_on_with_nothing_lost_and_nothing_twice(arguments, pre
     done = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert 2 <= len(done) < len(list(prepared.glob("*.parquet"))) and not (out / "README.md").exists()
     for rank in (1, 0):  # other processes may take it up
-        call(*arguments, "--out", out, RANK=rank, WORLD_SIZE=2)
+        call(*arguments, "--output", out, RANK=rank, WORLD_SIZE=2)
     assert {name: (out / name).stat().st_mtime_ns for name in done} == done
     assert rows(out) == rows(prepared)
 
@@ -172,7 +172,7 @@ def test_a_killed_run_goes_on_with_nothing_lost_and_nothing_twice(arguments, pre
 def test_a_plan_that_was_not_finished_is_made_again(arguments, prepared, tmp_path):
     (tmp_path / "codes" / "plan.partial").mkdir(parents=True)
     (tmp_path / "codes" / "plan.partial" / "train-00099.jsonl").write_text("{")
-    call(*arguments, "--out", tmp_path / "codes")
+    call(*arguments, "--output", tmp_path / "codes")
     assert rows(tmp_path / "codes") == rows(prepared)
 
 
@@ -185,13 +185,13 @@ def test_unreadable_files_are_listed_with_their_reason_and_skipped(work, tmp_pat
     flacs[1].write_bytes(flacs[1].read_bytes()[: flacs[1].stat().st_size // 2])
     call(
         tmp_path / "unlab",
-        "--cuts",
+        "--libriheavy-cuts",
         tmp_path / "cuts.jsonl.gz",
         "--codec",
         work / "codec",
-        "--out",
+        "--output",
         tmp_path / "codes",
-        "--eval",
+        "--eval-clips",
         1,
         "--threads",
         1,
@@ -209,11 +209,11 @@ def test_unreadable_files_are_listed_with_their_reason_and_skipped(work, tmp_pat
 
 def test_other_wishes_for_a_folder_that_was_begun_are_refused(arguments, prepared):
     with pytest.raises(ValueError, match="another max_seconds"):
-        call(*arguments, "--out", prepared, "--max-seconds", 20)
+        call(*arguments, "--output", prepared, "--max-seconds", 20)
     with pytest.raises(ValueError, match="no speakers named"):
-        call(*arguments, "--out", prepared.parent / "other", "--test-speakers", "nobody")
+        call(*arguments, "--output", prepared.parent / "other", "--test-speakers", "nobody")
     with pytest.raises(ValueError, match="none would be left"):
-        call(*arguments, "--out", prepared.parent / "other", "--eval-speakers", 7)
+        call(*arguments, "--output", prepared.parent / "other", "--eval-speakers", 7)
 
 
 def test_a_corpus_that_is_all_evaluation_is_refused(work, tmp_path):
@@ -223,8 +223,8 @@ def test_a_corpus_that_is_all_evaluation_is_refused(work, tmp_path):
     for name in "ab":
         shutil.copy(next(work.rglob("*.flac")), corpus / f"{name}.flac")
         (corpus / f"{name}.txt").write_text("Hello.")
-    with pytest.raises(ValueError, match="--eval 600: the corpus has 2 clips"):
-        call(corpus, "--codec", work / "codec", "--out", tmp_path / "codes", "--threads", 1)
+    with pytest.raises(ValueError, match="--eval-clips 600: the corpus has 2 clips"):
+        call(corpus, "--codec", work / "codec", "--output", tmp_path / "codes", "--threads", 1)
     assert not (tmp_path / "codes" / "plan").exists()
 
 
@@ -261,7 +261,7 @@ def test_a_recognizer_writes_down_what_has_no_text(work, tmp_path):
         tmp_path / "asr",
         "--codec",
         work / "codec",
-        "--out",
+        "--output",
         tmp_path / "codes",
         "--eval-speakers",
         "7",
@@ -292,7 +292,7 @@ def test_another_speed_is_another_speaker(work, tmp_path):
         folder,
         "--codec",
         work[0] / "codec",
-        "--out",
+        "--output",
         tmp_path / "codes",
         "--eval-speakers",
         "ben",
@@ -312,7 +312,7 @@ def test_another_speed_is_another_speaker(work, tmp_path):
     ((_, wave),) = read_ahead([clip], 24000, threads=1)
     assert np.abs(np.fft.rfft(wave)).argmax() / (len(wave) / 24000) == pytest.approx(375, abs=2)
     with pytest.raises(ValueError, match="no voice sounds human"):
-        call(folder, "--codec", work[0] / "codec", "--out", tmp_path / "other", "--speeds", 3)
+        call(folder, "--codec", work[0] / "codec", "--output", tmp_path / "other", "--speeds", 3)
 
 
 def test_batches_stay_within_their_budget_and_hold_little_back():

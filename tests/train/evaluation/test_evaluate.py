@@ -104,9 +104,10 @@ def test_name_of_the_folder_holds_what_changes_a_number(tmp_path):
         {"dtype": "bfloat16"},
         {"device": "cuda"},
         {"runtime": "native"},
+        {"runtime": "auto"},
         {"generate": {"temperature": 0.5}},
         {"checkpoint": "a/other"},
-        {"clone": True},
+        {"prompts": True},
     ]
     names = {evaluate.Settings(**{"checkpoint": "a/mini", "texts": base.texts, **change}).name for change in changes}
     assert len(names | {base.name}) == len(changes) + 1
@@ -165,29 +166,29 @@ def test_failing_scorer_keeps_the_recordings(processor, sentences, tmp_path, cap
     assert len(list((tmp_path / "out").rglob("*.wav"))) == 3
 
 
-def test_clone_takes_prompt_and_reference(processor, tmp_path, capsys):
+def test_prompts_give_prompt_and_reference(processor, tmp_path, capsys):
     soundfile.write(tmp_path / "prompt.wav", np.full((800, 2), 0.25), 16000)
     row = {"audio": "prompt.wav", "audio_text": "What it says.", "text": "What to say.", "reference": "prompt.wav"}
-    manifest = tmp_path / "clone.jsonl"
+    manifest = tmp_path / "prompts.jsonl"
     manifest.write_text(json.dumps(row) + "\n" + json.dumps({**row, "text": "More.", "reference": None}) + "\n")
-    result = run(capsys, "mini", tmp_path / "out", "--clone", manifest)
+    result = run(capsys, "mini", tmp_path / "out", "--prompts", manifest)
     assert sorted(call.texts for call in processor.calls) == [["More."], ["What to say."]]
     assert all(call.audio.shape == (800,) and call.audio_text == "What it says." for call in processor.calls)
     rows = (tmp_path / "out" / result["folder"] / "manifest.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["reference"] == str(tmp_path / "prompt.wav") and "reference" not in json.loads(rows[1])
 
 
-def test_clone_without_a_transcript_needs_a_speaker_encoder(processor, tmp_path, capsys, monkeypatch):
+def test_prompts_without_transcripts_need_a_speaker_encoder(processor, tmp_path, capsys, monkeypatch):
     soundfile.write(tmp_path / "me.wav", np.full(800, 0.25), 16000)
-    manifest, out = tmp_path / "clone.jsonl", tmp_path / "out"
+    manifest, out = tmp_path / "prompts.jsonl", tmp_path / "out"
     manifest.write_text(json.dumps({"audio": "me.wav", "text": "What to say."}) + "\n")
-    assert evaluate.main(["mini", str(out), "--clone", str(manifest)]) == 2
+    assert evaluate.main(["mini", str(out), "--prompts", str(manifest)]) == 2
     assert "1 rows without audio_text" in capsys.readouterr().err and not list(out.rglob("*.wav"))
     monkeypatch.setattr(FakeModel.config, "speaker_layers", 1)
-    run(capsys, "mini", out, "--clone", manifest)
+    run(capsys, "mini", out, "--prompts", manifest)
     assert processor.calls[-1].audio_text is None
     manifest.write_text(json.dumps({"audio": "me.wav", "audio_text": "So.", "text": "What to say."}) + "\n")
-    assert evaluate.main(["mini", str(out), "--clone", str(manifest)]) == 2
+    assert evaluate.main(["mini", str(out), "--prompts", str(manifest)]) == 2
     assert "other weights, texts or voices" in capsys.readouterr().err
 
 
@@ -212,11 +213,11 @@ def test_the_native_runtime_is_for_single_precision_on_the_cpu(tmp_path, change,
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["mini", "OUT"], "either SENTENCES or --clone"),
-        (["mini", "LINES", "OUT", "--clone", "LINES"], "either SENTENCES or --clone"),
+        (["mini", "OUT"], "either SENTENCES or --prompts"),
+        (["mini", "LINES", "OUT", "--prompts", "LINES"], "either SENTENCES or --prompts"),
         (["mini", "missing.txt", "OUT"], "missing.txt cannot be read"),
         (["mini", "EMPTY", "OUT"], "holds no text"),
-        (["mini", "OUT", "--clone", "LINES"], "line 1: expected a JSON object"),
+        (["mini", "OUT", "--prompts", "LINES"], "line 1: expected a JSON object"),
         (["mini", "LINES", "OUT", "--batch-size", "0"], "at least 1, got 0"),
         (["mini", "LINES", "OUT", "--generate", "temperature"], "expected KEY=VALUE"),
         (["mini", "LINES", "OUT", "--scorer", "nothing.py"], "scorer nothing.py does not exist"),

@@ -63,7 +63,7 @@ def test_samples_are_synthesized_scored_and_logged(
     (tmp_path / "scorer.py").write_text(SCORER)
     monkeypatch.setattr(samples, "MAX_SECONDS", 1)
     options = SampleOptions(str(tmp_path / "codec"), scorer=str(tmp_path / "scorer.py"))
-    callback = samples.Samples(data, tiny_tokenizer, str(tmp_path / "out"), options)
+    callback = samples.AudioSamples(data, tiny_tokenizer, str(tmp_path / "out"), options)
     assert sorted(callback.pairs) == [[0, 2], [1, 3]]
     state = types.SimpleNamespace(is_world_process_zero=True, global_step=7, log_history=[])
     model = SmallEForTextToSpeech(
@@ -107,4 +107,4 @@ def test_samples_are_synthesized_scored_and_logged(
 def test_data_without_two_utterances_of_a_speaker_are_refused(data, tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "MAX_SECONDS", 0.1)
     with pytest.raises(ValueError, match="no speaker of data.eval"):
-        samples.Samples(data, tiny_tokenizer, str(tmp_path), SampleOptions("codec"))
+        samples.AudioSamples(data, tiny_tokenizer, str(tmp_path), SampleOptions("codec"))

@@ -93,8 +93,19 @@ def work(tmp_path_factory, tiny_codec, record):
         rows.append({"file_name": name, "text": text, "speaker": speaker, "duration": duration, **timed})
     (work / "corpus" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny_codec.save_pretrained(work / "codec")
-    call(tokenizer, work / "corpus" / "metadata.jsonl", "--out", work / "tokenizer", "--vocab-size", 60)
-    call(prepare, work / "corpus", "--codec", work / "codec", "--out", work / "codes", "--eval", 2, "--threads", 1)
+    call(tokenizer, work / "corpus" / "metadata.jsonl", "--output", work / "tokenizer", "--vocab-size", 60)
+    call(
+        prepare,
+        work / "corpus",
+        "--codec",
+        work / "codec",
+        "--output",
+        work / "codes",
+        "--eval-clips",
+        2,
+        "--threads",
+        1,
+    )
     recipe = {**RECIPE, "data": {**RECIPE["data"], "tokenizer": f"{work}/tokenizer"}}
     recipe["data"] |= {name: f"{work}/codes/{name}.parquet" for name in ("train", "eval")}
     (work / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -121,7 +132,7 @@ def test_codes_are_those_of_each_recording(work):
 
 
 def test_excluded_speakers_are_left_out(work, tmp_path):
-    call(prepare, work / "corpus", "--codec", work / "codec", "--out", tmp_path, "--eval", 1, "--exclude", "b")
+    call(prepare, work / "corpus", "--codec", work / "codec", "--output", tmp_path, "--eval-clips", 1, "--exclude", "b")
     parts = [pyarrow.parquet.read_table(*shards(tmp_path / f"{part}.parquet")) for part in ("train", "eval")]
     assert [len(part) for part in parts] == [3, 1]
     assert {speaker for part in parts for speaker in part["speaker"].to_pylist()} == {"a"}
