@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 COMMANDS = {  # name: (what it does, the module whose main(argv) runs it)
     "say": ("speak a text into a sound file, a pipe or a player", "smalle.cli.say"),
+    "serve": ("serve OpenAI's speech endpoint, a page and Home Assistant", "smalle.cli.serve"),
     "prepare": ("encode recordings into training data", "smalle.train.data.prepare"),
     "train": ("train a model from a recipe", "smalle.train.model.trainer"),
     "finetune": ("teach a checkpoint a new voice from a folder of recordings", "smalle.train.adapt.finetune"),
     "clone": ("teach a checkpoint a new voice from one recording", "smalle.train.adapt.clone"),
     "evaluate": ("synthesize a list of texts and score the result", "smalle.train.evaluation.evaluate"),
 }
+EXTRAS = {"serve": "serve"}  # what installs the packages that a command needs, where it is not "train"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +41,8 @@ def load_command(name: str):
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("smalle"):
             raise
-        raise ValueError(f"`smalle {name}` needs the package {error.name}: run pip install 'smalle[train]'.") from error
+        extra = EXTRAS.get(name, "train")
+        raise ValueError(f"`smalle {name}` needs the package {error.name}: run pip install 'smalle[{extra}]'.") from error
 
 
 def interrupt(*_):
