@@ -1,0 +1,88 @@
+"""Sound files that are sent while they are made."""
+
+import io
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from ..audio_smalle import pcm16, streaming_wav_header
+
+MEDIA_TYPES = {
+    "wav": "audio/wav",
+    "pcm": "audio/pcm",
+    "flac": "audio/flac",
+    "mp3": "audio/mpeg",
+    "opus": "audio/ogg",
+}
+SOUNDFILE_OPTIONS: dict[str, dict[str, Any]] = {
+    "flac": {"format": "FLAC", "subtype": "PCM_16"},
+    # 96 kbit/s at 24 kHz: with a constant rate, players know the position of a stream without a header
+    "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.4},
+    "opus": {"format": "OGG", "subtype": "OPUS"},
+}
+
+
+class SentBytes(io.RawIOBase):
+    """A file of which `take` gives what was appended. What is written into its past is lost: it was sent already."""
+
+    def __init__(self):
+        self.position = self.size = 0
+        self.unsent = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        return self.position
+
+    def write(self, data) -> int:
+        data = bytes(data)
+        if self.position == self.size:
+            self.unsent += data
+            self.size += len(data)
+        self.position += len(data)
+        return len(data)
+
+    def take(self) -> bytes:
+        data = bytes(self.unsent)
+        self.unsent.clear()
+        return data
+
+
+class Encoder:
+    """Writes a mono sound file in pieces: `encode` each waveform, then `finish`.
+
+    As nobody knows the length of a stream beforehand, wav and flac do not name it in their headers.
+
+    Args:
+        format: one of MEDIA_TYPES: wav, pcm (samples without a header), flac, mp3 or opus (in Ogg).
+    """
+
+    def __init__(self, format: str, sampling_rate: int):
+        self.header = streaming_wav_header(sampling_rate) if format == "wav" else b""
+        self.sent, self.file = SentBytes(), None
+        if options := SOUNDFILE_OPTIONS.get(format):
+            self.file = soundfile.SoundFile(self.sent, "w", samplerate=sampling_rate, channels=1, **options)
+
+    def encode(self, samples: np.ndarray) -> bytes:
+        """What is to be sent after these samples (L,) float32 in -1..1; b"" while the encoder collects more."""
+        if self.file is not None:
+            self.file.write(samples.clip(-1, 1))
+            return self.sent.take()
+        header, self.header = self.header, b""
+        return header + pcm16(samples)
+
+    def finish(self) -> bytes:
+        """The last bytes of the file."""
+        if self.file is None:
+            return self.header
+        self.file.close()
+        return self.sent.take()

@@ -1,0 +1,88 @@
+"""What speaks behind the server: a protocol, and the engine that runs a checkpoint in this process."""
+
+import pathlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+
+class Speech(NamedTuple):
+    """A piece of a speech: samples (L,) float32, and the words that became known with it.
+
+    words: {"word", "start", "end"}, in seconds from the start of the speech.
+    """
+
+    samples: np.ndarray
+    words: Sequence[dict[str, Any]] = ()
+
+
+class Engine(Protocol):
+    """A synthesizer that the server can use. Its methods are called from several threads at once.
+
+    name: of the model, for `GET /v1/models`. voices: names of the presets. default_voice: one of them, or None.
+    """
+
+    name: str
+    sampling_rate: int
+    voices: Sequence[str]
+    default_voice: str | None
+
+    def speak(self, text: str, voice: Any, seed: int, word_times: bool, cancelled: threading.Event) -> Iterator[Speech]:
+        """Speaks a text. Setting `cancelled` ends it within a step of the model.
+
+        voice: the name of a preset, what `encode_voice` or `load_voice` returned, or None.
+        Raises ValueError if the text cannot be spoken; at once, not with the first piece.
+        """
+
+    def encode_voice(self, samples: np.ndarray, sampling_rate: int, transcript: str | None) -> Any:
+        """The voice of a recording (channels, L). Raises ValueError if it cannot be used."""
+
+    def save_voice(self, path: pathlib.Path, voice: Any) -> None:
+        """Writes a voice to a file."""
+
+    def load_voice(self, path: pathlib.Path) -> Any:
+        """Reads a file of `save_voice`. Raises ValueError if it is damaged or of another model."""
+
+
+class CheckpointEngine:
+    """Runs a checkpoint in this process, each speech on one core."""
+
+    def __init__(self, model: str | None = None):
+        """Loads a checkpoint: a folder or a Hub name; None: the default one. Raises ValueError if it cannot."""
+        import torch
+
+        from ..cli.checkpoint import check_checkpoint, default_checkpoint, load_checkpoint
+
+        torch.set_num_threads(1)  # several speeches at once share the cores
+        source = model or default_checkpoint()
+        check_checkpoint(source)
+        self.processor, self.model = load_checkpoint(source)
+        self.name: str = pathlib.PurePath(source).name
+        self.sampling_rate: int = self.processor.sampling_rate
+        self.voices: Sequence[str] = tuple(self.processor.voices)
+        self.default_voice: str | None = self.processor.default_voice
+        for _ in self.speak("Ready.", self.default_voice, 0, False, threading.Event()):
+            pass  # loads the codec and packs the weights, which the first listener need not wait for
+
+    def speak(self, text: str, voice: Any, seed: int, word_times: bool, cancelled: threading.Event) -> Iterator[Speech]:
+        chunks = self.processor.stream(
+            self.model, text, voice=voice, seed=seed, cancelled=cancelled, output_timestamps=word_times
+        )
+        return (Speech(x.waveform.numpy(), x.words) if word_times else Speech(x.numpy()) for x in chunks)
+
+    def encode_voice(self, samples: np.ndarray, sampling_rate: int, transcript: str | None) -> Any:
+        if transcript is None and not self.model.config.speaker_layers:
+            raise ValueError("This model has no speaker encoder: give the transcript of the recording.")
+        return self.processor.encode_voice(samples, transcript, sampling_rate)
+
+    def save_voice(self, path: pathlib.Path, voice: Any) -> None:
+        from ..voices_smalle import save_voice
+
+        save_voice(path, *voice)
+
+    def load_voice(self, path: pathlib.Path) -> Any:
+        from ..voices_smalle import load_voice
+
+        return load_voice(path)

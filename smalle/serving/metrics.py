@@ -1,0 +1,42 @@
+"""What the server counts, for Prometheus."""
+
+import os
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from .pool import WorkPool
+
+SECONDS = 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # where the workers of one server count together
+
+
+class Metrics:
+    """Counters of one server. Requests are counted by what became of them: done, left (by the
+    client), busy (the queue was full), refused (the text cannot be spoken), failed."""
+
+    def __init__(self, pool: WorkPool):
+        self.registry = CollectorRegistry()
+        here: dict[str, Any] = {"registry": self.registry}
+        sums: dict[str, Any] = {**here, "multiprocess_mode": "livesum"}
+        self.requests = Counter("smalle_speeches_total", "Requests for speech.", ["outcome"], **here)
+        self.audio = Counter("smalle_audio_seconds_total", "Seconds of speech that were made.", **here)
+        self.first = Histogram(
+            "smalle_first_audio_seconds", "From a request to its first audio.", buckets=SECONDS, **here
+        )
+        self.running = Gauge("smalle_running", "Work in threads now.", **sums)
+        self.waiting = Gauge("smalle_waiting", "Requests in the queue.", **sums)
+        pool.watch = self._count
+
+    def _count(self, running: int, waiting: int):
+        self.running.set(running)
+        self.waiting.set(waiting)
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus' text format."""
+        if FOLDER not in os.environ:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)
+        return generate_latest(together)

@@ -1,0 +1,113 @@
+"""What all doors of the server share: speaking with a voice by name, and uploading one."""
+
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any, NamedTuple
+
+from .encoding import Encoder
+from .engine import Engine
+from .metrics import Metrics
+from .openai import VOICE_NAMES, ApiError
+from .pool import Busy, WorkPool
+from .settings import Settings
+from .stretching import TimeStretcher
+from .voices import UploadedVoice, VoiceStore, check_voice_name, read_upload
+
+
+class Part(NamedTuple):
+    """Bytes of a sound file, and words of `Speech`, in seconds of the stretched speech."""
+
+    data: bytes
+    words: list[dict[str, Any]]
+
+
+class SpeechService:
+    """An engine, its voices, and the threads in which it works."""
+
+    def __init__(self, engine: Engine, settings: Settings):
+        self.engine, self.settings = engine, settings
+        self.pool = WorkPool(settings.streams, settings.queue)
+        self.voices = VoiceStore(engine, settings.voices, settings.max_voices)
+        self.metrics = Metrics(self.pool)
+
+    def find_voice(self, name: str) -> Any:
+        """What the engine takes as the voice of that name or id. Raises ApiError if there is none."""
+        if name in self.engine.voices:
+            return name
+        if uploaded := self.voices.find(name):
+            return uploaded.voice
+        if name in VOICE_NAMES:
+            preset = VOICE_NAMES[name]
+            return preset if preset in self.engine.voices else self.engine.default_voice
+        known = ", ".join(self.engine.voices)
+        raise ApiError(404, f"voice={name[:100]!r} is not known: expected {known}, or an uploaded voice.", "voice")
+
+    async def speak(
+        self,
+        text: str,
+        voice: Any,
+        format: str = "pcm",
+        speed: float = 1.0,
+        seed: int = 0,
+        word_times: bool = False,
+    ) -> AsyncGenerator[Part]:
+        """Yields a sound file in parts while it is made. Closing the generator ends the work within a step.
+
+        Args:
+            voice: what `find_voice` returned. format: one of `encoding.MEDIA_TYPES`.
+
+        Raises:
+            ApiError, Busy: instead of the first part.
+        """
+
+        def work(cancelled: threading.Event) -> Iterator[Part]:
+            speech = self.engine.speak(text, voice, seed, word_times, cancelled)
+            encoder = Encoder(format, self.engine.sampling_rate)
+            stretcher = TimeStretcher(speed, self.engine.sampling_rate)
+            for samples, words in speech:
+                self.metrics.audio.inc(len(samples) / self.engine.sampling_rate / speed)
+                times = [{**x, "start": x["start"] / speed, "end": x["end"] / speed} for x in words]
+                yield Part(encoder.encode(stretcher.stretch(samples)), times)
+            yield Part(encoder.encode(stretcher.finish()) + encoder.finish(), [])
+
+        begun, outcome = time.monotonic(), "left"
+        parts = self.pool.iterate(work)
+        try:
+            first = True
+            async for part in parts:
+                if first and part.data:
+                    self.metrics.first.observe(time.monotonic() - begun)
+                    first = False
+                if part.data or part.words:
+                    yield part
+            outcome = "done"
+        except Busy:
+            outcome = "busy"
+            raise
+        except ValueError as error:
+            outcome = "refused"
+            raise ApiError(400, str(error), "input") from error
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            self.metrics.requests.labels(outcome).inc()
+            await parts.aclose()
+
+    async def add_voice(self, name: str, recording: bytes, transcript: str | None) -> UploadedVoice:
+        """Makes a voice of a recording and keeps it.
+
+        Raises:
+            ApiError: it cannot be used. Busy: the queue is full.
+        """
+
+        def make() -> UploadedVoice:
+            samples, rate = read_upload(recording, self.settings.max_recording)
+            return self.voices.add(name, self.engine.encode_voice(samples, rate, transcript))
+
+        try:
+            check_voice_name(name, self.engine)
+            return await self.pool.run(make)
+        except ValueError as error:
+            raise ApiError(400, str(error)) from error

@@ -1,0 +1,134 @@
+"""Uploaded voices, in memory or in a folder. What a client sends never becomes part of a path."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import re
+import secrets
+import shutil
+import time
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from ..saving_smalle import atomic_folder, write_json
+from .engine import Engine
+
+VOICE_ID = re.compile(r"voice_[0-9a-f]{24}")
+MIN_SECONDS = 1.0
+MAX_CHANNELS = 8
+MAX_NAME = 64  # characters
+
+
+@dataclasses.dataclass(frozen=True)
+class UploadedVoice:
+    """id: as OpenAI's, "voice_" and 24 hexadecimal digits. created_at: seconds since 1970. voice: of the engine."""
+
+    id: str
+    name: str
+    created_at: int
+    voice: Any
+
+
+def read_upload(data: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
+    """Samples (channels, L) float32 and sampling rate of a sound file. Never decodes more than `max_seconds`.
+
+    Raises:
+        ValueError: it is no sound file, or too short or too long.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate, most = file.samplerate, int(max_seconds * file.samplerate)
+            if file.channels > MAX_CHANNELS:
+                raise ValueError(f"The recording has {file.channels} channels: expected mono or stereo.")
+            samples = np.zeros((0, file.channels), np.float32)
+            # not in one piece, as the header of a file may promise gigabytes
+            for block in file.blocks(rate, dtype="float32", always_2d=True):
+                samples = np.concatenate((samples, block))
+                if len(samples) > most:
+                    break
+    except (soundfile.SoundFileError, TypeError, RuntimeError) as error:
+        raise ValueError("The file cannot be read as a recording: expected wav, flac, ogg or mp3.") from error
+    if not MIN_SECONDS * rate <= len(samples) <= most:
+        length = f"more than {max_seconds:g} s" if len(samples) > most else f"{len(samples) / rate:.1f} s"
+        raise ValueError(
+            f"The recording lasts {length}: expected {MIN_SECONDS:g} to {max_seconds:g} s of one speaker, at best 5 "
+            "to 10 s."
+        )
+    return samples.T, rate
+
+
+def check_voice_name(name: str, engine: Engine) -> str:
+    """A name without outer spaces. Raises ValueError if a voice cannot be called so."""
+    name = name.strip()
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable() or name in engine.voices:
+        raise ValueError(
+            f"name={name[: MAX_NAME + 1]!r}: expected 1 to {MAX_NAME} printable characters that are not the name of "
+            "a preset."
+        )
+    return name
+
+
+class VoiceStore:
+    """Uploaded voices by id, the oldest first.
+
+    Args:
+        folder: where they are kept, each in a folder of its own, which other processes may share; None: in memory.
+        most: how many there may be.
+    """
+
+    def __init__(self, engine: Engine, folder: str | None = None, most: int = 100):
+        self.engine, self.most = engine, most
+        self.folder = None if folder is None else pathlib.Path(folder)
+        self._voices: dict[str, UploadedVoice] = {}
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def all(self) -> list[UploadedVoice]:
+        if self.folder is not None:
+            kept = {path.name for path in self.folder.iterdir() if VOICE_ID.fullmatch(path.name)}
+            self._voices = {id: voice for id, voice in self._voices.items() if id in kept}
+            for id in kept - self._voices.keys():
+                if voice := self._read(self.folder / id):
+                    self._voices[id] = voice
+        return sorted(self._voices.values(), key=lambda voice: (voice.created_at, voice.id))
+
+    def find(self, name: str) -> UploadedVoice | None:
+        """The voice of that id, or the newest one of that name."""
+        voices = self.all()
+        return next((x for x in voices if x.id == name), None) or next(
+            (x for x in voices[::-1] if x.name == name), None
+        )
+
+    def add(self, name: str, voice: Any) -> UploadedVoice:
+        """Keeps a voice. Raises ValueError if there are too many, or if the name cannot be used."""
+        name = check_voice_name(name, self.engine)
+        if len(self.all()) >= self.most:
+            raise ValueError(f"There are {self.most} uploaded voices already: delete one first.")
+        uploaded = UploadedVoice(f"voice_{secrets.token_hex(12)}", name, int(time.time()), voice)
+        if self.folder is not None:
+            with atomic_folder(self.folder / uploaded.id) as temporary:
+                self.engine.save_voice(temporary / "voice.safetensors", voice)
+                write_json(temporary / "about.json", {"name": name, "created_at": uploaded.created_at})
+        self._voices[uploaded.id] = uploaded
+        return uploaded
+
+    def delete(self, id: str) -> bool:
+        """Deletes a voice; returns whether there was one."""
+        if id not in {voice.id for voice in self.all()}:
+            return False
+        self._voices.pop(id)
+        if self.folder is not None:
+            shutil.rmtree(self.folder / id, ignore_errors=True)
+        return True
+
+    def _read(self, path: pathlib.Path) -> UploadedVoice | None:
+        """The voice in a folder; None if it is damaged, of another model, or was deleted meanwhile."""
+        try:
+            about = json.loads((path / "about.json").read_text(encoding="utf-8"))
+            voice = self.engine.load_voice(path / "voice.safetensors")
+            return UploadedVoice(path.name, str(about["name"]), int(about["created_at"]), voice)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
