@@ -1,0 +1,1 @@
+"""Books, captions and control in the text. Nothing here is remote code."""
