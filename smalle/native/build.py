@@ -49,9 +49,11 @@ def joined(source: str, width: int = 118) -> str:
 def module() -> str:
     """The text of native_source_smalle.py."""
     lines = [
-        '"""Generated from smalle/native by `python smalle/native/build.py`: the C library, for remote code. The sources',
-        "have comments and lines of their own.",
+        '"""Generated from smalle/native by `python smalle/native/build.py`: the C library, for remote code.',
+        "",
+        "The sources themselves have comments and other lines.",
         '"""',
+        "",
         "# ruff: noqa",
         "# fmt: off",
         "",
