@@ -6,6 +6,8 @@ from typing import Any, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
+from .saving_smalle import errors_name_the_file
+
 AUTO_MAP = {
     "AutoConfig": "configuration_smalle.SmallEConfig",
     "AutoModel": "modeling_smalle.SmallEModel",
@@ -145,6 +147,12 @@ class SmallEConfig(PreTrainedConfig):
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         self._check_names()
         self._check_sizes()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers. Raises ValueError that names the file."""
+        with errors_name_the_file(pretrained_model_name_or_path, "config.json", kwargs):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().to_dict().items() if name != "mixer_kernel"}

@@ -24,8 +24,8 @@ from .cache_smalle import SmallEState, State, split_state
 from .configuration_smalle import AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
 from .decoder_only_smalle import DecoderOnlyMixin
 from .generation_smalle import SmallEGenerationMixin
-from .saving_smalle import HubMixin
-from .validation_smalle import check_forward, check_labels
+from .saving_smalle import HubMixin, errors_name_the_file
+from .validation_smalle import check_finite, check_forward, check_labels
 
 # What LoRA adapts by default: all projections of the audio side, in every mixer and in the decoder-only transformer.
 # The text encoder, the cross-attention and the heads stay, since a voice does not change how text is read.
@@ -132,6 +132,14 @@ class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
     _supports_sdpa = True
     _is_stateful = True
     lora_targets = LORA_TARGETS  # for a LoraConfig that is made before a model, which registers them with PEFT
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers. Raises ValueError for weights that hold NaN or infinity, and for damaged files."""
+        with errors_name_the_file(pretrained_model_name_or_path, "", kwargs):
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        check_finite(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     def __init__(self, config: SmallEConfig):
         super().__init__(config)

@@ -21,7 +21,7 @@ from .cache_smalle import join_state
 from .codec_smalle import load_codec
 from .configuration_smalle import AUDIO_EOS, AUDIO_PAD
 from .generation_smalle import delay
-from .saving_smalle import HubMixin, check_file_name, readable_weights
+from .saving_smalle import HubMixin, check_file_name, errors_name_the_file, readable_weights, source_options
 from .streaming_smalle import TextToSpeechStreamer, half_of_the_threads
 from .text_normalization_smalle import normalize
 from .validation_smalle import INTEGERS, as_tensor
@@ -51,7 +51,6 @@ class SmallEProcessorKwargs(ProcessingKwargs, total=False):
     }
 
 
-SOURCE_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")  # of from_pretrained
 CALL_SETTINGS = {"sampling_rate", "text_kwargs", "audio_kwargs", "common_kwargs", *SmallETextKwargs.__annotations__}
 
 
@@ -125,6 +124,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             check_file_name(name, "A name in voices")
         if not isinstance(sampling_rate, int) or sampling_rate < 1:
             raise ValueError(f"sampling_rate={sampling_rate!r}: expected samples a second.")
+        if not isinstance(codec_id, (str, type(None))):
+            raise ValueError(f"codec_id={codec_id!r}: expected the identity of a codec, a string, or None.")
         self.codec_name, self.codec_id, self.sampling_rate = codec, codec_id, sampling_rate
         self.voices = list(voices or [])
         self.source: str | None = None
@@ -136,10 +137,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "SmallEProcessor":
         """Loads the processor of a checkpoint: a folder or a name on the Hub."""
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         source = os.fspath(pretrained_model_name_or_path)
+        with errors_name_the_file(source, "processor_config.json", kwargs):
+            processor = super().from_pretrained(source, **kwargs)
         processor.source = os.path.abspath(source) if os.path.isdir(source) else source
-        processor._source_options = {name: kwargs[name] for name in SOURCE_OPTIONS if name in kwargs}
+        processor._source_options = source_options(kwargs)
         return processor
 
     def to_dict(self) -> dict[str, Any]:
@@ -269,6 +271,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """A text as the tokenizer gets it: normalized, or checked and unchanged."""
         if normalize_text:
             return self.normalize(text, name)
+        if re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"{name}={text!r} holds half of a character: expected text, leave out its surrogates.")
         ids, empty = (self.tokenizer(x)["input_ids"] for x in (text, ""))
         if len(ids) <= len(empty) or sum(i in self.tokenizer.all_special_ids for i in ids) > len(empty):
             unknown = [c for c in text if self.tokenizer.unk_token_id in self.tokenizer(c)["input_ids"]]

@@ -34,6 +34,7 @@ from .cache_smalle import MAX_PENDING, PendingUpdates, SmallEState, split_state
 from .linear_attention_smalle import MIN_LOG_DECAY
 from .native_source_smalle import FLAGS, NAME, SOURCES
 from .saving_smalle import atomic_write
+from .validation_smalle import check_finite
 
 RUNTIMES = "auto", "torch", "native"
 LAYER_NORM, RMS_NORM = 1, 2  # kinds of norms in packed weights
@@ -390,6 +391,7 @@ class NativeWeights:
     pickled with a model, which packs it again."""
 
     def __init__(self, library: ctypes.CDLL, model: Any):
+        check_finite(model)  # in 8 bits it would be a number like others
         self.library, self.made_from, self.memory = library, fingerprint(model), MemoryPool()
         self.text, self.step = pack(library, text_parts(model)), pack(library, step_parts(model))
 

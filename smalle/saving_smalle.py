@@ -1,4 +1,5 @@
-"""Saving: files written whole or not at all, and the save_pretrained and push_to_hub of models and processors.
+"""Saving: files written whole or not at all, and the save_pretrained and push_to_hub of models and processors; and
+what is wrong with the files of a checkpoint that cannot be loaded.
 
 Classes name their auto class (`_auto_class`), so transformers saves the remote code with them. Added here: a model
 card, and one upload of the whole folder.
@@ -14,11 +15,12 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCard
+from transformers.utils import cached_file
 
 # --- files
 
@@ -134,6 +136,54 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def write_jsonl(path: str | os.PathLike, values: Iterable[Any]) -> None:
     """Writes values as a JSON Lines file, one value a line."""
     write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+
+
+# --- files of a checkpoint
+
+OBJECTS: dict[str, tuple[str, ...]] = {  # files that hold one JSON object, and what must be in it
+    "config.json": (),
+    "generation_config.json": (),
+    "processor_config.json": (),
+    "tokenizer_config.json": (),
+    "tokenizer.json": ("added_tokens", "model"),
+}
+
+
+def source_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments of a from_pretrained() that say where a file is, as transformers' `cached_file` takes them."""
+    names = "revision", "token", "cache_dir", "local_files_only", "subfolder"
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def check_objects(source: str | os.PathLike, **options) -> None:
+    """Raises ValueError for a JSON file of a checkpoint that holds something else than it should."""
+    missing = dict.fromkeys(("missing_entries", "gated_repo", "connection_errors"), False)
+    for name, keys in OBJECTS.items():
+        path = cached_file(
+            source, name, **{f"_raise_exceptions_for_{what}": no for what, no in missing.items()}, **options
+        )
+        if path is None:
+            continue
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON file, {error}: download or save the checkpoint again.") from error
+        if not isinstance(value, dict) or not value.keys() >= set(keys):
+            wanted = f"with {' and '.join(keys)}" if keys else "of settings"
+            raise ValueError(f"{path} holds {str(value)[:40]}: expected a JSON object {wanted}.")
+
+
+@contextlib.contextmanager
+def errors_name_the_file(source: str | os.PathLike, name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Loads from a checkpoint, a folder or a name on the Hub: the error of a wrong value names the file `name`, and that
+    of a damaged file becomes a ValueError that names that file. kwargs: of from_pretrained()."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        check_objects(source, **source_options(kwargs))
+        if not isinstance(error, (TypeError, ValueError)) or not name or name in str(error):
+            raise
+        raise ValueError(f"{name} of {source}: {error}") from error
 
 
 # --- model cards and uploads

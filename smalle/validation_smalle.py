@@ -161,6 +161,19 @@ def check_labels(labels: Any, codes: Any, config: SmallEConfig):
         check_range("labels", labels[labels != -100], config.audio_vocab_size, "or -100 where nothing is learned")
 
 
+def check_callables(name: str, value: Any):
+    """ValueError unless value is None or a list of callables, such as transformers' processors and criteria."""
+    if value is not None and not (isinstance(value, (list, tuple)) and all(map(callable, value))):
+        raise ValueError(f"{name}={value!r}: expected a list of {name.replace('_', ' ')} of transformers, or None.")
+
+
+def check_finite(model: torch.nn.Module):
+    """ValueError for a weight that holds NaN or infinity: the training went wrong, or the file is damaged."""
+    for name, x in (*model.named_parameters(), *model.named_buffers()):
+        if x.is_floating_point() and not x.is_meta and not x.detach().sum(dtype=torch.float32).isfinite():
+            raise ValueError(f"The weight {name} holds NaN or infinity: expected numbers. Train or download it again.")
+
+
 def check_seed(seed: Any):
     """ValueError unless seed is None, an integer that a generator takes, or a torch.Generator."""
     if seed is None or isinstance(seed, torch.Generator):
