@@ -25,6 +25,11 @@ except ImportError:
 SAMPLING_RATES = 1000, 1_000_000  # Hz; a number beyond is no sampling rate
 MAX_LEVEL = 16.0  # floats beyond are on another scale, such as that of 16 bits
 MIN_LEVEL = 1e-3  # -60 dB; a recording that stays below is silent
+SPEECH_LEVEL = -23.0  # dBFS, of recordings that are encoded
+REFERENCE_SECONDS = 1.0, 20.0  # shortest and longest reference of a voice; of longer ones a part is heard
+MARGIN = 0.1  # seconds of silence that stay at its ends
+MAX_CLIPPED = 0.02  # share of samples at its peak
+MIN_DEPTH = 9.0  # dB between loud and quiet frames; speech has 20 and more
 MAX_SAMPLES = 1 << 28  # of a file; 3 hours at 24 kHz
 UNKNOWN_SIZE = 0xFFFFFFFF  # what players expect in a wav whose end is not known yet
 NUMBERS = int, float, np.number
@@ -120,6 +125,61 @@ def load_waveform(audio: Any, sampling_rate: float | None, target_rate: int) -> 
     if not len(audio):
         raise ValueError(f"audio is too short: nothing of it is left at {target_rate} samples a second.")
     return audio
+
+
+def speech_level(samples: np.ndarray, frame: int = 600) -> tuple[float, float]:
+    """Level in dBFS of the frames within 25 dB of the loud ones, and how many dB the loud frames are above the quiet
+    ones, of samples (L,) in [-1, 1]."""
+    count = max(1, len(samples) // frame)
+    energies = np.square(np.resize(samples, (count, frame))).mean(1) + 1e-12
+    levels = 10 * np.log10(energies)
+    loud = np.quantile(levels, 0.9)
+    return float(10 * np.log10(energies[levels > loud - 25].mean())), float(loud - np.quantile(levels, 0.05))
+
+
+def to_speech_level(samples: np.ndarray, dbfs: float = SPEECH_LEVEL) -> np.ndarray:
+    """Samples (L,) with their speech at a level; lower where they would clip."""
+    scaled = samples * np.float32(10 ** ((dbfs - speech_level(samples)[0]) / 20))
+    return scaled / max(1.0, float(np.abs(scaled).max()))
+
+
+def speech_span(samples: np.ndarray, rate: int, longest: float) -> slice:
+    """Where a recording (L,) is heard: from its first to its last loud frame and MARGIN around; of a longer one the
+    `longest` seconds with most loud frames."""
+    hop = rate // 50
+    energies = np.square(samples[: max(1, len(samples) // hop) * hop].reshape(-1, min(hop, len(samples)))).mean(1)
+    loud = energies > 10 ** (-3.0) * np.quantile(energies, 0.95)  # 30 dB below
+    first, last = np.flatnonzero(loud)[[0, -1]]
+    margin, most = round(MARGIN * 50), round(longest * 50)
+    if last + 1 - first > most:
+        heard = np.cumsum(np.concatenate(([0], loud)))
+        first = first + int((heard[first + most : last + 2] - heard[first : last + 2 - most]).argmax())
+        last = first + most - 1
+    return slice(max(0, first - margin) * hop, (last + 1 + margin) * hop)
+
+
+def clean_reference(samples: np.ndarray, rate: int) -> np.ndarray:
+    """A recording (L,) in -1..1 as the speaker encoder hears it best: no offset, no silence at the ends, at most
+    REFERENCE_SECONDS[1], at SPEECH_LEVEL.
+
+    Raises ValueError for a recording that is too short, clipped, or steady like a tone or noise.
+    """
+    shortest, longest = REFERENCE_SECONDS
+    clipped = float((np.abs(samples) >= 0.999 * np.abs(samples).max()).mean())
+    samples = samples - samples.mean()
+    samples = samples[speech_span(samples, rate, longest)]
+    if len(samples) < shortest * rate:
+        raise ValueError(
+            f"audio holds {len(samples) / rate:.1f} s of sound: expected {shortest:g} s of speech; 5 to 10 are best."
+        )
+    if (depth := speech_level(samples)[1]) < MIN_DEPTH:
+        raise ValueError(
+            f"audio is steady, its loudness varies by {depth:.1f} dB: expected a recording of speech, without music or "
+            "loud noise."
+        )
+    if clipped > MAX_CLIPPED:
+        raise ValueError(f"audio is clipped, {clipped:.0%} of its samples: record it again at a lower level.")
+    return to_speech_level(samples)
 
 
 # --- writing

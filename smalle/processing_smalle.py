@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +17,7 @@ from transformers.processing_utils import ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
 from .alignment_smalle import monotonic_path, word_times
-from .audio_smalle import is_one_recording, load_waveform, write_wav
+from .audio_smalle import clean_reference, is_one_recording, load_waveform, write_wav
 from .cache_smalle import join_state
 from .codec_smalle import load_codec
 from .configuration_smalle import AUDIO_EOS, AUDIO_PAD
@@ -100,6 +101,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         sampling_rate: of the audio, Hz.
         codec_id: identity of the codec (`codec_smalle.identity_of`), which tells without loading it whether a voice
             belongs to it; None if unknown.
+        clones_by_reference: whether a recording to clone is cleaned (`clean_recording`) and then a reference of the
+            speaker encoder alone, with or without a transcript; else a transcript makes it a prompt to continue.
     """
 
     _auto_class: Any = "AutoProcessor"
@@ -114,6 +117,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         default_voice: str | None = None,
         sampling_rate: int = 24000,
         codec_id: str | None = None,
+        clones_by_reference: bool = False,
     ):
         super().__init__(tokenizer)
         for part in codec.split("/", 1) if isinstance(codec, str) else [codec]:
@@ -126,7 +130,10 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             raise ValueError(f"sampling_rate={sampling_rate!r}: expected samples a second.")
         if not isinstance(codec_id, (str, type(None))):
             raise ValueError(f"codec_id={codec_id!r}: expected the identity of a codec, a string, or None.")
+        if not isinstance(clones_by_reference, bool):
+            raise ValueError(f"clones_by_reference={clones_by_reference!r}: expected true or false.")
         self.codec_name, self.codec_id, self.sampling_rate = codec, codec_id, sampling_rate
+        self.clones_by_reference = clones_by_reference
         self.voices = list(voices or [])
         self.source: str | None = None
         self._source_options: dict[str, Any] = {}
@@ -153,6 +160,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             "voices": self.voices,
             "default_voice": self.default_voice,
             "sampling_rate": self.sampling_rate,
+            "clones_by_reference": self.clones_by_reference,
         }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -244,8 +252,19 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 f"audio_text={audio_text!r}: expected the transcript of the recording, or None to take its speaker "
                 "embedding only."
             )
+        if self.clones_by_reference:
+            waveform = torch.from_numpy(self.clean_recording(audio, sampling_rate))
+            return Voice(self.codec.encode(waveform[None])[0].T.cpu(), codec=self.codec_id)
         text = "" if audio_text is None else self.prepare_text(audio_text, normalize_text, "audio_text")
         return Voice(self._encode(audio, sampling_rate), text, codec=self.codec_id)
+
+    def clean_recording(self, audio: Any, sampling_rate: float | None = None) -> np.ndarray:
+        """A recording, as in `__call__`, as the speaker encoder hears it: (L,) float32 at `sampling_rate` of this
+        processor, without an offset and silence at its ends, at one level, at most 20 s.
+
+        Raises ValueError for what is no recording of speech (`audio_smalle.clean_reference`).
+        """
+        return clean_reference(load_waveform(audio, sampling_rate, self.sampling_rate), self.sampling_rate)
 
     def _encode(self, audio: Any, sampling_rate: float | None) -> Tensor:
         """Codes (T, Q) of one recording."""

@@ -1,0 +1,84 @@
+"""Recordings to clone: what is refused, and what is cleaned."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from smalle import SmallEProcessor
+from smalle.audio_smalle import clean_reference, load_waveform, speech_level
+
+RATE = 24000
+CHECKPOINT = Path(__file__).parents[2] / "checkpoints/smalle-mini"
+TIME = np.arange(5 * RATE) / RATE
+
+
+@pytest.fixture(scope="module")
+def speech():
+    """Five seconds of speech (L,)."""
+    processor = SmallEProcessor.from_pretrained(CHECKPOINT)
+    codes = processor.get_voice("kore").codes[:250]
+    return processor.decode(codes)[0].numpy()
+
+
+def tone():
+    return 0.2 * np.sin(2 * np.pi * 440 * TIME)
+
+
+def noise():
+    return 0.1 * np.random.default_rng(0).standard_normal(len(TIME))
+
+
+def chord():
+    """Notes that last half a second each, as in music."""
+    return sum(0.1 * np.sin(2 * np.pi * pitch * (1 + np.floor(2 * TIME) / 8) * TIME) for pitch in (220, 277, 330))
+
+
+@pytest.mark.parametrize("make, reason", [(tone, "steady"), (noise, "steady"), (chord, "steady")])
+def test_what_is_steady_is_no_speech(make, reason):
+    with pytest.raises(ValueError, match=f"{reason}.*expected a recording of speech"):
+        clean_reference(make().astype(np.float32), RATE)
+
+
+def test_silent_short_and_clipped_recordings_are_refused(speech):
+    with pytest.raises(ValueError, match="silent"):
+        load_waveform(np.zeros(5 * RATE, np.float32), RATE, RATE)
+    with pytest.raises(ValueError, match="0.4 s of sound: expected 1 s"):
+        clean_reference(speech[RATE : RATE + RATE * 4 // 10], RATE)
+    with pytest.raises(ValueError, match="clipped.*lower level"):
+        clean_reference(np.clip(12 * speech / np.abs(speech).max(), -1, 1), RATE)
+
+
+@pytest.mark.parametrize("gain", [0.02, 0.2, 1.0])
+def test_the_level_is_the_same_at_every_gain(speech, gain):
+    cleaned = clean_reference(gain * speech, RATE)
+    assert speech_level(cleaned)[0] == pytest.approx(-23, abs=0.5) and np.abs(cleaned).max() <= 1
+    assert cleaned == pytest.approx(clean_reference(speech, RATE), abs=1e-3)
+
+
+def test_offsets_and_silence_at_the_ends_do_not_matter(speech):
+    padded = np.concatenate((np.zeros(2 * RATE), speech, np.zeros(3 * RATE))).astype(np.float32) + 0.05
+    clean, wanted = clean_reference(padded, RATE), clean_reference(speech, RATE)
+    assert len(clean) == pytest.approx(len(wanted), abs=0.1 * RATE)
+    assert abs(clean.mean()) < 2e-3
+
+
+def test_of_two_minutes_the_part_with_most_speech_is_heard(speech):
+    quiet = np.zeros(60 * RATE, np.float32)
+    long = np.concatenate((speech[:RATE], quiet, *[speech] * 8, quiet))
+    cleaned = clean_reference(long, RATE)
+    assert len(cleaned) == pytest.approx(20 * RATE, abs=0.3 * RATE)
+    assert speech_level(cleaned[: 5 * RATE])[0] > -30 and speech_level(cleaned[-5 * RATE :])[0] > -30
+
+
+def test_a_reference_ignores_its_transcript(speech):
+    processor = SmallEProcessor.from_pretrained(CHECKPOINT, clones_by_reference=True)
+    with_text, without = (
+        processor("Hello.", audio=speech, audio_text=text, sampling_rate=RATE) for text in ("No.", None)
+    )
+    assert with_text.keys() == without.keys() and "audio_codes" not in with_text
+    assert all(torch.equal(with_text[name], without[name]) for name in without)
+    heard = processor.encode_voice(0.1 * speech, None, RATE).codes
+    assert len(heard) == len(processor.clean_recording(speech, RATE)) // 480
+    assert (heard == without["speaker_codes"][0]).float().mean() > 0.9  # whatever the level
