@@ -14,7 +14,6 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention_smalle import (
     CROSS_ATTENTIONS,
-    CausalTransformer,
     LinearAttentionBlock,
     SpeakerEncoder,
     TransformerLayer,
