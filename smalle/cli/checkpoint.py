@@ -1,5 +1,6 @@
 """Finding and loading the checkpoint that a command speaks with."""
 
+import argparse
 import os
 import pathlib
 
@@ -46,3 +47,30 @@ def load_checkpoint(name: str):
         raise ValueError(f"The checkpoint {name} cannot be loaded: {str(error).splitlines()[0]}") from error
     logging.set_verbosity_warning()  # says which runtime is taken where that is a slow one
     return processor, model
+
+
+# --- the voice of a command
+
+
+def add_voice_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which checkpoint speaks, and in which voice."""
+    parser.add_argument("--voice", help="name of a preset voice, or path of a voice file")
+    parser.add_argument("--clone", metavar="AUDIO", help="recording of the voice to speak with, 3 to 10 seconds")
+    parser.add_argument(
+        "--clone-text", metavar="TEXT", help="transcript of that recording; without it only the voice is taken"
+    )
+    parser.add_argument(
+        "--model",
+        default=default_checkpoint(),
+        help="checkpoint: folder or Hub name (default: $SMALLE_MODEL, else the embedded one)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")
+
+
+def check_voice_arguments(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for options of the voice that exclude each other."""
+    if arguments.clone is None and arguments.clone_text is not None:
+        raise ValueError("--clone-text is the transcript of a recording: name the recording with --clone.")
+    if arguments.clone is not None and arguments.voice is not None:
+        raise ValueError("--voice and --clone exclude each other: give one of them.")
+    check_checkpoint(arguments.model)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 COMMANDS = {  # name: (what it does, the module whose main(argv) runs it)
     "say": ("speak a text into a sound file, a pipe or a player", "smalle.cli.say"),
+    "read": ("read a book or an article aloud, with captions", "smalle.cli.read"),
     "serve": ("serve OpenAI's speech endpoint, a page and Home Assistant", "smalle.cli.serve"),
     "prepare": ("encode recordings into training data", "smalle.train.data.prepare"),
     "train": ("train a model from a recipe", "smalle.train.model.trainer"),
@@ -42,7 +43,9 @@ def load_command(name: str):
         if (error.name or "").startswith("smalle"):
             raise
         extra = EXTRAS.get(name, "train")
-        raise ValueError(f"`smalle {name}` needs the package {error.name}: run pip install 'smalle[{extra}]'.") from error
+        raise ValueError(
+            f"`smalle {name}` needs the package {error.name}: run pip install 'smalle[{extra}]'."
+        ) from error
 
 
 def interrupt(*_):

@@ -82,8 +82,6 @@ class Segments:
                 done.append(segment)
             else:
                 done[-1] = replace(done[-1], pause=check_pause(done[-1].pause + segment.pause))
-        if not any(segment.text for segment in done):
-            raise ValueError("The text has no words: expected at least one beside pauses and marks.")
         return done
 
 
@@ -229,8 +227,14 @@ def parse(
         raise ValueError(f"unknown={unknown!r}: expected 'refuse' or 'plain'.")
     if ssml is None:
         ssml = text.lstrip("\ufeff \t\r\n").startswith("<speak")
-    if ssml:
-        return parse_ssml(text, unknown, paragraph_pause)
+    segments = parse_ssml(text, unknown, paragraph_pause) if ssml else parse_plain(text, paragraph_pause)
+    if not any(segment.text for segment in segments):
+        raise ValueError("The text has no words: expected at least one beside pauses and marks.")
+    return segments
+
+
+def parse_plain(text: str, paragraph_pause: float = PARAGRAPH_PAUSE) -> list[Segment]:
+    """The segments of a plain text, which may be silence alone."""
     segments, style, end = Segments(), Segment(), 0
     for mark in PAUSE.finditer(text):
         segments.say(text[end : mark.start()], style)

@@ -1,6 +1,8 @@
 """Segments of a text as one stream of speech with word times. The command line, Python and the server speak by it."""
 
+import contextlib
 from collections.abc import Generator, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,8 +48,10 @@ def speak(
         check_rate(segment.rate * speed)
         if segment.voice is not None and segment.voice not in known:
             raise ValueError(f"voice={segment.voice!r} in the text is not known: expected one of {list(known)}.")
-    options |= {"seed": seeded(seed, streamer.model.device), "output_timestamps": True}
-    options["output_alignments"] = output_timestamps
+    options |= {"seed": seeded(seed, streamer.model.device), "output_timestamps": output_timestamps}
+
+    def is_spoken(text: str) -> bool:
+        return any(map(str.isalpha, streamer.processor.spell_out(text)))
 
     def voice_of(segment: Segment) -> dict[str, Any]:
         if segment.voice is None:
@@ -55,7 +59,11 @@ def speak(
         without = {name: value for name, value in options.items() if name not in ("audio", "audio_text")}
         return {**without, "voice": known[segment.voice]}
 
-    return _speak([(segment, voice_of(segment)) for segment in segments], streamer, speed)
+    plain = options.get("normalize_text") is False
+    calls = [(x if x.text and (plain or is_spoken(x.text)) else replace(x, text=""), voice_of(x)) for x in segments]
+    if any(segment.text for segment in segments) and not any(segment.text for segment, _ in calls):
+        streamer.processor.normalize(" ".join(segment.text for segment in segments))  # raises the error
+    return _speak(calls, streamer, speed)
 
 
 def _speak(
@@ -65,7 +73,7 @@ def _speak(
     for segment, options in calls:
         rate, start = segment.rate * speed, samples / sampling_rate
         stretcher = TimeStretcher(rate, sampling_rate)
-        for speech in streamer.stream(segment.text, **options) if segment.text else ():
+        for speech in stream_segment(segment, streamer, options):
             wave = torch.from_numpy(stretcher.stretch(speech.waveform.numpy()))
             samples += len(wave)
             yield TimedSpeech(wave, [moved(word, rate, start) for word in speech.words])
@@ -73,6 +81,14 @@ def _speak(
         silence = torch.zeros(round(segment.pause / speed * sampling_rate))
         samples += len(rest) + len(silence)
         yield TimedSpeech(torch.cat((rest, silence)), [])
+
+
+def stream_segment(segment: Segment, streamer: TextToSpeechStreamer, options: dict[str, Any]) -> Generator[TimedSpeech]:
+    """The speech of a segment's text, without words where the options do not ask for them."""
+    if segment.text:
+        with contextlib.closing(streamer.stream(segment.text, **options)) as stream:
+            for speech in stream:
+                yield speech if options["output_timestamps"] else TimedSpeech(speech, [])
 
 
 def moved(word: dict[str, Any], rate: float, start: float) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""`smalle read`: reads a book or an article aloud, chapter by chapter, with captions."""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..reading.audiobook import FORMATS, Reading, read_aloud
+from ..reading.documents import Document, read_document
+from .checkpoint import add_voice_arguments, check_voice_arguments, load_checkpoint
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="smalle read",
+        description=f"{__doc__} A reading that was stopped goes on where it stopped when it is started again.",
+    )
+    parser.add_argument("file", type=Path, help="the document: txt, md, html or epub")
+    parser.add_argument("-o", "--output", type=Path, help="folder to write (default: the file's name without suffix)")
+    parser.add_argument("--format", choices=FORMATS, default="mp3", help="of the sound files (default: %(default)s)")
+    parser.add_argument("--list", action="store_true", help="list the chapters and read nothing")
+    parser.add_argument("--chapters", metavar="1,3-5", help="read only these chapters")
+    parser.add_argument("--textgrid", action="store_true", help="also write the word times as TextGrid for Praat")
+    parser.add_argument("--speed", type=float, default=1.0, help="0.25 to 4 (default: %(default)s)")
+    parser.add_argument(
+        "--paragraph-pause",
+        type=float,
+        default=0.5,
+        metavar="SECONDS",
+        help="between paragraphs (default: 0.5)",
+    )
+    add_voice_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def chapter_numbers(text: str | None, count: int) -> list[int]:
+    """The numbers of "1,3-5", or of all chapters for None."""
+    if text is None:
+        return list(range(1, count + 1))
+    numbers: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+        if not found or not 1 <= int(found[1]) <= int(found[2] or found[1]) <= count:
+            raise ValueError(f"--chapters {text}: expected numbers from 1 to {count}, as 1,3-5.")
+        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
+    return sorted(set(numbers))
+
+
+def print_chapters(document: Document) -> None:
+    print(f"{document.title}{f', {document.author}' if document.author else ''}")
+    for number, chapter in enumerate(document.chapters, 1):
+        size = sum(len(paragraph.text) for paragraph in chapter.paragraphs)
+        print(f"{number:4} {' '.join(chapter.title.split()) or '(no title)'} ({size:,} characters)")
+
+
+def read(arguments: argparse.Namespace, document: Document) -> tuple[int, float]:
+    """Reads the chapters that are asked for; returns how many, and the seconds that it took."""
+    from tqdm import tqdm
+
+    from ..streaming_smalle import TextToSpeechStreamer
+
+    numbers = chapter_numbers(arguments.chapters, len(document.chapters))
+    captions = ("srt", "vtt", "TextGrid") if arguments.textgrid else ("srt", "vtt")
+    processor, model = load_checkpoint(arguments.model)
+    voice = arguments.voice
+    if arguments.clone:
+        voice = processor.encode_voice(arguments.clone, arguments.clone_text)
+    reading = Reading(
+        format=arguments.format,
+        captions=captions,
+        voice=voice,
+        seed=arguments.seed,
+        speed=arguments.speed,
+        paragraph_pause=arguments.paragraph_pause,
+        options={"best_of": getattr(model.generation_config, "best_of", None) or 1},
+    )
+    begun, streamer = time.perf_counter(), TextToSpeechStreamer(model, processor)
+    size = sum(len(paragraph.text) for number in numbers for paragraph in document.chapters[number - 1].paragraphs)
+    layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
+    with tqdm(total=size, bar_format=layout, smoothing=0.1, file=sys.stderr) as bar:
+        bar.set_description_str("reading")
+        for path in read_aloud(document, streamer, arguments.output, reading, numbers, bar.update):
+            bar.write(str(path), file=sys.stdout)
+    return len(numbers), time.perf_counter() - begun
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `smalle read`. Raises ValueError for wrong input."""
+    arguments = parse(argv)
+    check_voice_arguments(arguments)
+    document = read_document(arguments.file)
+    if arguments.list:
+        print_chapters(document)
+        return 0
+    arguments.output = arguments.output or arguments.file.with_suffix("")
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise ValueError(f"{arguments.output} is a file: expected a folder, named by -o.")
+    count, seconds = read(arguments, document)
+    print(f"{arguments.output}: {count} chapters in {seconds / 60:.1f} minutes")
+    return 0
