@@ -37,7 +37,8 @@ class WorkPool:
         self._seconds = 1.0  # that work takes, a running average
 
     async def iterate(self, work: Callable[[threading.Event], Iterable[T]]) -> AsyncGenerator[T]:
-        """Yields what `work(cancelled)` yields in a thread. Closing the generator sets the event `cancelled`.
+        """Yields what `work(cancelled)` yields in a thread. Closing the generator sets the event `cancelled`, on which
+        the work must end.
 
         Raises:
             Busy: the queue is full.
@@ -49,8 +50,6 @@ class WorkPool:
             begun = time.monotonic()
             try:
                 for item in work(cancelled):
-                    if cancelled.is_set():
-                        return
                     loop.call_soon_threadsafe(items.put_nowait, item)
                 self._seconds += 0.1 * (time.monotonic() - begun - self._seconds)
             finally:

@@ -1,0 +1,68 @@
+// The words of a speech: highlighted as they are said, and as a caption file.
+
+export class Captions {
+  constructor(place, audio) {
+    this.place = place;
+    this.audio = audio;
+    this.words = [];
+    place.replaceChildren();
+    this.follow();
+  }
+
+  add(words) {
+    for (const word of words) {
+      const span = document.createElement("span");
+      span.textContent = word.word;
+      span.addEventListener("click", () => (this.audio.currentTime = word.start));
+      this.words.push({ ...word, span });
+      this.place.append(span, " ");
+    }
+  }
+
+  // Marks the word that is said now; again with every frame, until the captions are closed.
+  follow() {
+    const time = this.audio.currentTime;
+    for (const { span, start, end } of this.words) {
+      const now = start <= time && time < end && !this.audio.ended;
+      if (now && !span.classList.contains("now")) this.show(span);
+      span.classList.toggle("now", now);
+      span.classList.toggle("said", start <= time);
+    }
+    this.frame = requestAnimationFrame(() => this.follow());
+  }
+
+  // Scrolls inside of the captions, not the page.
+  show(span) {
+    const { place } = this;
+    const below = span.offsetTop - place.offsetTop - place.clientHeight / 2;
+    place.scrollTop = Math.max(0, below);
+  }
+
+  close() {
+    cancelAnimationFrame(this.frame);
+  }
+}
+
+const LONGEST = { characters: 42, pause: 0.6 };
+
+// A SubRip file of words {word, start, end}.
+export function toSrt(words) {
+  const lines = [];
+  for (const word of words) {
+    const line = lines.at(-1);
+    const fits = line && line.text.length + word.word.length < LONGEST.characters;
+    if (fits && word.start - line.end < LONGEST.pause) {
+      line.text += ` ${word.word}`;
+      line.end = word.end;
+    } else {
+      lines.push({ text: word.word, start: word.start, end: word.end });
+    }
+  }
+  return lines.map((x, n) => `${n + 1}\n${stamp(x.start)} --> ${stamp(x.end)}\n${x.text}\n`).join("\n");
+}
+
+function stamp(seconds) {
+  const milliseconds = Math.round(seconds * 1000);
+  const time = new Date(milliseconds).toISOString().slice(11, 23);
+  return time.replace(".", ",");
+}
