@@ -654,4 +654,5 @@ def load_codec(name_or_path: str, subfolder: str = "", **kwargs) -> SmallECodec 
         if subfolder:
             name_or_path = os.path.join(name_or_path, subfolder)
         return EncodecCodec.from_pretrained(name_or_path, **kwargs)
-    raise ValueError(f"{name_or_path!r} holds a model of type {model_type!r}; expected 'smalle_codec' or 'encodec'")
+    where = os.path.join(name_or_path, subfolder, "config.json")
+    raise ValueError(f"{where} has model_type {model_type!r}: expected 'smalle_codec' or 'encodec'.")

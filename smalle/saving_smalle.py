@@ -175,8 +175,11 @@ def check_objects(source: str | os.PathLike, **options) -> None:
 
 @contextlib.contextmanager
 def errors_name_the_file(source: str | os.PathLike, name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Loads from a checkpoint, a folder or a name on the Hub: the error of a wrong value names the file `name`, and that
-    of a damaged file becomes a ValueError that names that file. kwargs: of from_pretrained()."""
+    """Loads from a checkpoint: the error of a wrong value names the file `name`, one of a damaged file names that file.
+
+    Args:
+        source: folder, or name on the Hub. kwargs: of from_pretrained().
+    """
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:

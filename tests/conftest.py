@@ -12,6 +12,7 @@ from smalle.train.data.tokenizer import train_tokenizer
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
 
 hypothesis.settings.register_profile("ci", derandomize=True)  # the same examples in each run
+hypothesis.settings.register_profile("long", max_examples=5000)  # pytest --hypothesis-profile=long
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 

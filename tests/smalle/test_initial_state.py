@@ -211,6 +211,5 @@ def test_wrong_states_are_refused(tiny_model, processor, voice_file, tmp_path):
         InitialState(torch.ones(1, 3, 3), 0)
     with pytest.raises(ValueError, match="or a state"):
         save_voice(tmp_path / "nothing.safetensors")
-    save_voice(tmp_path / "odd.safetensors", state={"colour": torch.zeros(3)})
-    with pytest.raises(ValueError, match="not a voice file"):
-        load_voice(tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match="colour"):
+        save_voice(tmp_path / "odd.safetensors", state={"colour": torch.zeros(3)})

@@ -6,13 +6,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from smalle import SmallEProcessor
 from smalle.voices_smalle import load_voice, save_voice
 
 SAYS_WHAT_TO_DO = ("expected", "must be", "needs", "Give", "give ", "install ", "leave ", "split ", "shorten ", "ask ")
-trial = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+trial = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def result_or_value_error(call):
@@ -230,3 +231,82 @@ def test_voice_of_another_codec_is_refused(tiny_model, processor, tmp_path):
         save_file({"codes": codes}, tmp_path / "odd.safetensors", metadata={"text": "So."})
         with pytest.raises(ValueError, match="holds codes"):
             processor("One.", voice=str(tmp_path / "odd.safetensors"))
+
+
+# --- voice files
+
+
+def test_a_voice_file_says_its_version_and_codec_and_old_ones_are_read(tmp_path):
+    path, codes = tmp_path / "me.safetensors", torch.ones(5, 3).long()
+    save_voice(path, codes, "So.", codec="0123456789abcdef")
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"version": "1", "text": "So.", "codec": "0123456789abcdef"}
+    save_file({"codes": codes}, path, metadata={"text": "So."})  # before there was a version
+    assert torch.equal(load_voice(path).codes, codes)
+    for version in ("2", "0", "", "one", "1.0"):
+        save_file({"codes": codes}, path, metadata={"text": "So.", "version": version})
+        with pytest.raises(ValueError, match=f"has version {version!r} .* expected 1: install a newer"):
+            load_voice(path)
+
+
+WRONG_PARTS = {
+    "state of NaN": ({"state_0": torch.tensor([[1.0, torch.nan]])}, "state_0"),
+    "state of infinity": ({"state_0": torch.tensor([[torch.inf]])}, "state_0"),
+    "state of integers": ({"state_0": torch.ones(1, 2).long()}, "state_0"),
+    "empty state": ({"state_0": torch.ones(0)}, "state_0"),
+    "halves of two states": (
+        {"state_0_left": torch.ones(2, 3), "state_0_right": torch.ones(4, 2)},
+        "shapes do not fit",
+    ),
+    "a state that does not fit into memory": (
+        {"state_0_left": torch.ones(2**20, 1), "state_0_right": torch.ones(1, 2**20)},
+        "expected at most 33554432",
+    ),
+    "another tensor": ({"head.weight": torch.ones(2)}, "head.weight"),
+    "large codes": ({"codes": torch.full((5, 3), 2**15)}, "at most 32767"),
+    "many codebooks": ({"codes": torch.zeros(2, 65).int()}, "at most 65536 frames of 64"),
+    "long recording": ({"codes": torch.zeros(2**16 + 1, 1).int()}, "Shorten"),
+}
+
+
+@pytest.mark.parametrize("tensors, message", WRONG_PARTS.values(), ids=WRONG_PARTS)
+def test_parts_of_a_voice_are_checked_when_they_are_read_and_written(tmp_path, tensors, message):
+    path = tmp_path / "me.safetensors"
+    save_file(tensors, path, metadata={"text": "So."})
+    with pytest.raises(ValueError, match=message):
+        load_voice(path)
+    path.unlink()
+    codes = tensors.pop("codes", None)
+    with pytest.raises(ValueError, match=message):
+        save_voice(path, codes, "So.", tensors)
+    assert not list(tmp_path.iterdir())
+
+
+# --- arguments of generate() that are no settings
+
+NO_SETTINGS = {
+    "generation_config": [5, "x", {}, [1]],
+    "logits_processor": [-1, 5, [5], "greedy", lambda ids, scores: scores],
+    "stopping_criteria": [18, [5], "soon"],
+    "best_of": [100_000],
+    "num_return_sequences": [100_000],
+}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in NO_SETTINGS.items() for value in values])
+def test_a_wrong_argument_is_named(tiny_model, name, value):
+    call = {**right_text(1), "max_new_tokens": 2, name: value}
+    with pytest.raises(ValueError, match=f"^{name}=.*: expected"):
+        tiny_model.generate(**call)
+    if name == "generation_config":
+        with pytest.raises(ValueError, match=f"^{name}=.*: expected"):
+            next(tiny_model.stream(**call))
+
+
+@pytest.mark.parametrize("text", ["\ud800", "Hello \udfff you."])
+def test_half_a_character_is_refused_or_left_out(processor, text):
+    for call in ({"text": text}, {"text": "So.", "audio": np.full(2400, 0.1, "float32"), "audio_text": text}):
+        with pytest.raises(ValueError, match="half of a character"):
+            processor(**call, sampling_rate=24000, normalize_text=False)
+    spoken = [letter for letter in "Hello you." if letter.isalpha()]
+    assert [c for c in processor.spell_out(text) if c.isalpha()] in ([], spoken)
