@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..reading.audiobook import FORMATS, Reading, read_aloud
+from ..reading.audiobook import Reading, read_aloud
 from ..reading.documents import Document, read_document
-from .checkpoint import add_voice_arguments, check_voice_arguments, load_checkpoint
+from ..reading.lexicon import read_lexicon
+from ..reading.soundfiles import FORMATS
+from .checkpoint import add_voice_arguments, check_voice_arguments, load_checkpoint, quality_settings
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -31,6 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help="between paragraphs (default: 0.5)",
     )
+    parser.add_argument("--lexicon", metavar="FILE", help="respellings of names: a line WORD = RESPELLING each")
     add_voice_arguments(parser)
     return parser.parse_args(argv)
 
@@ -63,6 +66,7 @@ def read(arguments: argparse.Namespace, document: Document) -> tuple[int, float]
 
     numbers = chapter_numbers(arguments.chapters, len(document.chapters))
     captions = ("srt", "vtt", "TextGrid") if arguments.textgrid else ("srt", "vtt")
+    lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else {}
     processor, model = load_checkpoint(arguments.model)
     voice = arguments.voice
     if arguments.clone:
@@ -74,7 +78,7 @@ def read(arguments: argparse.Namespace, document: Document) -> tuple[int, float]
         seed=arguments.seed,
         speed=arguments.speed,
         paragraph_pause=arguments.paragraph_pause,
-        options={"best_of": getattr(model.generation_config, "best_of", None) or 1},
+        options={**quality_settings(model), "lexicon": lexicon},
     )
     begun, streamer = time.perf_counter(), TextToSpeechStreamer(model, processor)
     size = sum(len(paragraph.text) for number in numbers for paragraph in document.chapters[number - 1].paragraphs)

@@ -1,4 +1,4 @@
-"""`smalle say`: speaks a text into a wav file, a pipe or a player."""
+"""`smalle say`: speaks a text into a sound file, a pipe or a player."""
 
 import argparse
 import contextlib
@@ -9,10 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
-from ..audio_smalle import pcm16, streaming_wav_header, write_wav
-from .checkpoint import check_checkpoint, default_checkpoint, load_checkpoint
+from ..audio_smalle import pcm16, streaming_wav_header
+from ..reading.captions import WRITERS, written_words
+from ..reading.lexicon import read_lexicon
+from ..reading.markup import parse as parse_text
+from ..reading.soundfiles import format_of, write_sound
+from ..saving_smalle import write_text
+from .checkpoint import add_voice_arguments, check_voice_arguments, load_checkpoint, quality_settings
 
 PLAYERS = (  # commands that play a wav from standard input
     ["aplay", "-q"],
@@ -24,21 +29,29 @@ PLAYERS = (  # commands that play a wav from standard input
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="smalle say", description=__doc__)
     parser.add_argument("text", help="the text to speak; - reads it from standard input")
-    parser.add_argument("-o", "--output", help="wav file to write (default: smalle.wav)")
+    parser.add_argument("-o", "--output", help="wav, flac, mp3 or opus file to write (default: smalle.wav)")
     parser.add_argument(
         "--stream", action="store_true", help="write the wav to standard output as it is made; in a terminal, play it"
     )
-    parser.add_argument("--voice", help="name of a preset voice, or path of a voice file")
-    parser.add_argument("--clone", metavar="AUDIO", help="recording of the voice to speak with, 3 to 10 seconds")
+    for suffix, what in {"srt": "SRT", "vtt": "WebVTT", "TextGrid": "Praat"}.items():
+        parser.add_argument(
+            f"--{suffix.lower()}",
+            dest="captions",
+            action="append_const",
+            const=suffix,
+            default=[],
+            help=f"also write captions for {what} beside the sound file",
+        )
     parser.add_argument(
-        "--clone-text", metavar="TEXT", help="transcript of that recording; without it only the voice is taken"
+        "--ssml",
+        nargs="?",
+        const="refuse",
+        choices=("refuse", "plain"),
+        help="the text is SSML: refuse what is not supported (default), or read its content plainly",
     )
-    parser.add_argument(
-        "--model",
-        default=default_checkpoint(),
-        help="checkpoint: folder or Hub name (default: $SMALLE_MODEL, else the embedded one)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")
+    parser.add_argument("--lexicon", metavar="FILE", help="respellings of names: a line WORD = RESPELLING each")
+    parser.add_argument("--speed", type=float, default=1.0, help="0.25 to 4 (default: %(default)s)")
+    add_voice_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.output is None and not arguments.stream:
         arguments.output = "smalle.wav"
@@ -53,6 +66,7 @@ def player() -> list[str] | None:
 def check_output(path: str) -> None:
     """Raises ValueError unless a sound file can be written there."""
     output = pathlib.Path(path)
+    format_of(output)
     special = output.exists() and not output.is_file()  # a folder, or a device that a file would replace
     if special or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
         raise ValueError(
@@ -70,11 +84,9 @@ def check(arguments: argparse.Namespace) -> None:
     elif sys.stdout.isatty() and player() is None:
         names = ", ".join(name for name, *_ in PLAYERS)
         raise ValueError(f"--stream found no player ({names}): pipe the output into one, or write a file with -o.")
-    if arguments.clone is None and arguments.clone_text is not None:
-        raise ValueError("--clone-text is the transcript of a recording: name the recording with --clone.")
-    if arguments.clone is not None and arguments.voice is not None:
-        raise ValueError("--voice and --clone exclude each other: give one of them.")
-    check_checkpoint(arguments.model)
+    if arguments.stream and arguments.captions:
+        raise ValueError("--stream writes no captions: give a file with -o.")
+    check_voice_arguments(arguments)
 
 
 @contextlib.contextmanager
@@ -106,16 +118,24 @@ def write_stream(waves, sampling_rate: int) -> int:
     return size
 
 
+def read_text(arguments: argparse.Namespace) -> str:
+    """The text of the command line or of standard input."""
+    text = sys.stdin.read() if arguments.text == "-" else arguments.text
+    if not text.strip():
+        raise ValueError("The text is empty: expected at least one word.")
+    return text
+
+
 def synthesize(arguments: argparse.Namespace) -> tuple[float, float]:
     """Speaks; returns the seconds of audio and the seconds that it took, without loading."""
     from tqdm import tqdm
 
-    from ..streaming_smalle import expected_frames
+    from ..reading.speech import speak
+    from ..streaming_smalle import TextToSpeechStreamer, expected_frames
 
     check(arguments)
-    text = sys.stdin.read() if arguments.text == "-" else arguments.text
-    if not text.strip():
-        raise ValueError("The text is empty: expected at least one word.")
+    segments = parse_text(read_text(arguments), True if arguments.ssml else None, arguments.ssml or "refuse")
+    lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else None
     processor, model = load_checkpoint(arguments.model)
     if arguments.clone and arguments.clone_text is None and not model.config.speaker_layers:
         raise ValueError("This model has no speaker encoder: give the transcript of the recording with --clone-text.")
@@ -125,26 +145,40 @@ def synthesize(arguments: argparse.Namespace) -> tuple[float, float]:
         bar.total = max(bar.total, bar.n + 1)
         bar.update()
 
-    best_of = 1 if arguments.stream else getattr(model.generation_config, "best_of", None) or 1
-    waves = processor.stream(
-        model,
-        text,
-        voice=arguments.voice,
-        audio=arguments.clone,
-        audio_text=arguments.clone_text,
+    voice = {"voice": arguments.voice, "audio": arguments.clone, "audio_text": arguments.clone_text}
+    speech = speak(
+        segments,
+        TextToSpeechStreamer(model, processor),
+        **voice,
         seed=arguments.seed,
+        speed=arguments.speed,
+        lexicon=lexicon,
+        output_timestamps=bool(arguments.captions),
         progress=advance,
-        best_of=best_of,
+        **({} if arguments.stream else quality_settings(model)),
     )
-    expected = expected_frames(text, model.config.frame_rate)
+    words: list[dict[str, Any]] = []
+    expected = sum(expected_frames(segment.text, model.config.frame_rate) for segment in segments)
     with tqdm(total=expected, unit="frame", desc="speaking", file=sys.stderr, leave=False) as bar:
         if arguments.stream:
-            samples = write_stream(waves, processor.sampling_rate)
+            samples = write_stream(waveforms(speech, words), processor.sampling_rate)
         else:
-            samples = write_wav(arguments.output, waves, processor.sampling_rate)
+            samples = write_sound(arguments.output, waveforms(speech, words), processor.sampling_rate)
         bar.total, bar.leave = bar.n, True  # after an error only its message stays
         bar.refresh()
-    return samples / processor.sampling_rate, time.perf_counter() - begun
+    seconds = samples / processor.sampling_rate
+    written = written_words(" ".join(segment.text for segment in segments), words)
+    for suffix in arguments.captions:
+        write_text(pathlib.Path(arguments.output).with_suffix(f".{suffix}"), WRITERS[suffix](written, seconds))
+    return seconds, time.perf_counter() - begun
+
+
+def waveforms(speech, words: list[dict[str, Any]]):
+    """The waveforms (L,) of a speech, whose words are added to `words`."""
+    with contextlib.closing(speech):
+        for part in speech:
+            words += part.words
+            yield part.waveform
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,14 +15,9 @@ from ..streaming_smalle import TextToSpeechStreamer
 from .captions import WRITERS, Word, written_words
 from .documents import Chapter, Document, Paragraph
 from .markup import Segment, parse_plain
+from .soundfiles import FORMATS, write_sound
 from .speech import speak
 
-FORMATS: dict[str, dict[str, Any]] = {  # by the suffix of the file
-    "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III"},
-    "opus": {"format": "OGG", "subtype": "OPUS"},
-    "flac": {"format": "FLAC", "subtype": "PCM_16"},
-    "wav": {"format": "WAV", "subtype": "PCM_16"},
-}
 HEADING_PAUSE = 1.0  # seconds behind a heading
 PARTS = ".parts"  # folder of the paragraphs of unfinished chapters
 
@@ -183,24 +178,20 @@ class Book:
         """Puts the paragraphs of a chapter together; returns the words with their times and the number of samples."""
         words: list[Word] = []
         samples = 0
-        with atomic_write(path) as temporary, self.open_sound(temporary, number, chapter) as file:
+
+        def waves() -> Iterator[Any]:
+            nonlocal samples
             for key in keys:
                 start = samples / self.sampling_rate
-                said = [Word(*word) for word in json.loads(self.part(key).with_suffix(".json").read_text("utf-8"))]
-                words += [Word(word.text, start + word.start, start + word.end) for word in said]
-                for block in soundfile.blocks(self.part(key), blocksize=self.sampling_rate, dtype="float32"):
-                    file.write(block)
-                    samples += len(block)
-        return words, samples
+                said = json.loads(self.part(key).with_suffix(".json").read_text(encoding="utf-8"))
+                words.extend(Word(text, start + begin, start + end) for text, begin, end in said)
+                for wave in soundfile.blocks(self.part(key), blocksize=self.sampling_rate, dtype="float32"):
+                    samples += len(wave)
+                    yield wave
 
-    def open_sound(self, path: Path, number: int, chapter: Chapter) -> soundfile.SoundFile:
-        """A sound file to write, with the names of book and chapter in it."""
-        file = soundfile.SoundFile(path, "w", samplerate=self.sampling_rate, channels=1, **FORMATS[self.reading.format])
         tags = {"title": chapter.title, "album": self.document.title, "artist": self.document.author}
-        for name, value in {**tags, "tracknumber": str(number)}.items():
-            if value:
-                setattr(file, name, value)
-        return file
+        write_sound(path, waves(), self.sampling_rate, {**tags, "tracknumber": str(number)})
+        return words, samples
 
 
 def file_name(title: str) -> str:

@@ -179,14 +179,15 @@ def vtt(words: Iterable[Word], duration: float = 0.0) -> str:
 def timed_text(caption: Sequence[Word]) -> str:
     """The words of a caption with the time at which each begins, as WebVTT writes it."""
     lines = break_line(caption_text(caption))
-    parts, last, position = [], caption[0].start, 0
+    parts, last, position = [], round(caption[0].start, 3), 0
     for word in caption:
         escaped = word.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        later = last < word.start < caption[-1].end  # the standard wants times that grow
+        now = round(word.start, 3)
+        later = last < now < round(caption[-1].end, 3)  # the standard wants times that grow
         before = lines[position - 1] if position else ""
         parts.append(f"{before}<{clock(word.start, '.')}>{escaped}" if later else f"{before}{escaped}")
         position += len(word.text) + 1
-        last = max(last, word.start)
+        last = max(last, now)
     return "".join(parts)
 
 

@@ -290,7 +290,7 @@ class SSMLReader:
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         name = tag.rpartition("}")[2]
         if len(self.stack) == MAX_DEPTH:
-            raise ValueError(f"The SSML has more than {MAX_DEPTH} elements inside each other.")
+            raise ValueError(f"The SSML has elements inside each other, expected at most {MAX_DEPTH}.")
         if (name == "speak") == bool(self.stack):
             raise ValueError(f"<{name}> at depth {len(self.stack)}: expected one <speak> around everything.")
         name, attributes = self.supported(name, attributes)
@@ -323,9 +323,6 @@ class SSMLReader:
         elif name in ("p", "s"):
             self.end_block(name)
         self.stack.pop()
-
-    def close(self) -> list[Segment]:
-        return self.segments.finish()
 
     def say(self, text: str) -> None:
         self.segments.say(re.sub(r"\s+", " ", text), self.stack[-1][2])
@@ -370,9 +367,11 @@ def parse_ssml(text: str, unknown: str = "refuse", paragraph_pause: float = PARA
     """The segments of an SSML document. Arguments and errors as in `parse`."""
     if re.search(r"<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):  # entities could unfold into gigabytes
         raise ValueError("The SSML has a DOCTYPE: expected none, and no entities of its own.")
-    parser = ElementTree.XMLParser(target=SSMLReader(unknown, paragraph_pause))
+    reader = SSMLReader(unknown, paragraph_pause)
+    parser = ElementTree.XMLParser(target=reader)
     try:
         parser.feed(text.strip("\ufeff \t\r\n"))
-        return parser.close()
+        parser.close()
+        return reader.segments.finish()
     except (ElementTree.ParseError, UnicodeEncodeError) as error:
         raise ValueError(f"The SSML is damaged, {error}: expected <speak>, with &lt; and &amp; for < and &.") from error

@@ -10,6 +10,7 @@ import torch
 from ..generation_smalle import seeded
 from ..serving.stretching import TimeStretcher
 from ..streaming_smalle import TextToSpeechStreamer, TimedSpeech
+from .lexicon import respell
 from .markup import Segment, check_rate
 
 
@@ -21,6 +22,7 @@ def speak(
     seed: int | torch.Generator | None = None,
     speed: float = 1.0,
     voices: Mapping[str, Any] | None = None,
+    lexicon: Mapping[str, str] | None = None,
     output_timestamps: bool = True,
     **options: Any,
 ) -> Generator[TimedSpeech]:
@@ -36,6 +38,7 @@ def speak(
         speed: of everything, 0.25 to 4; the tempo of the finished waveform is changed, not the reading.
         voices: what the names of voices in segments stand for; None: the presets of the processor. A name never becomes
             a path.
+        lexicon: respellings of words (`lexicon.read_lexicon`).
         output_timestamps: also find the times of words; without, `words` is empty.
         **options: of `streamer.stream`.
 
@@ -60,8 +63,10 @@ def speak(
         return {**without, "voice": known[segment.voice]}
 
     plain = options.get("normalize_text") is False
-    calls = [(x if x.text and (plain or is_spoken(x.text)) else replace(x, text=""), voice_of(x)) for x in segments]
-    if any(segment.text for segment in segments) and not any(segment.text for segment, _ in calls):
+    texts = [respell(segment.text, lexicon or {}) for segment in segments]
+    texts = [text if text and (plain or is_spoken(text)) else "" for text in texts]
+    calls = [(replace(segment, text=text), voice_of(segment)) for segment, text in zip(segments, texts)]
+    if any(segment.text for segment in segments) and not any(texts):
         streamer.processor.normalize(" ".join(segment.text for segment in segments))  # raises the error
     return _speak(calls, streamer, speed)
 
