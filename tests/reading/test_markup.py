@@ -55,7 +55,8 @@ def test_any_ssml_gives_segments_or_a_value_error(content):
 def test_ssml():
     text = ssml(
         'Hello <break time="500ms"/> <say-as interpret-as="characters">A7-x</say-as> and '
-        '<sub alias="World Wide Web">WWW</sub>. <p><s>One</s> <s>Two.</s></p> <voice name="kore">I am <prosody rate="80%">slow</prosody></voice> on '
+        '<sub alias="World Wide Web">WWW</sub>. <p><s>One</s> <s>Two.</s></p> '
+        '<voice name="kore">I am <prosody rate="80%">slow</prosody></voice> on '
         '<say-as interpret-as="date" format="dmy">5/3/2026</say-as>, the <say-as interpret-as="ordinal">22</say-as>.'
     )
     assert parse(text) == [
