@@ -425,6 +425,19 @@ def test_repetition_penalty_keeps_from_saying_the_same(tiny_model, tiny_config):
     assert len(penalised[0].unique()) > len(plain[0].unique())
 
 
+def test_a_repetition_penalty_looks_back_50_frames(tiny_model, tiny_config):
+    ids, mask = texts(tiny_config)
+    codes = torch.full((1, 80, tiny_config.num_codebooks), 7)
+    codes[0, 29, 0], codes[0, 30, 0] = 5, 6
+    plain, penalised = (
+        greedy(
+            tiny_model, ids[:1], mask[:1], codes, max_new_tokens=1, output_scores=True, repetition_penalty=penalty
+        ).scores[0, 0, 0, NUM_AUDIO_SPECIALS:]
+        for penalty in (1.0, 2.0)
+    )
+    assert (plain != penalised).nonzero().flatten().tolist() == [6, 7]
+
+
 @given(st.lists(st.floats(-5, 5), min_size=6, max_size=6), st.floats(0, 1))
 def test_min_p_keeps_what_is_likely_enough(logits, min_p):
     logits = torch.tensor([logits])

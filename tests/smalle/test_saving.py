@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 
 import smalle
-from smalle import SmallEForTextToSpeech, SmallEProcessor, processing_smalle
+from smalle import SmallEForTextToSpeech, SmallEProcessor, processing_smalle, voices_smalle
 from smalle.audio_smalle import write_wav
 from smalle.saving_smalle import HOST, atomic_folder, atomic_write, check_file_name, write_json, write_jsonl, write_text
 from smalle.voices_smalle import save_voice
@@ -174,6 +174,24 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         (temporary / "half").touch()
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_voice_or_a_wav_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    def fail(tensors, path, metadata):
+        pathlib.Path(path).write_text("half")
+        raise OSError("disk full")
+
+    def half_a_wave():
+        yield torch.zeros(9)
+        raise OSError("disk full")
+
+    path = tmp_path / "a"
+    path.write_text("old")
+    monkeypatch.setattr(voices_smalle, "save_file", fail)
+    for write in (lambda: save_voice(path, torch.zeros(5, 3).long()), lambda: write_wav(path, half_a_wave(), 24000)):
+        with pytest.raises(OSError, match="disk full"):
+            write()
+        assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_link_stays_a_link_and_a_device_stays_a_device(tmp_path):
