@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import torch
 
-from smalle.runtime_smalle import choose_kernels, load_library
+from smalle.native_smalle import choose_kernels, load_library
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.jsonl"

@@ -7,22 +7,12 @@ from a checkpoint.
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import math
 import mmap
-import os
-import platform
-import shlex
-import shutil
-import stat
-import subprocess
-import sys
-import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,8 +22,7 @@ from transformers.utils import logging
 from .attention_smalle import rotary, sinusoids
 from .cache_smalle import MAX_PENDING, PendingUpdates, SmallEState, split_state
 from .linear_attention_smalle import MIN_LOG_DECAY
-from .native_source_smalle import FLAGS, NAME, SOURCES
-from .saving_smalle import atomic_write
+from .native_smalle import Step, Text, load_library
 from .validation_smalle import check_finite
 
 RUNTIMES = "auto", "torch", "native"
@@ -142,118 +131,6 @@ class TorchSteps:
         )
         self.state = out.cache
         return out
-
-
-# --- the library
-
-
-def user_cache() -> Path:
-    """The folder for compiled libraries in the user's cache."""
-    named = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(named) if named else Path.home() / ".cache") / "smalle"
-
-
-def is_private(path: Path) -> bool:
-    """Whether `path` is no link, belongs to the user and can be written by nobody else."""
-    status = path.lstat()
-    own = not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
-    return own and not stat.S_ISLNK(status.st_mode)
-
-
-def compilers() -> list[list[str]]:
-    """Command lines of the C compilers to try, the user's choice ($CC) first."""
-    named = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else []
-    return (
-        named
-        + [[name] for name in ("cc", "gcc", "clang") if shutil.which(name)]
-        + [[sys.executable, "-m", "ziglang", "cc"]]
-    )
-
-
-def compile_library() -> bytes:
-    """The library, compiled here. Raises ValueError where no compiler can."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in SOURCES.items():
-            Path(folder, name).write_text(text)
-        library = Path(folder, "library")
-        for compiler in compilers():
-            command = [*compiler, *FLAGS.split(), str(Path(folder, next(iter(SOURCES)))), "-o", str(library), "-lm"]
-            with contextlib.suppress(OSError):  # there is no such program
-                if subprocess.run(command, capture_output=True).returncode == 0:
-                    return library.read_bytes()
-    raise ValueError("no C compiler was found that compiles the library: install gcc or clang, or pip install ziglang")
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def find_library(folder: Path, name: str) -> Path | None:
-    """The undamaged library of this name in `folder`; its file name ends in a digest of its contents."""
-    files = folder.glob(f"{name}-*.so")
-    return next((path for path in files if path.stem == f"{name}-{digest(path.read_bytes())}"), None)
-
-
-def cached_library(folder: Path) -> Path:
-    """The library in the user's cache, compiled if it is missing, damaged or not the user's alone.
-
-    Raises ValueError where others can write the folder, and without a compiler.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not is_private(folder):
-        raise ValueError(
-            f"{folder} is a link, belongs to another user or can be written by others: delete it, or set "
-            "XDG_CACHE_HOME to a folder of your own"
-        )
-    compiler = compilers()[0]
-    program = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
-    changed = program.stat().st_mtime_ns if program.exists() else 0
-    machine = platform.system(), platform.machine(), *platform.libc_ver()
-    name = f"{NAME}-{digest(repr((compiler, str(program), changed, machine)).encode())}"
-    for path in folder.glob(f"{name}-*.so"):
-        if not is_private(path):
-            path.unlink()
-    found = find_library(folder, name)
-    if found is None:
-        logger.info(f"Compiling the native runtime into {folder}, once.")
-        data = compile_library()
-        found = folder / f"{name}-{digest(data)}.so"
-        with atomic_write(found) as partial:
-            partial.write_bytes(data)
-        found.chmod(0o700)
-    return found
-
-
-def open_library(path: Path) -> ctypes.CDLL:
-    """Loads a library, with the kernels of $SMALLE_KERNELS or the fastest that the processor has."""
-    library = ctypes.CDLL(str(path))
-    library.smalle_choose.restype = ctypes.c_char_p
-    library.smalle_pack_norm.restype = library.smalle_pack_matrix.restype = ctypes.c_int64
-    choose_kernels(library, os.environ.get("SMALLE_KERNELS", ""))
-    return library
-
-
-def choose_kernels(library: ctypes.CDLL, name: str = "") -> str:
-    """Has a library use the kernels "plain", "avx2", "avx_vnni", "avx512_vnni" or "neon_dot", or without a name the
-    fastest; returns their name. Raises ValueError where the processor or the library has none of this name."""
-    chosen = library.smalle_choose(name.encode())
-    if chosen is None:
-        raise ValueError(f"SMALLE_KERNELS={name!r}: this processor, or the library, has no such kernels")
-    return chosen.decode()
-
-
-@functools.cache
-def load_library() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and the reason: the package's own, or that in the user's cache."""
-    try:
-        package = Path(__file__).with_name("native") if __package__ == "smalle" else None  # not remote code
-        packaged = find_library(package, NAME) if package else None
-        if packaged:
-            with contextlib.suppress(OSError):  # made for another system
-                return open_library(packaged), ""
-        return open_library(cached_library(user_cache())), ""
-    except (OSError, RuntimeError, ValueError) as error:
-        return None, str(error)
 
 
 # --- packed weights
@@ -456,27 +333,6 @@ def first_state(state: SmallEState, config: Any) -> SmallEState:
 
 
 # --- decode steps by the library
-
-
-def structure(name: str, **fields: str) -> type[ctypes.Structure]:
-    """A structure of C: names of its fields by type."""
-    types = dict(int32=ctypes.c_int32, float32=ctypes.c_float, pointer=ctypes.c_void_p)
-    typed = [(field, types[kind]) for kind, names in fields.items() for field in names.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": typed})
-
-
-Step = structure(
-    "Step",
-    int32="rows steps tokens codebooks vocabulary hidden heads position_size position_heads before after pending room",
-    float32="eps normalizer strongest gain",
-    pointer="weights embedding codes text_keys text_values positions text_mask states logits alignment scratch",
-)
-Text = structure(
-    "Text",
-    int32="tokens hidden heads layers turned",
-    float32="eps",
-    pointer="weights x mask cosines sines keys values scratch",
-)
 
 
 def pointer(tensor: Tensor) -> ctypes.c_void_p:

@@ -122,7 +122,7 @@ def test_inference_needs_no_training_and_corpora_need_no_trainer(name):
 
 def test_rooms_stay_few_and_files_stay_short():
     assert len(CODE) <= 20
-    generated = ROOT / "smalle" / "native_source_smalle.py"
+    generated = ROOT / "smalle" / "native_smalle.py"
     long = {path.name: lines for path in modules().values() if (lines := len(path.read_text().splitlines())) > 1000}
     assert not [name for name in long if name != generated.name], long
 

@@ -1,6 +1,6 @@
 """Builds the C library; needs the standard library alone, so that an isolated build of a wheel can call `build`.
 
-    python smalle/native/build.py            # after a change of the C sources: writes smalle/native_source_smalle.py
+    python smalle/native/build.py            # after a change of the C sources: writes smalle/native_smalle.py
     python smalle/native/build.py FOLDER     # compiles the library into a folder, with $CC or cc
 
 A library found in smalle/native/ is used instead of one that is compiled into the user's cache.
@@ -14,10 +14,11 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
 
 FOLDER = pathlib.Path(__file__).resolve().parent
-MODULE = FOLDER.parent / "native_source_smalle.py"
-SOURCES = "smalle.c", "kernels.h"  # the first is compiled and includes the other
+MODULE = FOLDER.parent / "native_smalle.py"
+SOURCES = "smalle.c", "kernels.h", "vocos.h"  # the first is compiled and includes the others
 # of -ffast-math what keeps infinities and other code's arithmetic as they are
 FLAGS = (
     "-O3 -fPIC -shared -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros "
@@ -34,36 +35,33 @@ def name() -> str:
 
 
 def joined(source: str, width: int = 118) -> str:
-    """C without comments and indentation, short lines joined: the same program in fewer lines."""
-    source = re.sub(r"/\*.*?\*/", " ", source, flags=re.DOTALL)
-    lines = [""]
-    for line in map(str.strip, source.replace("\\\n", " ").splitlines()):
-        alone = line.startswith("#") or lines[-1].startswith("#")
-        if line and (alone or len(lines[-1]) + len(line) >= width):
+    """C without comments and indentation, its lines filled: the same program in half of them."""
+    source = re.sub(r"/\*.*?\*/", " ", source, flags=re.DOTALL).replace("\\\n", " ")
+    lines, code = [], []
+    for line in (*source.splitlines(), "#"):
+        if line.startswith("#"):
+            lines += textwrap.wrap(
+                " ".join(" ".join(code).split()), width, break_long_words=False, break_on_hyphens=False
+            )
             lines.append(line)
-        elif line:
-            lines[-1] = f"{lines[-1]} {line}".strip()
-    return "\n".join(filter(None, lines)) + "\n"
+            code = []
+        else:
+            code.append(line.strip())
+    return "\n".join(lines[:-1]) + "\n"
 
 
 def module() -> str:
-    """The text of native_source_smalle.py."""
-    lines = [
-        '"""Generated from smalle/native by `python smalle/native/build.py`: the C library, for remote code.',
-        "",
-        "The sources themselves have comments and other lines.",
-        '"""',
-        "",
-        "# ruff: noqa",
-        "# fmt: off",
-        "",
-        f'NAME = "{name()}"',
-        f'FLAGS = "{FLAGS}"',
-        "SOURCES = {",
-        *(f'    "{source}": r"""{joined((FOLDER / source).read_text())}""",' for source in SOURCES),
-        "}",
-    ]
-    return "\n".join(lines) + "\n"
+    """The text of native_smalle.py: library.py with the C sources in it."""
+    sources = (f'    "{source}": r"""{joined((FOLDER / source).read_text())}""",' for source in SOURCES)
+    values = {
+        'NAME, FLAGS = "", ""': f'NAME = "{name()}"\nFLAGS = "{FLAGS}"',
+        "SOURCES: dict[str, str] = {}": "\n".join(("SOURCES = {", *sources, "}")),
+    }
+    text = (FOLDER / "library.py").read_text()
+    for placeholder, value in values.items():
+        text = text.replace(placeholder, value)
+    head = "# Generated from smalle/native by `python smalle/native/build.py`: change what is there."
+    return f"{head}\n# ruff: noqa\n# fmt: off\n{text}"
 
 
 def build(folder: str | os.PathLike) -> pathlib.Path:

@@ -197,9 +197,11 @@ static inline __attribute__((always_inline)) void eight_bits(
         ints sums[TILE][PARTS][MOST] = {{{{0}}}};
         for (int k = 0; k < size; k += 4 * chains)
             for (int c = 0; c < chains; c++)
-                for (int p = 0; p < PARTS; p++, w += 4 * WIDTH)
+                for (int p = 0; p < PARTS; p++, w += 4 * WIDTH) {
+                    if (count <= 2) fetch(w, p * WIDTH); /* more vectors give the processor time to do so itself */
                     for (int m = 0; m < count; m++)
                         sums[m][p][c] = add_products(sums[m][p][c], w, bits + (size_t)m * wide + k + 4 * c);
+                }
         for (int m = 0; m < count; m++) {
             int at = (first + m) * blocks + b;
             for (int p = 0; p < PARTS; p++) {
@@ -307,6 +309,7 @@ static void add_bands(float *out, const float *weights, const uint32_t *bands, i
         for (int i = 0; i < BAND / WIDTH; i++) sums[i] = *(const floats *)(out + j + i * WIDTH);
         for (int k = 0; k < keys; k += 2, bands += BAND)
             for (int i = 0; i < BAND / WIDTH; i++) {
+                fetch(bands + i * WIDTH, i * WIDTH);
                 ints words = *(const ints *)(bands + i * WIDTH);
                 sums[i] += weights[k] * (floats)(words << 16) + weights[k + 1] * (floats)words;
             }
@@ -584,8 +587,10 @@ static void multiply_alone(const char *packed, const float *x, int count, float 
     multiply(&packed, quantised(x, count, part->in, &scratch), count, y, out, 0);
 }
 
+#include "vocos.h"
+
 static const struct kernels NAME(kernels) = {
-    TEXT(KERNELS), take_steps, read_text, fold, all_bands, draw, multiply_alone,
+    TEXT(KERNELS), take_steps, read_text, fold, all_bands, draw, multiply_alone, decode_block,
 };
 #undef PARTS
 #undef SIGNED

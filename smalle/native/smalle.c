@@ -26,7 +26,7 @@
 #define PUBLIC __attribute__((visibility("default")))
 #endif
 
-enum { LANES = 16, BLOCK = 128, TILE = 4, PENDING = 16, BAND = 64, LAYER_NORM = 1, RMS_NORM = 2 };
+enum { LANES = 16, BLOCK = 128, TILE = 4, PENDING = 16, BAND = 64, AHEAD = 4096, LAYER_NORM = 1, RMS_NORM = 2 };
 
 /* What a step is; runtime_smalle.py has the same. Rows are texts, N tokens of a text; tensors as in SmallEState */
 struct step {
@@ -70,6 +70,8 @@ struct input {
     int32_t *sums;
 };
 
+struct vocos; /* vocos.h */
+
 /* The computation for one set of instructions; see the public functions below */
 struct kernels {
     const char *name;
@@ -80,6 +82,7 @@ struct kernels {
     void (*run_draw)(int, int, int, int, float *, const float *, const uint8_t *, const int32_t *, const float *,
                  const float *const *, int64_t *);
     void (*run_multiply)(const char *, const float *, int, float *, char *);
+    int (*run_vocos)(const struct vocos *, const float *, int, int, char *, float *, char *);
 };
 
 static inline float least(float a, float b) { return a < b ? a : b; } /* fminf is slow: it minds NaN */
@@ -90,6 +93,12 @@ static inline size_t to_line(size_t bytes) { return (bytes + 63) / 64 * 64; }
 /* Bytes of 16 columns of a matrix, in 8 bits with their scales or in single precision */
 static inline size_t tile_size(int in, int eight) {
     return eight ? (size_t)up(in, LANES) * LANES + (size_t)up(in, BLOCK) / BLOCK * 4 * LANES : (size_t)in * 4 * LANES;
+}
+
+/* Asks for memory that is read soon, once for each line of 16 numbers of 4 bytes: a pass over memory is a third faster
+   than with what the processor foresees */
+static inline void fetch(const void *from, int number) {
+    if (number % 16 == 0) __builtin_prefetch((const char *)from + AHEAD);
 }
 
 static inline const struct part *next_part(const char **at) {
@@ -273,6 +282,15 @@ PUBLIC void smalle_draw(int rows, int codebooks, int vocabulary, int branches, f
 
 PUBLIC void smalle_multiply(const char *packed, const float *x, int count, float *y, char *scratch) {
     chosen->run_multiply(packed, x, count, y, scratch);
+}
+
+/* Decodes a block of features (count, channels), the `last` or not: the samples that are complete -> out; how many */
+PUBLIC int smalle_vocos(const struct vocos *v, const float *features, int count, int last, char *state, float *out,
+                        char *scratch) {
+    unsigned before = flush();
+    count = chosen->run_vocos(v, features, count, last, state, out, scratch);
+    unflush(before);
+    return count;
 }
 
 /* The stream is written by the next two; each returns the bytes of its part, and writes nothing where `to` is null. */

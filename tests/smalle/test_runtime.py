@@ -15,17 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from smalle import SmallEForTextToSpeech, SmallEProcessor, native_source_smalle, runtime_smalle
+from smalle import SmallEForTextToSpeech, SmallEProcessor, native_smalle, runtime_smalle
 from smalle.cache_smalle import MAX_PENDING, PendingUpdates
 from smalle.generation_smalle import SamplingSettings, draw, guide
+from smalle.native_smalle import choose_kernels, load_library
 from smalle.runtime_smalle import (
     MemoryPool,
     NativeSteps,
     TorchSteps,
-    choose_kernels,
     encode_text,
     fingerprint,
-    load_library,
     native_weights,
     start_steps,
     text_tensors,
@@ -409,10 +408,10 @@ def test_copies_share_packed_weights_and_pickles_leave_them_out(make_tiny, libra
 def cache(library, tmp_path, monkeypatch):
     """An empty folder for the library, and how often it was compiled into it: the true library's bytes are copied."""
     data, compiled = Path(library._name).read_bytes(), []
-    monkeypatch.setattr(runtime_smalle, "compile_library", lambda: compiled.append(1) or data)
+    monkeypatch.setattr(native_smalle, "compile_library", lambda: compiled.append(1) or data)
     monkeypatch.setattr(runtime_smalle, "load_library", functools.cache(load_library.__wrapped__))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(runtime_smalle, "__package__", "remote_code")
+    monkeypatch.setattr(native_smalle, "__package__", "remote_code")
     return tmp_path / "smalle", compiled
 
 
@@ -466,7 +465,7 @@ def test_a_planted_library_is_compiled_again_and_a_planted_folder_refused(cache,
     plant(path)
     assert load_again()[0] is not None and len(compiled) == 2
     plant(folder)
-    monkeypatch.setattr(runtime_smalle, "open_library", None)
+    monkeypatch.setattr(native_smalle, "open_library", None)
     library, reason = load_again()
     assert library is None and str(folder) in reason and "XDG_CACHE_HOME" in reason
 
@@ -485,9 +484,9 @@ def test_without_a_compiler_pytorch_speaks_and_says_so_once(cache, make_tiny, mo
     monkeypatch.undo()
     folder = cache[0].with_name("empty")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    monkeypatch.setattr(runtime_smalle, "__package__", "remote_code")
+    monkeypatch.setattr(native_smalle, "__package__", "remote_code")
     monkeypatch.setattr(runtime_smalle, "load_library", functools.cache(load_library.__wrapped__))
-    monkeypatch.setattr(runtime_smalle, "compilers", lambda: [["no-compiler"], ["false"]])
+    monkeypatch.setattr(native_smalle, "compilers", lambda: [["no-compiler"], ["false"]])
     runtime_smalle.logger.warning_once.cache_clear()
     monkeypatch.setattr(runtime_smalle.logger, "propagate", True)
     monkeypatch.setattr(runtime_smalle.logger.parent, "propagate", True, raising=False)
@@ -510,11 +509,11 @@ def test_a_folder_that_cannot_be_made_is_no_error(cache, monkeypatch):
 
 
 def test_the_library_of_the_package_is_taken_first_unless_it_is_damaged(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime_smalle, "__package__", "smalle")
-    monkeypatch.setattr(runtime_smalle, "__file__", str(tmp_path / "runtime_smalle.py"))
-    data = runtime_smalle.compile_library()
+    monkeypatch.setattr(native_smalle, "__package__", "smalle")
+    monkeypatch.setattr(native_smalle, "__file__", str(tmp_path / "runtime_smalle.py"))
+    data = native_smalle.compile_library()
     cache[1].clear()
-    packaged = tmp_path / "native" / f"{native_source_smalle.NAME}-{runtime_smalle.digest(data)}.so"
+    packaged = tmp_path / "native" / f"{native_smalle.NAME}-{native_smalle.digest(data)}.so"
     packaged.parent.mkdir()
     packaged.write_bytes(data)
     assert load_again()[0]._name == str(packaged) and not cache[1]
@@ -527,10 +526,10 @@ def test_the_library_of_the_package_is_taken_first_unless_it_is_damaged(cache, t
 def test_nothing_is_loaded_from_a_checkpoint(cache, tiny_checkpoint, tmp_path, monkeypatch, trust_remote_code):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
     (folder / "native").mkdir()
-    for name in ("step.native.so", f"{native_source_smalle.NAME}.so", f"native/{native_source_smalle.NAME}-0.so"):
-        (folder / name).write_bytes(runtime_smalle.compile_library())
-    opened, load = [], runtime_smalle.open_library
-    monkeypatch.setattr(runtime_smalle, "open_library", lambda path: opened.append(path) or load(path))
+    for name in ("step.native.so", f"{native_smalle.NAME}.so", f"native/{native_smalle.NAME}-0.so"):
+        (folder / name).write_bytes(native_smalle.compile_library())
+    opened, load = [], native_smalle.open_library
+    monkeypatch.setattr(native_smalle, "open_library", lambda path: opened.append(path) or load(path))
     model = SmallEForTextToSpeech.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
     model.generate(TEXT, max_new_tokens=3)
     assert [path.parent for path in opened] == [cache[0]]
@@ -539,13 +538,13 @@ def test_nothing_is_loaded_from_a_checkpoint(cache, tiny_checkpoint, tmp_path, m
 def test_the_sources_for_remote_code_are_those_of_the_library(tmp_path):
     copied = shutil.copytree(ROOT / "smalle" / "native", tmp_path / "native")
     subprocess.run([sys.executable, copied / "build.py"], check=True)
-    written = (tmp_path / "native_source_smalle.py").read_text()
-    assert written == Path(native_source_smalle.__file__).read_text(), "run python smalle/native/build.py"
+    written = (tmp_path / "native_smalle.py").read_text()
+    assert written == Path(native_smalle.__file__).read_text(), "run python smalle/native/build.py"
 
 
 def test_a_wheel_can_build_the_library(tmp_path):
     if not shutil.which("cc"):
         pytest.skip("no C compiler is installed")
     subprocess.run([sys.executable, ROOT / "smalle" / "native" / "build.py", tmp_path / "native"], check=True)
-    path = runtime_smalle.find_library(tmp_path / "native", native_source_smalle.NAME)
-    assert path is not None and runtime_smalle.open_library(path) is not None
+    path = native_smalle.find_library(tmp_path / "native", native_smalle.NAME)
+    assert path is not None and native_smalle.open_library(path) is not None

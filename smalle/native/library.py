@@ -1,0 +1,400 @@
+"""The C library, without PyTorch: found or compiled, loaded, the structures that it takes, and its decoder of codecs.
+
+The library (smalle/native) comes with the package; where it is missing it is compiled once into the user's cache.
+Nothing is loaded from a checkpoint. Arrays are NumPy's.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import random
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+NAME, FLAGS = "", ""
+SOURCES: dict[str, str] = {}
+
+logger = logging.getLogger(__name__)
+
+
+# --- the file
+
+
+def user_cache() -> Path:
+    """The folder for compiled libraries in the user's cache."""
+    named = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(named) if named else Path.home() / ".cache") / "smalle"
+
+
+def is_private(path: Path) -> bool:
+    """Whether `path` is no link, belongs to the user and can be written by nobody else."""
+    status = path.lstat()
+    own = not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
+    return own and not stat.S_ISLNK(status.st_mode)
+
+
+def compilers() -> list[list[str]]:
+    """Command lines of the C compilers to try, the user's choice ($CC) first."""
+    named = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else []
+    return (
+        named
+        + [[name] for name in ("cc", "gcc", "clang") if shutil.which(name)]
+        + [[sys.executable, "-m", "ziglang", "cc"]]
+    )
+
+
+def compile_library() -> bytes:
+    """The library, compiled here. Raises ValueError where no compiler can."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in SOURCES.items():
+            Path(folder, name).write_text(text)
+        library = Path(folder, "library")
+        for compiler in compilers():
+            command = [*compiler, *FLAGS.split(), str(Path(folder, next(iter(SOURCES)))), "-o", str(library), "-lm"]
+            with contextlib.suppress(OSError):  # there is no such program
+                if subprocess.run(command, capture_output=True).returncode == 0:
+                    return library.read_bytes()
+    raise ValueError("no C compiler was found that compiles the library: install gcc or clang, or pip install ziglang")
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def find_library(folder: Path, name: str) -> Path | None:
+    """The undamaged library of this name in `folder`; its file name ends in a digest of its contents."""
+    files = folder.glob(f"{name}-*.so")
+    return next((path for path in files if path.stem == f"{name}-{digest(path.read_bytes())}"), None)
+
+
+def cached_library(folder: Path) -> Path:
+    """The library in the user's cache, compiled if it is missing, damaged or not the user's alone.
+
+    Raises ValueError where others can write the folder, and without a compiler.
+    """
+    from .saving_smalle import atomic_write
+
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not is_private(folder):
+        raise ValueError(
+            f"{folder} is a link, belongs to another user or can be written by others: delete it, or set "
+            "XDG_CACHE_HOME to a folder of your own"
+        )
+    compiler = compilers()[0]
+    program = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
+    changed = program.stat().st_mtime_ns if program.exists() else 0
+    machine = platform.system(), platform.machine(), *platform.libc_ver()
+    name = f"{NAME}-{digest(repr((compiler, str(program), changed, machine)).encode())}"
+    for path in folder.glob(f"{name}-*.so"):
+        if not is_private(path):
+            path.unlink()
+    found = find_library(folder, name)
+    if found is None:
+        logger.info(f"Compiling the native runtime into {folder}, once.")
+        data = compile_library()
+        found = folder / f"{name}-{digest(data)}.so"
+        with atomic_write(found) as partial:
+            partial.write_bytes(data)
+        found.chmod(0o700)
+    return found
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """Loads a library, with the kernels of $SMALLE_KERNELS or the fastest that the processor has."""
+    library = ctypes.CDLL(str(path))
+    library.smalle_choose.restype = ctypes.c_char_p
+    for function in ("pack_norm", "pack_matrix", "vocos_begin", "vocos_memory"):
+        getattr(library, f"smalle_{function}").restype = ctypes.c_int64
+    choose_kernels(library, os.environ.get("SMALLE_KERNELS", ""))
+    return library
+
+
+def choose_kernels(library: ctypes.CDLL, name: str = "") -> str:
+    """Has a library use the kernels "plain", "avx2", "avx_vnni", "avx512_vnni" or "neon_dot", or without a name the
+    fastest; returns their name. Raises ValueError where the processor or the library has none of this name."""
+    chosen = library.smalle_choose(name.encode())
+    if chosen is None:
+        raise ValueError(f"SMALLE_KERNELS={name!r}: this processor, or the library, has no such kernels")
+    return chosen.decode()
+
+
+@functools.cache
+def load_library() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and the reason: the package's own, or that in the user's cache."""
+    try:
+        package = Path(__file__).with_name("native") if __package__ == "smalle" else None  # not remote code
+        packaged = find_library(package, NAME) if package else None
+        if packaged:
+            with contextlib.suppress(OSError):  # made for another system
+                return open_library(packaged), ""
+        return open_library(cached_library(user_cache())), ""
+    except (OSError, RuntimeError, ValueError) as error:
+        return None, str(error)
+
+
+# --- structures of C
+
+
+def structure(name: str, **fields: str) -> type[ctypes.Structure]:
+    """A structure of C: names of its fields by type."""
+    types = dict(int32=ctypes.c_int32, float32=ctypes.c_float, pointer=ctypes.c_void_p)
+    typed = [(field, types[kind]) for kind, names in fields.items() for field in names.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": typed})
+
+
+Step = structure(
+    "Step",
+    int32="rows steps tokens codebooks vocabulary hidden heads position_size position_heads before after pending room",
+    float32="eps normalizer strongest gain",
+    pointer="weights embedding codes text_keys text_values positions text_mask states logits alignment scratch",
+)
+Text = structure(
+    "Text",
+    int32="tokens hidden heads layers turned",
+    float32="eps",
+    pointer="weights x mask cosines sines keys values scratch",
+)
+Vocos = structure(
+    "Vocos",
+    int32="refiner_layers refiner_size refiner_inner refiner_kernel refiner_ahead layers size inner kernel ahead "
+    "channels n_fft hop upsampling harmonic trim rate noise_frames",
+    pointer="weights window roots noise",
+)
+
+
+def address(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def aligned(shape: int | tuple[int, ...], kind: Any = np.float32) -> np.ndarray:
+    """An uninitialised array that begins at a multiple of 64 bytes."""
+    size = int(np.prod(shape)) * np.dtype(kind).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(kind).reshape(shape)
+
+
+# --- the decoder of a codec: Vocos, with a refiner of latents before it
+
+COLUMNS = 16  # of a matrix that lie side by side
+NOISE_FRAMES = 1024  # after these the noise repeats
+BLOCK_SIZES = (64, 16), (256, 32), (float("inf"), 64)  # up to this frame, blocks of this size: first soon, then fast
+
+
+def block_size(frame: int) -> int:
+    """Frames of the block that begins at a frame."""
+    return next(size for end, size in BLOCK_SIZES if frame < end)
+
+
+def block_sizes() -> Iterator[int]:
+    """Frames of one block after the other, without end."""
+    frame = 0
+    while True:
+        yield block_size(frame)
+        frame += block_size(frame)
+
+
+def mersenne_twister(seed: int) -> random.Random:
+    """The 32-bit numbers of a `torch.Generator` of this seed, by getrandbits."""
+    words = [seed & 0xFFFFFFFF]
+    for n in range(1, 624):
+        words.append((1812433253 * (words[-1] ^ words[-1] >> 30) + n) & 0xFFFFFFFF)
+    generator = random.Random()
+    generator.setstate((3, (*words, 624), None))
+    return generator
+
+
+def bits32(generator: random.Random, count: int) -> np.ndarray:
+    """The next numbers (count,) of a generator, uint32."""
+    return np.frombuffer(generator.getrandbits(32 * count).to_bytes(4 * count, "little"), "<u4")
+
+
+@functools.lru_cache(maxsize=2)
+def noise_table(bins: int) -> np.ndarray:
+    """Complex normal noise (NOISE_FRAMES, bins, 2), to rounding that of torch.randn with the seed 0: the transform of
+    Box and Muller over groups of 16 numbers."""
+    uniform = (bits32(mersenne_twister(0), NOISE_FRAMES * bins * 2) & 0xFFFFFF).astype(np.float32) / np.float32(2**24)
+    pairs = uniform.reshape(-1, 2, 8)
+    radius, angle = np.sqrt(-2 * np.log(1 - pairs[:, 0])), np.float32(2 * np.pi) * pairs[:, 1]
+    return np.stack((radius * np.cos(angle), radius * np.sin(angle)), 1).reshape(NOISE_FRAMES, bins, 2)
+
+
+def matrix_parts(weight: np.ndarray, bias: np.ndarray) -> Iterator[np.ndarray]:
+    """A linear layer, weight (out, in), 16 columns after the other."""
+    out = len(weight)
+    padding = -out % COLUMNS
+    yield np.pad(bias, (0, padding))
+    yield np.pad(weight, ((0, padding), (0, 0))).reshape(-1, COLUMNS, weight.shape[1]).transpose(0, 2, 1)
+
+
+Tensors = Mapping[str, np.ndarray]
+
+
+def convolution_parts(tensors: Tensors, name: str) -> Iterator[np.ndarray]:
+    """A convolution, weight (out, in, kernel), over `kernel` inputs that lie one after the other."""
+    weight = tensors[f"{name}.weight"]
+    yield from matrix_parts(weight.transpose(0, 2, 1).reshape(len(weight), -1), tensors[f"{name}.bias"])
+
+
+def norm_parts(tensors: Tensors, name: str, condition: int | None = None) -> list[np.ndarray]:
+    """A norm; of one that is conditioned, what it has for a bandwidth id."""
+    if f"{name}.weight" in tensors:
+        return [tensors[f"{name}.weight"], tensors[f"{name}.bias"]]
+    return [tensors[f"{name}.{part}.weight"][condition] for part in ("scale", "shift")]
+
+
+def block_parts(tensors: Tensors, name: str, condition: int | None = None) -> Iterator[np.ndarray]:
+    """A ConvNeXt block; its scale of each channel is made part of its last layer."""
+    yield from (tensors[f"{name}.dwconv.bias"], tensors[f"{name}.dwconv.weight"][:, 0].T)
+    yield from norm_parts(tensors, f"{name}.norm", condition)
+    yield from matrix_parts(tensors[f"{name}.pwconv1.weight"], tensors[f"{name}.pwconv1.bias"])
+    scale, weight, bias = (tensors[f"{name}.{part}"] for part in ("gamma", "pwconv2.weight", "pwconv2.bias"))
+    yield from matrix_parts(weight * scale[:, None], bias * scale)
+
+
+def count_blocks(tensors: Tensors, stack: str) -> int:
+    return sum(name.startswith(f"{stack}.") and name.endswith(".gamma") for name in tensors)
+
+
+def refiner_parts(tensors: Tensors) -> Iterator[np.ndarray]:
+    """A `LatentRefiner`; its scales are made part of its first and last layers."""
+    embed = {"weight": tensors["embed.weight"] / tensors["latent_scale"][:, None], "bias": tensors["embed.bias"]}
+    yield from convolution_parts({f"embed.{name}": x for name, x in embed.items()}, "embed")
+    for n in range(count_blocks(tensors, "blocks")):
+        yield from block_parts(tensors, f"blocks.{n}")
+    yield from norm_parts(tensors, "norm")
+    scale = tensors["rest_scale"]
+    yield from matrix_parts(tensors["out.weight"] * scale[:, None], tensors["out.bias"] * scale)
+
+
+def vocos_parts(tensors: Tensors, condition: int | None) -> Iterator[np.ndarray]:
+    """A `Vocos`, for a bandwidth id where it is conditioned on one."""
+    yield from convolution_parts(tensors, "backbone.embed")
+    yield from norm_parts(tensors, "backbone.norm", condition)
+    for n in range(count_blocks(tensors, "backbone.convnext")):
+        yield from block_parts(tensors, f"backbone.convnext.{n}", condition)
+    yield from norm_parts(tensors, "backbone.final_layer_norm")
+    yield from matrix_parts(tensors["head.out.weight"], tensors["head.out.bias"])
+
+
+def stream_of(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Parts one after the other in single precision, each from a multiple of 16 floats on."""
+    parts = list(parts)
+    ends = np.cumsum([-(-part.size // COLUMNS) * COLUMNS for part in parts])
+    stream = aligned(int(ends[-1]))
+    for part, end in zip(parts, ends):
+        start = end - -(-part.size // COLUMNS) * COLUMNS
+        stream[start : start + part.size] = part.reshape(-1)
+    return stream
+
+
+class DecoderState(NamedTuple):
+    """State of a decoder, a value: features (T, C) that no block contains yet; frames in the blocks so far; what the
+    library keeps."""
+
+    features: np.ndarray
+    frames: int
+    memory: np.ndarray
+
+
+class VocosDecoder:
+    """A Vocos by the library, after a refiner of its features. An immutable value.
+
+    Args:
+        vocos, refiner: tensors by the names of `Vocos` and `LatentRefiner`; refiner {}: none.
+        settings: of `VocosConfig`: n_fft, hop_length, upsampling, excitation, padding, sampling_rate.
+        condition: bandwidth id of a Vocos that is conditioned on one.
+
+    Raises:
+        ValueError: tensors are missing, or their shapes do not fit together.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        vocos: Tensors,
+        refiner: Tensors,
+        settings: Mapping[str, Any],
+        condition: int | None = None,
+    ):
+        n_fft, hop = settings["n_fft"], settings["hop_length"] // settings["upsampling"]
+        harmonic, turns = settings["excitation"] == "harmonic", 2 * np.pi * np.arange(n_fft) / n_fft
+        try:
+            size, channels, kernel = vocos["backbone.embed.weight"].shape
+            sizes = dict(size=size, kernel=kernel, ahead=kernel // 2, layers=count_blocks(vocos, "backbone.convnext"))
+            sizes |= dict(inner=len(vocos["backbone.convnext.0.pwconv1.weight"]))
+            if refiner:
+                size, _, kernel = refiner["embed.weight"].shape
+                sizes |= dict(refiner_size=size, refiner_kernel=kernel, refiner_ahead=1)
+                sizes |= dict(refiner_inner=len(refiner["blocks.0.pwconv1.weight"]))
+                sizes |= dict(refiner_layers=count_blocks(refiner, "blocks"))
+            parts = [*(refiner_parts(refiner) if refiner else ()), *vocos_parts(vocos, condition)]
+            self.weights = stream_of(parts)
+        except KeyError as error:
+            raise ValueError(f"The decoder has no tensor {error}: download or save the checkpoint again.") from error
+        self.window = (0.5 - 0.5 * np.cos(turns)).astype(np.float32)
+        self.roots = np.stack((np.cos(turns), np.sin(turns)), 1).astype(np.float32)
+        self.noise = noise_table(n_fft // 2 + 1) if harmonic else np.zeros(0, np.float32)
+        self.library, self.hop_length, self.channels = library, settings["hop_length"], channels
+        self.structure = Vocos(
+            **sizes,
+            channels=channels,
+            n_fft=n_fft,
+            hop=hop,
+            upsampling=settings["upsampling"],
+            harmonic=harmonic,
+            trim=(n_fft - hop) // 2 if settings["padding"] == "same" else n_fft // 2,
+            rate=settings["sampling_rate"],
+            noise_frames=NOISE_FRAMES,
+            **{name: getattr(self, name).ctypes.data for name in ("weights", "window", "roots", "noise")},
+        )
+        self.begin = aligned(library.smalle_vocos_begin(ctypes.byref(self.structure), None), np.uint8)
+        library.smalle_vocos_begin(ctypes.byref(self.structure), address(self.begin))
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        return type(None), ()
+
+    def decode_chunk(
+        self, features: np.ndarray, state: DecoderState | None = None, last: bool = False
+    ) -> tuple[np.ndarray, DecoderState | None]:
+        """Samples (L,) that are complete after features (T, C), T >= 0, and the state to continue with.
+
+        The joined chunks are the same to the last bit whatever the chunks, since they are computed in blocks of fixed
+        sizes. `last`: no chunk will follow; the state is None then.
+        """
+        waiting, frames, before = state or DecoderState(features[:0], 0, self.begin)
+        features, waves = np.concatenate((waiting, features)).astype(np.float32), [np.zeros(0, np.float32)]
+        memory = aligned(len(before), np.uint8)
+        memory[:] = before
+        while (size := block_size(frames)) <= len(features):
+            waves.append(self._decode(features[:size], memory, False))
+            features, frames = features[size:], frames + size
+        if last and (frames or len(features)):
+            waves.append(self._decode(features, memory, True))
+        return np.concatenate(waves), None if last else DecoderState(features, frames, memory)
+
+    def _decode(self, features, memory, last):
+        """Samples (L,) of a block of features (T, C); `memory` is written over."""
+        features, place = np.ascontiguousarray(features), ctypes.byref(self.structure)
+        scratch = aligned(self.library.smalle_vocos_memory(place, len(features)), np.uint8)
+        stack = self.structure
+        ahead = (1 + stack.layers) * stack.ahead + (1 + stack.refiner_layers) * stack.refiner_ahead
+        wave = np.empty((len(features) + ahead + 4) * self.hop_length + 2 * stack.n_fft, np.float32)
+        inputs = place, address(features), len(features), int(last), address(memory)
+        return wave[: self.library.smalle_vocos(*inputs, address(wave), address(scratch))]
