@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..reading.audiobook import Reading, read_aloud
+from ..reading.audiobook import Reading, file_name, read_aloud
 from ..reading.documents import Document, read_document
 from ..reading.lexicon import read_lexicon
+from ..reading.m4b import write_m4b
 from ..reading.soundfiles import FORMATS
 from .checkpoint import add_voice_arguments, check_voice_arguments, load_checkpoint, quality_settings
 
@@ -22,6 +23,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("file", type=Path, help="the document: txt, md, html or epub")
     parser.add_argument("-o", "--output", type=Path, help="folder to write (default: the file's name without suffix)")
     parser.add_argument("--format", choices=FORMATS, default="mp3", help="of the sound files (default: %(default)s)")
+    parser.add_argument("--m4b", action="store_true", help="also put the chapters into one audiobook file")
     parser.add_argument("--list", action="store_true", help="list the chapters and read nothing")
     parser.add_argument("--chapters", metavar="1,3-5", help="read only these chapters")
     parser.add_argument("--textgrid", action="store_true", help="also write the word times as TextGrid for Praat")
@@ -85,8 +87,15 @@ def read(arguments: argparse.Namespace, document: Document) -> tuple[int, float]
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
     with tqdm(total=size, bar_format=layout, smoothing=0.1, file=sys.stderr) as bar:
         bar.set_description_str("reading")
+        paths = []
         for path in read_aloud(document, streamer, arguments.output, reading, numbers, bar.update):
             bar.write(str(path), file=sys.stdout)
+            paths.append(path)
+    if arguments.m4b:
+        titles = [document.chapters[number - 1].title for number in numbers]
+        name = arguments.output / f"{file_name(document.title) or 'book'}.m4b"
+        write_m4b(name, list(zip(titles, paths)), document.title, document.author)
+        print(name)
     return len(numbers), time.perf_counter() - begun
 
 

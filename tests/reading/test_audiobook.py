@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -15,6 +16,7 @@ from smalle.cli import main as cli
 from smalle.reading import audiobook
 from smalle.reading.audiobook import Reading, file_name, read_aloud
 from smalle.reading.documents import Chapter, Document, Paragraph
+from smalle.reading.m4b import write_m4b
 from smalle.streaming_smalle import TextToSpeechStreamer
 
 BOOK = Document(
@@ -164,3 +166,21 @@ def test_titles_become_names_of_files(tmp_path, title):
     name = file_name(title)
     assert len(name) <= 60 and not re.search(r'[/\\:*?"<>|\0\n]', name) and not name.startswith(".")
     (tmp_path / f"1 {name}.wav").touch()
+
+
+def test_chapters_become_one_m4b_with_marks(tmp_path):
+    av = pytest.importorskip("av")
+    chapters = []
+    for number in range(1, 4):
+        chapters.append((f"Chapter {number}", tmp_path / f"{number}.flac"))
+        soundfile.write(chapters[-1][1], 0.1 * np.sin(np.arange(number * 24000) * 0.1), 24000)
+    write_m4b(tmp_path / "book.m4b", chapters, "The Dogs", "Nobody")
+    with av.open(str(tmp_path / "book.m4b")) as file:
+        assert (file.metadata["title"], file.metadata["artist"]) == ("The Dogs", "Nobody")
+        marks = [
+            (x["metadata"]["title"], x["start"] * x["time_base"], x["end"] * x["time_base"]) for x in file.chapters()
+        ]
+        assert marks == [("Chapter 1", 0, 1), ("Chapter 2", 1, 3), ("Chapter 3", 3, 6)]
+        assert sum(frame.samples for frame in file.decode(audio=0)) == pytest.approx(6 * 24000, abs=4096)
+    with pytest.raises(ValueError, match="no chapters"):
+        write_m4b(tmp_path / "none.m4b", [], "", "")
