@@ -67,10 +67,14 @@ class CheckpointEngine:
             pass  # loads the codec and packs the weights, which the first listener need not wait for
 
     def speak(self, text: str, voice: Any, seed: int, word_times: bool, cancelled: threading.Event) -> Iterator[Speech]:
-        chunks = self.processor.stream(
-            self.model, text, voice=voice, seed=seed, cancelled=cancelled, output_timestamps=word_times
-        )
-        return (Speech(x.waveform.numpy(), x.words) if word_times else Speech(x.numpy()) for x in chunks)
+        from ..reading.markup import parse
+        from ..reading.speech import speak
+        from ..streaming_smalle import TextToSpeechStreamer
+
+        streamer = TextToSpeechStreamer(self.model, self.processor)
+        options = {"seed": seed, "cancelled": cancelled, "output_timestamps": word_times}
+        chunks = speak(parse(text), streamer, voice=voice, **options)
+        return (Speech(x.waveform.numpy(), x.words) for x in chunks if len(x.waveform) or x.words)
 
     def encode_voice(self, samples: np.ndarray, sampling_rate: int, transcript: str | None) -> Any:
         if transcript is None and not self.model.config.speaker_layers:
