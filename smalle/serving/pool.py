@@ -53,10 +53,15 @@ class WorkPool:
                     loop.call_soon_threadsafe(items.put_nowait, item)
                 self._seconds += 0.1 * (time.monotonic() - begun - self._seconds)
             finally:
-                loop.call_soon_threadsafe(items.put_nowait, None)
+                loop.call_soon_threadsafe(leave)
+
+        def leave():
+            self._count(-1, 0)
+            self._free.release()
+            items.put_nowait(None)
 
         future = loop.run_in_executor(self._threads, run)
-        future.add_done_callback(self._leave)
+        future.add_done_callback(asyncio.Future.exception)  # where nobody listens any more, nobody has to know
         try:
             while (item := await items.get()) is not None:
                 yield item
@@ -78,12 +83,6 @@ class WorkPool:
             self._count(0, -1)
             raise
         self._count(1, -1)
-
-    def _leave(self, future: asyncio.Future):
-        self._count(-1, 0)
-        self._free.release()
-        if not future.cancelled():
-            future.exception()  # where nobody listens any more, nobody has to know
 
     def _count(self, running: int, waiting: int):
         self.running += running

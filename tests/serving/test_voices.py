@@ -1,0 +1,141 @@
+"""Uploaded voices: made with consent, usable at once, kept or forgotten; a client's names never become paths."""
+
+import io
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+openai = pytest.importorskip("openai")
+pytest.importorskip("fastapi")
+soundfile = pytest.importorskip("soundfile")
+
+SENTENCE = "Good morning, dear listeners."
+
+
+def connect(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+
+
+def speak(client, voice):
+    return client.audio.speech.create(model="tts-1", voice=voice, input=SENTENCE, response_format="pcm").content
+
+
+def upload(client, recording, name="Anna", **fields):
+    return client.audio.voices.create(name=name, audio_sample=recording, **{"consent": "yes", **fields})
+
+
+def listed(client):
+    return {x["id"]: x["name"] for x in client.get("/audio/voices", cast_to=dict)["data"] if x["type"] != "preset"}
+
+
+@pytest.fixture
+def client(server):
+    return connect(server)
+
+
+def test_a_recording_becomes_a_voice_and_is_deleted(client, recording):
+    voice = upload(client, recording)
+    assert re.fullmatch("voice_[0-9a-f]{24}", voice.id) and listed(client)[voice.id] == "Anna"
+    by_id, by_name, other = speak(client, {"id": voice.id}), speak(client, "Anna"), speak(client, "heart")
+    assert by_id == by_name != other
+    assert client.audio.voices.delete(voice.id).deleted
+    for call in (lambda: client.audio.voices.delete(voice.id), lambda: speak(client, {"id": voice.id})):
+        with pytest.raises(openai.NotFoundError):
+            call()
+
+
+def test_a_transcript_makes_a_prompt(client, recording):
+    said = "The river was wide, and nobody knew how deep it was."
+    with_text, without = upload(client, recording, extra_body={"transcript": said}), upload(client, recording)
+    assert speak(client, {"id": with_text.id}) != speak(client, {"id": without.id})
+    for voice in (with_text, without):
+        client.audio.voices.delete(voice.id)
+
+
+def test_voices_on_disk_outlive_the_server_and_others_do_not(serve, recording, tmp_path):
+    folder = tmp_path / "voices"
+    with serve(voices=str(folder)) as server:
+        voice = upload(connect(server), recording)
+        speech = speak(connect(server), {"id": voice.id})
+    with serve(voices=str(folder)) as server, serve(voices=str(folder)) as another:
+        assert speak(connect(server), {"id": voice.id}) == speech
+        connect(another).audio.voices.delete(voice.id)
+        assert not listed(connect(server)) and not list(folder.iterdir())
+    with serve() as server:
+        assert not listed(connect(server))
+
+
+def test_damaged_and_strange_folders_are_not_voices(serve, recording, tmp_path):
+    with serve(voices=str(tmp_path)) as server:
+        voice = upload(connect(server), recording)
+    (tmp_path / voice.id / "voice.safetensors").write_bytes(b"no")
+    for name in ("voice_zz", "notes"):
+        (tmp_path / name).mkdir()
+    with serve(voices=str(tmp_path)) as server:
+        assert not listed(connect(server))
+        with pytest.raises(openai.NotFoundError):
+            connect(server).audio.voices.delete("notes")
+        assert (tmp_path / "notes").is_dir()
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "/etc/passwd", "..", "con:", "💡", "a" * 64])
+def test_any_name_is_only_a_name(serve, recording, tmp_path, name):
+    folder = tmp_path / "inside" / "voices"
+    with serve(voices=str(folder)) as server:
+        voice = upload(connect(server), recording, name=name)
+        assert listed(connect(server)) == {voice.id: name}
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    kept = pathlib.Path("inside", "voices", voice.id)
+    assert sorted(files) == [kept / "about.json", kept / "voice.safetensors"]
+    assert json.loads((tmp_path / kept / "about.json").read_text())["name"] == name
+
+
+def wav(seconds, level=0.3, rate=24000, channels=1):
+    file, noise = io.BytesIO(), np.random.default_rng(0).normal(size=(int(seconds * rate), channels))
+    soundfile.write(file, (level * noise).clip(-1, 1), rate, format="WAV")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "recording, fields, part",
+    [
+        (b"This is a text.", {}, "wav, flac, ogg or mp3"),
+        (b"", {}, "wav, flac, ogg or mp3"),
+        (wav(0.3), {}, "0.3 s"),
+        (wav(31, rate=8000), {}, "more than 30 s"),
+        (wav(2, level=0), {}, "silent"),
+        (wav(2, channels=9), {}, "channels"),
+        (wav(2), {"consent": "no"}, "consent"),
+        (wav(2), {"consent": ""}, "consent"),
+        (wav(2), {"name": " "}, "name"),
+        (wav(2), {"name": "heart"}, "preset"),
+        (wav(2), {"name": "a\nb"}, "printable"),
+        (wav(2), {"extra_body": {"transcript": "?"}}, "nothing to speak"),
+    ],
+)
+def test_what_cannot_be_a_voice_is_refused_with_a_reason(client, recording, fields, part):
+    with pytest.raises(openai.BadRequestError) as caught:
+        upload(client, recording, **fields)
+    assert part in caught.value.body["message"] and not listed(client)
+
+
+def test_headers_that_promise_hours_are_not_believed(client):
+    data = bytearray(wav(2))
+    data[40:44] = (0x7FFFFFF0).to_bytes(4, "little")  # the size of the samples
+    data[4:8] = (0x7FFFFFFF).to_bytes(4, "little")
+    voice = upload(client, bytes(data))  # two seconds, whatever the header says
+    client.audio.voices.delete(voice.id)
+
+
+def test_too_much_is_refused(serve, recording):
+    with serve(max_upload=len(recording) + 10_000, max_voices=1) as server:
+        client = connect(server)
+        with pytest.raises(openai.APIStatusError) as caught:
+            upload(client, recording + bytes(20_000))
+        assert caught.value.status_code == 413 and caught.value.body["type"] == "invalid_request_error"
+        upload(client, recording)
+        with pytest.raises(openai.BadRequestError, match="delete one"):
+            upload(client, recording)
