@@ -14,7 +14,7 @@ from ..saving_smalle import atomic_write, write_json, write_text
 from ..streaming_smalle import TextToSpeechStreamer
 from .captions import WRITERS, Word, written_words
 from .documents import Chapter, Document, Paragraph
-from .markup import Segment, parse_plain
+from .markup import MAX_PAUSE, Segment, check_rate, parse_plain
 from .soundfiles import FORMATS, write_sound
 from .speech import speak
 
@@ -49,6 +49,9 @@ class Reading:
             raise ValueError(f"format={self.format!r}: expected one of {', '.join(FORMATS)}.")
         if unknown := set(self.captions) - set(WRITERS):
             raise ValueError(f"captions={sorted(unknown)}: expected some of {', '.join(WRITERS)}.")
+        if not 0 <= self.paragraph_pause <= MAX_PAUSE:
+            raise ValueError(f"paragraph_pause={self.paragraph_pause:g}: expected 0 to {MAX_PAUSE:g} seconds.")
+        check_rate(self.speed)
 
 
 def read_aloud(

@@ -106,7 +106,8 @@ def cut_at_headings(blocks: Sequence[Block], title: str) -> list[Chapter]:
     levels = [block.level for block in blocks if block.level]
     often = [level for level in sorted(set(levels)) if levels.count(level) > 1]
     deepest = often[0] if often else min(levels, default=0)
-    return cut(blocks, {n: block.text for n, block in enumerate(blocks) if 0 < block.level <= deepest}, title)
+    starts = {n: " ".join(block.text.split()) for n, block in enumerate(blocks) if 0 < block.level <= deepest}
+    return cut(blocks, starts, title)
 
 
 def merge_headings(chapters: Sequence[Chapter]) -> list[Chapter]:

@@ -155,6 +155,10 @@ def test_wrong_readings_are_refused(streamer, tmp_path):
         Reading("aac")
     with pytest.raises(ValueError, match="captions=.'ass'.: expected"):
         Reading(captions=["ass"])
+    with pytest.raises(ValueError, match="paragraph_pause=-1: expected 0 to 60 seconds"):
+        Reading(paragraph_pause=-1)
+    with pytest.raises(ValueError, match="rate=9: expected 0.25 to 4"):
+        Reading(speed=9)
     streamer.processor.default_voice = None
     with pytest.raises(ValueError, match="no default voice: name one"):
         list(read_aloud(BOOK, streamer, tmp_path / "none"))
