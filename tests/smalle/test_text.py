@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from num2words import num2words
 
 from smalle import text_normalization_smalle
-from smalle.text_normalization_smalle import MARKUP, RULES, normalize, spell_number
+from smalle.text_normalization_smalle import MARKUP, RULES, name_emoji, normalize, spell_number
 
 KNOWN = set("!\"'(),-.:;?abcdefghijklmnopqrstuvwxyz")
 SPOKEN = {
@@ -63,6 +63,41 @@ SPOKEN = {
 }
 
 FAULTS = {
+    "A Boeing 747-400, a Boeing 737.": "A Boeing seven forty-seven four hundred, a Boeing seven thirty-seven.",
+    "Blood pressure 120/80 mmHg, BP 135/90": (
+        "Blood pressure one hundred and twenty over eighty millimeters of mercury, "
+        "B P one hundred and thirty-five over ninety."
+    ),
+    "\u20ac2,50, \u20ac1.299,00, 3,50 \u20ac, 10,00 EUR": (
+        "two euros and fifty cents, one thousand two hundred and ninety-nine euros, three euros and fifty cents, "
+        "ten euros."
+    ),
+    "Mix 1:2, won 3:2, John 3:2": "Mix one to two, won three to two, John three two.",
+    "20/20 vision, 1.000.000 people": "twenty twenty vision, one million people.",
+    "3.2e-5": "three point two times ten to the power of minus five.",
+    "10.0.0.1:8080": "one zero dot zero dot zero dot one, port eight zero eight zero.",
+    "WWII, 401(k), A-Z, USB-C": "World War two, four oh one k, A to Z, U S B C.",
+    "1080p, 720p, 50p": "ten eighty p, seven twenty p, fifty pence.",
+    "per km\u00b2, in m\u00b3": "per square kilometer, in cubic meters.",
+    "5\u2605 rating, 2 c. flour": "five star rating, two cups flour.",
+    "Flight BA2490, code #A-1029-XZ, A7-X9, F-16": (
+        "Flight B A two four nine oh, code A, one zero two nine, X Z, A seven, X nine, F-sixteen."
+    ),
+    "Q1-Q3, 10AM-2PM, invoice no. 2024-0098": (
+        "Q one to Q three, ten a m to two p m, invoice number two zero two four, zero zero nine eight."
+    ),
+    "Tue 3/4, Mon.\u2013Wed., ships 12/03": "Tuesday March fourth, Monday to Wednesday, ships December third.",
+    "11,313/km\u00b2, 37.7749\u00b0 N": (
+        "eleven thousand three hundred and thirteen per square kilometer, thirty-seven point seven seven four nine "
+        "degrees north."
+    ),
+    "H. G. Wells and J.R.R. Tolkien left. In the U.S. He did.": (
+        "H G Wells and J R R Tolkien left. In the U S. He did."
+    ),
+    "c. 1450\u20131510, 1,000s, 3.0 x 10^8": (
+        "circa fourteen fifty to fifteen ten, thousands, three point zero times ten to the power of eight."
+    ),
+    "Section 3(a)(ii), a B- grade": "Section three a two, a B minus grade.",
     "Call (555) 123-4567. Or 1-800-555-0199.": (
         "Call five five five, one two three, four five six seven. Or one eight hundred, five five five, oh "
         "one nine nine."
@@ -248,7 +283,7 @@ PROSE = {
     "STOP IT NOW, the IT team": "STOP IT NOW, the I T team.",
     "The PDF, HTML and R&D": "The P D F, H T M L and R and D.",
     "AT&T, a PhD": "A T and T, a P H D.",
-    "an MP3, 4K, A7-X9": "an M P three, four K, A seven-X nine.",
+    "an MP3, 4K, A7-X9": "an M P three, four K, A seven, X nine.",
     "UNESCO and NATO met.": "UNESCO and NATO met.",
     # signs
     "H2O, CO2, C6H12O6, H2SO4": "H two O, C O two, C six H twelve O six, H two S O four.",
@@ -304,7 +339,7 @@ def test_normalizing_twice_changes_nothing(spoken):
 
 
 def test_emoji_are_named_on_demand():
-    assert normalize("Nice \U0001f600, \u2764\ufe0f", KNOWN, emoji=True) == "Nice grinning face, heart."
+    assert normalize(name_emoji("Nice \U0001f600, \u2764\ufe0f"), KNOWN) == "Nice grinning face, heart."
     assert normalize("Nice \U0001f600, \u2764\ufe0f", KNOWN) == "Nice,"
 
 
