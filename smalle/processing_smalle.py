@@ -3,7 +3,7 @@
 import functools
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from .codec_smalle import load_codec
 from .configuration_smalle import AUDIO_EOS, AUDIO_PAD
 from .generation_smalle import delay
 from .saving_smalle import HubMixin, check_file_name, errors_name_the_file, readable_weights, source_options
-from .streaming_smalle import TextToSpeechStreamer, half_of_the_threads
-from .text_normalization_smalle import normalize
+from .streaming_smalle import MAX_CHARACTERS, PARAGRAPH, TextToSpeechStreamer, half_of_the_threads, split_text
+from .text_normalization_smalle import name_emoji, normalize
 from .validation_smalle import INTEGERS, as_tensor
 from .voices_smalle import Voice, load_voice, save_voice
 
@@ -33,13 +33,20 @@ ENCODEC = "encodec"  # EnCodec of the Hub and no folder of the checkpoint
 TOKENIZER_SETTINGS = {"padding": True, "padding_side": "left"}
 Texts = str | Sequence[str] | None
 Transcripts = str | Sequence[str | None] | None
+Lexicon = Mapping[str, str] | str | os.PathLike | None
 VoiceNames = str | os.PathLike | Sequence | None
 
 
 class SmallETextKwargs(TextKwargs, total=False):
-    """Settings of the tokenizer, and normalize_text: normalize texts as English (`text_normalization_smalle`)."""
+    """Settings of the tokenizer, and
+    normalize_text: normalize texts as English (`text_normalization_smalle`).
+    emoji: say the names of emoji, which are left out otherwise.
+    lexicon: how names are said, {word: respelling} or the path of a file of lines "word = respelling".
+    """
 
     normalize_text: bool | None
+    emoji: bool | None
+    lexicon: Lexicon
 
 
 class SmallEProcessorKwargs(ProcessingKwargs, total=False):
@@ -47,7 +54,7 @@ class SmallEProcessorKwargs(ProcessingKwargs, total=False):
 
     text_kwargs: SmallETextKwargs
     _defaults = {
-        "text_kwargs": {**TOKENIZER_SETTINGS, "normalize_text": True},
+        "text_kwargs": {**TOKENIZER_SETTINGS, "normalize_text": True, "emoji": False, "lexicon": None},
         "common_kwargs": {"return_tensors": "pt"},
     }
 
@@ -83,6 +90,45 @@ def as_list(value: Any) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def named_texts(text: Any, emoji: bool | None = False, lexicon: Lexicon = None) -> list[tuple[str, str]]:
+    """Each text with its name in errors, after the settings of a call that change its words."""
+    if not isinstance(text, str) and (
+        not isinstance(text, (list, tuple)) or not text or not all(isinstance(one, str) for one in text)
+    ):
+        raise ValueError(f"text={text!r}: expected a string or a list of strings.")
+    named = [("text", text)] if isinstance(text, str) else [(f"text[{n}]", one) for n, one in enumerate(text)]
+    return [(name, respell(name_emoji(one) if emoji else one, lexicon)) for name, one in named]
+
+
+def read_lexicon(path: str | os.PathLike) -> dict[str, str]:
+    """{word: respelling} of a file with a line "word = respelling" for each; lines that begin with # are comments."""
+    entries = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"lexicon={str(path)!r} cannot be read: expected a text file in UTF-8.") from error
+    for number, line in enumerate(lines, 1):
+        word, sign, respelling = (part.strip() for part in line.partition("="))
+        if line.strip() and not line.startswith("#"):
+            if not word or not sign or not respelling:
+                raise ValueError(f"{path}, line {number}, is {line!r}: expected 'word = respelling'.")
+            entries[word] = respelling
+    return entries
+
+
+def respell(text: str, lexicon: Lexicon) -> str:
+    """A text in which the words of a lexicon are respelled, in capitals or not; of two that begin alike the longer."""
+    if lexicon is None:
+        return text
+    entries = read_lexicon(lexicon) if isinstance(lexicon, (str, os.PathLike)) else lexicon
+    if not isinstance(entries, Mapping) or not all(isinstance(x, str) and x for pair in entries.items() for x in pair):
+        raise ValueError(f"lexicon={lexicon!r}: expected {{word: respelling}}, or the path of such a file.")
+    spoken = {word.lower(): respelling for word, respelling in entries.items()}
+    words = "|".join(re.escape(word) for word in sorted(spoken, key=len, reverse=True))
+    pattern = rf"(?<!\w)(?:{words})(?!\w)" if spoken else "(?!)"
+    return re.sub(pattern, lambda match: spoken[match[0].lower()], text, flags=re.IGNORECASE)
+
+
 @functools.lru_cache(maxsize=4)
 def characters_of(tokenizer, size: int) -> frozenset[str]:
     """The characters that a tokenizer of `size` tokens knows, without its special tokens."""
@@ -107,7 +153,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     _auto_class: Any = "AutoProcessor"
     valid_processor_kwargs: Any = SmallEProcessorKwargs
-    model_input_names = ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
+    model_input_names = ["input_ids", "attention_mask", "piece_ids", "audio_codes", "audio_attention_mask"]
 
     def __init__(
         self,
@@ -301,13 +347,38 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
         return text
 
-    def prepare_texts(self, text: Texts, normalize_text: bool = True) -> list[str]:
-        """`prepare_text` of one text or several."""
-        if isinstance(text, str):
-            return [self.prepare_text(text, normalize_text)]
-        if not isinstance(text, (list, tuple)) or not text or not all(isinstance(one, str) for one in text):
-            raise ValueError(f"text={text!r}: expected a string or a list of strings.")
-        return [self.prepare_text(one, normalize_text, f"text[{index}]") for index, one in enumerate(text)]
+    def split_text(
+        self,
+        text: str,
+        prompt: Voice,
+        normalize_text: bool = True,
+        name: str = "text",
+        max_characters: int = MAX_CHARACTERS,
+        max_tokens: int | None = None,
+    ) -> list[str]:
+        """Pieces of a text as the tokenizer gets them, cut at the ends of sentences where that is possible.
+
+        Args:
+            prompt: the voice, behind whose transcript each piece is read.
+            name: of the text in errors.
+            max_characters: of a piece. max_tokens: of the transcript and a piece; None: the tokenizer's own limit.
+        """
+        limit = self.tokenizer.model_max_length if max_tokens is None else max_tokens
+
+        def fits(piece: str) -> bool:
+            joined = self.prompted_text(prompt, piece)
+            short = len(joined) + 3 <= limit  # with the special tokens
+            return len(piece) <= max_characters and (short or len(self.tokenizer(joined)["input_ids"]) <= limit)
+
+        if not normalize_text:
+            paragraphs = PARAGRAPH.split(self.prepare_text(text, False, name))
+        elif fits(spelled := self.spell_out(text)):
+            paragraphs = [spelled]
+        else:
+            paragraphs = [self.spell_out(paragraph) for paragraph in PARAGRAPH.split(text)]
+        pieces = [piece for paragraph in paragraphs for piece in split_text(paragraph, fits)]
+        pieces = [piece for piece in pieces if any(map(str.isalpha, piece))]
+        return pieces or [self.normalize(text, name)]  # which raises the error
 
     # --- model inputs
 
@@ -331,19 +402,24 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 embedding is taken (models with a speaker encoder). One, or one for each recording.
             output_labels: return a training batch; `audio` is then the recording of each text.
             **kwargs: sampling_rate of samples in `audio`, Hz; normalize_text=False for texts that are already spelled
-                out or in another language; settings of the tokenizer. Flat, or in text_kwargs and audio_kwargs.
+                out or in another language; emoji=True to say their names; lexicon, how names are said (`respell`);
+                settings of the tokenizer. Flat, or in text_kwargs and audio_kwargs.
 
         Returns:
-            input_ids, attention_mask (B, N), padded on the left; and, depending on the voice, undelayed codes:
+            input_ids, attention_mask (B, N), padded on the left; piece_ids (B, N), the piece of the text that each
+            token belongs to (`split_text`), 0 for other tokens; and, depending on the voice, undelayed codes:
             audio_codes (B, P, Q), audio_attention_mask (B, P) of a recording with transcript, speaker_codes (B, P, Q),
             speaker_attention_mask (B, P) of one without; initial_state (B, S) of a tuned voice, zeros for other rows.
             With output_labels: input_ids, attention_mask and the result of `teacher_forcing`.
         """
         settings = self._settings(kwargs)
-        normalize_text = settings["text_kwargs"].pop("normalize_text")
+        normalize_text, *wording = (
+            settings["text_kwargs"].pop(name) for name in ("normalize_text", "emoji", "lexicon")
+        )
+        named = named_texts(text, *wording)
         sampling_rate = settings["audio_kwargs"].get("sampling_rate")
-        texts = self.prepare_texts(text, normalize_text)
         if output_labels:
+            texts = [self.prepare_text(one, normalize_text, name) for name, one in named]
             if voice is not None or audio_text is not None:
                 raise ValueError("output_labels takes no voice and no audio_text: give text and audio, its recording.")
             recordings = [audio] if is_one_recording(audio) else audio
@@ -351,8 +427,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 raise ValueError(f"{len(texts)} texts with output_labels: expected audio, one recording for each text.")
             codes = [self._encode(one, sampling_rate) for one in recordings]
             return BatchFeature({**self._tokens(texts, settings["text_kwargs"]), **teacher_forcing(codes)})
-        prompts = self.prompts(len(texts), voice, audio, audio_text, sampling_rate, normalize_text)
-        return self.model_inputs(texts, prompts, **settings["text_kwargs"])
+        prompts = self.prompts(len(named), voice, audio, audio_text, sampling_rate, normalize_text)
+        pieces = [self.split_text(one, prompt, normalize_text, name) for (name, one), prompt in zip(named, prompts)]
+        return self.model_inputs(pieces, prompts, **settings["text_kwargs"])
 
     def _settings(self, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """The settings of a call, sorted into text_kwargs and audio_kwargs."""
@@ -403,9 +480,18 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """What the model reads: the transcript of the prompt, then the text."""
         return " ".join(filter(None, (prompt.text, text)))
 
-    def model_inputs(self, texts: Sequence[str], prompts: Sequence[Voice], **text_kwargs) -> BatchFeature:
-        """What `__call__` returns for prepared texts and the `Voice` of each."""
-        data = self._tokens([self.prompted_text(*pair) for pair in zip(prompts, texts)], text_kwargs)
+    def model_inputs(
+        self, texts: Sequence[str | Sequence[str]], prompts: Sequence[Voice], **text_kwargs
+    ) -> BatchFeature:
+        """What `__call__` returns for prepared texts, each a string or a list of pieces, and the `Voice` of each."""
+        pieces = [as_list(text) for text in texts]
+        joined = [self.prompted_text(prompt, " ".join(text)) for prompt, text in zip(prompts, pieces)]
+        data = self._tokens(joined, {**text_kwargs, "return_offsets_mapping": True})
+        ends = data.pop("offset_mapping")[..., 1]  # of each token, in characters; 0 for special ones
+        data["piece_ids"] = torch.zeros_like(data["input_ids"])
+        for ids, end, text, whole in zip(data["piece_ids"], ends, pieces, joined):
+            begins = len(whole) - torch.tensor([len(piece) + 1 for piece in text]).flip(0).cumsum(0).flip(0) + 1
+            ids[:] = torch.searchsorted(begins, end - 1, right=True)
         for name, with_text in {"audio": True, "speaker": False}.items():
             recordings = [voice.codes if bool(voice.text) == with_text else None for voice in prompts]
             if any(codes is not None for codes in recordings):
@@ -487,15 +573,21 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     def stream(self, model: Any, text: str, **options) -> Iterator[Tensor]:
         """Yields waveforms (L,) of a text of any length while it is spoken.
 
-        Options of `TextToSpeechStreamer` and of its `stream`.
+        Options of `TextToSpeechStreamer` and of its `stream`, and emoji and lexicon of the call.
         """
         streamer, options = self._streamer(model, options)
-        return streamer.stream(text, **options)
+        return streamer.stream(self._reworded(text, options), **options)
 
     def astream(self, model: Any, text: str, **options) -> AsyncIterator[Tensor]:
         """`stream` for an event loop: `async for wave in processor.astream(model, text)`."""
         streamer, options = self._streamer(model, options)
-        return streamer.astream(text, **options)
+        return streamer.astream(self._reworded(text, options), **options)
+
+    @staticmethod
+    def _reworded(text: str, options: dict[str, Any]) -> str:
+        """The text of a stream after the options that change its words, which are taken out."""
+        wording = [options.pop(name, default) for name, default in (("emoji", False), ("lexicon", None))]
+        return named_texts(text, *wording)[0][1] if isinstance(text, str) else text
 
     def _streamer(self, model: Any, options: dict[str, Any]) -> tuple[TextToSpeechStreamer, dict[str, Any]]:
         own = {name: options.pop(name) for name in ("chunk_frames", "max_characters") if name in options}
@@ -510,14 +602,16 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         voice: VoiceNames = None,
         audio_text: Transcripts = None,
         normalize_text: bool = True,
+        emoji: bool = False,
+        lexicon: Lexicon = None,
     ) -> list[list[dict[str, Any]]]:
         """When each word was said.
 
         Args:
             output: of `generate(..., output_alignments=True, return_dict_in_generate=True)`, or its alignments
                 (B, T, N) if all rows have the same length.
-            text, voice, audio_text, normalize_text: as in the call; audio_text is "" for a recording without
-                transcript. With num_return_sequences, one text for each group of rows.
+            text, voice, audio_text, normalize_text, emoji, lexicon: as in the call; audio_text is "" for a
+                recording without transcript. With num_return_sequences, one text for each group of rows.
 
         Returns:
             for each row, {"word", "start", "end"} of the words of the normalized text, in seconds from the start of the
@@ -531,7 +625,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
         batch, steps, _ = alignments.shape
         lengths = [steps] * batch if torch.is_tensor(output) else output.lengths.tolist()
-        texts = self.prepare_texts(text, normalize_text)
+        texts = named_texts(text, emoji, lexicon)
         if audio_text is None:
             said = [prompt.text for prompt in self.prompts(len(texts), voice)]
         else:
@@ -544,9 +638,12 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
         if not batch or batch % len(texts):
             raise ValueError(f"{batch} rows of alignments for {len(texts)} texts: give the texts that were spoken.")
-        group = batch // len(texts)
+        pairs = [
+            (words, " ".join(self.split_text(one, Voice(text=words), normalize_text, name)))
+            for words, (name, one) in zip(said, texts)
+        ]
         return [
-            self._word_times(alignments[row, :length].float().cpu().numpy(), said[row // group], texts[row // group])
+            self._word_times(alignments[row, :length].float().cpu().numpy(), *pairs[row * len(texts) // batch])
             for row, length in enumerate(lengths)
         ]
 

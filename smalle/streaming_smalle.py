@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import re
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,49 +12,19 @@ import torch
 from torch import Tensor
 
 from .generation_smalle import seeded
+from .text_normalization_smalle import split_text as split_text
+from .text_tables_smalle import BREAKS as BREAKS
+from .text_tables_smalle import MAX_CHARACTERS
+from .text_tables_smalle import PARAGRAPH as PARAGRAPH
 from .vocos_smalle import block_sizes
 from .voices_smalle import Voice
 
 CHARACTERS_PER_SECOND = 15  # of read English
-MAX_CHARACTERS = 100  # of a piece, about 6 seconds: models are trained on utterances, not on chapters
-PARAGRAPH = re.compile(r"\n\s*\n")
-TITLES = "".join(rf"(?<!\b{title}\.)" for title in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "[A-Z]"))
-BREAKS = (  # where a text may be cut, the best places first
-    re.compile(rf"""{TITLES}(?:(?<=[.!?])|(?<=[.!?]["')]))\s+(?=["'(]?[A-Z])"""),
-    re.compile(r"""(?:(?<=[.!?;:])|(?<=[.!?;:]["')]))\s+"""),
-    re.compile(r"(?<=,)\s+"),
-    re.compile(r"\s+"),
-)
 
 
 def expected_frames(text: str, frame_rate: float) -> int:
     """About how many frames reading a text takes."""
     return int(len(text) / CHARACTERS_PER_SECOND * frame_rate) + 1
-
-
-def frame_limit(text: str, frame_rate: float, most: int) -> int:
-    """Frames that a text may take: four times as many as expected and two seconds, but at most `most`."""
-    return min(4 * expected_frames(text, frame_rate) + int(2 * frame_rate), most)
-
-
-def split_text(text: str, fits: Callable[[str], bool], breaks: tuple[re.Pattern, ...] = BREAKS) -> list[str]:
-    """Cuts a text into few pieces that fit, at the best possible breaks. Raises ValueError where no character fits."""
-    if fits(text):
-        return [text]
-    if len(text) < 2:
-        raise ValueError(
-            "No room for text: the prompt's transcript fills max_text_tokens. Use a voice with a shorter transcript."
-        )
-    if not breaks:
-        return split_text(text[: len(text) // 2], fits, ()) + split_text(text[len(text) // 2 :], fits, ())
-    pieces: list[str] = []
-    for part in breaks[0].split(text):
-        joined = f"{pieces[-1]} {part}" if pieces else part
-        if pieces and fits(joined):
-            pieces[-1] = joined
-        else:
-            pieces += [part] if fits(part) else split_text(part, fits, breaks[1:])
-    return pieces
 
 
 class TimedSpeech(NamedTuple):
@@ -117,7 +86,9 @@ class TextToSpeechStreamer:
             output_timestamps: yield `TimedSpeech` in place of waveforms. The times of a word are known when its piece
                 has been generated.
             progress, **settings: of `generate()`, except num_return_sequences and max_time; max_new_tokens is that of
-                one piece. best_of is 1 unless it is given here; with more, a piece is one chunk.
+                one piece. best_of is 1 unless it is given here; with more, a piece is one chunk. max_retries: if it is
+                given here, for all pieces, which are then one chunk each; None: that of the checkpoint, for all pieces
+                but the first, which is heard while it is spoken.
 
         Raises:
             ValueError: the text or the voice cannot be spoken; at once, not with the first waveform.
@@ -157,20 +128,8 @@ class TextToSpeechStreamer:
 
     def split(self, text: str, prompt: Voice, normalize_text: bool = True) -> list[str]:
         """Pieces of a text as the tokenizer gets them, each short enough to be read behind the prompt's transcript."""
-        tokenizer, limit = self.processor.tokenizer, self.model.config.max_text_tokens
-
-        def fits(piece):
-            joined = self.processor.prompted_text(prompt, piece)
-            return len(piece) <= self.max_characters and len(tokenizer(joined)["input_ids"]) <= limit
-
-        paragraphs = PARAGRAPH.split(text)
-        if normalize_text:
-            paragraphs = [self.processor.spell_out(paragraph) for paragraph in paragraphs]
-        else:
-            self.processor.prepare_text(text, False)  # refuses what the tokenizer does not know
-        pieces = [piece for paragraph in paragraphs for piece in split_text(paragraph, fits)]
-        pieces = [piece for piece in pieces if any(map(str.isalpha, piece))]
-        return pieces or [self.processor.normalize(text)]  # which raises the error
+        limits = {"max_characters": self.max_characters, "max_tokens": self.model.config.max_text_tokens}
+        return self.processor.split_text(text, prompt, normalize_text, **limits)
 
     def _generate(
         self, pieces: list[str], prompt: Voice, seed: int | torch.Generator | None, settings: dict[str, Any]
@@ -179,16 +138,17 @@ class TextToSpeechStreamer:
         model, generator, embeddings = self.model, seeded(seed, self.model.device), None
         begun = 0  # frames before the piece
         defaults = settings.get("generation_config") or model.generation_config
-        frame_rate = model.config.frame_rate
-        most = settings.pop("max_new_tokens", None) or defaults.max_new_tokens or int(60 * frame_rate)
-        for piece in pieces:
+        settings = {**settings, "seed": generator}
+        retries = settings.pop("max_retries", None)
+        later = getattr(defaults, "max_retries", None) or 0  # the first piece is heard while it is spoken
+        for number, piece in enumerate(pieces):
             inputs = self.processor.model_inputs([piece], [prompt]).to(model.device)
             if "speaker_codes" in inputs:  # long, and the same for all pieces
                 reference = inputs.pop("speaker_codes"), inputs.pop("speaker_attention_mask", None)
                 embeddings = model.encode_speaker(*reference) if embeddings is None else embeddings
                 inputs["speaker_embeddings"] = embeddings
-            limit = frame_limit(piece, frame_rate, most)
-            outputs = self._generate_piece({**inputs, **settings, "seed": generator, "max_new_tokens": limit})
+            settings["max_retries"] = retries if retries is not None else later if number else 0
+            outputs = self._generate_piece({**inputs, **settings})
             without_voice, spoken = prompt.codes is None and not prompt.state, []
             alignments: list[Any] = []
             # in an expression, so that no state outlives its piece
@@ -206,12 +166,12 @@ class TextToSpeechStreamer:
                 prompt = Voice(torch.cat(spoken), piece)
 
     def _generate_piece(self, call: dict[str, Any]) -> Iterator[Any]:
-        """Outputs of the model for one piece: in chunks, or with best_of at once, as the best is known at the end."""
-        if call.get("best_of", 1) == 1:
+        """Outputs of the model for one piece: in chunks, or at once where the best of several readings is chosen."""
+        if call.get("best_of", 1) == 1 and not call["max_retries"]:
             yield from self.model.stream(**call)
         else:
             del call["chunk_frames"]
-            yield self.model.generate(**call, return_dict_in_generate=True)
+            yield self.model.generate(**{"best_of": 1, **call}, return_dict_in_generate=True)
 
     def _words(self, alignment: Tensor, piece: str, prompt: Voice, begun: int) -> list[dict[str, Any]]:
         """The words of a piece that begins after `begun` frames, by its alignment (T, N)."""
