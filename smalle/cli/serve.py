@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="smalle serve", description=__doc__)
     add = parser.add_argument
     add("--model", help="checkpoint: folder or Hub name (default: $SMALLE_MODEL, else the embedded one)")
+    add("--lexicon", metavar="FILE", help="respellings of names: a line WORD = RESPELLING each")
     add("--host", default=DEFAULTS.host, help="address to listen at (default: %(default)s, this machine alone)")
     add("--port", type=int, default=8000, help="default: %(default)s; 0: any free one")
     add("--api-key", action="append", default=[], metavar="KEY", help="clients must send this key; may be repeated")

@@ -49,7 +49,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         ValueError: the checkpoint cannot be loaded.
     """
     settings = settings or Settings()
-    service = SpeechService(engine or CheckpointEngine(settings.model), settings)
+    service = SpeechService(engine or CheckpointEngine(settings.model, settings.lexicon), settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -49,13 +49,19 @@ class Engine(Protocol):
 class CheckpointEngine:
     """Runs a checkpoint in this process, each speech on one core."""
 
-    def __init__(self, model: str | None = None):
-        """Loads a checkpoint: a folder or a Hub name; None: the default one. Raises ValueError if it cannot."""
+    def __init__(self, model: str | None = None, lexicon: str | None = None):
+        """Loads a checkpoint: a folder or a Hub name; None: the default one. lexicon: file of respellings, or None.
+
+        Raises:
+            ValueError: one of them cannot be read.
+        """
         import torch
 
         from ..cli.checkpoint import check_checkpoint, default_checkpoint, load_checkpoint
+        from ..reading.lexicon import read_lexicon
 
         torch.set_num_threads(1)  # several speeches at once share the cores
+        self.lexicon = read_lexicon(lexicon) if lexicon else {}
         source = model or default_checkpoint()
         check_checkpoint(source)
         self.processor, self.model = load_checkpoint(source)
@@ -69,10 +75,14 @@ class CheckpointEngine:
     def speak(self, text: str, voice: Any, seed: int, word_times: bool, cancelled: threading.Event) -> Iterator[Speech]:
         from ..reading.markup import parse
         from ..reading.speech import speak
-        from ..streaming_smalle import TextToSpeechStreamer
+        from ..streaming_smalle import Cancelled, TextToSpeechStreamer
+
+        def step(_: int):
+            if cancelled.is_set():
+                raise Cancelled
 
         streamer = TextToSpeechStreamer(self.model, self.processor)
-        options = {"seed": seed, "cancelled": cancelled, "output_timestamps": word_times}
+        options = {"seed": seed, "progress": step, "output_timestamps": word_times, "lexicon": self.lexicon}
         chunks = speak(parse(text), streamer, voice=voice, **options)
         return (Speech(x.waveform.numpy(), x.words) for x in chunks if len(x.waveform) or x.words)
 

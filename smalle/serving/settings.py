@@ -19,6 +19,7 @@ class Settings:
     """Settings of `smalle.serving.app.create_app`; `smalle serve --help` describes the options behind them.
 
     model: checkpoint, a folder or a Hub name; None: the default one.
+    lexicon: file of respellings of names; None: none.
     host: where the server listens. Without api_keys and `public`, requests must name it or the loopback address.
     streams: texts that are spoken at once. queue: requests that may wait for their turn.
     max_characters: of a text. max_upload: bytes of a request. max_recording: seconds of a recording.
@@ -28,6 +29,7 @@ class Settings:
     """
 
     model: str | None = None
+    lexicon: str | None = None
     host: str = LOOPBACK[0]
     streams: int = dataclasses.field(default_factory=available_cores)
     queue: int = 32

@@ -88,6 +88,14 @@ def test_speed_changes_the_length_and_the_times_of_words(client, wave):
     assert last[0] == pytest.approx(4 * last[1])
 
 
+def test_pauses_in_the_text_are_kept_and_what_follows_is_said(client, wave):
+    timed = {"response_format": "pcm", "extra_body": {"timestamp_granularities": ["word"]}}
+    received = events(client, input=f"{SENTENCE} [pause 2s] {SENTENCE}", **timed)
+    words = [word for x in received if "words" in x for word in x["words"]]
+    assert [word["word"] for word in words] == ["Good", "morning", "dear", "listeners"] * 2
+    assert words[4]["start"] >= words[3]["end"] + 2
+
+
 def test_seed_changes_the_reading(client):
     one, again, other = (speak(client, response_format="pcm", extra_body={"seed": seed}) for seed in (0, 0, 1))
     assert one == again != other
