@@ -1,0 +1,144 @@
+"""Mutation testing: changes one place of the code at a time and counts the changes that the tests notice.
+
+  python -m tests.reliability.mutation [MODULE ...] [--sample 150] [--seed 0]
+
+cosmic-ray makes the mutants (pip install 'smalle[reliability]'), of functions alone, without those that cannot matter:
+annotations, and `is` for `==`. Each runs its module's tests in a fork of this process, which has imported PyTorch and
+transformers already, in a copy of the tree. Prints the survivors; exits with 1 where less than 90 % are killed.
+"""
+
+import argparse
+import ast
+import importlib
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+ROOT = Path(__file__).parents[2]
+TREE = "smalle", "tests", "pyproject.toml"
+IMPORTED = "torch numpy transformers hypothesis pytest num2words soundfile soxr safetensors.torch huggingface_hub yaml"
+LEFT_OUT = "Variable", "Is", "Decorator", "Exception"  # operators whose mutants are mostly the same program, or none
+TESTS = {  # module: its functions (none: all) and the tests that have to notice
+    "alignment_smalle": ((), "tests/smalle/test_timestamps.py"),
+    "audio_smalle": ((), "tests/smalle/test_sound_files.py tests/smalle/test_recordings.py"),
+    "generation_smalle": (
+        tuple("delay undelay undelay_steps sampling_settings penalise_repetition warp draw guide force_tails".split()),
+        "tests/smalle/test_generation.py",
+    ),
+    "linear_attention_smalle": ((), "tests/smalle/test_recurrence.py"),
+    "text_normalization_smalle": (("spell_digits", "_words", "spell_number", "_plural"), "tests/smalle/test_text.py"),
+}
+PATIENCE = 5  # times as long as the tests of the code as it is: what takes longer is killed
+
+
+class Mutant(NamedTuple):
+    line: int
+    column: int
+    operator: str
+    occurrence: int
+
+
+def computing(source: str, functions: tuple[str, ...]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where the bodies of functions begin and end: of these, or of all."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and (not functions or node.name in functions):
+            yield (node.body[0].lineno, 0), (node.end_lineno or 0, node.end_col_offset or 0)
+
+
+def mutants(source: str, functions: tuple[str, ...]) -> list[list[Mutant]]:
+    """The mutants of each place of a module."""
+    bodies, places, nodes = list(computing(source, functions)), {}, list(ast_nodes(get_ast(source)))
+    for name in operator_names():
+        if any(word in name.partition("/")[2] for word in LEFT_OUT):
+            continue
+        operator, occurrence = get_operator(name)(), 0
+        for node in nodes:
+            for start, _ in operator.mutation_positions(node):
+                if any(first <= start <= last for first, last in bodies):
+                    places.setdefault(start, []).append(Mutant(*start, name, occurrence))
+                occurrence += 1
+    return [places[place] for place in sorted(places)]
+
+
+def tests_fail(tree: Path, tests: list[str], seconds: float) -> bool:
+    """Whether tests of a tree fail, or take longer, in a forked process."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1] != 0
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    code = 1
+    try:
+        os.chdir(tree)
+        sys.dont_write_bytecode = True
+        sys.path[:] = [str(tree), *(path for path in sys.path if path and Path(path).resolve() != ROOT)]
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "smalle")]:
+            del sys.modules[name]
+        silent = os.open(os.devnull, os.O_RDWR)
+        os.dup2(silent, 1), os.dup2(silent, 2)
+        import pytest
+
+        code = pytest.main(["-x", "-p", "no:cacheprovider", *tests])
+    finally:
+        os._exit(code)
+
+
+def check(tree: Path, name: str, sample: int, seed: int) -> tuple[int, list[str]]:
+    """Tests mutants of a module. Returns how many there were, and the survivors in words."""
+    functions, tests = TESTS[name]
+    path = tree / "smalle" / f"{name}.py"
+    source, survivors, begun = path.read_text(), [], time.monotonic()
+    if tests_fail(tree, tests.split(), 3600):
+        raise SystemExit(f"{tests}: these fail without a mutant; expected tests that pass.")
+    seconds, random_ = PATIENCE * (time.monotonic() - begun) + 10, random.Random(seed)
+    places = mutants(source, functions)
+    chosen = [random_.choice(each) for each in random_.sample(places, min(sample, len(places)))]
+    for number, mutant in enumerate(sorted(chosen), 1):
+        changed = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
+        path.write_text(changed)
+        if not tests_fail(tree, tests.split(), seconds):
+            before, after = (text.splitlines()[mutant.line - 1].strip() for text in (source, changed))
+            survivors.append(f"{name}.py:{mutant.line}: {before}  ->  {after}")
+            print(survivors[-1], flush=True)
+        print(f"{name}: {number} of {len(chosen)}, {len(survivors)} survive", end="\r", file=sys.stderr)
+    path.write_text(source)
+    return len(chosen), survivors
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"some of {', '.join(TESTS)} (default: all)")
+    parser.add_argument("--sample", type=int, default=150, help="places of each module, at random (default: 150)")
+    parser.add_argument("--seed", type=int, default=0, help="of that choice (default: 0)")
+    arguments = parser.parse_args()
+    os.environ["CI"] = "true"  # hypothesis draws the same examples in each run
+    for name in IMPORTED.split():
+        importlib.import_module(name)
+    count, alive = 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "tree")
+        for name in TREE:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+            tree.mkdir(exist_ok=True)
+            copy(ROOT / name, tree / name)
+        for name in arguments.modules or TESTS:
+            tested, survivors = check(tree, name, arguments.sample, arguments.seed)
+            count, alive = count + tested, alive + len(survivors)
+            print(f"{name}: {tested - len(survivors)} of {tested} killed", flush=True)
+    print(f"{count - alive} of {count} killed: {100 * (count - alive) / count:.0f} %")
+    return int(alive > 0.1 * count)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
