@@ -10,27 +10,43 @@ import ctypes
 import hashlib
 import math
 import mmap
+import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
-from .attention_smalle import rotary, sinusoids
 from .cache_smalle import MAX_PENDING, PendingUpdates, SmallEState, split_state
+from .configuration_smalle import NUM_AUDIO_SPECIALS
 from .linear_attention_smalle import MIN_LOG_DECAY
-from .native_smalle import Step, Text, load_library
+from .native_smalle import (
+    LARGE_STATE,
+    LAYER_NORM,
+    MAX_VECTORS,
+    RMS_NORM,
+    SMALL,
+    Step,
+    Text,
+    embed_codes,
+    encode_speaker,
+    load_library,
+    position_table,
+    rotary_tables,
+    speaker_names,
+    step_names,
+    text_names,
+    working_memory,
+)
 from .validation_smalle import check_finite
 
 RUNTIMES = "auto", "torch", "native"
-LAYER_NORM, RMS_NORM = 1, 2  # kinds of norms in packed weights
 BAND = 64  # a state with pending updates has a multiple of so many columns
-SMALL = 2**15  # matrices with fewer entries stay in single precision: gates and positions, which gain nothing
-LARGE_STATE = 2**16  # values of a block's state from which on it has pending updates; smaller ones stay in a CPU cache
-MAX_VECTORS = 256  # frames times rows of one call, which bounds its working memory
 HUGE_PAGE = 2**21  # bytes of a large page of memory, in which weights are read a third faster
 
 logger = logging.get_logger(__name__)
@@ -87,6 +103,18 @@ def encode_text(
     if initial_state is None:
         return state
     return replace(state, recurrent=split_state(initial_state, zero_states(model.config, len(mask))))
+
+
+def encode_speakers(model: Any, recordings: list[Tensor]) -> Tensor:
+    """Speaker embeddings (B, D) of recordings (P, Q), undelayed codes, by the runtime of the model."""
+    weights = native_weights(model)
+    if weights is None or not model.config.speaker_layers:  # which refuses recordings
+        padded = pad_sequence(recordings, batch_first=True, padding_value=-1)
+        return model.model.encode_speaker(padded.clamp(min=0), padded[..., 0] != -1)
+    config, table = model.config, model.model.audio_embedding.weight.detach().numpy()
+    frames = [embed_codes(table, x.numpy() + NUM_AUDIO_SPECIALS, config.audio_vocab_size) for x in recordings]
+    stream = weights.speaker.numpy()
+    return torch.from_numpy(np.stack([encode_speaker(weights.library, config, stream, x) for x in frames]))
 
 
 def start_steps(model: Any, state: Any, alignments: bool, unchanged: bool = False) -> "TorchSteps":
@@ -174,68 +202,40 @@ class MemoryPool:
         return memory
 
 
-def text_parts(model: Any) -> Iterator[tuple]:
-    """Layers of the text encoder in the order in which it reads their weights, with what they are multiplied by."""
-    body, attention = model.model, model.model.cross_attention
-    for layer in body.text_encoder:
-        yield from ((x,) for x in (layer.norm1, layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj))
-        yield from feed_forward_parts(layer)
-    yield from ((x,) for x in (body.text_norm, attention.k_proj, attention.k_norm, attention.v_proj, attention.v_norm))
+def layers_of(model: Any, names: Iterable[tuple[str, float]]) -> list[tuple[Any, float]]:
+    """Layers by their names, with what they are multiplied by; one that is not there is an identity."""
+    return [(model.get_submodule(name) if not name.endswith("none") else nn.Identity(), x) for name, x in names]
 
 
-def step_parts(model: Any) -> Iterator[tuple]:
-    """As `text_parts`, of a decode step."""
-    body, attention = model.model, model.model.cross_attention
-    for block in body.audio_encoder:
-        yield from block_parts(block)
-    yield from ((x,) for x in (body.audio_encoder_norm, attention.q_proj, attention.q_norm))
-    yield from block_parts(attention.position_block)
-    yield (attention.position_norm,)
-    for block in body.audio_decoder:
-        yield from block_parts(block)
-    yield from ((x,) for x in (body.audio_norm, model.head))
-
-
-def block_parts(block: Any) -> Iterator[tuple]:
-    mixer = block.mixer
-    yield (block.norm1,)
-    yield (mixer.q_proj, mixer.scale)
-    yield from ((x,) for x in (mixer.k_proj, mixer.v_proj, mixer.g_proj, mixer.decay_down_proj, mixer.decay_up_proj))
-    yield from ((x,) for x in (mixer.norm, mixer.o_proj))
-    yield from feed_forward_parts(block)
-
-
-def feed_forward_parts(layer: Any) -> Iterator[tuple]:
-    return ((x,) for x in (layer.norm2, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj))
-
-
-def pack_part(library: ctypes.CDLL, layer: Any, scale: float, to: int | None) -> int:
-    """Packs a norm or a linear layer, times a number, to an address, or nowhere; returns the bytes that it takes."""
+def pack_part(library: ctypes.CDLL, layer: Any, scale: float, small: int, to: int | None) -> int:
+    """Packs a norm or a linear layer, times a number, to an address, or nowhere; returns the bytes that it takes.
+    small: entries from which on a matrix is in 8 bits."""
     weight, bias = (
         None if x is None else x.detach().contiguous() for x in (getattr(layer, n, None) for n in ("weight", "bias"))
     )
     places = [None if x is None else pointer(x) for x in (weight, bias)]
     if isinstance(layer, nn.Linear):
         columns, rows = layer.weight.shape
-        eight = rows * columns >= SMALL
+        eight = rows * columns >= small
         return library.smalle_pack_matrix(rows, columns, eight, ctypes.c_float(scale), *places, ctypes.c_void_p(to))
     kind = LAYER_NORM if isinstance(layer, nn.LayerNorm) else 0 if weight is None else RMS_NORM
     return library.smalle_pack_norm(kind, 0 if weight is None else len(weight), *places, ctypes.c_void_p(to))
 
 
-def pack(library: ctypes.CDLL, parts: Iterable[tuple]) -> Tensor:
+def pack(library: ctypes.CDLL, parts: Iterable[tuple], small: int | None = None) -> Tensor:
     """Layers as one stream of bytes, as smalle.c reads them."""
+    small = SMALL if small is None else small
     scaled = [(layer, scale[0] if scale else 1.0) for layer, *scale in parts]
-    stream = MemoryPool().tensor(sum(pack_part(library, layer, scale, None) for layer, scale in scaled))
+    stream = MemoryPool().tensor(sum(pack_part(library, layer, scale, small, None) for layer, scale in scaled))
     at = stream.data_ptr()
     for layer, scale in scaled:
-        at += pack_part(library, layer, scale, at)
+        at += pack_part(library, layer, scale, small, at)
     return stream
 
 
 def changed_layers(model: Any) -> str:
     """What else keeps a model from being packed, such as adapters or quantised layers; "" where nothing does."""
-    for layer, *_ in (*text_parts(model), *step_parts(model)):
+    for layer, _ in layers_of(model, (*text_names(model.config), *step_names(model.config))):
         if type(layer) not in (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identity):
             return f"it runs plain layers, not {type(layer).__name__}: merge adapters first (merge_and_unload)"
     kinds = {(x.device.type, x.dtype) for x in model.parameters()}
@@ -270,7 +270,10 @@ class NativeWeights:
     def __init__(self, library: ctypes.CDLL, model: Any):
         check_finite(model)  # in 8 bits it would be a number like others
         self.library, self.made_from, self.memory = library, fingerprint(model), MemoryPool()
-        self.text, self.step = pack(library, text_parts(model)), pack(library, step_parts(model))
+        self.text = pack(library, layers_of(model, text_names(model.config)))
+        self.step = pack(library, layers_of(model, step_names(model.config)))
+        speaker = layers_of(model, speaker_names(model.config)) if model.config.speaker_layers else []
+        self.speaker = pack(library, speaker, small=sys.maxsize)
 
     def __deepcopy__(self, memo):
         return self
@@ -284,15 +287,16 @@ class NativeWeights:
         config, tokens = model.config, input_ids.shape[1]
         x, mask = model.model.text_embedding(input_ids).contiguous(), mask.contiguous()
         keys, values = torch.empty_like(x), torch.empty_like(x)
-        cosines, sines = rotary(torch.arange(tokens), config.rotary_size, config.rope_theta)
+        tables = rotary_tables(np.arange(tokens), config.rotary_size, config.rope_theta)
+        cosines, sines = map(torch.from_numpy, tables)
         sizes: dict[str, Any] = dict(tokens=tokens, hidden=config.hidden_size, heads=config.num_attention_heads)
         sizes |= dict(layers=config.text_layers, turned=config.rotary_size, eps=config.norm_eps)
-        same: dict[str, Any] = dict(weights=self.text, cosines=cosines.contiguous(), sines=sines.contiguous())
+        same: dict[str, Any] = dict(weights=self.text, cosines=cosines, sines=sines)
         same["scratch"] = self.memory.tensor(working_memory(config, tokens, tokens))
         for row in range(len(x)):
             tensors = pointers(x=x[row], mask=mask[row], keys=keys[row], values=values[row], **same)
             self.library.smalle_text(ctypes.byref(Text(**sizes, **tensors)))
-        positions = sinusoids(mask, config.position_size, config.position_theta)
+        positions = torch.from_numpy(position_table(mask.numpy(), config.position_size, config.position_theta))
         return {"text_keys": keys, "text_values": values, "positions": positions}
 
 
@@ -353,14 +357,6 @@ def sizes(state: Tensor) -> tuple[int, int, int]:
     """Rows times heads, K and V of a state (B, H, K, V)."""
     rows, heads, keys, values = state.shape
     return rows * heads, keys, values
-
-
-def working_memory(config: Any, vectors: int, tokens: int) -> int:
-    """Bytes that suffice for so many vectors at once and an alignment to so many tokens."""
-    inside = config.position_intermediate_size or 2 * config.position_size
-    widths = (config.hidden_size + config.position_size) * (1 + config.expand_k + config.expand_v)
-    widths += config.intermediate_size + inside + config.gate_low_rank
-    return int(32 * vectors * (widths + 256)) + 16 * tokens + 2**15
 
 
 class NativeSteps(TorchSteps):

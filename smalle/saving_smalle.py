@@ -19,9 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard
-from transformers.utils import cached_file
-
 # --- files
 
 LEFTOVER = re.compile(r"\..*\.(?P<host>[^.]*)\.(?P<process>\d+)\.[0-9a-f]+\.partial")
@@ -157,6 +154,8 @@ def source_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_objects(source: str | os.PathLike, **options) -> None:
     """Raises ValueError for a JSON file of a checkpoint that holds something else than it should."""
+    from transformers.utils import cached_file
+
     missing = dict.fromkeys(("missing_entries", "gated_repo", "connection_errors"), False)
     for name, keys in OBJECTS.items():
         path = cached_file(
@@ -231,8 +230,10 @@ def write_card(folder: str | os.PathLike, name: str) -> None:
         write_text(path, CARD.format(name=name))
 
 
-def _merge_card(api: HfApi, repo_id: str, folder: str, tags: list[str] | None, revision: str | None) -> None:
+def _merge_card(api: Any, repo_id: str, folder: str, tags: list[str] | None, revision: str | None) -> None:
     """Takes over the model card of the repository, if it has one, and adds `tags`."""
+    from huggingface_hub import ModelCard
+
     path = Path(folder, "README.md")
     exists = api.file_exists(repo_id, path.name, revision=revision)
     card = ModelCard.load(api.hf_hub_download(repo_id, path.name, revision=revision) if exists else path)
@@ -277,6 +278,8 @@ class HubMixin:
 
         Arguments as in transformers. Push the model and the processor of a checkpoint to the same repository.
         """
+        from huggingface_hub import HfApi
+
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/pr"):

@@ -187,6 +187,110 @@ def aligned(shape: int | tuple[int, ...], kind: Any = np.float32) -> np.ndarray:
     return memory[start : start + size].view(kind).reshape(shape)
 
 
+# --- the model: the order of its weights, its tables, its working memory
+
+SMALL = 2**15  # matrices with fewer entries stay in single precision: gates and positions, which gain nothing
+LARGE_STATE = 2**16  # values of a block's state from which on it has pending updates; smaller ones stay in a CPU cache
+MAX_VECTORS = 256  # frames times rows of one call, which bounds its working memory
+LAYER_NORM, RMS_NORM = 1, 2  # kinds of norms in packed weights
+
+Names = Iterable[tuple[str, float]]  # of layers, with what they are multiplied by
+
+
+def feed_forward_names(layer: str) -> list[tuple[str, float]]:
+    return [(f"{layer}.{part}", 1.0) for part in ("norm2", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")]
+
+
+def block_names(block: str, key_size: int) -> Names:
+    """Layers of a `LinearAttentionBlock` of GLA, whose queries have `key_size` channels in each head."""
+    yield (f"{block}.norm1", 1.0)
+    yield (f"{block}.mixer.q_proj", key_size**-0.5)
+    for part in ("k_proj", "v_proj", "g_proj", "decay_down_proj", "decay_up_proj", "norm", "o_proj"):
+        yield (f"{block}.mixer.{part}", 1.0)
+    yield from feed_forward_names(block)
+
+
+def transformer_names(stack: str, layers: int) -> Names:
+    for n in range(layers):
+        for part in ("norm1", "q_proj", "k_proj", "v_proj", "o_proj"):
+            yield (f"{stack}.{n}.{part}", 1.0)
+        yield from feed_forward_names(f"{stack}.{n}")
+
+
+def text_names(config: Any) -> Names:
+    """Layers of the text encoder in the order in which it reads their weights."""
+    yield from transformer_names("model.text_encoder", config.text_layers)
+    yield ("model.text_norm", 1.0)
+    for part in ("k_proj", "k_norm", "v_proj", "v_norm"):
+        yield (f"model.cross_attention.{part}", 1.0)
+
+
+def speaker_names(config: Any) -> Names:
+    """Layers of the speaker encoder as the text encoder reads its own: what is projected twice there, to keys and to
+    values with a norm each, is projected once here and has no norm."""
+    yield from transformer_names("model.speaker_encoder.layers", config.speaker_layers)
+    for part in ("norm", "proj", "none", "proj", "none"):
+        yield (f"model.speaker_encoder.{part}", 1.0)
+
+
+def step_names(config: Any) -> Names:
+    """As `text_names`, of a decode step."""
+    keys = int(config.hidden_size * config.expand_k) // config.mixer_heads
+    for n in range(config.audio_encoder_layers):
+        yield from block_names(f"model.audio_encoder.{n}", keys)
+    attention = "model.cross_attention"
+    yield from ((name, 1.0) for name in ("model.audio_encoder_norm", f"{attention}.q_proj", f"{attention}.q_norm"))
+    position_keys = int(config.position_size * config.expand_k) // config.position_heads
+    yield from block_names(f"{attention}.position_block", position_keys)
+    yield (f"{attention}.position_norm", 1.0)
+    for n in range(config.audio_decoder_layers):
+        yield from block_names(f"model.audio_decoder.{n}", keys)
+    yield from (("model.audio_norm", 1.0), ("head", 1.0))
+
+
+def rotary_tables(positions: np.ndarray, size: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines (..., size / 2) of rotary positions (...)."""
+    angles = positions[..., None] * theta ** (-np.arange(0, size, 2) / size)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def position_table(mask: np.ndarray, size: int, theta: float) -> np.ndarray:
+    """Sinusoidal positions (B, N, size) of texts with this mask (B, N), as `attention_smalle.sinusoids`."""
+    cosines, sines = rotary_tables((mask.astype(np.int64).cumsum(1) - 1).clip(min=0), size, theta)
+    return np.concatenate((sines, cosines), -1)
+
+
+def embed_codes(table: np.ndarray, codes: np.ndarray, vocabulary: int) -> np.ndarray:
+    """Sum of the embeddings (P, D) of delayed or special codes (P, Q); table (Q * vocabulary, D)."""
+    x = np.zeros((len(codes), table.shape[1]), np.float32)
+    for q in range(codes.shape[1]):
+        x += table[codes[:, q] + q * vocabulary]
+    return x
+
+
+def working_memory(config: Any, vectors: int, tokens: int) -> int:
+    """Bytes that suffice for so many vectors at once and an alignment to so many tokens."""
+    inside = config.position_intermediate_size or 2 * config.position_size
+    widths = (config.hidden_size + config.position_size) * (1 + config.expand_k + config.expand_v)
+    widths += config.intermediate_size + inside + config.gate_low_rank
+    return int(32 * vectors * (widths + 256)) + 16 * tokens + 2**15
+
+
+def encode_speaker(library: ctypes.CDLL, config: Any, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The speaker embedding (D,) of a recording's embedded frames x (P, D), zeros of none. weights: of `speaker_names`,
+    packed in single precision."""
+    frames, out = len(x), np.zeros_like(x)
+    if not frames:
+        return np.zeros(config.hidden_size, np.float32)
+    cosines, sines = rotary_tables(np.arange(frames), config.rotary_size, config.rope_theta)
+    arrays = dict(weights=weights, x=x.copy(), mask=np.ones(frames, np.uint8), cosines=cosines, sines=sines)
+    arrays |= dict(keys=out, values=np.empty_like(x), scratch=aligned(working_memory(config, frames, frames), np.uint8))
+    sizes = dict(tokens=frames, hidden=config.hidden_size, heads=config.num_attention_heads, eps=config.norm_eps)
+    sizes |= dict(layers=config.speaker_layers, turned=config.rotary_size)
+    library.smalle_text(ctypes.byref(Text(**sizes, **{name: array.ctypes.data for name, array in arrays.items()})))
+    return out.mean(0)
+
+
 # --- the decoder of a codec: Vocos, with a refiner of latents before it
 
 COLUMNS = 16  # of a matrix that lie side by side
@@ -293,12 +397,27 @@ def vocos_parts(tensors: Tensors, condition: int | None) -> Iterator[np.ndarray]
 def stream_of(parts: Iterable[np.ndarray]) -> np.ndarray:
     """Parts one after the other in single precision, each from a multiple of 16 floats on."""
     parts = list(parts)
-    ends = np.cumsum([-(-part.size // COLUMNS) * COLUMNS for part in parts])
+    ends = np.cumsum([rounded(part.size) for part in parts])
     stream = aligned(int(ends[-1]))
     for part, end in zip(parts, ends):
-        start = end - -(-part.size // COLUMNS) * COLUMNS
+        start = end - rounded(part.size)
         stream[start : start + part.size] = part.reshape(-1)
     return stream
+
+
+def rounded(size: int) -> int:
+    """Floats that a part of so many takes in a stream."""
+    return -(-size // COLUMNS) * COLUMNS
+
+
+def matrix_size(width: int, out: int) -> int:
+    return rounded(out) * (1 + width)
+
+
+def stack_size(channels: int, size: int, kernel: int, layers: int, inner: int) -> int:
+    """Floats that a convolution, its ConvNeXt blocks and a norm take in a stream."""
+    block = 3 * rounded(size) + rounded(kernel * size) + matrix_size(size, inner) + matrix_size(inner, size)
+    return matrix_size(channels * kernel, size) + layers * block + 2 * rounded(size)
 
 
 class DecoderState(NamedTuple):
@@ -334,17 +453,22 @@ class VocosDecoder:
         harmonic, turns = settings["excitation"] == "harmonic", 2 * np.pi * np.arange(n_fft) / n_fft
         try:
             size, channels, kernel = vocos["backbone.embed.weight"].shape
-            sizes = dict(size=size, kernel=kernel, ahead=kernel // 2, layers=count_blocks(vocos, "backbone.convnext"))
-            sizes |= dict(inner=len(vocos["backbone.convnext.0.pwconv1.weight"]))
+            layers, inner = count_blocks(vocos, "backbone.convnext"), len(vocos["backbone.convnext.0.pwconv1.weight"])
+            sizes = dict(size=size, kernel=kernel, ahead=kernel // 2, layers=layers, inner=inner)
+            wanted = stack_size(channels, size, kernel, layers, inner) + 2 * rounded(size)
+            wanted += matrix_size(size, settings["upsampling"] * ((n_fft // 2 + 1) * (2 + harmonic) + harmonic))
             if refiner:
                 size, _, kernel = refiner["embed.weight"].shape
+                layers, inner = count_blocks(refiner, "blocks"), len(refiner["blocks.0.pwconv1.weight"])
                 sizes |= dict(refiner_size=size, refiner_kernel=kernel, refiner_ahead=1)
-                sizes |= dict(refiner_inner=len(refiner["blocks.0.pwconv1.weight"]))
-                sizes |= dict(refiner_layers=count_blocks(refiner, "blocks"))
+                sizes |= dict(refiner_inner=inner, refiner_layers=layers)
+                wanted += stack_size(channels, size, kernel, layers, inner) + matrix_size(size, channels)
             parts = [*(refiner_parts(refiner) if refiner else ()), *vocos_parts(vocos, condition)]
             self.weights = stream_of(parts)
-        except KeyError as error:
-            raise ValueError(f"The decoder has no tensor {error}: download or save the checkpoint again.") from error
+        except (KeyError, ValueError, IndexError) as error:
+            raise ValueError(f"The decoder's tensors do not fit, {error}: download the checkpoint again.") from error
+        if len(self.weights) != wanted:
+            raise ValueError("The decoder's tensors do not fit its configuration: download the checkpoint again.")
         self.window = (0.5 - 0.5 * np.cos(turns)).astype(np.float32)
         self.roots = np.stack((np.cos(turns), np.sin(turns)), 1).astype(np.float32)
         self.noise = noise_table(n_fft // 2 + 1) if harmonic else np.zeros(0, np.float32)

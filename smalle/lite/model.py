@@ -1,0 +1,334 @@
+"""A Small-E of GLA blocks by the C library: texts and prompts to a state, steps, tokens. One text at a time."""
+
+import ctypes
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..native_smalle import (
+    LARGE_STATE,
+    LAYER_NORM,
+    RMS_NORM,
+    SMALL,
+    Names,
+    Step,
+    Text,
+    address,
+    aligned,
+    bits32,
+    embed_codes,
+    encode_speaker,
+    load_library,
+    position_table,
+    rotary_tables,
+    speaker_names,
+    step_names,
+    text_names,
+    working_memory,
+)
+from .tensors import read_config, read_weights
+
+PAD, BOS, EOS, SPECIALS = 0, 1, 2, 3  # tokens of every codebook before its codes
+READ_AT_ONCE = 16  # steps of a prompt
+STRONGEST_DECAY = -8.0  # `linear_attention_smalle.MIN_LOG_DECAY`
+DEFAULTS: dict[str, Any] = dict(  # of `SmallEConfig`, where a value decides what is computed
+    architecture="small-e",
+    mixer="gla",
+    cross_attention="paca",
+    feed_forward="swiglu",
+    position_layers=1,
+    cross_rotary_size=0,
+    text_layers=9,
+    num_attention_heads=8,
+    rope_theta=10000.0,
+    partial_rotary_factor=1.0,
+    hidden_size=512,
+    intermediate_size=744,
+    audio_encoder_layers=6,
+    audio_decoder_layers=6,
+    mixer_heads=2,
+    expand_k=1.0,
+    expand_v=2.0,
+    gate_low_rank=16,
+    gate_logit_normalizer=16.0,
+    position_size=64,
+    position_heads=1,
+    position_intermediate_size=None,
+    position_theta=10000.0,
+    position_gain=8.0,
+    speaker_layers=0,
+    num_codebooks=4,
+    codebook_size=1024,
+    frame_rate=75.0,
+    norm_eps=1e-5,
+    max_text_tokens=4096,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+    tie_word_embeddings=False,
+)
+COMPUTED = "architecture", "mixer", "cross_attention", "feed_forward", "position_layers", "cross_rotary_size"
+
+
+def part_of(tensors: dict[str, np.ndarray], name: str) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Weight and bias of a layer, float32."""
+    return tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
+
+
+def shape_of(name: str, config: Any) -> tuple[int, ...]:
+    """What the weight of a layer must be."""
+    size, inner, heads = config.hidden_size, config.intermediate_size, config.mixer_heads
+    if "position_" in name:
+        size, heads = config.position_size, config.position_heads
+        inner = config.position_intermediate_size or 2 * size
+    keys, values, rank = int(size * config.expand_k), int(size * config.expand_v), config.gate_low_rank
+    layers = {"gate_proj": (inner, size), "up_proj": (inner, size), "down_proj": (size, inner)}
+    layers["head"] = config.num_codebooks * config.audio_vocab_size, size
+    if ".mixer." in name:
+        layers |= dict.fromkeys(("q_proj", "k_proj"), (keys, size)) | dict.fromkeys(
+            ("v_proj", "g_proj"), (values, size)
+        )
+        layers |= {"o_proj": (size, values), "decay_down_proj": (rank, size), "decay_up_proj": (keys, rank)}
+        layers["norm"] = (values // heads,)
+    last = name.rpartition(".")[2]
+    return layers.get(last, (size,) if "norm" in last else (size, size))
+
+
+def check_shapes(tensors: dict[str, np.ndarray], names: Names, config: Any) -> None:
+    """Raises ValueError for a layer that is missing, and weights of another shape than the configuration says."""
+    for name, _ in names:
+        weight, bias = part_of(tensors, name)
+        if name.endswith("none") or weight is None and name.endswith("_norm"):
+            continue
+        wanted = shape_of(name, config)
+        found = None if weight is None else weight.shape
+        if found != wanted or bias is not None and bias.shape != wanted[:1]:
+            raise ValueError(f"{name} has the shape {found}, expected {wanted}: download or save the checkpoint again.")
+
+
+def pack(library: ctypes.CDLL, tensors: dict[str, np.ndarray], names: Names, small: int = SMALL) -> np.ndarray:
+    """Layers as one stream of bytes, as smalle.c reads them; `small`: entries from which on a matrix is in 8 bits."""
+    calls: list[tuple] = []
+    for name, scale in names:
+        weight, bias = part_of(tensors, name)
+        places = [None if x is None else address(x) for x in (weight, bias)]
+        if weight is not None and weight.ndim == 2:
+            out, size = weight.shape
+            calls.append((library.smalle_pack_matrix, size, out, weight.size >= small, ctypes.c_float(scale), *places))
+        else:
+            kind = 0 if weight is None else RMS_NORM if bias is None else LAYER_NORM
+            calls.append((library.smalle_pack_norm, kind, 0 if weight is None else weight.size, *places))
+    stream = aligned(sum(call(*arguments, None) for call, *arguments in calls), np.uint8)
+    at = stream.ctypes.data
+    for call, *arguments in calls:
+        at += call(*arguments, ctypes.c_void_p(at))
+    return stream
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a speech stands, a value: keys, values, positions, mask of R texts of N tokens, and the recurrent state of
+    each block (R, H, K, V). The second text is that of guidance."""
+
+    keys: np.ndarray
+    values: np.ndarray
+    positions: np.ndarray
+    mask: np.ndarray
+    recurrent: tuple[np.ndarray, ...]
+
+    def copy(self) -> "State":
+        """A state whose recurrent part steps may write over."""
+        return replace(self, recurrent=tuple(x.copy() for x in self.recurrent))
+
+
+class Model:
+    """The weights of a checkpoint, packed. Immutable.
+
+    Raises:
+        ValueError: the folder has no such checkpoint, or one that the library does not compute.
+    """
+
+    def __init__(self, folder: Path):
+        self.config = config = read_config(folder / "config.json", **DEFAULTS)
+        wrong = [f"{name}={getattr(config, name)!r}" for name in COMPUTED if getattr(config, name) != DEFAULTS[name]]
+        if wrong:
+            raise ValueError(f"{folder} has {', '.join(wrong)}: expected GLA with PACA and SwiGLU.")
+        head = config.hidden_size // config.num_attention_heads
+        config.rotary_size = int(head * config.partial_rotary_factor)
+        config.audio_vocab_size = config.codebook_size + SPECIALS
+        if config.hidden_size**2 * config.expand_k * config.expand_v / config.mixer_heads >= LARGE_STATE:
+            raise ValueError(f"{folder} has states of {LARGE_STATE} numbers or more: expected a smaller model.")
+        library, reason = load_library()
+        if library is None:
+            raise ValueError(f"The C library is not there: {reason}.")
+        self.library, tensors = library, read_weights(folder / "model.safetensors")
+        try:
+            self._take(tensors)
+        except KeyError as error:
+            raise ValueError(f"{folder} has no tensor {error}: download or save the checkpoint again.") from error
+
+    def _take(self, tensors: dict[str, np.ndarray]) -> None:
+        config, library = self.config, self.library
+        self.text_embedding = tensors["model.text_embedding.weight"]
+        self.audio_embedding = np.ascontiguousarray(tensors["model.audio_embedding.weight"])
+        if config.tie_word_embeddings:
+            tensors["head.weight"] = self.audio_embedding
+        speaker = list(speaker_names(config)) if config.speaker_layers else []
+        check_shapes(tensors, (*text_names(config), *step_names(config), *speaker), config)
+        rows = config.num_codebooks * config.audio_vocab_size
+        if self.audio_embedding.shape != (rows, config.hidden_size) or self.text_embedding.shape[1:] != (
+            config.hidden_size,
+        ):
+            shapes = self.audio_embedding.shape, self.text_embedding.shape
+            raise ValueError(f"The embeddings have the shapes {shapes}: they do not fit the configuration.")
+        self.text = pack(library, tensors, text_names(config))
+        self.step = pack(library, tensors, step_names(config))
+        self.speaker = pack(library, tensors, speaker, small=2**62)
+
+    def encode_speaker(self, codes: np.ndarray) -> np.ndarray | None:
+        """The speaker embedding (D,) of a recording, undelayed codes (P, Q); None without speaker encoder."""
+        if not self.config.speaker_layers:
+            return None
+        x = embed_codes(self.audio_embedding, codes + SPECIALS, self.config.audio_vocab_size)
+        return encode_speaker(self.library, self.config, self.speaker, x)
+
+    def read_text(self, ids: list[int], speaker: np.ndarray | None, prompted: bool, guided: bool) -> State:
+        """The state before the first step of a text. speaker (D,); prompted: whether a prompt has the voice; guided:
+        with a second text, an empty one, which has the speaker of a prompt alone."""
+        config = self.config
+        tokens, rows = max(len(ids), 2), 1 + guided
+        texts, mask = np.full((rows, tokens), config.pad_token_id), np.zeros((rows, tokens), np.uint8)
+        texts[0, tokens - len(ids) :], mask[0, tokens - len(ids) :] = ids, 1
+        if guided:
+            texts[1, -2:], mask[1, -2:] = (config.bos_token_id, config.eos_token_id), 1
+        keys, values = (np.empty((rows, tokens, config.hidden_size), np.float32) for _ in range(2))
+        for row in range(rows):
+            self._encode(texts[row], mask[row], keys[row], values[row])
+            if speaker is not None:
+                values[row] += speaker if prompted or row == 0 else 0 * speaker
+        positions = position_table(mask, config.position_size, config.position_theta)
+        return State(keys, values, positions, mask, self._zeros(rows))
+
+    def _encode(self, ids, mask, keys, values):
+        """Writes keys and values (N, D) of a text (N,)."""
+        config, tokens = self.config, len(ids)
+        cosines, sines = rotary_tables(np.arange(tokens), config.rotary_size, config.rope_theta)
+        scratch = aligned(working_memory(config, tokens, tokens), np.uint8)
+        arrays = dict(x=self.text_embedding[ids], mask=mask, cosines=cosines, sines=sines, keys=keys, values=values)
+        arrays |= dict(weights=self.text, scratch=scratch)
+        sizes = dict(tokens=tokens, hidden=config.hidden_size, heads=config.num_attention_heads, eps=config.norm_eps)
+        sizes |= dict(layers=config.text_layers, turned=config.rotary_size)
+        text = Text(**sizes, **{name: array.ctypes.data for name, array in arrays.items()})
+        self.library.smalle_text(ctypes.byref(text))
+
+    def _zeros(self, rows: int) -> tuple[np.ndarray, ...]:
+        config = self.config
+
+        def zeros(size: int, heads: int) -> np.ndarray:
+            widths = int(size * config.expand_k) // heads, int(size * config.expand_v) // heads
+            return np.zeros((rows, heads, *widths), np.float32)
+
+        before, after = config.audio_encoder_layers, config.audio_decoder_layers
+        sizes = [(config.hidden_size, config.mixer_heads)] * before
+        sizes += [(config.position_size, config.position_heads)]
+        sizes += [(config.hidden_size, config.mixer_heads)] * after
+        return tuple(zeros(*size) for size in sizes)
+
+
+class Steps:
+    """Decode steps from a state, which they write over. position: where in the text the last step read, in tokens."""
+
+    def __init__(self, model: Model, state: State):
+        config, (rows, tokens) = model.config, state.mask.shape
+        self.model, self.state, self.rows = model, state, rows
+        self.logits = np.empty((rows, config.num_codebooks, config.audio_vocab_size), np.float32)
+        self.alignment = np.empty((rows * READ_AT_ONCE, tokens), np.float32)
+        self.places = (ctypes.c_void_p * len(state.recurrent))(*(x.ctypes.data for x in state.recurrent))
+        self.scratch = aligned(working_memory(config, rows * READ_AT_ONCE, tokens), np.uint8)
+        self.token_index = (state.mask[0].astype(np.int64).cumsum() - 1).clip(min=0).astype(np.float32)
+        arrays = dict(weights=model.step, embedding=model.audio_embedding, logits=self.logits)
+        arrays |= dict(alignment=self.alignment, scratch=self.scratch, text_mask=state.mask)
+        arrays |= dict(text_keys=state.keys, text_values=state.values, positions=state.positions)
+        self.step = Step(
+            rows=rows,
+            tokens=tokens,
+            codebooks=config.num_codebooks,
+            vocabulary=config.audio_vocab_size,
+            hidden=config.hidden_size,
+            heads=config.mixer_heads,
+            position_size=config.position_size,
+            position_heads=config.position_heads,
+            before=config.audio_encoder_layers,
+            after=config.audio_decoder_layers,
+            pending=0,
+            room=-1,
+            eps=config.norm_eps,
+            normalizer=config.gate_logit_normalizer,
+            strongest=STRONGEST_DECAY,
+            gain=config.position_gain or 1.0,
+            states=ctypes.addressof(self.places),
+            **{name: array.ctypes.data for name, array in arrays.items()},
+        )
+
+    def read(self, tokens: np.ndarray) -> None:
+        """Takes the steps of delayed tokens (T, Q)."""
+        for begin in range(0, len(tokens), READ_AT_ONCE):
+            part = np.repeat(tokens[None, begin : begin + READ_AT_ONCE], self.rows, 0).astype(np.int64)
+            self.step.codes, self.step.steps = part.ctypes.data, part.shape[1]
+            self.model.library.smalle_steps(ctypes.byref(self.step))
+
+    @property
+    def position(self) -> float:
+        """Where in the text the single step just taken reads on average, in tokens."""
+        weights = self.alignment[0]
+        return float(weights @ self.token_index / max(weights.sum(), np.float32(1e-6)))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: guidance_scale, 1 for none; top_k, 1: greedy, and temperature of each codebook."""
+
+    guidance_scale: float
+    top_k: tuple[int, ...]
+    temperature: tuple[float, ...]
+
+    def draw(self, steps: Steps, never: np.ndarray, generator: random.Random) -> np.ndarray:
+        """The tokens (Q,) after the step just taken, but for those that can never come (Q, V)."""
+        books, vocabulary = never.shape
+        waits = [None if k == 1 else exponential(generator, vocabulary) for k in self.top_k]
+        scales = [] if steps.rows == 1 else [self.guidance_scale]
+        tokens = np.empty(books, np.int64)
+        steps.model.library.smalle_draw(
+            1,
+            books,
+            vocabulary,
+            len(scales),
+            address(steps.logits),
+            (ctypes.c_float * len(scales))(*scales),
+            address(never),
+            (ctypes.c_int32 * books)(*self.top_k),
+            (ctypes.c_float * books)(*self.temperature),
+            (ctypes.c_void_p * books)(*(None if x is None else x.ctypes.data for x in waits)),
+            address(tokens),
+        )
+        return tokens
+
+
+def exponential(generator: random.Random, count: int) -> np.ndarray:
+    """Exponentially distributed numbers (count,), float32, as `torch.Tensor.exponential_` draws them."""
+    bits = bits32(generator, 2 * count).astype(np.uint64)
+    uniform = (((bits[::2] << np.uint64(32)) | bits[1::2]) & np.uint64(2**53 - 1)) * 2.0**-53
+    return (-np.log1p(-uniform)).astype(np.float32)
+
+
+def delay(codes: np.ndarray) -> np.ndarray:
+    """`generation_smalle.delay` of undelayed codes (T, Q), -1 where tokens follow: (T + Q, Q)."""
+    length, books = codes.shape
+    grid = np.full((length + books, books), -1, np.int64)
+    for q in range(books):
+        grid[: q + 1, q] = BOS
+        grid[q + 1 : q + 1 + length, q] = codes[:, q] + SPECIALS
+    return grid

@@ -1,0 +1,367 @@
+"""From a text and a voice to samples: the same codes as the native runtime behind PyTorch, for the same seed."""
+
+import contextlib
+import random
+import secrets
+from collections.abc import Callable, Generator, Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ..alignment_smalle import Reading
+from ..cli.checkpoint import default_checkpoint
+from ..native_smalle import VocosDecoder, block_sizes, mersenne_twister
+from ..reading.markup import Segment
+from ..text_normalization_smalle import normalize, split_text
+from ..text_tables_smalle import MAX_CHARACTERS, PARAGRAPH
+from .model import BOS, EOS, PAD, SPECIALS, Model, Sampling, State, Steps, delay
+from .tensors import Voice, read_config, read_json, read_voice, read_weights
+
+Seed = int | random.Random | None
+CODEC_DEFAULTS: dict[str, Any] = dict(  # of `SmallECodecConfig`
+    sampling_rate=24000,
+    hop_length=480,
+    num_codebooks=6,
+    codebook_size=1024,
+    vocos_n_fft=1920,
+    vocos_upsampling=1,
+    vocos_excitation="none",
+)
+UNUSED = dict(top_p=1.0, min_p=0.0, repetition_penalty=1.0, best_of=1, num_return_sequences=1)  # values that do nothing
+
+
+class Codec:
+    """The embedded codec's decoder. Raises ValueError for another codec, and for damaged files."""
+
+    def __init__(self, library: Any, folder: Path):
+        config = read_config(folder / "config.json", **CODEC_DEFAULTS)
+        if getattr(config, "model_type", None) != "smalle_codec":
+            raise ValueError(f"{folder} is no smalle_codec: expected the codec of an embedded checkpoint.")
+        tensors = read_weights(folder / "model.safetensors")
+        parts = ("vocos.", "refiner.")
+        vocos, refiner = ({n[len(p) :]: x for n, x in tensors.items() if n.startswith(p)} for p in parts)
+        settings = dict(hop_length=config.hop_length, sampling_rate=config.sampling_rate, padding="same")
+        settings |= {name: getattr(config, f"vocos_{name}") for name in ("n_fft", "upsampling", "excitation")}
+        if "quantizer.codebooks" not in tensors:
+            raise ValueError(f"{folder} has no quantizer.codebooks: download or save the checkpoint again.")
+        self.config, self.codebooks = config, tensors["quantizer.codebooks"].copy()
+        self.decoder = VocosDecoder(library, vocos, refiner, settings)
+
+    def embed(self, codes: np.ndarray) -> np.ndarray:
+        """Quantized latents (T, D) of codes (T, Q)."""
+        latents = np.zeros((len(codes), self.codebooks.shape[2]), np.float32)
+        for codebook, column in zip(self.codebooks, codes.T):
+            latents += codebook[column]
+        return latents
+
+
+class TextToSpeech:
+    """A checkpoint that speaks. `load` makes one; it may be used by several threads."""
+
+    def __init__(self, folder: Path):
+        processor = read_config(folder / "processor_config.json", codec="codec", voices=[], sampling_rate=24000)
+        self.folder, self.voices = folder, list(processor.voices)
+        self.default_voice = getattr(processor, "default_voice", None)
+        self.codec_id = getattr(processor, "codec_id", None)
+        self.sampling_rate = processor.sampling_rate
+        self.model = Model(folder)
+        self.codec = Codec(self.model.library, folder / processor.codec)
+        self.settings = read_json(folder / "generation_config.json")
+        self.sampling = read_sampling(self.settings, self.model.config.num_codebooks)
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        vocabulary = (token for token in self.tokenizer.get_vocab() if not token.startswith("["))
+        self.characters = frozenset(c for token in vocabulary for c in token)
+
+    @classmethod
+    def load(cls, checkpoint: str | PathLike | None = None) -> "TextToSpeech":
+        """The checkpoint in a folder; None: the default one.
+
+        Raises:
+            ValueError: there is none, its files are damaged, or it needs PyTorch.
+        """
+        folder = Path(default_checkpoint() if checkpoint is None else checkpoint)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"There is no checkpoint at {folder}: expected a folder with config.json.")
+        return cls(folder)
+
+    def speak(self, text: str, voice: str | PathLike | None = None, seed: Seed = None, **options) -> np.ndarray:
+        """Samples (L,), float32, of a text. Arguments as in `stream`."""
+        return np.concatenate(list(self.stream(text, voice, seed, **options)))
+
+    def stream(
+        self, text: str, voice: str | PathLike | None = None, seed: Seed = None, **options
+    ) -> Generator[np.ndarray]:
+        """Yields samples (L,), float32, as soon as they are final.
+
+        Args:
+            text: of any length. voice: name of a preset, or path of a voice file; None: the default one.
+            seed: for reproducible speech, an integer, or a generator of native_smalle.mersenne_twister; None: another
+                one each time.
+            normalize_text: spell the text out as English (default: True).
+            retry_first: read the first piece again, too, where its reading failed: it is then heard when it is whole
+                (default: False).
+            progress: called after each step.
+
+        Raises:
+            ValueError: the text or the voice cannot be spoken; at once, not with the first samples.
+        """
+        return self._decode(self.generate(text, voice, seed, **options))
+
+    def stream_segments(
+        self, segments: Iterable[Segment], voice: str | PathLike | None = None, seed: Seed = None, **options
+    ) -> Generator[np.ndarray]:
+        """As `stream`, of segments of a text and the pauses behind them, without voices and rates of their own."""
+        segments, generator = list(segments), as_generator(seed)
+        spoken = [any(map(str.isalpha, normalize(segment.text, self.characters))) for segment in segments]
+        if not any(spoken):
+            self.split(" ".join(segment.text for segment in segments), Voice())  # raises the error
+        self.get_voice(self.default_voice if voice is None else voice)
+
+        def waves():
+            for segment, has_words in zip(segments, spoken):
+                if has_words:
+                    yield from self.stream(segment.text, voice, generator, **options)
+                yield np.zeros(round(segment.pause * self.sampling_rate), np.float32)
+
+        return waves()
+
+    def generate(
+        self,
+        text: str,
+        voice: str | PathLike | None = None,
+        seed: Seed = None,
+        normalize_text: bool = True,
+        retry_first: bool = False,
+        progress: Callable[[], Any] | None = None,
+    ) -> Generator[np.ndarray]:
+        """Yields codes (T, Q) of a text, chunk by chunk. Arguments as in `stream`."""
+        if not isinstance(text, str):
+            raise ValueError(f"text={text!r}: expected a string.")
+        generator, prompt = as_generator(seed), self.get_voice(self.default_voice if voice is None else voice)
+        pieces = self.split(text, prompt, normalize_text)
+        return self._read_pieces(pieces, prompt, generator, retry_first, progress or (lambda: None))
+
+    def get_voice(self, name: str | PathLike | None) -> Voice:
+        """The preset of that name or the voice in that file; an empty one for None. Raises ValueError for another."""
+        if name is None:
+            return Voice()
+        path = self.folder / "voices" / f"{name}.safetensors" if name in self.voices else Path(name)
+        if not path.is_file():
+            raise ValueError(f"voice={name!r} is not known: expected one of {self.voices} or a voice file.")
+        voice, config = read_voice(path), self.model.config
+        if voice.codec and self.codec_id and voice.codec != self.codec_id:
+            raise ValueError(f"voice={name!r} was made with the codec {voice.codec}, expected {self.codec_id}.")
+        codes, most = voice.codes, config.codebook_size - 1
+        if codes is not None and (codes.shape[1] != config.num_codebooks or codes.max() > most):
+            raise ValueError(
+                f"voice={name!r} has codes {codes.shape} up to {codes.max()}: expected {config.num_codebooks} "
+                f"codebooks, up to {most}."
+            )
+        return voice
+
+    def split(self, text: str, prompt: Voice, normalize_text: bool = True) -> list[str]:
+        """Pieces of a text as the tokenizer gets them, as `SmallEProcessor.split_text`."""
+        limit = self.model.config.max_text_tokens
+
+        def fits(piece: str) -> bool:
+            joined = joined_text(prompt, piece)
+            short = len(joined) + 3 <= limit
+            return len(piece) <= MAX_CHARACTERS and (short or len(self.tokenizer.encode(joined).ids) <= limit)
+
+        if not normalize_text:
+            self._check_spelled(text)
+            paragraphs = PARAGRAPH.split(text)
+        elif fits(spelled := normalize(text, self.characters)):
+            paragraphs = [spelled]
+        else:
+            paragraphs = [normalize(paragraph, self.characters) for paragraph in PARAGRAPH.split(text)]
+        pieces = [piece for paragraph in paragraphs for piece in split_text(paragraph, fits)]
+        pieces = [piece for piece in pieces if any(map(str.isalpha, piece))]
+        if not pieces:
+            raise ValueError(
+                f"text={text!r} has nothing to speak: expected at least one letter or digit that the tokenizer knows."
+            )
+        return pieces
+
+    def _check_spelled(self, text: str) -> None:
+        unknown = self.tokenizer.token_to_id("[UNK]")
+        if unknown is not None and unknown in self.tokenizer.encode(text).ids:
+            raise ValueError(f"text={text!r} holds characters that the tokenizer does not know: spell it out.")
+
+    def _read_pieces(
+        self, pieces: list[str], prompt: Voice, generator: random.Random, retry_first: bool, progress: Callable[[], Any]
+    ) -> Generator[np.ndarray]:
+        sizes, retries = block_sizes(), self.settings.get("max_retries") or 0
+        speaker, spoken_for = None, None  # the speaker's embedding, and the voice whose it is
+        for number, piece in enumerate(pieces):
+            if spoken_for is not prompt:
+                speaker, spoken_for = self.model.encode_speaker(self._codes(prompt)), prompt
+            text = PieceOfText(self, piece, prompt, speaker, generator, progress)
+            chunks = [text.best(retries)] if retries and (number or retry_first) else text.chunks(sizes)
+            spoken = []
+            for chunk in chunks:
+                spoken.append(chunk)
+                yield chunk
+            if prompt.codes is None:
+                prompt = Voice(np.concatenate(spoken), piece)
+
+    def _codes(self, prompt: Voice) -> np.ndarray:
+        nothing = np.zeros((0, self.model.config.num_codebooks), np.int64)
+        return nothing if prompt.codes is None else prompt.codes
+
+    def _decode(self, chunks: Generator[np.ndarray]) -> Generator[np.ndarray]:
+        decoder, state = self.codec.decoder, None
+        with contextlib.closing(chunks):
+            for codes in chunks:
+                wave, state = decoder.decode_chunk(self.codec.embed(codes), state)
+                if len(wave):
+                    yield wave
+        yield decoder.decode_chunk(np.zeros((0, decoder.channels), np.float32), state, last=True)[0]
+
+
+class PieceOfText:
+    """A piece of a text behind its voice, read once or several times from the same state."""
+
+    def __init__(
+        self,
+        speech: TextToSpeech,
+        piece: str,
+        prompt: Voice,
+        speaker: np.ndarray | None,
+        generator: random.Random,
+        progress: Callable[[], Any],
+    ):
+        self.generator, self.progress = generator, progress
+        model, joined = speech.model, joined_text(prompt, piece)
+        encoded, begin = speech.tokenizer.encode(joined), len(joined) - len(piece)
+        if len(encoded.ids) > model.config.max_text_tokens:
+            raise ValueError(f"The text has {len(encoded.ids)} tokens, the limit is {model.config.max_text_tokens}.")
+        before = sum(not end > begin for _, end in encoded.offsets)  # and [EOS], which stands behind
+        self.reading = Reading(max(0, before - 1), len(encoded.ids) - 1)
+        self.model, self.sampling = model, speech.sampling
+        least = speech.settings.get("min_new_tokens")
+        self.least = 1 if least is None else least
+        self.most = speech.settings.get("max_new_tokens") or int(60 * model.config.frame_rate)
+        prompted = prompt.codes is not None and bool(prompt.text)
+        codes = (
+            prompt.codes if prompted and prompt.codes is not None else np.zeros((0, model.config.num_codebooks), int)
+        )
+        grid, guided = delay(codes), self.sampling.guidance_scale != 1
+        state = model.read_text(encoded.ids, speaker, prompted, guided)
+        Steps(model, state).read(grid[: len(codes)])
+        self.state: State = state
+        self.unread, self.forced = grid[len(codes)], grid[len(codes) + 1 :]
+
+    def best(self, retries: int) -> np.ndarray:
+        """Codes (T, Q) of the best reading; one that failed is read again, at most `retries` times."""
+        codes, reading = self._whole()
+        for _ in range(retries if any(k != 1 for k in self.sampling.top_k) else 0):
+            if not reading.failed:
+                break
+            again, other = self._whole()
+            if other.finish and other.score > reading.score:
+                codes, reading = again, other
+        return codes
+
+    def _whole(self) -> tuple[np.ndarray, Reading]:
+        attempt = Attempt(self)
+        codes = list(attempt)
+        return np.array(codes, np.int64).reshape(-1, self.model.config.num_codebooks), attempt.reading
+
+    def chunks(self, sizes: Iterator[int]) -> Iterator[np.ndarray]:
+        """Codes (T, Q) of one reading, in chunks of these sizes."""
+        frames, size = [], next(sizes)
+        for frame in Attempt(self):
+            frames.append(frame)
+            if len(frames) == size:
+                yield np.array(frames)
+                frames, size = [], next(sizes)
+        if frames:
+            yield np.array(frames)
+
+
+class Attempt:
+    """One reading of a piece: an iterator of its frames of codes (Q,). reading: how it goes."""
+
+    def __init__(self, piece: PieceOfText):
+        self.piece, self.reading = piece, piece.reading
+        self.steps = Steps(piece.model, piece.state.copy())
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        piece, books = self.piece, self.piece.model.config.num_codebooks
+        tokens, remaining = [piece.unread], -1  # steps until the end; -1 before that is known
+        length = piece.most
+        while remaining and len(tokens) < piece.most + books:
+            self.steps.read(tokens[-1][None])
+            drawn = piece.sampling.draw(self.steps, self._never(len(tokens), remaining), piece.generator)
+            if len(tokens) <= len(piece.forced):
+                known = piece.forced[len(tokens) - 1]
+                drawn = np.where(known == -1, drawn, known)
+            tokens.append(drawn)
+            if remaining > 0:
+                remaining -= 1
+            elif drawn[0] == EOS:
+                remaining, length = books - 1, len(tokens) - 2
+                self.reading = self.reading.end()
+            if remaining < 0:
+                may_stop = len(tokens) > piece.least
+                self.reading = self.reading.follow(self.steps.position, piece.model.config.frame_rate, may_stop)
+                if self.reading.finish:
+                    remaining, length = books, len(tokens) - 1
+            piece.progress()
+            frame = len(tokens) - 1 - books
+            if 0 <= frame < length:
+                yield np.array([tokens[1 + frame + q][q] for q in range(books)]) - SPECIALS
+
+    def _never(self, count: int, remaining: int) -> np.ndarray:
+        """The tokens (Q, V) that cannot follow `count` steps."""
+        books, config = self.piece.model.config.num_codebooks, self.piece.model.config
+        never = np.zeros((books, config.audio_vocab_size), np.uint8)
+        never[:, [PAD, BOS, EOS]] = 1
+        if remaining < 0:
+            never[0, EOS] = count <= self.piece.least
+        else:
+            ended = max(0, books - remaining + 1)  # codebooks
+            never[:ended] = 1
+            never[:ended, EOS] = 0
+        return never
+
+
+def as_generator(seed: Seed) -> random.Random:
+    """The generator of a seed. Raises ValueError for another value."""
+    if isinstance(seed, random.Random):
+        return seed
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
+        raise ValueError(f"seed={seed!r}: expected an integer of 0 or more, or None.")
+    return mersenne_twister(secrets.randbits(63) if seed is None else seed)
+
+
+def joined_text(prompt: Voice, text: str) -> str:
+    """What the model reads: the transcript of the prompt, then the text."""
+    return " ".join(filter(None, (prompt.text, text)))
+
+
+def read_sampling(settings: dict[str, Any], books: int) -> Sampling:
+    """How a generation_config.json has tokens drawn. Raises ValueError for settings that need PyTorch's path."""
+    others = [f"{name}={settings[name]}" for name, x in UNUSED.items() if settings.get(name) not in (None, x)]
+    if others:
+        raise ValueError(f"generation_config.json has {', '.join(others)}: expected top_k and temperature alone.")
+
+    def each(name: str, default: float) -> list:
+        value = settings.get(name)
+        value = default if value is None else value
+        return list(value) if isinstance(value, list) else [value] + [1] * (books - 1)
+
+    top_k, temperature = each("top_k", 50), each("temperature", 1.0)
+    if isinstance(settings.get("temperature"), list) and not isinstance(settings.get("top_k"), list):
+        top_k = [top_k[0]] * books
+    if not settings.get("do_sample"):
+        top_k = [1] * books
+    right = len(top_k) == len(temperature) == books and all(isinstance(k, int) and k >= 0 for k in top_k)
+    if not right or not all(isinstance(x, (int, float)) and x > 0 for x in temperature):
+        raise ValueError(f"top_k={top_k}, temperature={temperature}: expected a number, or one for each codebook.")
+    return Sampling(settings.get("guidance_scale") or 1.0, tuple(top_k), tuple(temperature))

@@ -1,0 +1,82 @@
+"""Files of a checkpoint without PyTorch: configurations, weights, voices."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, deserialize, safe_open
+
+KINDS = {"F32": np.float32, "F16": np.float16, "I16": np.int16, "I32": np.int32, "I64": np.int64}
+MAX_CODE, MAX_FRAMES = 2**15 - 1, 2**16  # of a voice, as in voices_smalle
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read, {error}: expected a checkpoint's file.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {str(value)[:40]}: expected a JSON object.")
+    return value
+
+
+def read_config(path: Path, **defaults: Any) -> SimpleNamespace:
+    """A configuration, with defaults for what it leaves out. Raises ValueError for numbers of another type."""
+    values = {**defaults, **read_json(path)}
+    for name, default in defaults.items():
+        kind = (int, float) if isinstance(default, float) else type(default)
+        if default is not None and values[name] is not None and not isinstance(values[name], kind):
+            raise ValueError(f"{name}={values[name]!r} in {path}: expected a value such as {default!r}.")
+    return SimpleNamespace(**values)
+
+
+def as_floats(kind: str, shape: list[int], data: bytes) -> np.ndarray:
+    """A tensor of a safetensors file in single precision."""
+    if kind == "BF16":
+        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
+    return np.frombuffer(data, KINDS[kind]).astype(np.float32).reshape(shape)
+
+
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """Tensors of a safetensors file by name, float32. Raises ValueError for a damaged file, NaN and infinity."""
+    try:
+        stored = deserialize(path.read_bytes())
+        tensors = {name: as_floats(x["dtype"], x["shape"], x["data"]) for name, x in stored}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read, {error}: download or save the checkpoint again.") from error
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{name} in {path} holds NaN or infinity: download or save the checkpoint again.")
+    return tensors
+
+
+class Voice(NamedTuple):
+    """A voice to speak with: codes (P, Q) of a recording, its transcript, "" if only the speaker is taken, and the
+    identity of the codec that made the codes, None if unknown."""
+
+    codes: np.ndarray | None = None
+    text: str = ""
+    codec: str | None = None
+
+
+def read_voice(path: Path) -> Voice:
+    """The voice in a file that `voices_smalle.save_voice` wrote. Raises ValueError if it is none, and for a tuned one,
+    which PyTorch's path speaks."""
+    try:
+        with safe_open(path, "np") as file:
+            metadata, names = file.metadata() or {}, set(file.keys())
+            codes = file.get_tensor("codes") if "codes" in names else None
+        text, version = metadata["text"], metadata.get("version", "1")
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is not a voice file: expected one that save_voice wrote.") from error
+    if version != "1":
+        raise ValueError(f"{path} has version {version!r} of a voice file, expected 1: install a newer smalle.")
+    if names != {"codes"} or codes is None:
+        raise ValueError(f"{path} holds {sorted(names)}: expected codes alone; speak tuned voices by smalle itself.")
+    right = codes.ndim == 2 and codes.dtype.kind in "iu" and 0 < len(codes) <= MAX_FRAMES and codes.size
+    if not right or codes.min() < 0 or codes.max() > MAX_CODE:
+        raise ValueError(f"{path} holds codes {codes.shape}, {codes.dtype}: expected integers (frames, codebooks).")
+    return Voice(codes.astype(np.int64), text, metadata.get("codec"))
