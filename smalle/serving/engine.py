@@ -2,7 +2,7 @@
 
 import pathlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,11 +29,23 @@ class Engine(Protocol):
     voices: Sequence[str]
     default_voice: str | None
 
-    def speak(self, text: str, voice: Any, seed: int, word_times: bool, cancelled: threading.Event) -> Iterator[Speech]:
+    def speak(
+        self,
+        text: str,
+        voice: Any,
+        seed: int,
+        word_times: bool,
+        cancelled: threading.Event,
+        uploaded: Mapping[str, Any] | None = None,
+    ) -> Iterator[Speech]:
         """Speaks a text. Setting `cancelled` ends it within a step of the model.
 
-        voice: the name of a preset, what `encode_voice` or `load_voice` returned, or None.
-        Raises ValueError if the text cannot be spoken; at once, not with the first piece.
+        Args:
+            text: may name other voices in its marks (docs/markup.md): presets, or keys of `uploaded`.
+            voice: the name of a preset, what `encode_voice` or `load_voice` returned, or None.
+
+        Raises:
+            ValueError: the text cannot be spoken; at once, not with the first piece.
         """
 
     def encode_voice(self, samples: np.ndarray, sampling_rate: int, transcript: str | None) -> Any:
@@ -65,14 +77,22 @@ class CheckpointEngine:
         source = model or default_checkpoint()
         check_checkpoint(source)
         self.processor, self.model = load_checkpoint(source)
-        self.name: str = pathlib.PurePath(source).name
+        self.name: str = pathlib.PurePath(source).name or "smalle"
         self.sampling_rate: int = self.processor.sampling_rate
         self.voices: Sequence[str] = tuple(self.processor.voices)
         self.default_voice: str | None = self.processor.default_voice
         for _ in self.speak("Ready.", self.default_voice, 0, False, threading.Event()):
             pass  # loads the codec and packs the weights, which the first listener need not wait for
 
-    def speak(self, text: str, voice: Any, seed: int, word_times: bool, cancelled: threading.Event) -> Iterator[Speech]:
+    def speak(
+        self,
+        text: str,
+        voice: Any,
+        seed: int,
+        word_times: bool,
+        cancelled: threading.Event,
+        uploaded: Mapping[str, Any] | None = None,
+    ) -> Iterator[Speech]:
         from ..reading.markup import parse
         from ..reading.speech import speak
         from ..streaming_smalle import Cancelled, TextToSpeechStreamer
@@ -83,7 +103,8 @@ class CheckpointEngine:
 
         streamer = TextToSpeechStreamer(self.model, self.processor)
         options = {"seed": seed, "progress": step, "output_timestamps": word_times, "lexicon": self.lexicon}
-        chunks = speak(parse(text), streamer, voice=voice, **options)
+        voices = {**(uploaded or {}), **{name: name for name in self.voices}}
+        chunks = speak(parse(text), streamer, voice=voice, voices=voices, **options)
         return (Speech(x.waveform.numpy(), x.words) for x in chunks if len(x.waveform) or x.words)
 
     def encode_voice(self, samples: np.ndarray, sampling_rate: int, transcript: str | None) -> Any:
@@ -99,4 +120,4 @@ class CheckpointEngine:
     def load_voice(self, path: pathlib.Path) -> Any:
         from ..voices_smalle import load_voice
 
-        return load_voice(path)
+        return self.processor.get_voice(load_voice(path))

@@ -61,8 +61,10 @@ class SpeechService:
             ApiError, Busy: instead of the first part.
         """
 
+        uploaded = {key: one.voice for one in self.voices.all() for key in (one.name, one.id)}
+
         def work(cancelled: threading.Event) -> Iterator[Part]:
-            speech = self.engine.speak(text, voice, seed, word_times, cancelled)
+            speech = self.engine.speak(text, voice, seed, word_times, cancelled, uploaded)
             encoder = Encoder(format, self.engine.sampling_rate)
             stretcher = TimeStretcher(speed, self.engine.sampling_rate)
             for samples, words in speech:

@@ -47,6 +47,16 @@ def test_a_recording_becomes_a_voice_and_is_deleted(client, recording):
             call()
 
 
+def test_marks_in_a_text_may_name_an_uploaded_voice(client, recording):
+    voice = upload(client, recording, name="Anna of the river")
+    marked = f'<speak><voice name="Anna of the river">{SENTENCE}</voice></speak>'
+    arguments = {"model": "tts-1", "voice": "heart", "response_format": "pcm"}
+    assert client.audio.speech.create(input=marked, **arguments).content == speak(client, {"id": voice.id})
+    client.audio.voices.delete(voice.id)
+    with pytest.raises(openai.BadRequestError, match="not known"):
+        client.audio.speech.create(input=marked, **arguments)
+
+
 def test_a_transcript_makes_a_prompt(client, recording):
     said = "The river was wide, and nobody knew how deep it was."
     with_text, without = upload(client, recording, extra_body={"transcript": said}), upload(client, recording)
