@@ -147,12 +147,12 @@ def synthesize(processor: ProcessorMixin, model: PreTrainedModel, inputs: BatchF
 
 
 def were_cut(output) -> list[bool]:
-    """For each row of the output of `generate` whether max_new_tokens ended it."""
-    return (output.cache.remaining < 0).tolist()
+    """For each row of the output of `generate` whether its reading was ended, and not by the model."""
+    return [reason not in ("stop", "skipped", "incomplete", None) for reason in output.finish_reason]
 
 
 class CutRecorder:
-    """A model for the streaming interface. `cut` tells of each piece of a text whether max_new_tokens ended it."""
+    """A model for the streaming interface. `cut` tells of each piece of a text whether it was ended."""
 
     def __init__(self, model: PreTrainedModel):
         self.model, self.cut = model, []
