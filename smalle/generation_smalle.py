@@ -16,7 +16,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList, logits_process
 from transformers.utils import ModelOutput, logging
 
-from .alignment_smalle import STOPPED, Reading, expected_positions, monotonicity
+from .alignment_smalle import MAX_UNREAD, STOPPED, Reading, expected_positions, monotonicity
 from .configuration_smalle import AUDIO_BOS, AUDIO_EOS, AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
 from .runtime_smalle import NativeSteps, encode_speakers, encode_text, start_steps
 from .validation_smalle import (
@@ -37,6 +37,7 @@ logger = logging.get_logger(__name__)
 
 REPETITION_WINDOW = 50  # frames that a repetition penalty looks back
 UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
+SHARP = 0.3  # weight of one token from which on an alignment says where a frame reads
 NO_CODE = -1  # fills `sequences` after the end of a row
 
 
@@ -347,7 +348,11 @@ class DecodingLoop:
         self.window.append(tokens)
         if self.output_alignments:
             self.alignments.append(alignment[: self.batch, -1])
-        positions = expected_positions(alignment[: self.batch], self.text_mask)[:, -1] if self.watches else None
+        positions: list = [None] * self.batch
+        if self.watches:
+            positions = expected_positions(alignment[: self.batch], self.text_mask)[:, -1].tolist()
+            if len(self.window) == 2:
+                self._check_prompts(alignment[:, -1], positions)
         self._update_remaining(tokens[: self.batch, 0], positions)
 
     def _next_tokens(self, logits: Tensor) -> Tensor:
@@ -380,7 +385,7 @@ class DecodingLoop:
         new = [step[: self.batch, 0] for step in self.window[1:]]
         return torch.stack(new, 1) if new else self.window[0].new_zeros(self.batch, 0)
 
-    def _update_remaining(self, first: Tensor, positions: Tensor | None):
+    def _update_remaining(self, first: Tensor, positions: list[float | None]):
         """Counts down the rows that have ended: by the newest tokens (B,) of the first codebook, a criterion, or where
         they read (B,)."""
         remaining, tokens = self.remaining, first.tolist()
@@ -391,13 +396,23 @@ class DecodingLoop:
         stopped = [False] * self.batch
         if self.criteria:
             stopped = self.criteria(self._first_codebook(), tuple(x[:, 0] for x in self.scores) or None).tolist()
-        self._follow(tokens, stopped, [None] * self.batch if positions is None else positions.tolist())
+        self._follow(tokens, stopped, positions)
         stopped = [reading.finish not in ("", "stop") for reading in self.readings]
         if any(stopped):
             stop = (remaining < 0) & torch.tensor(stopped, device=remaining.device)
             remaining = torch.where(stop, self.num_codebooks, remaining)  # AUDIO_EOS comes next
         if remaining is not self.remaining:
             self._set_remaining(remaining)
+
+    def _check_prompts(self, alignment: Tensor, positions: list[float]):
+        """ValueError where a prompt's recording ends before its transcript, which would be spoken."""
+        for row, (reading, position) in enumerate(zip(self.readings, positions)):
+            unread = 0 if reading.first is None else reading.first - position
+            if not reading.frames and unread > MAX_UNREAD and alignment[row].max() > SHARP:
+                raise ValueError(
+                    f"Text {row}: the transcript of its prompt (audio_text) goes on after the recording, by about "
+                    f"{unread:.0f} tokens of {reading.first}: give what is said in the recording, no more."
+                )
 
     def _follow(self, tokens: list[int], stopped: list[bool], positions: list[float | None]):
         """Follows the readings of the rows whose end is not known yet by one frame."""

@@ -17,7 +17,7 @@ from transformers.processing_utils import ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
 from .alignment_smalle import monotonic_path, word_times
-from .audio_smalle import clean_reference, is_one_recording, load_waveform, write_wav
+from .audio_smalle import clean_reference, cut_prompt, is_one_recording, load_waveform, write_wav
 from .cache_smalle import join_state
 from .codec_smalle import load_codec
 from .configuration_smalle import AUDIO_EOS, AUDIO_PAD
@@ -101,15 +101,16 @@ def named_texts(text: Any, emoji: bool | None = False, lexicon: Lexicon = None) 
 
 
 def read_lexicon(path: str | os.PathLike) -> dict[str, str]:
-    """{word: respelling} of a file with a line "word = respelling" for each; lines that begin with # are comments."""
+    """{word: respelling} of a file with a line "word = respelling" for each; # begins a comment."""
     entries = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"lexicon={str(path)!r} cannot be read: expected a text file in UTF-8.") from error
     for number, line in enumerate(lines, 1):
+        line = line.partition("#")[0].strip()
         word, sign, respelling = (part.strip() for part in line.partition("="))
-        if line.strip() and not line.startswith("#"):
+        if line:
             if not word or not sign or not respelling:
                 raise ValueError(f"{path}, line {number}, is {line!r}: expected 'word = respelling'.")
             entries[word] = respelling
@@ -301,8 +302,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if self.clones_by_reference:
             waveform = torch.from_numpy(self.clean_recording(audio, sampling_rate))
             return Voice(self.codec.encode(waveform[None])[0].T.cpu(), codec=self.codec_id)
-        text = "" if audio_text is None else self.prepare_text(audio_text, normalize_text, "audio_text")
-        return Voice(self._encode(audio, sampling_rate), text, codec=self.codec_id)
+        waveform, text = load_waveform(audio, sampling_rate, self.sampling_rate), ""
+        if audio_text is not None:
+            text = self.prepare_text(audio_text, normalize_text, "audio_text")
+            waveform, text = cut_prompt(waveform, text, self.sampling_rate)
+        return Voice(self._encode(waveform, self.sampling_rate), text, codec=self.codec_id)
 
     def clean_recording(self, audio: Any, sampling_rate: float | None = None) -> np.ndarray:
         """A recording, as in `__call__`, as the speaker encoder hears it: (L,) float32 at `sampling_rate` of this
