@@ -119,7 +119,7 @@ class Book:
             chapters[str(number)] = {**entry, "seconds": round(samples / self.sampling_rate, 3)}
             about = {"title": self.document.title, "author": self.document.author}
             write_json(self.index, {**about, "chapters": dict(sorted(chapters.items(), key=lambda x: int(x[0])))})
-            self.delete_parts(keys)
+        self.delete_parts(keys)  # also those that a reading left which was stopped here
         return path
 
     def read_index(self) -> dict[str, Any]:
