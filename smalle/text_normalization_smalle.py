@@ -17,16 +17,20 @@ from .text_tables_smalle import (
     ABBREVIATIONS,
     ADDRESS_LETTERS,
     ADDRESS_SIGNS,
+    BLOCKS,
     BREAKS,
     CHARACTERS,
     COMPASS,
     CURRENCIES,
     CYRILLIC,
     DIGITS,
+    ELEMENTS,
     ENDINGS,
+    FILES,
     FRACTIONS,
     GREEK,
     HEARTS,
+    HOSTS,
     KINGS,
     LOOK_ALIKES,
     MAX_DIGITS,
@@ -45,6 +49,7 @@ from .text_tables_smalle import (
     SPELLED,
     STATES,
     STREETS,
+    TAGS,
     THOUSANDS,
     TITLES,
     UNINFLECTED,
@@ -260,6 +265,11 @@ def _bare_unit(match: re.Match) -> str:
     return unit if _before(match, 4) == "per " else _plural(unit)
 
 
+def _flight(match: re.Match) -> str:
+    """B A two four nine oh."""
+    return f"{match[1]} {match[2]} {spell_digits(match[3], 'oh')}"
+
+
 def _code(match: re.Match) -> str:
     """A seven, X nine; Q one to Q three; names such as F-16 and ranges such as 10AM-2PM as they are."""
     groups = match[1].split("-")
@@ -300,6 +310,8 @@ def _measure(match: re.Match) -> str:
     if sign == "s" and amount[-1] == "0" and not joint:  # a decade
         return match[0]
     if len(sign) == 1 and sign.isupper() and joint == " " and (sign == "A" or re.match(r"\.? [A-Z\d]", _after(match))):
+        return match[0]
+    if joint == "" and sign == "W" and re.search("(?:Route|Highway|Gate|Room) $", _before(match, 9)):
         return match[0]
     unit = UNITS[sign]
     noun = unit if match["amount"] == "1" or match["joint"] == "-" else _plural(unit)
@@ -528,15 +540,6 @@ class Rule(NamedTuple):
     spell: Callable[[re.Match], str] | str
 
 
-TAGS = """
-    a abbr b big center cite code del dfn em font i img ins kbd label mark q s samp small span strike strong sub sup tt
-    u var wbr
-"""
-BLOCKS = """
-    article aside blockquote body br dd div dl dt footer form h1 h2 h3 h4 h5 h6 head header hr html li main nav ol p pre
-    section table tbody td th thead title tr ul
-"""
-
 # Markdown and HTML as text. \x1e, which no text has at this point, is a pause.
 MARKUP = (
     Rule("fence", "```python", r"(?m)^ ?(?:```|~~~).*$", "\x1e"),
@@ -563,18 +566,10 @@ _SIGNED = "".join(sign for sign in CURRENCIES if len(sign) == 1)
 _CODES = _any_of(sign for sign in CURRENCIES if len(sign) > 1)
 MONEY = rf"(?P<sign>(?<![A-Za-z])(?:{_CODES})|[{_SIGNED}])"
 SCALE = r"(?:\s?(?P<scale>thousand|million|billion|trillion|bn|mn|tn|trn|mm|[kKmMbBtT])\b)?"
-HOSTS = "com|org|net|edu|gov|mil|info|biz|io|dev|app|ai|co|uk|de|fr|eu|ca|au|nl|ch|tv|wiki|blog|ly"
-FILES = """
-    7z avi bak bat bin bmp c cfg cc cpp cs css csv dat dll doc docx dmg exe flac gif go gz h hpp html htm ico ini
-    ipynb java jpeg jpg js json jsx log lua md mid mkv mov mp3 mp4 odt ogg onnx pdf php pkl png ppt pptx ps1 py pyi
-    rb rs rst rtf safetensors sh sql srt svg tar tex tiff toml ts tsv tsx ttf txt wav webm webp whl xls xlsx xml
-    yaml yml zip
-""".split()
 WORDS = (
     "people|users|views|followers|subscribers|downloads|copies|visitors|residents|customers|voters|years|tons|tonnes"
 )
 UNIT = rf"(?:{_any_of(UNITS)})"
-ELEMENTS = "He|Li|Be|Ne|Na|Mg|Al|Si|Cl|Ar|Ca|Ti|Cr|Mn|Fe|Co|Ni|Cu|Zn|Br|Ag|Sn|Ba|Pt|Au|Hg|Pb|[HBCNOFPSKI]"
 ABBREVIATED_MONTH = "(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)"
 WEEKDAY = "(?:Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)"
 
@@ -596,7 +591,7 @@ _PHONE = (
     r"(?<![\w.,+-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-]|[.,]\d)(?:,? ?(?:ext\.?"
     r"|x) ?\d{1,5}\b)?"
 )
-_PHONE_WITH_A_ZERO = r"(?<![\w.,+-])\(?0\d{2,4}\)?[ -]\d{3,6}(?:[ -]\d{3,4})?(?![\w-]|[.,]\d)"
+_PHONE_WITH_A_ZERO = r"(?<![\w.,+-])(?:\(0\)\d{1,4}|\(?0\d{2,4}\)?)[ /-]\d{3,7}(?:[ -]\d{3,4})?(?![\w-]|[.,]\d)"
 _PHONE_IN_A_ROW = (
     r"(?:(?<=[CcFf]a[lx][l:] )|(?<=[DdTt][ie][axl][lt:] )|(?<=phone )|(?<=hone: )|(?<=[Nn]umber ))\d{7,15}"
     r"(?!\d)"
@@ -658,7 +653,7 @@ _PER = (
     r"|gallon|user|piece|dozen|acre|head)\b)"
 )
 _PER_UNIT = r"(?<= per )(?:mo|yr|wk|hr|h|min|sec|s|kg|lb)\b"
-_STREET_WITHOUT_A_DOT = rf"(?<=[a-z] )(?P<ending>{'|'.join(STREETS)})(?=,|$| (?:Apt|Suite|Unit))"
+_STREET_WITHOUT_A_DOT = rf"(?<=[a-z] )(?P<ending>{'|'.join(STREETS)})(?=,|$| (?:Apt|Suite|Unit|[NS][EW]\b))"
 _STATE = rf"(?<=[a-z], )(?P<state>{'|'.join(STATES)})\b(?: (?P<zip>\d{{5}})(?:-(?P<more>\d{{4}}))?\b)?"
 _TITLE = (
     rf"(?<![\w.])({_any_of(word for word in TITLES if word[-1] != '/' and '/' not in word)})(?:(?<=\.)|\.|\b)"
@@ -679,7 +674,7 @@ _FORMULA = (
     rf"\b(?=[A-Za-z()]{{1,12}}\d)(?:(?:\((?:(?:{ELEMENTS})\d{{0,2}}){{1,4}}\)|(?:{ELEMENTS}))\d{{0,2}}){{2,12}}"
     r"(?![\w'])|\b(?:O|H|N|Cl|F)2\b"
 )
-_VERSION = r"(?<!\w)(?:(?:v|V)\.?(?=\d)|(?P<name>version |Version ))(?P<numbers>\d++(?:\.\d++)*+)"
+_VERSION = r"(?<!\w)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>version |Version ))(?P<numbers>\d++(?:\.\d++)*+)"
 _DECADE_OF_A_CENTURY = r"\b(1[1-9]\d0|20\d0)'?s\b"
 _COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(-])|(?<!\S)([<>]) ?(?=\d)"
 _YEAR_BY_CONTEXT = r"(?:(?<=[Ii]n )|(?<=\()(?=\d+\)))10[1-9]\d(?![\d%]|[,.-]\d| [a-z]+s\b)"
@@ -700,7 +695,7 @@ RULES = (
     Rule("forum", "r/science", r"(?<![\w/])([ru])/(?=\w)", r"\1 slash "),
     Rule("sharp", "C#", r"\b([A-G])#(?!\w)", r"\1 sharp"),
     Rule("code", "A7-X9", r"(?<![\w-])#?((?:[A-Z]++\d*+|\d++[A-Z]++)(?:-[A-Z\d]++)+)(?![\w-])", _code),
-    Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_])(\w++)", _handle),
+    Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", _handle),
     Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", _handle),
     # rows of digits
     Rule("phone", "(555) 123-4567", _PHONE, _phone),
@@ -710,7 +705,7 @@ RULES = (
     Rule("phone number", "555-1234", r"(?<![\d-])\d{3}-\d{4}(?![\d-])", _phone),
     Rule("phone in a row", "Call 5551234567", _PHONE_IN_A_ROW, _phone),
     Rule("aircraft", "747-400", r"(?<![\w-])7([0-8]7)-(?=\d)|(?<=Boeing )7([0-8]7)\b", r"7 \1\2 "),
-    Rule("flight", "BA2490", r"(?<=\b[A-Z]{2})\d{3,4}\b", lambda match: f" {spell_digits(match[0], 'oh')}"),
+    Rule("flight", "BA2490", r"\b(?!FY|CY)([A-Z])([A-Z])(\d{3,4})\b", _flight),
     Rule("emergency", "Call 911", _EMERGENCY, lambda match: spell_digits(match[0])),
     Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, _network_address),
     Rule(
@@ -744,6 +739,8 @@ RULES = (
     # ranges: a dash between two amounts is a "to"
     Rule("circa", "c. 1450", r"(?<![\w.])ca?\. ?(?=\d{3,4}\b)", "circa "),
     Rule("years", "1914-18", _YEARS, _years),
+    Rule("equal parts", "50-50", r"(?<![\w.-])50-50(?![\w-])", "50 50"),
+    Rule("from noon", "noon-1pm", r"\b([Nn]oon|[Mm]idnight)\s?-\s?(?=\d)", r"\1 to "),
     Rule("difference", "5 - 3 = 2", rf"(?<=\d)\s?[-−]\s?(?={NUMBER}\s?=)", " minus "),
     Rule("decimal comma", "€2,50", _DECIMAL_COMMA, _whole_units),
     Rule("range of money", "$5-10", _RANGE_OF_MONEY, _money_range),
@@ -756,6 +753,11 @@ RULES = (
     Rule("full hour", "3 p.m.", rf"(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\s?{HALF_DAY}", _time),
     Rule("military time", "0800 hours", _MILITARY_TIME, _military_time),
     # money
+    Rule("no cents", "5,-", r"(?<=\d),-(?!\w)", ""),
+    Rule("pence twice", "£5.50p", r"(£\d++\.\d\d)p\b", r"\1"),
+    Rule(
+        "Indian thousands", "1,50,000", r"(?<![\w.,])\d{1,2}(?:,\d\d)+,\d{3}(?!\d|,\d)", lambda m: m[0].replace(",", "")
+    ),
     Rule("minus money", "-$5, $-5", rf"(?<![\w)])[-−](?={MONEY}\s?\d)", "minus "),
     Rule("minus after a sign", "$-5", rf"([{_SIGNED}])[-−](?=\d)", r"minus \1"),
     Rule("money below one", "$.99", r"(?<=[$£€])(?=\.\d)", "0"),
@@ -781,6 +783,8 @@ RULES = (
     Rule("millions", "5m people", _MILLIONS, lambda match: f"{match['amount']} {SCALES[match['scale'].lower()]}"),
     Rule("inch", "5in", _INCH, r"\g<amount> in. "),
     Rule("measure", "5 kg", rf"{START}(?P<amount>{NUMBER})(?P<joint>[ -]?)(?P<unit>{UNIT})(?![\w°])", _measure),
+    Rule("speed", "in km/h", r"(?<![\w/])km/h\b", "kilometers per hour"),
+    Rule("micrometer", "in microm", r"\bmicrom\b", "micrometers"),
     Rule("per", "dollars/month", _PER, " per "),
     Rule("per unit", "dollars per hr", _PER_UNIT, lambda match: {"mo": "month", **UNITS}[match[0]]),
     # abbreviations
@@ -805,7 +809,9 @@ RULES = (
     Rule("year in Roman numerals", "MCMXCIV", _YEAR_IN_ROMAN_NUMERALS, lambda m: spell_number(_roman(m[1]), "year")),
     Rule("special", "PhD", rf"(?<!\w)(?:{_any_of(SPECIAL)})(?!\w)", lambda match: SPECIAL[match[0]]),
     Rule("formula", "H2SO4", _FORMULA, _formula),
-    Rule("letters", "BBC, TVs", r"(?<![A-Za-z0-9_'])(?P<word>[A-Z]{2,6})(?P<ending>'s|s|'S)?(?![A-Za-z_'])", _letters),
+    Rule(
+        "letters", "BBC, TVs", r"(?<![A-Za-z0-9_'])(?P<word>[A-Z]{2,6})(?P<ending>'s|s'?|'S)?(?![A-Za-z_'])", _letters
+    ),
     Rule("dash of letters", "U S B-C", r"(?<=\b[A-Z])-(?=[A-Z]\b)", " "),
     # versions, ratios, decades, ordinals and the numbers that are left
     Rule("version", "v2.1.3", _VERSION, lambda match: "version " * (match["name"] is None) + _version(match)),
@@ -982,3 +988,11 @@ def split_text(text: str, fits: Callable[[str], bool], breaks: tuple[re.Pattern,
         else:
             pieces += [part] if fits(part) else split_text(part, fits, breaks[1:])
     return pieces
+
+
+CHARACTERS_PER_SECOND = 15  # of read English
+
+
+def expected_frames(text: str, frame_rate: float) -> int:
+    """About how many frames reading a text takes."""
+    return int(len(text) / CHARACTERS_PER_SECOND * frame_rate) + 1

@@ -109,7 +109,8 @@ SPELLED = _set("""
     HIV IBM ICU ID IDE IEEE IIRC IMF IMO IO IP IPA IPO IQ IR IRC IRL IRS ISBN ISO ISP IT ITV IUD IV IVF KO LA LED MA
     MBA MIA MIT MOT MRI NAACP NBA NCAA NEA NHL NRA NSA NYC NYPD NYU OECD OEM OMG OS PA PE POV PTA QA RNA RSA RSI
     RSPCA SEO SMB SOS STI SUV TBA UAE UAV UCLA UEFI UFC UFO UHF UI UK UN UPC UPS UPI URI URL US USA USB USC USDA
-    USPS USSR UTC UTF UTI UV UX VAT VIP VOIP WTO YMCA AP EP DOB DUI EIN ETF IOU IPV IOT
+    USPS USSR UTC UTF UTI UV UX VAT VIP VOIP WTO YMCA AP EP DOB DUI EIN ETF IOU IPV IOT HDMI
+    ISS UNHCR ATV AV EMT EMS ESG EOD ERP ICBM IOC IAEA AOL AMD ASL AARP USAF USMC USN IPCC
 """)
 ABBREVIATIONS = _set("US UK UN EU USA USSR UAE DC LA NY AM PM AD BC BCE CE PHD MD BA MA BSC MBA AKA ASAP RIP")
 SOUNDS = set("HMM SHH PSST GRR BRR ZZZ PFFT TSK MR MRS DR ST VS NTH PHD".split())
@@ -156,7 +157,7 @@ ADDRESS_LETTERS = set("io uk ai eu edu exe api ip id us ui de ie au es it at nl"
 _LETTERS = _table(
     "ß=ss; ẞ=SS; þ=th; Þ=Th; ð=d; Ð=D; æ=ae; Æ=Ae; œ=oe; Œ=Oe; ŋ=ng; Ŋ=Ng; ı=i; ĸ=k; ə=e; Ə=E; №= No. ; ™=; ®=; ⁄=/"
 )
-_ALIKE = ("‘’ʼ‛′´", "'"), ("“”„‟″«»", '"'), ("–—―‐‑‒•", "-"), ("".join(map(chr, [*range(32), *range(127, 160)])), " ")
+_ALIKE = ("‘’ʻʼ‛′´", "'"), ("“”„‟″«»", '"'), ("–—―‐‑‒•", "-"), ("".join(map(chr, [*range(32), *range(127, 160)])), " ")
 _BREAKS = dict.fromkeys("\n\r\x0b\x0c\x85\u2028\u2029", "\n")
 CHARACTERS = str.maketrans({**{c: sign for characters, sign in _ALIKE for c in characters}, **_BREAKS, **_LETTERS})
 _SOUNDS = "a b v g d e z i y k l m n o p r s t u f kh ts ch sh shch . y . e yu ya zh yo i yi ye g j lj nj c dj dz u dz"
@@ -175,3 +176,21 @@ BREAKS = (
     re.compile(r"(?<=,)\s+"),
     re.compile(r"\s+"),
 )
+
+# Of HTML, in a line and around one; ends of addresses and of names of files; chemical elements.
+TAGS = """
+    a abbr b big center cite code del dfn em font i img ins kbd label mark q s samp small span strike strong sub sup tt
+    u var wbr
+"""
+BLOCKS = """
+    article aside blockquote body br dd div dl dt footer form h1 h2 h3 h4 h5 h6 head header hr html li main nav ol p pre
+    section table tbody td th thead title tr ul
+"""
+FILES = """
+    7z avi bak bat bin bmp c cfg cc cpp cs css csv dat dll doc docx dmg exe flac gif go gz h hpp html htm ico ini
+    ipynb java jpeg jpg js json jsx log lua md mid mkv mov mp3 mp4 odt ogg onnx pdf php pkl png ppt pptx ps1 py pyi
+    rb rs rst rtf safetensors sh sql srt svg tar tex tiff toml ts tsv tsx ttf txt wav webm webp whl xls xlsx xml
+    yaml yml zip
+""".split()
+HOSTS = "com|org|net|edu|gov|mil|info|biz|io|dev|app|ai|co|uk|de|fr|eu|ca|au|nl|ch|tv|wiki|blog|ly"
+ELEMENTS = "He|Li|Be|Ne|Na|Mg|Al|Si|Cl|Ar|Ca|Ti|Cr|Mn|Fe|Co|Ni|Cu|Zn|Br|Ag|Sn|Ba|Pt|Au|Hg|Pb|[HBCNOFPSKI]"

@@ -97,6 +97,19 @@ FAULTS = {
     "c. 1450\u20131510, 1,000s, 3.0 x 10^8": (
         "circa fourteen fifty to fifteen ten, thousands, three point zero times ten to the power of eight."
     ),
+    "(0)20 7946 0018, Fax: 030/1234567": (
+        "oh, two oh, seven nine four six, oh oh one eight, Fax: oh three oh, one two three four five six seven."
+    ),
+    "\u20ac 5,-, \xa35.50p, \u20b91,50,000": (
+        "five euros, five pounds and fifty pence, one hundred and fifty thousand rupees."
+    ),
+    "noon\u20131pm, 50-50, FY2024, V8, Route 9W": (
+        "noon to one p m, fifty fifty, F Y twenty twenty-four, V eight, Route nine W."
+    ),
+    "12 Park Ave NW, the CEOs' plan, HDMI, #100DaysOfCode": (
+        "twelve Park Avenue N W, the C E O's plan, H D M I, hashtag one hundred Days Of Code."
+    ),
+    "in km/h, in \u00b5m, Hawai\u02bbi": "in kilometers per hour, in micrometers, Hawai'i.",
     "Section 3(a)(ii), a B- grade": "Section three a two, a B minus grade.",
     "Call (555) 123-4567. Or 1-800-555-0199.": (
         "Call five five five, one two three, four five six seven. Or one eight hundred, five five five, oh "
