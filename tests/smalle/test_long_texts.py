@@ -223,6 +223,22 @@ def test_a_text_that_is_not_cut_loops_is_stopped_and_is_read_again(checkpoint, w
     assert again.cache.readings[0].score >= once.cache.readings[0].score
 
 
+@pytest.mark.parametrize("runtime", ["torch", "native"])
+def test_a_transcript_that_goes_on_after_its_recording_is_refused(checkpoint, runtime):
+    processor, model = checkpoint
+    (wave,) = processor.decode(model.generate(**processor(SHORT), seed=1))
+    said = {"audio": wave, "sampling_rate": 24000}
+    model.step_runtime = runtime
+    try:
+        right = model.generate(**processor("Yes, I am.", audio_text=SHORT, **said), seed=1)
+        assert right.shape[1] < 3 * 50
+        with pytest.raises(ValueError, match="audio_text"):
+            more = f"{SHORT} The train to London leaves at noon."
+            model.generate(**processor("Yes, I am.", audio_text=more, **said), seed=1)
+    finally:
+        model.step_runtime = "auto"
+
+
 # Names
 
 

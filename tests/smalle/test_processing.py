@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from smalle.train.data.batching import Collator
 from smalle.train.data.dataset import Sample
+from transformers.utils import logging as transformers_logging
 
 from smalle import SmallEProcessor
 from smalle.voices_smalle import Voice, load_voice, save_voice
@@ -391,3 +392,45 @@ def test_wrong_inputs_are_refused(processor, text, asked, message):
 def test_default_voice_must_be_one_of_the_voices(tiny_tokenizer):
     with pytest.raises(ValueError, match="'carl'"):
         SmallEProcessor(tiny_tokenizer, voices=["anna"], default_voice="carl")
+
+
+def test_a_checkpoint_of_a_relative_path_works_in_another_folder(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_checkpoint.parent)
+    processor = SmallEProcessor.from_pretrained(tiny_checkpoint.name)
+    monkeypatch.chdir(tmp_path)
+    assert processor("Hi.", voice="anna")["audio_codes"].shape[1] > 0
+    assert len(processor.decode(torch.zeros(1, 4, 3, dtype=torch.long))[0]) == 4 * 480
+
+
+def speech_of(seconds, rate=24000):
+    """Four phrases of a hum, with pauses of a fifth of a second, as samples (L,)."""
+    time = torch.arange(int(seconds * rate)) / rate
+    part = seconds / 4
+    return (0.3 * torch.sin(760 * time) * (time % part < part - 0.2)).numpy()
+
+
+SAID = "It was a dog. Nobody knew it. Why was it so? It is a door."
+
+
+def test_a_long_recording_is_cut_with_its_transcript(processor, caplog):
+    transformers_logging.enable_propagation()
+    voice = processor.encode_voice(speech_of(16), SAID, 24000)
+    transformers_logging.disable_propagation()
+    assert voice.text == "It was a dog. Nobody knew it." and 7.5 < len(voice.codes) / 50 < 8.2
+    assert "16 s long" in caplog.text
+    whole = processor.encode_voice(speech_of(12), SAID, 24000)
+    assert whole.text == SAID and len(whole.codes) == 600
+
+
+@pytest.mark.parametrize(
+    "wave, said, match",
+    [
+        (speech_of(16), "It was a dog and nobody knew it", "16 s long"),
+        (speech_of(16)[:1], SAID, "s long"),
+        (np.zeros(96000, np.float32), SAID, "silent"),
+    ],
+    ids=["nowhere to cut", "one sample", "silence"],
+)
+def test_a_recording_that_cannot_be_a_prompt_is_refused(processor, wave, said, match):
+    with pytest.raises(ValueError, match=match):
+        processor("Hi.", audio=wave, audio_text=said, sampling_rate=24000)
