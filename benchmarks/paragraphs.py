@@ -29,7 +29,7 @@ from smalle.train.evaluation.word_errors import align, errors, words  # noqa: E4
 from benchmarks.timing import record, table  # noqa: E402
 from smalle.audio_smalle import write_wav  # noqa: E402
 from smalle.saving_smalle import write_json  # noqa: E402
-from smalle.streaming_smalle import CHARACTERS_PER_SECOND  # noqa: E402
+from smalle.streaming_smalle import expected_frames  # noqa: E402
 
 TEXTS = Path(__file__).parent / "texts" / "paragraphs"
 TOLERANCE = 0.3  # of a length
@@ -69,8 +69,7 @@ def speak(checkpoint: str, out: Path, paragraphs: list[tuple[str, str]], seed: i
             speech = speaker(text)
             samples = write_wav(out / f"{name}.wav", speech["audio"], speech["sampling_rate"])
             spoken = speaker.processor.spell_out(text)
-            expected = len(spoken) / CHARACTERS_PER_SECOND
-            facts = {"text": spoken, "finish_reason": reasons[-1], "expected": round(expected, 2)}
+            facts = {"text": spoken, "finish_reason": reasons[-1], "expected": expected_frames(spoken, 100) / 100}
             write_json(out / f"{name}.json", {**facts, "seconds": round(samples / speech["sampling_rate"], 2)})
 
 
