@@ -32,10 +32,15 @@ def monotonicity(alignments: torch.Tensor, lengths: torch.Tensor, text_mask: tor
     return -((-moves).clamp(min=0) + (moves - 1).clamp(min=0)).sum(1) / (last + 1)
 
 
+def token_positions(text_mask: torch.Tensor) -> torch.Tensor:
+    """The position of each token in its text, 0 on padding: text_mask (B, N) -> (B, N)."""
+    return (text_mask.long().cumsum(1) - 1).clamp(min=0).float()
+
+
 def expected_positions(alignments: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
     """Where each frame reads on average, counted in the tokens of its text: alignments (B, T, N), text_mask (B, N) ->
     (B, T)."""
-    positions = (text_mask.long().cumsum(1) - 1).clamp(min=0).to(alignments.dtype)
+    positions = token_positions(text_mask).to(alignments.dtype)
     expected = (alignments @ positions[..., None])[..., 0]
     return expected / alignments.sum(-1).clamp(min=1e-6)  # a decoder-only model attends to the audio, too
 

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList, logits_process
 from transformers.utils import ModelOutput, logging
 
-from .alignment_smalle import MAX_UNREAD, STOPPED, Reading, expected_positions, monotonicity
+from .alignment_smalle import MAX_UNREAD, STOPPED, Reading, monotonicity, token_positions
 from .configuration_smalle import AUDIO_BOS, AUDIO_EOS, AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
 from .runtime_smalle import NativeSteps, encode_speakers, encode_text, start_steps
 from .validation_smalle import (
@@ -269,17 +269,22 @@ class SmallEGenerateOutput(ModelOutput):
         cache = None if self.cache is None else self.cache.select(rows)
         return SmallEGenerateOutput(lengths=self.lengths[rows], cache=cache, finish_reason=reasons, **cut)
 
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """How each row read its text; nothing is known where there is no state."""
+        return () if self.cache is None else self.cache.readings
+
     def replace_rows(self, rows: list[int], other: "SmallEGenerateOutput") -> "SmallEGenerateOutput":
         """The output with these rows, which have ended, in the place of them the rows of another, which have, too."""
-        assert self.cache is not None and other.cache is not None
+        assert self.cache is not None
         longest = max(self.sequences.shape[1], other.sequences.shape[1])
         index, whole = torch.tensor(rows, device=self.lengths.device), {}
         for name, padding in PADDING.items():
             if name in self:
                 mine, others = (pad_frames(x[name], longest, padding) for x in (self, other))
                 whole[name] = mine.index_copy(0, index, others)
-        readings, reasons = list(self.cache.readings), list(self.finish_reason)
-        for row, reading in zip(rows, other.cache.readings):
+        readings, reasons = list(self.readings), list(self.finish_reason)
+        for row, reading in zip(rows, other.readings):
             readings[row], reasons[row] = reading, reading.finish
         lengths = self.lengths.index_copy(0, index, other.lengths)
         cache = replace(self.cache, readings=tuple(readings))
@@ -335,7 +340,7 @@ class DecodingLoop:
         self.window, self.forced = list(state.grid.unbind(1)), state.forced
         self.alignments, self.scores = list(state.alignments), list(state.scores)
         self.readings, self.frame_rate = list(state.readings), model.config.frame_rate
-        self.text_mask = state.model.text_mask[: self.batch]
+        self.token_positions = token_positions(state.model.text_mask[: self.batch])
         self._set_remaining(state.remaining)
 
     def step(self):
@@ -350,7 +355,7 @@ class DecodingLoop:
             self.alignments.append(alignment[: self.batch, -1])
         positions: list = [None] * self.batch
         if self.watches:
-            positions = expected_positions(alignment[: self.batch], self.text_mask)[:, -1].tolist()
+            positions = (alignment[: self.batch, -1].float() * self.token_positions).sum(1).tolist()
             if len(self.window) == 2:
                 self._check_prompts(alignment[:, -1], positions)
         self._update_remaining(tokens[: self.batch, 0], positions)
@@ -451,10 +456,10 @@ class DecodingLoop:
         longest = int(lengths.max())
         inside = torch.arange(longest, device=grid.device) < lengths[:, None]
         codes = codes[:, :longest].masked_fill(~inside[..., None], NO_CODE)
-        reasons = [reading.finish or None for reading in self.readings]
-        output = SmallEGenerateOutput(sequences=codes, lengths=lengths, cache=self.state(), finish_reason=reasons)
+        reasons, state = [reading.finish or None for reading in self.readings], self.state()
+        output = SmallEGenerateOutput(sequences=codes, lengths=lengths, cache=state, finish_reason=reasons)
         if self.output_alignments:
-            empty = torch.zeros(len(grid), 0, output.cache.model.text_mask.shape[1], device=grid.device)
+            empty = torch.zeros(len(grid), 0, state.model.text_mask.shape[1], device=grid.device)
             output.alignments = torch.stack(self.alignments, 1)[:, :longest] if self.alignments else empty
         if self.config.output_scores and self.scores:
             output.scores = undelay_steps(torch.stack(self.scores, 1))[:, :longest]
@@ -733,14 +738,13 @@ class SmallEGenerationMixin(GenerationMixin):
         kept = config.num_return_sequences
         output = self._read_once(state, max(config.best_of, kept), kept, call)
         for _ in range(retries if config.do_sample else 0):
-            failed = [row for row, reading in enumerate(output.cache.readings) if reading.failed]
+            readings = output.readings
+            failed = [row for row, reading in enumerate(readings) if reading.failed]
             if not failed:
                 break
             again = self._read_once(state.select(torch.tensor(failed) // kept), config.best_of, 1, call)
-            readings = zip(failed, again.cache.readings, strict=True)
-            better = [
-                n for n, (row, x) in enumerate(readings) if x.finish and x.score > output.cache.readings[row].score
-            ]
+            pairs = zip(failed, again.readings, strict=True)
+            better = [n for n, (row, x) in enumerate(pairs) if x.finish and x.score > readings[row].score]
             if better:
                 output = output.replace_rows([failed[n] for n in better], again.select(torch.tensor(better)))
         return output
