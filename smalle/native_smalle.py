@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import platform
@@ -1000,17 +1001,6 @@ def vocos_parts(tensors: Tensors, condition: int | None) -> Iterator[np.ndarray]
     yield from matrix_parts(tensors["head.out.weight"], tensors["head.out.bias"])
 
 
-def stream_of(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """Parts one after the other in single precision, each from a multiple of 16 floats on."""
-    parts = list(parts)
-    ends = np.cumsum([rounded(part.size) for part in parts])
-    stream = aligned(int(ends[-1]))
-    for part, end in zip(parts, ends):
-        start = end - rounded(part.size)
-        stream[start : start + part.size] = part.reshape(-1)
-    return stream
-
-
 def rounded(size: int) -> int:
     """Floats that a part of so many takes in a stream."""
     return -(-size // COLUMNS) * COLUMNS
@@ -1024,6 +1014,19 @@ def stack_size(channels: int, size: int, kernel: int, layers: int, inner: int) -
     """Floats that a convolution, its ConvNeXt blocks and a norm take in a stream."""
     block = 3 * rounded(size) + rounded(kernel * size) + matrix_size(size, inner) + matrix_size(inner, size)
     return matrix_size(channels * kernel, size) + layers * block + 2 * rounded(size)
+
+
+def stream_of(parts: Iterable[np.ndarray], size: int) -> np.ndarray:
+    """Parts one after the other in single precision, each from a multiple of 16 floats on. Raises ValueError where they
+    do not take `size` floats."""
+    stream, at = aligned(size), 0
+    for part in parts:
+        if at + part.size <= size:
+            stream[at : at + part.size] = part.reshape(-1)
+        at += rounded(part.size)
+    if at != size:
+        raise ValueError(f"they take {at} floats, expected {size}")
+    return stream
 
 
 class DecoderState(NamedTuple):
@@ -1069,12 +1072,10 @@ class VocosDecoder:
                 sizes |= dict(refiner_size=size, refiner_kernel=kernel, refiner_ahead=1)
                 sizes |= dict(refiner_inner=inner, refiner_layers=layers)
                 wanted += stack_size(channels, size, kernel, layers, inner) + matrix_size(size, channels)
-            parts = [*(refiner_parts(refiner) if refiner else ()), *vocos_parts(vocos, condition)]
-            self.weights = stream_of(parts)
+            parts = itertools.chain(refiner_parts(refiner) if refiner else (), vocos_parts(vocos, condition))
+            self.weights = stream_of(parts, wanted)
         except (KeyError, ValueError, IndexError) as error:
             raise ValueError(f"The decoder's tensors do not fit, {error}: download the checkpoint again.") from error
-        if len(self.weights) != wanted:
-            raise ValueError("The decoder's tensors do not fit its configuration: download the checkpoint again.")
         self.window = (0.5 - 0.5 * np.cos(turns)).astype(np.float32)
         self.roots = np.stack((np.cos(turns), np.sin(turns)), 1).astype(np.float32)
         self.noise = noise_table(n_fft // 2 + 1) if harmonic else np.zeros(0, np.float32)

@@ -29,7 +29,7 @@ from ..native_smalle import (
     text_names,
     working_memory,
 )
-from .tensors import read_config, read_weights
+from .tensors import Weights, read_config, read_weights
 
 PAD, BOS, EOS, SPECIALS = 0, 1, 2, 3  # tokens of every codebook before its codes
 READ_AT_ONCE = 16  # steps of a prompt
@@ -73,11 +73,6 @@ DEFAULTS: dict[str, Any] = dict(  # of `SmallEConfig`, where a value decides wha
 COMPUTED = "architecture", "mixer", "cross_attention", "feed_forward", "position_layers", "cross_rotary_size"
 
 
-def part_of(tensors: dict[str, np.ndarray], name: str) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Weight and bias of a layer, float32."""
-    return tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
-
-
 def shape_of(name: str, config: Any) -> tuple[int, ...]:
     """What the weight of a layer must be."""
     size, inner, heads = config.hidden_size, config.intermediate_size, config.mixer_heads
@@ -97,35 +92,35 @@ def shape_of(name: str, config: Any) -> tuple[int, ...]:
     return layers.get(last, (size,) if "norm" in last else (size, size))
 
 
-def check_shapes(tensors: dict[str, np.ndarray], names: Names, config: Any) -> None:
+def check_shapes(tensors: Weights, names: Names, config: Any) -> None:
     """Raises ValueError for a layer that is missing, and weights of another shape than the configuration says."""
     for name, _ in names:
-        weight, bias = part_of(tensors, name)
-        if name.endswith("none") or weight is None and name.endswith("_norm"):
+        found, bias = tensors.shape(f"{name}.weight"), tensors.shape(f"{name}.bias")
+        if name.endswith("none") or found is None and name.endswith("_norm"):
             continue
         wanted = shape_of(name, config)
-        found = None if weight is None else weight.shape
-        if found != wanted or bias is not None and bias.shape != wanted[:1]:
+        if found != wanted or bias not in (None, wanted[:1]):
             raise ValueError(f"{name} has the shape {found}, expected {wanted}: download or save the checkpoint again.")
 
 
-def pack(library: ctypes.CDLL, tensors: dict[str, np.ndarray], names: Names, small: int = SMALL) -> np.ndarray:
+def pack(library: ctypes.CDLL, tensors: Weights, names: Names, small: int = SMALL) -> np.ndarray:
     """Layers as one stream of bytes, as smalle.c reads them; `small`: entries from which on a matrix is in 8 bits."""
-    calls: list[tuple] = []
-    for name, scale in names:
-        weight, bias = part_of(tensors, name)
+    names = list(names)
+    shapes = [tensors.shape(f"{name}.weight") or (0,) for name, _ in names]
+    most = sum(4 * (shape[0] + 16) * (shape[-1] + 2) + 1024 for shape in shapes)  # pages that are not used cost nothing
+    stream = aligned(most, np.uint8)
+    at = stream.ctypes.data
+    for (name, scale), shape in zip(names, shapes):
+        weight, bias = tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
         places = [None if x is None else address(x) for x in (weight, bias)]
-        if weight is not None and weight.ndim == 2:
-            out, size = weight.shape
-            calls.append((library.smalle_pack_matrix, size, out, weight.size >= small, ctypes.c_float(scale), *places))
+        to = ctypes.c_void_p(at)
+        if len(shape) == 2:
+            eight = shape[0] * shape[1] >= small
+            at += library.smalle_pack_matrix(shape[1], shape[0], eight, ctypes.c_float(scale), *places, to)
         else:
             kind = 0 if weight is None else RMS_NORM if bias is None else LAYER_NORM
-            calls.append((library.smalle_pack_norm, kind, 0 if weight is None else weight.size, *places))
-    stream = aligned(sum(call(*arguments, None) for call, *arguments in calls), np.uint8)
-    at = stream.ctypes.data
-    for call, *arguments in calls:
-        at += call(*arguments, ctypes.c_void_p(at))
-    return stream
+            at += library.smalle_pack_norm(kind, *shape, *places, to)
+    return stream[: at - stream.ctypes.data]
 
 
 @dataclass(frozen=True)
@@ -170,12 +165,12 @@ class Model:
         except KeyError as error:
             raise ValueError(f"{folder} has no tensor {error}: download or save the checkpoint again.") from error
 
-    def _take(self, tensors: dict[str, np.ndarray]) -> None:
+    def _take(self, tensors: Weights) -> None:
         config, library = self.config, self.library
         self.text_embedding = tensors["model.text_embedding.weight"]
         self.audio_embedding = np.ascontiguousarray(tensors["model.audio_embedding.weight"])
         if config.tie_word_embeddings:
-            tensors["head.weight"] = self.audio_embedding
+            tensors = tensors.renamed("model.audio_embedding.weight", "head.weight")
         speaker = list(speaker_names(config)) if config.speaker_layers else []
         check_shapes(tensors, (*text_names(config), *step_names(config), *speaker), config)
         rows = config.num_codebooks * config.audio_vocab_size

@@ -41,14 +41,12 @@ class Codec:
         if getattr(config, "model_type", None) != "smalle_codec":
             raise ValueError(f"{folder} is no smalle_codec: expected the codec of an embedded checkpoint.")
         tensors = read_weights(folder / "model.safetensors")
-        parts = ("vocos.", "refiner.")
-        vocos, refiner = ({n[len(p) :]: x for n, x in tensors.items() if n.startswith(p)} for p in parts)
         settings = dict(hop_length=config.hop_length, sampling_rate=config.sampling_rate, padding="same")
         settings |= {name: getattr(config, f"vocos_{name}") for name in ("n_fft", "upsampling", "excitation")}
         if "quantizer.codebooks" not in tensors:
             raise ValueError(f"{folder} has no quantizer.codebooks: download or save the checkpoint again.")
-        self.config, self.codebooks = config, tensors["quantizer.codebooks"].copy()
-        self.decoder = VocosDecoder(library, vocos, refiner, settings)
+        self.config, self.codebooks = config, tensors["quantizer.codebooks"]
+        self.decoder = VocosDecoder(library, tensors.under("vocos."), tensors.under("refiner."), settings)
 
     def embed(self, codes: np.ndarray) -> np.ndarray:
         """Quantized latents (T, D) of codes (T, Q)."""

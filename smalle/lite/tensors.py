@@ -1,6 +1,7 @@
 """Files of a checkpoint without PyTorch: configurations, weights, voices."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -40,17 +41,47 @@ def as_floats(kind: str, shape: list[int], data: bytes) -> np.ndarray:
     return np.frombuffer(data, KINDS[kind]).astype(np.float32).reshape(shape)
 
 
-def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of a safetensors file by name, float32. Raises ValueError for a damaged file, NaN and infinity."""
-    try:
-        stored = deserialize(path.read_bytes())
-        tensors = {name: as_floats(x["dtype"], x["shape"], x["data"]) for name, x in stored}
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read, {error}: download or save the checkpoint again.") from error
-    for name, tensor in tensors.items():
+class Weights(Mapping):
+    """Tensors of a checkpoint by name, as they are stored; each is converted to single precision when it is asked for,
+    so that they need little memory. Raises ValueError for NaN, infinity and kinds that are not known."""
+
+    def __init__(self, stored: dict[str, dict[str, Any]]):
+        self.stored = stored
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        stored = self.stored[name]
+        if stored["dtype"] not in KINDS and stored["dtype"] != "BF16":
+            raise ValueError(f"{name} is {stored['dtype']}: expected float32, float16 or bfloat16.")
+        tensor = as_floats(stored["dtype"], stored["shape"], stored["data"])
         if not np.isfinite(tensor).all():
-            raise ValueError(f"{name} in {path} holds NaN or infinity: download or save the checkpoint again.")
-    return tensors
+            raise ValueError(f"{name} holds NaN or infinity: download or save the checkpoint again.")
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a tensor, None where there is none of this name."""
+        return tuple(self.stored[name]["shape"]) if name in self.stored else None
+
+    def under(self, prefix: str) -> "Weights":
+        """Those whose names begin with a prefix, which is left out."""
+        return Weights({name[len(prefix) :]: x for name, x in self.stored.items() if name.startswith(prefix)})
+
+    def renamed(self, name: str, new: str) -> "Weights":
+        """These, and one of them under another name as well."""
+        return Weights({**self.stored, new: self.stored[name]})
+
+
+def read_weights(path: Path) -> Weights:
+    """The tensors of a safetensors file. Raises ValueError for a damaged one."""
+    try:
+        return Weights(dict(deserialize(path.read_bytes())))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read, {error}: download or save the checkpoint again.") from error
 
 
 class Voice(NamedTuple):
