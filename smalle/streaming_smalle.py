@@ -12,19 +12,13 @@ import torch
 from torch import Tensor
 
 from .generation_smalle import seeded
+from .text_normalization_smalle import expected_frames as expected_frames
 from .text_normalization_smalle import split_text as split_text
 from .text_tables_smalle import BREAKS as BREAKS
 from .text_tables_smalle import MAX_CHARACTERS
 from .text_tables_smalle import PARAGRAPH as PARAGRAPH
 from .vocos_smalle import block_sizes
 from .voices_smalle import Voice
-
-CHARACTERS_PER_SECOND = 15  # of read English
-
-
-def expected_frames(text: str, frame_rate: float) -> int:
-    """About how many frames reading a text takes."""
-    return int(len(text) / CHARACTERS_PER_SECOND * frame_rate) + 1
 
 
 class TimedSpeech(NamedTuple):
