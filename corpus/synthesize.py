@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from smalle.audio_smalle import write_wav
+from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import write_jsonl
 
 from .kokoro_model import MAX_PHONEMES, SAMPLES_PER_FRAME, SAMPLING_RATE, STYLE, Kokoro, load_kokoro, load_voices
@@ -290,12 +291,8 @@ def write_metadata(rows: list[dict], out: Path) -> float:
     return sum(entry["duration"] for entry in entries) / 3600
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m smalle.corpus.synthesize",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_parser("python -m smalle.corpus.synthesize", __doc__)
     parser.add_argument(
         "plan", type=Path, help="texts and speakers, .jsonl, as python -m smalle.corpus.texts writes them"
     )
@@ -334,16 +331,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     begin, args = time.time(), parse(argv)
-    try:
-        voices = load_voices(args.weights)
-        rows = read_plan(args.plan, voices)
-        if unknown := set(args.voices or ()) - voices.keys():
-            raise ValueError(f"--voices {' '.join(sorted(unknown))}: expected some of {', '.join(sorted(voices))}")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    voices = load_voices(args.weights)
+    rows = read_plan(args.plan, voices)
+    if unknown := set(args.voices or ()) - voices.keys():
+        raise ValueError(f"--voices {' '.join(sorted(unknown))}: expected some of {', '.join(sorted(voices))}")
     if args.voices:
         rows = rows_for_voices(rows, args.voices)
     if args.sampled_speakers:
@@ -361,4 +354,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("synthesize", main))

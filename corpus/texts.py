@@ -31,13 +31,14 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
+from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import write_json, write_jsonl
 from smalle.text_normalization_smalle import MONTHS, spell_out
 
@@ -325,12 +326,8 @@ def make_plan(args: argparse.Namespace) -> tuple[list[dict], dict[str, dict], Co
     return rows, speakers, sources
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m smalle.corpus.texts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = command_parser("python -m smalle.corpus.texts", __doc__)
     parser.add_argument("out", type=Path, metavar="PLAN", help="the plan to write, .jsonl")
     parser.add_argument("--lj", type=Path, metavar="FILE", help="LJ Speech's texts: one id<TAB>text per line")
     parser.add_argument(
@@ -358,21 +355,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> int:
-    try:
-        args = parse(argv)
-        rows, speakers, sources = make_plan(args)
-    except ValueError as error:
-        print(f"smalle.corpus.texts: {error}", file=sys.stderr)
-        return 2
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    rows, speakers, sources = make_plan(args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(args.out, rows)
     write_json(args.out.with_suffix(".speakers.json"), speakers)
     hours = sum(len(row["text"]) for row in rows) / 17 / 3600
     counts = ", ".join(f"{source} {count}" for source, count in sources.most_common())
     print(f"{len(rows)} texts, about {hours:.0f} hours; {counts}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("texts", main))

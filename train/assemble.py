@@ -13,7 +13,6 @@ where `audio` and `text` may be lists, `text` may be left out for a model with a
 names a voice file instead. Weights are stored in half precision and loaded in single precision.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
+from smalle.cli.command import command_parser, run_command
 from smalle.codec_smalle import load_codec
 from smalle.saving_smalle import atomic_folder, write_card, write_text
 from smalle.voices_smalle import Voice, join_voices, load_voice
@@ -35,7 +35,7 @@ from smalle.voices_smalle import Voice, join_voices, load_voice
 from .model.ema import EMACallback
 from .model.recipe import make_dataclass, read_recipe
 
-GENERATION = {"do_sample": True, "top_k": 100, "temperature": 1.0, "max_seconds": 60}
+GENERATION = {"temperature": 1.0, "max_retries": 2}
 
 
 @dataclass
@@ -75,11 +75,22 @@ def make_voice(name: str, source: VoiceSource, processor: SmallEProcessor, confi
         return load_voice(source.file)
     if not source.audio or not (source.text or config.speaker_layers):
         raise ValueError(f"voice {name}: expected `file`, or `audio` and its transcript `text`.")
-    audio, texts = (value if isinstance(value, list) else [value] for value in (source.audio, source.text))
-    texts = texts if source.text else [None] * len(audio)
+    audio = source.audio if isinstance(source.audio, list) else [source.audio]
+    texts = source.text if isinstance(source.text, list) else [source.text or None] * len(audio)
     if len(audio) != len(texts):
         raise ValueError(f"voice {name}: {len(audio)} recordings and {len(texts)} texts: expected as many, or no text.")
     return join_voices([processor.encode_voice(*recording) for recording in zip(audio, texts)])
+
+
+def generation_config(config: SmallEConfig, max_seconds: float = 60, **settings) -> GenerationConfig:
+    """Default options of generate()."""
+    return GenerationConfig(
+        max_new_tokens=int(max_seconds * config.frame_rate),
+        pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        **{"do_sample": True, "top_k": 100, **settings},
+    )
 
 
 def load_model(folder: str | os.PathLike) -> SmallEForTextToSpeech:
@@ -102,14 +113,8 @@ def assemble(
 ) -> int:
     """Writes the checkpoint OUT; returns its size in bytes."""
     recipe, model = read_recipe(VoicesRecipe, voices_file), load_model(model_folder)
-    config, settings = model.config, {**GENERATION, **recipe.generation}
-    model.generation_config = GenerationConfig(
-        max_new_tokens=int(settings.pop("max_seconds") * config.frame_rate),
-        pad_token_id=config.pad_token_id,
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        **settings,
-    )
+    config = model.config
+    model.generation_config = generation_config(config, **{**GENERATION, **recipe.generation})
     processor = SmallEProcessor(AutoTokenizer.from_pretrained(model_folder), sampling_rate=config.sampling_rate)
     processor.codec = load_codec(str(codec_folder))
     for name, values in sorted(recipe.voices.items()):
@@ -126,13 +131,9 @@ def assemble(
     return folder_size(out)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m smalle.train.assemble",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m smalle.train.assemble", __doc__)
     parser.add_argument("model", help="output folder of `smalle train`, or a checkpoint in it")
     parser.add_argument("codec", help="folder of the codec")
     parser.add_argument("voices", help="YAML file of the voices")
@@ -141,8 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     size = assemble(arguments.model, arguments.codec, arguments.voices, arguments.out, arguments.card)
     print(f"{arguments.out}: {size / 1e6:.1f} MB")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("assemble", main))

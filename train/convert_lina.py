@@ -7,7 +7,6 @@ tensors only. `AutoModelForTextToWaveform` loads OUT. With the original's tokeni
 3 kbps as its codec. Other kinds of checkpoints are refused.
 """
 
-import argparse
 import pickle
 import re
 import sys
@@ -18,14 +17,18 @@ from typing import Any
 
 import torch
 import yaml
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
+from smalle.cli.command import command_parser, run_command
 from smalle.configuration_smalle import NUM_AUDIO_SPECIALS
 from smalle.processing_smalle import SmallEProcessor
 from smalle.saving_smalle import atomic_folder
+
+from .assemble import generation_config
+from .data.tokenizer import wrap_tokenizer
 
 RENAMES = [  # applied in this order: the original's names -> ours
     (r"^txt_embed\.", "model.text_embedding."),
@@ -297,57 +300,32 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no other type
         raise ValueError(f"{path} is not a file of the tokenizers library: {error}") from error
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[BOS] $A [EOS]", pair="[BOS] $A $B [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        bos_token="[BOS]",
-        eos_token="[EOS]",
-        padding_side="left",
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    return wrap_tokenizer(tokenizer)
 
 
 def save(model: SmallEForTextToSpeech, out: str | Path, tokenizer: PreTrainedTokenizerFast | None = None) -> None:
     """Writes the checkpoint OUT, complete or not at all."""
-    config = model.config
-    model.generation_config = GenerationConfig(
-        max_new_tokens=int(60 * config.frame_rate),
-        do_sample=True,
-        top_k=100,
-        pad_token_id=config.pad_token_id,
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-    )
+    model.generation_config = generation_config(model.config)
     with atomic_folder(out) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
-            SmallEProcessor(tokenizer, codec="encodec", sampling_rate=config.sampling_rate).save_pretrained(folder)
+            SmallEProcessor(tokenizer, codec="encodec", sampling_rate=model.config.sampling_rate).save_pretrained(
+                folder
+            )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m smalle.train.convert_lina",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command. Raises ValueError or OSError for wrong input."""
+    parser = command_parser("python -m smalle.train.convert_lina", __doc__)
     parser.add_argument("checkpoint", help="the original's checkpoint, .pt")
     parser.add_argument("config", help="the original's configuration, .yaml")
     parser.add_argument("out", help="folder of the checkpoint to write")
     parser.add_argument("--tokenizer", help="the original's bpe256.json; without it OUT has no processor")
     arguments = parser.parse_args(argv)
-    try:
-        model = convert(arguments.checkpoint, arguments.config)
-        save(model, arguments.out, arguments.tokenizer and read_tokenizer(arguments.tokenizer))
-    except (ValueError, OSError) as error:
-        print(f"smalle.train.convert_lina: {error}", file=sys.stderr)
-        return 2
+    model = convert(arguments.checkpoint, arguments.config)
+    save(model, arguments.out, arguments.tokenizer and read_tokenizer(arguments.tokenizer))
     print(f"{arguments.out}: {model.num_parameters() / 1e6:.1f}M parameters, mixer {model.config.mixer}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("convert_lina", main))

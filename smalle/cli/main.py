@@ -2,9 +2,10 @@
 
 import argparse
 import importlib
-import signal
 import sys
 from collections.abc import Sequence
+
+from .command import run_command
 
 COMMANDS = {  # name: (what it does, the module whose main(argv) runs it)
     "say": ("speak a text into a sound file, a pipe or a player", "smalle.cli.say"),
@@ -14,6 +15,7 @@ COMMANDS = {  # name: (what it does, the module whose main(argv) runs it)
     "train": ("train a model from a recipe", "smalle.train.model.trainer"),
     "finetune": ("teach a checkpoint a new voice from a folder of recordings", "smalle.train.adapt.finetune"),
     "clone": ("teach a checkpoint a new voice from one recording", "smalle.train.adapt.clone"),
+    "publish": ("upload a checkpoint to the Hugging Face Hub", "smalle.cli.publish"),
     "evaluate": ("synthesize a list of texts and score the result", "smalle.train.evaluation.evaluate"),
 }
 EXTRAS = {"serve": "serve"}  # what installs the packages that a command needs, where it is not "train"
@@ -48,25 +50,10 @@ def load_command(name: str):
         ) from error
 
 
-def interrupt(*_):
-    """Makes SIGTERM end a command as Ctrl-C does, so that temporary files are removed."""
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 2 for wrong input, 130 when it was interrupted."""
     arguments = parser().parse_args(argv)
-    handler = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        return load_command(arguments.command)(arguments.arguments) or 0
-    except (ValueError, OSError) as error:
-        print(f"smalle: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"smalle: {arguments.command} was interrupted.", file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    return run_command("smalle", lambda argv: load_command(arguments.command)(argv), arguments.arguments)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from smalle.train.convert_lina import convert, main
 from transformers import AutoModelForTextToWaveform
 
 import smalle  # noqa: F401  registers the classes
+from smalle.cli.command import run_command
 
 GOLDEN = {path.stem.removeprefix("lina-"): path for path in (Path(__file__).parents[1] / "golden").glob("lina-*")}
 
@@ -36,7 +37,7 @@ def converted(request, tmp_path_factory):
     """The folder that the command writes, and what the original computes."""
     folder = tmp_path_factory.mktemp("lina")
     weights, expected, config = read(request.param)
-    assert main([*write(folder, weights, config), str(folder / "out")]) == 0
+    main([*write(folder, weights, config), str(folder / "out")])
     return folder / "out", expected
 
 
@@ -106,7 +107,7 @@ def test_with_the_tokenizer_the_folder_has_a_processor(tmp_path, tiny_tokenizer)
     weights, _, config = read("gla-plain")
     file = tmp_path / "bpe.json"
     tiny_tokenizer.backend_tokenizer.save(str(file))
-    assert main([*write(tmp_path, weights, config), str(tmp_path / "out"), "--tokenizer", str(file)]) == 0
+    main([*write(tmp_path, weights, config), str(tmp_path / "out"), "--tokenizer", str(file)])
     processor = smalle.SmallEProcessor.from_pretrained(tmp_path / "out")
     ids = processor("a door")["input_ids"][0].tolist()
     assert ids[0] == 1 and ids[-1] == 2 and processor.codec_name == "encodec"
@@ -151,7 +152,7 @@ def change(part, **values):
 def test_other_configurations_are_refused(wrong, message, tmp_path, capsys):
     weights, _, config = read("gla-blind")
     wrong(config)
-    assert main([*write(tmp_path, weights, config), str(tmp_path / "out")]) == 2
+    assert run_command("convert_lina", main, [*write(tmp_path, weights, config), str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -175,7 +176,7 @@ def test_other_checkpoints_are_refused(content, message, tmp_path, capsys):
         Path(path).unlink()
     else:
         torch.save(content, path)
-    assert main([path, config, str(tmp_path / "out")]) == 2
+    assert run_command("convert_lina", main, [path, config, str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 

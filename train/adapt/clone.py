@@ -8,7 +8,6 @@ samples with the recording's words in other orders (by finetune-recording, in wh
 Use a voice only with the consent of its owner.
 """
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smalle import SmallEProcessor
+from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import atomic_folder
 
 from ..codec.recipe import CodecRecipe
@@ -72,8 +72,8 @@ def clone(
     if not Path(recording).is_file() or not text.strip():
         raise ValueError(f"{str(recording)!r}, {text!r}: expected a sound file and its transcript.")
     recipe = read_recipe(FinetuneRecipe, RECIPES / "finetune-recording.yaml", overrides)
-    with tempfile.TemporaryDirectory() as work:
-        work = Path(work)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
         (work / "recordings").mkdir()
         shutil.copyfile(recording, work / "recordings" / f"1{Path(recording).suffix}")
         (work / "recordings" / "1.txt").write_text(text, encoding="utf-8")
@@ -84,11 +84,9 @@ def clone(
             write_checkpoint(model, voice, name, base, folder, codec, weights_changed=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="smalle clone", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("smalle clone", __doc__)
     parser.add_argument("recording", help="sound file of 5 to 10 seconds")
     parser.add_argument("text", help="its transcript")
     parser.add_argument("base", help="folder or Hub name of a checkpoint")
@@ -112,8 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides,
     )
     print(f"{arguments.out} speaks: smalle say TEXT --model {arguments.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("smalle", main))

@@ -30,10 +30,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.cache_smalle import InitialState
+from smalle.cli.command import command_parser, run_command
 from smalle.codec_smalle import load_codec
 from smalle.generation_smalle import delay
 from smalle.voices_smalle import Voice, save_voice
@@ -49,6 +50,7 @@ from ..model.trainer import build_trainer
 
 METHODS = "state", "lora", "full"
 SHARED_DATA_OPTIONS = "frames_per_batch", "max_seconds", "single_utterance_probability", "eval_batches"
+AdaptedModel = Any  # a SmallEForTextToSpeech, or PEFT's model around one
 REFERENCE_SECONDS = 6.0  # of the recording that becomes the voice's reference
 
 
@@ -108,7 +110,7 @@ class FinetuneRecipe:
 class Finetuned(NamedTuple):
     """The adapted model, the new voice, and the losses on the evaluation data before and after."""
 
-    model: PreTrainedModel
+    model: AdaptedModel
     voice: Voice
     losses: tuple[float, float]
 
@@ -116,7 +118,7 @@ class Finetuned(NamedTuple):
 class TunedState(nn.Module):
     """A frozen model with a trainable initial state, whose scale is that of the state after `example`, a recording."""
 
-    def __init__(self, model: PreTrainedModel, rank: int | None, example: dict[str, Tensor]):
+    def __init__(self, model: AdaptedModel, rank: int | None, example: dict[str, Tensor]):
         super().__init__()
         if model.config.architecture == "decoder-only":
             raise ValueError("adapter.method=state: a decoder-only transformer has no recurrent state; choose lora.")
@@ -130,13 +132,14 @@ class TunedState(nn.Module):
         return self.model(input_ids=input_ids, initial_state=rows, **inputs)
 
 
-def adapt(model: PreTrainedModel, adapter: Adapter, example: dict[str, Tensor] | None = None) -> nn.Module:
+def adapt(model: SmallEForTextToSpeech, adapter: Adapter, example: dict[str, Tensor] | None = None) -> nn.Module:
     """The module to train. `example`: inputs of one recording, for the method "state"."""
     if adapter.method == "state":
-        return TunedState(model, adapter.rank, example)
+        return TunedState(model, adapter.rank, example or {})
     if adapter.method == "lora":
         from peft import LoraConfig, get_peft_model
 
+        assert adapter.rank
         targets = rf"{model.lora_targets}|(.*\.)?head" if adapter.heads else model.lora_targets
         return get_peft_model(model, LoraConfig(r=adapter.rank, lora_alpha=2 * adapter.rank, target_modules=targets))
     trained = re.compile(rf"({model.lora_targets}|(.*\.)?head)\.weight")
@@ -231,8 +234,8 @@ def finetune(
     processor, adapter, objective = SmallEProcessor.from_pretrained(base), recipe.adapter, recipe.objective
     codec = processor.codec
     with torch.inference_mode():
-        rows = encode_corpora([corpus], codec, speaker, max_recordings)
-        rows = [normalize_row(row, processor) for row in rows]
+        encoded = encode_corpora([corpus], codec, speaker, max_recordings)
+        rows = [normalize_row(row, processor) for row in encoded]
     with tempfile.TemporaryDirectory() as folder:
         if objective.alignment_weight or objective.forced_alignment_probability:
             rows = add_word_times(rows, base, processor.tokenizer, folder)
@@ -263,7 +266,7 @@ def finetune(
     return Finetuned(model, Voice(state=tuned.state.tensors, **reference), losses)
 
 
-def write_adapter(model: PreTrainedModel, voice: Voice, name: str, out: str | Path) -> Path:
+def write_adapter(model: AdaptedModel, voice: Voice, name: str, out: str | Path) -> Path:
     """Writes OUT/voices/NAME.safetensors, and with LoRA the adapter. Returns the path of the voice."""
     path = Path(out, "voices", f"{name}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -275,14 +278,14 @@ def write_adapter(model: PreTrainedModel, voice: Voice, name: str, out: str | Pa
 
 def load_tuned_codec(folder: str | Path, processor: SmallEProcessor) -> nn.Module:
     """Loads a codec to replace the processor's. Raises ValueError where its codes have another meaning."""
-    codec = load_codec(folder)
+    codec = load_codec(str(folder))
     if codec.identity != processor.codec.identity:
         raise ValueError(f"--codec {folder}: its codes are not those of the base; train it from the base's codec.")
     return codec
 
 
 def write_checkpoint(
-    model: PreTrainedModel,
+    model: AdaptedModel,
     voice: Voice,
     name: str,
     base: str,
@@ -313,9 +316,7 @@ def write_checkpoint(
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="smalle finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("smalle finetune", __doc__)
     parser.add_argument("recipe", help="YAML file, or the name of a recipe of this package, such as finetune-lora")
     parser.add_argument("corpus", help="folder of recordings with their transcripts")
     parser.add_argument("base", help="checkpoint to start from: folder or Hub name")
@@ -334,7 +335,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     arguments = parse(argv)
     recipe = read_recipe(FinetuneRecipe, arguments.recipe, arguments.overrides)
@@ -353,8 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.save_checkpoint:
         changed = recipe.adapter.method == "full"
         write_checkpoint(model, voice, name, base, arguments.save_checkpoint, arguments.codec, weights_changed=changed)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("smalle", main))

@@ -6,7 +6,6 @@ MANIFEST has one JSON object a line, with `file_name` (as the metadata.jsonl of 
 folder, and `text`. Writes OUT/*.wav and OUT/manifest.jsonl, {"audio", "text", "reference"}; reference is the source.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -17,15 +16,14 @@ import torch
 from tqdm import tqdm
 
 from smalle.audio_smalle import write_wav
-from smalle.codec_smalle import EncodecCodec, SmallECodec, load_codec
+from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import write_jsonl
 
 from ..data.audio import read_audio
+from ..data.prepare import Codec, load_codec_on
 
 
-def copy_synthesis(
-    codec: SmallECodec | EncodecCodec, manifest: str | Path, out: str | Path, count: int | None = None
-) -> Path:
+def copy_synthesis(codec: Codec, manifest: str | Path, out: str | Path, count: int | None = None) -> Path:
     """Writes copies of the first `count` rows of a manifest and their manifest, whose path is returned."""
     manifest, out = Path(manifest), Path(out)
     rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()][:count]
@@ -47,26 +45,17 @@ def copy_synthesis(
     return out / "manifest.jsonl"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m smalle.train.codec.copy_synthesis",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command. Raises ValueError or OSError for wrong input."""
+    parser = command_parser("python -m smalle.train.codec.copy_synthesis", __doc__)
     parser.add_argument("codec", help="folder, Hub name, or 'encodec'")
     parser.add_argument("manifest", help="recordings to copy, .jsonl")
     parser.add_argument("out", help="folder of the copies")
     parser.add_argument("--count", type=int, metavar="N", help="copy only the first N rows")
     arguments = parser.parse_args(argv)
-    try:
-        codec = load_codec(arguments.codec).to("cuda" if torch.cuda.is_available() else "cpu")
-        print(copy_synthesis(codec, arguments.manifest, arguments.out, arguments.count))
-    except (ValueError, OSError) as error:
-        print(f"smalle.train.codec.copy_synthesis: {error}", file=sys.stderr)
-        return 2
-    return 0
+    codec = load_codec_on(arguments.codec, "cuda" if torch.cuda.is_available() else "cpu")
+    print(copy_synthesis(codec, arguments.manifest, arguments.out, arguments.count))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("copy_synthesis", main))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from smalle.codec_smalle import SmallECodec
+from smalle.codec_smalle import BandExtension, SmallECodec
 
 from .data import AudioPool
 
@@ -53,8 +53,8 @@ def residual_kmeans(
 
 
 @torch.no_grad()
-def fit_band_extension(codec: SmallECodec, pool: AudioPool, segments: int) -> None:
-    """Fits the band extension to the full-band segments among a number of random ones.
+def fit_band_extension(codec: SmallECodec, extension: BandExtension, pool: AudioPool, segments: int) -> None:
+    """Fits a band extension to the full-band segments among a number of random ones.
 
     Raises ValueError where there is no full-band segment.
     """
@@ -66,7 +66,7 @@ def fit_band_extension(codec: SmallECodec, pool: AudioPool, segments: int) -> No
             "codec.band_extension to false"
         )
     mel = torch.cat([codec.analysis.mel(waveform) for waveform in full_band.split(256)])
-    codec.analysis.extension.fit(mel.clamp(min=codec.config.mel_floor).log().flatten(0, 1))
+    extension.fit(mel.clamp(min=codec.config.mel_floor).log().flatten(0, 1))
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def fit_codec(codec: SmallECodec, pool: AudioPool, segments: int, iterations: in
     """Fits the analysis and the codebooks of a codec to random segments; prints the errors of a log-mel value."""
     analysis = codec.analysis
     if analysis.extension is not None:
-        fit_band_extension(codec, pool, segments)
+        fit_band_extension(codec, analysis.extension, pool, segments)
     batches = [pool.draw(min(256, segments - i)) for i in range(0, segments, 256)]
     features = torch.cat([analysis.features(analysis.mel(batch.waveform), batch.bands) for batch in batches])
     features = features.flatten(0, 1)

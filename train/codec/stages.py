@@ -175,7 +175,8 @@ class AdversarialDecoder(Stage):
         super().__init__(codec, pool, validation, options)
         self.initial = copy.deepcopy(codec.vocos).requires_grad_(False)
         self.discriminators = Discriminators(options.windows, options.width)
-        self.discriminators.to(codec.device).to(memory_format=torch.channels_last)
+        channels_last: Any = {"memory_format": torch.channels_last}  # which torch's annotations lack
+        self.discriminators.to(codec.device).to(**channels_last)
         rate = options.discriminator_learning_rate
         self.discriminator_optimizer = adamw(self.discriminators, rate, (0.5, 0.9))
         for name in ("initial", "discriminators", "discriminator_optimizer"):
@@ -244,16 +245,18 @@ class Refinement(Stage):
 
     def __init__(self, codec: SmallECodec, pool: AudioPool, validation: Tensor, options: RefinerOptions):
         super().__init__(codec, pool, validation, options)
-        if not is_trained(codec.refiner):
+        assert codec.refiner is not None
+        self.refiner = codec.refiner
+        if not is_trained(self.refiner):
             latents, quantized = self.draw_latents(pool.draw(256))
-            codec.refiner.latent_scale.copy_(quantized.transpose(0, 1).flatten(1).std(1))
-            codec.refiner.rest_scale.copy_((latents - quantized).transpose(0, 1).flatten(1).std(1))
+            self.refiner.latent_scale.copy_(quantized.transpose(0, 1).flatten(1).std(1))
+            self.refiner.rest_scale.copy_((latents - quantized).transpose(0, 1).flatten(1).std(1))
 
     def step(self, step: int, progress: float) -> dict[str, Tensor]:
         latents, quantized = self.draw_latents(self.pool.draw(self.options.batch_size))
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.options.bf16):
-            rest, _ = self.codec.refiner.rest(quantized)
-        loss = F.mse_loss(rest, (latents - quantized) / self.codec.refiner.rest_scale[:, None])
+            rest, _ = self.refiner.rest(quantized)
+        loss = F.mse_loss(rest, (latents - quantized) / self.refiner.rest_scale[:, None])
         self.update(loss, step, progress)
         return {"rest": loss}
 

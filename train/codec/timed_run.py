@@ -110,6 +110,7 @@ class TimedRun:
     def _log(self, kind: str, values: dict[str, float]):
         print(f"{kind} step {self.step} min {self.spent / 60:.2f}", *(f"{k} {v:.4g}" for k, v in values.items()))
         self.folder.mkdir(parents=True, exist_ok=True)
-        row = {"kind": kind, "step": self.step, "minutes": self.spent / 60, **values}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        row = {"kind": kind, "step": self.step, "minutes": self.spent / 60, **finite}
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({k: v for k, v in row.items() if k == "kind" or math.isfinite(v)}) + "\n")
+            file.write(json.dumps(row) + "\n")

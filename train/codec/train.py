@@ -11,7 +11,6 @@ Run the stages in this order, each with a command of its own. A stage runs for i
 checkpoint when it is started again. KEY.SUBKEY=VALUE changes the recipe, for example reconstruction.minutes=5.
 """
 
-import argparse
 import functools
 import shutil
 import sys
@@ -20,23 +19,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from smalle.cli.command import command_parser, run_command
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
 
 from ..model.recipe import read_recipe
 from .data import AudioPool, list_clips, load_audio
 from .pitch import PitchTrack
 from .quantizer import fit_codec
-from .recipe import CodecRecipe
+from .recipe import CodecRecipe, RefinerOptions, StageOptions
 from .stages import STAGES, is_trained
 from .timed_run import TimedRun
 
 
-def load_pools(recipe: CodecRecipe, codec: SmallECodec, stage: str) -> tuple[AudioPool, Tensor]:
+def load_pools(recipe: CodecRecipe, codec: SmallECodec, options: StageOptions) -> tuple[AudioPool, Tensor]:
     """The pool to train on, and segments (B, L) of files that are left out of it; of a single file, its own."""
     data, rate = recipe.data, codec.sampling_rate
-    segment = data.segment - data.segment % codec.hop_length
-    if stage == "refiner":
-        segment = recipe.refiner.frames * codec.hop_length
+    frames = options.frames if isinstance(options, RefinerOptions) else data.segment // codec.hop_length
+    segment = frames * codec.hop_length
     if segment < 2048:
         raise ValueError(
             f"segments have {segment} samples; expected at least 2048: raise data.segment or refiner.frames"
@@ -46,7 +45,7 @@ def load_pools(recipe: CodecRecipe, codec: SmallECodec, stage: str) -> tuple[Aud
     left_out = min(data.validation_files, len(audio) - 1)
     held_out, trained = audio[: max(1, left_out)], audio[left_out:]
     validation = AudioPool(held_out, segment, codec.device, recipe.seed).draw(len(held_out)).waveform
-    harmonic = codec.config.vocos_excitation == "harmonic" and stage != "refiner"
+    harmonic = codec.config.vocos_excitation == "harmonic" and not isinstance(options, RefinerOptions)
     pitch = PitchTrack(trained, rate, codec.device) if harmonic else None
     acoustics = functools.partial(data.acoustics, sampling_rate=rate)
     pool = AudioPool(trained, segment, codec.device, recipe.seed, acoustics, pitch)
@@ -80,8 +79,8 @@ def train(recipe: CodecRecipe, stage: str, fresh: bool = False) -> None:
     origin = {"stage": stage, "data": str(recipe.data), "codec": str(recipe.codec)}
     origin["start"] = codec.identity if options.start else "nothing"
     auto = "cuda" if torch.cuda.is_available() else "cpu"
-    codec.to(auto if recipe.device == "auto" else recipe.device)
-    pool, validation = load_pools(recipe, codec, stage)
+    torch.nn.Module.to(codec, auto if recipe.device == "auto" else recipe.device)
+    pool, validation = load_pools(recipe, codec, options)
     if not options.start:
         fit_codec(codec, pool, options.fitting_segments, options.kmeans_iterations)
     seconds = options.batch_size * validation.shape[1] / codec.sampling_rate
@@ -92,13 +91,9 @@ def train(recipe: CodecRecipe, stage: str, fresh: bool = False) -> None:
     run.run()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m smalle.train.codec.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command. Raises ValueError or OSError for wrong input."""
+    parser = command_parser("python -m smalle.train.codec.train", __doc__)
     parser.add_argument("recipe", help="YAML file, or the name of a recipe of this package, such as codec-mini")
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes a value of the recipe")
     parser.add_argument(
@@ -106,13 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--fresh", action="store_true", help="start again instead of resuming from the last checkpoint")
     arguments = parser.parse_intermixed_args(argv)
-    try:
-        train(read_recipe(CodecRecipe, arguments.recipe, arguments.overrides), arguments.stage, arguments.fresh)
-    except (ValueError, OSError) as error:
-        print(f"smalle.train.codec.train: {error}", file=sys.stderr)
-        return 2
-    return 0
+    train(read_recipe(CodecRecipe, arguments.recipe, arguments.overrides), arguments.stage, arguments.fresh)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("codec", main))

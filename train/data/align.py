@@ -8,8 +8,8 @@ word before it. Prints how far the model's times are from known ones. Training u
 for forced_alignment_probability.
 """
 
-import argparse
 import re
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from smalle import SmallEForTextToSpeech
 from smalle.alignment_smalle import monotonic_path, word_times
+from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import atomic_write
 
 from .batching import Collator
@@ -53,12 +54,8 @@ def align(
         yield from zip(batch, find_times(model, collator, [data[(n,)] for n in batch]))
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m smalle.train.data.align",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command_parser("python -m smalle.train.data.align", __doc__)
     parser.add_argument("model", help="checkpoint: folder or Hub name")
     parser.add_argument("codes", help="prepared codes: file or shards")
     parser.add_argument("out", help="parquet file to write")
@@ -93,4 +90,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("align", main))

@@ -1,5 +1,4 @@
-"""Corpora of speech as a `datasets.Dataset` or `IterableDataset`: load_corpus; for one layout load_librilight,
-load_libritts, load_recordings.
+"""Corpora of speech as a `datasets.Dataset` or `IterableDataset` (`load_corpus`), and the clips in them.
 
 A row holds: id (unique in its corpus), audio ({"bytes", "path"}, undecoded: `soundfile.read(io.BytesIO(bytes) if bytes
 else path)`), text (None without transcript), speaker, duration (s), words ([start, end] in seconds of each word of
@@ -44,42 +43,17 @@ FEATURES = datasets.Features(
 def load_corpus(path: str | os.PathLike, streaming: bool = False, num_shards: int = 64, **options) -> Corpus:
     """A corpus of any layout (`layout`) as a dataset; the module says what a row holds.
 
-    streaming: an IterableDataset that reads audio as it is iterated. It has `num_shards` shards (fewer for small
-    corpora); `datasets.distributed.split_dataset_by_node` reads least where the number of nodes divides them. Else a
-    Dataset whose audio `datasets` keeps on disk. options: as for `corpus_clips`. Clips that cannot be used are left
-    out with a warning; raises ValueError where none is left or the layout is unknown.
+    Args:
+        streaming: An IterableDataset that reads audio as it is iterated; else a Dataset whose audio `datasets` keeps on
+            disk.
+        num_shards: Of the IterableDataset, fewer for small corpora; `datasets.distributed.split_dataset_by_node` reads
+            least where the number of nodes divides them.
+        **options: As for `corpus_clips`; clips without transcript are taken by default.
+
+    Clips that cannot be used are left out with a warning. Raises ValueError for none and for an unknown layout.
     """
-    return load_clips(corpus_clips(path, **{"untranscribed": True, **options}), path, streaming, num_shards)
-
-
-def load_librilight(
-    path: str | os.PathLike,
-    cuts: Iterable[str | os.PathLike] = (),
-    untranscribed: bool = True,
-    min_snr: float | None = None,
-    max_seconds: float = 25.0,
-    streaming: bool = True,
-    num_shards: int = 64,
-) -> Corpus:
-    """Libri-light, its folders or an uncompressed .tar, as `load_corpus`; other arguments: `librilight_clips`."""
-    clips = librilight_clips(path, cuts, untranscribed, min_snr, max_seconds)
-    return load_clips(clips, path, streaming, num_shards)
-
-
-def load_libritts(path: str | os.PathLike, streaming: bool = False, num_shards: int = 64) -> Corpus:
-    """LibriTTS or LibriTTS-R (subset/speaker/chapter/*.wav with *.normalized.txt), as `load_corpus`."""
-    return load_clips(libritts_clips(path, untranscribed=True), path, streaming, num_shards)
-
-
-def load_recordings(path: str | os.PathLike, streaming: bool = False, num_shards: int = 64) -> Corpus:
-    """A folder with metadata.jsonl or metadata.csv, or with NAME.txt beside NAME.wav, as `load_corpus`."""
-    return load_clips(recording_clips(path, untranscribed=True), path, streaming, num_shards)
-
-
-def load_clips(clips: Iterable[Clip | Problem], path: str | os.PathLike, streaming: bool, num_shards: int) -> Corpus:
-    """Listed clips as a dataset with their audio, as `load_corpus` says; path names the corpus in errors."""
     lines, problems = [], 0
-    for clip in clips:
+    for clip in corpus_clips(path, **{"untranscribed": True, **options}):
         if isinstance(clip, Problem):
             problems += 1
             logger.warning("%s left out: %s", clip.id, clip.reason)
@@ -115,6 +89,7 @@ def read_row(file: IO[bytes], clip: Clip) -> dict:
             samples, content = read_samples(sound, clip.start, clip.duration), io.BytesIO()
             soundfile.write(content, samples, sound.samplerate, format="FLAC", subtype="PCM_16")
             duration = len(samples) / sound.samplerate
+    audio: dict[str, bytes | str | None]
     if not whole:
         audio = {"bytes": content.getvalue(), "path": None}
     elif clip.row is None and clip.member is None:

@@ -64,7 +64,7 @@ class LibriLightFiles:
                 for member in archive:
                     if member.isfile():
                         self._add(member.name, (str(self.path), (member.offset_data, member.size)))
-                    archive.members = []  # drops tarfile's own index: archives hold millions of files
+                    vars(archive)["members"] = []  # drops tarfile's own index: archives hold millions of files
         except tarfile.ReadError as error:
             if not self.flac:
                 raise ValueError(

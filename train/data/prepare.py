@@ -21,7 +21,8 @@ import json
 import os
 import pathlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import datasets
@@ -30,6 +31,7 @@ import pyarrow.parquet
 import torch
 import tqdm
 
+from smalle.cli.command import command_parser, run_command
 from smalle.codec_smalle import EncodecCodec, SmallECodec, load_codec
 from smalle.saving_smalle import atomic_write, write_text
 
@@ -59,6 +61,13 @@ Codes of {codec}: {hours:.1f} hours. Columns: id, text, speaker, duration, words
 BAR = "{percentage:3.0f}% of {total:.2f} h of audio |{bar}| {elapsed}, {remaining} left"
 Codec = SmallECodec | EncodecCodec
 Transcribe = Callable[[list[np.ndarray], int], list[str]]
+
+
+def load_codec_on(name: str, device: torch.device | str) -> Codec:
+    """A codec, by folder or Hub name, on a device."""
+    codec = load_codec(name).eval()
+    torch.nn.Module.to(codec, device)  # as codec.to(device), which transformers annotates for no argument
+    return codec
 
 
 @torch.inference_mode()
@@ -219,10 +228,8 @@ def finish(out: pathlib.Path, shards: dict[str, float], codec: str) -> None:
         print(f"{len(problems)} left out, listed in {out}/problems.jsonl; first {json.loads(problems[0])}")
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="smalle prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_parser("smalle prepare", __doc__)
     add, cores = parser.add_argument, os.cpu_count() or 1
     add("corpora", nargs="+", metavar="CORPUS", help="folder or file of speech")
     add("--codec", required=True, help="codec: folder or Hub name; 'encodec' for EnCodec at 3 kbps")
@@ -281,7 +288,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     arguments = parse(argv)
     out, rank, world = arguments.output, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -292,7 +299,7 @@ def main(argv: list[str] | None = None) -> None:
     mine = list(shards)[rank::world]
     todo = [name for name in mine if not (out / f"{name}.parquet").is_file()]
     if todo:
-        codec = load_codec(arguments.codec).to(device).eval()
+        codec = load_codec_on(arguments.codec, device)
         transcribe = None
         if arguments.asr:
             from .transcriber import Transcriber
@@ -308,4 +315,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("smalle", main))

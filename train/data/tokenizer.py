@@ -5,15 +5,17 @@
 METADATA: text files with one sentence per line, .jsonl files whose rows have "text", or shards of prepared codes.
 """
 
-import argparse
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow.parquet
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from smalle.cli.command import command_parser, run_command
 
 SPECIAL_TOKENS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
 
@@ -31,8 +33,24 @@ def read_texts(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
                     yield json.loads(line)["text"] if path.suffix == ".jsonl" else line.strip()
 
 
+def wrap_tokenizer(tokenizer: Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model: BOS and EOS around each text, padding on the left, as generation needs it."""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A [EOS]", pair="[BOS] $A $B [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        bos_token="[BOS]",
+        eos_token="[EOS]",
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+        **special_tokens,
+    )
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 256) -> PreTrainedTokenizerFast:
-    """Trains a tokenizer of `vocab_size` entries. It pads on the left, as generation needs it."""
+    """Trains a tokenizer of `vocab_size` entries."""
     bpe = Tokenizer(models.BPE(unk_token="[UNK]"))
     bpe.normalizer = normalizers.Sequence(
         [
@@ -48,26 +66,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 256) -> PreTrainedTo
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation("isolated")])
     bpe.decoder = decoders.Metaspace()
     bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS))
-    bpe.post_processor = processors.TemplateProcessing(
-        single="[BOS] $A [EOS]", pair="[BOS] $A $B [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        pad_token="[PAD]",
-        bos_token="[BOS]",
-        eos_token="[EOS]",
-        unk_token="[UNK]",
-        padding_side="left",
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    return wrap_tokenizer(bpe, unk_token="[UNK]")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m smalle.train.data.tokenizer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command_parser("python -m smalle.train.data.tokenizer", __doc__)
     parser.add_argument("metadata", nargs="+", help="files with texts")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--vocab-size", type=int, default=256, help="entries (default: %(default)s)")
@@ -78,4 +81,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("tokenizer", main))

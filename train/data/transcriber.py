@@ -1,6 +1,7 @@
 """Transcripts of recordings, by a speech recognizer of transformers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import soxr
@@ -12,7 +13,9 @@ class Transcriber:
     def __init__(self, name: str, device: str = "cpu", batch_size: int = 8):
         from transformers import pipeline
 
-        self.recognize, self.batch_size = pipeline("automatic-speech-recognition", name, device=device), batch_size
+        make_pipeline: Any = pipeline  # its pipelines are annotated for one recording
+        self.recognize = make_pipeline("automatic-speech-recognition", name, device=device)
+        self.batch_size = batch_size
         self.sampling_rate = self.recognize.feature_extractor.sampling_rate
 
     def __call__(self, waves: Sequence[np.ndarray], sampling_rate: int) -> list[str]:

@@ -1,9 +1,12 @@
-"""Synthesizes the lines of a text file, or the rows of a manifest of voices, with a checkpoint, and scores the result.
+"""Synthesizes the lines of a text file, or the rows of a .jsonl file, with a checkpoint, and scores the result.
 
   smalle evaluate CHECKPOINT SENTENCES.txt OUT [--scorer score.py | --asr NAME]
-  smalle evaluate CHECKPOINT OUT --prompts MANIFEST.jsonl
+  smalle evaluate CHECKPOINT PROMPTS.jsonl OUT                     # voices of recordings
   smalle evaluate CHECKPOINT SENTENCES.txt OUT --runtime native    # in 8 bits, on a CPU
   smalle evaluate CHECKPOINT PARAGRAPHS.txt OUT --stream           # long texts, sentence by sentence
+
+A row of a .jsonl file is {"text", "audio"?, "audio_text"?, "reference"?}: `audio`, a recording, gives the voice, and
+`audio_text` is its transcript; `reference` is a recording to compare the result with. Paths are relative to the file.
 
 The results go to a folder under OUT whose name contains every option that changes a recording: 0001.wav, 0001.png (its
 alignment), ..., manifest.jsonl, report.json and index.html. Recordings that exist are kept: an interrupted run
@@ -19,11 +22,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
+from smalle.cli.command import command_parser, run_command
 from smalle.runtime_smalle import RUNTIMES
 from smalle.saving_smalle import write_json, write_text
 
@@ -40,21 +44,9 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} cannot be read as text: {error}") from error
 
 
-def read_sentences(path: Path) -> list[Utterance]:
-    """An utterance for each line of a text file, or each row {"text", "reference"?} of a .jsonl file.
-
-    Raises ValueError where there is none.
-    """
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    rows = [json.loads(line) if path.suffix == ".jsonl" else {"text": line} for line in lines]
-    if not rows:
-        raise ValueError(f"{path} holds no text: give a file with one sentence a line")
-    references = [path.parent.resolve() / row["reference"] if row.get("reference") else None for row in rows]
-    return [Utterance(row["text"], reference=reference) for row, reference in zip(rows, references)]
-
-
-def read_prompts(path: Path) -> list[Utterance]:
-    """An utterance for each row {"audio", "audio_text"?, "text", "reference"?}, with paths relative to the manifest.
+def read_utterances(path: Path) -> list[Utterance]:
+    """An utterance for each line of a text file, or for each row {"text", "audio"?, "audio_text"?, "reference"?} of a
+    .jsonl file, with paths relative to it.
 
     Raises ValueError, with the number of the line, for other rows and missing files.
     """
@@ -63,19 +55,18 @@ def read_prompts(path: Path) -> list[Utterance]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line) if path.suffix == ".jsonl" else {"text": line.strip()}
             files = {key: path.parent.resolve() / row[key] for key in ("audio", "reference") if row.get(key)}
-            utterance = Utterance(row["text"], files["audio"], row.get("audio_text"), files.get("reference"))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{path}, line {number}: expected a JSON object with "audio" and "text"; got {line[:60]!r}'
-            ) from error
+            utterance = Utterance(row["text"], files.get("audio"), row.get("audio_text"), files.get("reference"))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            message = f'{path}, line {number}: expected a JSON object with "text"; got {line[:60]!r}'
+            raise ValueError(message) from error
         for file in files.values():
             if not file.is_file():
                 raise ValueError(f"{path}, line {number}: {file} does not exist")
         utterances.append(utterance)
     if not utterances:
-        raise ValueError(f"{path} holds no rows")
+        raise ValueError(f"{path} holds no text: give a file with one sentence a line")
     return utterances
 
 
@@ -145,7 +136,12 @@ def evaluate(
         ValueError: For wrong input.
         CalledProcessError: When the scorer fails.
     """
-    utterances = (read_prompts if settings.prompts else read_sentences)(settings.texts)
+    utterances = read_utterances(settings.texts)
+    prompted = any(utterance.audio for utterance in utterances)
+    if prompted and settings.voice:
+        raise ValueError(f"--voice {settings.voice}: {settings.texts} names recordings of the voices; leave it out")
+    if prompted or settings.stream:
+        settings = replace(settings, batch_size=1)
     folder = open_folder(out, settings, utterances)
     path = folder / "report.json"
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -186,7 +182,7 @@ def add_common_options(
         "--batch-size",
         type=int,
         default=batch_size,
-        help="texts synthesized at once; 1 with --prompts or --stream (default: %(default)s)",
+        help="texts synthesized at once; 1 for voices of recordings and with --stream (default: %(default)s)",
     )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--device", default=device, help="cpu or cuda (default here: %(default)s)")
@@ -221,31 +217,17 @@ def add_scorer_options(parser: argparse.ArgumentParser, required: bool = False, 
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="smalle evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("smalle evaluate", __doc__)
     parser.add_argument("checkpoint", help="folder or Hub name")
-    parser.add_argument(
-        "sentences", type=Path, nargs="?", help='text file, one sentence a line; or .jsonl, rows {"text", "reference"?}'
-    )
+    parser.add_argument("texts", type=Path, help="text file, one sentence a line; or .jsonl")
     parser.add_argument("out", type=Path, help="folder in which the folder of the results is made")
-    parser.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="MANIFEST",
-        help='recordings of the voices: rows {"audio", "audio_text"?, "text", "reference"?}',
-    )
     parser.add_argument("--voice", help="preset voice or voice file (default: the checkpoint's default voice)")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the model (default: float32)"
     )
     parser.add_argument("--stream", action="store_true", help="use the streaming interface, for texts of any length")
     add_common_options(parser)
-    args = parser.parse_intermixed_args(argv)
-    if (args.sentences is None) == (args.prompts is None):
-        parser.error("give either SENTENCES or --prompts MANIFEST")
-    if args.prompts and args.voice:
-        parser.error("--voice has no meaning with --prompts, which takes the voices from recordings")
+    args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.scorer and args.asr:
@@ -256,17 +238,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns 0, 2 for wrong input, 1 when the scorer fails."""
+    """Runs the command. Returns 0, or 1 when the scorer fails; raises ValueError for wrong input."""
     args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = Settings(
         checkpoint=args.checkpoint,
-        texts=args.prompts or args.sentences,
-        prompts=args.prompts is not None,
+        texts=args.texts,
         voice=args.voice,
         seed=args.seed,
-        batch_size=1 if args.prompts or args.stream else args.batch_size,
+        batch_size=args.batch_size,
         dtype=args.dtype,
         device=args.device,
         runtime=args.runtime,
@@ -275,16 +256,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         summary = evaluate(settings, args.out, args.scorer, args.scorer_python, args.threads or 1, args.asr)
-    except ValueError as error:
-        print(f"smalle evaluate: error: {error}", file=sys.stderr)
-        return 2
     except subprocess.CalledProcessError as error:
-        message = f"the scorer failed with exit code {error.returncode}; the recordings are kept"
-        print(f"smalle evaluate: error: {message}", file=sys.stderr)
+        print(f"smalle: the scorer failed with exit code {error.returncode}; the recordings are kept", file=sys.stderr)
         return 1
     print(json.dumps(summary))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("smalle", main))

@@ -46,7 +46,8 @@ def png(picture: np.ndarray) -> bytes:
 
 def mark_errors(text: str, heard: str) -> tuple[str, str]:
     """Both texts as HTML, with <del> around words that were not recognized and <ins> around wrong ones."""
-    reference, recognized = [], []
+    reference: list[str] = []
+    recognized: list[str] = []
     for wanted, got in align(words(text), words(heard)):
         for word, tag, out in (wanted, "del", reference), (got, "ins", recognized):
             if word is not None:

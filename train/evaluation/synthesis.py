@@ -5,17 +5,21 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 from tqdm import tqdm
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature
 
 from smalle.audio_smalle import write_wav
 from smalle.saving_smalle import write_json
 
 from .report import alignment_picture, png
+
+Processor = Any  # a SmallEProcessor and a SmallEForTextToSpeech by the code of the checkpoint
+Model = Any
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,7 @@ class Settings:
 
     Attributes:
         checkpoint: Folder or Hub name.
-        texts: File of sentences, or with `prompts` rows of recordings (`evaluate.read_sentences`, `read_prompts`).
-        prompts: Each utterance takes its voice from a recording.
+        texts: File of sentences (`evaluate.read_utterances`).
         voice: Name or file of a voice; None for the checkpoint's default.
         stream: Texts are synthesized one by one by the streaming interface, without pictures of alignments.
         generate: Options of `model.generate`.
@@ -33,7 +36,6 @@ class Settings:
 
     checkpoint: str
     texts: Path
-    prompts: bool = False
     voice: str | None = None
     seed: int = 0
     batch_size: int = 8
@@ -46,11 +48,10 @@ class Settings:
     @property
     def name(self) -> str:
         """The name of the folder of the results."""
-        voice = "prompts" if self.prompts else self.voice or "default"
         parts = [
             Path(self.checkpoint).resolve().name,
             self.texts.stem,
-            f"voice-{voice}",
+            f"voice-{self.voice or 'default'}",
             f"seed-{self.seed}",
             f"batch-{self.batch_size}",
             self.dtype,
@@ -87,7 +88,7 @@ class Speech:
     alignment: np.ndarray | None = None
 
 
-def load(settings: Settings) -> tuple[ProcessorMixin, PreTrainedModel]:
+def load(settings: Settings) -> tuple[Processor, Model]:
     """Loads a checkpoint with the device, data type and runtime of the settings.
 
     Raises ValueError where it cannot be loaded, or the runtime is not for this device and data type.
@@ -121,14 +122,14 @@ def voice_arguments(utterance: Utterance, voice: str | None) -> dict:
     return {"audio": wave.mean(axis=1), "audio_text": utterance.audio_text, "sampling_rate": sampling_rate}
 
 
-def encode(processor: ProcessorMixin, batch: list[Utterance], voice: str | None) -> BatchFeature:
+def encode(processor: Processor, batch: list[Utterance], voice: str | None) -> BatchFeature:
     """The model's inputs for a batch; one utterance where its voice is a recording."""
     texts = batch[0].text if batch[0].audio else [utterance.text for utterance in batch]
     return processor(texts, return_tensors="pt", **voice_arguments(batch[0], voice))
 
 
 @torch.no_grad()
-def synthesize(processor: ProcessorMixin, model: PreTrainedModel, inputs: BatchFeature, **options) -> list[Speech]:
+def synthesize(processor: Processor, model: Model, inputs: BatchFeature, **options) -> list[Speech]:
     """The speech of each row of a batch. `options` are those of `model.generate`."""
     aligned = getattr(model.config, "has_alignment", False)
     options |= {"output_alignments": True} if aligned else {}
@@ -139,7 +140,7 @@ def synthesize(processor: ProcessorMixin, model: PreTrainedModel, inputs: BatchF
     # Rows are decoded one by one, at their own lengths: the codec gets no padding.
     lengths = output.lengths.tolist()
     waves = [processor.decode(codes[None, :length])[0] for codes, length in zip(output.sequences, lengths, strict=True)]
-    alignments = [None] * len(waves)
+    alignments: list[np.ndarray | None] = [None] * len(waves)
     if aligned:
         rows = zip(output.alignments, lengths, inputs["attention_mask"].bool().to(output.lengths.device))
         alignments = [row[:length][:, mask].float().cpu().numpy() for row, length, mask in rows]
@@ -154,8 +155,9 @@ def were_cut(output) -> list[bool]:
 class CutRecorder:
     """A model for the streaming interface. `cut` tells of each piece of a text whether it was ended."""
 
-    def __init__(self, model: PreTrainedModel):
-        self.model, self.cut = model, []
+    def __init__(self, model: Model):
+        self.model = model
+        self.cut: list[bool] = []
 
     def __getattr__(self, name):
         return getattr(self.model, name)
@@ -171,9 +173,7 @@ class CutRecorder:
         return output
 
 
-def stream(
-    processor: ProcessorMixin, model: PreTrainedModel, utterance: Utterance, voice: str | None, seed: int, **options
-) -> Speech:
+def stream(processor: Processor, model: Model, utterance: Utterance, voice: str | None, seed: int, **options) -> Speech:
     """The speech of a text of any length, by the streaming interface."""
     recorder = CutRecorder(model)
     waves = processor.stream(recorder, utterance.text, seed=seed, **voice_arguments(utterance, voice), **options)
@@ -203,7 +203,7 @@ def make_recordings(settings: Settings, utterances: list[Utterance], folder: Pat
         {"audio_seconds", "work_seconds", "speed"}, or None when nothing was missing. Work is generation and decoding;
         the first batch, a warm-up, counts only where it is the only one.
     """
-    batches = missing_batches(folder, utterances, 1 if settings.prompts or settings.stream else settings.batch_size)
+    batches = missing_batches(folder, utterances, settings.batch_size)
     if not batches:
         return None
     processor, model = load(settings)
@@ -216,14 +216,16 @@ def make_recordings(settings: Settings, utterances: list[Utterance], folder: Pat
     times = []
     with tqdm(total=sum(map(len, batches)), desc="synthesizing", unit="utterance") as bar:
         for batch in batches:
-            inputs = None if settings.stream else encode(processor, [utterances[i] for i in batch], settings.voice)
             seed = settings.seed + batch[0]
-            torch.manual_seed(seed)
-            start = time.perf_counter()
             if settings.stream:
+                torch.manual_seed(seed)
+                start = time.perf_counter()
                 utterance = utterances[batch[0]]
                 speeches = [stream(processor, model, utterance, settings.voice, seed, **settings.generate)]
             else:
+                inputs = encode(processor, [utterances[i] for i in batch], settings.voice)
+                torch.manual_seed(seed)
+                start = time.perf_counter()
                 speeches = synthesize(processor, model, inputs, **settings.generate)
             seconds = sum(len(speech.wave) for speech in speeches) / processor.sampling_rate
             times.append((seconds, time.perf_counter() - start))

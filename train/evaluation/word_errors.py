@@ -24,7 +24,8 @@ def align(reference: Sequence[str], heard: Sequence[str]) -> Pairs:
         for column, other in enumerate(heard, 1):
             substitution = costs[row - 1][column - 1] + (word != other)
             costs[row].append(min(substitution, costs[row - 1][column] + 1, costs[row][column - 1] + 1))
-    row, column, pairs = len(reference), len(heard), []
+    row, column = len(reference), len(heard)
+    pairs: Pairs = []
     while row or column:
         differ = bool(row and column) and reference[row - 1] != heard[column - 1]
         if row and column and costs[row][column] == costs[row - 1][column - 1] + differ:

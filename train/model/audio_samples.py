@@ -2,17 +2,21 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from smalle import SmallEForTextToSpeech
 from smalle.alignment_smalle import monotonicity
 from smalle.audio_smalle import write_wav
-from smalle.codec_smalle import load_codec
+from smalle.generation_smalle import SmallEGenerateOutput
 from smalle.saving_smalle import write_json
 
 from ..data.dataset import CodesDataset
+from ..data.prepare import Codec, load_codec_on
 from ..evaluation.report import alignment_picture, png
 from ..evaluation.scoring import score, write_manifest
 from .recipe import SampleOptions
@@ -30,6 +34,13 @@ def open_board(folder: Path):
     return SummaryWriter(folder)
 
 
+def decode(codec: Codec, codes: Tensor) -> np.ndarray:
+    """The waveform (L,) of codes (T, Q); a tenth of a second of silence for none."""
+    if not len(codes):
+        return np.zeros(codec.sampling_rate // 10, np.float32)
+    return codec.decode(codes.T[None].to(next(codec.parameters()).device))[0].cpu().numpy()
+
+
 class AudioSamples(TrainerCallback):
     """Synthesizes sentences of the evaluation data in the voice of another utterance of their speaker.
 
@@ -45,12 +56,14 @@ class AudioSamples(TrainerCallback):
     ):
         self.dataset, self.tokenizer, self.folder, self.options = dataset, tokenizer, Path(output_dir), options
         self.max_frames = int(MAX_SECONDS * dataset.frame_rate)
-        self.codec = self.board = None
+        self.codec: Codec | None = None
+        self.board: Any = None
         self.pairs = self._pairs()
 
     def _pairs(self) -> list[list[int]]:
         """[prompt, sentence]: indices of two utterances of a speaker."""
-        by_speaker, pairs = {}, []
+        by_speaker: dict[str, list[int]] = {}
+        pairs: list[list[int]] = []
         for index, speaker in enumerate(self.dataset.speakers):
             if self.dataset.lengths[index] <= self.max_frames:
                 by_speaker.setdefault(speaker, []).append(index)
@@ -61,56 +74,53 @@ class AudioSamples(TrainerCallback):
         return pairs[: self.options.count]
 
     @torch.no_grad()
-    def _synthesize(self, model: PreTrainedModel, prompt: int, sentence: int):
+    def _synthesize(
+        self, model: SmallEForTextToSpeech, prompt: int, sentence: int
+    ) -> tuple[Tensor, Tensor | None, float | None]:
         """Codes (T, Q), and their alignment (T, N) and its monotonicity, or None where the model has no alignment."""
         recording, text = self.dataset[(prompt,)], self.dataset[(sentence,)].text
         inputs = self.tokenizer([f"{recording.text} {text}"], return_tensors="pt").to(model.device)
-        has_alignment = model.config.has_alignment
         out = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             seed=SEED,
             audio_codes=recording.codes[None].to(model.device),
             max_new_tokens=self.max_frames,
-            output_alignments=has_alignment,
+            output_alignments=model.config.has_alignment,
             return_dict_in_generate=True,
         )
+        assert isinstance(out, SmallEGenerateOutput)
         length = int(out.lengths[0])
-        if not has_alignment:
+        if out.alignments is None:
             return out.sequences[0, :length], None, None
         (value,) = monotonicity(out.alignments, out.lengths, inputs["attention_mask"])
         return out.sequences[0, :length], out.alignments[0, :length].float().cpu(), float(value)
-
-    def _decode(self, codes: torch.Tensor) -> np.ndarray:
-        """The waveform (L,) of codes (T, Q); a tenth of a second of silence for none."""
-        if not len(codes):
-            return np.zeros(self.codec.sampling_rate // 10, np.float32)
-        return self.codec.decode(codes.T[None].to(next(self.codec.parameters()).device))[0].cpu().numpy()
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         if not state.is_world_process_zero:
             return
         if self.codec is None:
-            self.codec = load_codec(self.options.codec).to(model.device).eval()
+            self.codec = load_codec_on(self.options.codec, model.device)
             self.board = open_board(self.folder / "runs" / "samples")
+        codec, board = self.codec, self.board
         folder, rows, values = self.folder / "samples" / str(state.global_step), [], []
         folder.mkdir(parents=True, exist_ok=True)
         for number, (prompt, sentence) in enumerate(self.pairs, 1):
             recording = self.dataset[(sentence,)]
             codes, alignment, value = self._synthesize(model, prompt, sentence)
-            name, wave = f"{number:04d}", self._decode(codes)
-            write_wav(folder / f"{name}.wav", wave, self.codec.sampling_rate)
-            write_wav(folder / f"reference-{name}.wav", self._decode(recording.codes), self.codec.sampling_rate)
+            name, wave = f"{number:04d}", decode(codec, codes)
+            write_wav(folder / f"{name}.wav", wave, codec.sampling_rate)
+            write_wav(folder / f"reference-{name}.wav", decode(codec, recording.codes), codec.sampling_rate)
             rows.append({"audio": f"{name}.wav", "text": recording.text, "reference": f"reference-{name}.wav"})
-            if self.board:
-                self.board.add_audio(name, wave[None], state.global_step, self.codec.sampling_rate)
-                self.board.add_text(name, recording.text, state.global_step)
+            if board:
+                board.add_audio(name, wave[None], state.global_step, codec.sampling_rate)
+                board.add_text(name, recording.text, state.global_step)
             if alignment is not None:
                 picture = alignment_picture(alignment)
                 values.append(value)
                 (folder / f"{name}.png").write_bytes(png(picture))
-                if self.board:
-                    self.board.add_image(name, picture, state.global_step, dataformats="HWC")
+                if board:
+                    board.add_image(name, picture, state.global_step, dataformats="HWC")
         self._report(folder, rows, values, state)
 
     def _report(self, folder, rows, monotonicities, state) -> None:

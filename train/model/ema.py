@@ -1,7 +1,6 @@
 """Exponential moving average of weights, on its own and as a callback of the Trainer."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
+
+from smalle.saving_smalle import atomic_write
 
 
 class MovingAverage:
@@ -75,8 +76,8 @@ class EMACallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             path = Path(args.output_dir, f"checkpoint-{state.global_step}", self.FILE)
-            save_file(self.average.average, f"{path}.partial")
-            os.replace(f"{path}.partial", path)
+            with atomic_write(path) as temporary:
+                save_file(self.average.average, temporary)
 
     def applied(self) -> contextlib.AbstractContextManager:
         """As `MovingAverage.applied`; before and after training the model keeps its own weights."""

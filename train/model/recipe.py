@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import yaml
@@ -18,7 +18,10 @@ from transformers import TrainingArguments
 
 from smalle.saving_smalle import write_text
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 RECIPES = pathlib.Path(__file__).parents[1] / "recipes"
 
 
@@ -88,7 +91,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     choices = typing.get_args(hint) if union else (hint,)
     if value is None and type(None) in choices:
         return None
-    nested = [choice for choice in choices if dataclasses.is_dataclass(choice)]
+    nested = [choice for choice in choices if isinstance(choice, type) and dataclasses.is_dataclass(choice)]
     if nested:
         return make_dataclass(nested[0], value, name)
     scalars = tuple(choice for choice in choices if choice in (bool, int, float, str))
@@ -194,12 +197,13 @@ class TrainingOptions(TrainingArguments):
         minutes: Ends training after so many minutes; the learning rate then follows the time (`TimeBudget`).
     """
 
+    output_dir: str = "trainer_output"
     remove_unused_columns: bool = False
     ddp_find_unused_parameters: bool | None = False
     logging_nan_inf_filter: bool = False
     use_cpu: bool = field(default_factory=lambda: not torch.cuda.is_available())
     report_to: str | list[str] | None = "none"
-    fsdp: bool | str | list[str] | None = None
+    fsdp: Any = None  # true, or what transformers takes
     disable_tqdm: bool | None = True
     minutes: float | None = None
 

@@ -25,7 +25,7 @@ class TimeBudget(TrainerCallback):
 
     FILE = "clock.json"
 
-    def __init__(self, minutes: float, warmup_steps: int, floor: float = 0.03):
+    def __init__(self, minutes: float, warmup_steps: float, floor: float = 0.03):
         self.minutes, self.warmup_steps, self.floor = minutes, warmup_steps, floor
         self.start, self.progress = time.time(), 0.0
 

@@ -1,4 +1,10 @@
-"""Trains a model with the Trainer of transformers, as a recipe says (smalle.train.model.recipe lists its keys)."""
+"""Trains a model as a recipe says, with the Trainer of transformers (smalle.train.model.recipe lists the keys).
+
+  smalle train RECIPE [--resume] [KEY.SUBKEY=VALUE ...]
+  torchrun --nproc-per-node N -m smalle.train.model.trainer ...    # several processes; accelerate launch works as well
+
+training.output_dir gets checkpoints, and in the end the averaged weights, the tokenizer and the recipe.
+"""
 
 import argparse
 import contextlib
@@ -13,9 +19,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainerState, set_seed
+from transformers import AutoTokenizer, Trainer, TrainerState, set_seed
 
-from smalle import SmallEConfig
+from smalle import SmallEConfig, SmallEForTextToSpeech
+from smalle.cli.command import command_parser, run_command
 from smalle.modeling_smalle import cross_entropy
 
 from ..data.batching import Collator, SpeakerBatchSampler
@@ -42,13 +49,15 @@ STATE_FILE = "trainer_state.json"
 
 def mean_window_loss(attentions: Sequence[Tensor], windows: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     """`window_loss`, averaged over the alignments of a model."""
-    return sum(window_loss(one, windows, inputs["decoder_attention_mask"]) for one in attentions) / len(attentions)
+    mask = inputs["decoder_attention_mask"]
+    return torch.stack([window_loss(attention, windows, mask) for attention in attentions]).mean()
 
 
 def mean_forward_sum(attentions: Sequence[Tensor], windows: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     """`forward_sum_loss`, averaged over the alignments of a model, with one pass over time for all of them."""
-    masks = (inputs[name].repeat(len(attentions), 1) for name in ("decoder_attention_mask", "attention_mask"))
-    return forward_sum_loss(torch.cat(attentions), *masks)
+    audio_mask = inputs["decoder_attention_mask"].repeat(len(attentions), 1)
+    text_mask = inputs["attention_mask"].repeat(len(attentions), 1)
+    return forward_sum_loss(torch.cat(list(attentions)), audio_mask, text_mask)
 
 
 ALIGNMENT_LOSSES = {"alignment": mean_window_loss, "forward_sum": mean_forward_sum}
@@ -65,21 +74,26 @@ class SmallETrainer(Trainer):
         ema: Averaged weights, used by `evaluate`.
     """
 
+    args: TrainingOptions
+    model: nn.Module
+    objective: Objective
+
     def __init__(
         self,
         *args,
-        sampler: Iterable[Sequence] | None = None,
-        eval_sampler: Iterable[Sequence] | None = None,
-        objective: Objective | None = None,
+        objective: Objective,
+        sampler: Iterable[Sequence],
+        eval_sampler: Sequence[Sequence] = (),
         time_budget: TimeBudget | None = None,
         ema: EMACallback | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.sampler, self.eval_sampler, self.objective = sampler, eval_sampler, objective
+        self.objective, self.sampler, self.eval_sampler = objective, sampler, eval_sampler
         self.time_budget, self.ema = time_budget, ema
         self.model_accepts_loss_kwargs = True  # `compute_loss` scales for accumulation and for several processes itself
-        self.logged, self.logged_batches = {}, 0  # sums of the parts of the loss since the last log
+        self.logged: dict[str, Tensor] = {}  # sums of the parts of the loss since the last log
+        self.logged_batches = 0
         weights = {name: getattr(objective, f"{name}_weight") for name in ALIGNMENT_LOSSES}
         self.alignment_weights = {name: weight for name, weight in weights.items() if weight}
 
@@ -98,23 +112,21 @@ class SmallETrainer(Trainer):
         return self._loader(self.train_dataset, self.sampler)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        if self.time_budget is None:
+        budget = self.time_budget
+        if budget is None:
             return super().create_scheduler(num_training_steps, optimizer)
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer or self.optimizer,
-            lambda step: self.time_budget(
-                step
-            ),  # a scheduler saves the state of a callable object, but not of a function
-        )
+
+        def factor(step):  # a scheduler would save the state of a callable object, such as the budget itself
+            return budget(step)
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
 
     def progress(self) -> float:
         """Fraction of the training that has passed, by the time budget where there is one."""
-        return (
-            self.state.global_step / max(1, self.state.max_steps)
-            if self.time_budget is None
-            else self.time_budget.progress
-        )
+        if self.time_budget is not None:
+            return self.time_budget.progress
+        return self.state.global_step / max(1, self.state.max_steps)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of one step, and the number of labels of each codebook (Q,) in them, over all processes."""
@@ -166,7 +178,7 @@ class SmallETrainer(Trainer):
         codebooks = sums / totals.clamp(min=1)
         alignments = {name: value * counts[0] / totals[0].clamp(min=1) for name, value in alignments.items()}
         for name, value in {**{f"loss_{q}": loss for q, loss in enumerate(codebooks)}, **alignments}.items():
-            self.logged[name] = self.logged.get(name, 0) + value.detach()
+            self.logged[name] = value.detach() + self.logged.get(name, 0)
         self.logged_batches += 1
         return self._total(codebooks, alignments) * self.args.world_size  # the mean over processes is taken of it
 
@@ -180,17 +192,16 @@ class SmallETrainer(Trainer):
 
     def _eval_totals(self, dataset) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over the evaluation of all processes: losses (Q,), labels (Q,), and alignment losses times frames."""
-        rank, world, batches = self.args.process_index, self.args.world_size, list(self.eval_sampler)
-        mine = list(range(rank, len(batches), world))
+        batches = self.eval_sampler
+        mine, turns = batches[self.args.process_index :: self.args.world_size], -(-len(batches) // self.args.world_size)
+        totals = torch.zeros(())
         # FSDP needs all processes in a turn: one without a batch repeats the last
-        turns = -(-len(batches) // world)
-        totals = 0
-        for turn, inputs in enumerate(self._loader(dataset, [batches[n] for n in (*mine, len(batches) - 1)[:turns]])):
+        for turn, inputs in enumerate(self._loader(dataset, [*mine, batches[-1]][:turns])):
             with self.compute_loss_context_manager():
                 sums, counts, alignments = self._losses(self.model_wrapped, self._prepare_inputs(inputs))
             row = torch.cat((sums, counts, *(value[None] * counts[0] for value in alignments.values()))).double()
             totals = totals + row * float(turn < len(mine))
-        size = self.model.config.num_codebooks
+        size = len(sums)
         return self.accelerator.reduce(totals).split([size, size, len(self.alignment_weights)])
 
     @torch.no_grad()
@@ -201,11 +212,11 @@ class SmallETrainer(Trainer):
         with self.ema.applied() if self.ema else contextlib.nullcontext():
             sums, counts, alignments = self._eval_totals(eval_dataset or self.eval_dataset)
             codebooks = sums / counts.clamp(min=1)
-            alignments = dict(zip(self.alignment_weights, alignments / counts[0].clamp(min=1)))
-            metrics = {"loss": self._total(codebooks, alignments), **alignments}
+            means = dict(zip(self.alignment_weights, alignments / counts[0].clamp(min=1)))
+            values = {"loss": self._total(codebooks, means), **means}
             for q, value in enumerate(codebooks):
-                metrics |= {f"loss_{q}": value, f"perplexity_{q}": value.exp()}
-            metrics = {f"{metric_key_prefix}_{name}": round(float(value), 4) for name, value in metrics.items()}
+                values |= {f"loss_{q}": value, f"perplexity_{q}": value.exp()}
+            metrics = {f"{metric_key_prefix}_{name}": round(float(value), 4) for name, value in values.items()}
             self.log({**metrics, f"{metric_key_prefix}_runtime": round(time.time() - started, 2)})
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -255,7 +266,7 @@ def read_data(
 
 
 def build_callbacks(
-    recipe: Recipe, model: PreTrainedModel, tokenizer, evaluation: CodesDataset, arguments: TrainingOptions
+    recipe: Recipe, model: nn.Module, tokenizer, evaluation: CodesDataset, arguments: TrainingOptions
 ) -> tuple[EMACallback | None, TimeBudget | None, AudioSamples | None]:
     """Averaged weights, time limit and audio samples, each if the recipe asks for it, else None."""
     decay, samples = recipe.objective.ema_decay, recipe.samples
@@ -270,7 +281,7 @@ def build_callbacks(
     )
 
 
-def build_trainer(recipe: Recipe, adapt: Callable[[PreTrainedModel], nn.Module] | None = None) -> SmallETrainer:
+def build_trainer(recipe: Recipe, adapt: Callable[[SmallEForTextToSpeech], nn.Module] | None = None) -> SmallETrainer:
     """The Trainer of a recipe. `adapt` turns the recipe's model into the module to train, such as one with LoRA."""
     data, arguments = recipe.data, make_dataclass(TrainingOptions, recipe.training, "training")
     set_seed(arguments.seed)
@@ -281,11 +292,11 @@ def build_trainer(recipe: Recipe, adapt: Callable[[PreTrainedModel], nn.Module] 
             f"data.tokenizer={data.tokenizer!r} cannot be loaded: expected a folder of smalle.train.data.tokenizer, or "
             "a Hub name."
         ) from error
-    model = build_model(recipe, len(tokenizer))
-    config = model.config
-    model = adapt(model) if adapt else model
-    present = {type(module).__name__ for module in model.modules()}  # layers that FSDP may shard
-    model._no_split_modules = [name for name in ("TransformerLayer", "LinearAttentionBlock") if name in present]
+    base = build_model(recipe, len(tokenizer))
+    config = base.config
+    model = adapt(base) if adapt else base
+    present = {type(module).__name__ for module in base.modules()}  # layers that FSDP may shard
+    base._no_split_modules = [name for name in ("TransformerLayer", "LinearAttentionBlock") if name in present]
     objective = check_objective(recipe.objective, config)
     train, evaluation, sampler, eval_batches = read_data(data, config, arguments, objective.voice_swap_probability)
     ema, time_budget, samples = build_callbacks(recipe, model, tokenizer, evaluation, arguments)
@@ -309,7 +320,7 @@ def build_trainer(recipe: Recipe, adapt: Callable[[PreTrainedModel], nn.Module] 
         processing_class=tokenizer,
         callbacks=[callback for callback in (ema, time_budget, samples) if callback],
         data_collator=Collator(
-            tokenizer, config.num_codebooks, config.frame_rate, objective.text_dropout, objective.speaker_dropout
+            tokenizer, config.num_codebooks, config.frame_rate, objective.text_dropout, objective.speaker_dropout or 0.0
         ),
     )
     if arguments.world_size > 1:  # the weights are the same; dropout must differ
@@ -351,17 +362,13 @@ def train(trainer: SmallETrainer, resume: bool = False) -> bool:
     if checkpoint and is_finished(trainer, checkpoint):
         print(f"{checkpoint}: training is finished; a larger training.max_steps or minutes continues it.", flush=True)
         return False
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
     return True
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="smalle train",
-        description="Trains a model as a recipe says. training.output_dir gets checkpoints, and in the end the "
-        "averaged weights, the tokenizer and the recipe. torchrun and accelerate launch start several processes.",
-    )
+    parser = command_parser("smalle train", __doc__)
     parser.add_argument("recipe", help="YAML file, or the name of a recipe of this package, such as smalle-mini")
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes a value of the recipe")
     parser.add_argument(
@@ -372,7 +379,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     arguments = parse(argv)
     recipe = read_recipe(Recipe, arguments.recipe, arguments.overrides)
@@ -381,8 +388,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_recipe(recipe, Path(trainer.args.output_dir, find_recipe(arguments.recipe).name))
         if trainer.state.best_model_checkpoint:
             print(f"best checkpoint: {trainer.state.best_model_checkpoint}, {trainer.state.best_metric}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("smalle", main))

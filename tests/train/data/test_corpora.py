@@ -17,14 +17,7 @@ from datasets.distributed import split_dataset_by_node
 from hypothesis import given
 from hypothesis import strategies as st
 from smalle.train.data.audio import Clip, Problem
-from smalle.train.data.corpora import (
-    corpus_clips,
-    layout,
-    load_corpus,
-    load_librilight,
-    load_libritts,
-    load_recordings,
-)
+from smalle.train.data.corpora import corpus_clips, layout, load_corpus
 from smalle.train.data.librilight import join_segments
 from smalle.train.data.prepare import read_ahead
 
@@ -203,22 +196,22 @@ def decoded(dataset):
 
 def test_streaming_gives_what_a_dataset_on_disk_gives(librilight):
     folder, tar, manifest, _, texts = librilight
-    whole = load_librilight(folder, [manifest], streaming=False)
-    stream = load_librilight(folder, [manifest])
+    whole = load_corpus(folder, cuts=[manifest])
+    stream = load_corpus(folder, streaming=True, cuts=[manifest])
     assert isinstance(whole, datasets.Dataset) and isinstance(stream, datasets.IterableDataset)
     assert whole.features == stream.features and whole.features["audio"] == datasets.Audio(decode=False)
     rows = decoded(whole)
-    assert decoded(stream) == decoded(load_librilight(tar, [manifest])) == rows
+    assert decoded(stream) == decoded(load_corpus(tar, streaming=True, cuts=[manifest])) == rows
     assert {row["id"]: row["text"] for row in rows if row["text"]} == texts
     assert [row["text"] for row in rows].count(None) == 1 and {row["speaker"] for row in rows} == {"100", "1006", "960"}
-    transcribed = load_librilight(folder, [manifest], untranscribed=False)
+    transcribed = load_corpus(folder, streaming=True, cuts=[manifest], untranscribed=False)
     assert [row["id"] for row in transcribed] == list(texts)
 
 
 @pytest.mark.parametrize(("streaming", "nodes"), [(True, 2), (True, 3), (False, 2)])
 def test_shards_of_all_nodes_join_to_all_rows(librilight, streaming, nodes):
     _, tar, manifest, _, _ = librilight
-    dataset = load_librilight(tar, [manifest], streaming=streaming, num_shards=4)
+    dataset = load_corpus(tar, streaming, num_shards=4, cuts=[manifest])
     parts = [[row["id"] for row in split_dataset_by_node(dataset, rank, nodes)] for rank in range(nodes)]
     joined = list(itertools.chain(*parts))
     assert all(parts) and len(set(joined)) == len(joined) and set(joined) == {row["id"] for row in dataset}
@@ -242,7 +235,7 @@ def test_other_layouts_are_datasets_too(waves, tmp_path, record):
         for n in (0, 1)
     ]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = list(load_recordings(folder))
+    found = list(load_corpus(folder))
     assert [row["words"] for row in found] == [row["words"] for row in rows]
     assert [row["audio"] for row in found] == [{"bytes": None, "path": str(folder / f"{n}.wav")} for n in (0, 1)]
     assert [row["duration"] for row in found] == pytest.approx([len(wave) / 24000 for wave in recorded[:2]], abs=1e-4)
@@ -250,7 +243,7 @@ def test_other_layouts_are_datasets_too(waves, tmp_path, record):
     chapter.mkdir(parents=True)
     record(chapter / "84_121123_000000_000000.wav", 0.3, 100)
     (chapter / "84_121123_000000_000000.normalized.txt").write_text("Go on!\n")
-    (row,) = load_libritts(tmp_path / "LibriTTS", streaming=True)
+    (row,) = load_corpus(tmp_path / "LibriTTS", streaming=True)
     assert (row["text"], row["speaker"], row["words"]) == ("Go on!", "84", [])
     content = {"bytes": (folder / "0.wav").read_bytes(), "path": None}
     table = pyarrow.table({"audio": [content, {"bytes": b"", "path": None}], "text": ["Yes.", "No."]})
@@ -263,7 +256,7 @@ def test_a_corpus_without_usable_clips_is_refused(tmp_path):
     make_librilight(tmp_path / "unlab", speakers=("7",), chapters=1)
     next((tmp_path / "unlab").rglob("*.json")).unlink()
     with pytest.raises(ValueError, match="unlab has no usable clips .1 unusable"):
-        load_librilight(tmp_path / "unlab")
+        load_corpus(tmp_path / "unlab")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +271,7 @@ def test_a_wrong_line_of_metadata_is_named(waves, line, message):
     folder, _ = waves
     (folder / "metadata.jsonl").write_text(f'{{"file_name": "0.wav", "text": "One."}}\n{line}\n')
     with pytest.raises(ValueError, match=message):
-        load_recordings(folder)
+        load_corpus(folder)
 
 
 def test_wrong_values_of_a_row_are_problems(waves):
@@ -297,4 +290,4 @@ def test_a_wrong_line_of_a_manifest_is_named(librilight, tmp_path):
         first = lines.readline()
     (tmp_path / "cuts.jsonl").write_text(first + '{"id": "a", "supervisions": []}\n')
     with pytest.raises(ValueError, match="cuts.jsonl:2 is no cut of Libriheavy"):
-        load_librilight(folder, [tmp_path / "cuts.jsonl"])
+        load_corpus(folder, cuts=[tmp_path / "cuts.jsonl"])

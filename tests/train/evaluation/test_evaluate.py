@@ -11,6 +11,8 @@ import torch
 from smalle.train.evaluation import evaluate, synthesis
 from transformers import BatchFeature
 
+from smalle.cli.command import run_command
+
 SCORER = """
 import argparse, json, pathlib
 p = argparse.ArgumentParser(); p.add_argument("manifest"); p.add_argument("--out"); p.add_argument("--threads")
@@ -107,7 +109,6 @@ def test_name_of_the_folder_holds_what_changes_a_number(tmp_path):
         {"runtime": "auto"},
         {"generate": {"temperature": 0.5}},
         {"checkpoint": "a/other"},
-        {"prompts": True},
     ]
     names = {evaluate.Settings(**{"checkpoint": "a/mini", "texts": base.texts, **change}).name for change in changes}
     assert len(names | {base.name}) == len(changes) + 1
@@ -119,7 +120,10 @@ def test_recordings_of_another_voice_under_the_same_name_are_not_mixed_in(proces
     run(capsys, "mini", sentences, tmp_path / "out", "--voice", voice)
     run(capsys, "mini", sentences, tmp_path / "out", "--voice", voice)
     voice.write_bytes(b"tuned for longer")
-    assert evaluate.main(["mini", str(sentences), str(tmp_path / "out"), "--voice", str(voice)]) == 2
+    assert (
+        run_command("smalle", evaluate.main, ["mini", str(sentences), str(tmp_path / "out"), "--voice", str(voice)])
+        == 2
+    )
     assert "other weights, texts or voices" in capsys.readouterr().err
 
 
@@ -171,7 +175,7 @@ def test_prompts_give_prompt_and_reference(processor, tmp_path, capsys):
     row = {"audio": "prompt.wav", "audio_text": "What it says.", "text": "What to say.", "reference": "prompt.wav"}
     manifest = tmp_path / "prompts.jsonl"
     manifest.write_text(json.dumps(row) + "\n" + json.dumps({**row, "text": "More.", "reference": None}) + "\n")
-    result = run(capsys, "mini", tmp_path / "out", "--prompts", manifest)
+    result = run(capsys, "mini", manifest, tmp_path / "out")
     assert sorted(call.texts for call in processor.calls) == [["More."], ["What to say."]]
     assert all(call.audio.shape == (800,) and call.audio_text == "What it says." for call in processor.calls)
     rows = (tmp_path / "out" / result["folder"] / "manifest.jsonl").read_text().splitlines()
@@ -182,13 +186,13 @@ def test_prompts_without_transcripts_need_a_speaker_encoder(processor, tmp_path,
     soundfile.write(tmp_path / "me.wav", np.full(800, 0.25), 16000)
     manifest, out = tmp_path / "prompts.jsonl", tmp_path / "out"
     manifest.write_text(json.dumps({"audio": "me.wav", "text": "What to say."}) + "\n")
-    assert evaluate.main(["mini", str(out), "--prompts", str(manifest)]) == 2
+    assert run_command("smalle", evaluate.main, ["mini", str(manifest), str(out)]) == 2
     assert "1 rows without audio_text" in capsys.readouterr().err and not list(out.rglob("*.wav"))
     monkeypatch.setattr(FakeModel.config, "speaker_layers", 1)
-    run(capsys, "mini", out, "--prompts", manifest)
+    run(capsys, "mini", manifest, out)
     assert processor.calls[-1].audio_text is None
     manifest.write_text(json.dumps({"audio": "me.wav", "audio_text": "So.", "text": "What to say."}) + "\n")
-    assert evaluate.main(["mini", str(out), "--prompts", str(manifest)]) == 2
+    assert run_command("smalle", evaluate.main, ["mini", str(manifest), str(out)]) == 2
     assert "other weights, texts or voices" in capsys.readouterr().err
 
 
@@ -213,11 +217,12 @@ def test_the_native_runtime_is_for_single_precision_on_the_cpu(tmp_path, change,
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["mini", "OUT"], "either SENTENCES or --prompts"),
-        (["mini", "LINES", "OUT", "--prompts", "LINES"], "either SENTENCES or --prompts"),
+        (["mini", "OUT"], "the following arguments are required: out"),
+        (["mini", "PROMPTS", "OUT", "--voice", "somebody"], "names recordings of the voices"),
         (["mini", "missing.txt", "OUT"], "missing.txt cannot be read"),
         (["mini", "EMPTY", "OUT"], "holds no text"),
-        (["mini", "OUT", "--prompts", "LINES"], "line 1: expected a JSON object"),
+        (["mini", "NUMBERS", "OUT"], "line 2: expected a JSON object"),
+        (["mini", "LOST", "OUT"], "lost.wav does not exist"),
         (["mini", "LINES", "OUT", "--batch-size", "0"], "at least 1, got 0"),
         (["mini", "LINES", "OUT", "--generate", "temperature"], "expected KEY=VALUE"),
         (["mini", "LINES", "OUT", "--scorer", "nothing.py"], "scorer nothing.py does not exist"),
@@ -225,10 +230,18 @@ def test_the_native_runtime_is_for_single_precision_on_the_cpu(tmp_path, change,
     ],
 )
 def test_bad_input_is_named_and_exits_with_2(processor, sentences, tmp_path, capsys, argv, says):
-    (tmp_path / "empty.txt").write_text("\n")
-    places = {"OUT": tmp_path / "out", "LINES": sentences, "EMPTY": tmp_path / "empty.txt"}
+    contents = {
+        "EMPTY": "\n",
+        "NUMBERS": '{"text": "One."}\n2\n',
+        "LOST": '{"text": "One.", "audio": "lost.wav"}',
+        "PROMPTS": '{"text": "One.", "audio": "NUMBERS.jsonl"}',
+    }
+    places = {"OUT": tmp_path / "out", "LINES": sentences}
+    for name, content in contents.items():
+        places[name] = tmp_path / f"{name}.jsonl"
+        places[name].write_text(content)
     try:
-        code = evaluate.main([str(places.get(a, a)) for a in argv])
+        code = run_command("smalle", evaluate.main, [str(places.get(a, a)) for a in argv])
     except SystemExit as stopped:  # of argparse
         code = stopped.code
     assert code == 2 and says in capsys.readouterr().err
@@ -238,5 +251,5 @@ def test_bad_input_is_named_and_exits_with_2(processor, sentences, tmp_path, cap
 def test_recordings_of_other_texts_are_not_mixed_in(processor, sentences, tmp_path, capsys):
     run(capsys, "mini", sentences, tmp_path / "out")
     sentences.write_text("Something else.\n")
-    assert evaluate.main(["mini", str(sentences), str(tmp_path / "out")]) == 2
+    assert run_command("smalle", evaluate.main, ["mini", str(sentences), str(tmp_path / "out")]) == 2
     assert "other weights, texts or voices" in capsys.readouterr().err
