@@ -1,6 +1,7 @@
 """From a text and a voice to samples: the same codes as the native runtime behind PyTorch, for the same seed."""
 
 import contextlib
+import logging
 import random
 import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..alignment_smalle import Reading
+from ..alignment_smalle import MAX_UNREAD, STOPPED, Reading
 from ..cli.checkpoint import default_checkpoint
 from ..native_smalle import VocosDecoder, block_sizes, mersenne_twister
 from ..reading.markup import Segment
@@ -19,6 +20,10 @@ from ..text_normalization_smalle import normalize, split_text
 from ..text_tables_smalle import MAX_CHARACTERS, PARAGRAPH
 from .model import BOS, EOS, PAD, SPECIALS, Model, Sampling, State, Steps, delay
 from .tensors import Voice, read_config, read_json, read_voice, read_weights
+
+logger = logging.getLogger(__name__)
+
+SHARP = 0.3  # weight of one token from which on an alignment says where a frame reads
 
 Seed = int | random.Random | None
 CODEC_DEFAULTS: dict[str, Any] = dict(  # of `SmallECodecConfig`
@@ -69,10 +74,19 @@ class TextToSpeech:
         self.codec = Codec(self.model.library, folder / processor.codec)
         self.settings = read_json(folder / "generation_config.json")
         self.sampling = read_sampling(self.settings, self.model.config.num_codebooks)
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.no_padding()
+        self.tokenizer = read_tokenizer(folder / "tokenizer.json")
+        self._check_parts()
         vocabulary = (token for token in self.tokenizer.get_vocab() if not token.startswith("["))
         self.characters = frozenset(c for token in vocabulary for c in token)
+
+    def _check_parts(self) -> None:
+        """Raises ValueError where the model, its codec and its tokenizer do not belong together."""
+        config, books = self.model.config, self.codec.codebooks.shape
+        if books != (config.num_codebooks, config.codebook_size, self.codec.decoder.channels):
+            raise ValueError(f"{self.folder} has a codec of codebooks {books}, which its model does not speak.")
+        tokens, known = self.tokenizer.get_vocab_size(), len(self.model.text_embedding)
+        if tokens > known:
+            raise ValueError(f"{self.folder} has a tokenizer of {tokens} tokens, of which its model knows {known}.")
 
     @classmethod
     def load(cls, checkpoint: str | PathLike | None = None) -> "TextToSpeech":
@@ -204,6 +218,9 @@ class TextToSpeech:
             for chunk in chunks:
                 spoken.append(chunk)
                 yield chunk
+            if text.reading.finish in STOPPED:
+                what = f"Piece {number + 1}: the reading {STOPPED[text.reading.finish]}."
+                logger.warning(f"{what} Try another seed, or other words.")
             if prompt.codes is None:
                 prompt = Voice(np.concatenate(spoken), piece)
 
@@ -222,7 +239,8 @@ class TextToSpeech:
 
 
 class PieceOfText:
-    """A piece of a text behind its voice, read once or several times from the same state."""
+    """A piece of a text behind its voice, read once or several times from the same state. reading: before it is read,
+    then how it went."""
 
     def __init__(
         self,
@@ -244,10 +262,8 @@ class PieceOfText:
         least = speech.settings.get("min_new_tokens")
         self.least = 1 if least is None else least
         self.most = speech.settings.get("max_new_tokens") or int(60 * model.config.frame_rate)
-        prompted = prompt.codes is not None and bool(prompt.text)
-        codes = (
-            prompt.codes if prompted and prompt.codes is not None else np.zeros((0, model.config.num_codebooks), int)
-        )
+        prompted, nothing = bool(prompt.text), np.zeros((0, model.config.num_codebooks), np.int64)
+        codes = prompt.codes if prompted and prompt.codes is not None else nothing
         grid, guided = delay(codes), self.sampling.guidance_scale != 1
         state = model.read_text(encoded.ids, speaker, prompted, guided)
         Steps(model, state).read(grid[: len(codes)])
@@ -263,6 +279,7 @@ class PieceOfText:
             again, other = self._whole()
             if other.finish and other.score > reading.score:
                 codes, reading = again, other
+        self.reading = reading
         return codes
 
     def _whole(self) -> tuple[np.ndarray, Reading]:
@@ -272,14 +289,15 @@ class PieceOfText:
 
     def chunks(self, sizes: Iterator[int]) -> Iterator[np.ndarray]:
         """Codes (T, Q) of one reading, in chunks of these sizes."""
-        frames, size = [], next(sizes)
-        for frame in Attempt(self):
+        frames, size, attempt = [], next(sizes), Attempt(self)
+        for frame in attempt:
             frames.append(frame)
             if len(frames) == size:
                 yield np.array(frames)
                 frames, size = [], next(sizes)
         if frames:
             yield np.array(frames)
+        self.reading = attempt.reading
 
 
 class Attempt:
@@ -295,6 +313,8 @@ class Attempt:
         length = piece.most
         while remaining and len(tokens) < piece.most + books:
             self.steps.read(tokens[-1][None])
+            if len(tokens) == 1:
+                self._check_prompt()
             drawn = piece.sampling.draw(self.steps, self._never(len(tokens), remaining), piece.generator)
             if len(tokens) <= len(piece.forced):
                 known = piece.forced[len(tokens) - 1]
@@ -315,6 +335,16 @@ class Attempt:
             if 0 <= frame < length:
                 yield np.array([tokens[1 + frame + q][q] for q in range(books)]) - SPECIALS
 
+    def _check_prompt(self) -> None:
+        """ValueError where a voice's recording ends before its transcript, which would be spoken."""
+        first = self.reading.first or 0
+        unread = first - self.steps.position
+        if unread > MAX_UNREAD and self.steps.alignment[0].max() > SHARP:
+            raise ValueError(
+                f"The transcript of the voice goes on after its recording, by about {unread:.0f} tokens of {first}: "
+                "make the voice of what is said in the recording, no more."
+            )
+
     def _never(self, count: int, remaining: int) -> np.ndarray:
         """The tokens (Q, V) that cannot follow `count` steps."""
         books, config = self.piece.model.config.num_codebooks, self.piece.model.config
@@ -327,6 +357,16 @@ class Attempt:
             never[:ended] = 1
             never[:ended, EOS] = 0
         return never
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a file. Raises ValueError where there is none."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # what tokenizers raises
+        raise ValueError(f"{path} cannot be read, {error}: download or save the checkpoint again.") from error
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def as_generator(seed: Seed) -> random.Random:
