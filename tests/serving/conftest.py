@@ -19,7 +19,7 @@ class RunningServer:
     url: str
     service: Any
 
-    def wait_until_idle(self, seconds: float = 30):
+    def wait_until_idle(self, seconds: float = 300):
         end = time.monotonic() + seconds
         while self.service.pool.running or self.service.pool.waiting:
             assert time.monotonic() < end, "work goes on that nobody listens to"

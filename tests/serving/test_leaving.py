@@ -44,7 +44,7 @@ def test_fifty_clients_that_leave_keep_nothing(server):
             assert connection.recv(64).startswith(b"HTTP/1.1 200")  # these hear the beginning, the others wait
         connection.close()
     server.wait_until_idle()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 100
     while kept() != before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert kept() == before
@@ -67,7 +67,7 @@ def test_one_who_leaves_the_queue_gives_the_place_to_the_next(serve):
         wait_for(lambda: pool.running == 0)
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

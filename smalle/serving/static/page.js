@@ -91,7 +91,7 @@ async function speak(speech) {
     mine.file = await player.end();
     say("The speech is complete.");
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (abort.signal.aborted) return; // somebody pressed Stop, or another speech began
     at("result").hidden = !captions.words.length;
     fail(error);
   } finally {

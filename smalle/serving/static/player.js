@@ -47,7 +47,7 @@ export class StreamingPlayer {
   settled(change) {
     return new Promise((done, failed) => {
       this.buffer.addEventListener("updateend", done, { once: true });
-      this.buffer.addEventListener("error", failed, { once: true });
+      this.buffer.addEventListener("error", () => failed(new Error("This browser cannot play the speech.")), { once: true });
       change();
     });
   }
