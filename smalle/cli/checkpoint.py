@@ -5,18 +5,26 @@ import os
 import pathlib
 
 
-def default_checkpoint() -> str:
-    """Path or name of the default checkpoint: the environment variable SMALLE_MODEL, else the embedded one."""
-    named = os.environ.get("SMALLE_MODEL")
-    if named:
-        return named
+def embedded_checkpoints() -> pathlib.Path:
+    """The folder of the checkpoints that come with the package."""
     try:
         import smalle.checkpoints  # a folder without code; beside the package in a source tree, inside it in a wheel
 
         folders = list(smalle.checkpoints.__path__)
     except ModuleNotFoundError:
         folders = [pathlib.Path(__file__).parents[2] / "checkpoints"]
-    return str(pathlib.Path(folders[0], "smalle-mini"))
+    return pathlib.Path(folders[0])
+
+
+def find_checkpoint(name: str) -> str:
+    """The folder of an embedded checkpoint by its name, such as smalle-mini; another folder or Hub name as it is."""
+    embedded = embedded_checkpoints() / name
+    return str(embedded) if embedded.is_dir() and not os.path.exists(name) else name
+
+
+def default_checkpoint() -> str:
+    """Path or name of the default checkpoint: the environment variable SMALLE_MODEL, else the embedded one."""
+    return os.environ.get("SMALLE_MODEL") or find_checkpoint("smalle-mini")
 
 
 def check_checkpoint(name: str) -> None:
@@ -67,6 +75,7 @@ def add_voice_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model",
+        type=find_checkpoint,
         default=default_checkpoint(),
         help="checkpoint: folder or Hub name (default: $SMALLE_MODEL, else the embedded one)",
     )

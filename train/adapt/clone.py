@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smalle import SmallEProcessor
+from smalle.cli.checkpoint import find_checkpoint
 from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import atomic_folder
 
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = command_parser("smalle clone", __doc__)
     parser.add_argument("recording", help="sound file of 5 to 10 seconds")
     parser.add_argument("text", help="its transcript")
-    parser.add_argument("base", help="folder or Hub name of a checkpoint")
+    parser.add_argument("base", type=find_checkpoint, help="checkpoint: folder, Hub name or smalle-mini")
     parser.add_argument("out", help="folder of the new checkpoint")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes a value of finetune-recording.yaml"

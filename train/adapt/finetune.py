@@ -2,8 +2,8 @@
 
   smalle finetune RECIPE CORPUS BASE OUT [options] [KEY.SUBKEY=VALUE ...]
 
-CORPUS is a folder with metadata.jsonl, or with NAME.wav beside NAME.txt. BASE is a checkpoint: a folder or Hub name.
-RECIPE is a YAML file, or finetune-state, finetune-lora or finetune-recording. Its `adapter.method` is
+CORPUS is a folder with metadata.jsonl, or with NAME.wav beside NAME.txt. BASE is a checkpoint: a folder, a Hub name, or
+smalle-mini. RECIPE is a YAML file, or finetune-state, finetune-lora or finetune-recording. Its `adapter.method` is
 
   state  the initial state of the recurrent layers is trained; all weights are frozen
   lora   LoRA of the audio layers, and with `heads: true` of the heads
@@ -34,6 +34,7 @@ from transformers import PreTrainedTokenizerBase
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.cache_smalle import InitialState
+from smalle.cli.checkpoint import find_checkpoint
 from smalle.cli.command import command_parser, run_command
 from smalle.codec_smalle import load_codec
 from smalle.generation_smalle import delay
@@ -319,7 +320,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = command_parser("smalle finetune", __doc__)
     parser.add_argument("recipe", help="YAML file, or the name of a recipe of this package, such as finetune-lora")
     parser.add_argument("corpus", help="folder of recordings with their transcripts")
-    parser.add_argument("base", help="checkpoint to start from: folder or Hub name")
+    parser.add_argument("base", type=find_checkpoint, help="checkpoint to start from: folder, Hub name or smalle-mini")
     parser.add_argument("out", help="folder for the new voice, and with LoRA for the adapter")
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUBKEY=VALUE", help="changes a value of the recipe")
     parser.add_argument("--speaker", help="the speaker to learn from, if the corpus has several")

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 
+from smalle.cli.checkpoint import find_checkpoint
 from smalle.cli.command import command_parser, run_command
 from smalle.runtime_smalle import RUNTIMES
 from smalle.saving_smalle import write_json, write_text
@@ -218,7 +219,7 @@ def add_scorer_options(parser: argparse.ArgumentParser, required: bool = False, 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = command_parser("smalle evaluate", __doc__)
-    parser.add_argument("checkpoint", help="folder or Hub name")
+    parser.add_argument("checkpoint", type=find_checkpoint, help="folder, Hub name or smalle-mini")
     parser.add_argument("texts", type=Path, help="text file, one sentence a line; or .jsonl")
     parser.add_argument("out", type=Path, help="folder in which the folder of the results is made")
     parser.add_argument("--voice", help="preset voice or voice file (default: the checkpoint's default voice)")

@@ -1,6 +1,7 @@
 """The evaluation command, with a fake checkpoint that has the public interface of a real one."""
 
 import json
+import pathlib
 import sys
 from types import SimpleNamespace
 
@@ -95,6 +96,16 @@ def test_sentences_may_name_a_recording_to_be_compared_with(processor, tmp_path,
         rows = [json.loads(line) for line in lines]
     assert [row["text"] for row in rows] == ["One.", "Two."] and processor.calls[0].voice == "somebody"
     assert [row.get("reference") for row in rows] == [str(tmp_path / "her.wav"), None]
+
+
+def test_the_embedded_checkpoint_has_a_name_unless_a_folder_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parse = evaluate.parse
+    embedded = pathlib.Path(parse(["smalle-mini", "lines.txt", "out"]).checkpoint)
+    assert embedded.name == "smalle-mini" and (embedded / "config.json").is_file()
+    assert parse(["owner/smalle-mini", "lines.txt", "out"]).checkpoint == "owner/smalle-mini"
+    (tmp_path / "smalle-mini").mkdir()
+    assert parse(["smalle-mini", "lines.txt", "out"]).checkpoint == "smalle-mini"
 
 
 def test_name_of_the_folder_holds_what_changes_a_number(tmp_path):
