@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NAME = "smalle-78f3c2403c09"
+NAME = "smalle-41b1d328193c"
 FLAGS = "-O3 -fPIC -shared -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -freciprocal-math"
 SOURCES = {
     "smalle.c": r"""#include <math.h>
@@ -609,10 +609,10 @@ v->hop + i] += from[i * LANES] * v->window[i] / n; squares[m * v->hop + i] += v-
 static int synthesize(const struct vocos *v, const float **at, char **state, const float *x, int count, int last,
 float *out, char *scratch) { int bins = v->n_fft / 2 + 1, width = v->harmonic ? 3 * bins + 1 : 2 * bins, frames =
 count * v->upsampling; int rest = v->n_fft - v->hop, ready = frames; float *new = room_for(&scratch, sizeof(float) *
-frames * width), *raw = new, *pulses = 0; matrix(at, x, v->backbone.size, count, v->backbone.size, new, v->upsampling
-* width, 0); struct rows *kept = next_rows(state), *waiting = v->harmonic ? next_rows(state) : 0; int frame =
-kept->count; if (v->harmonic) { ready = excitation(v, state, new, frames, width, last, &pulses, &scratch); int all =
-waiting->count + frames; raw = room_for(&scratch, sizeof(float) * all * width); memcpy(raw, waiting->values,
+frames * width), *raw = new, *pulses = new; matrix(at, x, v->backbone.size, count, v->backbone.size, new,
+v->upsampling * width, 0); struct rows *kept = next_rows(state), *waiting = v->harmonic ? next_rows(state) : 0; int
+frame = kept->count; if (v->harmonic) { ready = excitation(v, state, new, frames, width, last, &pulses, &scratch); int
+all = waiting->count + frames; raw = room_for(&scratch, sizeof(float) * all * width); memcpy(raw, waiting->values,
 sizeof(float) * waiting->count * width); memcpy(raw + (size_t)waiting->count * width, new, sizeof(float) * frames *
 width); waiting->count = all - ready; memcpy(waiting->values, raw + (size_t)ready * width, sizeof(float) *
 waiting->count * width); } if (!ready) return 0; int total = ready * v->hop + rest, first = v->trim - frame * v->hop,

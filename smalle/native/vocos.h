@@ -393,7 +393,7 @@ static int synthesize(const struct vocos *v, const float **at, char **state, con
                       float *out, char *scratch) {
     int bins = v->n_fft / 2 + 1, width = v->harmonic ? 3 * bins + 1 : 2 * bins, frames = count * v->upsampling;
     int rest = v->n_fft - v->hop, ready = frames;
-    float *new = room_for(&scratch, sizeof(float) * frames * width), *raw = new, *pulses = 0;
+    float *new = room_for(&scratch, sizeof(float) * frames * width), *raw = new, *pulses = new; /* of none: not read */
     matrix(at, x, v->backbone.size, count, v->backbone.size, new, v->upsampling * width, 0);
     struct rows *kept = next_rows(state), *waiting = v->harmonic ? next_rows(state) : 0;
     int frame = kept->count; /* of the first */
