@@ -193,11 +193,55 @@ static void fuzz_multiply(void) {
     smalle_multiply(stream, x, count, y, scratch);
 }
 
+static size_t matrix_floats(int in, int out) { return up(out, LANES) * (1 + (size_t)in); }
+
+/* What a convolution, its ConvNeXt blocks and a norm take */
+static size_t stack_floats(struct stack s, int channels) {
+    size_t each = 3 * up(s.size, LANES) + up(s.kernel * s.size, LANES);
+    each += matrix_floats(s.size, s.inner) + matrix_floats(s.inner, s.size);
+    return matrix_floats(channels * s.kernel, s.size) + s.layers * each + 2 * up(s.size, LANES);
+}
+
+static struct stack any_stack(int ahead) {
+    struct stack s = {.layers = number(1, 3), .size = number(1, 40), .inner = number(1, 60)};
+    s.kernel = 3 + 2 * number(0, 2), s.ahead = ahead ? ahead : s.kernel / 2;
+    return s;
+}
+
+static void fuzz_vocos(void) {
+    struct vocos v = {.channels = number(1, 20), .backbone = any_stack(0), .rate = 24000, .noise_frames = 16};
+    if (number(0, 1)) v.refiner = any_stack(1);
+    v.upsampling = number(1, 2), v.harmonic = number(0, 1), v.hop = 2 * number(1, 8), v.n_fft = v.hop * 2 * number(1, 2);
+    v.trim = v.harmonic || number(0, 1) ? (v.n_fft - v.hop) / 2 : v.n_fft / 2, wild = number(0, 1);
+    int bins = v.n_fft / 2 + 1, width = v.harmonic ? 3 * bins + 1 : 2 * bins, hop = v.hop * v.upsampling;
+    size_t weights = stack_floats(v.backbone, v.channels) + 2 * up(v.backbone.size, LANES);
+    weights += matrix_floats(v.backbone.size, v.upsampling * width);
+    if (v.refiner.size) weights += stack_floats(v.refiner, v.channels) + matrix_floats(v.refiner.size, v.channels);
+    float *roots = own(8 * (size_t)v.n_fft);
+    for (int n = 0; n < v.n_fft; n++) {
+        roots[2 * n] = (float)cos(6.283185307179586 * n / v.n_fft);
+        roots[2 * n + 1] = (float)sin(6.283185307179586 * n / v.n_fft);
+    }
+    v.weights = values(weights), v.window = values(v.n_fft), v.roots = roots;
+    v.noise = values((size_t)2 * bins * v.noise_frames);
+    char *state = own(smalle_vocos_begin(&v, 0));
+    smalle_vocos_begin(&v, state);
+    int ahead = (1 + v.backbone.layers) * v.backbone.ahead + (1 + v.refiner.layers) * v.refiner.ahead;
+    for (int block = 0, blocks = number(0, 3); block <= blocks; block++) {
+        int last = block == blocks, count = number(last && block ? 0 : 1, 12);
+        size_t most_samples = (size_t)(count + ahead + 4) * hop + 2 * v.n_fft;
+        float *out = own(4 * most_samples), *features = values((size_t)count * v.channels);
+        int samples = smalle_vocos(&v, features, count, last, state, out, own(smalle_vocos_memory(&v, count)));
+        if (samples < 0 || (size_t)samples > most_samples) abort();
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length) {
-    static void (*const functions[])(void) = {fuzz_steps, fuzz_text, fuzz_fold, fuzz_draw, fuzz_multiply};
+    static void (*const functions[])(void) = {fuzz_steps, fuzz_text, fuzz_fold, fuzz_draw, fuzz_multiply,
+                                             fuzz_vocos};
     next = data, end = data + length, seed = 1, stream = 0, size = 0, owns = 0, wild = 0;
     for (size_t n = 0; n < length; n++) seed = seed * 31 + data[n];
-    int function = number(0, 4), which = number(0, sizeof fastest_first / sizeof *fastest_first - 1);
+    int function = number(0, 5), which = number(0, sizeof fastest_first / sizeof *fastest_first - 1);
     if (!has(fastest_first[which])) which = sizeof fastest_first / sizeof *fastest_first - 1;
     smalle_choose(fastest_first[which]->name);
     functions[function]();

@@ -9,7 +9,7 @@ def test_the_native_library_neither_reads_nor_writes_beyond_its_memory(tmp_path)
     if reason := compile_fuzzer(tmp_path / "fuzzer"):
         pytest.skip(reason.splitlines()[-1])
     (tmp_path / "corpus").mkdir()
-    for function in range(5):
+    for function in range(6):
         for kernels in range(5):
             (tmp_path / "corpus" / f"{function}{kernels}").write_bytes(bytes([function, kernels, *range(40)]))
     done = run_fuzzer(tmp_path / "fuzzer", tmp_path / "corpus", "-runs=60", "-seed=1")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.cli import main as cli
 from smalle.codec_smalle import load_codec
-from smalle.runtime_smalle import load_library
+from smalle.native_smalle import load_library
 
 TEXT = torch.tensor([[1, 9, 8, 2]])
 NONSENSE = {  # file, what stands in it or which keys change, what the line says beside the file
