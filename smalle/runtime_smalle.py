@@ -43,6 +43,7 @@ from .native_smalle import (
     text_names,
     working_memory,
 )
+from .saving_smalle import MappedWeights
 from .validation_smalle import check_finite
 
 RUNTIMES = "auto", "torch", "native"
@@ -227,9 +228,11 @@ def pack(library: ctypes.CDLL, parts: Iterable[tuple], small: int | None = None)
     small = SMALL if small is None else small
     scaled = [(layer, scale[0] if scale else 1.0) for layer, *scale in parts]
     stream = MemoryPool().tensor(sum(pack_part(library, layer, scale, small, None) for layer, scale in scaled))
-    at = stream.data_ptr()
+    at, mapped = stream.data_ptr(), MappedWeights()
     for layer, scale in scaled:
         at += pack_part(library, layer, scale, small, at)
+        for x in layer.parameters():
+            mapped.give_back(x)
     return stream
 
 

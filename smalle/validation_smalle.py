@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .configuration_smalle import SmallEConfig
+from .saving_smalle import MappedWeights
 
 INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 FLOATS = torch.float32, torch.float64, torch.float16, torch.bfloat16
@@ -179,9 +180,11 @@ def check_callables(name: str, value: Any):
 
 def check_finite(model: torch.nn.Module):
     """ValueError for a weight that holds NaN or infinity: the training went wrong, or the file is damaged."""
+    mapped = MappedWeights()
     for name, x in (*model.named_parameters(), *model.named_buffers()):
         if x.is_floating_point() and not x.is_meta and not x.detach().sum(dtype=torch.float32).isfinite():
             raise ValueError(f"The weight {name} holds NaN or infinity: expected numbers. Train or download it again.")
+        mapped.give_back(x)
 
 
 def check_seed(seed: Any):

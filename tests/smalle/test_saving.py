@@ -1,6 +1,7 @@
 """Saving: atomic writes, and what goes to the Hub, for which a folder stands here."""
 
 import json
+import mmap
 import os
 import pathlib
 import shutil
@@ -13,11 +14,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import smalle
 from smalle import SmallEForTextToSpeech, SmallEProcessor, processing_smalle, voices_smalle
 from smalle.audio_smalle import write_wav
-from smalle.saving_smalle import HOST, atomic_folder, atomic_write, check_file_name, write_json, write_jsonl, write_text
+from smalle.saving_smalle import (
+    HOST,
+    MappedWeights,
+    atomic_folder,
+    atomic_write,
+    check_file_name,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from smalle.voices_smalle import save_voice
 
 CODE = sorted(pathlib.Path(smalle.__file__).parent.glob("*_smalle.py"))
@@ -247,3 +259,32 @@ def test_json_files(tmp_path):
 def test_paths_are_no_names(name):
     with pytest.raises(ValueError, match="The name .* expected a plain name"):
         check_file_name(name, "The name")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere weights stay in memory")
+def test_memory_of_mapped_weights_is_given_back_unless_they_were_written_to(tmp_path):
+    def held(x):
+        """Bytes of a tensor that are in memory."""
+        first, last = x.data_ptr() // mmap.PAGESIZE, (x.data_ptr() + x.nbytes - 1) // mmap.PAGESIZE
+        with open("/proc/self/pagemap", "rb") as file:
+            file.seek(8 * first)
+            pages = torch.frombuffer(bytearray(file.read(8 * (last - first + 1))), dtype=torch.int64)
+        return int((pages < 0).sum()) * mmap.PAGESIZE  # bit 63
+
+    kept, written = torch.arange(2**20, dtype=torch.float32), torch.arange(2**20, dtype=torch.float32)
+    for name in ("kept", "written"):
+        save_file({"weight": kept}, tmp_path / f"{name}.safetensors")
+    with (
+        safe_open(tmp_path / "kept.safetensors", "pt") as first,
+        safe_open(tmp_path / "written.safetensors", "pt") as second,
+    ):
+        kept, written = first.get_tensor("weight"), second.get_tensor("weight")
+    expected = kept.clone()
+    written[5] = -1
+    mapped = MappedWeights()
+    assert held(kept) >= kept.nbytes
+    for x in (kept, written, expected):
+        mapped.give_back(x)
+    assert held(kept) == 0
+    assert kept.equal(expected)
+    assert written[5] == -1 and written[6:].equal(expected[6:])
