@@ -8,6 +8,7 @@ the output folder of the training of a codec. VOICES.yaml (such as train/recipes
   default: NAME
   voices: {NAME: {audio: RECORDING, text: TRANSCRIPT}, ...}
   generation: default options of generate()
+  clones_by_reference: whether recordings are levelled and cleaned, here and where the checkpoint clones
 
 where `audio` and `text` may be lists, `text` may be left out for a model with a speaker encoder, and {file: VOICE}
 names a voice file instead. Weights are stored in half precision and loaded in single precision.
@@ -28,7 +29,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.cli.command import command_parser, run_command
-from smalle.codec_smalle import load_codec
+from smalle.codec_smalle import SmallECodec, load_codec
 from smalle.saving_smalle import atomic_folder, write_card, write_text
 from smalle.voices_smalle import Voice, join_voices, load_voice
 
@@ -49,11 +50,12 @@ class VoiceSource:
 
 @dataclass
 class VoicesRecipe:
-    """VOICES.yaml: the voices of a checkpoint, by name, and its default options of generate()."""
+    """VOICES.yaml: the voices of a checkpoint, by name, its default options of generate(), and how it clones."""
 
     default: str
     voices: dict[str, dict[str, Any]]
     generation: dict[str, Any] = field(default_factory=dict)
+    clones_by_reference: bool = False
 
 
 def save_half(model: PreTrainedModel, folder: str | os.PathLike) -> None:
@@ -69,8 +71,17 @@ def folder_size(folder: str | os.PathLike) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
-def make_voice(name: str, source: VoiceSource, processor: SmallEProcessor, config: SmallEConfig) -> Voice:
-    """Makes a voice of VOICES.yaml. Raises ValueError for one that the model could not use."""
+def keep_codebooks(codec: SmallECodec, count: int) -> SmallECodec:
+    """The codec with its first `count` codebooks, which can be decoded alone."""
+    codec.quantizer.codebooks = codec.quantizer.codebooks[:count].clone()
+    codec.config.num_codebooks = count
+    return codec
+
+
+def make_voice(
+    name: str, source: VoiceSource, processor: SmallEProcessor, config: SmallEConfig, clean: bool = False
+) -> Voice:
+    """Makes a voice of VOICES.yaml, `clean`: of cleaned recordings. ValueError for one that the model could not use."""
     if source.file:
         return load_voice(source.file)
     if not source.audio or not (source.text or config.speaker_layers):
@@ -79,7 +90,10 @@ def make_voice(name: str, source: VoiceSource, processor: SmallEProcessor, confi
     texts = source.text if isinstance(source.text, list) else [source.text or None] * len(audio)
     if len(audio) != len(texts):
         raise ValueError(f"voice {name}: {len(audio)} recordings and {len(texts)} texts: expected as many, or no text.")
-    return join_voices([processor.encode_voice(*recording) for recording in zip(audio, texts)])
+    rate = None
+    if clean:
+        audio, rate = [processor.clean_recording(one) for one in audio], processor.sampling_rate
+    return join_voices([processor.encode_voice(one, text, rate) for one, text in zip(audio, texts)])
 
 
 def generation_config(config: SmallEConfig, max_seconds: float = 60, **settings) -> GenerationConfig:
@@ -116,11 +130,12 @@ def assemble(
     config = model.config
     model.generation_config = generation_config(config, **{**GENERATION, **recipe.generation})
     processor = SmallEProcessor(AutoTokenizer.from_pretrained(model_folder), sampling_rate=config.sampling_rate)
-    processor.codec = load_codec(str(codec_folder))
+    codec = load_codec(str(codec_folder))
+    processor.codec = keep_codebooks(codec, config.num_codebooks) if isinstance(codec, SmallECodec) else codec
     for name, values in sorted(recipe.voices.items()):
         source = make_dataclass(VoiceSource, values, f"voices.{name}")
-        processor.add_voice(name, make_voice(name, source, processor, config))
-    processor.default_voice = recipe.default
+        processor.add_voice(name, make_voice(name, source, processor, config, recipe.clones_by_reference))
+    processor.default_voice, processor.clones_by_reference = recipe.default, recipe.clones_by_reference
     with atomic_folder(out) as folder:
         if card:
             shutil.copy(card, folder / "README.md")

@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from smalle.codec_smalle import MelAnalysis
 
-from ..data.audio import Clip, Problem
+from ..data.audio import Clip, Problem, QualityGate
 from ..data.corpora import corpus_clips
 from ..data.prepare import read_ahead
 from .pitch import PitchTrack
@@ -38,41 +37,6 @@ def list_clips(corpora: Iterable[str | Path], exclude_speakers: Iterable[str] = 
     if not found:
         raise ValueError(f"no recordings in {list(map(str, corpora))} without the speakers {sorted(excluded)}")
     return found
-
-
-def speech_level(samples: np.ndarray, frame: int = 600) -> tuple[float, float]:
-    """Level in dBFS of the frames within 25 dB of the loud ones, and how many dB the loud frames are above the quiet
-    ones, of samples (L,) in [-1, 1]."""
-    count = max(1, len(samples) // frame)
-    energies = np.square(np.resize(samples, (count, frame))).mean(1) + 1e-12
-    levels = 10 * np.log10(energies)
-    loud = np.quantile(levels, 0.9)
-    return float(10 * np.log10(energies[levels > loud - 25].mean())), float(loud - np.quantile(levels, 0.05))
-
-
-@dataclass(frozen=True)
-class QualityGate:
-    """Refuses recordings of low quality and brings the others to one level.
-
-    Attributes:
-        level_dbfs: Level of speech that recordings are brought to; less where they would clip.
-        min_level_dbfs: Quietest speech that is taken.
-        min_snr_db: Smallest distance of the loud frames from the quiet ones.
-        max_clipped: Largest share of samples at full scale.
-    """
-
-    level_dbfs: float = -23.0
-    min_level_dbfs: float = -42.0
-    min_snr_db: float = 20.0
-    max_clipped: float = 0.002
-
-    def __call__(self, samples: np.ndarray) -> np.ndarray | None:
-        """Samples (L,) in [-1, 1] at the level; None if they are refused."""
-        level, snr = speech_level(samples)
-        if level < self.min_level_dbfs or snr < self.min_snr_db or (np.abs(samples) > 0.99).mean() > self.max_clipped:
-            return None
-        scaled = samples * 10 ** ((self.level_dbfs - level) / 20)
-        return scaled / max(1.0, float(np.abs(scaled).max()))
 
 
 def load_audio(

@@ -5,9 +5,9 @@ from typing import Any
 
 from smalle.codec_smalle import SmallECodecConfig
 
+from ..data.audio import QualityGate
 from ..model.recipe import check_keys
 from .acoustics import Acoustics
-from .data import QualityGate
 
 
 @dataclass

@@ -14,6 +14,8 @@ import pyarrow.parquet
 import soundfile
 import soxr
 
+from smalle.audio_smalle import SPEECH_LEVEL, speech_level, to_speech_level
+
 UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError)  # soundfile raises RuntimeErrors
 
 
@@ -154,3 +156,27 @@ def open_parquet_audio(audio: dict | None) -> IO[bytes]:
 def read_waveform(file: IO[bytes], clip: Clip, sampling_rate: int) -> np.ndarray:
     """The clip's waveform float32 (L,), at its speed: what `read_clips` reads in preparation."""
     return read_audio(file, sampling_rate / clip.speed, clip.start, clip.duration)
+
+
+@dataclasses.dataclass(frozen=True)
+class QualityGate:
+    """Refuses recordings of low quality and brings the others to one level.
+
+    Attributes:
+        level_dbfs: Level of speech that recordings are brought to; less where they would clip.
+        min_level_dbfs: Quietest speech that is taken.
+        min_snr_db: Smallest distance of the loud frames from the quiet ones.
+        max_clipped: Largest share of samples at full scale.
+    """
+
+    level_dbfs: float = SPEECH_LEVEL
+    min_level_dbfs: float = -42.0
+    min_snr_db: float = 20.0
+    max_clipped: float = 0.002
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray | None:
+        """Samples (L,) in [-1, 1] at the level; None if they are refused."""
+        level, snr = speech_level(samples)
+        if level < self.min_level_dbfs or snr < self.min_snr_db or (np.abs(samples) > 0.99).mean() > self.max_clipped:
+            return None
+        return to_speech_level(samples, self.level_dbfs)

@@ -176,7 +176,7 @@ def recording_clips(folder: str | os.PathLike, untranscribed: bool = False) -> I
         name, text, words = f"{folder.name}/{row['file_name']}", first_of(row, TEXT_COLUMNS), row.get("words") or ()
         speaker = str(first_of(row, SPEAKER_COLUMNS) or folder.name)
         try:
-            duration = float(row["duration"]) if row.get("duration") else None
+            start, duration = float(row.get("start") or 0), float(row["duration"]) if row.get("duration") else None
             if words and np.shape(words) != (len((text or "").split()), 2):
                 raise ValueError(
                     f"words has the shape {np.shape(words)}: expected [start, end] of each word of its text"
@@ -184,8 +184,9 @@ def recording_clips(folder: str | os.PathLike, untranscribed: bool = False) -> I
         except (TypeError, ValueError) as error:
             yield Problem(name, str(error))
             continue
-        path = str(folder / row["file_name"])
-        yield check(Clip(name, path, speaker, text, duration=duration, words=words), untranscribed)
+        name += f"@{start:g}" if start else ""
+        clip = Clip(name, str(folder / row["file_name"]), speaker, text, start, duration, words)
+        yield check(clip, untranscribed)
 
 
 def libritts_clips(folder: str | os.PathLike, untranscribed: bool = False) -> Iterator[Clip | Problem]:

@@ -1,5 +1,6 @@
 """Training samples from prepared codes: joined utterances of a speaker, and a reference recording of that speaker."""
 
+import itertools
 import os
 import pathlib
 import random
@@ -15,7 +16,8 @@ import torch
 
 from smalle.saving_smalle import atomic_write
 
-COLUMNS = "text", "speaker", "duration", "words", "codes"
+COLUMNS = "text", "speaker", "duration", "words", "codes", "reference"
+Paths = str | os.PathLike | Sequence[str | os.PathLike]  # of one split or of several
 
 
 class Sample(NamedTuple):
@@ -41,10 +43,10 @@ def shards(path: str | os.PathLike) -> list[pathlib.Path]:
     return found
 
 
-def read_table(path: str | os.PathLike, cache: str | os.PathLike | None = None) -> pyarrow.Table:
+def read_table(path: Paths, cache: str | os.PathLike | None = None) -> pyarrow.Table:
     """All shards as one table; with a folder `cache`, memory-mapped from Arrow files that are written there."""
-    tables = []
-    for shard in shards(path):
+    tables, paths = [], [path] if isinstance(path, (str, os.PathLike)) else path
+    for shard in itertools.chain.from_iterable(map(shards, paths)):
         stat = shard.stat()
         cached = cache and pathlib.Path(cache) / f"{shard.stem}-{stat.st_size}-{stat.st_mtime_ns}.arrow"
         if not cached or not cached.is_file():
@@ -58,7 +60,7 @@ def read_table(path: str | os.PathLike, cache: str | os.PathLike | None = None) 
                     writer.write_table(table)
             table = pyarrow.ipc.open_file(pyarrow.memory_map(str(cached))).read_all()
         tables.append(table)
-    return pyarrow.concat_tables(tables)
+    return pyarrow.concat_tables(tables, promote_options="default")
 
 
 def speaker_frames(config: Any, seconds: float = 5.0) -> int:
@@ -97,17 +99,20 @@ class CodesDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: Paths,
         num_codebooks: int,
         frame_rate: float,
         cache: str | os.PathLike | None = None,
         speaker_frames: int = 0,
         voice_swap_probability: float = 0.0,
+        home_recording_probability: float = 0.0,
     ):
         self.num_codebooks, self.frame_rate = num_codebooks, frame_rate
+        self.home_recording_probability = home_recording_probability
         self.speaker_frames, self.voice_swap_probability = speaker_frames, voice_swap_probability
         table = read_table(path, cache)
         self.texts, self.words, self.codes = (table.column(name) for name in ("text", "words", "codes"))
+        self.references = table.column("reference") if "reference" in table.column_names else None
         self.speakers = table.column("speaker").to_pylist()
         self.by_speaker: dict[str, list[int]] = {}
         for index, speaker in enumerate(self.speakers if speaker_frames else ()):
@@ -155,11 +160,21 @@ class CodesDataset(torch.utils.data.Dataset):
             swapped.append(other[np.arange(len(own)) * len(other) // len(own)])
         return torch.from_numpy(np.concatenate(swapped).astype(np.int64))
 
+    def _heard(self, index: int, rng: random.Random) -> np.ndarray:
+        """Codes (P, Q) of an utterance or, with `home_recording_probability`, of its home recording."""
+        share = self.home_recording_probability
+        if share and self.references is not None and rng.random() < share:
+            if (reference := self.references[index]).is_valid and len(reference):
+                return reference.values.to_numpy().reshape(-1, self.num_codebooks)
+        return self._codes(index)
+
     def _speaker_codes(self, utterances: Sequence[int]) -> torch.Tensor:
         """A random part (P, Q) of other utterances of the speaker."""
         rng, spoken = random.Random(f"heard {utterances}"), self.by_speaker[self.speakers[utterances[0]]]
         drawn = rng.sample(spoken, min(len(spoken), len(utterances) + 3))
-        others = [self._codes(index) for index in drawn if index not in utterances][:3]
+        others = [self._heard(index, rng) for index in drawn if index not in utterances][:3]
+        if not others and self.home_recording_probability:  # better than to be heard in nothing at all
+            others = [self._heard(index, rng) for index in utterances]
         codes = np.concatenate([np.zeros((0, self.num_codebooks), np.uint16), *others])
         length = rng.randint(min(len(codes), self.speaker_frames) // 2, min(len(codes), self.speaker_frames))
         begin = rng.randint(0, len(codes) - length)

@@ -9,7 +9,8 @@ number of processes. OUT/problems.jsonl lists the clips that cannot be used.
 `datasets.load_dataset(OUT)` reads the result.
 
 Columns: id (of the clip in its corpus), text, speaker, duration (s), words (start and end in seconds of each word of
-text.split(), flat; empty where unknown), codes (uint16, flat: frame after frame, num_codebooks values each).
+text.split(), flat; empty where unknown), codes (uint16, flat: frame after frame, num_codebooks values each), reference
+(codes of the clip as a home recording, with --references; else empty).
 """
 
 import argparse
@@ -22,6 +23,7 @@ import os
 import pathlib
 import random
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -31,12 +33,14 @@ import pyarrow.parquet
 import torch
 import tqdm
 
+from smalle.audio_smalle import to_speech_level
 from smalle.cli.command import command_parser, run_command
 from smalle.codec_smalle import EncodecCodec, SmallECodec, load_codec
 from smalle.saving_smalle import atomic_write, write_text
 
-from .audio import Clip, Problem, group_by_file, read_clips, read_waveform
+from .audio import Clip, Problem, QualityGate, group_by_file, read_clips, read_waveform
 from .corpora import corpus_clips
+from .home_recording import HomeRecording
 from .shard_plan import REQUEST, SPLITS, load_or_make_plan, read_planned_clips
 
 FEATURES = datasets.Features(
@@ -47,6 +51,7 @@ FEATURES = datasets.Features(
         "duration": datasets.Value("float32"),
         "words": datasets.List(datasets.Value("float32")),
         "codes": datasets.List(datasets.Value("uint16")),
+        "reference": datasets.List(datasets.Value("uint16")),
     }
 )
 CARD = """\
@@ -133,29 +138,49 @@ def encode_clips(
     batch_seconds: float = 400,
     threads: int = 8,
     transcribe: Transcribe | None = None,
+    codebooks: int | None = None,
+    gate: QualityGate | None = None,
+    home: HomeRecording | None = None,
 ) -> Iterator[list[dict]]:
-    """Yields batches of rows of FEATURES. report: called with each Problem. transcribe: (waveforms, sampling rate) ->
-    texts, for clips without one."""
+    """Yields batches of rows of FEATURES.
+
+    Args:
+        report: called with each Problem.
+        transcribe: (waveforms, sampling rate) -> texts, for clips without one.
+        codebooks: number of codebooks to keep; all by default.
+        gate: levels recordings, and refuses some.
+        home: makes the references.
+    """
 
     def waves():
         for clip, wave in read_ahead(clips, codec.sampling_rate, threads):
+            if not isinstance(wave, Problem) and gate is not None:
+                levelled = gate(wave)
+                wave = Problem(clip.id, "is too quiet, too noisy or clipped") if levelled is None else levelled
             if isinstance(wave, Problem):
                 report(wave)
             else:
                 yield clip, wave
 
+    def encoded(waves):
+        return [codes[:, :codebooks].numpy().astype(np.uint16).ravel() for codes in encode(codec, waves)]
+
     for batch in make_batches(waves(), int(batch_seconds * codec.sampling_rate)):
         untranscribed = [wave for clip, wave in batch if not clip.text]
         transcripts = iter(transcribe(untranscribed, codec.sampling_rate) if transcribe and untranscribed else ())
-        rows = []
-        for (clip, wave), codes in zip(batch, encode(codec, [wave for _, wave in batch])):
+        rows, recordings = [], [wave for _, wave in batch]
+        references = [np.zeros(0, np.uint16)] * len(batch)
+        if home is not None:
+            seeds = [zlib.crc32(clip.id.encode()) for clip, _ in batch]
+            references = encoded([to_speech_level(home(wave, seed)) for wave, seed in zip(recordings, seeds)])
+        for (clip, wave), codes, reference in zip(batch, encoded(recordings), references):
             text = clip.text or next(transcripts, None)
             if not text:
                 report(Problem(clip.id, "the recognizer hears no words in it" if transcribe else "has no text"))
                 continue
             row = {"id": clip.id, "text": text, "speaker": clip.speaker, "duration": len(wave) / codec.sampling_rate}
             row["words"] = [time / clip.speed for word in clip.words for time in word]
-            row["codes"] = codes.numpy().astype(np.uint16).ravel()
+            row["codes"], row["reference"] = codes, reference
             rows.append(row)
         yield rows
 
@@ -167,18 +192,23 @@ def encode_corpora(
     max_clips: int | None = None,
     batch_seconds: float = 400,
     threads: int = 8,
+    gate: QualityGate | None = None,
 ) -> Iterator[dict]:
     """Yields rows of FEATURES of the corpora, or of one `speaker`; of `max_clips` clips at most, drawn at random.
 
-    Raises ValueError for a clip that cannot be used and for an unknown speaker.
+    Raises ValueError for a clip that cannot be used, without a gate, and for an unknown speaker.
     """
 
     def refuse(problem):
-        raise ValueError(f"{problem.id}: {problem.reason}")
+        if gate is None:
+            raise ValueError(f"{problem.id}: {problem.reason}")
 
     clips = []
     for clip in itertools.chain.from_iterable(map(corpus_clips, corpora)):
-        clips.append(refuse(clip) if isinstance(clip, Problem) else clip)
+        if isinstance(clip, Clip):
+            clips.append(clip)
+        else:
+            refuse(clip)
     wanted = [clip for clip in clips if speaker in (None, clip.speaker)]
     if speaker and not wanted:
         names = sorted({clip.speaker for clip in clips})
@@ -187,7 +217,7 @@ def encode_corpora(
         )
     if max_clips and max_clips < len(wanted):
         wanted = random.Random(0).sample(wanted, max_clips)
-    for rows in encode_clips(wanted, codec, refuse, batch_seconds, threads):
+    for rows in encode_clips(wanted, codec, refuse, batch_seconds, threads, gate=gate):
         yield from rows
 
 
@@ -272,6 +302,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="Libri-light: leave out recordings with a lower signal-to-noise ratio",
     )
     add("--max-seconds", type=float, default=25.0, help="Libri-light: longest clip without transcript (default: 25)")
+    add("--codebooks", type=int, metavar="N", help="keep the first N codebooks (default: all)")
+    add(
+        "--gate",
+        action="store_true",
+        help="bring speech to -23 dBFS, and leave out quiet, noisy and clipped recordings",
+    )
+    add(
+        "--references",
+        action="store_true",
+        help="also encode each clip as a home recording, a reference for the speaker encoder",
+    )
     add("--shard-hours", type=float, default=2.0, help="hours of audio in a shard (default: 2)")
     add(
         "--batch-seconds",
@@ -307,6 +348,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             transcribe = Transcriber(arguments.asr, device)
         total, left = (sum(shards[name] for name in names) for names in (mine, todo))
         options = {"batch_seconds": arguments.batch_seconds, "threads": arguments.threads, "transcribe": transcribe}
+        options |= {"codebooks": arguments.codebooks, "gate": QualityGate() if arguments.gate else None}
+        options["home"] = HomeRecording(codec.sampling_rate) if arguments.references else None
         with tqdm.tqdm(total=total, initial=total - left, disable=rank > 0, bar_format=BAR) as bar:
             for name in todo:
                 write_shard(out, name, shards[name], codec, bar, **options)

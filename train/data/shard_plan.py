@@ -22,7 +22,7 @@ from .corpora import corpus_clips
 SPLITS = "train", "eval", "test"
 REQUEST = (  # options of the preparation that decide about the plan and the shards
     *("corpora", "codec", "asr", "libriheavy_cuts", "min_snr", "max_seconds", "exclude", "speeds", "shard_hours"),
-    *("eval_clips", "eval_speakers", "test_speakers"),
+    *("eval_clips", "eval_speakers", "test_speakers", "codebooks", "gate", "references"),
 )
 
 

@@ -5,11 +5,11 @@ is the model's own output, with its errors. All functions take delayed codes (B,
 NUM_AUDIO_SPECIALS and return codes of the same shape; `fraction` is the expected fraction of changed frames.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from smalle.configuration_smalle import AUDIO_PAD, NUM_AUDIO_SPECIALS
 
@@ -52,7 +52,7 @@ def replace_from_other_row(codes: Tensor, fraction: float, span: int = 10) -> Te
 
 @torch.no_grad()
 def scheduled_sampling(
-    model: nn.Module, inputs: dict[str, Tensor], fraction: float, temperature: float = 0.8, span: int = 8
+    model: Callable, inputs: dict[str, Tensor], fraction: float, temperature: float = 0.8, span: int = 8
 ) -> Tensor:
     """Replaces spans of inputs["decoder_input_ids"] by predictions of the model, made in parallel from those inputs.
 

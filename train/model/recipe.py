@@ -117,23 +117,26 @@ class DataOptions:
 
     Attributes:
         tokenizer: Folder or Hub name of the tokenizer.
-        train, eval: Prepared codes: a parquet file or the name of its shards (smalle.train.data.prepare).
+        train, eval: Prepared codes: a parquet file or the name of its shards (smalle.train.data.prepare), or a list.
         frames_per_batch: Frames of a batch, padding included.
         max_seconds: Length of the longest sample; longer utterances are left out.
         single_utterance_probability: Share of samples that are one utterance; the others join several of one speaker.
         eval_batches: Number of batches of the evaluation data to evaluate on.
         speaker_seconds: Length of the longest reference recording for the speaker encoder.
+        home_recording_probability: Share of the utterances in references that are heard as home recordings, where the
+            codes have them (`smalle prepare --references`).
         cache_dir: Folder for memory-mapped copies of the codes; None: they are held in memory.
     """
 
     tokenizer: str
-    train: str
-    eval: str
+    train: str | list[str]
+    eval: str | list[str]
     frames_per_batch: int
     max_seconds: float
     single_utterance_probability: float
     eval_batches: int
     speaker_seconds: float = 5.0
+    home_recording_probability: float = 0.0
     cache_dir: str | None = None
 
 

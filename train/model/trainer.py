@@ -9,6 +9,7 @@ training.output_dir gets checkpoints, and in the end the averaged weights, the t
 import argparse
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -149,14 +150,23 @@ class SmallETrainer(Trainer):
         if self.state.global_step % 2:  # every second step, which halves the cost
             fraction = scheduled_value(objective.scheduled_sampling, self.progress())
             if fraction:
-                inputs["decoder_input_ids"] = scheduled_sampling(model, inputs, fraction)
+                inputs["decoder_input_ids"] = scheduled_sampling(functools.partial(self._call, model), inputs, fraction)
+
+    def _call(self, model: nn.Module, **inputs):
+        """model(**inputs); on a CPU without accelerate's copy of all outputs in single precision, which takes a quarter
+        of a step: the losses are computed in single precision anyway."""
+        forward = getattr(model, "_original_forward", None)
+        if forward is None or self.args.device.type != "cpu":
+            return model(**inputs)
+        with self.accelerator.autocast():
+            return forward(**inputs)
 
     def _losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Summed cross-entropy of each codebook (Q,), the number of its labels (Q,), and mean alignment losses."""
         labels, windows = inputs.pop("labels"), inputs.pop("token_windows")
         if model.training:
             self._augment(model, inputs, windows)
-        out = model(**inputs, output_attentions=bool(self.alignment_weights))
+        out = self._call(model, **inputs, output_attentions=bool(self.alignment_weights))
         sums, counts = cross_entropy(out.logits, labels).sum((0, 1)), (labels != -100).sum((0, 1))
         self.num_alignments = len(out.attentions or ())
         alignments = {name: ALIGNMENT_LOSSES[name](out.attentions, windows, inputs) for name in self.alignment_weights}
@@ -249,7 +259,8 @@ def read_data(
     """Training data, evaluation data, the training batches of this process, and the evaluation batches of all."""
     reference = speaker_frames(config, data.speaker_seconds)
     options = config.num_codebooks, config.frame_rate, data.cache_dir, reference
-    train, evaluation = CodesDataset(data.train, *options, voice_swap_probability), CodesDataset(data.eval, *options)
+    train = CodesDataset(data.train, *options, voice_swap_probability, data.home_recording_probability)
+    evaluation = CodesDataset(data.eval, *options)
     sizes = data.frames_per_batch, int(data.max_seconds * config.frame_rate)
     sampler = SpeakerBatchSampler(
         train.lengths,

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from smalle.train.codec.acoustics import Acoustics, rms
-from smalle.train.codec.data import QualityGate
+from smalle.train.data.audio import QualityGate
 
 
 def generator():

@@ -8,13 +8,14 @@ import pytest
 import torch
 from smalle.train.codec.acoustics import Acoustics
 from smalle.train.codec.copy_synthesis import copy_synthesis
-from smalle.train.codec.data import AudioPool, QualityGate, list_clips, load_audio
+from smalle.train.codec.data import AudioPool, list_clips, load_audio
 from smalle.train.codec.losses import SpectralLoss, low_pass
 from smalle.train.codec.pitch import PitchTrack
 from smalle.train.codec.quantizer import fit_codec, principal_components, residual_kmeans
 from smalle.train.codec.recipe import CodecRecipe, ReconstructionOptions
 from smalle.train.codec.stages import STAGES
 from smalle.train.codec.train import main
+from smalle.train.data.audio import QualityGate
 from smalle.train.model.recipe import make_dataclass, read_recipe
 
 from smalle.audio_smalle import write_wav
