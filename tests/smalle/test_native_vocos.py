@@ -75,7 +75,8 @@ def test_it_decodes_what_pytorch_decodes(kernels, shape, refined):
     expected = decode(vocos, "torch", refiner)
     wave = decode(vocos, "auto", refiner)
     assert wave.shape == expected.shape and expected.abs().max() > 1e-3
-    assert (wave - expected).norm() <= 1e-3 * expected.norm()
+    # a sample may have a harmonic more or less, where the highest one comes in by rounding
+    assert (wave - expected).norm() <= (5e-3 if shape == "harmonic" else 1e-4) * expected.norm()
 
 
 def test_pytorch_decodes_what_the_library_does_not(library):
@@ -93,7 +94,7 @@ def test_changed_weights_are_taken(library):
     with torch.no_grad():
         vocos.head.out.bias.add_(0.1)
     after, expected = decode(vocos, "auto"), decode(vocos, "torch")
-    assert not torch.equal(before, after) and (after - expected).norm() <= 1e-3 * expected.norm()
+    assert not torch.equal(before, after) and (after - expected).norm() <= 5e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("frames", [50, 51, 60, 130, 300])
