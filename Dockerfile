@@ -1,5 +1,6 @@
-# An OpenAI-compatible speech server with its weights inside, for any platform that PyTorch has CPU wheels for:
-#   docker build -t smalle .                                        # TORCH_INDEX: see docs/container.md
+# An OpenAI-compatible speech server with its weights inside. docs/container.md says more.
+#   docker build -t smalle .                            # small: preset voices, without PyTorch
+#   docker build -t smalle --build-arg RUNTIME=torch .  # with cloning and word times
 #   docker run --rm -p 127.0.0.1:8000:8000 smalle
 
 ARG PYTHON=3.12
@@ -10,10 +11,17 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY . .
+ARG RUNTIME=lite
 ARG TORCH_INDEX=""
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 RUN python -m venv /opt/smalle \
-    && /opt/smalle/bin/pip install --no-cache-dir --constraint constraints.txt \
-        ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".[serve,read]" \
+    && if [ "$RUNTIME" = lite ]; then \
+        /opt/smalle/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements-lite.txt \
+        && /opt/smalle/bin/pip install --no-cache-dir --no-deps .; \
+    else \
+        /opt/smalle/bin/pip install --no-cache-dir --constraint constraints.txt \
+            ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".[serve,read]"; \
+    fi \
     && /opt/smalle/bin/pip uninstall --yes pip
 
 FROM python:${PYTHON}-slim-bookworm

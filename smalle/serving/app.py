@@ -19,7 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .encoding import MEDIA_TYPES
-from .engine import CheckpointEngine, Engine
+from .engine import Engine, load_engine
 from .openai import (
     ERRORS,
     MODEL_NAMES,
@@ -49,7 +49,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         ValueError: the checkpoint cannot be loaded.
     """
     settings = settings or Settings()
-    service = SpeechService(engine or CheckpointEngine(settings.model, settings.lexicon), settings)
+    service = SpeechService(engine or load_engine(settings.model, settings.lexicon), settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,0 +1,80 @@
+"""The engine of a server without PyTorch: preset voices of an embedded checkpoint, by `smalle.lite`."""
+
+import pathlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..reading.lexicon import read_lexicon, respell
+from ..reading.markup import Segment, parse
+from .engine import Speech
+from .stretching import TimeStretcher
+
+
+class Cancelled(Exception):
+    """Ends a speech within a step."""
+
+
+class LiteEngine:
+    """Runs a checkpoint by `smalle.lite`: without cloning, and without the times of words."""
+
+    def __init__(self, model: str | None = None, lexicon: str | None = None):
+        """Loads a checkpoint, a folder; None: the default one. lexicon: file of respellings, or None.
+
+        Raises:
+            ValueError: one of them cannot be read.
+        """
+        from ..lite import TextToSpeech
+
+        self.lexicon = read_lexicon(lexicon) if lexicon else {}
+        self.speaker = TextToSpeech.load(model)
+        self.name: str = self.speaker.folder.name or "smalle"
+        self.sampling_rate: int = self.speaker.sampling_rate
+        self.voices: Sequence[str] = tuple(self.speaker.voices)
+        self.default_voice: str | None = self.speaker.default_voice
+
+    def speak(
+        self,
+        text: str,
+        voice: Any,
+        seed: int,
+        word_times: bool,
+        cancelled: threading.Event,
+        uploaded: Mapping[str, Any] | None = None,
+    ) -> Iterator[Speech]:
+        """As `Engine.speak`; the words of a speech are not known, whatever `word_times` says."""
+        segments = parse(text)
+        for segment in segments:
+            if segment.voice is not None and segment.voice not in self.voices:
+                raise ValueError(f"voice={segment.voice!r} in the text is not known: expected one of {self.voices}.")
+        return self._speak(segments, voice, seed, cancelled)
+
+    def _speak(
+        self, segments: Sequence[Segment], voice: str | None, seed: int, cancelled: threading.Event
+    ) -> Iterator[Speech]:
+        from ..native_smalle import mersenne_twister
+
+        def step(*_: Any) -> None:
+            if cancelled.is_set():
+                raise Cancelled
+
+        generator = mersenne_twister(seed)
+        for segment in segments:
+            stretcher = TimeStretcher(segment.rate, self.sampling_rate)
+            if segment.text:
+                text = respell(segment.text, self.lexicon)
+                for samples in self.speaker.stream(text, segment.voice or voice, generator, progress=step):
+                    yield Speech(stretcher.stretch(samples))
+            silence = np.zeros(round(segment.pause * self.sampling_rate), np.float32)
+            yield Speech(np.concatenate((stretcher.finish(), silence)))
+
+    def encode_voice(self, samples: np.ndarray, sampling_rate: int, transcript: str | None) -> Any:
+        raise ValueError("This server runs without PyTorch, which cloning needs: choose a preset voice.")
+
+    def save_voice(self, path: pathlib.Path, voice: Any) -> None:
+        raise ValueError("This server runs without PyTorch, which uploaded voices need.")
+
+    def load_voice(self, path: pathlib.Path) -> Any:
+        raise ValueError(f"This server runs without PyTorch, which the uploaded voice {path} needs.")
