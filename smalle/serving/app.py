@@ -190,7 +190,9 @@ def page_routes(service: SpeechService) -> APIRouter:
 
     @router.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "model": service.engine.name, "needs_key": bool(service.settings.api_keys)}
+        engine, needs_key = service.engine, bool(service.settings.api_keys)
+        can = {"words": engine.knows_words, "clone": engine.clones}
+        return {"status": "ok", "model": engine.name, "needs_key": needs_key, "can": can}
 
     @router.get("/", include_in_schema=False)
     async def page() -> Response:

@@ -23,12 +23,15 @@ class Engine(Protocol):
     """A synthesizer that the server can use. Its methods are called from several threads at once.
 
     name: of the model, for `GET /v1/models`. voices: names of the presets. default_voice: one of them, or None.
+    knows_words: whether it finds the times of words. clones: whether it makes voices of recordings.
     """
 
     name: str
     sampling_rate: int
     voices: Sequence[str]
     default_voice: str | None
+    knows_words: bool
+    clones: bool
 
     def speak(
         self,
@@ -61,6 +64,8 @@ class Engine(Protocol):
 
 class CheckpointEngine:
     """Runs a checkpoint in this process, each speech on one core."""
+
+    knows_words = clones = True
 
     def __init__(self, model: str | None = None, lexicon: str | None = None):
         """Loads a checkpoint: a folder or a Hub name; None: the default one. lexicon: file of respellings, or None.

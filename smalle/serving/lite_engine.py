@@ -20,6 +20,8 @@ class Cancelled(Exception):
 class LiteEngine:
     """Runs a checkpoint by `smalle.lite`: without cloning, and without the times of words."""
 
+    knows_words = clones = False
+
     def __init__(self, model: str | None = None, lexicon: str | None = None):
         """Loads a checkpoint, a folder; None: the default one. lexicon: file of respellings, or None.
 

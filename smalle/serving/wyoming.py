@@ -20,7 +20,7 @@ from wyoming.tts import (
     SynthesizeVoice,
 )
 
-from ..streaming_smalle import BREAKS
+from ..text_tables_smalle import BREAKS
 from .openai import ApiError
 from .pool import Busy
 from .service import SpeechService
