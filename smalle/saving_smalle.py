@@ -84,6 +84,17 @@ def _temporary_beside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Makes an OSError that names the file of what safetensors and soundfile raise, as on a full disk."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ not in ("SafetensorError", "LibsndfileError"):
+            raise
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary path beside `path`, which replaces `path` when the block ends without an exception.
 
@@ -99,7 +110,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     try:
         temporary.touch(exist_ok=False)
         mode = (path if path.exists() else temporary).stat().st_mode
-        yield temporary
+        with _os_errors(path):
+            yield temporary
         temporary.chmod(stat.S_IMODE(mode))  # some writers, such as safetensors, make files for their owner alone
         temporary.replace(path)
     finally:
@@ -114,7 +126,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     temporary, old = _temporary_beside(path), _temporary_beside(path)
     try:
         temporary.mkdir()
-        with readable_weights(temporary):
+        with _os_errors(path), readable_weights(temporary):
             yield temporary
         if path.exists():
             path.rename(old)

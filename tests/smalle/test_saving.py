@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
+from safetensors import SafetensorError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -204,6 +205,15 @@ def test_a_voice_or_a_wav_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="disk full"):
             write()
         assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("write", [atomic_write, atomic_folder])
+def test_what_writers_raise_on_a_full_disk_names_the_file(tmp_path, write):
+    with pytest.raises(OSError, match="/a cannot be written: .*full"), write(tmp_path / "a"):
+        raise SafetensorError("no space: full")
+    with pytest.raises(RuntimeError, match="another"), write(tmp_path / "a"):
+        raise RuntimeError("another")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_link_stays_a_link_and_a_device_stays_a_device(tmp_path):
