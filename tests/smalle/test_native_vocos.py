@@ -1,5 +1,9 @@
 """The C library decodes what PyTorch decodes, by every set of instructions, and writes nothing beyond its memory."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -113,3 +117,24 @@ def test_nothing_is_written_beyond_its_memory(library, shape, frames, monkeypatc
     monkeypatch.setattr(native_smalle, "aligned", guarded)
     decode(make_vocos(shape), "auto", make_refiner(), frames)
     assert len(guards) > 5 and all((guard == 171).all() for guard in guards)
+
+
+def printed(compiler, emulator, program):
+    """What check_vocos.c prints for a processor: samples by kernels, of both kinds of heads."""
+    source = Path(__file__).with_name("check_vocos.c")
+    subprocess.run([*compiler.split(), "-O1", "-w", source, "-o", program, "-lm"], check=True)
+    done = subprocess.run([*emulator.split(), program], capture_output=True, text=True, check=True)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return [(line[0], np.array(line[1:], float)) for line in lines]
+
+
+def test_processors_of_other_makes_decode_the_same(tmp_path):
+    if not all(map(shutil.which, ("cc", "aarch64-linux-gnu-gcc", "qemu-aarch64"))):
+        pytest.skip("cc, aarch64-linux-gnu-gcc or qemu-aarch64 is not installed")
+    here = printed("cc", "", str(tmp_path / "here"))
+    there = printed("aarch64-linux-gnu-gcc -static", "qemu-aarch64 -cpu max", str(tmp_path / "there"))
+    assert {name for name, _ in there} == {"neon_dot", "plain"}
+    for n, (_, samples) in enumerate(there):
+        expected = here[0 if n < len(there) / 2 else -1][1]
+        assert expected[0] == 2400 and np.abs(expected[1:]).max() > 1e-3
+        np.testing.assert_allclose(samples, expected, atol=5e-3 * np.abs(expected[1:]).max())
