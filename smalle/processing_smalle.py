@@ -22,8 +22,9 @@ from .cache_smalle import join_state
 from .codec_smalle import load_codec
 from .configuration_smalle import AUDIO_EOS, AUDIO_PAD
 from .generation_smalle import delay
+from .runtime_smalle import FewThreads
 from .saving_smalle import HubMixin, check_file_name, errors_name_the_file, readable_weights, source_options
-from .streaming_smalle import MAX_CHARACTERS, PARAGRAPH, TextToSpeechStreamer, half_of_the_threads, split_text
+from .streaming_smalle import MAX_CHARACTERS, PARAGRAPH, TextToSpeechStreamer, split_text
 from .text_normalization_smalle import name_emoji, normalize
 from .validation_smalle import INTEGERS, as_tensor
 from .voices_smalle import Voice, load_voice, save_voice
@@ -541,7 +542,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         waves = []
         for row in codes[None] if codes.ndim == 2 else codes:
             row = row[(row >= 0).all(-1)]
-            with half_of_the_threads():  # by decode_chunk, so that the samples equal those of a stream
+            with FewThreads():  # by decode_chunk, so that the samples equal those of a stream
                 wave = self.codec.decode_chunk(row.T[None], last=True)[0][0] if len(row) else torch.zeros(0)
             waves.append(wave.float().cpu())
         return waves

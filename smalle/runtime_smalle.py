@@ -10,7 +10,9 @@ import ctypes
 import hashlib
 import math
 import mmap
+import os
 import sys
+import threading
 import weakref
 from collections.abc import Iterable
 from dataclasses import replace
@@ -53,6 +55,29 @@ HUGE_PAGE = 2**21  # bytes of a large page of memory, in which weights are read 
 logger = logging.get_logger(__name__)
 
 
+# --- threads
+
+
+class FewThreads(contextlib.ContextDecorator):
+    """Computes with `count` of PyTorch's threads, one unless $SMALLE_THREADS says more: several wait for each other at
+    every operation where other programs run. For steps and for the codec, which a stream computes at the same time."""
+
+    count = max(1, int(os.environ.get("SMALLE_THREADS") or 1))
+    lock, inside, outside = threading.Lock(), 0, 1
+
+    def __enter__(self):
+        with self.lock:
+            before = torch.get_num_threads()  # a thread that never asked would take what another one sets
+            FewThreads.outside = FewThreads.outside if self.inside else before
+            FewThreads.inside += 1
+            torch.set_num_threads(self.count)
+
+    def __exit__(self, *_):
+        with self.lock:
+            FewThreads.inside -= 1
+            torch.set_num_threads(self.outside)
+
+
 # --- choice
 
 
@@ -92,6 +117,7 @@ def native_weights(model: Any, unchanged: bool = False) -> "NativeWeights | None
     return None
 
 
+@FewThreads()
 def encode_text(
     model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, initial_state: Tensor | None = None
 ) -> Any:
@@ -106,6 +132,7 @@ def encode_text(
     return replace(state, recurrent=split_state(initial_state, zero_states(model.config, len(mask))))
 
 
+@FewThreads()
 def encode_speakers(model: Any, recordings: list[Tensor]) -> Tensor:
     """Speaker embeddings (B, D) of recordings (P, Q), undelayed codes, by the runtime of the model."""
     weights = native_weights(model)
@@ -148,6 +175,7 @@ class TorchSteps:
         """Reads a prompt: codes (B, T, Q), mask (B, T), False on padding."""
         self._forward(self.model.model, codes, mask, False)
 
+    @FewThreads()
     def _forward(self, model, codes, mask, output_attentions):
         out = model(
             decoder_input_ids=codes,
@@ -426,6 +454,7 @@ class NativeSteps(TorchSteps):
         self.room -= steps if self.pending else 0
         return steps
 
+    @FewThreads()
     def _begin(self, rows, size):
         """Makes the tensors that up to `size` steps at once write, and the structure that says where everything is."""
         config, memory = self.model.config, self.weights.memory

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .generation_smalle import seeded
+from .runtime_smalle import FewThreads
 from .text_normalization_smalle import expected_frames as expected_frames
 from .text_normalization_smalle import split_text as split_text
 from .text_tables_smalle import BREAKS as BREAKS
@@ -37,7 +38,7 @@ class TextToSpeechStreamer:
     A long text is read piece by piece, cut at the ends of sentences. Every piece starts from the same prompt, so that
     the voice does not drift; the codec goes on from piece to piece, so that the audio is one sound. The samples do not
     depend on the sizes of chunks, and memory does not grow. While the codec decodes a chunk, a thread generates the
-    next one, with half of PyTorch's threads.
+    next one.
 
     Args:
         model: `SmallEForTextToSpeech`.
@@ -181,13 +182,13 @@ class TextToSpeechStreamer:
         for codes, new_words in chunks:
             words += new_words
             if len(codes):
-                with half_of_the_threads():
+                with FewThreads():
                     wave, state = codec.decode_chunk(codes.T[None], state)
                 if wave.shape[1]:
                     yield TimedSpeech(wave[0].float().cpu(), words)
                     words = []
         if state is not None:
-            with half_of_the_threads():
+            with FewThreads():
                 wave, _ = codec.decode_chunk(codes.T[None, :, :0], state, last=True)
             yield TimedSpeech(wave[0].float().cpu(), words)
 
@@ -209,31 +210,10 @@ class Cancelled(Exception):
     """Ends generation within a step."""
 
 
-@contextlib.contextmanager
-def half_of_the_threads() -> Iterator[None]:
-    """Computes with half of PyTorch's threads: all of them wait for each other where other programs run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // 2))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def set_threads_of_this_thread(count: int):
-    """PyTorch's threads for operations of this thread, which a number that another thread sets later leaves alone."""
-    torch.set_num_threads(count)
-    torch.get_num_threads()  # or the first operation would take the number that was set last anywhere
-
-
 def prefetch(chunks: Generator[Any], cancelled: threading.Event) -> Generator[Any]:
     """The same chunks; while one is used, a thread makes the next. Closing the generator sets `cancelled`."""
-    threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(1) as worker:
-            # More threads than cores wait for each other at every operation.
-            worker.submit(set_threads_of_this_thread, max(1, threads // 2)).result()
-            torch.set_num_threads(threads)  # what threads that start later take
             try:
                 coming = worker.submit(next, chunks, None)
                 while (chunk := coming.result()) is not None:
