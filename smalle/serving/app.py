@@ -16,7 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .encoding import MEDIA_TYPES
 from .engine import Engine, load_engine
@@ -68,7 +68,6 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         lifespan=lifespan,
         docs_url=None,  # they load scripts from other hosts
         redoc_url=None,
-        max_body_size=settings.max_upload,
     )
     app.state.service = service
     app.include_router(api_routes(service))
@@ -76,6 +75,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     for kind in (ApiError, Busy, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer_exception)
+    app.add_middleware(BodyLimit, most=settings.max_upload)
     app.add_middleware(OwnPagesOnly, allowed=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods="*", allow_headers="*")
@@ -258,6 +258,26 @@ class ClosingResponse(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with contextlib.aclosing(self.body_iterator):  # type: ignore[type-var]
             await super().__call__(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses the bodies of requests from the byte on that is too much."""
+
+    def __init__(self, app: ASGIApp, most: int):
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        left = self.most
+
+        async def receive_some() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise HTTPException(413, f"The request is too large: send up to {self.most} bytes.")
+            return message
+
+        await self.app(scope, receive_some, send)
 
 
 class OwnPagesOnly:

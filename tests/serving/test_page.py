@@ -147,7 +147,7 @@ def test_stop_ends_the_work_of_the_server(page, server):
 
 def test_errors_of_the_server_are_shown(page):
     speak(page, "。。。")
-    page.wait_for_selector("#error:has-text('nothing to speak')")
+    page.wait_for_selector("#error:has-text('no words')")
     speak(page, " ")
     assert page.inner_text("#error") == "Type what shall be said."
 

@@ -92,7 +92,7 @@ async function speak(speech) {
     say("The speech is complete.");
   } catch (error) {
     if (abort.signal.aborted) return; // somebody pressed Stop, or another speech began
-    at("result").hidden = !captions.words.length;
+    at("result").hidden = !at("audio").duration;
     fail(error);
   } finally {
     if (mine === current) showBusy(false);
@@ -236,7 +236,10 @@ function showCount() {
 listen();
 showCount();
 try {
-  at("key-form").hidden = !(await getHealth()).needs_key;
+  const { needs_key, can } = await getHealth();
+  at("key-form").hidden = !needs_key;
+  at("own-voice").hidden = !can.clone;
+  at("download-srt").hidden = !can.words;
   await showVoices();
 } catch (error) {
   fail(error);
