@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NAME = "smalle-41b1d328193c"
+NAME = "smalle-b282c6279b4b"
 FLAGS = "-O3 -fPIC -shared -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -freciprocal-math"
 SOURCES = {
     "smalle.c": r"""#include <math.h>
@@ -508,25 +508,25 @@ stacks[n]->inner); floats += (rows + v->backbone.kernel + v->refiner.kernel) * 4
 static inline float gelu(float x) { float size = fabsf(x), z = size * 0.70710678f, t = 1 / (1 + 0.3275911f * z); float
 p = 1.061405429f; p = p * t - 1.453152027f; p = p * t + 1.421413741f; p = p * t - 0.284496736f; p = p * t +
 0.254829592f; return 0.5f * (x + size * (1 - p * t * exponential(-z * z))); } static inline void cosine_and_sine(float
-angle, float *cosine, float *sine) { double turns = rint(angle * 0.63661977236758134); int32_t quarter =
-(int32_t)turns; float x = (float)(angle - turns * 1.5707963267948966), z = x * x; float s = x + x * z *
-(-1.6666654611e-1f + z * (8.3321608736e-3f - z * 1.9515295891e-4f)); float c = 1 - 0.5f * z + z * z *
-(4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f)); float first = quarter & 1 ? s : c,
-second = quarter & 1 ? c : s; *cosine = (quarter + 1) & 2 ? -first : first; *sine = quarter & 2 ? -second : second; }
-static inline __attribute__((always_inline)) void columns( int count, const float *w, const float *bias, const float
-*x, int step, int in, float *y, int out, int width, int add) { floats sums[GROUP][PARTS]; for (int m = 0; m < count;
-m++) for (int p = 0; p < PARTS; p++) sums[m][p] = *(const floats *)(bias + p * WIDTH); for (int k = 0; k < in; k++, w
-+= LANES) for (int p = 0; p < PARTS; p++) for (int m = 0; m < count; m++) sums[m][p] += *(const floats *)(w + p *
-WIDTH) * x[(size_t)m * step + k]; for (int m = 0; m < count; m++, y += out) { if (width < LANES) { const float *from =
-(const float *)sums[m]; for (int j = 0; j < width; j++) y[j] = add ? y[j] + from[j] : from[j]; } else { for (int p =
-0; p < PARTS; p++) { floats *to = (floats *)(y + p * WIDTH); *to = add ? *to + sums[m][p] : sums[m][p]; } } } } static
-void matrix(const float **at, const float *x, int step, int count, int in, float *y, int out, int add) { const float
-*bias = next_floats(at, out); for (int n = 0; n < out; n += LANES) { const float *w = next_floats(at, in * LANES); int
-width = out - n < LANES ? out - n : LANES; for (int m = 0, here; m < count; m += here) { const float *from = x +
-(size_t)m * step; float *to = y + (size_t)m * out + n; here = count - m >= GROUP ? GROUP : count - m >= 2 ? 2 : 1; if
-(here == GROUP) columns(GROUP, w, bias + n, from, step, in, to, out, width, add); else if (here == 2) columns(2, w,
-bias + n, from, step, in, to, out, width, add); else columns(1, w, bias + n, from, step, in, to, out, width, add); } }
-} static void norm(const float **at, float *x, int count, int size) { const float *weight = next_floats(at, size),
+angle, float *cosine, float *sine) { angle = most(least(angle, 1e6f), -1e6f); double turns = rint(angle *
+0.63661977236758134); int32_t quarter = (int32_t)turns; float x = (float)(angle - turns * 1.5707963267948966), z = x *
+x; float s = x + x * z * (-1.6666654611e-1f + z * (8.3321608736e-3f - z * 1.9515295891e-4f)); float c = 1 - 0.5f * z +
+z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f)); float first = quarter & 1
+? s : c, second = quarter & 1 ? c : s; *cosine = (quarter + 1) & 2 ? -first : first; *sine = quarter & 2 ? -second :
+second; } static inline __attribute__((always_inline)) void columns( int count, const float *w, const float *bias,
+const float *x, int step, int in, float *y, int out, int width, int add) { floats sums[GROUP][PARTS]; for (int m = 0;
+m < count; m++) for (int p = 0; p < PARTS; p++) sums[m][p] = *(const floats *)(bias + p * WIDTH); for (int k = 0; k <
+in; k++, w += LANES) for (int p = 0; p < PARTS; p++) for (int m = 0; m < count; m++) sums[m][p] += *(const floats *)(w
++ p * WIDTH) * x[(size_t)m * step + k]; for (int m = 0; m < count; m++, y += out) { if (width < LANES) { const float
+*from = (const float *)sums[m]; for (int j = 0; j < width; j++) y[j] = add ? y[j] + from[j] : from[j]; } else { for
+(int p = 0; p < PARTS; p++) { floats *to = (floats *)(y + p * WIDTH); *to = add ? *to + sums[m][p] : sums[m][p]; } } }
+} static void matrix(const float **at, const float *x, int step, int count, int in, float *y, int out, int add) {
+const float *bias = next_floats(at, out); for (int n = 0; n < out; n += LANES) { const float *w = next_floats(at, in *
+LANES); int width = out - n < LANES ? out - n : LANES; for (int m = 0, here; m < count; m += here) { const float *from
+= x + (size_t)m * step; float *to = y + (size_t)m * out + n; here = count - m >= GROUP ? GROUP : count - m >= 2 ? 2 :
+1; if (here == GROUP) columns(GROUP, w, bias + n, from, step, in, to, out, width, add); else if (here == 2) columns(2,
+w, bias + n, from, step, in, to, out, width, add); else columns(1, w, bias + n, from, step, in, to, out, width, add);
+} } } static void norm(const float **at, float *x, int count, int size) { const float *weight = next_floats(at, size),
 *bias = next_floats(at, size); for (int m = 0; m < count; m++, x += size) { float mean = 0, square = 0; for (int i =
 0; i < size; i++) mean += x[i]; mean /= size; for (int i = 0; i < size; i++) square += (x[i] - mean) * (x[i] - mean);
 float scale = 1 / sqrtf(square / size + 1e-6f); for (int i = 0; i < size; i++) x[i] = (x[i] - mean) * scale *

@@ -120,6 +120,7 @@ static inline float gelu(float x) {
 
 /* Polynomials of the Cephes library over an eighth of a turn */
 static inline void cosine_and_sine(float angle, float *cosine, float *sine) {
+    angle = most(least(angle, 1e6f), -1e6f); /* beyond, or where it is NaN, no number would be right */
     double turns = rint(angle * 0.63661977236758134);
     int32_t quarter = (int32_t)turns;
     float x = (float)(angle - turns * 1.5707963267948966), z = x * x;

@@ -30,7 +30,7 @@ TREE = "smalle", "tests", "pyproject.toml"
 IMPORTED = "torch numpy transformers hypothesis pytest num2words soundfile soxr safetensors.torch huggingface_hub yaml"
 LEFT_OUT = "Variable", "Is", "Decorator", "Exception"  # operators whose mutants are mostly the same program, or none
 TESTS = {  # module: its functions (none: all) and the tests that have to notice
-    "alignment_smalle": ((), "tests/smalle/test_timestamps.py"),
+    "alignment_smalle": ((), "tests/smalle/test_timestamps.py tests/smalle/test_long_texts.py"),
     "audio_smalle": ((), "tests/smalle/test_sound_files.py tests/smalle/test_recordings.py"),
     "generation_smalle": (
         tuple("delay undelay undelay_steps sampling_settings penalise_repetition warp draw guide force_tails".split()),
