@@ -71,6 +71,12 @@ def test_words_last_from_their_first_frame_to_their_last():
     assert word_times(path, offsets, words, 2.0) == [(0.0, 1.5), (2.5, 4.0), (4.0, 4.0)]
 
 
+def test_a_word_without_a_token_counts_as_skipped():
+    offsets, words = [(0, 2), (6, 8)], [(2, 5), (0, 2), (3, 5), (6, 8)]
+    expected = [(0.0, 0.0), (0.0, 1.0), (1.0, 1.0), (1.0, 2.0)]
+    assert word_times(np.array([0, 0, 1, 1]), offsets, words, 2.0) == expected
+
+
 @given(st.lists(st.integers(0, 6), max_size=20).map(sorted))
 def test_words_are_in_order_and_inside_the_audio(path):
     offsets, words = [(0, 2), (2, 4), (4, 5), (5, 8), (8, 9), (9, 12), (12, 13)], [(0, 4), (5, 8), (9, 12)]
