@@ -1,41 +1,35 @@
 """The HTTP server: OpenAI's speech endpoint, voices, metrics and the page."""
 
-import asyncio
 import contextlib
 import hmac
 import importlib.metadata
 import pathlib
-import urllib.parse
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .encoding import MEDIA_TYPES
 from .engine import Engine, load_engine
+from .guards import BodyLimit, OwnPagesOnly
 from .openai import (
     ERRORS,
     MODEL_NAMES,
-    SERVER_ERROR,
     ApiError,
     SpeechRequest,
     Voice,
     answer_exception,
-    audio_event,
-    error_answer,
-    error_fields,
-    event,
 )
 from .pool import Busy
-from .service import Part, SpeechService
+from .service import SpeechService
 from .settings import Settings
+from .streams import ClosingResponse, data_of, first_part, following, sse
 
 STATIC = pathlib.Path(__file__).with_name("static")
 PAGE_POLICY = "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; frame-ancestors 'none'"
@@ -199,99 +193,3 @@ def page_routes(service: SpeechService) -> APIRouter:
         return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
 
     return router
-
-
-# --- streams
-
-
-async def first_part(request: Request, parts: AsyncGenerator[Part]) -> Part:
-    """The first part of a stream. Ends the stream if the client leaves while it waits for that."""
-
-    async def client_leaves():
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    first, leaving = asyncio.ensure_future(anext(parts)), asyncio.ensure_future(client_leaves())
-    try:
-        await asyncio.wait((first, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not first.done():
-            raise ApiError(499, "The client has left.")  # which nobody reads
-        return first.result()
-    finally:
-        first.cancel()  # no effect where it is done
-        leaving.cancel()
-
-
-async def following(first: Part, parts: AsyncGenerator[Part]) -> AsyncGenerator[Part]:
-    """The first part and the others."""
-    async with contextlib.aclosing(parts):
-        yield first
-        async for part in parts:
-            yield part
-
-
-async def data_of(parts: AsyncGenerator[Part]) -> AsyncGenerator[bytes]:
-    async with contextlib.aclosing(parts):
-        async for part in parts:
-            if part.data:
-                yield part.data
-
-
-async def sse(parts: AsyncGenerator[Part]) -> AsyncGenerator[bytes]:
-    """Server-sent events of a speech."""
-    async with contextlib.aclosing(parts):
-        try:
-            async for part in parts:
-                if part.words:
-                    yield event("speech.words", words=part.words)
-                if part.data:
-                    yield audio_event(part.data)
-            yield event("speech.audio.done", usage={"input_tokens": 0, "output_tokens": 0, "total_tokens": 0})
-        except Exception:  # too late for another status
-            yield event("error", error=error_fields(500, SERVER_ERROR))
-            raise
-
-
-class ClosingResponse(StreamingResponse):
-    """Closes its iterator at the end, also when the client has left."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with contextlib.aclosing(self.body_iterator):  # type: ignore[type-var]
-            await super().__call__(scope, receive, send)
-
-
-class BodyLimit:
-    """Refuses the bodies of requests from the byte on that is too much."""
-
-    def __init__(self, app: ASGIApp, most: int):
-        self.app, self.most = app, most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        left = self.most
-
-        async def receive_some() -> Message:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise HTTPException(413, f"The request is too large: send up to {self.most} bytes.")
-            return message
-
-        await self.app(scope, receive_some, send)
-
-
-class OwnPagesOnly:
-    """Refuses what pages of other sites send: a browser lets them send forms to any server that it can reach."""
-
-    def __init__(self, app: ASGIApp, allowed: tuple[str, ...]):
-        self.app, self.allowed = app, allowed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-            headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-            origin = headers.get(b"origin")
-            own = origin is None or urllib.parse.urlsplit(origin).netloc == headers.get(b"host")
-            if not own and origin not in self.allowed:
-                await error_answer(403, f"Pages of {origin} may not use this server.")(scope, receive, send)
-                return
-        await self.app(scope, receive, send)

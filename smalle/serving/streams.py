@@ -1,0 +1,68 @@
+"""The bodies of answers that are sent while the speech is made."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from .openai import SERVER_ERROR, ApiError, audio_event, error_fields, event
+from .service import Part
+
+
+async def first_part(request: Request, parts: AsyncGenerator[Part]) -> Part:
+    """The first part of a stream. Ends the stream if the client leaves while it waits for that."""
+
+    async def client_leaves():
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    first, leaving = asyncio.ensure_future(anext(parts)), asyncio.ensure_future(client_leaves())
+    try:
+        await asyncio.wait((first, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():
+            raise ApiError(499, "The client has left.")  # which nobody reads
+        return first.result()
+    finally:
+        first.cancel()  # no effect where it is done
+        leaving.cancel()
+
+
+async def following(first: Part, parts: AsyncGenerator[Part]) -> AsyncGenerator[Part]:
+    """The first part and the others."""
+    async with contextlib.aclosing(parts):
+        yield first
+        async for part in parts:
+            yield part
+
+
+async def data_of(parts: AsyncGenerator[Part]) -> AsyncGenerator[bytes]:
+    async with contextlib.aclosing(parts):
+        async for part in parts:
+            if part.data:
+                yield part.data
+
+
+async def sse(parts: AsyncGenerator[Part]) -> AsyncGenerator[bytes]:
+    """Server-sent events of a speech."""
+    async with contextlib.aclosing(parts):
+        try:
+            async for part in parts:
+                if part.words:
+                    yield event("speech.words", words=part.words)
+                if part.data:
+                    yield audio_event(part.data)
+            yield event("speech.audio.done", usage={"input_tokens": 0, "output_tokens": 0, "total_tokens": 0})
+        except Exception:  # too late for another status
+            yield event("error", error=error_fields(500, SERVER_ERROR))
+            raise
+
+
+class ClosingResponse(StreamingResponse):
+    """Closes its iterator at the end, also when the client has left."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with contextlib.aclosing(self.body_iterator):  # type: ignore[type-var]
+            await super().__call__(scope, receive, send)
