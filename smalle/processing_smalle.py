@@ -491,12 +491,15 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """What `__call__` returns for prepared texts, each a string or a list of pieces, and the `Voice` of each."""
         pieces = [as_list(text) for text in texts]
         joined = [self.prompted_text(prompt, " ".join(text)) for prompt, text in zip(prompts, pieces)]
-        data = self._tokens(joined, {**text_kwargs, "return_offsets_mapping": True})
-        ends = data.pop("offset_mapping")[..., 1]  # of each token, in characters; 0 for special ones
+        details = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+        data = self._tokens(joined, {**text_kwargs, **details})
+        lasts = (data.pop("offset_mapping")[..., 1] - 1).clamp(min=0)  # characters at which tokens end
         data["piece_ids"] = torch.zeros_like(data["input_ids"])
-        for ids, end, text, whole in zip(data["piece_ids"], ends, pieces, joined):
-            begins = len(whole) - torch.tensor([len(piece) + 1 for piece in text]).flip(0).cumsum(0).flip(0) + 1
-            ids[:] = torch.searchsorted(begins, end - 1, right=True)
+        for ids, last, text, whole in zip(data["piece_ids"], lasts, pieces, joined):
+            sizes = torch.tensor([len(piece) + 1 for piece in text])  # with the space before it
+            begins = (len(whole) - sizes.flip(0).cumsum(0).flip(0)).clamp(min=0)
+            ids[:] = torch.searchsorted(begins, last, right=True)
+        data["piece_ids"] *= 1 - data.pop("special_tokens_mask")
         for name, with_text in {"audio": True, "speaker": False}.items():
             recordings = [voice.codes if bool(voice.text) == with_text else None for voice in prompts]
             if any(codes is not None for codes in recordings):

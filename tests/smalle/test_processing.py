@@ -120,7 +120,7 @@ def test_prompt_text_stands_before_the_text(processor):
 
 def test_without_any_voice_there_is_no_prompt(processor):
     processor.default_voice = None
-    assert set(processor("Hello.")) == {"input_ids", "attention_mask"}
+    assert set(processor("Hello.")) == {"input_ids", "attention_mask", "piece_ids"}
 
 
 def test_voice_may_be_an_encoded_recording(processor, record, tmp_path):
@@ -426,7 +426,7 @@ def test_a_long_recording_is_cut_with_its_transcript(processor, caplog):
     "wave, said, match",
     [
         (speech_of(16), "It was a dog and nobody knew it", "16 s long"),
-        (speech_of(16)[:1], SAID, "s long"),
+        (speech_of(16)[9:10], SAID, "s long"),
         (np.zeros(96000, np.float32), SAID, "silent"),
     ],
     ids=["nowhere to cut", "one sample", "silence"],
