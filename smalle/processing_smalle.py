@@ -31,6 +31,7 @@ from .voices_smalle import Voice, load_voice, save_voice
 
 WORD = re.compile(r"\w+(?:['-]\w+)*")
 ENCODEC = "encodec"  # EnCodec of the Hub and no folder of the checkpoint
+OTHER_SOUND_FILES = {".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac"}
 TOKENIZER_SETTINGS = {"padding": True, "padding_side": "left"}
 Texts = str | Sequence[str] | None
 Transcripts = str | Sequence[str | None] | None
@@ -567,6 +568,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 "floats in -1..1, as decode() gives them."
             )
         paths = [Path(path) for path in as_list(saving_path)]
+        for path in paths:
+            if path.suffix.lower() in OTHER_SOUND_FILES:
+                raise ValueError(f"saving_path={str(path)!r}: expected .wav, the format that is written, or a folder.")
         if not isinstance(saving_path, (list, tuple)) and paths[0].suffix != ".wav":
             paths[0].mkdir(parents=True, exist_ok=True)
             paths = [paths[0] / f"{index}.wav" for index in range(len(waves))]

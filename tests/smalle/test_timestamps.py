@@ -183,6 +183,8 @@ def test_waves_are_saved_as_files_and_into_folders(processor, tmp_path):
     assert processor.save_audio(waves, [tmp_path / "b.wav", tmp_path / "c.wav"])[1].exists()
     with pytest.raises(ValueError, match="1 files for 2 waveforms"):
         processor.save_audio(waves, tmp_path / "d.wav")
+    with pytest.raises(ValueError, match=r"a\.mp3.*expected \.wav"):
+        processor.save_audio(waves[0], tmp_path / "a.mp3")
     for wrong in (5, None, "abc", [], torch.zeros(2, 2, 5), torch.zeros(9, dtype=torch.int16), [torch.zeros(3), "b"]):
         with pytest.raises(ValueError, match="audio .*expected"):
             processor.save_audio(wrong, tmp_path / "d.wav")
