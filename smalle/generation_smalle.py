@@ -37,7 +37,7 @@ logger = logging.get_logger(__name__)
 
 REPETITION_WINDOW = 50  # frames that a repetition penalty looks back
 UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
-SHARP = 0.3  # weight of one token from which on an alignment says where a frame reads
+SHARP = 0.4  # weight of one token from which on an alignment says where a frame reads
 NO_CODE = -1  # fills `sequences` after the end of a row
 
 
