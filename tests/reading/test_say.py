@@ -18,7 +18,7 @@ def say(tiny_checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def test_captions_lie_beside_the_sound(say, tmp_path):
-    assert say("Mr. Fox asked [pause 1s] 2 dogs.", "-o", "a.mp3", "--srt", "--vtt", "--textgrid")[0] == 0
+    assert say("Mr. Fox asked [pause 0.2s] 2 dogs.", "-o", "a.mp3", "--srt", "--vtt", "--textgrid")[0] == 0
     assert soundfile.info(tmp_path / "a.mp3").format == "MP3"
     assert "Mr. Fox asked 2 dogs.\n" in (tmp_path / "a.srt").read_text()
     assert (tmp_path / "a.vtt").read_text().startswith("WEBVTT")
