@@ -65,6 +65,19 @@ def monotonic_path(alignment: np.ndarray | torch.Tensor) -> np.ndarray:
     return path
 
 
+def piecewise_path(alignment: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """`monotonic_path` of a text that is read piece by piece: alignment (T, N), the first token of each piece -> (T,).
+
+    A frame belongs to the piece of which it reads most; the last token, [EOS], stands behind every piece.
+    """
+    if len(starts) == 1:
+        return monotonic_path(alignment)
+    read = np.maximum.accumulate(np.add.reduceat(alignment[:, :-1], starts, axis=1).argmax(1))
+    bounds = [*starts, alignment.shape[1]]
+    parts = [monotonic_path(alignment[read == n, bounds[n] : bounds[n + 1]]) + bounds[n] for n in range(len(starts))]
+    return np.concatenate(parts)
+
+
 def word_times(
     path: np.ndarray, offsets: Sequence[tuple[int, int]], words: Sequence[tuple[int, int]], frame_rate: float
 ) -> list[tuple[float, float]]:

@@ -16,7 +16,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
-from .alignment_smalle import monotonic_path, word_times
+from .alignment_smalle import piecewise_path, word_times
 from .audio_smalle import clean_reference, cut_prompt, is_one_recording, load_waveform, write_wav
 from .cache_smalle import join_state
 from .codec_smalle import load_codec
@@ -651,7 +651,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if not batch or batch % len(texts):
             raise ValueError(f"{batch} rows of alignments for {len(texts)} texts: give the texts that were spoken.")
         pairs = [
-            (words, " ".join(self.split_text(one, Voice(text=words), normalize_text, name)))
+            (words, self.split_text(one, Voice(text=words), normalize_text, name))
             for words, (name, one) in zip(said, texts)
         ]
         return [
@@ -659,8 +659,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             for row, length in enumerate(lengths)
         ]
 
-    def _word_times(self, alignment, said: str, text: str) -> list[dict[str, Any]]:
-        """The words of `text` with their times; alignment (T, N) is of `said` and `text`, padded on the left."""
+    def _word_times(self, alignment, said: str, pieces: list[str]) -> list[dict[str, Any]]:
+        """The words of a text in pieces with their times; alignment (T, N) is of `said` and it, padded on the left."""
+        text = " ".join(pieces)
         joined = self.prompted_text(Voice(text=said), text)
         tokens = self.tokenizer(joined, return_offsets_mapping=True)
         offsets, begin = tokens["offset_mapping"], len(joined) - len(text)
@@ -669,8 +670,10 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 f"The alignments are of {alignment.shape[1]} tokens, text and prompt have {len(offsets)}: give the "
                 "same text and voice as to the processor."
             )
-        first = next(n for n, (_, end) in enumerate(offsets) if end > begin)
-        path = monotonic_path(alignment[:, alignment.shape[1] - len(offsets) + first :])
+        begins = [begin + len(" ".join(pieces[:n])) for n in range(len(pieces))]
+        first, *others = (next(n for n, (_, end) in enumerate(offsets) if end > start) for start in begins)
+        columns = alignment[:, alignment.shape[1] - len(offsets) + first :]
+        path = piecewise_path(columns, [0, *(start - first for start in others)])
         words = [(match.start() + begin, match.end() + begin) for match in WORD.finditer(text)]
         times = word_times(path, offsets[first:], words, self.codec.frame_rate)
         return [{"word": joined[slice(*word)], "start": start, "end": end} for word, (start, end) in zip(words, times)]

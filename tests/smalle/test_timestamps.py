@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from smalle.alignment_smalle import monotonic_path, monotonicity, word_times
+from smalle.alignment_smalle import monotonic_path, monotonicity, piecewise_path, word_times
 from smalle.generation_smalle import SmallEGenerateOutput
 
 
@@ -32,6 +32,13 @@ def test_path_is_the_best_of_all_monotonic_paths(alignment):
     path = monotonic_path(alignment)
     assert (np.diff(path) >= 0).all()
     assert np.log(alignment[np.arange(frames), path]).sum() == pytest.approx(best)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9).map(sorted), min_size=1, max_size=4))
+def test_path_of_pieces_is_that_of_each_piece(pieces):
+    path = [4 * n + token for n, piece in enumerate(pieces) for token in piece]
+    alignment = one_hot(path, 4 * len(pieces) + 1).numpy()
+    assert piecewise_path(alignment, range(0, 4 * len(pieces), 4)).tolist() == path
 
 
 def test_path_passes_over_a_glance_back():
