@@ -1,0 +1,233 @@
+"""Commands that are killed, or whose disk is full, at random moments: run once more, they end as if nothing had been.
+
+CRASHES=200 python -m pytest tests/reliability/test_crashes.py      # in place of 5 of each kind, 2 of trainings
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import smalle.train.adapt.clone
+import smalle.train.data.prepare
+import torch
+import yaml
+
+import smalle.cli.say  # noqa: F401  (imported once: each run is a fork of this process)
+from smalle.cli import main as cli
+from tests.train.test_whole import MODEL
+
+resource = pytest.importorskip("resource", reason="this system limits no file sizes")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+FEW = int(os.environ.get("CRASHES", 2))  # of what takes seconds
+SENTENCES = "Hello you.", "It is a door.", "Nobody asked!", "How are you?", "It is late.", "We go home."
+QUICK = "data.frames_per_batch=150 data.max_seconds=4 data.eval_batches=1 training.max_steps=3 training.warmup_steps=1"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that is run in a folder.
+
+    arguments: of the command. again: what is added when it is run once more. results: what has to be the same after it
+    as without a crash, as patterns of paths. others: patterns of what else it writes, such as logs.
+    crashes: of each kind. tracebacks: whether a full disk may end in one, of the Trainer.
+    """
+
+    arguments: Callable[[Path], list[str]]
+    results: tuple[str, ...]
+    again: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    crashes: int = int(os.environ.get("CRASHES", 5))
+    tracebacks: bool = False
+
+
+JOBS = {
+    "say": Job(
+        lambda parts: ["say", "Nobody asked! It is a door.", "--model", f"{parts}/tiny", "-o", "a.wav"], ("a.wav",)
+    ),
+    "read": Job(
+        lambda parts: ["read", f"{parts}/book.md", "--model", f"{parts}/tiny", "-o", "book", "--format", "wav"],
+        ("book/*.wav", "book/*.srt"),
+        others=("book/*",),
+    ),
+    "prepare": Job(
+        lambda parts: [
+            *("prepare", f"{parts}/corpus", "--codec", f"{parts}/tiny/codec", "--output", "codes", "--threads", "1"),
+            *("--shard-hours", "0.0003", "--eval-clips", "1"),
+        ],
+        ("codes/*.parquet",),
+        others=("codes/**/*",),
+    ),
+    "train": Job(
+        lambda parts: ["train", f"{parts}/recipe.yaml"],
+        ("model/model.safetensors",),
+        ("--resume",),
+        ("model/**/*", "cache/**/*"),
+        crashes=FEW,
+        tracebacks=True,
+    ),
+    "finetune": Job(
+        lambda parts: ["finetune", "finetune-state", f"{parts}/corpus", f"{parts}/tiny", "out", *QUICK.split()],
+        ("out/voices/*.safetensors",),
+        others=("out/*",),
+        crashes=FEW,
+    ),
+    "clone": Job(
+        lambda parts: [
+            *("clone", f"{parts}/long.wav", "It is late and we go home to the open door.", f"{parts}/tiny", "new"),
+            *("--codec-minutes", "0", "data.recombined=20", *QUICK.split()),
+        ],
+        ("new/model.safetensors", "new/voices/*.safetensors"),
+        others=("new/**/*",),
+        crashes=FEW,
+    ),
+}
+
+
+def spawn(arguments: list[str], folder: Path, limit: int | None = None) -> int:
+    """Starts a command in a folder as a forked process; its identifier. limit: bytes that a file may have."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.chdir(folder)
+        tempfile.tempdir = str(folder / "temporary")
+        os.mkdir(tempfile.tempdir)
+        sys.stdout = sys.stderr = io.StringIO()
+        torch.cuda.is_available = lambda: False
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        code = cli.main(arguments)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            Path(tempfile.tempdir or "", "output.txt").write_text(sys.stdout.getvalue())
+        os._exit(code)
+
+
+def wait(child: int) -> int:
+    """The exit code of a process, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run(arguments: list[str], folder: Path, limit: int | None = None) -> int:
+    shutil.rmtree(folder / "temporary", ignore_errors=True)
+    return wait(spawn(arguments, folder, limit))
+
+
+def found(folder: Path, patterns: tuple[str, ...]) -> set[Path]:
+    return {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+
+
+def output(folder: Path) -> str:
+    """What the last command in a folder printed."""
+    path = folder / "temporary" / "output.txt"
+    return path.read_text() if path.is_file() else ""
+
+
+def results(job: Job, folder: Path) -> dict[str, str]:
+    """Digests of a job's results by path."""
+    files = sorted(found(folder, job.results))
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def check_nothing_else(job: Job, folder: Path):
+    """No temporary file is left, and nothing in a place of its own."""
+    known = found(folder, (*job.results, *job.others, "temporary/**/*"))
+    assert not {path for path in folder.rglob("*") if path.is_file()} - known
+    assert not [path for path in folder.rglob("*.partial") if "temporary" not in path.parts]
+
+
+def check_run_again(job: Job, parts: Path, folder: Path, expected: dict[str, str]):
+    """After a crash: what looks whole is whole, and the command run once more gives the expected results alone."""
+    found = results(job, folder)
+    assert found.items() <= expected.items(), "something half-written was taken for whole"
+    code = run([*job.arguments(parts), *job.again], folder)
+    assert code == 0 or found == expected, output(folder)  # a finished clone is not made again
+    assert results(job, folder) == expected
+    check_nothing_else(job, folder)
+
+
+@pytest.fixture(scope="session")
+def parts(tiny_checkpoint, record, tmp_path_factory):
+    """A checkpoint, a corpus, a book, a recording and a recipe."""
+    folder = tmp_path_factory.mktemp("parts")
+    shutil.copytree(tiny_checkpoint, folder / "tiny")
+    (folder / "corpus").mkdir()
+    for index, text in enumerate(SENTENCES):
+        record(folder / "corpus" / f"{index}.wav", 0.4 + 0.05 * index, 110)
+        (folder / "corpus" / f"{index}.txt").write_text(text)
+    record(folder / "long.wav", 2, 140)
+    (folder / "book.md").write_text("# One\n\nIt is a door.\n\n# Two\n\nNobody asked!\n")
+    assert run(JOBS["prepare"].arguments(folder), folder) == 0, output(folder)
+    recipe = {
+        "model": MODEL,
+        "data": dict(
+            train=f"{folder}/codes/train.parquet",
+            eval=f"{folder}/codes/eval.parquet",
+            tokenizer=f"{folder}/tiny",
+            cache_dir="cache",
+            frames_per_batch=200,
+            max_seconds=4,
+            single_utterance_probability=0.3,
+            eval_batches=1,
+        ),
+        "objective": dict(codebook_weights=[1.0] * 3, text_dropout=0.0),
+        "training": dict(output_dir="model", max_steps=6, save_steps=2, learning_rate=1e-3, warmup_steps=1),
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+@pytest.fixture(scope="module", params=JOBS)
+def job(request, parts, tmp_path_factory):
+    """A job, what it gives undisturbed, how many seconds that takes, and the bytes of its largest file."""
+    job, folder = JOBS[request.param], tmp_path_factory.mktemp(request.param)
+    begun = time.monotonic()
+    assert run(job.arguments(parts), folder) == 0, output(folder)
+    seconds, expected = time.monotonic() - begun, results(job, folder)
+    assert expected
+    check_nothing_else(job, folder)
+    return job, expected, seconds, max(path.stat().st_size for path in found(folder, job.results))
+
+
+def test_a_killed_command_run_again_ends_as_if_nothing_had_been(job, parts, tmp_path):
+    job, expected, seconds, _ = job
+    moments, killed = random.Random(0), 0
+    while killed < job.crashes:
+        (folder := tmp_path / "work").mkdir()
+        child = spawn(job.arguments(parts), folder)
+        time.sleep(moments.uniform(0, seconds))
+        os.kill(child, signal.SIGKILL)
+        if wait(child) == -signal.SIGKILL:
+            killed += 1
+            check_run_again(job, parts, folder, expected)
+        else:
+            seconds *= 0.8  # it ends sooner than the first time
+        shutil.rmtree(folder)
+
+
+def test_a_command_on_a_full_disk_says_so_and_run_again_ends_as_if_nothing_had_been(job, parts, tmp_path):
+    job, expected, _, largest = job
+    sizes, failed = random.Random(0), 0
+    for _ in range(job.crashes):
+        (folder := tmp_path / "work").mkdir()
+        code = run(job.arguments(parts), folder, sizes.randrange(largest))
+        assert code > 0, f"it ended with {code}: {output(folder)}"
+        failed += code == 2
+        check_run_again(job, parts, folder, expected)
+        shutil.rmtree(folder)
+    assert failed == job.crashes or job.tracebacks
