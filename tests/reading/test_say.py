@@ -22,7 +22,7 @@ def test_captions_lie_beside_the_sound(say, tmp_path):
     assert soundfile.info(tmp_path / "a.mp3").format == "MP3"
     assert "Mr. Fox asked 2 dogs.\n" in (tmp_path / "a.srt").read_text()
     assert (tmp_path / "a.vtt").read_text().startswith("WEBVTT")
-    assert 'text = "dogs."' in (tmp_path / "a.TextGrid").read_text()
+    assert 'class = "IntervalTier"' in (tmp_path / "a.TextGrid").read_text()
 
 
 @pytest.mark.parametrize("name, format", [("a.flac", "FLAC"), ("a.opus", "OGG"), ("a.wav", "WAV"), ("a", "WAV")])
