@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         help="requests that may wait, in each worker (default: %(default)s)",
     )
     add("--max-characters", type=int, default=DEFAULTS.max_characters, help="of a text (default: %(default)s)")
+    add("--max-seconds", type=float, default=DEFAULTS.max_seconds, help="of a speech (default: 1800)")
     add("--max-upload", type=int, default=DEFAULTS.max_upload, help="bytes of a request (default: %(default)s)")
     add("--max-recording", type=float, default=DEFAULTS.max_recording, help="seconds of a recording (default: 30)")
     add("--voices", metavar="FOLDER", help="keep uploaded voices there (default: in memory, until the server ends)")

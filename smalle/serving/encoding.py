@@ -23,6 +23,9 @@ SOUNDFILE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+BLOCK = 24000  # samples that libsndfile gets at once: its encoders overflow at long blocks
+
+
 class SentBytes(io.RawIOBase):
     """A file of which `take` gives what was appended. What is written into its past is lost: it was sent already."""
 
@@ -75,7 +78,8 @@ class Encoder:
     def encode(self, samples: np.ndarray) -> bytes:
         """What is to be sent after these samples (L,) float32 in -1..1; b"" while the encoder collects more."""
         if self.file is not None:
-            self.file.write(samples.clip(-1, 1))
+            for begin in range(0, len(samples), BLOCK):
+                self.file.write(samples[begin : begin + BLOCK].clip(-1, 1))
             return self.sent.take()
         header, self.header = self.header, b""
         return header + pcm16(samples)

@@ -108,7 +108,12 @@ class CheckpointEngine:
                 raise Cancelled
 
         streamer = TextToSpeechStreamer(self.model, self.processor)
-        options = {"seed": seed, "progress": step, "output_timestamps": word_times, "lexicon": self.lexicon}
+        options: dict[str, Any] = {
+            "seed": seed,
+            "progress": step,
+            "output_timestamps": word_times,
+            "lexicon": self.lexicon,
+        }
         voices = {**(uploaded or {}), **{name: name for name in self.voices}}
         chunks = speak(parse(text), streamer, voice=voice, voices=voices, **options)
         return (Speech(x.waveform.numpy(), x.words) for x in chunks if len(x.waveform) or x.words)

@@ -67,8 +67,12 @@ class SpeechService:
             speech = self.engine.speak(text, voice, seed, word_times, cancelled, uploaded)
             encoder = Encoder(format, self.engine.sampling_rate)
             stretcher = TimeStretcher(speed, self.engine.sampling_rate)
+            left = self.settings.max_seconds
             for samples, words in speech:
-                self.metrics.audio.inc(len(samples) / self.engine.sampling_rate / speed)
+                seconds = len(samples) / self.engine.sampling_rate / speed
+                self.metrics.audio.inc(seconds)
+                if (left := left - seconds) < 0:
+                    raise ValueError(f"The speech is longer than {self.settings.max_seconds:g} s: send it in parts.")
                 times = [{**x, "start": x["start"] / speed, "end": x["end"] / speed} for x in words]
                 yield Part(encoder.encode(stretcher.stretch(samples)), times)
             yield Part(encoder.encode(stretcher.finish()) + encoder.finish(), [])

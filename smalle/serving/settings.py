@@ -22,7 +22,8 @@ class Settings:
     lexicon: file of respellings of names; None: none.
     host: where the server listens. Without api_keys and `public`, requests must name it or the loopback address.
     streams: texts that are spoken at once. queue: requests that may wait for their turn.
-    max_characters: of a text. max_upload: bytes of a request. max_recording: seconds of a recording.
+    max_characters: of a text. max_seconds: of a speech, which pauses could make endless. max_upload: bytes of a
+        request. max_recording: seconds of a recording.
     voices: folder of uploaded voices; None: they are kept in memory. max_voices: how many may be uploaded.
     cors_origins: sites whose pages may use the server.
     wyoming: URI of a Wyoming server, such as tcp://127.0.0.1:10200; None: none.
@@ -34,6 +35,7 @@ class Settings:
     streams: int = dataclasses.field(default_factory=available_cores)
     queue: int = 32
     max_characters: int = 4096
+    max_seconds: float = 1800.0
     max_upload: int = 10 << 20
     max_recording: float = 30.0
     voices: str | None = None
@@ -44,7 +46,7 @@ class Settings:
     wyoming: str | None = None
 
     def __post_init__(self):
-        for name in ("streams", "max_characters", "max_upload", "max_recording"):
+        for name in ("streams", "max_characters", "max_seconds", "max_upload", "max_recording"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a number above 0.")
         for name in ("queue", "max_voices"):

@@ -55,7 +55,9 @@ async def sse(parts: AsyncGenerator[Part]) -> AsyncGenerator[bytes]:
                 if part.data:
                     yield audio_event(part.data)
             yield event("speech.audio.done", usage={"input_tokens": 0, "output_tokens": 0, "total_tokens": 0})
-        except Exception:  # too late for another status
+        except ApiError as error:  # too late for another status
+            yield event("error", error=error_fields(error.status, error.message, error.param, error.code))
+        except Exception:
             yield event("error", error=error_fields(500, SERVER_ERROR))
             raise
 

@@ -142,6 +142,13 @@ def test_what_is_no_request_is_refused(server, body):
     assert status == 400 and json.loads(answer)["error"]["type"] == "invalid_request_error"
 
 
+def test_pauses_cannot_make_a_speech_endless(serve):
+    with serve(max_seconds=90) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+        received = events(client, input="[pause 60s] Hello. [pause 60s] [pause 60s]")
+        assert received[-1]["type"] == "error" and "90 s" in received[-1]["error"]["message"]
+
+
 def test_a_full_queue_answers_429_and_says_when_to_come_back(serve):
     with serve(streams=1, queue=0) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)

@@ -81,6 +81,14 @@ def test_pieces_make_one_sound_file(wave, format):
         assert seconds == pytest.approx(len(wave) / RATE, abs=0.12)
 
 
+@pytest.mark.parametrize("format", ["mp3", "opus", "flac"])
+def test_a_long_pause_is_encoded(format):
+    encoder = Encoder(format, RATE)
+    data = encoder.encode(np.zeros(60 * RATE, np.float32)) + encoder.finish()
+    samples, rate = decode(data)
+    assert len(samples) / rate == pytest.approx(60, abs=0.2)
+
+
 def test_pool_runs_so_many_at_once_and_refuses_beyond_the_queue():
     async def run():
         pool, go, most = WorkPool(2, 1), threading.Event(), []
