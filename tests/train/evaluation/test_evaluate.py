@@ -50,8 +50,8 @@ class FakeModel(torch.nn.Module):
     def generate(self, input_ids, return_dict_in_generate, scale=1000):
         lengths = input_ids[:, 0]
         codes = torch.randint(scale, (len(lengths), int(lengths.max()) + 3, 4))
-        state = SimpleNamespace(remaining=-(lengths > 30).long())
-        return SimpleNamespace(sequences=codes, lengths=lengths, cache=state)
+        reasons = ["length" if length > 30 else "stop" for length in lengths.tolist()]
+        return SimpleNamespace(sequences=codes, lengths=lengths, finish_reason=reasons)
 
 
 @pytest.fixture
