@@ -141,7 +141,7 @@ def lite_speech(arguments: argparse.Namespace, segments: list[Segment]) -> Speec
         from ..lite import TextToSpeech
 
         speaker = TextToSpeech.load(arguments.model)
-        speaker.get_voice(arguments.voice)
+        speaker.get_voice(arguments.voice or speaker.default_voice)
     except (ImportError, ValueError):  # the other path says what is wrong where it cannot do it either
         return None
     options = dict(voice=arguments.voice, seed=arguments.seed, retry_first=not arguments.stream)
