@@ -142,7 +142,7 @@ def test_processor_gives_a_state_for_each_row(processor, voice_file, state):
     assert torch.equal(inputs["initial_state"], torch.stack([state().detach(), torch.zeros_like(state())]))
     assert not inputs["audio_attention_mask"][0].any() and inputs["audio_attention_mask"][1].any()
     alone = processor("One.", voice=voice_file)
-    assert set(alone) == {"input_ids", "attention_mask", "initial_state"}
+    assert set(alone) == {"input_ids", "attention_mask", "piece_ids", "initial_state"}
     assert "initial_state" not in processor("One.", voice="anna")
 
 
@@ -163,8 +163,8 @@ def test_guidance_keeps_the_voice(tiny_model, processor, voice_file):
     inputs = processor("One.", voice=voice_file)
     guided = greedy(tiny_model, inputs, guidance_scale=1.0 + 1e-6)
     assert torch.equal(guided.sequences, greedy(tiny_model, inputs).sequences)
-    given = inputs["input_ids"], None, *[(None, None)] * 2, None, inputs["initial_state"]
-    conditional, unconditional = tiny_model._prefill(*given, guided=True).model.recurrent[0]
+    given = {name: inputs[name] for name in ("input_ids", "initial_state")}
+    conditional, unconditional = tiny_model._prefill(guided=True, **given).model.recurrent[0]
     assert torch.equal(conditional, unconditional) and conditional.any()
 
 

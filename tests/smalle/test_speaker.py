@@ -98,8 +98,10 @@ def test_a_cached_state_keeps_the_speaker(model, recordings):
 def test_guidance_drops_the_speaker_unless_a_prompt_has_the_voice(model, recordings):
     codes, mask = recordings
 
-    def values(mask, *prompt):  # with the text and without
-        return model._prefill(TEXT, None, prompt, (codes, mask), None, None, guided=True).model.text_values.chunk(2)
+    def values(mask, prompt, prompt_mask):  # with the text and without
+        voice = dict(audio_codes=prompt, audio_attention_mask=prompt_mask)
+        voice |= dict(speaker_codes=codes, speaker_attention_mask=mask)
+        return model._prefill(guided=True, input_ids=TEXT, **voice).model.text_values.chunk(2)
 
     speaker, without_speaker = model.model.encode_speaker(codes, mask)[:, None], values(mask * 0, None, None)
     prompt_of_the_second = codes[:, :4], torch.tensor([[0] * 4, [1] * 4])
@@ -237,7 +239,7 @@ def test_a_stream_speaks_in_the_voice_of_the_reference(processor, make_tiny, rec
 
 def test_a_stream_of_several_pieces_encodes_the_speaker_once(processor, make_tiny, record, tmp_path, monkeypatch):
     wave, model, calls = record(tmp_path / "me.wav", 0.4), make_tiny(speaker_layers=1), []
-    encode = model.model.encode_speaker
+    encode, model.step_runtime = model.model.encode_speaker, "torch"
     monkeypatch.setattr(model.model, "encode_speaker", lambda *given: calls.append(given) or encode(*given))
     said = torch.cat(
         list(processor.stream(model, "Hello. So. It is.", audio=wave, sampling_rate=24000, max_characters=6, **GREEDY))
