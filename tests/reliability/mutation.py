@@ -26,7 +26,7 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parents[2]
-TREE = "smalle", "tests", "pyproject.toml"
+COPIED = "smalle", "tests", "pyproject.toml"  # the rest of the tree is linked
 IMPORTED = "torch numpy transformers hypothesis pytest num2words soundfile soxr safetensors.torch huggingface_hub yaml"
 LEFT_OUT = "Variable", "Is", "Decorator", "Exception"  # operators whose mutants are mostly the same program, or none
 TESTS = {  # module: its functions (none: all) and the tests that have to notice
@@ -69,6 +69,17 @@ def mutants(source: str, functions: tuple[str, ...]) -> list[list[Mutant]]:
                     places.setdefault(start, []).append(Mutant(*start, name, occurrence))
                 occurrence += 1
     return [places[place] for place in sorted(places)]
+
+
+def copy_of_the_tree(tree: Path) -> Path:
+    """Makes a folder with copies of what mutants change, and links to the rest."""
+    tree.mkdir()
+    for path in ROOT.iterdir():
+        if path.name not in COPIED and not path.name.startswith("."):
+            (tree / path.name).symlink_to(path)
+        elif path.name in COPIED:
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, tree / path.name)
+    return tree
 
 
 def tests_fail(tree: Path, tests: list[str], seconds: float) -> bool:
@@ -127,11 +138,7 @@ def main() -> int:
         importlib.import_module(name)
     count, alive = 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder, "tree")
-        for name in TREE:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
-            tree.mkdir(exist_ok=True)
-            copy(ROOT / name, tree / name)
+        tree = copy_of_the_tree(Path(folder, "tree"))
         for name in arguments.modules or TESTS:
             tested, survivors = check(tree, name, arguments.sample, arguments.seed)
             count, alive = count + tested, alive + len(survivors)
