@@ -24,6 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from benchmarks.plot import Panel, svg  # noqa: E402
 from benchmarks.speakers import OURS, Speaker, prepared  # noqa: E402
 from benchmarks.timing import in_own_process, machine, memory, now, record, table, time_speech  # noqa: E402
+from smalle.runtime_smalle import FewThreads  # noqa: E402
 
 LENGTHS = [1, 3, 10, 30, 60, 120, 300, 600]
 TITLES = {
@@ -85,6 +86,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.child:
         torch.set_num_threads(arguments.threads)
+        FewThreads.count = arguments.threads
         speaker = Speaker(arguments.folder, OURS[arguments.models[0]][1])
         time_speech(speaker.speak(1.0), speaker.sampling_rate)
         for figures in follow(speaker, arguments.seconds):

@@ -29,6 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from benchmarks.peer_models import PEERS  # noqa: E402
 from benchmarks.speakers import OURS, PIECE, Speaker, prepared  # noqa: E402
 from benchmarks.timing import COLUMNS, in_own_process, machine, memory, record, table, time_speech  # noqa: E402
+from smalle.runtime_smalle import FewThreads  # noqa: E402
 
 TITLES = {"model": "model", "millions": "parameters (M)", "rows": "texts at once", **COLUMNS}
 
@@ -43,6 +44,7 @@ def speak(name, folder, seconds, rows, threads):
     """Measures in this process; returns the figures of a row."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
+    FewThreads.count = threads
     speaker = Speaker(folder, OURS[name][1]) if name in OURS else PEERS[name][0]()
     for length in (1.0, seconds):
         speech = speaker.speak(length, rows) if name in OURS else in_pieces(speaker, length, rows)

@@ -1,5 +1,6 @@
 """Shared by the benchmarks: clocks, memory, a process for each measurement, rows in results.jsonl, tables."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -9,7 +10,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -78,6 +79,18 @@ def commit() -> str:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
 
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "smalle") else "")
+
+
+@contextlib.contextmanager
+def endless_loops(count: int) -> Iterator[None]:
+    """Keeps so many processes computing beside what is measured."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 def in_own_process(script: str | pathlib.Path, *arguments) -> list[dict]:
