@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import functools
+import logging
+import logging.handlers
 import os
 import pathlib
 import shutil
@@ -139,10 +141,14 @@ def lite_speech(arguments: argparse.Namespace, segments: list[Segment]) -> Speec
         return None
     try:
         from ..lite import TextToSpeech
+        from ..lite.tensors import NeedsPyTorch
 
         speaker = TextToSpeech.load(arguments.model)
-        speaker.get_voice(arguments.voice or speaker.default_voice)
     except (ImportError, ValueError):  # the other path says what is wrong where it cannot do it either
+        return None
+    try:
+        speaker.get_voice(arguments.voice or speaker.default_voice)
+    except NeedsPyTorch:
         return None
     options = dict(voice=arguments.voice, seed=arguments.seed, retry_first=not arguments.stream)
     speak = functools.partial(speaker.stream_segments, segments, **options)
@@ -175,6 +181,19 @@ def pytorch_speech(arguments: argparse.Namespace, segments: list[Segment], words
     return *rates, lambda progress: waveforms(call(progress=progress), words)
 
 
+@contextlib.contextmanager
+def warnings_at_the_end() -> Iterator[None]:
+    """Holds back what `smalle.lite` warns of until a progress bar is complete."""
+    logger = logging.getLogger("smalle.lite")
+    held = logging.handlers.MemoryHandler(1000, logging.CRITICAL + 1, logging.StreamHandler())
+    logger.addHandler(held)
+    try:
+        yield
+    finally:
+        logger.removeHandler(held)
+        held.close()  # writes them
+
+
 def synthesize(arguments: argparse.Namespace) -> tuple[float, float]:
     """Speaks; returns the seconds of audio and the seconds that it took, without loading."""
     from tqdm import tqdm
@@ -192,7 +211,10 @@ def synthesize(arguments: argparse.Namespace) -> tuple[float, float]:
 
     waves = speech(advance)
     expected = sum(expected_frames(segment.text, frame_rate) for segment in segments)
-    with tqdm(total=expected, unit="frame", desc="speaking", file=sys.stderr, leave=False) as bar:
+    with (
+        warnings_at_the_end(),
+        tqdm(total=expected, unit="frame", desc="speaking", file=sys.stderr, leave=False) as bar,
+    ):
         if arguments.stream:
             samples = write_stream(waves, sampling_rate)
         else:

@@ -162,6 +162,8 @@ class TextToSpeech:
         if name is None:
             return Voice()
         path = self.folder / "voices" / f"{name}.safetensors" if name in self.voices else Path(name)
+        if name in self.voices and not path.is_file():
+            raise ValueError(f"{path} is missing: download or save the checkpoint again.")
         if not path.is_file():
             raise ValueError(f"voice={name!r} is not known: expected one of {self.voices} or a voice file.")
         voice, config = read_voice(path), self.model.config

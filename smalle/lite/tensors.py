@@ -13,6 +13,10 @@ KINDS = {"F32": np.float32, "F16": np.float16, "I16": np.int16, "I32": np.int32,
 MAX_CODE, MAX_FRAMES = 2**15 - 1, 2**16  # of a voice, as in voices_smalle
 
 
+class NeedsPyTorch(ValueError):
+    """What smalle speaks by PyTorch alone."""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError where there is none."""
     try:
@@ -106,7 +110,7 @@ def read_voice(path: Path) -> Voice:
     if version != "1":
         raise ValueError(f"{path} has version {version!r} of a voice file, expected 1: install a newer smalle.")
     if names != {"codes"} or codes is None:
-        raise ValueError(f"{path} holds {sorted(names)}: expected codes alone; speak tuned voices by smalle itself.")
+        raise NeedsPyTorch(f"{path} holds {sorted(names)}: expected codes alone; speak tuned voices by smalle itself.")
     right = codes.ndim == 2 and codes.dtype.kind in "iu" and 0 < len(codes) <= MAX_FRAMES and codes.size
     if not right or codes.min() < 0 or codes.max() > MAX_CODE:
         raise ValueError(f"{path} holds codes {codes.shape}, {codes.dtype}: expected integers (frames, codebooks).")
