@@ -145,7 +145,7 @@ def test_what_is_no_request_is_refused(server, body):
 def test_pauses_cannot_make_a_speech_endless(serve):
     with serve(max_seconds=90) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
-        received = events(client, input="[pause 60s] Hello. [pause 60s] [pause 60s]")
+        received = events(client, input="[pause 60s] Hello. [pause 60s] Goodbye.")
         assert received[-1]["type"] == "error" and "90 s" in received[-1]["error"]["message"]
 
 
