@@ -599,7 +599,7 @@ class Pieces:
     @staticmethod
     def join(outputs: list[SmallEGenerateOutput]) -> SmallEGenerateOutput:
         """What was written of each text, one piece behind the other."""
-        joined = SmallEGenerateOutput(lengths=sum(output.lengths for output in outputs))
+        joined = SmallEGenerateOutput(lengths=torch.stack([output.lengths for output in outputs]).sum(0))
         for name, padding in PADDING.items():
             if name in outputs[0]:
                 parts = ([x[name][row, : x.lengths[row]] for x in outputs] for row in range(len(joined.lengths)))
@@ -842,6 +842,7 @@ class SmallEGenerationMixin(GenerationMixin):
             left -= config.max_new_tokens
             output = self._sample(state, **{**call, "generation_config": config})
             config.min_new_tokens = max(0, config.min_new_tokens - config.max_new_tokens)
+            assert output.cache is not None
             state = output.cache
             if left == 0 or not state.remaining.any():
                 output.finish_reason = [reason or "length" for reason in output.finish_reason]

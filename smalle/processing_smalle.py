@@ -304,11 +304,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if self.clones_by_reference:
             waveform = torch.from_numpy(self.clean_recording(audio, sampling_rate))
             return Voice(self.codec.encode(waveform[None])[0].T.cpu(), codec=self.codec_id)
-        waveform, text = load_waveform(audio, sampling_rate, self.sampling_rate), ""
+        samples, text = load_waveform(audio, sampling_rate, self.sampling_rate), ""
         if audio_text is not None:
             text = self.prepare_text(audio_text, normalize_text, "audio_text")
-            waveform, text = cut_prompt(waveform, text, self.sampling_rate)
-        return Voice(self._encode(waveform, self.sampling_rate), text, codec=self.codec_id)
+            samples, text = cut_prompt(samples, text, self.sampling_rate)
+        return Voice(self._encode(samples, self.sampling_rate), text, codec=self.codec_id)
 
     def clean_recording(self, audio: Any, sampling_rate: float | None = None) -> np.ndarray:
         """A recording, as in `__call__`, as the speaker encoder hears it: (L,) float32 at `sampling_rate` of this
