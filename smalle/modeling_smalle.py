@@ -205,7 +205,8 @@ class SmallEModel(SmallEPreTrainedModel):
     ) -> Tensor | None:
         """Undelayed codes of a reference recording (B, P, Q) and their mask (B, P) to a speaker embedding (B, D).
 
-        Zero for a row without frames; None without codes. Raises ValueError where the model has no speaker encoder.
+        Zero for a row without frames; None without codes. Except in training, a voice that is unlike those that the
+        model learned is drawn to them (`speaker_limits`). Raises ValueError where the model has no speaker encoder.
         """
         if speaker_codes is None:
             return None
@@ -215,7 +216,15 @@ class SmallEModel(SmallEPreTrainedModel):
                 "the recording's transcript (audio_text), also where a voice file is made of it."
             )
         mask = torch.ones_like(speaker_codes[..., 0]) if speaker_attention_mask is None else speaker_attention_mask
-        return self.speaker_encoder(self.embed_audio(speaker_codes.long() + NUM_AUDIO_SPECIALS), mask)
+        embeddings = self.speaker_encoder(self.embed_audio(speaker_codes.long() + NUM_AUDIO_SPECIALS), mask)
+        if self.training or self.config.speaker_limits is None:
+            return embeddings
+        furthest, typical = self.config.speaker_limits
+        center = embeddings.new_tensor(self.config.speaker_center)
+        offsets = embeddings - center
+        distances = offsets.norm(dim=-1, keepdim=True)
+        unknown = (distances > furthest) & mask.any(1, keepdim=True)
+        return torch.where(unknown, center + offsets * (typical / distances), embeddings)
 
     def add_speaker(self, state: SmallEState, speaker_embeddings: Tensor | None) -> SmallEState:
         """Adds speaker embeddings (B, D), from `encode_speaker`, to the state of a text; None: no speaker, no change.

@@ -883,6 +883,17 @@ def working_memory(config: Any, vectors: int, tokens: int) -> int:
     return int(32 * vectors * (widths + 256)) + 16 * tokens + 2**15
 
 
+def limit_speaker(embedding: np.ndarray, config: Any) -> np.ndarray:
+    """A speaker embedding (D,), drawn to the voices that the model learned if it is unlike them
+    (`SmallEConfig.speaker_limits`)."""
+    if config.speaker_limits is None:
+        return embedding
+    furthest, typical = config.speaker_limits
+    center = np.array(config.speaker_center, np.float32)
+    distance = np.linalg.norm(embedding - center)
+    return embedding if distance <= furthest else center + (embedding - center) * np.float32(typical / distance)
+
+
 def encode_speaker(library: ctypes.CDLL, config: Any, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The speaker embedding (D,) of a recording's embedded frames x (P, D), zeros of none. weights: of `speaker_names`,
     packed in single precision."""
@@ -895,7 +906,7 @@ def encode_speaker(library: ctypes.CDLL, config: Any, weights: np.ndarray, x: np
     sizes = dict(tokens=frames, hidden=config.hidden_size, heads=config.num_attention_heads, eps=config.norm_eps)
     sizes |= dict(layers=config.speaker_layers, turned=config.rotary_size)
     library.smalle_text(ctypes.byref(Text(**sizes, **{name: array.ctypes.data for name, array in arrays.items()})))
-    return out.mean(0)
+    return limit_speaker(out.mean(0), config)
 
 
 # --- the decoder of a codec: Vocos, with a refiner of latents before it

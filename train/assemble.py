@@ -87,7 +87,7 @@ def make_voice(
     if not source.audio or not (source.text or config.speaker_layers):
         raise ValueError(f"voice {name}: expected `file`, or `audio` and its transcript `text`.")
     audio = source.audio if isinstance(source.audio, list) else [source.audio]
-    texts = source.text if isinstance(source.text, list) else [source.text or None] * len(audio)
+    texts = source.text if isinstance(source.text, list) else [source.text] if source.text else [None] * len(audio)
     if len(audio) != len(texts):
         raise ValueError(f"voice {name}: {len(audio)} recordings and {len(texts)} texts: expected as many, or no text.")
     rate = None

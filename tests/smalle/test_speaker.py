@@ -247,3 +247,50 @@ def test_a_stream_of_several_pieces_encodes_the_speaker_once(processor, make_tin
     pieces = [processor.stream(model, text, audio=wave, sampling_rate=24000, **GREEDY) for text in ("Hello.", "So.")]
     assert len(said) > sum(len(torch.cat(list(piece))) for piece in pieces)
     assert sum(codes is not None for codes, *_ in calls) == 3  # one for each stream
+
+
+@pytest.fixture
+def limited(make_tiny, recordings):
+    """A model whose known voices are nearer to their center than the first recording, and its center."""
+
+    def make(furthest, typical):
+        model = make_tiny(speaker_layers=1)
+        center = model.model.encode_speaker(recordings[0][1:]).mean(0)  # the second recording without its mask
+        model.config.speaker_center, model.config.speaker_limits = center.tolist(), [furthest, typical]
+        return model, center
+
+    return make
+
+
+def test_voices_unlike_all_that_the_model_learned_are_drawn_to_them(limited, recordings, monkeypatch):
+    codes, mask = recordings
+    model, center = limited(1e6, 0.5)
+    free = model.model.encode_speaker(codes, mask)
+    model, center = limited(0.01, 0.005)
+    drawn = model.model.encode_speaker(codes, mask)
+    assert torch.allclose((drawn - center).norm(dim=1), torch.tensor(0.005), atol=1e-5)
+    cosines = torch.nn.functional.cosine_similarity(drawn - center, free - center)
+    assert torch.allclose(cosines, torch.ones(2), atol=1e-2)  # in the direction where they are
+    assert not model.model.encode_speaker(codes, mask * 0).any()  # who is not heard stays nobody
+    trained = model.train().model.encode_speaker(codes, mask)
+    assert torch.allclose(trained, free, atol=1e-6)
+
+
+def test_runtimes_draw_voices_alike(limited, recordings):
+    model, _ = limited(0.01, 0.005)
+    torch_embeddings = model.model.encode_speaker(*recordings)
+    assert torch.allclose(model.encode_speaker(*recordings), torch_embeddings, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"speaker_center": [0.0]},
+        {"speaker_limits": [2.0, 1.0]},
+        {"speaker_center": [0.0] * 64, "speaker_limits": [1.0, 2.0]},
+        {"speaker_center": ["a"] * 64, "speaker_limits": [2.0, 1.0]},
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(values):
+    with pytest.raises(ValueError, match="speaker_(center|limits)"):
+        SmallEConfig(hidden_size=64, num_attention_heads=4, speaker_layers=1, **values)
