@@ -53,6 +53,7 @@ class WorkPool:
                     loop.call_soon_threadsafe(items.put_nowait, item)
                 self._seconds += 0.1 * (time.monotonic() - begun - self._seconds)
             finally:
+                cancelled.set()  # what the work itself started, such as a thread that reads ahead, ends after an error
                 loop.call_soon_threadsafe(leave)
 
         def leave():
