@@ -443,7 +443,7 @@ class NativeSteps(TorchSteps):
 
     def _take(self, codes, size):
         """Takes up to `size` steps with codes (B, T, Q); returns how many."""
-        if self.step is None:
+        if self.step is None or size > self.alignment.shape[1]:
             self._begin(len(codes), size)
         if self.room == 0:
             self._fold()

@@ -189,6 +189,15 @@ def test_a_prompt_read_at_once_leaves_the_state_of_single_steps(native, parts, m
             assert_near(one, other, native.off)
 
 
+def test_a_prompt_may_follow_a_step(native):
+    codes, state = random_codes(2, 24), native.model.encode_text(TEXT.repeat(2, 1))
+    expected, steps = TorchSteps(native, state, True), start_steps(native, state, True)
+    read(expected, codes[:, :-1]), read(steps, codes[:, :1])
+    steps.read(codes[:, 1:-1], torch.ones(2, 22, dtype=torch.bool))
+    for one, other in zip(read(steps, codes[:, -1:]), read(expected, codes[:, -1:])):
+        assert_near(one, other, native.off)
+
+
 @pytest.mark.parametrize("lengths", [[4], [50, 50], [40, 9]])
 def test_speech_that_continues_a_prompt_is_the_same(tiny_checkpoint, library, lengths, monkeypatch):
     model, longest = SmallEForTextToSpeech.from_pretrained(tiny_checkpoint).eval(), max(lengths)
@@ -411,7 +420,7 @@ def cache(library, tmp_path, monkeypatch):
     monkeypatch.setattr(native_smalle, "compile_library", lambda: compiled.append(1) or data)
     monkeypatch.setattr(runtime_smalle, "load_library", functools.cache(load_library.__wrapped__))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native_smalle, "__package__", "remote_code")
+    monkeypatch.setattr(native_smalle, "__file__", str(tmp_path / "native_smalle.py"))  # beside no library
     return tmp_path / "smalle", compiled
 
 
@@ -440,6 +449,21 @@ def test_a_damaged_library_is_compiled_again(cache, damage):
     path.write_bytes(damage(whole))
     path.chmod(0o700)
     assert load_again()[0] is not None and len(compiled) == 2 and path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("changed", ["version", "processor"])
+def test_a_library_of_another_version_or_processor_is_not_loaded(cache, changed, monkeypatch):
+    folder, compiled = cache
+    load_again()
+    (other,) = folder.iterdir()
+    if changed == "version":
+        monkeypatch.setattr(native_smalle, "NAME", "smalle-0123456789ab")
+    else:
+        monkeypatch.setattr(native_smalle.platform, "machine", lambda: "another")
+    loaded = []
+    monkeypatch.setattr(native_smalle, "open_library", loaded.append)
+    load_again()
+    assert len(compiled) == 2 and set(loaded) == set(folder.iterdir()) - {other}
 
 
 def plant_for_others(path):
@@ -484,7 +508,7 @@ def test_without_a_compiler_pytorch_speaks_and_says_so_once(cache, make_tiny, mo
     monkeypatch.undo()
     folder = cache[0].with_name("empty")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    monkeypatch.setattr(native_smalle, "__package__", "remote_code")
+    monkeypatch.setattr(native_smalle, "__file__", str(folder / "native_smalle.py"))  # beside no library
     monkeypatch.setattr(runtime_smalle, "load_library", functools.cache(load_library.__wrapped__))
     monkeypatch.setattr(native_smalle, "compilers", lambda: [["no-compiler"], ["false"]])
     runtime_smalle.logger.warning_once.cache_clear()
