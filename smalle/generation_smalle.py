@@ -21,8 +21,8 @@ from .configuration_smalle import AUDIO_BOS, AUDIO_EOS, AUDIO_PAD, NUM_AUDIO_SPE
 from .runtime_smalle import NativeSteps, encode_speakers, encode_text, start_steps
 from .validation_smalle import (
     FLOATS,
-    PER_CODEBOOK,
     REPLACED,
+    SamplingSettings,
     check_callables,
     check_initial_state,
     check_pieces,
@@ -31,6 +31,7 @@ from .validation_smalle import (
     check_settings,
     check_tensor,
     check_text,
+    sampling_settings,
 )
 
 logger = logging.get_logger(__name__)
@@ -76,50 +77,10 @@ def undelay_steps(steps: Tensor) -> Tensor:
 # Sampling: each codebook has its own settings.
 
 
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How one codebook is sampled.
-
-    top_k: number of most likely tokens that are kept, 0: all, 1: greedy; temperature; top_p: the most likely tokens are
-    kept until their probabilities add up to it; min_p: tokens are kept that have at least this share of the highest
-    probability; repetition_penalty: divides positive scores of the last 50 frames' tokens and multiplies negative ones.
-    """
-
-    top_k: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-
-GREEDY = SamplingSettings()
-
-
 def seeded(seed: int | torch.Generator | None, device: torch.device) -> torch.Generator | None:
     """A new generator for an integer seed. A generator, or None for the global one, is returned as it is."""
     check_seed(seed)
     return seed if seed is None or isinstance(seed, torch.Generator) else torch.Generator(device).manual_seed(seed)
-
-
-def sampling_settings(config: GenerationConfig, num_codebooks: int) -> list[SamplingSettings]:
-    """Settings of each codebook; all are greedy with do_sample=False.
-
-    A number sets the first codebook and leaves the others greedy; a list sets each. Raises ValueError for a list of
-    another length.
-    """
-    names = PER_CODEBOOK if config.do_sample else ("repetition_penalty",)
-    values = {name: getattr(config, name) for name in names}
-    if any(isinstance(values.get(name), (list, tuple)) for name in ("temperature", "top_p", "min_p")):
-        top_k = values["top_k"]  # a list of these samples every codebook, also where top_k is one number
-        values["top_k"] = top_k if isinstance(top_k, (list, tuple)) else [top_k] * num_codebooks
-    for name, value in values.items():
-        if not isinstance(value, (list, tuple)):
-            values[name] = [value] + [getattr(GREEDY, name)] * (num_codebooks - 1)
-        elif len(value) != num_codebooks:
-            raise ValueError(
-                f"{name}={value!r}: expected a number, or a list of {num_codebooks}, one for each codebook."
-            )
-    return [SamplingSettings(**dict(zip(values, row))) for row in zip(*values.values())]
 
 
 def penalise_repetition(logits: Tensor, recent: Tensor, penalty: float) -> Tensor:

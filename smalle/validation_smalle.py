@@ -5,11 +5,13 @@ The values of tensors are checked only with `check_values`: always in generate()
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from .configuration_smalle import SmallEConfig
 from .saving_smalle import MappedWeights
@@ -256,3 +258,43 @@ def check_settings(config: Any):
         raise ValueError(
             f"best_of={config.best_of}: expected num_return_sequences={config.num_return_sequences} or more."
         )
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How one codebook is sampled.
+
+    top_k: number of most likely tokens that are kept, 0: all, 1: greedy; temperature; top_p: the most likely tokens are
+    kept until their probabilities add up to it; min_p: tokens are kept that have at least this share of the highest
+    probability; repetition_penalty: divides positive scores of the last 50 frames' tokens and multiplies negative ones.
+    """
+
+    top_k: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+GREEDY = SamplingSettings()
+
+
+def sampling_settings(config: GenerationConfig, num_codebooks: int) -> list[SamplingSettings]:
+    """Settings of each codebook; all are greedy with do_sample=False.
+
+    A number sets the first codebook and leaves the others greedy; a list sets each. Raises ValueError for a list of
+    another length.
+    """
+    names = PER_CODEBOOK if config.do_sample else ("repetition_penalty",)
+    values = {name: getattr(config, name) for name in names}
+    if any(isinstance(values.get(name), (list, tuple)) for name in ("temperature", "top_p", "min_p")):
+        top_k = values["top_k"]  # a list of these samples every codebook, also where top_k is one number
+        values["top_k"] = top_k if isinstance(top_k, (list, tuple)) else [top_k] * num_codebooks
+    for name, value in values.items():
+        if not isinstance(value, (list, tuple)):
+            values[name] = [value] + [getattr(GREEDY, name)] * (num_codebooks - 1)
+        elif len(value) != num_codebooks:
+            raise ValueError(
+                f"{name}={value!r}: expected a number, or a list of {num_codebooks}, one for each codebook."
+            )
+    return [SamplingSettings(**dict(zip(values, row))) for row in zip(*values.values())]
