@@ -64,6 +64,13 @@ def test_a_reading_that_fails_says_how(reason):
         assert reading.frames < len(WRONG[reason]) and finish(WRONG[reason], may_stop=False).frames > reading.frames
 
 
+def test_the_score_counts_tokens_that_were_read_again_passed_or_left():
+    parts = {}, {"furthest": 19.0}, {"skipped": 0.5}, {"moved_back": 2.0}, {"furthest": 18.0, "skipped": 1.5}
+    scores = [Reading(0, 20, **{"furthest": 20.0, **part}).score for part in parts]
+    assert scores == [(True, 0), (True, -1), (True, -0.5), (True, -2), (True, -3.5)]
+    assert Reading(0, 20, furthest=20.0, finish="looped").score == (False, 0)
+
+
 @given(st.lists(st.floats(0, 20), min_size=1, max_size=2000), st.sampled_from([12.5, 50.0, 75.0]))
 def test_no_reading_is_longer_than_its_text(positions, frame_rate):
     reading = finish(positions * 20, frame_rate=frame_rate)
