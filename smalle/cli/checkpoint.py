@@ -3,6 +3,7 @@
 import argparse
 import os
 import pathlib
+from typing import Any
 
 
 def embedded_checkpoints() -> pathlib.Path:
@@ -57,7 +58,7 @@ def load_checkpoint(name: str):
     return processor, model
 
 
-def quality_settings(model) -> dict[str, int]:
+def quality_settings(model) -> dict[str, Any]:
     """The settings of the checkpoint for speech that is not heard while it is made: it may be read several times."""
     settings = {name: getattr(model.generation_config, name, None) for name in ("best_of", "max_retries")}
     return {name: value for name, value in settings.items() if value}

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import soundfile
 
@@ -33,7 +34,8 @@ def write_m4b(
     if not chapters:
         raise ValueError(f"{path} would have no chapters: expected at least one.")
     rate = soundfile.info(chapters[0][1]).samplerate
-    marks, position = [], 0
+    marks: list[Any] = []
+    position = 0
     for number, (name, file) in enumerate(chapters):
         begin, position = position, position + soundfile.info(file).frames
         mark = {"id": number, "start": begin, "end": position, "time_base": Fraction(1, rate)}
