@@ -642,6 +642,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             said = [prompt.text for prompt in self.prompts(len(texts), voice)]
         else:
             given = as_list(audio_text)
+            given = [None if self.clones_by_reference else one for one in given]  # the recording is not continued
             said = [self.prepare_text(one, normalize_text, "audio_text") if one else "" for one in given]
             said = said * len(texts) if len(said) == 1 else said
         if len(said) != len(texts):

@@ -170,7 +170,7 @@ class TextToSpeechStreamer:
 
     def _words(self, alignment: Tensor, piece: str, prompt: Voice, begun: int) -> list[dict[str, Any]]:
         """The words of a piece that begins after `begun` frames, by its alignment (T, N)."""
-        (words,) = self.processor.timestamps(alignment[None], piece, audio_text=prompt.text, normalize_text=False)
+        (words,) = self.processor.timestamps(alignment[None], piece, voice=prompt, normalize_text=False)
         start = begun / self.model.config.frame_rate
         return [{**word, "start": word["start"] + start, "end": word["end"] + start} for word in words]
 

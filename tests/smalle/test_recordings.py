@@ -82,3 +82,11 @@ def test_a_reference_ignores_its_transcript(speech):
     heard = processor.encode_voice(0.1 * speech, None, RATE).codes
     assert len(heard) == len(processor.clean_recording(speech, RATE)) // 480
     assert (heard == without["speaker_codes"][0]).float().mean() > 0.9  # whatever the level
+
+
+def test_word_times_of_a_clone_need_no_transcript(speech):
+    processor = SmallEProcessor.from_pretrained(CHECKPOINT, clones_by_reference=True)
+    inputs = processor("Hello.", audio=speech, audio_text="Not what it says.", sampling_rate=RATE)
+    alignment = torch.eye(inputs["input_ids"].shape[1])[None]
+    words = [processor.timestamps(alignment, "Hello.", audio_text=text) for text in ("Not what it says.", "")]
+    assert words[0] == words[1] and words[0][0][0]["word"] == "Hello"
