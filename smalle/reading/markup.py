@@ -229,7 +229,7 @@ def parse(
         ssml = text.lstrip("\ufeff \t\r\n").startswith("<speak")
     segments = parse_ssml(text, unknown, paragraph_pause) if ssml else parse_plain(text, paragraph_pause)
     if not any(segment.text for segment in segments):
-        raise ValueError("The text has no words: expected at least one beside pauses and marks.")
+        raise ValueError(f"text={text[:100]!r} has no words: expected at least one beside pauses and marks.")
     return segments
 
 
