@@ -527,9 +527,12 @@ class Vocos(PreTrainedModel):
         key = bandwidth, *map(fingerprint, modules)
         if self._native[0] != key or self._native[1] is None:
             library, _ = load_library()
-            tensors = [{name: x.numpy() for name, x in module.state_dict().items()} for module in modules]
-            decoder = library and VocosDecoder(library, *tensors, *[{}] * (2 - len(modules)), vars(config), bandwidth)
-            self._native = key, decoder
+            weights, refiner_weights = (
+                {} if module is None else {name: x.numpy() for name, x in module.state_dict().items()}
+                for module in (self, refiner)
+            )
+            args = weights, refiner_weights, vars(config), bandwidth
+            self._native = key, None if library is None else VocosDecoder(library, *args)
         return self._native[1]
 
     def _advance(self, features, state, condition, last, refiner=None, f0=None):

@@ -37,7 +37,8 @@ def name() -> str:
 def joined(source: str, width: int = 118) -> str:
     """C without comments and indentation, its lines filled: the same program in half of them."""
     source = re.sub(r"/\*.*?\*/", " ", source, flags=re.DOTALL).replace("\\\n", " ")
-    lines, code = [], []
+    lines: list[str] = []
+    code: list[str] = []
     for line in (*source.splitlines(), "#"):
         if line.startswith("#"):
             lines += textwrap.wrap(

@@ -65,7 +65,9 @@ def tiny_checkpoint(tiny_model, tiny_codec, tiny_tokenizer, record, tmp_path_fac
     tiny_codec.save_pretrained(work / "codec")
     record(work / "anna.wav", 0.5, 200)
     record(work / "ben.wav", 0.3, 100)
-    (work / "voices.yaml").write_text(VOICES.replace("WORK", str(work)) + "generation: {max_seconds: 6, max_retries: 0}\n")
+    (work / "voices.yaml").write_text(
+        VOICES.replace("WORK", str(work)) + "generation: {max_seconds: 6, max_retries: 0}\n"
+    )
     assemble(work / "model", work / "codec", work / "voices.yaml", work / "tiny")
     return work / "tiny"
 
