@@ -1,9 +1,15 @@
-"""What alignments of text and audio tell: how monotonic they are, and when each word was said."""
+"""What alignments of text and audio tell: how monotonic they are, when words were said, whether a reading fails."""
 
+from __future__ import annotations
+
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # smalle.lite imports this module without PyTorch
+    import torch
 
 
 def monotonicity(alignments: torch.Tensor, lengths: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
@@ -16,15 +22,27 @@ def monotonicity(alignments: torch.Tensor, lengths: torch.Tensor, text_mask: tor
 
     what is read backwards, and what is skipped: more than one token a frame, or the rest of the text at the end.
     """
-    positions = (text_mask.long().cumsum(1) - 1).clamp(min=0).to(alignments.dtype)
-    last = positions.max(1).values
-    expected = (alignments @ positions[..., None])[..., 0]
-    expected = expected / alignments.sum(-1).clamp(min=1e-6)  # a decoder-only model attends to the audio, too
-    expected = torch.cat((expected, last[:, None]), 1)
+    import torch
+
+    last = (text_mask.long().sum(1) - 1).to(alignments.dtype)
+    expected = torch.cat((expected_positions(alignments, text_mask), last[:, None]), 1)
     index = torch.arange(expected.shape[1], device=expected.device)
     expected = torch.where(index < lengths[:, None], expected, last[:, None])
     moves = expected.diff(dim=1)
     return -((-moves).clamp(min=0) + (moves - 1).clamp(min=0)).sum(1) / (last + 1)
+
+
+def token_positions(text_mask: torch.Tensor) -> torch.Tensor:
+    """The position of each token in its text, 0 on padding: text_mask (B, N) -> (B, N)."""
+    return (text_mask.long().cumsum(1) - 1).clamp(min=0).float()
+
+
+def expected_positions(alignments: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+    """Where each frame reads on average, counted in the tokens of its text: alignments (B, T, N), text_mask (B, N) ->
+    (B, T)."""
+    positions = token_positions(text_mask).to(alignments.dtype)
+    expected = (alignments @ positions[..., None])[..., 0]
+    return expected / alignments.sum(-1).clamp(min=1e-6)  # a decoder-only model attends to the audio, too
 
 
 def monotonic_path(alignment: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -47,6 +65,19 @@ def monotonic_path(alignment: np.ndarray | torch.Tensor) -> np.ndarray:
     return path
 
 
+def piecewise_path(alignment: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """`monotonic_path` of a text that is read piece by piece: alignment (T, N), the first token of each piece -> (T,).
+
+    A frame belongs to the piece of which it reads most; the last token, [EOS], stands behind every piece.
+    """
+    if len(starts) == 1:
+        return monotonic_path(alignment)
+    read = np.maximum.accumulate(np.add.reduceat(alignment[:, :-1], starts, axis=1).argmax(1))
+    bounds = [*starts, alignment.shape[1]]
+    parts = [monotonic_path(alignment[read == n, bounds[n] : bounds[n + 1]]) + bounds[n] for n in range(len(starts))]
+    return np.concatenate(parts)
+
+
 def word_times(
     path: np.ndarray, offsets: Sequence[tuple[int, int]], words: Sequence[tuple[int, int]], frame_rate: float
 ) -> list[tuple[float, float]]:
@@ -64,3 +95,103 @@ def word_times(
         first_frame, last_frame = np.searchsorted(path, tokens[0]), np.searchsorted(path, tokens[-1], "right")
         times.append((float(first_frame / frame_rate), float(last_frame / frame_rate)))
     return times
+
+
+# While speech is written: how far a row has read, and why it ends.
+
+TOKENS_PER_SECOND = 60  # that a reading may pass at most; in read English there are about 7, and 57 for a moment
+MAX_SKIPPED = 3.0  # tokens that a reading may pass faster, or leave unread at its end
+MAX_BACK = 4.0  # tokens that a reading may glance back
+MAX_UNREAD = 5.0  # tokens of a prompt's transcript that may be left when its recording ends
+BACK_SECONDS = 0.1  # for which it may do so
+STILL_SECONDS = 2.0  # that may pass without a further token
+END_SECONDS = 1.0  # that may pass after the last token
+SECONDS_PER_TOKEN, MORE_SECONDS = 0.5, 2.0  # the time that a text may take, over three times what it needs
+FAILURES = {  # reasons that end a failed reading -> what happened
+    "looped": "went back to what was read before, and was stopped",
+    "stalled": "did not get further, and was stopped",
+    "too_long": "took more time than such a text can need, and was stopped",
+    "skipped": "left words out",
+    "incomplete": "ended before the text did",
+}
+STOPPED = {**FAILURES, "text_end": "was stopped after its last word"}
+
+
+class Reading(NamedTuple):
+    """How one row reads its text, followed frame by frame. Positions are expected positions of its alignment, in
+    tokens.
+
+    first, last: position of the first and last token that is to be spoken; first is None where it is not known.
+    limit: frames that it may have at most.
+    frames: how many there are. furthest: the furthest position. skipped: tokens that were passed too fast.
+    back: frames in a row that read far behind the furthest. mark: the furthest position when a token was last passed;
+    still: frames since then. moved_back: tokens that were read again, as `monotonicity` counts them.
+    finish: why the reading ended: "stop" where the model ended it; "length": max_new_tokens; "criteria"; "text_end": it
+    was stopped after its last token; a key of FAILURES; "" before it ended.
+    """
+
+    first: int | None = 0
+    last: int = 0
+    limit: int = sys.maxsize
+    frames: int = 0
+    position: float | None = None
+    furthest: float = 0.0
+    skipped: float = 0.0
+    moved_back: float = 0.0
+    back: int = 0
+    mark: float = 0.0
+    still: int = 0
+    finish: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the text was not read as it stands."""
+        return self.finish in FAILURES
+
+    @property
+    def score(self) -> tuple[bool, float]:
+        """Which of several readings is the best: the highest."""
+        return not self.failed, -(self.moved_back + self.skipped + self.last - self.furthest)
+
+    def follow(self, position: float | None, frame_rate: float, may_stop: bool) -> Reading:
+        """The reading after one more frame at a position, None where the model has no alignment."""
+        reading = self._replace(frames=self.frames + 1)
+        if position is not None:
+            reading = reading._move(position, TOKENS_PER_SECOND / frame_rate)
+        if reading.frames >= self.limit:
+            return reading._replace(finish="length")
+        return reading._replace(finish=reading._stopped(frame_rate)) if may_stop else reading
+
+    def _move(self, position: float, step: float) -> Reading:
+        if self.position is None:
+            begin = position if self.first is None else self.first
+            start = self._replace(position=min(begin, position), furthest=begin, mark=min(begin, position))
+            return start._move(position, step)
+        furthest = max(position, self.furthest)
+        passed = position > self.mark + 1
+        return self._replace(
+            position=position,
+            furthest=furthest,
+            skipped=self.skipped + max(0.0, furthest - self.furthest - step),
+            moved_back=self.moved_back + max(0.0, self.position - position),
+            back=self.back + 1 if position < furthest - MAX_BACK else 0,
+            mark=position if passed else self.mark,
+            still=0 if passed else self.still + 1,
+        )
+
+    def _stopped(self, frame_rate: float) -> str:
+        """Why the reading is to be stopped, or ""."""
+        if self.back >= BACK_SECONDS * frame_rate:
+            return "looped"
+        if self.position is not None and self.last - self.furthest < 2 and self.still >= END_SECONDS * frame_rate:
+            return "text_end"
+        if self.position is not None and self.still >= STILL_SECONDS * frame_rate:
+            return "stalled"
+        tokens = self.last - (self.first or 0) + 1
+        return "too_long" if self.frames >= (SECONDS_PER_TOKEN * tokens + MORE_SECONDS) * frame_rate else ""
+
+    def end(self) -> Reading:
+        """The reading after the model ended it."""
+        if self.position is not None and self.last - self.furthest > MAX_SKIPPED:
+            return self._replace(finish="incomplete")
+        return self._replace(finish="skipped" if self.skipped > MAX_SKIPPED else "stop")

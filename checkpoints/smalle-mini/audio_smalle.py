@@ -1,14 +1,15 @@
 """Waveforms and sound files: reads recordings in any form, checks and resamples them, and writes 16-bit wav."""
 
 import io
+import logging
 import os
+import re
 import struct
 import wave
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 
 from .saving_smalle import atomic_write
 
@@ -22,9 +23,19 @@ try:
 except ImportError:
     soxr = None
 
+logger = logging.getLogger(__name__)
+
 SAMPLING_RATES = 1000, 1_000_000  # Hz; a number beyond is no sampling rate
 MAX_LEVEL = 16.0  # floats beyond are on another scale, such as that of 16 bits
 MIN_LEVEL = 1e-3  # -60 dB; a recording that stays below is silent
+SPEECH_LEVEL = -23.0  # dBFS, of recordings that are encoded
+REFERENCE_SECONDS = 1.0, 20.0  # shortest and longest reference of a voice; of longer ones a part is heard
+MARGIN = 0.1  # seconds of silence that stay at its ends
+MAX_CLIPPED = 0.02  # share of samples at its peak
+MIN_DEPTH = 9.0  # dB between loud and quiet frames; speech has 20 and more
+MIN_SECONDS = 0.1  # of a prompt
+PROMPT_SECONDS = 10.0, 13.0  # to which a prompt is cut, if it is longer than the second
+MAX_DRIFT = 0.06  # share of a recording by which its speed may vary before a pause
 MAX_SAMPLES = 1 << 28  # of a file; 3 hours at 24 kHz
 UNKNOWN_SIZE = 0xFFFFFFFF  # what players expect in a wav whose end is not known yet
 NUMBERS = int, float, np.number
@@ -67,7 +78,7 @@ def read_recording(audio: Any, sampling_rate: float | None = None) -> tuple[Any,
             raise ValueError("audio is a dict without samples: expected array and sampling_rate, or bytes, or path.")
     if isinstance(audio, FILES) or hasattr(audio, "read"):
         return read_sound_file(audio)
-    if torch.is_tensor(audio):
+    if hasattr(audio, "is_floating_point"):  # a tensor; this module does without PyTorch
         audio = audio.detach().cpu()
         audio = audio.float() if audio.is_floating_point() else audio
     return audio, sampling_rate
@@ -122,13 +133,103 @@ def load_waveform(audio: Any, sampling_rate: float | None, target_rate: int) -> 
     return audio
 
 
+def speech_level(samples: np.ndarray, frame: int = 600) -> tuple[float, float]:
+    """Level in dBFS of the frames within 25 dB of the loud ones, and how many dB the loud frames are above the quiet
+    ones, of samples (L,) in [-1, 1]."""
+    count = max(1, len(samples) // frame)
+    energies = np.square(np.resize(samples, (count, frame))).mean(1) + 1e-12
+    levels = 10 * np.log10(energies)
+    loud = np.quantile(levels, 0.9)
+    return float(10 * np.log10(energies[levels > loud - 25].mean())), float(loud - np.quantile(levels, 0.05))
+
+
+def to_speech_level(samples: np.ndarray, dbfs: float = SPEECH_LEVEL) -> np.ndarray:
+    """Samples (L,) with their speech at a level; lower where they would clip."""
+    scaled = samples * np.float32(10 ** ((dbfs - speech_level(samples)[0]) / 20))
+    return scaled / max(1.0, float(np.abs(scaled).max()))
+
+
+def speech_span(samples: np.ndarray, rate: int, longest: float) -> slice:
+    """Where a recording (L,) is heard: from its first to its last loud frame and MARGIN around; of a longer one the
+    `longest` seconds with most loud frames."""
+    hop = rate // 50
+    energies = np.square(samples[: max(1, len(samples) // hop) * hop].reshape(-1, min(hop, len(samples)))).mean(1)
+    loud = energies > 10 ** (-3.0) * np.quantile(energies, 0.95)  # 30 dB below
+    first, last = np.flatnonzero(loud)[[0, -1]]
+    margin, most = round(MARGIN * 50), round(longest * 50)
+    if last + 1 - first > most:
+        heard = np.cumsum(np.concatenate(([0], loud)))
+        first = first + int((heard[first + most : last + 2] - heard[first : last + 2 - most]).argmax())
+        last = first + most - 1
+    return slice(max(0, first - margin) * hop, (last + 1 + margin) * hop)
+
+
+def pauses(samples: np.ndarray, rate: int) -> np.ndarray:
+    """The middles, in seconds, of the pauses of 0.15 s and more in a recording (L,)."""
+    hop = rate // 50
+    energies = np.square(samples[: len(samples) // hop * hop].reshape(-1, hop)).mean(1)
+    loud = np.flatnonzero(energies > 10 ** (-3.0) * np.quantile(energies, 0.95))  # 30 dB below
+    gaps = np.flatnonzero(np.diff(loud) > 0.15 * 50)
+    return (loud[gaps] + loud[gaps + 1] + 1) / 2 / 50
+
+
+def cut_prompt(samples: np.ndarray, text: str, rate: int) -> tuple[np.ndarray, str]:
+    """A recording (L,) and its transcript, cut at a pause and the end of a sentence where it is longer than
+    PROMPT_SECONDS. Raises ValueError if it cannot be cut, or is no recording of speech."""
+    seconds = len(samples) / rate
+    if seconds < MIN_SECONDS:
+        raise ValueError(f"audio is {seconds:.2g} s long: expected a recording of speech, 3 to 10 s are best.")
+    if seconds <= PROMPT_SECONDS[1]:
+        return samples, text
+    ends = [match.end() for match in re.finditer(r"[.!?](?=[\"')]*\s)", text)]
+    places = [  # how far a pause is from where a sentence of this share of the transcript ends
+        (abs(pause - seconds * end / len(text)), pause, end)
+        for pause in pauses(samples, rate)
+        for end in ends
+        if pause <= PROMPT_SECONDS[0]
+    ]
+    wrong, pause, end = min(places, default=(seconds, 0.0, 0))
+    if wrong > MAX_DRIFT * seconds:
+        raise ValueError(
+            f"audio is {seconds:.0f} s long, and its pauses do not tell where a sentence of audio_text ends: expected "
+            "3 to 10 s with their transcript."
+        )
+    logger.warning(f"audio is {seconds:.0f} s long: its first {pause:.1f} s are used, to {text[:end][-30:]!r}.")
+    return samples[: round(pause * rate)], text[:end]
+
+
+def clean_reference(samples: np.ndarray, rate: int) -> np.ndarray:
+    """A recording (L,) in -1..1 as the speaker encoder hears it best: no offset, no silence at the ends, at most
+    REFERENCE_SECONDS[1], at SPEECH_LEVEL.
+
+    Raises ValueError for a recording that is too short, clipped, or steady like a tone or noise.
+    """
+    shortest, longest = REFERENCE_SECONDS
+    clipped = float((np.abs(samples) >= 0.999 * np.abs(samples).max()).mean())
+    samples = samples - samples.mean()
+    samples = samples[speech_span(samples, rate, longest)]
+    if len(samples) < shortest * rate:
+        raise ValueError(
+            f"audio holds {len(samples) / rate:.1f} s of sound: expected {shortest:g} s of speech; 5 to 10 are best."
+        )
+    if (depth := speech_level(samples)[1]) < MIN_DEPTH:
+        raise ValueError(
+            f"audio is steady, its loudness varies by {depth:.1f} dB: expected a recording of speech, without music or "
+            "loud noise."
+        )
+    if clipped > MAX_CLIPPED:
+        raise ValueError(f"audio is clipped, {clipped:.0%} of its samples: record it again at a lower level.")
+    return to_speech_level(samples)
+
+
 # --- writing
 
 
 def pcm16(samples: Any) -> bytes:
     """16-bit samples of floats (L,) in -1..1, an array or a tensor. NaN becomes silence."""
-    samples = torch.as_tensor(samples, dtype=torch.float32).flatten().nan_to_num(nan=0.0)
-    return (samples.clamp(-1, 1) * 32767).short().numpy().tobytes()
+    samples = samples.detach().float().cpu() if hasattr(samples, "detach") else samples
+    samples = np.nan_to_num(np.asarray(samples, np.float32).ravel(), nan=0.0)
+    return (samples.clip(-1, 1) * np.float32(32767)).astype(np.int16).tobytes()
 
 
 def streaming_wav_header(sampling_rate: int) -> bytes:

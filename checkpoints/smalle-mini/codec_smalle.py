@@ -27,7 +27,8 @@ from transformers import initialization as init
 from transformers.utils import cached_file
 
 from .configuration_smalle import check_kinds, check_positive
-from .validation_smalle import as_tensor
+from .saving_smalle import errors_name_the_file
+from .validation_smalle import as_tensor, check_finite
 from .vocos_smalle import (
     ChunkedConv1d,
     ConvNeXtBlock,
@@ -427,7 +428,9 @@ class SmallECodec(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, dtype: torch.dtype = torch.float32, **kwargs) -> "SmallECodec":
-        return super().from_pretrained(*args, dtype=dtype, **kwargs).eval()
+        codec = super().from_pretrained(*args, dtype=dtype, **kwargs).eval()
+        check_finite(codec)
+        return codec
 
     def _init_weights(self, module):
         if isinstance(module, MelAnalysis):
@@ -636,16 +639,20 @@ def load_codec(name_or_path: str, subfolder: str = "", **kwargs) -> SmallECodec 
         return EncodecCodec.from_pretrained(**kwargs)
     try:
         with open(find_file(name_or_path, "config.json", subfolder=subfolder, **kwargs), encoding="utf-8") as file:
-            model_type = json.load(file).get("model_type")
+            config = json.load(file)
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
             f"no codec at {str(name_or_path)!r}{subfolder and f', folder {subfolder!r}'}: expected 'encodec', or a "
             "folder or Hub name with a config.json"
         ) from error
+    model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type == SmallECodecConfig.model_type:
-        return SmallECodec.from_pretrained(name_or_path, subfolder=subfolder, **kwargs)
+        options = {**kwargs, "subfolder": subfolder}
+        with errors_name_the_file(name_or_path, os.path.join(subfolder, "config.json"), options):
+            return SmallECodec.from_pretrained(name_or_path, **options)
     if model_type == "encodec":
         if subfolder:
             name_or_path = os.path.join(name_or_path, subfolder)
         return EncodecCodec.from_pretrained(name_or_path, **kwargs)
-    raise ValueError(f"{name_or_path!r} holds a model of type {model_type!r}; expected 'smalle_codec' or 'encodec'")
+    where = os.path.join(name_or_path, subfolder, "config.json")
+    raise ValueError(f"{where} has model_type {model_type!r}: expected 'smalle_codec' or 'encodec'.")

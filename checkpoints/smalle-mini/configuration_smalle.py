@@ -6,6 +6,8 @@ from typing import Any, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
+from .saving_smalle import errors_name_the_file
+
 AUTO_MAP = {
     "AutoConfig": "configuration_smalle.SmallEConfig",
     "AutoModel": "modeling_smalle.SmallEModel",
@@ -78,6 +80,9 @@ class SmallEConfig(PreTrainedConfig):
             neither norm nor scale, the paper's equation.
         speaker_layers: transformer layers of the speaker encoder; 0: no speaker encoder, so that voices are prompts or
             tuned states, as in the paper.
+        speaker_center, speaker_limits: mean of the speaker embeddings of the voices that the model learned, and two
+            distances from it: where they end, and where they typically are. A reference recording beyond the first is
+            drawn to the second, so that the model speaks in a voice it knows. None: as it is.
         num_codebooks, codebook_size, frame_rate, sampling_rate: the audio codec; frames and samples per second.
         tie_word_embeddings: the head shares its weight with the audio embedding.
         max_text_tokens, max_audio_frames: limits of one input.
@@ -123,6 +128,8 @@ class SmallEConfig(PreTrainedConfig):
     position_theta: float = 10000.0
     position_gain: float | None = 8.0
     speaker_layers: int = 0
+    speaker_center: list[float] | None = None
+    speaker_limits: list[float] | None = None
     num_codebooks: int = 4
     codebook_size: int = 1024
     frame_rate: float = 75.0
@@ -145,6 +152,12 @@ class SmallEConfig(PreTrainedConfig):
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         self._check_names()
         self._check_sizes()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers. Raises ValueError that names the file."""
+        with errors_name_the_file(pretrained_model_name_or_path, "config.json", kwargs):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().to_dict().items() if name != "mixer_kernel"}
@@ -193,6 +206,15 @@ class SmallEConfig(PreTrainedConfig):
                 f"an even number, 0 to {width}",
             ),
             "position_size": (self.position_size % 2 == 0, "an even number: half sines, half cosines"),
+        }
+        center, limits = self.speaker_center, self.speaker_limits
+        numbers = all(isinstance(x, (int, float)) for x in [*(center or ()), *(limits or ())])
+        expected |= {
+            "speaker_center": (numbers and (center is None or len(center) == self.hidden_size), "hidden_size numbers"),
+            "speaker_limits": (
+                limits is None or numbers and center is not None and len(limits) == 2 and limits[0] >= limits[1] > 0,
+                "two distances, the larger one first, and speaker_center",
+            ),
         }
         for name in ("expand_k", "expand_v"):
             fits = self.hidden_size * getattr(self, name) % self.mixer_heads == 0

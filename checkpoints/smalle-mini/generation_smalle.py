@@ -1,25 +1,44 @@
 """Speech from a text: the delay pattern, sampling, and `generate()`, which writes delayed codebooks step by step."""
 
+import copy
+import functools
 import itertools
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from numbers import Integral, Real
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList, logits_process
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
-from .alignment_smalle import monotonicity
+from .alignment_smalle import MAX_UNREAD, STOPPED, Reading, monotonicity, token_positions
 from .configuration_smalle import AUDIO_BOS, AUDIO_EOS, AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
-from .runtime_smalle import NativeSteps, encode_text, start_steps
-from .validation_smalle import FLOATS, check_initial_state, check_recording, check_seed, check_tensor, check_text
+from .runtime_smalle import NativeSteps, encode_speakers, encode_text, start_steps
+from .validation_smalle import (
+    FLOATS,
+    REPLACED,
+    SamplingSettings,
+    check_callables,
+    check_initial_state,
+    check_pieces,
+    check_recording,
+    check_seed,
+    check_settings,
+    check_tensor,
+    check_text,
+    sampling_settings,
+)
+
+logger = logging.get_logger(__name__)
 
 REPETITION_WINDOW = 50  # frames that a repetition penalty looks back
 UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
+SHARP = 0.4  # weight of one token from which on an alignment says where a frame reads
 NO_CODE = -1  # fills `sequences` after the end of a row
 
 
@@ -58,51 +77,10 @@ def undelay_steps(steps: Tensor) -> Tensor:
 # Sampling: each codebook has its own settings.
 
 
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How one codebook is sampled.
-
-    top_k: number of most likely tokens that are kept, 0: all, 1: greedy; temperature; top_p: the most likely tokens are
-    kept until their probabilities add up to it; min_p: tokens are kept that have at least this share of the highest
-    probability; repetition_penalty: divides positive scores of the last 50 frames' tokens and multiplies negative ones.
-    """
-
-    top_k: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-
-GREEDY = SamplingSettings()
-PER_CODEBOOK = "temperature", "top_k", "top_p", "min_p", "repetition_penalty"  # a number, or a list
-
-
 def seeded(seed: int | torch.Generator | None, device: torch.device) -> torch.Generator | None:
     """A new generator for an integer seed. A generator, or None for the global one, is returned as it is."""
     check_seed(seed)
     return seed if seed is None or isinstance(seed, torch.Generator) else torch.Generator(device).manual_seed(seed)
-
-
-def sampling_settings(config: GenerationConfig, num_codebooks: int) -> list[SamplingSettings]:
-    """Settings of each codebook; all are greedy with do_sample=False.
-
-    A number sets the first codebook and leaves the others greedy; a list sets each. Raises ValueError for a list of
-    another length.
-    """
-    names = PER_CODEBOOK if config.do_sample else ("repetition_penalty",)
-    values = {name: getattr(config, name) for name in names}
-    if any(isinstance(values.get(name), (list, tuple)) for name in ("temperature", "top_p", "min_p")):
-        top_k = values["top_k"]  # a list of these samples every codebook, also where top_k is one number
-        values["top_k"] = top_k if isinstance(top_k, (list, tuple)) else [top_k] * num_codebooks
-    for name, value in values.items():
-        if not isinstance(value, (list, tuple)):
-            values[name] = [value] + [getattr(GREEDY, name)] * (num_codebooks - 1)
-        elif len(value) != num_codebooks:
-            raise ValueError(
-                f"{name}={value!r}: expected a number, or a list of {num_codebooks}, one for each codebook."
-            )
-    return [SamplingSettings(**dict(zip(values, row))) for row in zip(*values.values())]
 
 
 def penalise_repetition(logits: Tensor, recent: Tensor, penalty: float) -> Tensor:
@@ -159,66 +137,6 @@ def force_tails(logits: Tensor, remaining: Tensor) -> Tensor:
     return torch.where(ended[..., None], only_eos, logits)
 
 
-# Generation configuration: what one call takes and refuses.
-
-SETTINGS: dict[str, tuple[Any, ...]] = {  # type, least, greatest, what is expected
-    "do_sample": (bool, False, True, "True or False"),
-    "temperature": (Real, 1e-3, 1e3, "a number of 0.001..1000 (do_sample=False is greedy)"),
-    "top_k": (Integral, 0, torch.inf, "an integer of 0 or more (0: no limit)"),
-    "top_p": (Real, 1e-6, 1, "a number above 0, up to 1"),
-    "min_p": (Real, 0, 1, "a number of 0..1"),
-    "repetition_penalty": (Real, 1e-2, 1e2, "a number of 0.01..100 (1: none)"),
-    "guidance_scale": (Real, 0, 100, "a number of 0..100 (1: no guidance)"),
-    "max_new_tokens": (Integral, 1, torch.inf, "at least one frame"),
-    "min_new_tokens": (Integral, 0, torch.inf, "an integer of 0 or more, in frames"),
-    "max_time": (Real, 0, torch.inf, "seconds"),
-    "num_return_sequences": (Integral, 1, torch.inf, "an integer of 1 or more"),
-    "best_of": (Integral, 1, torch.inf, "an integer of 1 or more, (1: off)"),
-    "output_scores": (bool, False, True, "True or False"),
-    "return_dict_in_generate": (bool, False, True, "True or False"),
-}
-REPLACED = {  # settings of other models -> what does it here
-    "max_length": "max_new_tokens, which counts new frames",
-    "min_length": "min_new_tokens, which counts new frames",
-    "output_attentions": "output_alignments",
-    "streamer": "stream()",
-}
-UNSUPPORTED = {  # settings of other decoding modes -> the value, beside None, that turns them off
-    **dict.fromkeys(("num_beams", "num_beam_groups", "typical_p", "encoder_repetition_penalty"), 1),
-    **dict.fromkeys(("constraints", "force_words_ids", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens"), 0),
-    **dict.fromkeys(("assistant_early_exit", "use_mtp", "top_h", "epsilon_cutoff", "eta_cutoff", "stop_strings"), 0),
-    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "sequence_bias"), 0),
-    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "watermarking_config", "renormalize_logits"), 0),
-    **dict.fromkeys(("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id"), 0),
-    **dict.fromkeys(("cache_implementation", "output_logits", "output_hidden_states"), 0),
-}
-
-
-def check_settings(config: Any):
-    """ValueError for settings of a wrong type or out of range, and for those that it would be wrong to ignore."""
-    values = {name: getattr(config, name, None) for name in UNSUPPORTED}
-    asked = [f"{name}={value!r}" for name, value in values.items() if value not in (None, UNSUPPORTED[name])]
-    if asked:
-        raise ValueError(
-            f"{', '.join(asked)}: generate() is greedy (do_sample=False) or samples ({', '.join(PER_CODEBOOK)}), with "
-            "guidance_scale, num_return_sequences and best_of; for more, give logits_processor= or stopping_criteria= "
-            "of transformers."
-        )
-    for name, (kind, least, greatest, expected) in SETTINGS.items():
-        value = getattr(config, name)
-        several = name in PER_CODEBOOK and isinstance(value, (list, tuple))
-        if value is None or name == "temperature" and not config.do_sample:
-            continue
-        for x in value if several else [value]:
-            if not isinstance(x, kind) or isinstance(x, bool) != (kind is bool) or not least <= x <= greatest:
-                lists = ", or a list of them, one for each codebook" if name in PER_CODEBOOK else ""
-                raise ValueError(f"{name}={value!r}: expected {expected}{lists}.")
-    if 1 < config.best_of < config.num_return_sequences:
-        raise ValueError(
-            f"best_of={config.best_of}: expected num_return_sequences={config.num_return_sequences} or more."
-        )
-
-
 def check_state(state: "GenerationState", config: Any, output_alignments: bool):
     """ValueError where a call goes on with what the earlier one did not begin."""
     steps = state.grid.shape[1] - 1
@@ -246,6 +164,7 @@ class GenerationState:
     forced (G·B, F, Q): coming steps as far as a prompt determines them, else UNKNOWN.
     remaining (B,): steps until a row is complete: 0 when finished, -1 before its end is known.
     history (B, H, Q): steps before the grid, for repetition penalties.
+    readings: how far each of B rows has read its text.
     alignments, scores: (B, N) and (B, Q, V) of the steps whose frames are not complete.
     """
 
@@ -254,6 +173,7 @@ class GenerationState:
     forced: Tensor
     remaining: Tensor
     history: Tensor
+    readings: tuple[Reading, ...]
     alignments: tuple[Tensor, ...] = ()
     scores: tuple[Tensor, ...] = ()
 
@@ -271,6 +191,7 @@ class GenerationState:
             self.forced[every],
             self.remaining[rows],
             self.history[rows],
+            tuple(self.readings[row] for row in rows.tolist()),
             tuple(x[rows] for x in self.alignments),
             tuple(x[rows] for x in self.scores),
         )
@@ -286,6 +207,9 @@ class SmallEGenerateOutput(ModelOutput):
 
     sequences (B, T, Q): new codes, undelayed, -1 after the end of a row.
     lengths (B,): new frames of each row.
+    finish_reason: of each row, why it ended: "stop", the model ended it; "length", max_new_tokens; "criteria", a
+        stopping criterion or max_time; "text_end", it was stopped after its last word; "looped", "stalled", "too_long",
+        "skipped", "incomplete", the reading failed (`alignment_smalle.FAILURES`). None: a stream goes on.
     alignments (B, T, N): weights of the text's tokens for each new frame, with output_alignments=True.
     scores (B, T, Q, V): scores that each code was sampled from, -inf for impossible ones, with output_scores=True.
     cache: `GenerationState` to go on from.
@@ -295,13 +219,46 @@ class SmallEGenerateOutput(ModelOutput):
     lengths: Tensor = None  # type: ignore[assignment]
     alignments: Tensor | None = None
     scores: Tensor | None = None
-    cache: GenerationState = None  # type: ignore[assignment]
+    cache: GenerationState | None = None
+    finish_reason: list[str | None] = None  # type: ignore[assignment]
 
     def select(self, rows: Tensor) -> "SmallEGenerateOutput":
         """The output of these rows (B',), cut to the longest of them."""
         longest = int(self.lengths[rows].max())
         cut = {name: self[name][rows, :longest] for name in ("sequences", "alignments", "scores") if name in self}
-        return SmallEGenerateOutput(lengths=self.lengths[rows], cache=self.cache.select(rows), **cut)
+        reasons = [self.finish_reason[row] for row in rows.tolist()]
+        cache = None if self.cache is None else self.cache.select(rows)
+        return SmallEGenerateOutput(lengths=self.lengths[rows], cache=cache, finish_reason=reasons, **cut)
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """How each row read its text; nothing is known where there is no state."""
+        return () if self.cache is None else self.cache.readings
+
+    def replace_rows(self, rows: list[int], other: "SmallEGenerateOutput") -> "SmallEGenerateOutput":
+        """The output with these rows, which have ended, in the place of them the rows of another, which have, too."""
+        assert self.cache is not None
+        longest = max(self.sequences.shape[1], other.sequences.shape[1])
+        index, whole = torch.tensor(rows, device=self.lengths.device), {}
+        for name, padding in PADDING.items():
+            if name in self:
+                mine, others = (pad_frames(x[name], longest, padding) for x in (self, other))
+                whole[name] = mine.index_copy(0, index, others)
+        readings, reasons = list(self.readings), list(self.finish_reason)
+        for row, reading in zip(rows, other.readings):
+            readings[row], reasons[row] = reading, reading.finish
+        lengths = self.lengths.index_copy(0, index, other.lengths)
+        cache = replace(self.cache, readings=tuple(readings))
+        output = SmallEGenerateOutput(lengths=lengths, cache=cache, finish_reason=reasons, **whole)
+        return output.select(torch.arange(len(lengths)))
+
+
+PADDING = {"sequences": NO_CODE, "alignments": 0, "scores": -torch.inf}  # after the end of a row
+
+
+def pad_frames(x: Tensor, frames: int, value: float) -> Tensor:
+    """(B, T, ...) -> (B, frames, ...)."""
+    return F.pad(x, (0, 0) * (x.ndim - 2) + (0, frames - x.shape[1]), value=value)
 
 
 def best_rows(scores: Tensor, candidates: int, kept: int) -> Tensor:
@@ -328,7 +285,8 @@ class DecodingLoop:
         generator: torch.Generator | None,
         output_alignments: bool,
     ):
-        self.steps = start_steps(model, state.model, output_alignments, unchanged=True)
+        self.watches = model.config.architecture == "small-e" and model.config.cross_attention == "paca"
+        self.steps = start_steps(model, state.model, output_alignments or self.watches, unchanged=True)
         self.start, self.config, self.generator, self.output_alignments = state, config, generator, output_alignments
         self.processors, self.criteria = processors, criteria
         self.num_codebooks, self.batch = model.config.num_codebooks, len(state.remaining)
@@ -342,6 +300,8 @@ class DecodingLoop:
         self.fast = simple and not processors and not config.output_scores
         self.window, self.forced = list(state.grid.unbind(1)), state.forced
         self.alignments, self.scores = list(state.alignments), list(state.scores)
+        self.readings, self.frame_rate = list(state.readings), model.config.frame_rate
+        self.token_positions = token_positions(state.model.text_mask[: self.batch])
         self._set_remaining(state.remaining)
 
     def step(self):
@@ -354,7 +314,12 @@ class DecodingLoop:
         self.window.append(tokens)
         if self.output_alignments:
             self.alignments.append(alignment[: self.batch, -1])
-        self._update_remaining(tokens[: self.batch, 0])
+        positions: list = [None] * self.batch
+        if self.watches:
+            positions = (alignment[: self.batch, -1].float() * self.token_positions).sum(1).tolist()
+            if len(self.window) == 2:
+                self._check_prompts(alignment[:, -1], positions)
+        self._update_remaining(tokens[: self.batch, 0], positions)
 
     def _next_tokens(self, logits: Tensor) -> Tensor:
         """Tokens (B, Q) of logits (G·B, 1, Q, V)."""
@@ -386,18 +351,47 @@ class DecodingLoop:
         new = [step[: self.batch, 0] for step in self.window[1:]]
         return torch.stack(new, 1) if new else self.window[0].new_zeros(self.batch, 0)
 
-    def _update_remaining(self, first: Tensor):
-        """Counts down the rows that have ended, by the newest tokens (B,) of the first codebook or a criterion."""
-        remaining = self.remaining
-        if self.num_active < self.batch or AUDIO_EOS in first.tolist():
+    def _update_remaining(self, first: Tensor, positions: list[float | None]):
+        """Counts down the rows that have ended: by the newest tokens (B,) of the first codebook, a criterion, or where
+        they read (B,)."""
+        remaining, tokens = self.remaining, first.tolist()
+        if self.num_active < self.batch or AUDIO_EOS in tokens:
             ends = (remaining < 0) & (first == AUDIO_EOS)
             remaining = torch.where(remaining > 0, remaining - 1, remaining)
             remaining = torch.where(ends, self.num_codebooks - 1, remaining)
+        stopped = [False] * self.batch
         if self.criteria:
-            stopped = self.criteria(self._first_codebook(), tuple(x[:, 0] for x in self.scores) or None)
-            remaining = torch.where((remaining < 0) & stopped, self.num_codebooks, remaining)  # AUDIO_EOS comes next
+            stopped = self.criteria(self._first_codebook(), tuple(x[:, 0] for x in self.scores) or None).tolist()
+        self._follow(tokens, stopped, positions)
+        stopped = [reading.finish not in ("", "stop") for reading in self.readings]
+        if any(stopped):
+            stop = (remaining < 0) & torch.tensor(stopped, device=remaining.device)
+            remaining = torch.where(stop, self.num_codebooks, remaining)  # AUDIO_EOS comes next
         if remaining is not self.remaining:
             self._set_remaining(remaining)
+
+    def _check_prompts(self, alignment: Tensor, positions: list[float]):
+        """ValueError where a prompt's recording ends before its transcript, which would be spoken."""
+        for row, (reading, position) in enumerate(zip(self.readings, positions)):
+            unread = 0 if reading.first is None else reading.first - position
+            if not reading.frames and unread > MAX_UNREAD and alignment[row].max() > SHARP:
+                raise ValueError(
+                    f"Text {row}: the transcript of its prompt (audio_text) goes on after the recording, by about "
+                    f"{unread:.0f} tokens of {reading.first}: give what is said in the recording, no more."
+                )
+
+    def _follow(self, tokens: list[int], stopped: list[bool], positions: list[float | None]):
+        """Follows the readings of the rows whose end is not known yet by one frame."""
+        may_stop = len(self.window) > self.config.min_new_tokens
+        for row, reading in enumerate(self.readings):
+            if reading.finish:
+                continue
+            if tokens[row] == AUDIO_EOS:
+                reading = reading.end()
+            else:
+                reading = reading.follow(positions[row], self.frame_rate, may_stop)
+                reading = reading._replace(finish="criteria") if stopped[row] else reading
+            self.readings[row] = reading
 
     def _set_remaining(self, remaining: Tensor):
         unfinished = remaining != 0
@@ -412,7 +406,8 @@ class DecodingLoop:
         history = torch.cat((self.start.history, *(step[:, None] for step in done)), 1)[:, -REPETITION_WINDOW:]
         grid = torch.stack(self.window[-self.num_codebooks :], 1)
         unfinished = tuple(self.alignments[pending:]), tuple(self.scores[pending:])
-        return GenerationState(self.steps.state, grid, self.forced, self.remaining, history, *unfinished)
+        readings = tuple(self.readings)
+        return GenerationState(self.steps.state, grid, self.forced, self.remaining, history, readings, *unfinished)
 
     def output(self) -> SmallEGenerateOutput:
         """The complete frames, undelayed, each row up to its end."""
@@ -422,9 +417,10 @@ class DecodingLoop:
         longest = int(lengths.max())
         inside = torch.arange(longest, device=grid.device) < lengths[:, None]
         codes = codes[:, :longest].masked_fill(~inside[..., None], NO_CODE)
-        output = SmallEGenerateOutput(sequences=codes, lengths=lengths, cache=self.state())
+        reasons, state = [reading.finish or None for reading in self.readings], self.state()
+        output = SmallEGenerateOutput(sequences=codes, lengths=lengths, cache=state, finish_reason=reasons)
         if self.output_alignments:
-            empty = torch.zeros(len(grid), 0, output.cache.model.text_mask.shape[1], device=grid.device)
+            empty = torch.zeros(len(grid), 0, state.model.text_mask.shape[1], device=grid.device)
             output.alignments = torch.stack(self.alignments, 1)[:, :longest] if self.alignments else empty
         if self.config.output_scores and self.scores:
             output.scores = undelay_steps(torch.stack(self.scores, 1))[:, :longest]
@@ -440,10 +436,139 @@ def add_empty_texts(ids: Tensor, mask: Tensor, config: Any) -> tuple[Tensor, Ten
     return torch.cat((ids, empty)), torch.cat((mask, empty_mask))
 
 
+# Long texts: models are trained on utterances, so a text is read piece by piece.
+
 INPUTS = (  # of generate(), where the others are settings
-    *("input_ids", "attention_mask", "audio_codes", "audio_attention_mask", "cache", "initial_state"),
+    *("cache", "input_ids", "attention_mask", "piece_ids", "audio_codes", "audio_attention_mask", "initial_state"),
     *("speaker_codes", "speaker_attention_mask", "speaker_embeddings"),
 )
+
+
+def number_of_pieces(inputs: dict[str, Any]) -> int:
+    """How many pieces the longest text of a call has."""
+    ids = inputs.get("piece_ids")
+    return int(ids.max()) if torch.is_tensor(ids) and ids.numel() else 1
+
+
+def given_limit(generation_config: Any, settings: dict[str, Any]) -> int:
+    """The max_new_tokens that a call gives, and not the model's configuration."""
+    return settings.get("max_new_tokens") or getattr(generation_config, "max_new_tokens", None) or sys.maxsize
+
+
+def start_readings(mask: Tensor, piece_ids: Tensor | None, limits: list[int] | None) -> tuple[Reading, ...]:
+    """Readings of texts with these masks (B, N) that have not begun."""
+    lasts, firsts = mask.long().sum(1) - 1, [None] * len(mask)
+    if piece_ids is not None:
+        before = (mask.bool() & (piece_ids == 0)).sum(1)
+        firsts = (before - 1).clamp(min=0).tolist()  # [EOS] belongs to no piece and stands behind
+    most = [sys.maxsize] * len(mask) if limits is None else limits
+    return tuple(Reading(*row) for row in zip(firsts, lasts.tolist(), most))
+
+
+def warn(reasons: list[str | None], piece: "Piece | None" = None):
+    """Says which texts of a call were not read as they stand."""
+    for row, reason in zip(range(len(reasons)) if piece is None else piece.rows, reasons):
+        if reason in STOPPED:
+            name = f"Text {row}" if piece is None else f"Text {row}, piece {piece.number}"
+            logger.warning(f"{name}: the reading {STOPPED[reason]}. Try another seed, or other words.")
+
+
+@dataclass
+class Piece:
+    """A piece of some texts. rows: of the call, which have it; columns: of each, the tokens that are read, its prompt's
+    included; inputs: of `_prefill`."""
+
+    number: int
+    rows: list[int]
+    columns: list[Tensor]
+    inputs: dict[str, Any]
+
+
+class Pieces:
+    """Reads the texts of a call piece by piece: yields each piece, and makes one speech of what was written.
+
+    All pieces of a text are read behind the same prompt, so that the voice does not drift. A row without a voice has
+    its first piece as the prompt of the others.
+
+    inputs: of generate(), by name. prompts: codes (P, Q) of each row. limit: frames that a row may have in all.
+    count: pieces of the longest text.
+    """
+
+    def __init__(self, inputs: dict[str, Any], prompts: list[Tensor], limit: int):
+        ids = inputs["input_ids"]
+        mask = inputs.get("attention_mask")
+        self.mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        self.piece_ids = torch.where(self.mask, inputs["piece_ids"].to(ids), -1)
+        self.count = int(self.piece_ids.max())
+        self.inputs, self.prompts, self.left = inputs, list(prompts), [limit] * len(ids)
+        voices = [x for name, x in inputs.items() if name in ("speaker_codes", "speaker_embeddings", "initial_state")]
+        self.voiceless = [
+            row for row, prompt in enumerate(prompts) if not len(prompt) and not any(x[row].any() for x in voices)
+        ]
+
+    def __iter__(self) -> Iterator[Piece]:
+        for number in range(1, self.count + 1):
+            has = (self.piece_ids == number).any(1).tolist()
+            rows = [row for row, left in enumerate(self.left) if has[row] and left > 0]
+            if rows:
+                yield self._piece(number, rows)
+            if number == 1:
+                for row in self.voiceless:
+                    self.piece_ids[row, self.piece_ids[row] == 1] = 0
+
+    def _piece(self, number: int, rows: list[int]) -> Piece:
+        read = (self.piece_ids == 0) | (self.piece_ids == number)
+        columns = [read[row].nonzero()[:, 0] for row in rows]
+
+        def padded(x: Tensor) -> Tensor:
+            kept = [x[row, n] for row, n in zip(rows, columns)]
+            return pad_sequence(kept, batch_first=True, padding_side="left")
+
+        inputs = {name: x[rows] for name, x in self.inputs.items() if not name.startswith("audio")}
+        inputs["input_ids"], inputs["attention_mask"] = padded(self.inputs["input_ids"]), padded(self.mask.long())
+        inputs["piece_ids"] = padded((self.piece_ids > 0).long())
+        inputs["prompts"], inputs["limits"] = [self.prompts[row] for row in rows], [self.left[row] for row in rows]
+        return Piece(number, rows, columns, inputs)
+
+    def spread(self, piece: Piece, output: SmallEGenerateOutput) -> SmallEGenerateOutput:
+        """What was written of a piece, as the output of all rows, with the alignments of their whole texts."""
+        self._remember(piece, output)
+        rows, batch, (_, frames, *_) = piece.rows, len(self.mask), output.sequences.shape
+        whole = SmallEGenerateOutput(
+            sequences=output.sequences.new_full((batch, *output.sequences.shape[1:]), NO_CODE),
+            lengths=output.lengths.new_zeros(batch),
+            finish_reason=[dict(zip(rows, output.finish_reason)).get(row) for row in range(batch)],
+        )
+        whole.sequences[rows], whole.lengths[rows] = output.sequences, output.lengths
+        if output.scores is not None:
+            whole.scores = output.scores.new_full((batch, *output.scores.shape[1:]), -torch.inf)
+            whole.scores[rows] = output.scores
+        if output.alignments is not None:
+            whole.alignments = output.alignments.new_zeros(batch, frames, self.mask.shape[1])
+            for row, columns, alignment in zip(rows, piece.columns, output.alignments):
+                whole.alignments[row, :, columns] = alignment[:, -len(columns) :]
+        return whole
+
+    def _remember(self, piece: Piece, output: SmallEGenerateOutput):
+        for row, codes, length, reason in zip(
+            piece.rows, output.sequences, output.lengths.tolist(), output.finish_reason
+        ):
+            self.left[row] = 0 if reason == "criteria" else self.left[row] - length
+            if row in self.voiceless and piece.number == 1:
+                self.prompts[row] = torch.cat((self.prompts[row], codes[:length]))
+
+    @staticmethod
+    def join(outputs: list[SmallEGenerateOutput]) -> SmallEGenerateOutput:
+        """What was written of each text, one piece behind the other."""
+        joined = SmallEGenerateOutput(lengths=torch.stack([output.lengths for output in outputs]).sum(0))
+        for name, padding in PADDING.items():
+            if name in outputs[0]:
+                parts = ([x[name][row, : x.lengths[row]] for x in outputs] for row in range(len(joined.lengths)))
+                rows = [torch.cat(part) for part in parts]
+                joined[name] = pad_sequence(rows, batch_first=True, padding_value=padding)
+        reasons = zip(*(output.finish_reason for output in outputs))
+        joined.finish_reason = [next((x for x in row if x not in ("stop", None)), "stop") for row in reasons]
+        return joined
 
 
 class SmallEGenerationMixin(GenerationMixin):
@@ -479,18 +604,29 @@ class SmallEGenerationMixin(GenerationMixin):
         speaker_codes: Tensor | None = None,
         speaker_attention_mask: Tensor | None = None,
         speaker_embeddings: Tensor | None = None,
+        piece_ids: Tensor | None = None,
         **kwargs,
     ) -> SmallEGenerateOutput | Tensor:
         """Generates codes of speech: samples, or is greedy with do_sample=False.
 
+        A text ends by itself, or when its alignment says that its last word was read, that the reading goes wrong
+        (`alignment_smalle.Reading`), or when it took more time than such a text can need: see `finish_reason`.
+
         Args:
             input_ids (B, N), attention_mask (B, N): texts; with a prompt, its transcript followed by the text.
+            piece_ids (B, N): the piece of a long text that each token belongs to, 1, 2, ...; 0 for tokens that are read
+                before or behind every piece: those of the transcript and special ones. Pieces are spoken one after the
+                other; the output is of the whole text. None: one piece.
             audio_codes (B, P, Q): undelayed codes of a prompt to continue; audio_attention_mask (B, P): 1 on its
                 frames, 0 on padding, on either side.
-            cache: that of an earlier output, in place of all inputs above: continues where that stopped.
+            cache: that of an earlier output, in place of all inputs above: continues where that stopped. The output of
+                a text of several pieces has none.
             generation_config, **kwargs: do_sample; temperature, top_k, top_p, min_p and repetition_penalty (over the
                 last 50 frames, those of the prompt included): a number is for the first codebook and leaves the others
-                greedy, a list has one for each; max_new_tokens and min_new_tokens (frames), max_time (seconds);
+                greedy, a list has one for each; max_new_tokens (frames of a speech; if it is not given here, there is
+                no limit but that of the text and, for each piece, that of the model's configuration); min_new_tokens
+                (frames of each piece); max_time (seconds); max_retries: a reading that failed is generated again at
+                most so many times, and the best is kept;
                 num_return_sequences of each text, next to each other; best_of: of so many candidates of each text the
                 most monotonic ones (`alignment_smalle.monotonicity`) are returned; guidance_scale: above 1, moves away
                 from speech without the text, and without the speaker unless a prompt has that voice;
@@ -512,29 +648,101 @@ class SmallEGenerationMixin(GenerationMixin):
         Raises:
             ValueError: inputs or settings are wrong or unknown, or ask for beam search and the like.
         """
+        limit = given_limit(generation_config, kwargs)
         config, _ = self._prepare_generation_config(generation_config, **kwargs)
-        criteria = self._get_stopping_criteria(config, stopping_criteria)
-        state = cache
+        voice = audio_codes, audio_attention_mask, initial_state, speaker_codes, speaker_attention_mask
+        values = cache, input_ids, attention_mask, piece_ids, *voice, speaker_embeddings
+        inputs = {name: x for name, x in zip(INPUTS, values, strict=True) if x is not None}
+        call = self._call(config, logits_processor, stopping_criteria, progress, seed, output_alignments)
+        if number_of_pieces(inputs) == 1:
+            state = self._start(inputs, call)
+            output = self._read(state, call, 0 if cache else config.max_retries)
+            output.finish_reason = [reason or "length" for reason in output.finish_reason]
+            warn(output.finish_reason)
+        else:
+            output = self._generate_pieces(inputs, limit, call)
+        return output if config.return_dict_in_generate else output.sequences
+
+    def _call(
+        self, config: Any, processors: Any, criteria: Any, progress: Any, seed: Any, output_alignments: bool
+    ) -> dict[str, Any]:
+        """The arguments of `_sample`, beside the state, in one call of generate() or stream()."""
+        check_callables("logits_processor", processors)
+        check_callables("stopping_criteria", criteria)
+        return {
+            "logits_processor": LogitsProcessorList(processors or []),
+            "stopping_criteria": self._get_stopping_criteria(config, criteria),
+            "generation_config": config,
+            "progress": progress,
+            "generator": seeded(seed, self.device),
+            "output_alignments": output_alignments or config.best_of > 1,
+        }
+
+    def _generate_pieces(self, inputs: dict[str, Any], limit: int, call: dict[str, Any]) -> SmallEGenerateOutput:
+        """`generate()` of texts of which some have several pieces, with at most `limit` frames each."""
+        config, outputs = copy.copy(call["generation_config"]), []
+        if config.num_return_sequences > 1:  # each has its own rows, as it may go on from its own first piece
+            inputs = {name: x.repeat_interleave(config.num_return_sequences, 0) for name, x in inputs.items()}
+            config.best_of, config.num_return_sequences = -(-config.best_of // config.num_return_sequences), 1
+        pieces = self._pieces(inputs, limit)
+        for piece in pieces:
+            state = self._prefill(**piece.inputs, guided=config.guidance_scale != 1)
+            output = self._read(state, {**call, "generation_config": config}, config.max_retries)
+            output.finish_reason = [reason or "length" for reason in output.finish_reason]
+            warn(output.finish_reason, piece)
+            outputs.append(pieces.spread(piece, output))
+        return pieces.join(outputs)
+
+    def _read(self, state: GenerationState, call: dict[str, Any], retries: int) -> SmallEGenerateOutput:
+        """The best readings from a state; one that failed is read again, at most `retries` times."""
+        config = call["generation_config"]
+        kept = config.num_return_sequences
+        output = self._read_once(state, max(config.best_of, kept), kept, call)
+        for _ in range(retries if config.do_sample else 0):
+            readings = output.readings
+            failed = [row for row, reading in enumerate(readings) if reading.failed]
+            if not failed:
+                break
+            again = self._read_once(state.select(torch.tensor(failed) // kept), config.best_of, 1, call)
+            pairs = zip(failed, again.readings, strict=True)
+            better = [n for n, (row, x) in enumerate(pairs) if x.finish and x.score > readings[row].score]
+            if better:
+                output = output.replace_rows([failed[n] for n in better], again.select(torch.tensor(better)))
+        return output
+
+    def _read_once(self, state: GenerationState, candidates: int, kept: int, call: dict[str, Any]) -> Any:
+        """Of so many candidates of each text the most monotonic ones."""
+        if candidates > 1:
+            state = state.select(torch.arange(len(state.remaining), device=self.device).repeat_interleave(candidates))
+        output = self._sample(state, **call)
+        if output.alignments is None or candidates == 1 or call["generation_config"].best_of == 1:
+            return output
+        scores = monotonicity(output.alignments, output.lengths, state.model.text_mask[: len(output.lengths)])
+        return output.select(best_rows(scores, candidates, kept))
+
+    def _start(self, inputs: dict[str, Any], call: dict[str, Any]) -> GenerationState:
+        """The state from which texts of one piece are read, or are read on."""
+        config, state = call["generation_config"], inputs.get("cache")
         if state is None:
-            audio, speaker = (audio_codes, audio_attention_mask), (speaker_codes, speaker_attention_mask)
-            inputs = input_ids, attention_mask, audio, speaker, speaker_embeddings, initial_state
-            state = self._prefill(*inputs, guided=config.guidance_scale != 1)
-        elif any(x is not None for x in (input_ids, audio_codes, initial_state, speaker_codes, speaker_embeddings)):
+            if "piece_ids" in inputs:
+                check_pieces(inputs.get("input_ids"), inputs.get("attention_mask"), inputs["piece_ids"])
+            state = self._prefill(**inputs, guided=config.guidance_scale != 1)
+        elif len(inputs) > 1:
             raise ValueError("cache= goes on with an earlier text: give that, or input_ids and a voice.")
         elif not isinstance(state, GenerationState):
             raise ValueError(f"cache is {type(state).__name__}: expected that of an output of generate().")
-        candidates = max(config.best_of, config.num_return_sequences)
-        if candidates > 1:
-            state = state.select(torch.arange(len(state.remaining), device=self.device).repeat_interleave(candidates))
-        output_alignments = output_alignments or config.best_of > 1
-        check_state(state, config, output_alignments)
-        processors = LogitsProcessorList(logits_processor or [])
-        options = dict(generator=seeded(seed, self.device), output_alignments=output_alignments)
-        output = self._sample(state, processors, criteria, config, progress, **options)
-        if output.alignments is not None and config.best_of > 1:
-            scores = monotonicity(output.alignments, output.lengths, state.model.text_mask[: len(output.lengths)])
-            output = output.select(best_rows(scores, candidates, config.num_return_sequences))
-        return output if config.return_dict_in_generate else output.sequences
+        check_state(state, config, call["output_alignments"])
+        return state
+
+    def _pieces(self, inputs: dict[str, Any], limit: int) -> Pieces:
+        """The pieces of texts, whose inputs are checked."""
+        check_pieces(inputs.get("input_ids"), inputs.get("attention_mask"), inputs["piece_ids"])
+        if "cache" in inputs:
+            raise ValueError("cache= goes on with an earlier text: give that, or input_ids and a voice.")
+        prompts = self._recordings(
+            len(inputs["input_ids"]), inputs.get("audio_codes"), inputs.get("audio_attention_mask")
+        )
+        return Pieces(inputs, prompts, limit)
 
     def stream(
         self,
@@ -552,33 +760,56 @@ class SmallEGenerationMixin(GenerationMixin):
 
         Args:
             chunk_frames: frames of a chunk, or an endless iterator of the sizes of one chunk after the other.
-            **kwargs: inputs and settings of `generate()`, except num_return_sequences, best_of and max_time, which
-                need the whole speech; a best_of of the checkpoint's generation configuration is ignored.
+            **kwargs: inputs and settings of `generate()`, except num_return_sequences, best_of, max_retries and
+                max_time, which need the whole speech; best_of and max_retries of the checkpoint's generation
+                configuration are ignored.
         """
-        inputs: dict[str, Any] = {name: kwargs.pop(name) for name in INPUTS if name in kwargs}
-        if getattr(generation_config, "best_of", None) is None:
-            kwargs.setdefault("best_of", 1)
+        inputs = {name: x for name in INPUTS if (x := kwargs.pop(name, None)) is not None}
+        limit = given_limit(generation_config, kwargs)
+        for name, off in {"best_of": 1, "max_retries": 0}.items():
+            if getattr(generation_config, name, None) is None:
+                kwargs.setdefault(name, off)
+        logits_processor, stopping_criteria = (
+            kwargs.pop("logits_processor", None),
+            kwargs.pop("stopping_criteria", None),
+        )
         config, _ = self._prepare_generation_config(generation_config, **kwargs)
         if isinstance(chunk_frames, int) and chunk_frames < 1:
             raise ValueError(f"chunk_frames={chunk_frames}: expected at least one frame.")
-        if config.num_return_sequences > 1 or config.best_of > 1 or config.max_time is not None:
+        if config.num_return_sequences > 1 or config.best_of > 1 or config.max_time is not None or config.max_retries:
             raise ValueError(
-                "A stream has one speech of each text and no max_time: use generate(), or close the stream in time."
+                "A stream has one speech of each text, read once, and no max_time: use generate(), or close the stream "
+                "in time."
             )
         sizes = itertools.repeat(chunk_frames) if isinstance(chunk_frames, int) else chunk_frames
-        generator, left = seeded(seed, self.device), config.max_new_tokens
-        config.return_dict_in_generate = True
-        options: dict[str, Any] = {"output_alignments": output_alignments, "progress": progress, "seed": generator}
+        call = self._call(config, logits_processor, stopping_criteria, progress, seed, output_alignments)
+        if number_of_pieces(inputs) == 1:
+            yield from self._stream(self._start(inputs, call), call, sizes)
+            return
+        pieces = self._pieces(inputs, limit)
+        for piece in pieces:
+            start = functools.partial(self._prefill, **piece.inputs, guided=config.guidance_scale != 1)
+            for output in self._stream(start(), call, sizes, piece):  # which alone holds the state
+                yield pieces.spread(piece, output)
+
+    def _stream(
+        self, state: GenerationState, call: dict[str, Any], sizes: Iterator[int], piece: Piece | None = None
+    ) -> Iterator[SmallEGenerateOutput]:
+        """Speech from a state, in chunks."""
+        config = copy.copy(call["generation_config"])
+        left = config.max_new_tokens
         while left > 0:
             config.max_new_tokens = min(next(sizes), left)
-            output = self.generate(**inputs, **options, generation_config=config)
-            assert isinstance(output, SmallEGenerateOutput)
             left -= config.max_new_tokens
+            output = self._sample(state, **{**call, "generation_config": config})
             config.min_new_tokens = max(0, config.min_new_tokens - config.max_new_tokens)
-            inputs = {"cache": output.cache}
+            assert output.cache is not None
+            state = output.cache
+            if left == 0 or not state.remaining.any():
+                output.finish_reason = [reason or "length" for reason in output.finish_reason]
+                warn(output.finish_reason, piece)
+                left = 0
             yield output
-            if not inputs["cache"].remaining.any():
-                return
 
     @torch.no_grad()
     def encode_speaker(self, speaker_codes: Tensor, speaker_attention_mask: Tensor | None = None) -> Tensor:
@@ -604,9 +835,11 @@ class SmallEGenerationMixin(GenerationMixin):
         for name, instead in REPLACED.items():
             if kwargs.get(name) not in (None, False):
                 raise ValueError(f"{name}={kwargs[name]!r}: generate() does not take that here; use {instead}.")
+        if not isinstance(generation_config, (GenerationConfig, type(None))):
+            raise ValueError(f"generation_config={generation_config!r}: expected a GenerationConfig, or None.")
         config, _ = super()._prepare_generation_config(generation_config)
         defaults = {"max_new_tokens": int(60 * self.config.frame_rate), "min_new_tokens": 1, "min_p": 0.0}
-        defaults |= {"guidance_scale": 1.0, "num_return_sequences": 1, "best_of": 1}
+        defaults |= {"guidance_scale": 1.0, "num_return_sequences": 1, "best_of": 1, "max_retries": 0}
         given = {name: value for name, value in kwargs.items() if value is not None}
         unknown = sorted(given.keys() - vars(config).keys() - defaults.keys())
         if any(given.pop(name) is not False for name in unknown):
@@ -624,6 +857,7 @@ class SmallEGenerationMixin(GenerationMixin):
             criteria.append(MaxTimeCriteria(generation_config.max_time))
         return criteria
 
+    @torch.no_grad()
     def _sample(
         self,
         state: GenerationState,
@@ -642,29 +876,36 @@ class SmallEGenerationMixin(GenerationMixin):
                 progress(loop.num_active)
         return loop.output()
 
+    @torch.no_grad()
     def _prefill(
         self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        audio: tuple[Tensor | None, Tensor | None],
-        speaker: tuple[Tensor | None, Tensor | None],
-        speaker_embeddings: Tensor | None,
-        initial_state: Tensor | None,
         guided: bool,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        piece_ids: Tensor | None = None,
+        audio_codes: Tensor | None = None,
+        audio_attention_mask: Tensor | None = None,
+        initial_state: Tensor | None = None,
+        speaker_codes: Tensor | None = None,
+        speaker_attention_mask: Tensor | None = None,
+        speaker_embeddings: Tensor | None = None,
+        prompts: list[Tensor] | None = None,
+        limits: list[int] | None = None,
     ) -> GenerationState:
         """Checks the inputs of new texts; reads the texts and all but the last step of their prompts.
 
-        audio, speaker: codes and mask of prompts and reference recordings. guided: adds unconditional rows behind,
-        without texts, and without speakers unless a prompt has the voice.
+        guided: adds unconditional rows behind, without texts, and without speakers unless a prompt has the voice.
+        prompts: codes (P, Q), in place of audio_codes. limits: frames that each row may have.
         """
         if input_ids is None:
             raise ValueError("generate() needs input_ids (a text) or cache (of an earlier output).")
         check_text(input_ids, attention_mask, self.config)
         check_initial_state(initial_state, len(input_ids))
-        prompts = self._recordings(len(input_ids), *audio)
-        speakers = self._speakers(prompts, *speaker, speaker_embeddings)
+        if prompts is None:
+            prompts = self._recordings(len(input_ids), audio_codes, audio_attention_mask)
+        speakers = self._speakers(prompts, speaker_codes, speaker_attention_mask, speaker_embeddings)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        batch = len(prompts)
+        batch, readings = len(prompts), start_readings(mask, piece_ids, limits)
         if guided:
             input_ids, mask = add_empty_texts(input_ids, mask, self.config)
             initial_state = None if initial_state is None else initial_state.repeat(2, 1)
@@ -684,7 +925,7 @@ class SmallEGenerationMixin(GenerationMixin):
             state = steps.state
         unread, forced = grid[:, newest : newest + 1], grid[:, newest + 1 :]
         history = grid[:batch, :newest][:, -REPETITION_WINDOW:]
-        return GenerationState(state, unread, forced, start.new_full((batch,), -1), history)
+        return GenerationState(state, unread, forced, start.new_full((batch,), -1), history, readings)
 
     def _speakers(
         self, prompts: list[Tensor], codes: Tensor | None, mask: Tensor | None, embeddings: Tensor | None
@@ -699,6 +940,8 @@ class SmallEGenerationMixin(GenerationMixin):
                 )
             shape, meaning = (len(prompts), self.config.hidden_size), "what encode_speaker() gives"
             check_tensor("speaker_embeddings", embeddings, shape, FLOATS, meaning, "")
+            if not embeddings.isfinite().all():
+                raise ValueError("speaker_embeddings holds NaN or infinity: expected what encode_speaker() gives.")
             return embeddings
         if not self.config.speaker_layers and codes is None:
             return None
@@ -707,8 +950,7 @@ class SmallEGenerationMixin(GenerationMixin):
 
     def _encode_speakers(self, recordings: list[Tensor]) -> Tensor:
         """Speaker embeddings (B, D) of recordings (P, Q)."""
-        padded = torch.nn.utils.rnn.pad_sequence(recordings, batch_first=True, padding_value=UNKNOWN)
-        return self.model.encode_speaker(padded.clamp(min=0), padded[..., 0] != UNKNOWN)
+        return encode_speakers(self, recordings)
 
     def _recordings(self, batch: int, codes: Tensor | None, mask: Tensor | None, prefix: str = "audio") -> list[Tensor]:
         """Codes (B, P, Q) without their padding: a recording (P, Q) for each row, of no frames without codes."""

@@ -20,12 +20,11 @@ from .attention_smalle import (
     final_norm,
     rotary,
 )
-from .cache_smalle import SmallEState, State, split_state
+from .cache_smalle import SmallEState, State, TransformerState, split_state
 from .configuration_smalle import AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
-from .decoder_only_smalle import DecoderOnlyMixin
 from .generation_smalle import SmallEGenerationMixin
-from .saving_smalle import HubMixin
-from .validation_smalle import check_forward, check_labels
+from .saving_smalle import HubMixin, errors_name_the_file
+from .validation_smalle import check_finite, check_forward, check_labels
 
 # What LoRA adapts by default: all projections of the audio side, in every mixer and in the decoder-only transformer.
 # The text encoder, the cross-attention and the heads stay, since a voice does not change how text is read.
@@ -133,6 +132,14 @@ class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
     _is_stateful = True
     lora_targets = LORA_TARGETS  # for a LoraConfig that is made before a model, which registers them with PEFT
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers. Raises ValueError for weights that hold NaN or infinity, and for damaged files."""
+        with errors_name_the_file(pretrained_model_name_or_path, "", kwargs):
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        check_finite(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
     def __init__(self, config: SmallEConfig):
         super().__init__(config)
         register_lora_targets(config.model_type)
@@ -198,7 +205,8 @@ class SmallEModel(SmallEPreTrainedModel):
     ) -> Tensor | None:
         """Undelayed codes of a reference recording (B, P, Q) and their mask (B, P) to a speaker embedding (B, D).
 
-        Zero for a row without frames; None without codes. Raises ValueError where the model has no speaker encoder.
+        Zero for a row without frames; None without codes. Except in training, a voice that is unlike those that the
+        model learned is drawn to them (`speaker_limits`). Raises ValueError where the model has no speaker encoder.
         """
         if speaker_codes is None:
             return None
@@ -208,7 +216,15 @@ class SmallEModel(SmallEPreTrainedModel):
                 "the recording's transcript (audio_text), also where a voice file is made of it."
             )
         mask = torch.ones_like(speaker_codes[..., 0]) if speaker_attention_mask is None else speaker_attention_mask
-        return self.speaker_encoder(self.embed_audio(speaker_codes.long() + NUM_AUDIO_SPECIALS), mask)
+        embeddings = self.speaker_encoder(self.embed_audio(speaker_codes.long() + NUM_AUDIO_SPECIALS), mask)
+        if self.training or self.config.speaker_limits is None:
+            return embeddings
+        furthest, typical = self.config.speaker_limits
+        center = embeddings.new_tensor(self.config.speaker_center)
+        offsets = embeddings - center
+        distances = offsets.norm(dim=-1, keepdim=True)
+        unknown = (distances > furthest) & mask.any(1, keepdim=True)
+        return torch.where(unknown, center + offsets * (typical / distances), embeddings)
 
     def add_speaker(self, state: SmallEState, speaker_embeddings: Tensor | None) -> SmallEState:
         """Adds speaker embeddings (B, D), from `encode_speaker`, to the state of a text; None: no speaker, no change.
@@ -348,8 +364,102 @@ class SmallEModel(SmallEPreTrainedModel):
         return hidden, replace(state, recurrent=tuple(after), steps=steps), attentions
 
 
-class SmallEDecoderOnlyModel(DecoderOnlyMixin, SmallEModel):
-    """The paper's baseline (`decoder_only_smalle`): what `SmallEModel(config)` makes for that architecture."""
+# --- The paper's baseline: a decoder-only transformer, text and then delayed audio frames in one causal sequence
+
+
+def causal_mask(mask: Tensor, new: int) -> Tensor:
+    """What the last `new` of S steps attend to: mask (B, S) bool -> (B, 1, new, S).
+
+    A step attends to itself and to earlier steps, but not to padding; a padded step attends to itself, since a softmax
+    needs at least one entry.
+    """
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    now = steps[mask.shape[1] - new :, None]
+    return (mask[:, None] & (steps <= now) | (steps == now))[:, None]
+
+
+class CausalTransformer(nn.Module):
+    """Layers with rotary positions, which count unmasked steps; keys and values of earlier steps come in a state."""
+
+    def __init__(self, config: SmallEConfig):
+        super().__init__()
+        self.config, depth = config, config.decoder_layers
+        self.layers = nn.ModuleList(TransformerLayer(config, depth) for _ in range(depth))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+
+    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return rotary(positions, self.config.rotary_size, self.config.rope_theta)
+
+    def forward(
+        self, x: Tensor, mask: Tensor, state: TransformerState, output_attentions: bool = False
+    ) -> tuple[list[Tensor], TransformerState, tuple[Tensor] | None]:
+        """x (B, T, D), mask (B, T) bool -> hidden states (B, T, D), from the embeddings to the normed output; the new
+        state; the alignment (B, T, N) by the first head of `alignment_layer`."""
+        whole = torch.cat((state.mask, mask), 1)
+        positions = (whole.long().cumsum(1) - 1)[:, state.mask.shape[1] :]
+        cos, sin = self._rotary(positions[:, None])
+        visible, hidden, keys, values, attentions = causal_mask(whole, x.shape[1]), [x], [], [], None
+        for n, (layer, old_keys, old_values) in enumerate(zip(self.layers, state.keys, state.values)):
+            aligns = output_attentions and n == self.config.alignment_layer
+            x, k, v, *attention = layer(x, visible, cos, sin, old_keys, old_values, aligns)
+            if aligns:
+                attentions = (attention[0][..., : state.text_mask.shape[1]],)
+            hidden.append(x)
+            keys.append(k)
+            values.append(v)
+        hidden[-1] = self.norm(x)
+        return hidden, TransformerState(tuple(keys), tuple(values), whole, state.text_mask), attentions
+
+    def forward_without_state(self, x: Tensor, mask: Tensor) -> list[Tensor]:
+        """As `forward` from the beginning, without a state before or after it: twice as fast.
+
+        Padding moves behind everything else, where causality hides it, so attention needs no mask and its kernels skip
+        half of the work. Hidden states of padded steps are meaningless.
+        """
+
+        def gather(x, order):
+            return x.gather(1, order[..., None].expand_as(x))
+
+        order = (~mask).long().argsort(dim=1, stable=True)
+        cos, sin = self._rotary(torch.arange(x.shape[1], device=x.device))
+        hidden = [gather(x, order)]
+        for layer in self.layers:
+            hidden.append(layer(hidden[-1], None, cos, sin)[0])
+        hidden[-1] = self.norm(hidden[-1])
+        back = order.argsort(dim=1)
+        return [gather(x, back) for x in hidden]
+
+
+class SmallEDecoderOnlyModel(SmallEModel):
+    """The paper's baseline: what `SmallEModel(config)` makes for that architecture. `SmallEModel` documents its
+    passes."""
+
+    def _make_layers(self, config: SmallEConfig):
+        self.transformer = CausalTransformer(config)
+
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, initial_state: Tensor | None = None
+    ) -> TransformerState:
+        if initial_state is not None:
+            raise ValueError(
+                "initial_state: a decoder-only transformer has no recurrent state. Use a recording with its transcript."
+            )
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask, nothing = mask.bool(), (None,) * self.config.decoder_layers
+        return TransformerState(nothing, nothing, mask[:, :0], mask, self.text_embedding(input_ids))
+
+    def _read(self, audio, mask, state, forced_alignments=None, output_attentions=False, needs_state=True):
+        mask = audio.new_ones(audio.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+        if not needs_state:
+            text, whole = state.text_mask, torch.cat((state.text_mask, mask), 1)
+            hidden = self.transformer.forward_without_state(torch.cat((state.unread_text, audio), 1), whole)
+            return [x[:, text.shape[1] :] for x in hidden], None, None
+        if state.unread_text is not None:
+            state = self.transformer(state.unread_text, state.text_mask, state)[1]
+        return self.transformer(audio, mask, state, output_attentions)
+
+
+# --- The model with its heads
 
 
 class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):

@@ -3,10 +3,11 @@
 import functools
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,30 +16,39 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
-from .alignment_smalle import monotonic_path, word_times
-from .audio_smalle import is_one_recording, load_waveform, write_wav
+from .alignment_smalle import piecewise_path, word_times
+from .audio_smalle import clean_reference, cut_prompt, is_one_recording, load_waveform, write_wav
 from .cache_smalle import join_state
 from .codec_smalle import load_codec
 from .configuration_smalle import AUDIO_EOS, AUDIO_PAD
 from .generation_smalle import delay
-from .saving_smalle import HubMixin, check_file_name, readable_weights
-from .streaming_smalle import TextToSpeechStreamer, half_of_the_threads
-from .text_normalization_smalle import normalize
+from .runtime_smalle import FewThreads
+from .saving_smalle import HubMixin, check_file_name, errors_name_the_file, readable_weights, source_options
+from .streaming_smalle import MAX_CHARACTERS, PARAGRAPH, TextToSpeechStreamer, split_text
+from .text_normalization_smalle import name_emoji, normalize
 from .validation_smalle import INTEGERS, as_tensor
 from .voices_smalle import Voice, load_voice, save_voice
 
 WORD = re.compile(r"\w+(?:['-]\w+)*")
 ENCODEC = "encodec"  # EnCodec of the Hub and no folder of the checkpoint
+OTHER_SOUND_FILES = {".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac"}
 TOKENIZER_SETTINGS = {"padding": True, "padding_side": "left"}
 Texts = str | Sequence[str] | None
 Transcripts = str | Sequence[str | None] | None
+Lexicon = Mapping[str, str] | str | os.PathLike | None
 VoiceNames = str | os.PathLike | Sequence | None
 
 
 class SmallETextKwargs(TextKwargs, total=False):
-    """Settings of the tokenizer, and normalize_text: normalize texts as English (`text_normalization_smalle`)."""
+    """Settings of the tokenizer, and
+    normalize_text: normalize texts as English (`text_normalization_smalle`).
+    emoji: say the names of emoji, which are left out otherwise.
+    lexicon: how names are said, {word: respelling} or the path of a file of lines "word = respelling".
+    """
 
     normalize_text: bool | None
+    emoji: bool | None
+    lexicon: Lexicon
 
 
 class SmallEProcessorKwargs(ProcessingKwargs, total=False):
@@ -46,12 +56,11 @@ class SmallEProcessorKwargs(ProcessingKwargs, total=False):
 
     text_kwargs: SmallETextKwargs
     _defaults = {
-        "text_kwargs": {**TOKENIZER_SETTINGS, "normalize_text": True},
+        "text_kwargs": {**TOKENIZER_SETTINGS, "normalize_text": True, "emoji": False, "lexicon": None},
         "common_kwargs": {"return_tensors": "pt"},
     }
 
 
-SOURCE_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")  # of from_pretrained
 CALL_SETTINGS = {"sampling_rate", "text_kwargs", "audio_kwargs", "common_kwargs", *SmallETextKwargs.__annotations__}
 
 
@@ -83,6 +92,46 @@ def as_list(value: Any) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def named_texts(text: Any, emoji: bool | None = False, lexicon: Lexicon = None) -> list[tuple[str, str]]:
+    """Each text with its name in errors, after the settings of a call that change its words."""
+    if not isinstance(text, str) and (
+        not isinstance(text, (list, tuple)) or not text or not all(isinstance(one, str) for one in text)
+    ):
+        raise ValueError(f"text={text!r}: expected a string or a list of strings.")
+    named = [("text", text)] if isinstance(text, str) else [(f"text[{n}]", one) for n, one in enumerate(text)]
+    return [(name, respell(name_emoji(one) if emoji else one, lexicon)) for name, one in named]
+
+
+def read_lexicon(path: str | os.PathLike) -> dict[str, str]:
+    """{word: respelling} of a file with a line "word = respelling" for each; # begins a comment."""
+    entries = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"lexicon={str(path)!r} cannot be read: expected a text file in UTF-8.") from error
+    for number, line in enumerate(lines, 1):
+        line = line.partition("#")[0].strip()
+        word, sign, respelling = (part.strip() for part in line.partition("="))
+        if line:
+            if not word or not sign or not respelling:
+                raise ValueError(f"{path}, line {number}, is {line!r}: expected 'word = respelling'.")
+            entries[word] = respelling
+    return entries
+
+
+def respell(text: str, lexicon: Lexicon) -> str:
+    """A text in which the words of a lexicon are respelled, in capitals or not; of two that begin alike the longer."""
+    if lexicon is None:
+        return text
+    entries = read_lexicon(lexicon) if isinstance(lexicon, (str, os.PathLike)) else lexicon
+    if not isinstance(entries, Mapping) or not all(isinstance(x, str) and x for pair in entries.items() for x in pair):
+        raise ValueError(f"lexicon={lexicon!r}: expected {{word: respelling}}, or the path of such a file.")
+    spoken = {word.lower(): respelling for word, respelling in entries.items()}
+    words = "|".join(re.escape(word) for word in sorted(spoken, key=len, reverse=True))
+    pattern = rf"(?<!\w)(?:{words})(?!\w)" if spoken else "(?!)"
+    return re.sub(pattern, lambda match: spoken[match[0].lower()], text, flags=re.IGNORECASE)
+
+
 @functools.lru_cache(maxsize=4)
 def characters_of(tokenizer, size: int) -> frozenset[str]:
     """The characters that a tokenizer of `size` tokens knows, without its special tokens."""
@@ -101,11 +150,13 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         sampling_rate: of the audio, Hz.
         codec_id: identity of the codec (`codec_smalle.identity_of`), which tells without loading it whether a voice
             belongs to it; None if unknown.
+        clones_by_reference: whether a recording to clone is cleaned (`clean_recording`) and then a reference of the
+            speaker encoder alone, with or without a transcript; else a transcript makes it a prompt to continue.
     """
 
     _auto_class: Any = "AutoProcessor"
     valid_processor_kwargs: Any = SmallEProcessorKwargs
-    model_input_names = ["input_ids", "attention_mask", "audio_codes", "audio_attention_mask"]
+    model_input_names = ["input_ids", "attention_mask", "piece_ids", "audio_codes", "audio_attention_mask"]
 
     def __init__(
         self,
@@ -115,6 +166,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         default_voice: str | None = None,
         sampling_rate: int = 24000,
         codec_id: str | None = None,
+        clones_by_reference: bool = False,
     ):
         super().__init__(tokenizer)
         for part in codec.split("/", 1) if isinstance(codec, str) else [codec]:
@@ -125,7 +177,12 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             check_file_name(name, "A name in voices")
         if not isinstance(sampling_rate, int) or sampling_rate < 1:
             raise ValueError(f"sampling_rate={sampling_rate!r}: expected samples a second.")
+        if not isinstance(codec_id, (str, type(None))):
+            raise ValueError(f"codec_id={codec_id!r}: expected the identity of a codec, a string, or None.")
+        if not isinstance(clones_by_reference, bool):
+            raise ValueError(f"clones_by_reference={clones_by_reference!r}: expected true or false.")
         self.codec_name, self.codec_id, self.sampling_rate = codec, codec_id, sampling_rate
+        self.clones_by_reference = clones_by_reference
         self.voices = list(voices or [])
         self.source: str | None = None
         self._source_options: dict[str, Any] = {}
@@ -136,10 +193,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "SmallEProcessor":
         """Loads the processor of a checkpoint: a folder or a name on the Hub."""
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         source = os.fspath(pretrained_model_name_or_path)
+        with errors_name_the_file(source, "processor_config.json", kwargs):
+            processor = super().from_pretrained(source, **kwargs)
         processor.source = os.path.abspath(source) if os.path.isdir(source) else source
-        processor._source_options = {name: kwargs[name] for name in SOURCE_OPTIONS if name in kwargs}
+        processor._source_options = source_options(kwargs)
         return processor
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,6 +209,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             "voices": self.voices,
             "default_voice": self.default_voice,
             "sampling_rate": self.sampling_rate,
+            "clones_by_reference": self.clones_by_reference,
         }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -204,10 +263,13 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if name not in self.voices:
             self.voices.append(name)
 
-    def get_voice(self, name: str | os.PathLike | None) -> Voice:
-        """The preset of that name or the voice in that file; an empty one for None."""
+    def get_voice(self, name: str | os.PathLike | Voice | None) -> Voice:
+        """The preset of that name or the voice in that file; an empty one for None, and a `Voice` as it is."""
         if name is None:
             return Voice()
+        if isinstance(name, Voice):
+            self._check_voice("that of the call", name)
+            return name
         if not isinstance(name, (str, os.PathLike)):
             raise ValueError(f"voice={name!r}: expected the name of a preset, one of {self.voices}, or a voice file.")
         preset = name in self.voices
@@ -239,8 +301,22 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 f"audio_text={audio_text!r}: expected the transcript of the recording, or None to take its speaker "
                 "embedding only."
             )
-        text = "" if audio_text is None else self.prepare_text(audio_text, normalize_text, "audio_text")
-        return Voice(self._encode(audio, sampling_rate), text, codec=self.codec_id)
+        if self.clones_by_reference:
+            waveform = torch.from_numpy(self.clean_recording(audio, sampling_rate))
+            return Voice(self.codec.encode(waveform[None])[0].T.cpu(), codec=self.codec_id)
+        samples, text = load_waveform(audio, sampling_rate, self.sampling_rate), ""
+        if audio_text is not None:
+            text = self.prepare_text(audio_text, normalize_text, "audio_text")
+            samples, text = cut_prompt(samples, text, self.sampling_rate)
+        return Voice(self._encode(samples, self.sampling_rate), text, codec=self.codec_id)
+
+    def clean_recording(self, audio: Any, sampling_rate: float | None = None) -> np.ndarray:
+        """A recording, as in `__call__`, as the speaker encoder hears it: (L,) float32 at `sampling_rate` of this
+        processor, without an offset and silence at its ends, at one level, at most 20 s.
+
+        Raises ValueError for what is no recording of speech (`audio_smalle.clean_reference`).
+        """
+        return clean_reference(load_waveform(audio, sampling_rate, self.sampling_rate), self.sampling_rate)
 
     def _encode(self, audio: Any, sampling_rate: float | None) -> Tensor:
         """Codes (T, Q) of one recording."""
@@ -266,6 +342,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """A text as the tokenizer gets it: normalized, or checked and unchanged."""
         if normalize_text:
             return self.normalize(text, name)
+        if re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"{name}={text!r} holds half of a character: expected text, leave out its surrogates.")
         ids, empty = (self.tokenizer(x)["input_ids"] for x in (text, ""))
         if len(ids) <= len(empty) or sum(i in self.tokenizer.all_special_ids for i in ids) > len(empty):
             unknown = [c for c in text if self.tokenizer.unk_token_id in self.tokenizer(c)["input_ids"]]
@@ -275,13 +353,38 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
         return text
 
-    def prepare_texts(self, text: Texts, normalize_text: bool = True) -> list[str]:
-        """`prepare_text` of one text or several."""
-        if isinstance(text, str):
-            return [self.prepare_text(text, normalize_text)]
-        if not isinstance(text, (list, tuple)) or not text or not all(isinstance(one, str) for one in text):
-            raise ValueError(f"text={text!r}: expected a string or a list of strings.")
-        return [self.prepare_text(one, normalize_text, f"text[{index}]") for index, one in enumerate(text)]
+    def split_text(
+        self,
+        text: str,
+        prompt: Voice,
+        normalize_text: bool = True,
+        name: str = "text",
+        max_characters: int = MAX_CHARACTERS,
+        max_tokens: int | None = None,
+    ) -> list[str]:
+        """Pieces of a text as the tokenizer gets them, cut at the ends of sentences where that is possible.
+
+        Args:
+            prompt: the voice, behind whose transcript each piece is read.
+            name: of the text in errors.
+            max_characters: of a piece. max_tokens: of the transcript and a piece; None: the tokenizer's own limit.
+        """
+        limit = self.tokenizer.model_max_length if max_tokens is None else max_tokens
+
+        def fits(piece: str) -> bool:
+            joined = self.prompted_text(prompt, piece)
+            short = len(joined) + 3 <= limit  # with the special tokens
+            return len(piece) <= max_characters and (short or len(self.tokenizer(joined)["input_ids"]) <= limit)
+
+        if not normalize_text:
+            paragraphs = PARAGRAPH.split(self.prepare_text(text, False, name))
+        elif fits(spelled := self.spell_out(text)):
+            paragraphs = [spelled]
+        else:
+            paragraphs = [self.spell_out(paragraph) for paragraph in PARAGRAPH.split(text)]
+        pieces = [piece for paragraph in paragraphs for piece in split_text(paragraph, fits)]
+        pieces = [piece for piece in pieces if any(map(str.isalpha, piece))]
+        return pieces or [self.normalize(text, name)]  # which raises the error
 
     # --- model inputs
 
@@ -298,26 +401,31 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
         Args:
             text: what to say, one string or a list.
-            voice: name of a preset voice, or path of a voice file; or a list with one for each text.
+            voice: name of a preset voice, path of a voice file, or a `Voice`; or a list with one for each text.
             audio: recording of a voice to clone: samples (L,) or (channels, L), path or bytes of a sound file, or a row
                 of a data set (`audio_smalle.read_recording`); or a list with one for each text.
             audio_text: transcript of `audio`, with which the model continues the recording; None: only the speaker
                 embedding is taken (models with a speaker encoder). One, or one for each recording.
             output_labels: return a training batch; `audio` is then the recording of each text.
             **kwargs: sampling_rate of samples in `audio`, Hz; normalize_text=False for texts that are already spelled
-                out or in another language; settings of the tokenizer. Flat, or in text_kwargs and audio_kwargs.
+                out or in another language; emoji=True to say their names; lexicon, how names are said (`respell`);
+                settings of the tokenizer. Flat, or in text_kwargs and audio_kwargs.
 
         Returns:
-            input_ids, attention_mask (B, N), padded on the left; and, depending on the voice, undelayed codes:
+            input_ids, attention_mask (B, N), padded on the left; piece_ids (B, N), the piece of the text that each
+            token belongs to (`split_text`), 0 for other tokens; and, depending on the voice, undelayed codes:
             audio_codes (B, P, Q), audio_attention_mask (B, P) of a recording with transcript, speaker_codes (B, P, Q),
             speaker_attention_mask (B, P) of one without; initial_state (B, S) of a tuned voice, zeros for other rows.
             With output_labels: input_ids, attention_mask and the result of `teacher_forcing`.
         """
         settings = self._settings(kwargs)
-        normalize_text = settings["text_kwargs"].pop("normalize_text")
+        normalize_text, *wording = (
+            settings["text_kwargs"].pop(name) for name in ("normalize_text", "emoji", "lexicon")
+        )
+        named = named_texts(text, *wording)
         sampling_rate = settings["audio_kwargs"].get("sampling_rate")
-        texts = self.prepare_texts(text, normalize_text)
         if output_labels:
+            texts = [self.prepare_text(one, normalize_text, name) for name, one in named]
             if voice is not None or audio_text is not None:
                 raise ValueError("output_labels takes no voice and no audio_text: give text and audio, its recording.")
             recordings = [audio] if is_one_recording(audio) else audio
@@ -325,8 +433,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 raise ValueError(f"{len(texts)} texts with output_labels: expected audio, one recording for each text.")
             codes = [self._encode(one, sampling_rate) for one in recordings]
             return BatchFeature({**self._tokens(texts, settings["text_kwargs"]), **teacher_forcing(codes)})
-        prompts = self.prompts(len(texts), voice, audio, audio_text, sampling_rate, normalize_text)
-        return self.model_inputs(texts, prompts, **settings["text_kwargs"])
+        prompts = self.prompts(len(named), voice, audio, audio_text, sampling_rate, normalize_text)
+        pieces = [self.split_text(one, prompt, normalize_text, name) for (name, one), prompt in zip(named, prompts)]
+        return self.model_inputs(pieces, prompts, **settings["text_kwargs"])
 
     def _settings(self, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """The settings of a call, sorted into text_kwargs and audio_kwargs."""
@@ -352,6 +461,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     ) -> list[Voice]:
         """The `Voice` of each of `count` texts. Arguments as in `__call__`."""
         if audio is None:
+            if isinstance(voice, Voice):  # a tuple, but no list of voices
+                voice = [voice] * count
             names = as_list(self.default_voice if voice is None else voice)
             names = names if isinstance(voice, (list, tuple)) else names * count
             if len(names) != count:
@@ -375,9 +486,21 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """What the model reads: the transcript of the prompt, then the text."""
         return " ".join(filter(None, (prompt.text, text)))
 
-    def model_inputs(self, texts: Sequence[str], prompts: Sequence[Voice], **text_kwargs) -> BatchFeature:
-        """What `__call__` returns for prepared texts and the `Voice` of each."""
-        data = self._tokens([self.prompted_text(*pair) for pair in zip(prompts, texts)], text_kwargs)
+    def model_inputs(
+        self, texts: Sequence[str | Sequence[str]], prompts: Sequence[Voice], **text_kwargs
+    ) -> BatchFeature:
+        """What `__call__` returns for prepared texts, each a string or a list of pieces, and the `Voice` of each."""
+        pieces = [as_list(text) for text in texts]
+        joined = [self.prompted_text(prompt, " ".join(text)) for prompt, text in zip(prompts, pieces)]
+        details = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+        data = self._tokens(joined, {**text_kwargs, **details})
+        lasts = (data.pop("offset_mapping")[..., 1] - 1).clamp(min=0)  # characters at which tokens end
+        data["piece_ids"] = torch.zeros_like(data["input_ids"])
+        for ids, last, text, whole in zip(data["piece_ids"], lasts, pieces, joined):
+            sizes = torch.tensor([len(piece) + 1 for piece in text])  # with the space before it
+            begins = (len(whole) - sizes.flip(0).cumsum(0).flip(0)).clamp(min=0)
+            ids[:] = torch.searchsorted(begins, last, right=True)
+        data["piece_ids"] *= 1 - data.pop("special_tokens_mask")
         for name, with_text in {"audio": True, "speaker": False}.items():
             recordings = [voice.codes if bool(voice.text) == with_text else None for voice in prompts]
             if any(codes is not None for codes in recordings):
@@ -423,7 +546,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         waves = []
         for row in codes[None] if codes.ndim == 2 else codes:
             row = row[(row >= 0).all(-1)]
-            with half_of_the_threads():  # by decode_chunk, so that the samples equal those of a stream
+            with FewThreads():  # by decode_chunk, so that the samples equal those of a stream
                 wave = self.codec.decode_chunk(row.T[None], last=True)[0][0] if len(row) else torch.zeros(0)
             waves.append(wave.float().cpu())
         return waves
@@ -445,6 +568,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 "floats in -1..1, as decode() gives them."
             )
         paths = [Path(path) for path in as_list(saving_path)]
+        for path in paths:
+            if path.suffix.lower() in OTHER_SOUND_FILES:
+                raise ValueError(f"saving_path={str(path)!r}: expected .wav, the format that is written, or a folder.")
         if not isinstance(saving_path, (list, tuple)) and paths[0].suffix != ".wav":
             paths[0].mkdir(parents=True, exist_ok=True)
             paths = [paths[0] / f"{index}.wav" for index in range(len(waves))]
@@ -459,15 +585,21 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     def stream(self, model: Any, text: str, **options) -> Iterator[Tensor]:
         """Yields waveforms (L,) of a text of any length while it is spoken.
 
-        Options of `TextToSpeechStreamer` and of its `stream`.
+        Options of `TextToSpeechStreamer` and of its `stream`, and emoji and lexicon of the call.
         """
         streamer, options = self._streamer(model, options)
-        return streamer.stream(text, **options)
+        return streamer.stream(self._reworded(text, options), **options)
 
     def astream(self, model: Any, text: str, **options) -> AsyncIterator[Tensor]:
         """`stream` for an event loop: `async for wave in processor.astream(model, text)`."""
         streamer, options = self._streamer(model, options)
-        return streamer.astream(text, **options)
+        return streamer.astream(self._reworded(text, options), **options)
+
+    @staticmethod
+    def _reworded(text: str, options: dict[str, Any]) -> str:
+        """The text of a stream after the options that change its words, which are taken out."""
+        wording = [options.pop(name, default) for name, default in (("emoji", False), ("lexicon", None))]
+        return named_texts(text, *wording)[0][1] if isinstance(text, str) else text
 
     def _streamer(self, model: Any, options: dict[str, Any]) -> tuple[TextToSpeechStreamer, dict[str, Any]]:
         own = {name: options.pop(name) for name in ("chunk_frames", "max_characters") if name in options}
@@ -482,14 +614,16 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         voice: VoiceNames = None,
         audio_text: Transcripts = None,
         normalize_text: bool = True,
+        emoji: bool = False,
+        lexicon: Lexicon = None,
     ) -> list[list[dict[str, Any]]]:
         """When each word was said.
 
         Args:
             output: of `generate(..., output_alignments=True, return_dict_in_generate=True)`, or its alignments
                 (B, T, N) if all rows have the same length.
-            text, voice, audio_text, normalize_text: as in the call; audio_text is "" for a recording without
-                transcript. With num_return_sequences, one text for each group of rows.
+            text, voice, audio_text, normalize_text, emoji, lexicon: as in the call; audio_text is "" for a
+                recording without transcript. With num_return_sequences, one text for each group of rows.
 
         Returns:
             for each row, {"word", "start", "end"} of the words of the normalized text, in seconds from the start of the
@@ -503,11 +637,12 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
         batch, steps, _ = alignments.shape
         lengths = [steps] * batch if torch.is_tensor(output) else output.lengths.tolist()
-        texts = self.prepare_texts(text, normalize_text)
+        texts = named_texts(text, emoji, lexicon)
         if audio_text is None:
             said = [prompt.text for prompt in self.prompts(len(texts), voice)]
         else:
             given = as_list(audio_text)
+            given = [None if self.clones_by_reference else one for one in given]  # the recording is not continued
             said = [self.prepare_text(one, normalize_text, "audio_text") if one else "" for one in given]
             said = said * len(texts) if len(said) == 1 else said
         if len(said) != len(texts):
@@ -516,14 +651,18 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
         if not batch or batch % len(texts):
             raise ValueError(f"{batch} rows of alignments for {len(texts)} texts: give the texts that were spoken.")
-        group = batch // len(texts)
+        pairs = [
+            (words, self.split_text(one, Voice(text=words), normalize_text, name))
+            for words, (name, one) in zip(said, texts)
+        ]
         return [
-            self._word_times(alignments[row, :length].float().cpu().numpy(), said[row // group], texts[row // group])
+            self._word_times(alignments[row, :length].float().cpu().numpy(), *pairs[row * len(texts) // batch])
             for row, length in enumerate(lengths)
         ]
 
-    def _word_times(self, alignment, said: str, text: str) -> list[dict[str, Any]]:
-        """The words of `text` with their times; alignment (T, N) is of `said` and `text`, padded on the left."""
+    def _word_times(self, alignment, said: str, pieces: list[str]) -> list[dict[str, Any]]:
+        """The words of a text in pieces with their times; alignment (T, N) is of `said` and it, padded on the left."""
+        text = " ".join(pieces)
         joined = self.prompted_text(Voice(text=said), text)
         tokens = self.tokenizer(joined, return_offsets_mapping=True)
         offsets, begin = tokens["offset_mapping"], len(joined) - len(text)
@@ -532,8 +671,10 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 f"The alignments are of {alignment.shape[1]} tokens, text and prompt have {len(offsets)}: give the "
                 "same text and voice as to the processor."
             )
-        first = next(n for n, (_, end) in enumerate(offsets) if end > begin)
-        path = monotonic_path(alignment[:, alignment.shape[1] - len(offsets) + first :])
+        begins = [begin + len(" ".join(pieces[:n])) for n in range(len(pieces))]
+        first, *others = (next(n for n, (_, end) in enumerate(offsets) if end > start) for start in begins)
+        columns = alignment[:, alignment.shape[1] - len(offsets) + first :]
+        path = piecewise_path(columns, [0, *(start - first for start in others)])
         words = [(match.start() + begin, match.end() + begin) for match in WORD.finditer(text)]
         times = word_times(path, offsets[first:], words, self.codec.frame_rate)
         return [{"word": joined[slice(*word)], "start": start, "end": end} for word, (start, end) in zip(words, times)]

@@ -7,43 +7,75 @@ from a checkpoint.
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import math
 import mmap
 import os
-import platform
-import shlex
-import shutil
-import stat
-import subprocess
 import sys
-import tempfile
+import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
-from .attention_smalle import rotary, sinusoids
 from .cache_smalle import MAX_PENDING, PendingUpdates, SmallEState, split_state
+from .configuration_smalle import NUM_AUDIO_SPECIALS
 from .linear_attention_smalle import MIN_LOG_DECAY
-from .native_source_smalle import FLAGS, NAME, SOURCES
-from .saving_smalle import atomic_write
+from .native_smalle import (
+    LARGE_STATE,
+    LAYER_NORM,
+    MAX_VECTORS,
+    RMS_NORM,
+    SMALL,
+    Step,
+    Text,
+    embed_codes,
+    encode_speaker,
+    load_library,
+    position_table,
+    rotary_tables,
+    speaker_names,
+    step_names,
+    text_names,
+    working_memory,
+)
+from .saving_smalle import MappedWeights
+from .validation_smalle import check_finite
 
 RUNTIMES = "auto", "torch", "native"
-LAYER_NORM, RMS_NORM = 1, 2  # kinds of norms in packed weights
 BAND = 64  # a state with pending updates has a multiple of so many columns
-SMALL = 2**15  # matrices with fewer entries stay in single precision: gates and positions, which gain nothing
-LARGE_STATE = 2**16  # values of a block's state from which on it has pending updates; smaller ones stay in a CPU cache
-MAX_VECTORS = 256  # frames times rows of one call, which bounds its working memory
 HUGE_PAGE = 2**21  # bytes of a large page of memory, in which weights are read a third faster
 
 logger = logging.get_logger(__name__)
+
+
+# --- threads
+
+
+class FewThreads(contextlib.ContextDecorator):
+    """Computes with `count` of PyTorch's threads, one unless $SMALLE_THREADS says more: several wait for each other at
+    every operation where other programs run. For steps and for the codec, which a stream computes at the same time."""
+
+    count = max(1, int(os.environ.get("SMALLE_THREADS") or 1))
+    lock, inside, outside = threading.Lock(), 0, 1
+
+    def __enter__(self):
+        with self.lock:
+            before = torch.get_num_threads()  # a thread that never asked would take what another one sets
+            FewThreads.outside = FewThreads.outside if self.inside else before
+            FewThreads.inside += 1
+            torch.set_num_threads(self.count)
+
+    def __exit__(self, *_):
+        with self.lock:
+            FewThreads.inside -= 1
+            torch.set_num_threads(self.outside)
 
 
 # --- choice
@@ -85,6 +117,7 @@ def native_weights(model: Any, unchanged: bool = False) -> "NativeWeights | None
     return None
 
 
+@FewThreads()
 def encode_text(
     model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, initial_state: Tensor | None = None
 ) -> Any:
@@ -97,6 +130,19 @@ def encode_text(
     if initial_state is None:
         return state
     return replace(state, recurrent=split_state(initial_state, zero_states(model.config, len(mask))))
+
+
+@FewThreads()
+def encode_speakers(model: Any, recordings: list[Tensor]) -> Tensor:
+    """Speaker embeddings (B, D) of recordings (P, Q), undelayed codes, by the runtime of the model."""
+    weights = native_weights(model)
+    if weights is None or not model.config.speaker_layers:  # which refuses recordings
+        padded = pad_sequence(recordings, batch_first=True, padding_value=-1)
+        return model.model.encode_speaker(padded.clamp(min=0), padded[..., 0] != -1)
+    config, table = model.config, model.model.audio_embedding.weight.detach().numpy()
+    frames = [embed_codes(table, x.numpy() + NUM_AUDIO_SPECIALS, config.audio_vocab_size) for x in recordings]
+    stream = weights.speaker.numpy()
+    return torch.from_numpy(np.stack([encode_speaker(weights.library, config, stream, x) for x in frames]))
 
 
 def start_steps(model: Any, state: Any, alignments: bool, unchanged: bool = False) -> "TorchSteps":
@@ -129,6 +175,7 @@ class TorchSteps:
         """Reads a prompt: codes (B, T, Q), mask (B, T), False on padding."""
         self._forward(self.model.model, codes, mask, False)
 
+    @FewThreads()
     def _forward(self, model, codes, mask, output_attentions):
         out = model(
             decoder_input_ids=codes,
@@ -141,118 +188,6 @@ class TorchSteps:
         )
         self.state = out.cache
         return out
-
-
-# --- the library
-
-
-def user_cache() -> Path:
-    """The folder for compiled libraries in the user's cache."""
-    named = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(named) if named else Path.home() / ".cache") / "smalle"
-
-
-def is_private(path: Path) -> bool:
-    """Whether `path` is no link, belongs to the user and can be written by nobody else."""
-    status = path.lstat()
-    own = not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
-    return own and not stat.S_ISLNK(status.st_mode)
-
-
-def compilers() -> list[list[str]]:
-    """Command lines of the C compilers to try, the user's choice ($CC) first."""
-    named = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else []
-    return (
-        named
-        + [[name] for name in ("cc", "gcc", "clang") if shutil.which(name)]
-        + [[sys.executable, "-m", "ziglang", "cc"]]
-    )
-
-
-def compile_library() -> bytes:
-    """The library, compiled here. Raises ValueError where no compiler can."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in SOURCES.items():
-            Path(folder, name).write_text(text)
-        library = Path(folder, "library")
-        for compiler in compilers():
-            command = [*compiler, *FLAGS.split(), str(Path(folder, next(iter(SOURCES)))), "-o", str(library), "-lm"]
-            with contextlib.suppress(OSError):  # there is no such program
-                if subprocess.run(command, capture_output=True).returncode == 0:
-                    return library.read_bytes()
-    raise ValueError("no C compiler was found that compiles the library: install gcc or clang, or pip install ziglang")
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def find_library(folder: Path, name: str) -> Path | None:
-    """The undamaged library of this name in `folder`; its file name ends in a digest of its contents."""
-    files = folder.glob(f"{name}-*.so")
-    return next((path for path in files if path.stem == f"{name}-{digest(path.read_bytes())}"), None)
-
-
-def cached_library(folder: Path) -> Path:
-    """The library in the user's cache, compiled if it is missing, damaged or not the user's alone.
-
-    Raises ValueError where others can write the folder, and without a compiler.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not is_private(folder):
-        raise ValueError(
-            f"{folder} is a link, belongs to another user or can be written by others: delete it, or set "
-            "XDG_CACHE_HOME to a folder of your own"
-        )
-    compiler = compilers()[0]
-    program = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
-    changed = program.stat().st_mtime_ns if program.exists() else 0
-    machine = platform.system(), platform.machine(), *platform.libc_ver()
-    name = f"{NAME}-{digest(repr((compiler, str(program), changed, machine)).encode())}"
-    for path in folder.glob(f"{name}-*.so"):
-        if not is_private(path):
-            path.unlink()
-    found = find_library(folder, name)
-    if found is None:
-        logger.info(f"Compiling the native runtime into {folder}, once.")
-        data = compile_library()
-        found = folder / f"{name}-{digest(data)}.so"
-        with atomic_write(found) as partial:
-            partial.write_bytes(data)
-        found.chmod(0o700)
-    return found
-
-
-def open_library(path: Path) -> ctypes.CDLL:
-    """Loads a library, with the kernels of $SMALLE_KERNELS or the fastest that the processor has."""
-    library = ctypes.CDLL(str(path))
-    library.smalle_choose.restype = ctypes.c_char_p
-    library.smalle_pack_norm.restype = library.smalle_pack_matrix.restype = ctypes.c_int64
-    choose_kernels(library, os.environ.get("SMALLE_KERNELS", ""))
-    return library
-
-
-def choose_kernels(library: ctypes.CDLL, name: str = "") -> str:
-    """Has a library use the kernels "plain", "avx2", "avx_vnni", "avx512_vnni" or "neon_dot", or without a name the
-    fastest; returns their name. Raises ValueError where the processor or the library has none of this name."""
-    chosen = library.smalle_choose(name.encode())
-    if chosen is None:
-        raise ValueError(f"SMALLE_KERNELS={name!r}: this processor, or the library, has no such kernels")
-    return chosen.decode()
-
-
-@functools.cache
-def load_library() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and the reason: the package's own, or that in the user's cache."""
-    try:
-        package = Path(__file__).with_name("native") if __package__ == "smalle" else None  # not remote code
-        packaged = find_library(package, NAME) if package else None
-        if packaged:
-            with contextlib.suppress(OSError):  # made for another system
-                return open_library(packaged), ""
-        return open_library(cached_library(user_cache())), ""
-    except (OSError, RuntimeError, ValueError) as error:
-        return None, str(error)
 
 
 # --- packed weights
@@ -296,68 +231,42 @@ class MemoryPool:
         return memory
 
 
-def text_parts(model: Any) -> Iterator[tuple]:
-    """Layers of the text encoder in the order in which it reads their weights, with what they are multiplied by."""
-    body, attention = model.model, model.model.cross_attention
-    for layer in body.text_encoder:
-        yield from ((x,) for x in (layer.norm1, layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj))
-        yield from feed_forward_parts(layer)
-    yield from ((x,) for x in (body.text_norm, attention.k_proj, attention.k_norm, attention.v_proj, attention.v_norm))
+def layers_of(model: Any, names: Iterable[tuple[str, float]]) -> list[tuple[Any, float]]:
+    """Layers by their names, with what they are multiplied by; one that is not there is an identity."""
+    return [(model.get_submodule(name) if not name.endswith("none") else nn.Identity(), x) for name, x in names]
 
 
-def step_parts(model: Any) -> Iterator[tuple]:
-    """As `text_parts`, of a decode step."""
-    body, attention = model.model, model.model.cross_attention
-    for block in body.audio_encoder:
-        yield from block_parts(block)
-    yield from ((x,) for x in (body.audio_encoder_norm, attention.q_proj, attention.q_norm))
-    yield from block_parts(attention.position_block)
-    yield (attention.position_norm,)
-    for block in body.audio_decoder:
-        yield from block_parts(block)
-    yield from ((x,) for x in (body.audio_norm, model.head))
-
-
-def block_parts(block: Any) -> Iterator[tuple]:
-    mixer = block.mixer
-    yield (block.norm1,)
-    yield (mixer.q_proj, mixer.scale)
-    yield from ((x,) for x in (mixer.k_proj, mixer.v_proj, mixer.g_proj, mixer.decay_down_proj, mixer.decay_up_proj))
-    yield from ((x,) for x in (mixer.norm, mixer.o_proj))
-    yield from feed_forward_parts(block)
-
-
-def feed_forward_parts(layer: Any) -> Iterator[tuple]:
-    return ((x,) for x in (layer.norm2, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj))
-
-
-def pack_part(library: ctypes.CDLL, layer: Any, scale: float, to: int | None) -> int:
-    """Packs a norm or a linear layer, times a number, to an address, or nowhere; returns the bytes that it takes."""
+def pack_part(library: ctypes.CDLL, layer: Any, scale: float, small: int, to: int | None) -> int:
+    """Packs a norm or a linear layer, times a number, to an address, or nowhere; returns the bytes that it takes.
+    small: entries from which on a matrix is in 8 bits."""
     weight, bias = (
         None if x is None else x.detach().contiguous() for x in (getattr(layer, n, None) for n in ("weight", "bias"))
     )
     places = [None if x is None else pointer(x) for x in (weight, bias)]
     if isinstance(layer, nn.Linear):
         columns, rows = layer.weight.shape
-        eight = rows * columns >= SMALL
+        eight = rows * columns >= small
         return library.smalle_pack_matrix(rows, columns, eight, ctypes.c_float(scale), *places, ctypes.c_void_p(to))
     kind = LAYER_NORM if isinstance(layer, nn.LayerNorm) else 0 if weight is None else RMS_NORM
     return library.smalle_pack_norm(kind, 0 if weight is None else len(weight), *places, ctypes.c_void_p(to))
 
 
-def pack(library: ctypes.CDLL, parts: Iterable[tuple]) -> Tensor:
+def pack(library: ctypes.CDLL, parts: Iterable[tuple], small: int | None = None) -> Tensor:
     """Layers as one stream of bytes, as smalle.c reads them."""
+    small = SMALL if small is None else small
     scaled = [(layer, scale[0] if scale else 1.0) for layer, *scale in parts]
-    stream = MemoryPool().tensor(sum(pack_part(library, layer, scale, None) for layer, scale in scaled))
-    at = stream.data_ptr()
+    stream = MemoryPool().tensor(sum(pack_part(library, layer, scale, small, None) for layer, scale in scaled))
+    at, mapped = stream.data_ptr(), MappedWeights()
     for layer, scale in scaled:
-        at += pack_part(library, layer, scale, at)
+        at += pack_part(library, layer, scale, small, at)
+        for x in layer.parameters():
+            mapped.give_back(x)
     return stream
 
 
 def changed_layers(model: Any) -> str:
     """What else keeps a model from being packed, such as adapters or quantised layers; "" where nothing does."""
-    for layer, *_ in (*text_parts(model), *step_parts(model)):
+    for layer, _ in layers_of(model, (*text_names(model.config), *step_names(model.config))):
         if type(layer) not in (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identity):
             return f"it runs plain layers, not {type(layer).__name__}: merge adapters first (merge_and_unload)"
     kinds = {(x.device.type, x.dtype) for x in model.parameters()}
@@ -390,8 +299,12 @@ class NativeWeights:
     pickled with a model, which packs it again."""
 
     def __init__(self, library: ctypes.CDLL, model: Any):
+        check_finite(model)  # in 8 bits it would be a number like others
         self.library, self.made_from, self.memory = library, fingerprint(model), MemoryPool()
-        self.text, self.step = pack(library, text_parts(model)), pack(library, step_parts(model))
+        self.text = pack(library, layers_of(model, text_names(model.config)))
+        self.step = pack(library, layers_of(model, step_names(model.config)))
+        speaker = layers_of(model, speaker_names(model.config)) if model.config.speaker_layers else []
+        self.speaker = pack(library, speaker, small=sys.maxsize)
 
     def __deepcopy__(self, memo):
         return self
@@ -405,15 +318,16 @@ class NativeWeights:
         config, tokens = model.config, input_ids.shape[1]
         x, mask = model.model.text_embedding(input_ids).contiguous(), mask.contiguous()
         keys, values = torch.empty_like(x), torch.empty_like(x)
-        cosines, sines = rotary(torch.arange(tokens), config.rotary_size, config.rope_theta)
+        tables = rotary_tables(np.arange(tokens), config.rotary_size, config.rope_theta)
+        cosines, sines = map(torch.from_numpy, tables)
         sizes: dict[str, Any] = dict(tokens=tokens, hidden=config.hidden_size, heads=config.num_attention_heads)
         sizes |= dict(layers=config.text_layers, turned=config.rotary_size, eps=config.norm_eps)
-        same: dict[str, Any] = dict(weights=self.text, cosines=cosines.contiguous(), sines=sines.contiguous())
+        same: dict[str, Any] = dict(weights=self.text, cosines=cosines, sines=sines)
         same["scratch"] = self.memory.tensor(working_memory(config, tokens, tokens))
         for row in range(len(x)):
             tensors = pointers(x=x[row], mask=mask[row], keys=keys[row], values=values[row], **same)
             self.library.smalle_text(ctypes.byref(Text(**sizes, **tensors)))
-        positions = sinusoids(mask, config.position_size, config.position_theta)
+        positions = torch.from_numpy(position_table(mask.numpy(), config.position_size, config.position_theta))
         return {"text_keys": keys, "text_values": values, "positions": positions}
 
 
@@ -456,27 +370,6 @@ def first_state(state: SmallEState, config: Any) -> SmallEState:
 # --- decode steps by the library
 
 
-def structure(name: str, **fields: str) -> type[ctypes.Structure]:
-    """A structure of C: names of its fields by type."""
-    types = dict(int32=ctypes.c_int32, float32=ctypes.c_float, pointer=ctypes.c_void_p)
-    typed = [(field, types[kind]) for kind, names in fields.items() for field in names.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": typed})
-
-
-Step = structure(
-    "Step",
-    int32="rows steps tokens codebooks vocabulary hidden heads position_size position_heads before after pending room",
-    float32="eps normalizer strongest gain",
-    pointer="weights embedding codes text_keys text_values positions text_mask states logits alignment scratch",
-)
-Text = structure(
-    "Text",
-    int32="tokens hidden heads layers turned",
-    float32="eps",
-    pointer="weights x mask cosines sines keys values scratch",
-)
-
-
 def pointer(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
@@ -495,14 +388,6 @@ def sizes(state: Tensor) -> tuple[int, int, int]:
     """Rows times heads, K and V of a state (B, H, K, V)."""
     rows, heads, keys, values = state.shape
     return rows * heads, keys, values
-
-
-def working_memory(config: Any, vectors: int, tokens: int) -> int:
-    """Bytes that suffice for so many vectors at once and an alignment to so many tokens."""
-    inside = config.position_intermediate_size or 2 * config.position_size
-    widths = (config.hidden_size + config.position_size) * (1 + config.expand_k + config.expand_v)
-    widths += config.intermediate_size + inside + config.gate_low_rank
-    return int(32 * vectors * (widths + 256)) + 16 * tokens + 2**15
 
 
 class NativeSteps(TorchSteps):
@@ -558,7 +443,7 @@ class NativeSteps(TorchSteps):
 
     def _take(self, codes, size):
         """Takes up to `size` steps with codes (B, T, Q); returns how many."""
-        if self.step is None:
+        if self.step is None or size > self.alignment.shape[1]:
             self._begin(len(codes), size)
         if self.room == 0:
             self._fold()
@@ -569,6 +454,7 @@ class NativeSteps(TorchSteps):
         self.room -= steps if self.pending else 0
         return steps
 
+    @FewThreads()
     def _begin(self, rows, size):
         """Makes the tensors that up to `size` steps at once write, and the structure that says where everything is."""
         config, memory = self.model.config, self.weights.memory

@@ -1,12 +1,15 @@
-"""Saving: files written whole or not at all, and the save_pretrained and push_to_hub of models and processors.
+"""Saving: files written whole or not at all, and the save_pretrained and push_to_hub of models and processors; and
+what is wrong with the files of a checkpoint that cannot be loaded.
 
 Classes name their auto class (`_auto_class`), so transformers saves the remote code with them. Added here: a model
 card, and one upload of the whole folder.
 """
 
 import contextlib
+import ctypes
 import functools
 import json
+import mmap
 import os
 import platform
 import re
@@ -14,11 +17,33 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard
+# --- weights in files
+
+MAPPED_WEIGHTS = re.compile(  # of /proc/self/smaps: weights that nothing has written to since they were mapped
+    r"^(\w+)-(\w+) ...p .*\.safetensors\n(?:\w+: .*\n)*?Anonymous: +0 kB", re.MULTILINE
+)
+
+
+class MappedWeights:
+    """The weights of this process that are still where safetensors maps them, in their file: their memory may be given
+    back, and comes again from the file when it is needed. A look at the process; on Linux, elsewhere there are none."""
+
+    def __init__(self):
+        smaps = Path("/proc/self/smaps")
+        text = smaps.read_text() if smaps.is_file() else ""
+        self.ranges = [tuple(int(x, 16) for x in found.groups()) for found in MAPPED_WEIGHTS.finditer(text)]
+
+    def give_back(self, tensor: Any) -> None:
+        """Gives back the memory of a tensor, if it is among them. Nothing may write to it meanwhile."""
+        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        if any(first <= start and end <= last for first, last in self.ranges):
+            start -= start % mmap.PAGESIZE
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
 
 # --- files
 
@@ -59,6 +84,17 @@ def _temporary_beside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Makes an OSError that names the file of what safetensors and soundfile raise, as on a full disk."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ not in ("SafetensorError", "LibsndfileError"):
+            raise
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary path beside `path`, which replaces `path` when the block ends without an exception.
 
@@ -74,7 +110,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     try:
         temporary.touch(exist_ok=False)
         mode = (path if path.exists() else temporary).stat().st_mode
-        yield temporary
+        with _os_errors(path):
+            yield temporary
         temporary.chmod(stat.S_IMODE(mode))  # some writers, such as safetensors, make files for their owner alone
         temporary.replace(path)
     finally:
@@ -89,7 +126,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     temporary, old = _temporary_beside(path), _temporary_beside(path)
     try:
         temporary.mkdir()
-        with readable_weights(temporary):
+        with _os_errors(path), readable_weights(temporary):
             yield temporary
         if path.exists():
             path.rename(old)
@@ -136,6 +173,59 @@ def write_jsonl(path: str | os.PathLike, values: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
+# --- files of a checkpoint
+
+OBJECTS: dict[str, tuple[str, ...]] = {  # files that hold one JSON object, and what must be in it
+    "config.json": (),
+    "generation_config.json": (),
+    "processor_config.json": (),
+    "tokenizer_config.json": (),
+    "tokenizer.json": ("added_tokens", "model"),
+}
+
+
+def source_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments of a from_pretrained() that say where a file is, as transformers' `cached_file` takes them."""
+    names = "revision", "token", "cache_dir", "local_files_only", "subfolder"
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def check_objects(source: str | os.PathLike, **options) -> None:
+    """Raises ValueError for a JSON file of a checkpoint that holds something else than it should."""
+    from transformers.utils import cached_file
+
+    missing = dict.fromkeys(("missing_entries", "gated_repo", "connection_errors"), False)
+    for name, keys in OBJECTS.items():
+        path = cached_file(
+            source, name, **{f"_raise_exceptions_for_{what}": no for what, no in missing.items()}, **options
+        )
+        if path is None:
+            continue
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON file, {error}: download or save the checkpoint again.") from error
+        if not isinstance(value, dict) or not value.keys() >= set(keys):
+            wanted = f"with {' and '.join(keys)}" if keys else "of settings"
+            raise ValueError(f"{path} holds {str(value)[:40]}: expected a JSON object {wanted}.")
+
+
+@contextlib.contextmanager
+def errors_name_the_file(source: str | os.PathLike, name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Loads from a checkpoint: the error of a wrong value names the file `name`, one of a damaged file names that file.
+
+    Args:
+        source: folder, or name on the Hub. kwargs: of from_pretrained().
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        check_objects(source, **source_options(kwargs))
+        if not isinstance(error, (TypeError, ValueError)) or not name or name in str(error):
+            raise
+        raise ValueError(f"{name} of {source}: {error}") from error
+
+
 # --- model cards and uploads
 
 UPLOAD_OPTIONS = (
@@ -178,8 +268,10 @@ def write_card(folder: str | os.PathLike, name: str) -> None:
         write_text(path, CARD.format(name=name))
 
 
-def _merge_card(api: HfApi, repo_id: str, folder: str, tags: list[str] | None, revision: str | None) -> None:
+def _merge_card(api: Any, repo_id: str, folder: str, tags: list[str] | None, revision: str | None) -> None:
     """Takes over the model card of the repository, if it has one, and adds `tags`."""
+    from huggingface_hub import ModelCard
+
     path = Path(folder, "README.md")
     exists = api.file_exists(repo_id, path.name, revision=revision)
     card = ModelCard.load(api.hf_hub_download(repo_id, path.name, revision=revision) if exists else path)
@@ -224,6 +316,8 @@ class HubMixin:
 
         Arguments as in transformers. Push the model and the processor of a checkpoint to the same repository.
         """
+        from huggingface_hub import HfApi
+
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/pr"):

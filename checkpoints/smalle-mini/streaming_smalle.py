@@ -3,59 +3,33 @@
 import asyncio
 import contextlib
 import functools
-import re
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .generation_smalle import seeded
+from .runtime_smalle import FewThreads
+from .text_normalization_smalle import expected_frames as expected_frames
+from .text_normalization_smalle import split_text as split_text
+from .text_tables_smalle import BREAKS as BREAKS
+from .text_tables_smalle import MAX_CHARACTERS
+from .text_tables_smalle import PARAGRAPH as PARAGRAPH
 from .vocos_smalle import block_sizes
 from .voices_smalle import Voice
 
-CHARACTERS_PER_SECOND = 15  # of read English
-MAX_CHARACTERS = 100  # of a piece, about 6 seconds: models are trained on utterances, not on chapters
-PARAGRAPH = re.compile(r"\n\s*\n")
-TITLES = "".join(rf"(?<!\b{title}\.)" for title in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "[A-Z]"))
-BREAKS = (  # where a text may be cut, the best places first
-    re.compile(rf"""{TITLES}(?:(?<=[.!?])|(?<=[.!?]["')]))\s+(?=["'(]?[A-Z])"""),
-    re.compile(r"""(?:(?<=[.!?;:])|(?<=[.!?;:]["')]))\s+"""),
-    re.compile(r"(?<=,)\s+"),
-    re.compile(r"\s+"),
-)
 
+class TimedSpeech(NamedTuple):
+    """A waveform (L,) of a stream, and the words that became known with it.
 
-def expected_frames(text: str, frame_rate: float) -> int:
-    """About how many frames reading a text takes."""
-    return int(len(text) / CHARACTERS_PER_SECOND * frame_rate) + 1
+    words: {"word", "start", "end"} of the normalized text, in seconds from the start of the stream.
+    """
 
-
-def frame_limit(text: str, frame_rate: float, most: int) -> int:
-    """Frames that a text may take: four times as many as expected and two seconds, but at most `most`."""
-    return min(4 * expected_frames(text, frame_rate) + int(2 * frame_rate), most)
-
-
-def split_text(text: str, fits: Callable[[str], bool], breaks: tuple[re.Pattern, ...] = BREAKS) -> list[str]:
-    """Cuts a text into few pieces that fit, at the best possible breaks. Raises ValueError where no character fits."""
-    if fits(text):
-        return [text]
-    if len(text) < 2:
-        raise ValueError(
-            "No room for text: the prompt's transcript fills max_text_tokens. Use a voice with a shorter transcript."
-        )
-    if not breaks:
-        return split_text(text[: len(text) // 2], fits, ()) + split_text(text[len(text) // 2 :], fits, ())
-    pieces: list[str] = []
-    for part in breaks[0].split(text):
-        joined = f"{pieces[-1]} {part}" if pieces else part
-        if pieces and fits(joined):
-            pieces[-1] = joined
-        else:
-            pieces += [part] if fits(part) else split_text(part, fits, breaks[1:])
-    return pieces
+    waveform: Tensor
+    words: list[dict[str, Any]]
 
 
 class TextToSpeechStreamer:
@@ -64,7 +38,7 @@ class TextToSpeechStreamer:
     A long text is read piece by piece, cut at the ends of sentences. Every piece starts from the same prompt, so that
     the voice does not drift; the codec goes on from piece to piece, so that the audio is one sound. The samples do not
     depend on the sizes of chunks, and memory does not grow. While the codec decodes a chunk, a thread generates the
-    next one, with half of PyTorch's threads.
+    next one.
 
     Args:
         model: `SmallEForTextToSpeech`.
@@ -93,8 +67,9 @@ class TextToSpeechStreamer:
         normalize_text: bool = True,
         cancelled: threading.Event | None = None,
         progress: Callable[[int], Any] | None = None,
+        output_timestamps: bool = False,
         **settings,
-    ) -> Generator[Tensor]:
+    ) -> Generator[Any]:
         """Yields waveforms (L,), float32 on the CPU, as soon as their samples are final.
 
         Closing the generator, or setting the event `cancelled`, cancels generation within a step.
@@ -103,8 +78,12 @@ class TextToSpeechStreamer:
             text: one string. voice, audio, audio_text, sampling_rate, normalize_text: as in the processor's call.
                 Without a voice, the speech of the first piece is the prompt of the others.
             seed: integer or torch.Generator for reproducible speech.
+            output_timestamps: yield `TimedSpeech` in place of waveforms. The times of a word are known when its piece
+                has been generated.
             progress, **settings: of `generate()`, except num_return_sequences and max_time; max_new_tokens is that of
-                one piece. best_of is 1 unless it is given here; with more, a piece is one chunk.
+                one piece. best_of is 1 unless it is given here; with more, a piece is one chunk. max_retries: if it is
+                given here, for all pieces, which are then one chunk each; None: that of the checkpoint, for all pieces
+                but the first, which is heard while it is spoken.
 
         Raises:
             ValueError: the text or the voice cannot be spoken; at once, not with the first waveform.
@@ -123,9 +102,11 @@ class TextToSpeechStreamer:
 
         settings["progress"] = step
         settings["chunk_frames"] = block_sizes() if self.chunk_frames is None else self.chunk_frames
-        return self._decode(prefetch(self._generate(pieces, prompt, seed, settings), stop))
+        settings["output_alignments"] = output_timestamps
+        speech = self._decode(prefetch(self._generate(pieces, prompt, seed, settings), stop))
+        return speech if output_timestamps else waveforms(speech)
 
-    async def astream(self, text: str, **options) -> AsyncIterator[Tensor]:
+    async def astream(self, text: str, **options) -> AsyncIterator[Any]:
         """`stream()` for an event loop: `async for wave in streamer.astream(text)`. A thread does the work."""
         worker, cancelled = ThreadPoolExecutor(1), threading.Event()
         chunks: Any = None
@@ -142,98 +123,97 @@ class TextToSpeechStreamer:
 
     def split(self, text: str, prompt: Voice, normalize_text: bool = True) -> list[str]:
         """Pieces of a text as the tokenizer gets them, each short enough to be read behind the prompt's transcript."""
-        tokenizer, limit = self.processor.tokenizer, self.model.config.max_text_tokens
-
-        def fits(piece):
-            joined = self.processor.prompted_text(prompt, piece)
-            return len(piece) <= self.max_characters and len(tokenizer(joined)["input_ids"]) <= limit
-
-        paragraphs = PARAGRAPH.split(text)
-        if normalize_text:
-            paragraphs = [self.processor.spell_out(paragraph) for paragraph in paragraphs]
-        else:
-            self.processor.prepare_text(text, False)  # refuses what the tokenizer does not know
-        pieces = [piece for paragraph in paragraphs for piece in split_text(paragraph, fits)]
-        pieces = [piece for piece in pieces if any(map(str.isalpha, piece))]
-        return pieces or [self.processor.normalize(text)]  # which raises the error
+        limits = {"max_characters": self.max_characters, "max_tokens": self.model.config.max_text_tokens}
+        return self.processor.split_text(text, prompt, normalize_text, **limits)
 
     def _generate(
         self, pieces: list[str], prompt: Voice, seed: int | torch.Generator | None, settings: dict[str, Any]
-    ) -> Generator[Tensor]:
-        """Yields codes (T, Q) of the pieces, chunk by chunk."""
+    ) -> Generator[tuple[Tensor, list[dict[str, Any]]]]:
+        """Yields codes (T, Q) of the pieces, chunk by chunk, and with output_alignments words behind each piece."""
         model, generator, embeddings = self.model, seeded(seed, self.model.device), None
+        begun = 0  # frames before the piece
         defaults = settings.get("generation_config") or model.generation_config
-        frame_rate = model.config.frame_rate
-        most = settings.pop("max_new_tokens", None) or defaults.max_new_tokens or int(60 * frame_rate)
-        for piece in pieces:
+        settings = {**settings, "seed": generator}
+        retries = settings.pop("max_retries", None)
+        later = getattr(defaults, "max_retries", None) or 0  # the first piece is heard while it is spoken
+        for number, piece in enumerate(pieces):
             inputs = self.processor.model_inputs([piece], [prompt]).to(model.device)
             if "speaker_codes" in inputs:  # long, and the same for all pieces
                 reference = inputs.pop("speaker_codes"), inputs.pop("speaker_attention_mask", None)
                 embeddings = model.encode_speaker(*reference) if embeddings is None else embeddings
                 inputs["speaker_embeddings"] = embeddings
-            limit = frame_limit(piece, frame_rate, most)
-            outputs = self._generate_piece({**inputs, **settings, "seed": generator, "max_new_tokens": limit})
+            settings["max_retries"] = retries if retries is not None else later if number else 0
+            outputs = self._generate_piece({**inputs, **settings})
             without_voice, spoken = prompt.codes is None and not prompt.state, []
+            alignments: list[Any] = []
             # in an expression, so that no state outlives its piece
-            for codes in (output.sequences[0, : int(output.lengths[0])] for output in outputs):
+            for codes, alignment in (spoken_part(output) for output in outputs):
                 if without_voice:
                     spoken.append(codes.cpu())
-                yield codes
+                if settings["output_alignments"]:
+                    alignments.append(alignment)
+                yield codes, []
+            if alignments:
+                path = torch.cat(alignments)
+                yield codes[:0], self._words(path, piece, prompt, begun)
+                begun += len(path)
             if without_voice:
                 prompt = Voice(torch.cat(spoken), piece)
 
     def _generate_piece(self, call: dict[str, Any]) -> Iterator[Any]:
-        """Outputs of the model for one piece: in chunks, or with best_of at once, as the best is known at the end."""
-        if call.get("best_of", 1) == 1:
+        """Outputs of the model for one piece: in chunks, or at once where the best of several readings is chosen."""
+        if call.get("best_of", 1) == 1 and not call["max_retries"]:
             yield from self.model.stream(**call)
         else:
             del call["chunk_frames"]
-            yield self.model.generate(**call, return_dict_in_generate=True)
+            yield self.model.generate(**{"best_of": 1, **call}, return_dict_in_generate=True)
 
-    def _decode(self, chunks: Generator[Tensor]) -> Generator[Tensor]:
-        """Yields waveforms (L,) of chunks of codes (T, Q)."""
+    def _words(self, alignment: Tensor, piece: str, prompt: Voice, begun: int) -> list[dict[str, Any]]:
+        """The words of a piece that begins after `begun` frames, by its alignment (T, N)."""
+        (words,) = self.processor.timestamps(alignment[None], piece, voice=prompt, normalize_text=False)
+        start = begun / self.model.config.frame_rate
+        return [{**word, "start": word["start"] + start, "end": word["end"] + start} for word in words]
+
+    def _decode(self, chunks: Generator[tuple[Tensor, list[dict[str, Any]]]]) -> Generator[TimedSpeech]:
+        """Yields the speech of chunks of codes (T, Q) and words."""
         codec, state = self.processor.codec, None
         codes = torch.zeros(0, codec.num_codebooks, dtype=torch.long)
-        for codes in chunks:
-            with half_of_the_threads():
-                wave, state = codec.decode_chunk(codes.T[None], state)
-            if wave.shape[1]:
-                yield wave[0].float().cpu()
+        words: list[dict[str, Any]] = []
+        for codes, new_words in chunks:
+            words += new_words
+            if len(codes):
+                with FewThreads():
+                    wave, state = codec.decode_chunk(codes.T[None], state)
+                if wave.shape[1]:
+                    yield TimedSpeech(wave[0].float().cpu(), words)
+                    words = []
         if state is not None:
-            with half_of_the_threads():
+            with FewThreads():
                 wave, _ = codec.decode_chunk(codes.T[None, :, :0], state, last=True)
-            yield wave[0].float().cpu()
+            yield TimedSpeech(wave[0].float().cpu(), words)
+
+
+def spoken_part(output: Any) -> tuple[Tensor, Tensor | None]:
+    """Codes (T, Q) and alignment (T, N), if there is one, of an output for one text."""
+    length = int(output.lengths[0])
+    return output.sequences[0, :length], None if output.alignments is None else output.alignments[0, :length]
+
+
+def waveforms(speech: Generator[TimedSpeech]) -> Generator[Tensor]:
+    """The waveforms alone."""
+    with contextlib.closing(speech):
+        for part in speech:
+            yield part.waveform
 
 
 class Cancelled(Exception):
     """Ends generation within a step."""
 
 
-@contextlib.contextmanager
-def half_of_the_threads() -> Iterator[None]:
-    """Computes with half of PyTorch's threads: all of them wait for each other where other programs run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // 2))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def set_threads_of_this_thread(count: int):
-    """PyTorch's threads for operations of this thread, which a number that another thread sets later leaves alone."""
-    torch.set_num_threads(count)
-    torch.get_num_threads()  # or the first operation would take the number that was set last anywhere
-
-
 def prefetch(chunks: Generator[Any], cancelled: threading.Event) -> Generator[Any]:
     """The same chunks; while one is used, a thread makes the next. Closing the generator sets `cancelled`."""
-    threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(1) as worker:
-            # More threads than cores wait for each other at every operation.
-            worker.submit(set_threads_of_this_thread, max(1, threads // 2)).result()
-            torch.set_num_threads(threads)  # what threads that start later take
             try:
                 coming = worker.submit(next, chunks, None)
                 while (chunk := coming.result()) is not None:

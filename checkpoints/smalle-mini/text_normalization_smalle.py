@@ -13,170 +13,55 @@ import warnings
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
+from .text_tables_smalle import (
+    ABBREVIATIONS,
+    ADDRESS_LETTERS,
+    ADDRESS_SIGNS,
+    BLOCKS,
+    BREAKS,
+    CHARACTERS,
+    COMPASS,
+    CURRENCIES,
+    CYRILLIC,
+    DIGITS,
+    ELEMENTS,
+    ENDINGS,
+    FILES,
+    FRACTIONS,
+    GREEK,
+    HEARTS,
+    HOSTS,
+    KINGS,
+    LOOK_ALIKES,
+    MAX_DIGITS,
+    MONTHS,
+    NOT_A_STREET,
+    NUMBERED,
+    NUMBERED_ROMAN,
+    PLURALS,
+    RULERS,
+    SCALES,
+    SHOUTED,
+    SIGNS,
+    SMALL_MONEY,
+    SOUNDS,
+    SPECIAL,
+    SPELLED,
+    STATES,
+    STREETS,
+    TAGS,
+    THOUSANDS,
+    TITLES,
+    UNINFLECTED,
+    UNITS,
+    WEEKDAYS,
+    WORDY_UNITS,
+)
+
 try:
     from num2words import num2words
 except ImportError:
     num2words = None
-
-DIGITS = "zero one two three four five six seven eight nine".split()
-THOUSANDS = "thousand million billion trillion".split()
-MAX_DIGITS = 15  # of a number; longer ones, and those that begin with a zero, are read digit by digit
-MONTHS = "January February March April May June July August September October November December".split()
-WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-
-
-def _table(entries: str) -> dict[str, str]:
-    """{written: spoken} of "written=spoken; written=spoken"."""
-    return dict(entry.lstrip().split("=") for entry in entries.rstrip().rstrip(";").split(";"))
-
-
-# Sign or code, unit and its hundredth; without an "s" in the plural where UNINFLECTED says so.
-CURRENCIES = _table("""
-    $=dollar,cent; €=euro,cent; £=pound,penny; ₹=rupee,paisa; ¥=yen,sen; ₽=ruble,kopeck; ₩=won,jeon; ₺=lira,kurus;
-    ₪=shekel,agora; ₫=dong,xu; ₴=hryvnia,kopiyka; ฿=baht,satang; ₱=peso,centavo; ₦=naira,kobo; ₿=bitcoin,satoshi;
-    US$=U S dollar,cent; C$=Canadian dollar,cent; CA$=Canadian dollar,cent; A$=Australian dollar,cent;
-    AU$=Australian dollar,cent; NZ$=New Zealand dollar,cent; HK$=Hong Kong dollar,cent; S$=Singapore dollar,cent;
-    R$=Brazilian real,centavo; USD=U S dollar,cent; EUR=euro,cent; GBP=pound,penny; JPY=yen,sen; CHF=Swiss franc,cent;
-    CAD=Canadian dollar,cent; AUD=Australian dollar,cent; NZD=New Zealand dollar,cent; CNY=yuan,fen; RMB=yuan,fen;
-    INR=rupee,paisa; SEK=Swedish krona,ore; NOK=Norwegian krone,ore; DKK=Danish krone,ore; PLN=zloty,grosz;
-    RUB=ruble,kopeck; MXN=Mexican peso,centavo; BRL=Brazilian real,centavo; ZAR=rand,cent; SGD=Singapore dollar,cent;
-    HKD=Hong Kong dollar,cent; BTC=bitcoin,satoshi; Rs=rupee,paisa; Rs.=rupee,paisa
-""")
-SMALL_MONEY = {"¢": ("cent", "cents"), "p": ("penny", "pence")}
-SCALES = _table(
-    "k=thousand; m=million; mm=million; mn=million; mio=million; b=billion; bn=billion; t=trillion; "
-    "tn=trillion; trn=trillion"
-)
-# After a number; capitals matter.
-UNITS = _table("""
-    kg=kilogram; g=gram; mg=milligram; microg=microgram; km=kilometer; m=meter; cm=centimeter; mm=millimeter;
-    microm=micrometer; nm=nanometer; l=liter; L=liter; ml=milliliter; mL=milliliter; cl=centiliter; dl=deciliter;
-    microl=microliter; microL=microliter; lb=pound; lbs=pound; oz=ounce; fl oz=fluid ounce; fl. oz.=fluid ounce;
-    lb.=pound; lbs.=pound; oz.=ounce; ft=foot; ft.=foot; in.=inch; yd=yard; yds=yard; mi=mile; mi.=mile; ha=hectare;
-    gal=gallon; qt=quart; pt=pint; tsp=teaspoon; tsp.=teaspoon; tbsp=tablespoon; tbsp.=tablespoon; Tbsp=tablespoon;
-    sq ft=square foot; sq. ft.=square foot; sq mi=square mile; sq m=square meter; sq km=square kilometer;
-    cu ft=cubic foot; mph=mile per hour; kph=kilometer per hour; km/h=kilometer per hour; kmh=kilometer per hour;
-    m/s=meter per second; mpg=mile per gallon; min=minute; mins=minute; min.=minute; hr=hour; hrs=hour; hr.=hour;
-    h=hour; s=second; sec=second; sec.=second; ms=millisecond; micros=microsecond; ns=nanosecond; yr=year; yrs=year;
-    wk=week; Hz=hertz; kHz=kilohertz; MHz=megahertz; GHz=gigahertz; kB=kilobyte; KB=kilobyte; MB=megabyte;
-    GB=gigabyte; TB=terabyte; GiB=gibibyte; kbps=kilobit per second; Mbps=megabit per second;
-    Gbps=gigabit per second; MB/s=megabyte per second; GB/s=gigabyte per second; fps=frame per second;
-    Mbit/s=megabit per second; rpm=revolution per minute; bpm=beat per minute; px=pixel; MP=megapixel; W=watt;
-    kW=kilowatt; MW=megawatt; GW=gigawatt; Wh=watt hour; kWh=kilowatt hour; MWh=megawatt hour; V=volt; kV=kilovolt;
-    mV=millivolt; mA=milliamp; mAh=milliamp hour; A=amp; J=joule; kJ=kilojoule; cal=calorie; kcal=kilocalorie;
-    N=newton; Pa=pascal; kPa=kilopascal; hPa=hectopascal; psi=pound per square inch; dB=decibel; hp=horsepower;
-    cc=cubic centimeter; ohm=ohm; kohm=kilohm; Mohm=megohm; ppm=part per million; °C=degree Celsius;
-    °F=degree Fahrenheit; °=degree
-""")
-WORDY_UNITS = set("inch mile cup teaspoon tablespoon pound ounce pint quart gallon hour acre foot yard".split())
-PLURALS = _table(
-    "foot=feet; inch=inches; penny=pence; Swedish krona=Swedish kronor; "
-    "Norwegian krone=Norwegian kroner; Danish krone=Danish kroner; ore=ore; paisa=paise"
-)
-UNINFLECTED = set("yen sen won jeon yuan fen baht rand hertz kilohertz megahertz gigahertz horsepower".split())
-# Before a name or a word; their dot does not end a sentence.
-TITLES = _table("""
-    Mr=Mister; Mrs=Missus; Ms=Miz; Dr=Doctor; Prof=Professor; vs=versus; e.g.=for example; e.g=for example;
-    i.e.=that is; i.e=that is; approx.=approximately; dept.=department; Dept.=Department; Mt.=Mount; Gen.=General;
-    Col.=Colonel; Capt.=Captain; Lt.=Lieutenant; Sgt.=Sergeant; Rev.=Reverend; Gov.=Governor; Sen.=Senator;
-    Hon.=Honorable; Pres.=President; Messrs.=Messieurs; Ft.=Fort; cf.=compare; ca.=circa; viz.=namely;
-    incl.=including; esp.=especially; est.=established; w/o=without; w/=with; tel.=telephone; Tel.=Telephone;
-    max.=maximum
-""")
-# Before a number.
-NUMBERED = _table("""
-    p.=page; pp.=pages; Fig.=Figure; fig.=figure; Figs.=Figures; Ch.=Chapter; ch.=chapter; Vol.=Volume; vol.=volume;
-    Sec.=Section; sec.=section; Eq.=Equation; Pt.=Part; pt.=part; Nos.=numbers; nos.=numbers; Art.=Article; c.=circa;
-    ext.=extension; Ext.=Extension; Apt.=Apartment; Ste.=Suite; Hwy=Highway; Hwy.=Highway; Rte.=Route;
-    Mk=Mark; Mk.=Mark; Rm.=Room; Bldg.=Building; v=version; v.=version; ver.=version; §=section; §§=sections
-""")
-# After a name or a word; their dot may end a sentence.
-ENDINGS = _table("""
-    etc.=et cetera; Jr.=Junior; Sr.=Senior; St.=Street; Ave.=Avenue; Blvd.=Boulevard; Rd.=Road; Inc.=Incorporated;
-    Ltd.=Limited; Corp.=Corporation; Co.=Company; Ln.=Lane; Hwy.=Highway; Pkwy.=Parkway; Bros.=Brothers;
-    Univ.=University; Assn.=Association; et al.=et al; Ph.D.=P H D; misc.=miscellaneous; Esq.=Esquire
-""")
-STREETS = _table("St=Street; Ave=Avenue; Blvd=Boulevard; Rd=Road; Ln=Lane; Dr=Drive; Hwy=Highway; Pkwy=Parkway")
-COMPASS = _table("N=North; S=South; E=East; W=West")
-# A capital word before "St." or "Dr." that leaves them a saint and a doctor: "Mount St. Helens", "Ask Dr. Who".
-NOT_A_STREET = set(
-    """
-    A An And As Ask At Both But By Call Did Does Dear East For Fort From Has He Her His I If In Is It Lake Like
-    Mount My Near No Not Of Old On Or Our Port Said Saw See She So That The Then They This To Tell Thank Visit Was
-    We When Where With Yes You Your New
-    """.split()
-)
-STATES = _table("""
-    AL=Alabama; AK=Alaska; AZ=Arizona; AR=Arkansas; CA=California; CO=Colorado; CT=Connecticut; DE=Delaware; FL=Florida;
-    GA=Georgia; HI=Hawaii; ID=Idaho; IL=Illinois; IN=Indiana; IA=Iowa; KS=Kansas; KY=Kentucky; LA=Louisiana; ME=Maine;
-    MD=Maryland; MA=Massachusetts; MI=Michigan; MN=Minnesota; MS=Mississippi; MO=Missouri; MT=Montana; NE=Nebraska;
-    NV=Nevada; NH=New Hampshire; NJ=New Jersey; NM=New Mexico; NY=New York; NC=North Carolina; ND=North Dakota;
-    OH=Ohio; OK=Oklahoma; OR=Oregon; PA=Pennsylvania; RI=Rhode Island; SC=South Carolina; SD=South Dakota; TN=Tennessee;
-    TX=Texas; UT=Utah; VT=Vermont; VA=Virginia; WA=Washington; WV=West Virginia; WI=Wisconsin; WY=Wyoming; DC=D C
-""")
-# Said letter by letter though they have vowels; those without a vowel always are, but for SOUNDS.
-SPELLED = set(
-    """
-    AAA ABC ABS AC ACLU AD AFK AI AKA AM API APA APR ATM AWS BA BCE BMI CAD CE CEO CFO CIA CIO COO CPU CTO DA DIY
-    DNA DOI DOJ EC ECB ECG EDT EEA EKG EPA ER ESL ESP ESPN EST ET ETA EU EUR EV FAA FAQ FBI FDA FIA FYI GPA GPU GUI
-    HIV IBM ICU ID IDE IEEE IIRC IMF IMO IO IP IPA IPO IQ IR IRC IRL IRS ISBN ISO ISP IT ITV IUD IV IVF KO LA LED MA
-    MBA MIA MIT MOT MRI NAACP NBA NCAA NEA NHL NRA NSA NYC NYPD NYU OECD OEM OMG OS PA PE POV PTA QA RNA RSA RSI
-    RSPCA SEO SMB SOS STI SUV TBA UAE UAV UCLA UEFI UFC UFO UHF UI UK UN UPC UPS UPI URI URL US USA USB USC USDA
-    USPS USSR UTC UTF UTI UV UX VAT VIP VOIP WTO YMCA AP EP DOB DUI EIN ETF IOU IPV IOT
-    """.split()
-)
-SOUNDS = set("HMM SHH PSST GRR BRR ZZZ PFFT TSK MR MRS DR ST VS NTH PHD".split())
-SHOUTED = set("IT US AM AS IS OR AD LA MA PA".split())  # words, where a word beside them has capitals, too
-SPECIAL = _table(
-    "PhD=P H D; PhDs=P H D's; AT&T=A T and T; NaCl=N A C L; NaOH=N A O H; HCl=H C L; KCl=K C L; "
-    "JPEG=J peg; NAACP=N double A C P; IEEE=I triple E; AAA=triple A; OK'd=okayed; WiFi=Wi-Fi; LaTeX=Lay-tech"
-)
-# Before a Roman numeral.
-NUMBERED_ROMAN = "World War|Super Bowl|Star Wars|" + "|".join(
-    """
-    War Chapters? Parts? Volumes? Books? Acts? Scenes? Sections? Titles? Phases? Types? Class Grade Level
-    Division Articles? Amendment Appendix Table Figure Mark Episodes? Season Stage Schedule Vatican Category
-    Factor Canto Psalms? Plates? Paragraph Rule Step Unit Lesson Tier Page page Group Series
-    """.split()
-)
-KINGS = set(
-    """
-    Adrian Albert Alexander Alexios Alfonso Amenhotep Anne Antiochus Artaxerxes Baldwin Benedict Boniface Carl
-    Casimir Catherine Celestine Charles Christian Clement Constantine Cyrus Darius David Edmund Edward Elizabeth
-    Erik Felipe Ferdinand Francis Franz Frederick Friedrich George Gregory Gustav Haakon Harald Harold Henri Henry
-    Hussein Innocent Isabella Ivan James Jean Joao John Joseph Juan Julius Justinian Karl Kenneth Leo Leopold Louis
-    Ludwig Magnus Manuel Margaret Margrethe Maria Mary Matilda Maximilian Mehmed Michael Mohammed Murad Napoleon
-    Nicholas Olaf Olav Oscar Otto Paul Pedro Peter Philip Philippe Pius Ptolemy Ramesses Ramses Richard Robert
-    Rudolf Selim Sigismund Sixtus Stephen Sultan Suleiman Thomas Thutmose Umberto Urban Victoria Vladimir Wilhelm
-    William Xerxes Emmanuel Carlos
-    """.split()
-)
-RULERS = set("King Queen Pope Emperor Empress Tsar Czar Kaiser Sultan Pharaoh Prince Princess".split())
-_NAMES = "2 half 3 third 4 quarter 5 fifth 6 sixth 7 seventh 8 eighth 9 ninth 10 tenth 12 twelfth 16 sixteenth".split()
-FRACTIONS = {int(number): name for number, name in zip(_NAMES[::2], _NAMES[1::2])}
-_SIGNS = _table("""
-    &= and ;%= percent;+= plus ;@= at ;×= times ;÷= divided by ;±= plus or minus ;≈= approximately ;
-    ≠= is not equal to ;≤= less than or equal to ;≥= greater than or equal to ;√= the square root of ;∞= infinity ;
-    ‰= per mille;→= to ;⇒= implies ;−=-;§= section ;©= copyright ;∑= sum ;∫= integral ;∈= in ;∂= partial ;
-""")
-SIGNS = {**_SIGNS, "=": " equals "}
-_ADDRESS = _table("""
-    .=dot; /=slash; @=at; -=dash; _=underscore; :=colon; ?=question mark; &=and; #=hash; %=percent; ~=tilde; +=plus;
-    \\=backslash
-""")
-ADDRESS_SIGNS = {**_ADDRESS, "=": "equals"}
-ADDRESS_LETTERS = set("io uk ai eu edu exe api ip id us ui de ie au es it at nl".split())
-_LETTERS = _table(
-    "ß=ss; ẞ=SS; þ=th; Þ=Th; ð=d; Ð=D; æ=ae; Æ=Ae; œ=oe; Œ=Oe; ŋ=ng; Ŋ=Ng; ı=i; ĸ=k; ə=e; Ə=E; №= No. ; ™=; ®=; ⁄=/"
-)
-_ALIKE = ("‘’ʼ‛′´", "'"), ("“”„‟″«»", '"'), ("–—―‐‑‒•", "-"), ("".join(map(chr, [*range(32), *range(127, 160)])), " ")
-_BREAKS = dict.fromkeys("\n\r\x0b\x0c\x85\u2028\u2029", "\n")
-CHARACTERS = str.maketrans({**{c: sign for characters, sign in _ALIKE for c in characters}, **_BREAKS, **_LETTERS})
-_SOUNDS = "a b v g d e z i y k l m n o p r s t u f kh ts ch sh shch . y . e yu ya zh yo i yi ye g j lj nj c dj dz u dz"
-CYRILLIC = dict(zip("абвгдезийклмнопрстуфхцчшщъыьэюяжёіїєґјљњћђџўѕ", _SOUNDS.split()))
-LOOK_ALIKES = str.maketrans("аеорсухіјѕԁһԛԝАВЕЗІЈКМНОРСТУХЅѴ", "aeopcyxijsdhqwABE3IJKMHOPCTYXSV")
-GREEK = dict(zip("αβγδεζηθικλμνξοπρσςτυφχψω", "a b g d e z i th i k l m n x o p r s s t y f ch ps o".split()))
-HEARTS = {"❤": "heart", "♥": "heart", "☺": "smiling face", "✅": "check mark", "✔": "check mark"}
 
 NUMBER = r"\d++(?:,\d{3}(?!\d))*+(?:\.\d++)?+"
 START = r"(?<![\w])(?<!\d[.,])"  # of a number
@@ -207,6 +92,7 @@ def _words(number: int, kind: str) -> str:
     return " ".join([*words[:-1], "and", words[-1]] if 0 < number % 1000 < 100 else words)
 
 
+@functools.lru_cache(maxsize=16384)
 def spell_number(number: int | str, kind: str = "cardinal") -> str:
     """A number of 0 or more in words.
 
@@ -320,6 +206,11 @@ def _digit_groups(match: re.Match) -> str:
     return ", ".join(map(spell_digits, re.findall(r"\d+", match[0])))
 
 
+def _code_number(match: re.Match) -> str:
+    """Number two zero two four, zero zero nine eight."""
+    return ("number " if match[0][0] in "Nn" else "") + _digit_groups(match)
+
+
 @functools.cache
 def _currency(sign: str) -> tuple[str, str, str, str]:
     """The singular and the plural of a currency and of its hundredth."""
@@ -357,8 +248,49 @@ def _military_time(match: re.Match) -> str:
 
 
 def _network_address(match: re.Match) -> str:
-    """One nine two dot one six eight dot zero dot one."""
-    return " dot ".join(map(spell_digits, match[0].split(".")))
+    """One nine two dot one six eight dot zero dot one, port eight zero."""
+    return " dot ".join(map(spell_digits, match[1].split("."))) + (
+        f", port {spell_digits(match[2])}" if match[2] else ""
+    )
+
+
+def _whole_units(match: re.Match) -> str:
+    """One thousand two hundred euros and fifty cents of "€1.200,50", with the point of decimals."""
+    return f"{match[1].replace('.', '')}.{match[2]}"
+
+
+def _bare_unit(match: re.Match) -> str:
+    """Per square kilometer, in square kilometers."""
+    unit = UNITS[match[1] + match[2]]
+    return unit if _before(match, 4) == "per " else _plural(unit)
+
+
+def _flight(match: re.Match) -> str:
+    """B A two four nine oh."""
+    return f"{match[1]} {match[2]} {spell_digits(match[3], 'oh')}"
+
+
+def _code(match: re.Match) -> str:
+    """A seven, X nine; Q one to Q three; names such as F-16 and ranges such as 10AM-2PM as they are."""
+    groups = match[1].split("-")
+    mixed = any(re.match("[A-Z]+\\d", group) for group in groups)
+    if not re.search(r"\d", match[1]) or not re.search("[A-Z]", match[1]) or not mixed and len(groups) < 3:
+        return match[0]
+    if len(groups) == 2 and groups[0][0] == groups[1][0] and groups[0][0].isalpha():
+        return " to ".join(groups)
+    return ", ".join(" ".join(DIGITS[int(c)] if c.isdigit() else c for c in group) for group in groups)
+
+
+def _parts(match: re.Match) -> str:
+    """Three a two of "3(a)(ii)"."""
+    parts = (part for part in match.groups() if part)
+    return "".join(f" {_roman(part) if re.fullmatch('[ivx]{2,}', part) else part}" for part in parts)
+
+
+def _initials(match: re.Match) -> str:
+    """U S, J R R; the full stop of a sentence only behind what may end one."""
+    letters = match[0].replace(".", " ").split()
+    return " ".join(letters) + (_full_stop(match) if "".join(letters).upper() in ABBREVIATIONS else "")
 
 
 def _state(match: re.Match) -> str:
@@ -378,6 +310,8 @@ def _measure(match: re.Match) -> str:
     if sign == "s" and amount[-1] == "0" and not joint:  # a decade
         return match[0]
     if len(sign) == 1 and sign.isupper() and joint == " " and (sign == "A" or re.match(r"\.? [A-Z\d]", _after(match))):
+        return match[0]
+    if joint == "" and sign == "W" and re.search("(?:Route|Highway|Gate|Room) $", _before(match, 9)):
         return match[0]
     unit = UNITS[sign]
     noun = unit if match["amount"] == "1" or match["joint"] == "-" else _plural(unit)
@@ -606,15 +540,6 @@ class Rule(NamedTuple):
     spell: Callable[[re.Match], str] | str
 
 
-TAGS = """
-    a abbr b big center cite code del dfn em font i img ins kbd label mark q s samp small span strike strong sub sup tt
-    u var wbr
-"""
-BLOCKS = """
-    article aside blockquote body br dd div dl dt footer form h1 h2 h3 h4 h5 h6 head header hr html li main nav ol p pre
-    section table tbody td th thead title tr ul
-"""
-
 # Markdown and HTML as text. \x1e, which no text has at this point, is a pause.
 MARKUP = (
     Rule("fence", "```python", r"(?m)^ ?(?:```|~~~).*$", "\x1e"),
@@ -624,7 +549,7 @@ MARKUP = (
     Rule("block", "<p>Hi</p>", rf"(?i)</?(?:{'|'.join(BLOCKS.split())})\b[^<>]*>", "\x1e"),
     Rule("tag", "<b>bold</b>", rf"(?i)</?(?:{'|'.join(TAGS.split())})\b[^<>]*>", ""),
     Rule("link", "[text](https://a.org)", r"!?\[([^\[\]\n]*)\]\([^()\n]*\)", r"\1"),
-    Rule("citation", "word.[1]", r"(?<=[a-z.,)\"'])\[(?:\d{1,3}|citation needed)\](?!\()", ""),
+    Rule("citation", "word.[1]", r"(?:(?<=[a-z])|(?<=\w[.,)\"']))\[(?:\d{1,3}|citation needed)\](?!\()", ""),
     Rule("reference", "[text][1]", r"\[([^\[\]\n]*)\]\[[^\[\]\n]*\]", r"\1"),
     Rule("row", "| a | b |", r"(?m)^ ?\|(?![ :|-]*$)(.*)$", _table_row),
     Rule("ruler", "---", r"(?m)^ ?(?:\|[ :|-]*|[-=*_](?: ?[-=*_])++ ?)$", "\x1e"),
@@ -641,18 +566,10 @@ _SIGNED = "".join(sign for sign in CURRENCIES if len(sign) == 1)
 _CODES = _any_of(sign for sign in CURRENCIES if len(sign) > 1)
 MONEY = rf"(?P<sign>(?<![A-Za-z])(?:{_CODES})|[{_SIGNED}])"
 SCALE = r"(?:\s?(?P<scale>thousand|million|billion|trillion|bn|mn|tn|trn|mm|[kKmMbBtT])\b)?"
-HOSTS = "com|org|net|edu|gov|mil|info|biz|io|dev|app|ai|co|uk|de|fr|eu|ca|au|nl|ch|tv|wiki|blog|ly"
-FILES = """
-    7z avi bak bat bin bmp c cfg cc cpp cs css csv dat dll doc docx dmg exe flac gif go gz h hpp html htm ico ini
-    ipynb java jpeg jpg js json jsx log lua md mid mkv mov mp3 mp4 odt ogg onnx pdf php pkl png ppt pptx ps1 py pyi
-    rb rs rst rtf safetensors sh sql srt svg tar tex tiff toml ts tsv tsx ttf txt wav webm webp whl xls xlsx xml
-    yaml yml zip
-""".split()
 WORDS = (
     "people|users|views|followers|subscribers|downloads|copies|visitors|residents|customers|voters|years|tons|tonnes"
 )
 UNIT = rf"(?:{_any_of(UNITS)})"
-ELEMENTS = "He|Li|Be|Ne|Na|Mg|Al|Si|Cl|Ar|Ca|Ti|Cr|Mn|Fe|Co|Ni|Cu|Zn|Br|Ag|Sn|Ba|Pt|Au|Hg|Pb|[HBCNOFPSKI]"
 ABBREVIATED_MONTH = "(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)"
 WEEKDAY = "(?:Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)"
 
@@ -664,7 +581,7 @@ def _named(match: re.Match) -> str:
 
 
 _COORDINATE = (
-    r"(?<!\w)(?P<degree>\d{1,3})° ?(?:(?P<minute>\d{1,2})' ?)?(?:(?P<second>\d{1,2}(?:\.\d+)?)\"? ?)?"
+    r"(?<![\w.])(?P<degree>\d{1,3}(?:\.\d++)?)° ?(?:(?P<minute>\d{1,2})' ?)?(?:(?P<second>\d{1,2}(?:\.\d+)?)\"? ?)?"
     r"(?P<pole>[NSEW])\b"
 )
 _HOST = rf"(?<![\w@./-])(?:[A-Za-z0-9-]++\.)+(?:{HOSTS})(?![\w-]|\.\w)(?::\d++)?(?:/[\w.~%?=&#/-]*[\w/]|/)?"
@@ -674,13 +591,18 @@ _PHONE = (
     r"(?<![\w.,+-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-]|[.,]\d)(?:,? ?(?:ext\.?"
     r"|x) ?\d{1,5}\b)?"
 )
-_PHONE_WITH_A_ZERO = r"(?<![\w.,+-])\(?0\d{2,4}\)?[ -]\d{3,6}(?:[ -]\d{3,4})?(?![\w-]|[.,]\d)"
+_PHONE_WITH_A_ZERO = r"(?<![\w.,+-])(?:\(0\)\d{1,4}|\(?0\d{2,4}\)?)[ /-]\d{3,7}(?:[ -]\d{3,4})?(?![\w-]|[.,]\d)"
 _PHONE_IN_A_ROW = (
     r"(?:(?<=[CcFf]a[lx][l:] )|(?<=[DdTt][ie][axl][lt:] )|(?<=phone )|(?<=hone: )|(?<=[Nn]umber ))\d{7,15}"
     r"(?!\d)"
 )
 _EMERGENCY = r"(?:(?<=[Cc]all )|(?<=[Dd]ial )|(?<=[ai]ling )|(?<=called ))(?:\d11|999|112)\b"
-_ADDRESS_OF_A_NETWORK = r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)"
+_ADDRESS_OF_A_NETWORK = r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{2,5}))?(?![\w]|\.\d)"
+_DECIMAL_COMMA = r"(?:(?<=€)|(?<![\w.,])(?=[\d.]{1,12},\d\d ?(?:€|EUR\b)))(\d{1,3}(?:\.\d{3})++|\d++),(\d\d)(?!\d|,\d)"
+_PRESSURE = r"(?<![\d/.])(\d{2,3})/(\d{2,3})(?: ?(?=mm ?Hg)|(?<=pressure \d\d\d/\d\d)|(?<=BP \d\d\d/\d\d))(?![\d/])"
+_BOOKS = (
+    "Genesis|Exodus|Psalms?|Proverbs|Isaiah|Matthew|Mark|Luke|John|Acts|Romans|Corinthians|Hebrews|James|Revelation"
+)
 _ISO_TIME = (
     r"(?<=[a-z])(?:T| (?=[\d:.]{5,12}(?:Z|[+-]\d\d:?\d\d)\b))(?P<time>\d\d:\d\d(?::\d\d)?)(?:\.\d+)?"
     r"(?P<zone>Z\b|(?P<sign>[+-])(?P<hour>\d\d):?(?P<minute>\d\d))?"
@@ -688,7 +610,10 @@ _ISO_TIME = (
 _DATE_IN_NUMBERS = r"(?<![\d/])(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>1[1-9]\d\d|20\d\d|\d\d)(?![\d/])"
 _DATE_WITH_DOTS = rf"(?<![\d.])(?P<day>\d{{1,2}})\.(?P<month>0?[1-9]|1[0-2])\.{YEAR}(?![\d])"
 _DATE_WITH_DASHES = rf"(?<![\d-])(?P<month>\d{{1,2}})-(?P<day>\d{{1,2}})-{YEAR}(?![\d-])"
-_MONTH_AND_DAY_IN_NUMBERS = r"(?<=\bon )(?P<month>1[0-2]|0?[1-9])/(?P<day>[12]\d|3[01]|0?[1-9])(?P<year>)(?![\d/])"
+_MONTH_AND_DAY_IN_NUMBERS = (
+    r"(?:(?<=\bon )|(?<=(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun|day) )|(?<![\d/.])(?=0\d/|\d\d/0))"
+    r"(?P<month>1[0-2]|0?[1-9])/(?P<day>[12]\d|3[01]|0?[1-9])(?P<year>)(?![\d/])"
+)
 _DAY_AND_MONTH = rf"\b(?P<the>(?:[Tt]he )?){DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?"
 _MONTH_AND_DAYS = rf"{MONTH} {DAY}\s?-\s?{LAST_DAY}\b(?![\d:-]|,\d|\.\d)(?:,? {YEAR}\b(?!\.\d))?"
 _DATES = rf"(?<=[a-z])\s?-\s?(?={MONTH.replace('?P<month>', '?:')} [a-z]+(?:th|st|nd|rd)\b)"
@@ -720,7 +645,7 @@ _FRACTION = (
 )
 _OUT_OF = rf"{START}(?P<top>{NUMBER})/(?P<bottom>5|10|20|100)(?![\d/\w]|\.\d)"
 _DURATION = r"(?<!\w)(?P<hour>\d{1,2})h ?(?P<minute>\d{1,2})(?:m|min)?(?!\w)"
-_DEGREES_OF_AN_OVEN = r"(?<![\w.,])([1-9]\d\d?) ?([FC])(?=[.,;)]|$| (?:for|and|or|oven|until|in)\b)"
+_DEGREES_OF_AN_OVEN = r"(?<![\w.,])([1-9]\d\d?(?:\.\d)?) ?([FC])(?=[.,;)]|$| (?:for|and|or|oven|until|in)\b)"
 _MILLIONS = rf"{START}(?P<amount>{NUMBER}) ?(?P<scale>M|bn|mn|m(?= (?:{WORDS})\b))(?!\w)"
 _INCH = rf"{START}(?P<amount>{NUMBER})(?:in\b| in(?= (?:tall|wide|long|deep|thick|high|by|x|of (?:rain|snow))\b))"
 _PER = (
@@ -728,7 +653,7 @@ _PER = (
     r"|gallon|user|piece|dozen|acre|head)\b)"
 )
 _PER_UNIT = r"(?<= per )(?:mo|yr|wk|hr|h|min|sec|s|kg|lb)\b"
-_STREET_WITHOUT_A_DOT = rf"(?<=[a-z] )(?P<ending>{'|'.join(STREETS)})(?=,|$| (?:Apt|Suite|Unit))"
+_STREET_WITHOUT_A_DOT = rf"(?<=[a-z] )(?P<ending>{'|'.join(STREETS)})(?=,|$| (?:Apt|Suite|Unit|[NS][EW]\b))"
 _STATE = rf"(?<=[a-z], )(?P<state>{'|'.join(STATES)})\b(?: (?P<zip>\d{{5}})(?:-(?P<more>\d{{4}}))?\b)?"
 _TITLE = (
     rf"(?<![\w.])({_any_of(word for word in TITLES if word[-1] != '/' and '/' not in word)})(?:(?<=\.)|\.|\b)"
@@ -749,7 +674,7 @@ _FORMULA = (
     rf"\b(?=[A-Za-z()]{{1,12}}\d)(?:(?:\((?:(?:{ELEMENTS})\d{{0,2}}){{1,4}}\)|(?:{ELEMENTS}))\d{{0,2}}){{2,12}}"
     r"(?![\w'])|\b(?:O|H|N|Cl|F)2\b"
 )
-_VERSION = r"(?<!\w)(?:(?:v|V)\.?(?=\d)|(?P<name>version |Version ))(?P<numbers>\d++(?:\.\d++)*+)"
+_VERSION = r"(?<!\w)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>version |Version ))(?P<numbers>\d++(?:\.\d++)*+)"
 _DECADE_OF_A_CENTURY = r"\b(1[1-9]\d0|20\d0)'?s\b"
 _COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(-])|(?<!\S)([<>]) ?(?=\d)"
 _YEAR_BY_CONTEXT = r"(?:(?<=[Ii]n )|(?<=\()(?=\d+\)))10[1-9]\d(?![\d%]|[,.-]\d| [a-z]+s\b)"
@@ -769,7 +694,8 @@ RULES = (
     Rule("Windows path", r"C:\Users\me", r"\b[A-Za-z]:\\[\w\\.-]*\w", _address),
     Rule("forum", "r/science", r"(?<![\w/])([ru])/(?=\w)", r"\1 slash "),
     Rule("sharp", "C#", r"\b([A-G])#(?!\w)", r"\1 sharp"),
-    Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_])(\w++)", _handle),
+    Rule("code", "A7-X9", r"(?<![\w-])#?((?:[A-Z]++\d*+|\d++[A-Z]++)(?:-[A-Z\d]++)+)(?![\w-])", _code),
+    Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", _handle),
     Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", _handle),
     # rows of digits
     Rule("phone", "(555) 123-4567", _PHONE, _phone),
@@ -778,8 +704,16 @@ RULES = (
     Rule("phone with a zero", "020 7946 0958", _PHONE_WITH_A_ZERO, _phone),
     Rule("phone number", "555-1234", r"(?<![\d-])\d{3}-\d{4}(?![\d-])", _phone),
     Rule("phone in a row", "Call 5551234567", _PHONE_IN_A_ROW, _phone),
+    Rule("aircraft", "747-400", r"(?<![\w-])7([0-8]7)-(?=\d)|(?<=Boeing )7([0-8]7)\b", r"7 \1\2 "),
+    Rule("flight", "BA2490", r"\b(?!FY|CY)([A-Z])([A-Z])(\d{3,4})\b", _flight),
     Rule("emergency", "Call 911", _EMERGENCY, lambda match: spell_digits(match[0])),
     Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, _network_address),
+    Rule(
+        "dots of thousands",
+        "1.000.000",
+        r"(?<![\w.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.,]\d)",
+        lambda m: m[0].replace(".", ""),
+    ),
     # dates and times
     Rule("ISO date", "2026-11-20", rf"\b{YEAR}-(?P<month>0[1-9]|1[0-2])-(?P<day>0[1-9]|[12]\d|3[01])(?!\d)", _date),
     Rule("ISO time", "twenty twenty-sixT15:30Z", _ISO_TIME, _iso_time),
@@ -795,39 +729,62 @@ RULES = (
     Rule("months", "Jan-Mar", _MONTHS, lambda match: _month(match["name"]) + " to "),
     Rule("month", "Jan.", rf"\b(?P<name>{ABBREVIATED_MONTH})(?:\.(?!\w)|(?= \d{{4}}\b))", _named),
     Rule("end of months", "January to Mar", rf"(?<= to )(?P<name>{ABBREVIATED_MONTH})\b", _named),
-    Rule("weekdays", "Mon-Fri", rf"\b(?P<name>{WEEKDAY})\s?-\s?(?={WEEKDAY}\b)", lambda match: _named(match) + " to "),
+    Rule(
+        "weekdays", "Mon-Fri", rf"\b(?P<name>{WEEKDAY})\.?\s?-\s?(?={WEEKDAY}\b)", lambda match: _named(match) + " to "
+    ),
     Rule("weekday", "Mon.", _WEEKDAY, _named),
     Rule("codes of digits", "123-45-6789", r"(?<![\w-])\d{1,9}(?:-\d{1,9}){2,}+(?![\w-])", _digit_groups),
+    Rule("code with a zero", "2024-0098", r"(?:\b[Nn]o\. ?)?(?<![\w-])\d{2,}-0\d++(?![\w-])", _code_number),
     Rule("card", "4111 1111 1111 1111", r"(?<!\d)\d{4}(?: \d{4}){3}(?!\d)", _digit_groups),
     # ranges: a dash between two amounts is a "to"
+    Rule("circa", "c. 1450", r"(?<![\w.])ca?\. ?(?=\d{3,4}\b)", "circa "),
     Rule("years", "1914-18", _YEARS, _years),
+    Rule("equal parts", "50-50", r"(?<![\w.-])50-50(?![\w-])", "50 50"),
+    Rule("from noon", "noon-1pm", r"\b([Nn]oon|[Mm]idnight)\s?-\s?(?=\d)", r"\1 to "),
     Rule("difference", "5 - 3 = 2", rf"(?<=\d)\s?[-−]\s?(?={NUMBER}\s?=)", " minus "),
+    Rule("decimal comma", "€2,50", _DECIMAL_COMMA, _whole_units),
     Rule("range of money", "$5-10", _RANGE_OF_MONEY, _money_range),
     Rule("range", "10am-2pm", _RANGE, r"\g<amount> to "),
     Rule("time zone", "UTC+5:30", _TIME_ZONE, _offset),
+    Rule("verse", "John 3:2", rf"\b({_BOOKS}) (\d{{1,3}}):(?=\d)", r"\1 \2 "),
+    Rule("parts", "1:2", r"(?<![\d:.])(?!(?:16|21):9)(\d{1,2}):(?=\d(?![\d:]))", r"\1 to "),
     Rule("time", "15:30:05", _TIME, _time),
     Rule("time with a dot", "5.30pm", rf"(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\.(?P<minute>[0-5]\d)\s?{HALF_DAY}", _time),
     Rule("full hour", "3 p.m.", rf"(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\s?{HALF_DAY}", _time),
     Rule("military time", "0800 hours", _MILITARY_TIME, _military_time),
     # money
+    Rule("no cents", "5,-", r"(?<=\d),-(?!\w)", ""),
+    Rule("pence twice", "£5.50p", r"(£\d++\.\d\d)p\b", r"\1"),
+    Rule(
+        "Indian thousands", "1,50,000", r"(?<![\w.,])\d{1,2}(?:,\d\d)+,\d{3}(?!\d|,\d)", lambda m: m[0].replace(",", "")
+    ),
     Rule("minus money", "-$5, $-5", rf"(?<![\w)])[-−](?={MONEY}\s?\d)", "minus "),
     Rule("minus after a sign", "$-5", rf"([{_SIGNED}])[-−](?=\d)", r"minus \1"),
     Rule("money below one", "$.99", r"(?<=[$£€])(?=\.\d)", "0"),
     Rule("money", "US$1.5 million", rf"{MONEY}\s?(?P<amount>{NUMBER}){SCALE}(?: (?P<code>{_CODES})(?![\w$]))?", _money),
     Rule("money, sign last", "5 €", _MONEY_SIGN_LAST, _money),
+    Rule("lines of a screen", "1080p", r"(?<![\w.])(4|7|10|14|21)(20|40|60|80)([pi])\b", r"\1 \2 \3"),
     Rule("small money", "50¢", _SMALL_MONEY, _small_money),
     # fractions, measures, powers
+    Rule("pressure", "120/80 mmHg", _PRESSURE, r"\1 over \2 "),
+    Rule("vision", "20/20 vision", r"\b20/(\d\d)(?= vision)", r"20 \1"),
     Rule("fraction", "2 1/2 cups", _FRACTION, _fraction),
     Rule("out of", "7.5/10", _OUT_OF, r"\g<top> out of \g<bottom>"),
     Rule("screen", "1920x1080", r"(?<![\w.,])(?P<width>\d{3,4}) ?[x×] ?(?P<height>\d{3,4})(?![\w]|[.,]\d)", _screen),
     Rule("dimension", "3 x 4", r"(?<=[\dmtnhs])(?<!\b0) ?(?P<sign>[x×]) ?(?=\d)", _dimension),
     Rule("product", "3 * 4", r"(?<=\d) ?\* ?(?=\d)", " times "),
+    Rule("power of ten", "3.0 x 10^8", r"(?<=\d) ?x ?(?=10\^)", " × "),
+    Rule("scientific", "3.2e-5", rf"{START}({NUMBER})[eE]\+?(-?\d{{1,3}})(?!\w)", r"\1 × 10^\2"),
+    Rule("per area", "5/km^2", r"(?<=[a-z\d])/(?=(?:[cdk]?m|mi|ft)\^[23])", " per "),
+    Rule("bare unit", "per km^2", r"\b(k?m|[cm]m|ft|mi|yd)\^([23])(?!\w)", _bare_unit),
     Rule("power", "x^y", r"\^\(?(?P<sign>-?)(?P<power>\d++|[a-z]++)\)?", _power),
     Rule("duration", "2h30m", _DURATION, r"\g<hour> h \g<minute> min"),
     Rule("degrees of an oven", "350F", _DEGREES_OF_AN_OVEN, r"\1 °\2"),
     Rule("millions", "5m people", _MILLIONS, lambda match: f"{match['amount']} {SCALES[match['scale'].lower()]}"),
     Rule("inch", "5in", _INCH, r"\g<amount> in. "),
     Rule("measure", "5 kg", rf"{START}(?P<amount>{NUMBER})(?P<joint>[ -]?)(?P<unit>{UNIT})(?![\w°])", _measure),
+    Rule("speed", "in km/h", r"(?<![\w/])km/h\b", "kilometers per hour"),
+    Rule("micrometer", "in microm", r"\bmicrom\b", "micrometers"),
     Rule("per", "dollars/month", _PER, " per "),
     Rule("per unit", "dollars per hr", _PER_UNIT, lambda match: {"mo": "month", **UNITS}[match[0]]),
     # abbreviations
@@ -842,28 +799,30 @@ RULES = (
     Rule("born", "(b. 1950)", r"(?<=\()([bd])\. ?(?=\d{4})", lambda match: "born " if match[1] == "b" else "died "),
     Rule("before a numeral", "Vol. II", _BEFORE_A_NUMERAL, lambda match: f"{NUMBERED[match[1] + '.']} "),
     Rule("ending", "Inc.", _ENDING, lambda match: ENDINGS[match[0]] + _full_stop(match)),
-    Rule("number sign", "No. 1, #2", r"\b[Nn]o\. ?(?=\d)|#(?=\d)", "number "),
-    Rule("initials", "U.S.", _INITIALS, lambda match: " ".join(match[0].replace(".", " ").split()) + _full_stop(match)),
+    Rule("number sign", "No. 1, #2", rf"\b[Nn]o\. ?(?=\d|of |(?:{'|'.join(DIGITS)}) )|#(?=\d)", "number "),
+    Rule("initials", "U.S.", _INITIALS, _initials),
+    Rule("initials of a name", "H. G. Wells", r"\b([A-Z])\. ([A-Z])\. ?(?=[A-Z][a-z])", r"\1 \2 "),
     # Roman numerals, acronyms, formulas
     Rule("numbered", "Chapter IV", _NUMBERED, _numbered_roman),
     Rule("century", "XIX century", _CENTURY, lambda match: spell_number(_roman(match["numeral"]), "ordinal")),
     Rule("named", "Henry VIII", _NAMED, _named_roman),
-    Rule(
-        "year in Roman numerals",
-        "MCMXCIV",
-        _YEAR_IN_ROMAN_NUMERALS,
-        lambda match: spell_number(_roman(match["numeral"]), "year"),
-    ),
+    Rule("year in Roman numerals", "MCMXCIV", _YEAR_IN_ROMAN_NUMERALS, lambda m: spell_number(_roman(m[1]), "year")),
     Rule("special", "PhD", rf"(?<!\w)(?:{_any_of(SPECIAL)})(?!\w)", lambda match: SPECIAL[match[0]]),
     Rule("formula", "H2SO4", _FORMULA, _formula),
-    Rule("letters", "BBC, TVs", r"(?<![A-Za-z0-9_'])(?P<word>[A-Z]{2,6})(?P<ending>'s|s|'S)?(?![A-Za-z_'])", _letters),
+    Rule(
+        "letters", "BBC, TVs", r"(?<![A-Za-z0-9_'])(?P<word>[A-Z]{2,6})(?P<ending>'s|s'?|'S)?(?![A-Za-z_'])", _letters
+    ),
+    Rule("dash of letters", "U S B-C", r"(?<=\b[A-Z])-(?=[A-Z]\b)", " "),
     # versions, ratios, decades, ordinals and the numbers that are left
     Rule("version", "v2.1.3", _VERSION, lambda match: "version " * (match["name"] is None) + _version(match)),
     Rule("three numbers", "3.5.2", r"(?<!\d)\d++(?:\.\d+){2,}", lambda match: match[0].replace(".", " point ")),
     Rule("ratio", "3:1 ratio", r"(?<=\d):(?=\d++ (?:ratio|odds|scale|mix))", " to "),
     Rule("colon", "13:13", r"(?<=\d):(?=\d)", " "),
     Rule("decade of a century", "1990s", _DECADE_OF_A_CENTURY, lambda match: _decade(spell_number(match[1], "year"))),
+    Rule("hundreds", "100s", r"\b(?:100|1,?000)s\b", lambda match: "hundreds" if len(match[0]) == 4 else "thousands"),
     Rule("decade", "'90s", r"'?\b([2-9]0)'?s\b", lambda match: _decade(spell_number(match[1]))),
+    Rule("grade", "B-", r"\b([A-D])-(?= |[.,;)]|$)", r"\1 minus"),
+    Rule("part in brackets", "3(a)", r"(?<=\d)\(([a-z]|\d\d?|[ivx]{1,4})\)(?:\(([a-z]|[ivx]{1,4})\))?", _parts),
     Rule("comparison", "a < b", _COMPARISON, lambda match: " less than " if "<" in match[0] else " greater than "),
     Rule("about", "~5", r"(?<!\S)~ ?(?=\d)", "about "),
     Rule("ordinal in capitals", "21ST", r"(?<=\d)(?:ST|ND|RD|TH)\b", lambda match: match[0].lower()),
@@ -880,6 +839,7 @@ PATTERNS = [(re.compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.ex
 FAR, GROUP = 4, 34  # rules that look far back; rules that are applied between two looks for digits
 PLAIN_WORDS = re.compile(r"(?<=[a-z]{3})(?<!lion) (?![ivx]+\b)(?=[a-z]{3})")
 LINE_END = re.compile(r" ?[\n\x1e][ \n\x1e]*")
+NOISE = re.compile(r"[^\w\s\x1e]{5,}")  # signs in a row that nobody reads
 LONG_LINE = 55  # a line as long as this one was broken by its width
 EMOJI = re.compile("[\u231a-\u23ff\u25a0-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff][\ufe0f\u200d\U0001f3fb-\U0001f3ff]*")
 SUPERSCRIPT = re.compile(r"(?<=[\w)])[⁻⁺]?[⁰¹²³⁴-⁹]+")
@@ -928,18 +888,28 @@ def _greek(match: re.Match) -> str:
     return "".join(GREEK.get(c, c) if c.islower() else GREEK.get(c.lower(), c).capitalize() for c in match[0])
 
 
+def name_emoji(text: str) -> str:
+    """A text with the names of its emoji."""
+    return EMOJI.sub(_emoji, text)
+
+
 def _emoji(match: re.Match) -> str:
     return f" {HEARTS.get(match[0][0], unicodedata.name(match[0][0], '').lower())} "
 
 
-def _in_ascii(text: str, emoji: bool) -> str:
+def _in_ascii(text: str) -> str:
     """A text with the characters of a typewriter and the signs that rules know."""
-    text = EMOJI.sub(_emoji if emoji else " ", text)
+    text = EMOJI.sub(" ", re.sub(r"(?<=\d) ?[★⭐]", " star ", text))
     text = SUPERSCRIPT.sub(_superscript, re.sub("[\ud800-\udfff]", " ", text))
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
     text = re.sub(r"[µμ](?=[mgslLFAVW]\b)", "micro", re.sub(r"(\d ?[kM]?)[Ωω\u2126](?!\w)", r"\1ohm", text))
     text = re.sub(r"[^\x00-\x7f]", lambda match: _plain(match[0]), _cyrillic(text))
     return re.sub("[Α-Ωα-ω]+", _greek, text)
+
+
+def _mark(match: re.Match) -> str:
+    """The mark of a sentence in a row of signs."""
+    return next((c for c in match[0] if c in ".!?,"), " ") + " "
 
 
 def _apply(text: str, rules: list) -> str:
@@ -957,12 +927,11 @@ def _apply(text: str, rules: list) -> str:
     return " ".join(parts)
 
 
-def spell_out(text: str, emoji: bool = False, markup: bool = False) -> str:
+def spell_out(text: str, markup: bool = False) -> str:
     """A text whose digits, signs and abbreviations are words.
 
     Args:
         text: a line's end is a pause where the line is short, an item or a heading.
-        emoji: say the names of emoji; they are left out otherwise.
         markup: leave out the signs of Markdown and HTML.
     """
     text = re.sub("[^\\S\n]+", " ", text.translate(CHARACTERS))
@@ -970,7 +939,8 @@ def spell_out(text: str, emoji: bool = False, markup: bool = False) -> str:
         for pattern, spell in _MARKUP:
             text = pattern.sub(spell, text)
         text = html.unescape(text).translate(CHARACTERS | {0x1E: 0x1E}) if "&" in text else text
-    text = text if text.isascii() else _in_ascii(text, emoji)
+    text = NOISE.sub(_mark, text)
+    text = text if text.isascii() else _in_ascii(text)
     text = LINE_END.sub(_line_end, text)
     for pattern, spell, _ in PATTERNS[:FAR]:
         text = pattern.sub(spell, text)
@@ -981,19 +951,48 @@ def spell_out(text: str, emoji: bool = False, markup: bool = False) -> str:
     return text
 
 
-def normalize(text: str, known: Collection[str], emoji: bool = False) -> str:
+def normalize(text: str, known: Collection[str]) -> str:
     """A text spelled out and ended by a mark; characters that are not `known`, in lower case, become spaces.
 
     Letters and digits that have no reading in English are named by a warning.
     """
     text = text.strip()
-    spelled = spell_out(text + "." if text and text[-1].isalnum() else text, emoji, markup=True)
-    left_out = sorted({c for c in spelled if c.isalnum() and c.lower() not in known})
+    spelled = spell_out(text + "." if text and text[-1].isalnum() else text, markup=True)
+    unknown = {c for c in set(spelled) if c.lower() not in known}
+    left_out = sorted(filter(str.isalnum, unknown))
     if left_out:
         warnings.warn(
             f"Not spoken, for they have no reading in English: {' '.join(left_out[:20])}",
             stacklevel=2,
         )
-    spelled = " ".join("".join(c if c.lower() in known else " " for c in spelled).split())
+    spelled = " ".join(spelled.translate(dict.fromkeys(map(ord, unknown), " ")).split())
     spelled = re.sub(" (?=[,.;:?!])", "", spelled)
     return spelled + "." if spelled[-1:].isalpha() else spelled
+
+
+def split_text(text: str, fits: Callable[[str], bool], breaks: tuple[re.Pattern, ...] = BREAKS) -> list[str]:
+    """Cuts a text into few pieces that fit, at the best possible breaks. Raises ValueError where no character fits."""
+    if fits(text):
+        return [text]
+    if len(text) < 2:
+        raise ValueError(
+            "No room for text: the prompt's transcript fills max_text_tokens. Use a voice with a shorter transcript."
+        )
+    if not breaks:
+        return split_text(text[: len(text) // 2], fits, ()) + split_text(text[len(text) // 2 :], fits, ())
+    pieces: list[str] = []
+    for part in breaks[0].split(text):
+        joined = f"{pieces[-1]} {part}" if pieces else part
+        if pieces and fits(joined):
+            pieces[-1] = joined
+        else:
+            pieces += [part] if fits(part) else split_text(part, fits, breaks[1:])
+    return pieces
+
+
+CHARACTERS_PER_SECOND = 15  # of read English
+
+
+def expected_frames(text: str, frame_rate: float) -> int:
+    """About how many frames reading a text takes."""
+    return int(len(text) / CHARACTERS_PER_SECOND * frame_rate) + 1

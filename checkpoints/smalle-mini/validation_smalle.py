@@ -5,12 +5,16 @@ The values of tensors are checked only with `check_values`: always in generate()
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from .configuration_smalle import SmallEConfig
+from .saving_smalle import MappedWeights
 
 INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 FLOATS = torch.float32, torch.float64, torch.float16, torch.bfloat16
@@ -72,6 +76,15 @@ def check_text(ids: Any, mask: Any, config: SmallEConfig, check_values: bool = T
         raise ValueError(f"The text has {ids.shape[1]} tokens, the limit is {config.max_text_tokens}: split the text.")
     if check_values:
         check_range("input_ids", ids, config.vocab_size, "tokens of the processor of this model")
+
+
+def check_pieces(ids: Any, mask: Any, piece_ids: Any):
+    """ValueError unless ids (B, N) and mask (B, N) are texts whose tokens belong to the pieces piece_ids (B, N)."""
+    check_tensor("input_ids", ids, (None, None), INTEGERS[:2], "token ids")
+    check_mask("attention_mask", mask, ids)
+    check_tensor("piece_ids", piece_ids, ids.shape, INTEGERS, "the piece of each token")
+    if piece_ids.min() < 0 or not (piece_ids == 1).any(1).all():
+        raise ValueError(f"piece_ids hold {piece_ids.tolist()}: expected 0, and 1, 2, ... for the pieces of each text.")
 
 
 def _check_audio(name, mask_name, codes, mask, batch, config, meaning, check_values):
@@ -161,9 +174,127 @@ def check_labels(labels: Any, codes: Any, config: SmallEConfig):
         check_range("labels", labels[labels != -100], config.audio_vocab_size, "or -100 where nothing is learned")
 
 
+def check_callables(name: str, value: Any):
+    """ValueError unless value is None or a list of callables, such as transformers' processors and criteria."""
+    if value is not None and not (isinstance(value, (list, tuple)) and all(map(callable, value))):
+        raise ValueError(f"{name}={value!r}: expected a list of {name.replace('_', ' ')} of transformers, or None.")
+
+
+def check_finite(model: torch.nn.Module):
+    """ValueError for a weight that holds NaN or infinity: the training went wrong, or the file is damaged."""
+    mapped = MappedWeights()
+    for name, x in (*model.named_parameters(), *model.named_buffers()):
+        if x.is_floating_point() and not x.is_meta and not x.detach().sum(dtype=torch.float32).isfinite():
+            raise ValueError(f"The weight {name} holds NaN or infinity: expected numbers. Train or download it again.")
+        mapped.give_back(x)
+
+
 def check_seed(seed: Any):
     """ValueError unless seed is None, an integer that a generator takes, or a torch.Generator."""
     if seed is None or isinstance(seed, torch.Generator):
         return
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r}: expected an integer of 0 or more, or None.")
+
+
+# Settings of generate(): what one call takes and refuses.
+
+PER_CODEBOOK = "temperature", "top_k", "top_p", "min_p", "repetition_penalty"  # a number, or a list
+MAX_CANDIDATES = 256  # rows that one call makes of a text
+SETTINGS: dict[str, tuple[Any, ...]] = {  # type, least, greatest, what is expected
+    "do_sample": (bool, False, True, "True or False"),
+    "temperature": (Real, 1e-3, 1e3, "a number of 0.001..1000 (do_sample=False is greedy)"),
+    "top_k": (Integral, 0, torch.inf, "an integer of 0 or more (0: no limit)"),
+    "top_p": (Real, 1e-6, 1, "a number above 0, up to 1"),
+    "min_p": (Real, 0, 1, "a number of 0..1"),
+    "repetition_penalty": (Real, 1e-2, 1e2, "a number of 0.01..100 (1: none)"),
+    "guidance_scale": (Real, 0, 100, "a number of 0..100 (1: no guidance)"),
+    "max_new_tokens": (Integral, 1, torch.inf, "at least one frame"),
+    "min_new_tokens": (Integral, 0, torch.inf, "an integer of 0 or more, in frames"),
+    "max_time": (Real, 0, torch.inf, "seconds"),
+    "num_return_sequences": (Integral, 1, MAX_CANDIDATES, f"an integer of 1 to {MAX_CANDIDATES}"),
+    "max_retries": (Integral, 0, torch.inf, "an integer of 0 or more"),
+    "best_of": (Integral, 1, MAX_CANDIDATES, f"an integer of 1 to {MAX_CANDIDATES} (1: off)"),
+    "output_scores": (bool, False, True, "True or False"),
+    "return_dict_in_generate": (bool, False, True, "True or False"),
+}
+REPLACED = {  # settings of other models -> what does it here
+    "max_length": "max_new_tokens, which counts new frames",
+    "min_length": "min_new_tokens, which counts new frames",
+    "output_attentions": "output_alignments",
+    "streamer": "stream()",
+}
+UNSUPPORTED = {  # settings of other decoding modes -> the value, beside None, that turns them off
+    **dict.fromkeys(("num_beams", "num_beam_groups", "typical_p", "encoder_repetition_penalty"), 1),
+    **dict.fromkeys(("constraints", "force_words_ids", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens"), 0),
+    **dict.fromkeys(("assistant_early_exit", "use_mtp", "top_h", "epsilon_cutoff", "eta_cutoff", "stop_strings"), 0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "sequence_bias"), 0),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "watermarking_config", "renormalize_logits"), 0),
+    **dict.fromkeys(("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id"), 0),
+    **dict.fromkeys(("cache_implementation", "output_logits", "output_hidden_states"), 0),
+}
+
+
+def check_settings(config: Any):
+    """ValueError for settings of a wrong type or out of range, and for those that it would be wrong to ignore."""
+    values = {name: getattr(config, name, None) for name in UNSUPPORTED}
+    asked = [f"{name}={value!r}" for name, value in values.items() if value not in (None, UNSUPPORTED[name])]
+    if asked:
+        raise ValueError(
+            f"{', '.join(asked)}: generate() is greedy (do_sample=False) or samples ({', '.join(PER_CODEBOOK)}), with "
+            "guidance_scale, num_return_sequences and best_of; for more, give logits_processor= or stopping_criteria= "
+            "of transformers."
+        )
+    for name, (kind, least, greatest, expected) in SETTINGS.items():
+        value = getattr(config, name)
+        several = name in PER_CODEBOOK and isinstance(value, (list, tuple))
+        if value is None or name == "temperature" and not config.do_sample:
+            continue
+        for x in value if several else [value]:
+            if not isinstance(x, kind) or isinstance(x, bool) != (kind is bool) or not least <= x <= greatest:
+                lists = ", or a list of them, one for each codebook" if name in PER_CODEBOOK else ""
+                raise ValueError(f"{name}={value!r}: expected {expected}{lists}.")
+    if 1 < config.best_of < config.num_return_sequences:
+        raise ValueError(
+            f"best_of={config.best_of}: expected num_return_sequences={config.num_return_sequences} or more."
+        )
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How one codebook is sampled.
+
+    top_k: number of most likely tokens that are kept, 0: all, 1: greedy; temperature; top_p: the most likely tokens are
+    kept until their probabilities add up to it; min_p: tokens are kept that have at least this share of the highest
+    probability; repetition_penalty: divides positive scores of the last 50 frames' tokens and multiplies negative ones.
+    """
+
+    top_k: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+GREEDY = SamplingSettings()
+
+
+def sampling_settings(config: GenerationConfig, num_codebooks: int) -> list[SamplingSettings]:
+    """Settings of each codebook; all are greedy with do_sample=False.
+
+    A number sets the first codebook and leaves the others greedy; a list sets each. Raises ValueError for a list of
+    another length.
+    """
+    names = PER_CODEBOOK if config.do_sample else ("repetition_penalty",)
+    values = {name: getattr(config, name) for name in names}
+    if any(isinstance(values.get(name), (list, tuple)) for name in ("temperature", "top_p", "min_p")):
+        top_k = values["top_k"]  # a list of these samples every codebook, also where top_k is one number
+        values["top_k"] = top_k if isinstance(top_k, (list, tuple)) else [top_k] * num_codebooks
+    for name, value in values.items():
+        if not isinstance(value, (list, tuple)):
+            values[name] = [value] + [getattr(GREEDY, name)] * (num_codebooks - 1)
+        elif len(value) != num_codebooks:
+            raise ValueError(
+                f"{name}={value!r}: expected a number, or a list of {num_codebooks}, one for each codebook."
+            )
+    return [SamplingSettings(**dict(zip(values, row))) for row in zip(*values.values())]

@@ -8,7 +8,6 @@ waveform can be decoded in chunks.
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +18,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_smalle import check_kinds, check_positive
+from .native_smalle import NOISE_FRAMES, DecoderState, VocosDecoder, block_size, load_library
+from .native_smalle import block_sizes as block_sizes
+from .runtime_smalle import fingerprint
 
 MAX_LOG_MAGNITUDE = math.log(1e2)
-NOISE_FRAMES = 1024  # after these the noise repeats
-BLOCK_SIZES = (64, 16), (256, 32), (float("inf"), 64)  # up to this frame, blocks of this size: first soon, then fast
 
 
 # ------------------------------------------------------------------------------------------------- configuration
@@ -432,21 +432,25 @@ class VocosState:
     frame: int = 0
 
 
-def block_size(frame: int) -> int:
-    """Frames of the block that begins at a frame."""
-    return next(size for end, size in BLOCK_SIZES if frame < end)
-
-
-def block_sizes() -> Iterator[int]:
-    """Frames of one block after the other, without end."""
-    frame = 0
-    while True:
-        yield block_size(frame)
-        frame += block_size(frame)
+def decode_rows(
+    decoder: VocosDecoder, features: Tensor, states: tuple[DecoderState, ...] | None, last: bool
+) -> tuple[Tensor, tuple[DecoderState, ...] | None]:
+    """`Vocos.decode_chunk` of features (B, C, T) by the C library, row by row; a state of each."""
+    rows = [
+        decoder.decode_chunk(row.T.numpy(), state, last)
+        for row, state in zip(features, states or [None] * len(features))
+    ]
+    waves = torch.stack([torch.from_numpy(wave) for wave, _ in rows])
+    return waves, None if last else tuple(state for _, state in rows if state is not None)
 
 
 class Vocos(PreTrainedModel):
-    """Features (B, input_channels, T) to a waveform."""
+    """Features (B, input_channels, T) to a waveform.
+
+    runtime: of `decode_chunk`: "auto", the C library on a CPU where it can, or "torch".
+    """
+
+    runtime = "auto"
 
     config_class = VocosConfig
     base_model_prefix = "vocos"
@@ -456,6 +460,7 @@ class Vocos(PreTrainedModel):
         super().__init__(config)
         self.backbone = VocosBackbone(config)
         self.head = HEADS[config.excitation](config)
+        self._native: tuple[Any, VocosDecoder | None] = None, None
         self.post_init()
 
     def _init_weights(self, module):
@@ -485,11 +490,11 @@ class Vocos(PreTrainedModel):
     def decode_chunk(
         self,
         features: Tensor,
-        state: VocosState | None = None,
+        state: Any = None,
         last: bool = False,
         bandwidth_id: int | Tensor | None = None,
         refiner: nn.Module | None = None,
-    ) -> tuple[Tensor, VocosState | None]:
+    ) -> tuple[Tensor, Any]:
         """Waveform (B, L) that is complete after features (B, C, T), T >= 0, and the state to continue with.
 
         The joined chunks are `forward` of all features, and the same to the last bit whatever the chunks, since they
@@ -497,6 +502,8 @@ class Vocos(PreTrainedModel):
         refiner: applied to the features first (`codec_smalle.LatentRefiner`).
         """
         condition = self._check_inputs(features, bandwidth_id)
+        if not isinstance(state, VocosState) and (native := self._native_decoder(features, condition, refiner)):
+            return decode_rows(native, features, state, last)
         state = VocosState(features[..., :0]) if state is None else state
         features, waves = torch.cat((state.features, features), 2), [torch.zeros(len(features), 0).to(features.device)]
         while (size := block_size(state.feature_frames)) <= features.shape[2]:
@@ -506,6 +513,27 @@ class Vocos(PreTrainedModel):
         if last and (state.feature_frames or features.shape[2]):
             waves.append(self._advance(features, state, condition, True, refiner)[0])
         return torch.cat(waves, 1), None if last else replace(state, features=features)
+
+    def _native_decoder(self, features, condition, refiner) -> VocosDecoder | None:
+        """The decoder of the C library, where it computes what is asked."""
+        modules, config = [self] if refiner is None else [self, refiner], self.config
+        kinds = {(x.device.type, x.dtype) for module in modules for x in module.parameters()}
+        mixed = condition is not None and bool((condition != condition[0]).any())
+        odd = config.n_fft % 2 or config.n_fft < config.spectral_hop
+        right = kinds == {("cpu", torch.float32)} and features.dtype == torch.float32 and not (mixed or odd)
+        if self.runtime == "torch" or not right or any(module.training for module in modules):
+            return None
+        bandwidth = None if condition is None else int(condition[0])
+        key = bandwidth, *map(fingerprint, modules)
+        if self._native[0] != key or self._native[1] is None:
+            library, _ = load_library()
+            weights, refiner_weights = (
+                {} if module is None else {name: x.numpy() for name, x in module.state_dict().items()}
+                for module in (self, refiner)
+            )
+            args = weights, refiner_weights, vars(config), bandwidth
+            self._native = key, None if library is None else VocosDecoder(library, *args)
+        return self._native[1]
 
     def _advance(self, features, state, condition, last, refiner=None, f0=None):
         """Waveform (B, L) that is complete after a block of features (B, C, T), the f0 predicted, and the state."""

@@ -1,0 +1,196 @@
+"""Tables of English text normalization: numbers, units, currencies, abbreviations, names, signs, letters."""
+
+import re
+
+DIGITS = "zero one two three four five six seven eight nine".split()
+THOUSANDS = "thousand million billion trillion".split()
+MAX_DIGITS = 15  # of a number; longer ones, and those that begin with a zero, are read digit by digit
+MONTHS = "January February March April May June July August September October November December".split()
+WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+
+
+def _table(entries: str) -> dict[str, str]:
+    """{written: spoken} of "written=spoken; written=spoken"."""
+    return dict(entry.lstrip().split("=") for entry in entries.rstrip().rstrip(";").split(";"))
+
+
+def _set(words: str) -> set[str]:
+    return set(words.split())
+
+
+# Sign or code, unit and its hundredth; without an "s" in the plural where UNINFLECTED says so.
+CURRENCIES = _table("""
+    $=dollar,cent; €=euro,cent; £=pound,penny; ₹=rupee,paisa; ¥=yen,sen; ₽=ruble,kopeck; ₩=won,jeon; ₺=lira,kurus;
+    ₪=shekel,agora; ₫=dong,xu; ₴=hryvnia,kopiyka; ฿=baht,satang; ₱=peso,centavo; ₦=naira,kobo; ₿=bitcoin,satoshi;
+    US$=U S dollar,cent; C$=Canadian dollar,cent; CA$=Canadian dollar,cent; A$=Australian dollar,cent;
+    AU$=Australian dollar,cent; NZ$=New Zealand dollar,cent; HK$=Hong Kong dollar,cent; S$=Singapore dollar,cent;
+    R$=Brazilian real,centavo; USD=U S dollar,cent; EUR=euro,cent; GBP=pound,penny; JPY=yen,sen; CHF=Swiss franc,cent;
+    CAD=Canadian dollar,cent; AUD=Australian dollar,cent; NZD=New Zealand dollar,cent; CNY=yuan,fen; RMB=yuan,fen;
+    INR=rupee,paisa; SEK=Swedish krona,ore; NOK=Norwegian krone,ore; DKK=Danish krone,ore; PLN=zloty,grosz;
+    RUB=ruble,kopeck; MXN=Mexican peso,centavo; BRL=Brazilian real,centavo; ZAR=rand,cent; SGD=Singapore dollar,cent;
+    HKD=Hong Kong dollar,cent; BTC=bitcoin,satoshi; Rs=rupee,paisa; Rs.=rupee,paisa
+""")
+SMALL_MONEY = {"¢": ("cent", "cents"), "p": ("penny", "pence")}
+SCALES = _table(
+    "k=thousand; m=million; mm=million; mn=million; mio=million; b=billion; bn=billion; t=trillion; "
+    "tn=trillion; trn=trillion"
+)
+# After a number; capitals matter.
+UNITS = _table("""
+    kg=kilogram; g=gram; mg=milligram; microg=microgram; km=kilometer; m=meter; cm=centimeter; mm=millimeter;
+    microm=micrometer; nm=nanometer; l=liter; L=liter; ml=milliliter; mL=milliliter; cl=centiliter; dl=deciliter;
+    microl=microliter; microL=microliter; lb=pound; lbs=pound; oz=ounce; fl oz=fluid ounce; fl. oz.=fluid ounce;
+    lb.=pound; lbs.=pound; oz.=ounce; ft=foot; ft.=foot; in.=inch; yd=yard; yds=yard; mi=mile; mi.=mile; ha=hectare;
+    gal=gallon; qt=quart; pt=pint; tsp=teaspoon; tsp.=teaspoon; tbsp=tablespoon; tbsp.=tablespoon; Tbsp=tablespoon;
+    sq ft=square foot; sq. ft.=square foot; sq mi=square mile; sq m=square meter; sq km=square kilometer;
+    cu ft=cubic foot; mph=mile per hour; kph=kilometer per hour; km/h=kilometer per hour; kmh=kilometer per hour;
+    m/s=meter per second; mpg=mile per gallon; min=minute; mins=minute; min.=minute; hr=hour; hrs=hour; hr.=hour;
+    h=hour; s=second; sec=second; sec.=second; ms=millisecond; micros=microsecond; ns=nanosecond; yr=year; yrs=year;
+    wk=week; Hz=hertz; kHz=kilohertz; MHz=megahertz; GHz=gigahertz; kB=kilobyte; KB=kilobyte; MB=megabyte;
+    GB=gigabyte; TB=terabyte; GiB=gibibyte; kbps=kilobit per second; Mbps=megabit per second;
+    Gbps=gigabit per second; MB/s=megabyte per second; GB/s=gigabyte per second; fps=frame per second;
+    Mbit/s=megabit per second; rpm=revolution per minute; bpm=beat per minute; px=pixel; MP=megapixel; W=watt;
+    kW=kilowatt; MW=megawatt; GW=gigawatt; Wh=watt hour; kWh=kilowatt hour; MWh=megawatt hour; V=volt; kV=kilovolt;
+    mV=millivolt; mA=milliamp; mAh=milliamp hour; A=amp; J=joule; kJ=kilojoule; cal=calorie; kcal=kilocalorie;
+    N=newton; Pa=pascal; kPa=kilopascal; hPa=hectopascal; psi=pound per square inch; dB=decibel; hp=horsepower;
+    cc=cubic centimeter; ohm=ohm; kohm=kilohm; Mohm=megohm; ppm=part per million; °C=degree Celsius;
+    °F=degree Fahrenheit; °=degree; mmHg=millimeter of mercury; mm Hg=millimeter of mercury; yrs.=year;
+    c.=cup
+""")
+WORDY_UNITS = set("inch mile cup teaspoon tablespoon pound ounce pint quart gallon hour acre foot yard".split())
+PLURALS = _table(
+    "foot=feet; inch=inches; penny=pence; Swedish krona=Swedish kronor; "
+    "Norwegian krone=Norwegian kroner; Danish krone=Danish kroner; ore=ore; paisa=paise; "
+    "millimeter of mercury=millimeters of mercury"
+)
+UNINFLECTED = set("yen sen won jeon yuan fen baht rand hertz kilohertz megahertz gigahertz horsepower".split())
+# Before a name or a word; their dot does not end a sentence.
+TITLES = _table("""
+    Mr=Mister; Mrs=Missus; Ms=Miz; Dr=Doctor; Prof=Professor; vs=versus; e.g.=for example; e.g=for example;
+    i.e.=that is; i.e=that is; approx.=approximately; dept.=department; Dept.=Department; Mt.=Mount; Gen.=General;
+    Col.=Colonel; Capt.=Captain; Lt.=Lieutenant; Sgt.=Sergeant; Rev.=Reverend; Gov.=Governor; Sen.=Senator;
+    Hon.=Honorable; Pres.=President; Messrs.=Messieurs; Ft.=Fort; cf.=compare; ca.=circa; viz.=namely;
+    incl.=including; esp.=especially; est.=established; w/o=without; w/=with; tel.=telephone; Tel.=Telephone;
+    max.=maximum
+""")
+# Before a number.
+NUMBERED = _table("""
+    p.=page; pp.=pages; Fig.=Figure; fig.=figure; Figs.=Figures; Ch.=Chapter; ch.=chapter; Vol.=Volume; vol.=volume;
+    Sec.=Section; sec.=section; Eq.=Equation; Pt.=Part; pt.=part; Nos.=numbers; nos.=numbers; Art.=Article; c.=circa;
+    ext.=extension; Ext.=Extension; Apt.=Apartment; Ste.=Suite; Hwy=Highway; Hwy.=Highway; Rte.=Route;
+    Mk=Mark; Mk.=Mark; Rm.=Room; Bldg.=Building; v=version; v.=version; ver.=version; §=section; §§=sections
+""")
+# After a name or a word; their dot may end a sentence.
+ENDINGS = _table("""
+    etc.=et cetera; Jr.=Junior; Sr.=Senior; St.=Street; Ave.=Avenue; Blvd.=Boulevard; Rd.=Road; Inc.=Incorporated;
+    Ltd.=Limited; Corp.=Corporation; Co.=Company; Ln.=Lane; Hwy.=Highway; Pkwy.=Parkway; Bros.=Brothers;
+    Univ.=University; Assn.=Association; et al.=et al; Ph.D.=P H D; misc.=miscellaneous; Esq.=Esquire
+""")
+STREETS = _table("St=Street; Ave=Avenue; Blvd=Boulevard; Rd=Road; Ln=Lane; Dr=Drive; Hwy=Highway; Pkwy=Parkway")
+COMPASS = _table("N=North; S=South; E=East; W=West")
+# A capital word before "St." or "Dr." that leaves them a saint and a doctor: "Mount St. Helens", "Ask Dr. Who".
+NOT_A_STREET = _set("""
+    A An And As Ask At Both But By Call Did Does Dear East For Fort From Has He Her His I If In Is It Lake Like
+    Mount My Near No Not Of Old On Or Our Port Said Saw See She So That The Then They This To Tell Thank Visit Was
+    We When Where With Yes You Your New
+""")
+STATES = _table("""
+    AL=Alabama; AK=Alaska; AZ=Arizona; AR=Arkansas; CA=California; CO=Colorado; CT=Connecticut; DE=Delaware; FL=Florida;
+    GA=Georgia; HI=Hawaii; ID=Idaho; IL=Illinois; IN=Indiana; IA=Iowa; KS=Kansas; KY=Kentucky; LA=Louisiana; ME=Maine;
+    MD=Maryland; MA=Massachusetts; MI=Michigan; MN=Minnesota; MS=Mississippi; MO=Missouri; MT=Montana; NE=Nebraska;
+    NV=Nevada; NH=New Hampshire; NJ=New Jersey; NM=New Mexico; NY=New York; NC=North Carolina; ND=North Dakota;
+    OH=Ohio; OK=Oklahoma; OR=Oregon; PA=Pennsylvania; RI=Rhode Island; SC=South Carolina; SD=South Dakota; TN=Tennessee;
+    TX=Texas; UT=Utah; VT=Vermont; VA=Virginia; WA=Washington; WV=West Virginia; WI=Wisconsin; WY=Wyoming; DC=D C
+""")
+# Said letter by letter though they have vowels; those without a vowel always are, but for SOUNDS.
+SPELLED = _set("""
+    AAA ABC ABS AC ACLU AD AFK AI AKA AM API APA APR ATM AWS BA BCE BMI CAD CE CEO CFO CIA CIO COO CPU CTO DA DIY
+    DNA DOI DOJ EC ECB ECG EDT EEA EKG EPA ER ESL ESP ESPN EST ET ETA EU EUR EV FAA FAQ FBI FDA FIA FYI GPA GPU GUI
+    HIV IBM ICU ID IDE IEEE IIRC IMF IMO IO IP IPA IPO IQ IR IRC IRL IRS ISBN ISO ISP IT ITV IUD IV IVF KO LA LED MA
+    MBA MIA MIT MOT MRI NAACP NBA NCAA NEA NHL NRA NSA NYC NYPD NYU OECD OEM OMG OS PA PE POV PTA QA RNA RSA RSI
+    RSPCA SEO SMB SOS STI SUV TBA UAE UAV UCLA UEFI UFC UFO UHF UI UK UN UPC UPS UPI URI URL US USA USB USC USDA
+    USPS USSR UTC UTF UTI UV UX VAT VIP VOIP WTO YMCA AP EP DOB DUI EIN ETF IOU IPV IOT HDMI
+    ISS UNHCR ATV AV EMT EMS ESG EOD ERP ICBM IOC IAEA AOL AMD ASL AARP USAF USMC USN IPCC
+""")
+ABBREVIATIONS = _set("US UK UN EU USA USSR UAE DC LA NY AM PM AD BC BCE CE PHD MD BA MA BSC MBA AKA ASAP RIP")
+SOUNDS = set("HMM SHH PSST GRR BRR ZZZ PFFT TSK MR MRS DR ST VS NTH PHD".split())
+SHOUTED = set("IT US AM AS IS OR AD LA MA PA".split())  # words, where a word beside them has capitals, too
+SPECIAL = _table(
+    "PhD=P H D; PhDs=P H D's; AT&T=A T and T; NaCl=N A C L; NaOH=N A O H; HCl=H C L; KCl=K C L; "
+    "JPEG=J peg; NAACP=N double A C P; IEEE=I triple E; AAA=triple A; OK'd=okayed; WiFi=Wi-Fi; LaTeX=Lay-tech; "
+    "B.Sc.=B S C; M.Sc.=M S C; BSc=B S C; MSc=M S C; "
+    "WWI=World War one; WWII=World War two; 401(k)=four oh one k; 403(b)=four oh three b; A-Z=A to Z"
+)
+# Before a Roman numeral.
+NUMBERED_ROMAN = "World War|Super Bowl|Star Wars|" + "|".join(
+    """
+    War Chapters? Parts? Volumes? Books? Acts? Scenes? Sections? Titles? Phases? Types? Class Grade Level
+    Division Articles? Amendment Appendix Table Figure Mark Episodes? Season Stage Schedule Vatican Category
+    Factor Canto Psalms? Plates? Paragraph Rule Step Unit Lesson Tier Page page Group Series
+""".split()
+)
+KINGS = _set("""
+    Adrian Albert Alexander Alexios Alfonso Amenhotep Anne Antiochus Artaxerxes Baldwin Benedict Boniface Carl
+    Casimir Catherine Celestine Charles Christian Clement Constantine Cyrus Darius David Edmund Edward Elizabeth
+    Erik Felipe Ferdinand Francis Franz Frederick Friedrich George Gregory Gustav Haakon Harald Harold Henri Henry
+    Hussein Innocent Isabella Ivan James Jean Joao John Joseph Juan Julius Justinian Karl Kenneth Leo Leopold Louis
+    Ludwig Magnus Manuel Margaret Margrethe Maria Mary Matilda Maximilian Mehmed Michael Mohammed Murad Napoleon
+    Nicholas Olaf Olav Oscar Otto Paul Pedro Peter Philip Philippe Pius Ptolemy Ramesses Ramses Richard Robert
+    Rudolf Selim Sigismund Sixtus Stephen Sultan Suleiman Thomas Thutmose Umberto Urban Victoria Vladimir Wilhelm
+    William Xerxes Emmanuel Carlos
+""")
+RULERS = set("King Queen Pope Emperor Empress Tsar Czar Kaiser Sultan Pharaoh Prince Princess".split())
+_NAMES = "2 half 3 third 4 quarter 5 fifth 6 sixth 7 seventh 8 eighth 9 ninth 10 tenth 12 twelfth 16 sixteenth".split()
+FRACTIONS = {int(number): name for number, name in zip(_NAMES[::2], _NAMES[1::2])}
+_SIGNS = _table("""
+    &= and ;%= percent;+= plus ;@= at ;×= times ;÷= divided by ;±= plus or minus ;≈= approximately ;
+    ≠= is not equal to ;≤= less than or equal to ;≥= greater than or equal to ;√= the square root of ;∞= infinity ;
+    ‰= per mille;→= to ;⇒= implies ;−=-;§= section ;©= copyright ;∑= sum ;∫= integral ;∈= in ;∂= partial ;
+""")
+SIGNS = {**_SIGNS, "=": " equals "}
+_ADDRESS = _table("""
+    .=dot; /=slash; @=at; -=dash; _=underscore; :=colon; ?=question mark; &=and; #=hash; %=percent; ~=tilde; +=plus;
+    \\=backslash
+""")
+ADDRESS_SIGNS = {**_ADDRESS, "=": "equals"}
+ADDRESS_LETTERS = set("io uk ai eu edu exe api ip id us ui de ie au es it at nl".split())
+_LETTERS = _table(
+    "ß=ss; ẞ=SS; þ=th; Þ=Th; ð=d; Ð=D; æ=ae; Æ=Ae; œ=oe; Œ=Oe; ŋ=ng; Ŋ=Ng; ı=i; ĸ=k; ə=e; Ə=E; №= No. ; ™=; ®=; ⁄=/"
+)
+_ALIKE = ("‘’ʻʼ‛′´", "'"), ("“”„‟″«»", '"'), ("–—―‐‑‒•", "-"), ("".join(map(chr, [*range(32), *range(127, 160)])), " ")
+_BREAKS = dict.fromkeys("\n\r\x0b\x0c\x85\u2028\u2029", "\n")
+CHARACTERS = str.maketrans({**{c: sign for characters, sign in _ALIKE for c in characters}, **_BREAKS, **_LETTERS})
+_SOUNDS = "a b v g d e z i y k l m n o p r s t u f kh ts ch sh shch . y . e yu ya zh yo i yi ye g j lj nj c dj dz u dz"
+CYRILLIC = dict(zip("абвгдезийклмнопрстуфхцчшщъыьэюяжёіїєґјљњћђџўѕ", _SOUNDS.split()))
+LOOK_ALIKES = str.maketrans("аеорсухіјѕԁһԛԝАВЕЗІЈКМНОРСТУХЅѴ", "aeopcyxijsdhqwABE3IJKMHOPCTYXSV")
+GREEK = dict(zip("αβγδεζηθικλμνξοπρσςτυφχψω", "a b g d e z i th i k l m n x o p r s s t y f ch ps o".split()))
+HEARTS = {"❤": "heart", "♥": "heart", "☺": "smiling face", "✅": "check mark", "✔": "check mark"}
+
+# Where a text may be cut into pieces, the best places first.
+MAX_CHARACTERS = 100  # of a piece, about 6 seconds: models are trained on utterances, not on chapters
+PARAGRAPH = re.compile(r"\n\s*\n")
+_NO_END = "".join(rf"(?<!\b{title}\.)" for title in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "[A-Z]"))
+BREAKS = (
+    re.compile(rf"""{_NO_END}(?:(?<=[.!?])|(?<=[.!?]["')]))\s+(?=["'(]?[A-Z])"""),
+    re.compile(r"""(?:(?<=[.!?;:])|(?<=[.!?;:]["')]))\s+"""),
+    re.compile(r"(?<=,)\s+"),
+    re.compile(r"\s+"),
+)
+
+# Of HTML, in a line and around one; ends of addresses and of names of files; chemical elements.
+TAGS = """
+    a abbr b big center cite code del dfn em font i img ins kbd label mark q s samp small span strike strong sub sup tt
+    u var wbr
+"""
+BLOCKS = """
+    article aside blockquote body br dd div dl dt footer form h1 h2 h3 h4 h5 h6 head header hr html li main nav ol p pre
+    section table tbody td th thead title tr ul
+"""
+FILES = """
+    7z avi bak bat bin bmp c cfg cc cpp cs css csv dat dll doc docx dmg exe flac gif go gz h hpp html htm ico ini
+    ipynb java jpeg jpg js json jsx log lua md mid mkv mov mp3 mp4 odt ogg onnx pdf php pkl png ppt pptx ps1 py pyi
+    rb rs rst rtf safetensors sh sql srt svg tar tex tiff toml ts tsv tsx ttf txt wav webm webp whl xls xlsx xml
+    yaml yml zip
+""".split()
+HOSTS = "com|org|net|edu|gov|mil|info|biz|io|dev|app|ai|co|uk|de|fr|eu|ca|au|nl|ch|tv|wiki|blog|ly"
+ELEMENTS = "He|Li|Be|Ne|Na|Mg|Al|Si|Cl|Ar|Ca|Ti|Cr|Mn|Fe|Co|Ni|Cu|Zn|Br|Ag|Sn|Ba|Pt|Au|Hg|Pb|[HBCNOFPSKI]"
