@@ -1,6 +1,12 @@
-"""Tables of English text normalization: numbers, units, currencies, abbreviations, names, signs, letters."""
+"""Tables of English text normalization: numbers, units, currencies, abbreviations, names, signs, letters; lexicons."""
 
+import os
 import re
+from collections.abc import Mapping
+from pathlib import Path
+
+Lexicon = Mapping[str, str] | str | os.PathLike | None
+MAX_ENTRIES = 100_000  # of a lexicon
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 THOUSANDS = "thousand million billion trillion".split()
@@ -194,3 +200,39 @@ FILES = """
 """.split()
 HOSTS = "com|org|net|edu|gov|mil|info|biz|io|dev|app|ai|co|uk|de|fr|eu|ca|au|nl|ch|tv|wiki|blog|ly"
 ELEMENTS = "He|Li|Be|Ne|Na|Mg|Al|Si|Cl|Ar|Ca|Ti|Cr|Mn|Fe|Co|Ni|Cu|Zn|Br|Ag|Sn|Ba|Pt|Au|Hg|Pb|[HBCNOFPSKI]"
+
+
+def read_lexicon(path: str | os.PathLike) -> dict[str, str]:
+    """The entries of a lexicon file: a line `WORD = RESPELLING` each; `#` begins a comment.
+
+    Raises:
+        ValueError: the file cannot be read, or a line is something else.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The lexicon {path} cannot be read: expected a text file in UTF-8.") from error
+    entries: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not (line := line.partition("#")[0].strip()):
+            continue
+        word, equals, respelling = (part.strip() for part in line.partition("="))
+        if not (word and equals and respelling):
+            raise ValueError(f"{path}, line {number}: {line!r}: expected WORD = RESPELLING, as Siobhan = shivawn.")
+        entries[word] = respelling
+    if len(entries) > MAX_ENTRIES:
+        raise ValueError(f"The lexicon {path} has {len(entries)} entries: expected at most {MAX_ENTRIES}.")
+    return entries
+
+
+def respell(text: str, lexicon: Lexicon) -> str:
+    """A text with the words of a lexicon, {word: respelling} or the path of its file, respelled, in capitals or not;
+    longer entries go before shorter ones. Raises ValueError for another lexicon."""
+    entries = read_lexicon(lexicon) if isinstance(lexicon, str | os.PathLike) else {} if lexicon is None else lexicon
+    if not isinstance(entries, Mapping) or not all(isinstance(x, str) and x for pair in entries.items() for x in pair):
+        raise ValueError(f"lexicon={lexicon!r}: expected {{word: respelling}}, or the path of such a file.")
+    if not entries:
+        return text
+    spoken = {word.lower(): respelling for word, respelling in entries.items()}
+    words = "|".join(re.escape(word) for word in sorted(spoken, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)(?:{words})(?!\w)", lambda found: spoken[found[0].lower()], text, flags=re.IGNORECASE)

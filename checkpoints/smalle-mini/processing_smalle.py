@@ -3,7 +3,7 @@
 import functools
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .runtime_smalle import FewThreads
 from .saving_smalle import HubMixin, check_file_name, errors_name_the_file, readable_weights, source_options
 from .streaming_smalle import MAX_CHARACTERS, PARAGRAPH, TextToSpeechStreamer, split_text
 from .text_normalization_smalle import name_emoji, normalize
+from .text_tables_smalle import Lexicon, respell
 from .validation_smalle import INTEGERS, as_tensor
 from .voices_smalle import Voice, load_voice, save_voice
 
@@ -35,7 +36,6 @@ OTHER_SOUND_FILES = {".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac"}
 TOKENIZER_SETTINGS = {"padding": True, "padding_side": "left"}
 Texts = str | Sequence[str] | None
 Transcripts = str | Sequence[str | None] | None
-Lexicon = Mapping[str, str] | str | os.PathLike | None
 VoiceNames = str | os.PathLike | Sequence | None
 
 
@@ -100,36 +100,6 @@ def named_texts(text: Any, emoji: bool | None = False, lexicon: Lexicon = None) 
         raise ValueError(f"text={text!r}: expected a string or a list of strings.")
     named = [("text", text)] if isinstance(text, str) else [(f"text[{n}]", one) for n, one in enumerate(text)]
     return [(name, respell(name_emoji(one) if emoji else one, lexicon)) for name, one in named]
-
-
-def read_lexicon(path: str | os.PathLike) -> dict[str, str]:
-    """{word: respelling} of a file with a line "word = respelling" for each; # begins a comment."""
-    entries = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"lexicon={str(path)!r} cannot be read: expected a text file in UTF-8.") from error
-    for number, line in enumerate(lines, 1):
-        line = line.partition("#")[0].strip()
-        word, sign, respelling = (part.strip() for part in line.partition("="))
-        if line:
-            if not word or not sign or not respelling:
-                raise ValueError(f"{path}, line {number}, is {line!r}: expected 'word = respelling'.")
-            entries[word] = respelling
-    return entries
-
-
-def respell(text: str, lexicon: Lexicon) -> str:
-    """A text in which the words of a lexicon are respelled, in capitals or not; of two that begin alike the longer."""
-    if lexicon is None:
-        return text
-    entries = read_lexicon(lexicon) if isinstance(lexicon, (str, os.PathLike)) else lexicon
-    if not isinstance(entries, Mapping) or not all(isinstance(x, str) and x for pair in entries.items() for x in pair):
-        raise ValueError(f"lexicon={lexicon!r}: expected {{word: respelling}}, or the path of such a file.")
-    spoken = {word.lower(): respelling for word, respelling in entries.items()}
-    words = "|".join(re.escape(word) for word in sorted(spoken, key=len, reverse=True))
-    pattern = rf"(?<!\w)(?:{words})(?!\w)" if spoken else "(?!)"
-    return re.sub(pattern, lambda match: spoken[match[0].lower()], text, flags=re.IGNORECASE)
 
 
 @functools.lru_cache(maxsize=4)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..reading.audiobook import Reading, file_name, read_aloud
 from ..reading.documents import Document, read_document
-from ..reading.lexicon import read_lexicon
 from ..reading.m4b import write_m4b
 from ..reading.soundfiles import FORMATS
+from ..text_tables_smalle import read_lexicon
 from .checkpoint import add_voice_arguments, check_voice_arguments, load_checkpoint, quality_settings
 
 

@@ -16,12 +16,12 @@ from typing import IO, Any
 
 from ..audio_smalle import pcm16, streaming_wav_header
 from ..reading.captions import WRITERS, written_words
-from ..reading.lexicon import read_lexicon
 from ..reading.markup import Segment
 from ..reading.markup import parse as parse_text
 from ..reading.soundfiles import format_of, write_sound
 from ..saving_smalle import write_text
 from ..text_normalization_smalle import expected_frames
+from ..text_tables_smalle import read_lexicon
 from .checkpoint import add_voice_arguments, check_voice_arguments, load_checkpoint, quality_settings
 
 PLAYERS = (  # commands that play a wav from standard input

@@ -82,7 +82,11 @@ def shape_of(name: str, config: Any) -> tuple[int, ...]:
         size, heads = config.position_size, config.position_heads
         inner = config.position_intermediate_size or 2 * size
     keys, values, rank = int(size * config.expand_k), int(size * config.expand_v), config.gate_low_rank
-    layers: dict[str, tuple[int, ...]] = {"gate_proj": (inner, size), "up_proj": (inner, size), "down_proj": (size, inner)}
+    layers: dict[str, tuple[int, ...]] = {
+        "gate_proj": (inner, size),
+        "up_proj": (inner, size),
+        "down_proj": (size, inner),
+    }
     layers["head"] = config.num_codebooks * config.audio_vocab_size, size
     if ".mixer." in name:
         layers |= dict.fromkeys(("q_proj", "k_proj"), (keys, size)) | dict.fromkeys(

@@ -10,7 +10,7 @@ import torch
 from ..generation_smalle import seeded
 from ..serving.stretching import TimeStretcher
 from ..streaming_smalle import TextToSpeechStreamer, TimedSpeech
-from .lexicon import respell
+from ..text_tables_smalle import respell
 from .markup import Segment, check_rate
 
 
@@ -38,7 +38,7 @@ def speak(
         speed: of everything, 0.25 to 4; the tempo of the finished waveform is changed, not the reading.
         voices: what the names of voices in segments stand for; None: the presets of the processor. A name never becomes
             a path.
-        lexicon: respellings of words (`lexicon.read_lexicon`).
+        lexicon: respellings of words (`text_tables_smalle.read_lexicon`).
         output_timestamps: also find the times of words; without, `words` is empty.
         **options: of `streamer.stream`.
 

@@ -76,7 +76,7 @@ class CheckpointEngine:
         import torch
 
         from ..cli.checkpoint import check_checkpoint, default_checkpoint, load_checkpoint
-        from ..reading.lexicon import read_lexicon
+        from ..text_tables_smalle import read_lexicon
 
         torch.set_num_threads(1)  # several speeches at once share the cores
         self.lexicon = read_lexicon(lexicon) if lexicon else {}

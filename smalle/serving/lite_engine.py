@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..reading.lexicon import read_lexicon, respell
 from ..reading.markup import Segment, parse
+from ..text_tables_smalle import read_lexicon, respell
 from .engine import Speech
 from .stretching import TimeStretcher
 

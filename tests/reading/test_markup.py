@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalle.reading.lexicon import read_lexicon, respell
 from smalle.reading.markup import MAX_PAUSE, Segment, has_words, parse
+from smalle.text_tables_smalle import read_lexicon, respell
 
 WORDS = st.text("abc XYZ.,!'", min_size=1).filter(has_words)
 
