@@ -3,6 +3,7 @@
 import contextlib
 import hmac
 import importlib.metadata
+import importlib.util
 import pathlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .encoding import MEDIA_TYPES
-from .engine import Engine, load_engine
+from .engine import CheckpointEngine, Engine
 from .guards import BodyLimit, OwnPagesOnly
 from .openai import (
     ERRORS,
@@ -34,6 +35,15 @@ from .streams import ClosingResponse, data_of, first_part, following, sse
 STATIC = pathlib.Path(__file__).with_name("static")
 PAGE_POLICY = "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; frame-ancestors 'none'"
 CONSENT = "yes", "true", "1", "on"
+
+
+def load_engine(model: str | None = None, lexicon: str | None = None) -> Engine:
+    """The engine of a checkpoint: `CheckpointEngine`, or `LiteEngine` where PyTorch is not installed."""
+    if importlib.util.find_spec("torch") is not None:
+        return CheckpointEngine(model, lexicon)
+    from .lite_engine import LiteEngine
+
+    return LiteEngine(model, lexicon)
 
 
 def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:

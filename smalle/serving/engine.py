@@ -1,6 +1,5 @@
 """What speaks behind the server: a protocol, and the engine that runs a checkpoint in this process."""
 
-import importlib.util
 import pathlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -132,12 +131,3 @@ class CheckpointEngine:
         from ..voices_smalle import load_voice
 
         return self.processor.get_voice(load_voice(path))
-
-
-def load_engine(model: str | None = None, lexicon: str | None = None) -> Engine:
-    """The engine of a checkpoint: `CheckpointEngine`, or `LiteEngine` where PyTorch is not installed."""
-    if importlib.util.find_spec("torch") is not None:
-        return CheckpointEngine(model, lexicon)
-    from .lite_engine import LiteEngine
-
-    return LiteEngine(model, lexicon)
