@@ -274,7 +274,7 @@ def _code(match: re.Match) -> str:
     """A seven, X nine; Q one to Q three; names such as F-16 and ranges such as 10AM-2PM as they are."""
     groups = match[1].split("-")
     mixed = any(re.match("[A-Z]+\\d", group) for group in groups)
-    if not re.search(r"\d", match[1]) or not re.search("[A-Z]", match[1]) or not mixed and len(groups) < 3:
+    if not re.search("[A-Z]", match[1]) or not mixed and len(groups) < 3:
         return match[0]
     if len(groups) == 2 and groups[0][0] == groups[1][0] and groups[0][0].isalpha():
         return " to ".join(groups)
@@ -694,7 +694,7 @@ RULES = (
     Rule("Windows path", r"C:\Users\me", r"\b[A-Za-z]:\\[\w\\.-]*\w", _address),
     Rule("forum", "r/science", r"(?<![\w/])([ru])/(?=\w)", r"\1 slash "),
     Rule("sharp", "C#", r"\b([A-G])#(?!\w)", r"\1 sharp"),
-    Rule("code", "A7-X9", r"(?<![\w-])#?((?:[A-Z]++\d*+|\d++[A-Z]++)(?:-[A-Z\d]++)+)(?![\w-])", _code),
+    Rule("code", "A7-X9", r"(?<![\w-])#?(?=[A-Z-]*+\d)((?:[A-Z]++\d*+|\d++[A-Z]++)(?:-[A-Z\d]++)+)(?![\w-])", _code),
     Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", _handle),
     Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", _handle),
     # rows of digits
