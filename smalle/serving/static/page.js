@@ -183,7 +183,7 @@ async function onClone(event) {
     return;
   }
   try {
-    const fields = { name: at("name").value, consent: "yes", transcript: at("transcript").value };
+    const fields = { name: at("name").value, consent: "yes" };
     const voice = await createVoice({ ...fields, audio_sample: sample });
     at("clone").reset();
     at("preview").hidden = true;
