@@ -1,12 +1,10 @@
 """Configuration of Small-E: sizes, special tokens, and the classes that load a checkpoint."""
 
-import math
-from collections.abc import Iterable, Mapping
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .saving_smalle import errors_name_the_file
+from .saving_smalle import check_expected, check_kinds, check_positive, check_sizes, errors_name_the_file
 
 AUTO_MAP = {
     "AutoConfig": "configuration_smalle.SmallEConfig",
@@ -17,23 +15,6 @@ AUTO_MAP = {
 
 # The vocabulary of every codebook: three special tokens, then the codes.
 AUDIO_PAD, AUDIO_BOS, AUDIO_EOS, NUM_AUDIO_SPECIALS = 0, 1, 2, 3
-
-
-def check_kinds(config: Any, fields: Mapping[str, Any]):
-    """ValueError for a field whose value is not of the annotated type; an integer counts as a float."""
-    for name, annotation in fields.items():
-        value, kinds = getattr(config, name), get_args(annotation) or (annotation,)
-        kinds = tuple(get_origin(kind) or kind for kind in (*kinds, *((int,) if float in kinds else ())))
-        wrong = not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds
-        if wrong or isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}={value!r}: expected {getattr(annotation, '__name__', annotation)}.")
-
-
-def check_positive(config: Any, names: Iterable[str]):
-    """ValueError for a field that is not above zero."""
-    for name in names:
-        if getattr(config, name) <= 0:
-            raise ValueError(f"{name}={getattr(config, name)}: expected a positive number.")
 
 
 class SmallEConfig(PreTrainedConfig):
@@ -177,53 +158,27 @@ class SmallEConfig(PreTrainedConfig):
             raise ValueError(f"final_norms={self.final_norms}: expected some of {', '.join(stacks)}.")
 
     def _check_sizes(self):
-        sizes = "vocab_size hidden_size intermediate_size num_attention_heads mixer_heads decoder_layers position_size"
-        sizes += " position_layers position_heads num_codebooks codebook_size frame_rate sampling_rate max_text_tokens"
-        check_positive(self, [*sizes.split(), "max_audio_frames"])
+        check_positive(self, ("vocab_size", "decoder_layers", "sampling_rate", "max_audio_frames"))
+        check_sizes(self)
         baseline, paca = self.architecture == "decoder-only", self.cross_attention == "paca"
         heads = 1 if paca else self.cross_attention_heads or self.num_attention_heads
         width, aligned = self.hidden_size // max(1, heads), self.alignment_layer
-        layers = "text_layers", "audio_encoder_layers", "audio_decoder_layers", "speaker_layers"
         expected = {  # by field
-            **{name: (getattr(self, name) >= 0, "0 or more") for name in layers},
             "alignment_layer": (
                 aligned is None or baseline and 0 <= aligned < self.decoder_layers,
                 f"None, or a layer, 0 to {self.decoder_layers - 1}, of a decoder-only transformer",
             ),
             "dropout": (0 <= self.dropout <= 1, "0 to 1"),
-            "hidden_size": (
-                self.hidden_size % (2 * self.num_attention_heads) == 0,
-                f"a multiple of 2 * num_attention_heads={2 * self.num_attention_heads}, for rotary positions",
-            ),
             "state_size": (self.state_size is None or self.state_size > 0, "a positive number or None"),
-            "partial_rotary_factor": (
-                0 < self.partial_rotary_factor <= 1 and self.rotary_size % 2 == 0,
-                f"above 0, up to 1, and an even number of channels, not {self.rotary_size}",
-            ),
             "cross_attention_heads": (heads > 0 and width * heads == self.hidden_size, "a divisor of hidden_size"),
             "cross_rotary_size": (
                 self.cross_rotary_size % 2 == 0 and 0 <= self.cross_rotary_size <= width,
                 f"an even number, 0 to {width}",
             ),
-            "position_size": (self.position_size % 2 == 0, "an even number: half sines, half cosines"),
         }
-        center, limits = self.speaker_center, self.speaker_limits
-        numbers = all(isinstance(x, (int, float)) for x in [*(center or ()), *(limits or ())])
-        expected |= {
-            "speaker_center": (numbers and (center is None or len(center) == self.hidden_size), "hidden_size numbers"),
-            "speaker_limits": (
-                limits is None or numbers and center is not None and len(limits) == 2 and limits[0] >= limits[1] > 0,
-                "two distances, the larger one first, and speaker_center",
-            ),
-        }
-        for name in ("expand_k", "expand_v"):
-            fits = self.hidden_size * getattr(self, name) % self.mixer_heads == 0
-            expected[name] = fits, f"hidden_size * {name} to be a multiple of mixer_heads={self.mixer_heads}"
         if baseline:
             expected["speaker_layers"] = self.speaker_layers == 0, "0 of a decoder-only transformer"
-        for name, (right, wanted) in expected.items():
-            if not right:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {wanted}.")
+        check_expected(self, expected)
 
     @property
     def has_alignment(self) -> bool:

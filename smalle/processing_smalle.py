@@ -23,7 +23,15 @@ from .codec_smalle import load_codec
 from .configuration_smalle import AUDIO_EOS, AUDIO_PAD
 from .generation_smalle import delay
 from .runtime_smalle import FewThreads
-from .saving_smalle import HubMixin, check_file_name, errors_name_the_file, readable_weights, source_options
+from .saving_smalle import (
+    HubMixin,
+    check_default_voice,
+    check_file_name,
+    check_processor_settings,
+    errors_name_the_file,
+    readable_weights,
+    source_options,
+)
 from .streaming_smalle import MAX_CHARACTERS, PARAGRAPH, TextToSpeechStreamer, split_text
 from .text_normalization_smalle import name_emoji, normalize
 from .text_tables_smalle import Lexicon, respell
@@ -139,18 +147,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         clones_by_reference: bool = False,
     ):
         super().__init__(tokenizer)
-        for part in codec.split("/", 1) if isinstance(codec, str) else [codec]:
-            check_file_name(part, f"A part of codec={codec!r}")
-        if not isinstance(voices, (list, tuple, type(None))):
-            raise ValueError(f"voices={voices!r}: expected a list of names.")
-        for name in voices or ():
-            check_file_name(name, "A name in voices")
-        if not isinstance(sampling_rate, int) or sampling_rate < 1:
-            raise ValueError(f"sampling_rate={sampling_rate!r}: expected samples a second.")
-        if not isinstance(codec_id, (str, type(None))):
-            raise ValueError(f"codec_id={codec_id!r}: expected the identity of a codec, a string, or None.")
-        if not isinstance(clones_by_reference, bool):
-            raise ValueError(f"clones_by_reference={clones_by_reference!r}: expected true or false.")
+        check_processor_settings(codec, voices, default_voice, sampling_rate, codec_id, clones_by_reference)
         self.codec_name, self.codec_id, self.sampling_rate = codec, codec_id, sampling_rate
         self.clones_by_reference = clones_by_reference
         self.voices = list(voices or [])
@@ -221,8 +218,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     @default_voice.setter
     def default_voice(self, name: str | None):
-        if name is not None and name not in self.voices:
-            raise ValueError(f"default_voice={name!r} is not one of the voices {self.voices}.")
+        check_default_voice(name, self.voices)
         self._default_voice = name
 
     def add_voice(self, name: str, voice: Voice) -> None:

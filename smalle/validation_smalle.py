@@ -6,7 +6,6 @@ The values of tensors are checked only with `check_values`: always in generate()
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from .configuration_smalle import SmallEConfig
-from .saving_smalle import MappedWeights
+from .saving_smalle import PER_CODEBOOK, MappedWeights
 
 INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 FLOATS = torch.float32, torch.float64, torch.float16, torch.bfloat16
@@ -195,69 +194,6 @@ def check_seed(seed: Any):
         return
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r}: expected an integer of 0 or more, or None.")
-
-
-# Settings of generate(): what one call takes and refuses.
-
-PER_CODEBOOK = "temperature", "top_k", "top_p", "min_p", "repetition_penalty"  # a number, or a list
-MAX_CANDIDATES = 256  # rows that one call makes of a text
-SETTINGS: dict[str, tuple[Any, ...]] = {  # type, least, greatest, what is expected
-    "do_sample": (bool, False, True, "True or False"),
-    "temperature": (Real, 1e-3, 1e3, "a number of 0.001..1000 (do_sample=False is greedy)"),
-    "top_k": (Integral, 0, torch.inf, "an integer of 0 or more (0: no limit)"),
-    "top_p": (Real, 1e-6, 1, "a number above 0, up to 1"),
-    "min_p": (Real, 0, 1, "a number of 0..1"),
-    "repetition_penalty": (Real, 1e-2, 1e2, "a number of 0.01..100 (1: none)"),
-    "guidance_scale": (Real, 0, 100, "a number of 0..100 (1: no guidance)"),
-    "max_new_tokens": (Integral, 1, torch.inf, "at least one frame"),
-    "min_new_tokens": (Integral, 0, torch.inf, "an integer of 0 or more, in frames"),
-    "max_time": (Real, 0, torch.inf, "seconds"),
-    "num_return_sequences": (Integral, 1, MAX_CANDIDATES, f"an integer of 1 to {MAX_CANDIDATES}"),
-    "max_retries": (Integral, 0, torch.inf, "an integer of 0 or more"),
-    "best_of": (Integral, 1, MAX_CANDIDATES, f"an integer of 1 to {MAX_CANDIDATES} (1: off)"),
-    "output_scores": (bool, False, True, "True or False"),
-    "return_dict_in_generate": (bool, False, True, "True or False"),
-}
-REPLACED = {  # settings of other models -> what does it here
-    "max_length": "max_new_tokens, which counts new frames",
-    "min_length": "min_new_tokens, which counts new frames",
-    "output_attentions": "output_alignments",
-    "streamer": "stream()",
-}
-UNSUPPORTED = {  # settings of other decoding modes -> the value, beside None, that turns them off
-    **dict.fromkeys(("num_beams", "num_beam_groups", "typical_p", "encoder_repetition_penalty"), 1),
-    **dict.fromkeys(("constraints", "force_words_ids", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens"), 0),
-    **dict.fromkeys(("assistant_early_exit", "use_mtp", "top_h", "epsilon_cutoff", "eta_cutoff", "stop_strings"), 0),
-    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "sequence_bias"), 0),
-    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "watermarking_config", "renormalize_logits"), 0),
-    **dict.fromkeys(("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id"), 0),
-    **dict.fromkeys(("cache_implementation", "output_logits", "output_hidden_states"), 0),
-}
-
-
-def check_settings(config: Any):
-    """ValueError for settings of a wrong type or out of range, and for those that it would be wrong to ignore."""
-    values = {name: getattr(config, name, None) for name in UNSUPPORTED}
-    asked = [f"{name}={value!r}" for name, value in values.items() if value not in (None, UNSUPPORTED[name])]
-    if asked:
-        raise ValueError(
-            f"{', '.join(asked)}: generate() is greedy (do_sample=False) or samples ({', '.join(PER_CODEBOOK)}), with "
-            "guidance_scale, num_return_sequences and best_of; for more, give logits_processor= or stopping_criteria= "
-            "of transformers."
-        )
-    for name, (kind, least, greatest, expected) in SETTINGS.items():
-        value = getattr(config, name)
-        several = name in PER_CODEBOOK and isinstance(value, (list, tuple))
-        if value is None or name == "temperature" and not config.do_sample:
-            continue
-        for x in value if several else [value]:
-            if not isinstance(x, kind) or isinstance(x, bool) != (kind is bool) or not least <= x <= greatest:
-                lists = ", or a list of them, one for each codebook" if name in PER_CODEBOOK else ""
-                raise ValueError(f"{name}={value!r}: expected {expected}{lists}.")
-    if 1 < config.best_of < config.num_return_sequences:
-        raise ValueError(
-            f"best_of={config.best_of}: expected num_return_sequences={config.num_return_sequences} or more."
-        )
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .configuration_smalle import check_kinds, check_positive
 from .native_smalle import NOISE_FRAMES, DecoderState, VocosDecoder, block_size, load_library
 from .native_smalle import block_sizes as block_sizes
 from .runtime_smalle import fingerprint
+from .saving_smalle import check_kinds, check_positive
 
 MAX_LOG_MAGNITUDE = math.log(1e2)
 

@@ -26,8 +26,7 @@ from transformers import EncodecConfig, EncodecModel, PreTrainedConfig, PreTrain
 from transformers import initialization as init
 from transformers.utils import cached_file
 
-from .configuration_smalle import check_kinds, check_positive
-from .saving_smalle import errors_name_the_file
+from .saving_smalle import check_kinds, check_positive, errors_name_the_file
 from .validation_smalle import as_tensor, check_finite
 from .vocos_smalle import (
     ChunkedConv1d,

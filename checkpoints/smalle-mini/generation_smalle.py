@@ -19,16 +19,15 @@ from transformers.utils import ModelOutput, logging
 from .alignment_smalle import MAX_UNREAD, STOPPED, Reading, monotonicity, token_positions
 from .configuration_smalle import AUDIO_BOS, AUDIO_EOS, AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
 from .runtime_smalle import NativeSteps, encode_speakers, encode_text, start_steps
+from .saving_smalle import REPLACED, check_settings
 from .validation_smalle import (
     FLOATS,
-    REPLACED,
     SamplingSettings,
     check_callables,
     check_initial_state,
     check_pieces,
     check_recording,
     check_seed,
-    check_settings,
     check_tensor,
     check_text,
     sampling_settings,

@@ -1,5 +1,5 @@
 """Saving: files written whole or not at all, and the save_pretrained and push_to_hub of models and processors; and
-what is wrong with the files of a checkpoint that cannot be loaded.
+what is wrong with the files of a checkpoint that cannot be loaded. Importing it needs neither PyTorch nor transformers.
 
 Classes name their auto class (`_auto_class`), so transformers saves the remote code with them. Added here: a model
 card, and one upload of the whole folder.
@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import json
+import math
 import mmap
 import os
 import platform
@@ -17,9 +18,10 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 # --- weights in files
 
@@ -190,24 +192,31 @@ def source_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint. Raises ValueError where it holds something else than it should."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        what = "cannot be read" if isinstance(error, OSError) else "is no JSON file"
+        raise ValueError(f"{path} {what}, {error}: download or save the checkpoint again.") from error
+    keys = OBJECTS.get(path.name, ())
+    if not isinstance(value, dict) or not value.keys() >= set(keys):
+        wanted = f"with {' and '.join(keys)}" if keys else "of settings"
+        raise ValueError(f"{path} holds {str(value)[:40]}: expected a JSON object {wanted}.")
+    return value
+
+
 def check_objects(source: str | os.PathLike, **options) -> None:
     """Raises ValueError for a JSON file of a checkpoint that holds something else than it should."""
     from transformers.utils import cached_file
 
     missing = dict.fromkeys(("missing_entries", "gated_repo", "connection_errors"), False)
-    for name, keys in OBJECTS.items():
+    for name in OBJECTS:
         path = cached_file(
             source, name, **{f"_raise_exceptions_for_{what}": no for what, no in missing.items()}, **options
         )
-        if path is None:
-            continue
-        try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON file, {error}: download or save the checkpoint again.") from error
-        if not isinstance(value, dict) or not value.keys() >= set(keys):
-            wanted = f"with {' and '.join(keys)}" if keys else "of settings"
-            raise ValueError(f"{path} holds {str(value)[:40]}: expected a JSON object {wanted}.")
+        if path is not None:
+            read_object(Path(path))
 
 
 @contextlib.contextmanager
@@ -224,6 +233,154 @@ def errors_name_the_file(source: str | os.PathLike, name: str, kwargs: Mapping[s
         if not isinstance(error, (TypeError, ValueError)) or not name or name in str(error):
             raise
         raise ValueError(f"{name} of {source}: {error}") from error
+
+
+# --- fields of a configuration
+
+
+def check_kinds(config: Any, fields: Mapping[str, Any]):
+    """ValueError for a field whose value is not of the annotated type; an integer counts as a float."""
+    for name, annotation in fields.items():
+        value, kinds = getattr(config, name), get_args(annotation) or (annotation,)
+        kinds = tuple(get_origin(kind) or kind for kind in (*kinds, *((int,) if float in kinds else ())))
+        wrong = not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds
+        if wrong or isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={value!r}: expected {getattr(annotation, '__name__', annotation)}.")
+
+
+def check_positive(config: Any, names: Iterable[str]):
+    """ValueError for a field that is not above zero."""
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name}={getattr(config, name)}: expected a positive number.")
+
+
+def check_sizes(config: Any) -> None:
+    """ValueError for sizes of a Small-E, fields of its configuration, that do not fit together."""
+    sizes = "hidden_size intermediate_size num_attention_heads mixer_heads position_size position_layers position_heads"
+    check_positive(config, [*sizes.split(), "num_codebooks", "codebook_size", "frame_rate", "max_text_tokens"])
+    share, center, limits = config.partial_rotary_factor, config.speaker_center, config.speaker_limits
+    rotary, pair = int(config.hidden_size // config.num_attention_heads * share), 2 * config.num_attention_heads
+    numbers = all(isinstance(x, (int, float)) for x in [*(center or ()), *(limits or ())])
+    layers = "text_layers", "audio_encoder_layers", "audio_decoder_layers", "speaker_layers"
+    expected = {  # by field
+        **{name: (getattr(config, name) >= 0, "0 or more") for name in layers},
+        "hidden_size": (
+            config.hidden_size % pair == 0,
+            f"a multiple of 2 * num_attention_heads={pair}, for rotary positions",
+        ),
+        "partial_rotary_factor": (
+            0 < share <= 1 and rotary % 2 == 0,
+            f"above 0, up to 1, and an even number of channels, not {rotary}",
+        ),
+        "position_size": (config.position_size % 2 == 0, "an even number: half sines, half cosines"),
+        "speaker_center": (numbers and (center is None or len(center) == config.hidden_size), "hidden_size numbers"),
+        "speaker_limits": (
+            limits is None or numbers and center is not None and len(limits) == 2 and limits[0] >= limits[1] > 0,
+            "two distances, the larger one first, and speaker_center",
+        ),
+    }
+    for name in ("expand_k", "expand_v"):
+        fits = config.hidden_size * getattr(config, name) % config.mixer_heads == 0
+        expected[name] = fits, f"hidden_size * {name} to be a multiple of mixer_heads={config.mixer_heads}"
+    check_expected(config, expected)
+
+
+def check_expected(config: Any, expected: Mapping[str, tuple[bool, str]]) -> None:
+    """ValueError for the first field that is wrong. expected: by field, whether it is right and what it should be."""
+    for name, (right, wanted) in expected.items():
+        if not right:
+            raise ValueError(f"{name}={getattr(config, name)!r}: expected {wanted}.")
+
+
+# --- settings of a processor
+
+
+def check_default_voice(name: Any, voices: Sequence[str]) -> None:
+    """ValueError unless it is None or one of the voices."""
+    if name is not None and name not in voices:
+        raise ValueError(f"default_voice={name!r} is not one of the voices {voices}.")
+
+
+def check_processor_settings(
+    codec: Any, voices: Any, default_voice: Any, sampling_rate: Any, codec_id: Any, clones_by_reference: Any
+) -> None:
+    """ValueError for a value that `SmallEProcessor` does not take."""
+    for part in codec.split("/", 1) if isinstance(codec, str) else [codec]:
+        check_file_name(part, f"A part of codec={codec!r}")
+    if not isinstance(voices, (list, tuple, type(None))):
+        raise ValueError(f"voices={voices!r}: expected a list of names.")
+    for name in voices or ():
+        check_file_name(name, "A name in voices")
+    if not isinstance(sampling_rate, int) or sampling_rate < 1:
+        raise ValueError(f"sampling_rate={sampling_rate!r}: expected samples a second.")
+    if not isinstance(codec_id, (str, type(None))):
+        raise ValueError(f"codec_id={codec_id!r}: expected the identity of a codec, a string, or None.")
+    if not isinstance(clones_by_reference, bool):
+        raise ValueError(f"clones_by_reference={clones_by_reference!r}: expected true or false.")
+    check_default_voice(default_voice, list(voices or ()))
+
+
+# --- settings of generate(): what a checkpoint and one call may ask for
+
+PER_CODEBOOK = "temperature", "top_k", "top_p", "min_p", "repetition_penalty"  # a number, or a list
+MAX_CANDIDATES = 256  # rows that one call makes of a text
+SETTINGS: dict[str, tuple[Any, ...]] = {  # type, least, greatest, what is expected
+    "do_sample": (bool, False, True, "True or False"),
+    "temperature": (Real, 1e-3, 1e3, "a number of 0.001..1000 (do_sample=False is greedy)"),
+    "top_k": (Integral, 0, math.inf, "an integer of 0 or more (0: no limit)"),
+    "top_p": (Real, 1e-6, 1, "a number above 0, up to 1"),
+    "min_p": (Real, 0, 1, "a number of 0..1"),
+    "repetition_penalty": (Real, 1e-2, 1e2, "a number of 0.01..100 (1: none)"),
+    "guidance_scale": (Real, 0, 100, "a number of 0..100 (1: no guidance)"),
+    "max_new_tokens": (Integral, 1, math.inf, "at least one frame"),
+    "min_new_tokens": (Integral, 0, math.inf, "an integer of 0 or more, in frames"),
+    "max_time": (Real, 0, math.inf, "seconds"),
+    "num_return_sequences": (Integral, 1, MAX_CANDIDATES, f"an integer of 1 to {MAX_CANDIDATES}"),
+    "max_retries": (Integral, 0, math.inf, "an integer of 0 or more"),
+    "best_of": (Integral, 1, MAX_CANDIDATES, f"an integer of 1 to {MAX_CANDIDATES} (1: off)"),
+    "output_scores": (bool, False, True, "True or False"),
+    "return_dict_in_generate": (bool, False, True, "True or False"),
+}
+REPLACED = {  # settings of other models -> what does it here
+    "max_length": "max_new_tokens, which counts new frames",
+    "min_length": "min_new_tokens, which counts new frames",
+    "output_attentions": "output_alignments",
+    "streamer": "stream()",
+}
+UNSUPPORTED = {  # settings of other decoding modes -> the value, beside None, that turns them off
+    **dict.fromkeys(("num_beams", "num_beam_groups", "typical_p", "encoder_repetition_penalty"), 1),
+    **dict.fromkeys(("constraints", "force_words_ids", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens"), 0),
+    **dict.fromkeys(("assistant_early_exit", "use_mtp", "top_h", "epsilon_cutoff", "eta_cutoff", "stop_strings"), 0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "sequence_bias"), 0),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "watermarking_config", "renormalize_logits"), 0),
+    **dict.fromkeys(("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id"), 0),
+    **dict.fromkeys(("cache_implementation", "output_logits", "output_hidden_states"), 0),
+}
+
+
+def check_settings(config: Any):
+    """ValueError for settings of a wrong type or out of range, and for those that it would be wrong to ignore."""
+    values = {name: getattr(config, name, None) for name in UNSUPPORTED}
+    asked = [f"{name}={value!r}" for name, value in values.items() if value not in (None, UNSUPPORTED[name])]
+    if asked:
+        raise ValueError(
+            f"{', '.join(asked)}: generate() is greedy (do_sample=False) or samples ({', '.join(PER_CODEBOOK)}), with "
+            "guidance_scale, num_return_sequences and best_of; for more, give logits_processor= or stopping_criteria= "
+            "of transformers."
+        )
+    for name, (kind, least, greatest, expected) in SETTINGS.items():
+        value = getattr(config, name, None)
+        several = name in PER_CODEBOOK and isinstance(value, (list, tuple))
+        if value is None or name == "temperature" and not getattr(config, "do_sample", None):
+            continue
+        for x in value if several else [value]:
+            if not isinstance(x, kind) or isinstance(x, bool) != (kind is bool) or not least <= x <= greatest:
+                lists = ", or a list of them, one for each codebook" if name in PER_CODEBOOK else ""
+                raise ValueError(f"{name}={value!r}: expected {expected}{lists}.")
+    best_of, returned = getattr(config, "best_of", None) or 1, getattr(config, "num_return_sequences", None) or 1
+    if 1 < best_of < returned:
+        raise ValueError(f"best_of={best_of}: expected num_return_sequences={returned} or more.")
 
 
 # --- model cards and uploads

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .configuration_smalle import check_kinds, check_positive
 from .native_smalle import NOISE_FRAMES, DecoderState, VocosDecoder, block_size, load_library
 from .native_smalle import block_sizes as block_sizes
 from .runtime_smalle import fingerprint
+from .saving_smalle import check_kinds, check_positive
 
 MAX_LOG_MAGNITUDE = math.log(1e2)
 
@@ -498,7 +498,8 @@ class Vocos(PreTrainedModel):
         """Waveform (B, L) that is complete after features (B, C, T), T >= 0, and the state to continue with.
 
         The joined chunks are the same to the last bit whatever the chunks, one or many, since they are computed in
-        blocks of fixed sizes; they are `forward` of all features up to rounding. `last`: no chunk will follow; the state is None then.
+        blocks of fixed sizes; they are `forward` of all features up to rounding. `last`: no chunk will follow; the
+        state is None then.
         refiner: applied to the features first (`codec_smalle.LatentRefiner`).
         """
         condition = self._check_inputs(features, bandwidth_id)

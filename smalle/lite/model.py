@@ -29,7 +29,8 @@ from ..native_smalle import (
     text_names,
     working_memory,
 )
-from .tensors import Weights, read_config, read_weights
+from ..saving_smalle import check_sizes
+from .tensors import Weights, errors_name, read_config, read_weights
 
 PAD, BOS, EOS, SPECIALS = 0, 1, 2, 3  # tokens of every codebook before its codes
 READ_AT_ONCE = 16  # steps of a prompt
@@ -71,6 +72,12 @@ DEFAULTS: dict[str, Any] = dict(  # of `SmallEConfig`, where a value decides wha
     eos_token_id=2,
     pad_token_id=0,
     tie_word_embeddings=False,
+)
+OPTIONAL = dict(  # types of the fields that may be None
+    position_gain=float | None,
+    position_intermediate_size=int | None,
+    speaker_center=list | None,
+    speaker_limits=list | None,
 )
 COMPUTED = "architecture", "mixer", "cross_attention", "feed_forward", "position_layers", "cross_rotary_size"
 
@@ -153,7 +160,9 @@ class Model:
     """
 
     def __init__(self, folder: Path):
-        self.config = config = read_config(folder / "config.json", **DEFAULTS)
+        self.config = config = read_config(folder / "config.json", DEFAULTS, OPTIONAL)
+        with errors_name(folder / "config.json"):
+            check_sizes(config)
         wrong = [f"{name}={getattr(config, name)!r}" for name in COMPUTED if getattr(config, name) != DEFAULTS[name]]
         if wrong:
             raise ValueError(f"{folder} has {', '.join(wrong)}: expected GLA with PACA and SwiGLU.")

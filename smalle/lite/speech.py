@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,20 @@ from ..alignment_smalle import MAX_UNREAD, STOPPED, Reading
 from ..cli.checkpoint import default_checkpoint
 from ..native_smalle import VocosDecoder, block_sizes, mersenne_twister
 from ..reading.markup import Segment
+from ..saving_smalle import check_positive, check_processor_settings, check_settings, read_object
 from ..text_normalization_smalle import normalize, split_text
 from ..text_tables_smalle import MAX_CHARACTERS, PARAGRAPH
 from .model import BOS, EOS, PAD, SPECIALS, Model, Sampling, State, Steps, delay
-from .tensors import Voice, read_config, read_json, read_voice, read_weights
+from .tensors import Voice, check_files, errors_name, read_config, read_voice, read_weights
 
 logger = logging.getLogger(__name__)
 
 SHARP = 0.3  # weight of one token from which on an alignment says where a frame reads
 
 Seed = int | random.Random | None
+PROCESSOR_DEFAULTS: dict[str, Any] = dict(  # of `SmallEProcessor`
+    codec="codec", voices=None, default_voice=None, sampling_rate=24000, codec_id=None, clones_by_reference=False
+)
 CODEC_DEFAULTS: dict[str, Any] = dict(  # of `SmallECodecConfig`
     sampling_rate=24000,
     hop_length=480,
@@ -35,14 +40,18 @@ CODEC_DEFAULTS: dict[str, Any] = dict(  # of `SmallECodecConfig`
     vocos_upsampling=1,
     vocos_excitation="none",
 )
-UNUSED = dict(top_p=1.0, min_p=0.0, repetition_penalty=1.0, best_of=1, num_return_sequences=1)  # values that do nothing
+UNUSED = dict(  # values that do nothing
+    top_p=1.0, min_p=0.0, repetition_penalty=1.0, best_of=1, num_return_sequences=1, max_time=None
+)
 
 
 class Codec:
     """The embedded codec's decoder. Raises ValueError for another codec, and for damaged files."""
 
     def __init__(self, library: Any, folder: Path):
-        config = read_config(folder / "config.json", **CODEC_DEFAULTS)
+        config = read_config(folder / "config.json", CODEC_DEFAULTS)
+        with errors_name(folder / "config.json"):
+            check_positive(config, [name for name, x in CODEC_DEFAULTS.items() if isinstance(x, int)])
         if getattr(config, "model_type", None) != "smalle_codec":
             raise ValueError(f"{folder} is no smalle_codec: expected the codec of an embedded checkpoint.")
         tensors = read_weights(folder / "model.safetensors")
@@ -65,15 +74,18 @@ class TextToSpeech:
     """A checkpoint that speaks. `load` makes one; it may be used by several threads."""
 
     def __init__(self, folder: Path):
-        processor = read_config(folder / "processor_config.json", codec="codec", voices=[], sampling_rate=24000)
-        self.folder, self.voices = folder, list(processor.voices)
-        self.default_voice = getattr(processor, "default_voice", None)
-        self.codec_id = getattr(processor, "codec_id", None)
-        self.sampling_rate = processor.sampling_rate
+        check_files(folder)
+        processor = read_processor(folder / "processor_config.json")
+        self.folder, self.voices = folder, list(processor["voices"] or [])
+        self.default_voice: str | None = processor["default_voice"]
+        self.codec_id: str | None = processor["codec_id"]
+        self.sampling_rate: int = processor["sampling_rate"]
         self.model = Model(folder)
-        self.codec = Codec(self.model.library, folder / processor.codec)
-        self.settings = read_json(folder / "generation_config.json")
-        self.sampling = read_sampling(self.settings, self.model.config.num_codebooks)
+        self.codec = Codec(self.model.library, folder / processor["codec"])
+        self.settings = read_object(folder / "generation_config.json")
+        with errors_name(folder / "generation_config.json"):
+            check_settings(SimpleNamespace(**self.settings))
+            self.sampling = read_sampling(self.settings, self.model.config.num_codebooks)
         self.tokenizer = read_tokenizer(folder / "tokenizer.json")
         self._check_parts()
         vocabulary = (token for token in self.tokenizer.get_vocab() if not token.startswith("["))
@@ -361,6 +373,15 @@ class Attempt:
         return never
 
 
+def read_processor(path: Path) -> dict[str, Any]:
+    """The settings of a processor, as `SmallEProcessor` takes them. Raises ValueError for others."""
+    values = read_object(path)
+    settings = {name: values.get(name, default) for name, default in PROCESSOR_DEFAULTS.items()}
+    with errors_name(path):
+        check_processor_settings(**settings)
+    return settings
+
+
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a file. Raises ValueError where there is none."""
     try:
@@ -389,7 +410,7 @@ def read_sampling(settings: dict[str, Any], books: int) -> Sampling:
     """How a generation_config.json has tokens drawn. Raises ValueError for settings that need PyTorch's path."""
     others = [f"{name}={settings[name]}" for name, x in UNUSED.items() if settings.get(name) not in (None, x)]
     if others:
-        raise ValueError(f"generation_config.json has {', '.join(others)}: expected top_k and temperature alone.")
+        raise ValueError(f"{', '.join(others)}: expected top_k and temperature alone.")
 
     def each(name: str, default: float) -> list:
         value = settings.get(name)

@@ -1,6 +1,6 @@
 """Files of a checkpoint without PyTorch: configurations, weights, voices."""
 
-import json
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
+
+from ..saving_smalle import OBJECTS, check_kinds, read_object
 
 KINDS = {"F32": np.float32, "F16": np.float16, "I16": np.int16, "I32": np.int32, "I64": np.int64}
 MAX_CODE, MAX_FRAMES = 2**15 - 1, 2**16  # of a voice, as in voices_smalle
@@ -17,25 +19,29 @@ class NeedsPyTorch(ValueError):
     """What smalle speaks by PyTorch alone."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError where there is none."""
+@contextlib.contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Makes a ValueError about what a file holds name the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read, {error}: expected a checkpoint's file.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds {str(value)[:40]}: expected a JSON object.")
-    return value
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def read_config(path: Path, **defaults: Any) -> SimpleNamespace:
-    """A configuration, with defaults for what it leaves out. Raises ValueError for numbers of another type."""
-    values = {**defaults, **read_json(path)}
-    for name, default in defaults.items():
-        kind = (int, float) if isinstance(default, float) else type(default)
-        if default is not None and values[name] is not None and not isinstance(values[name], kind):
-            raise ValueError(f"{name}={values[name]!r} in {path}: expected a value such as {default!r}.")
-    return SimpleNamespace(**values)
+def check_files(folder: Path) -> None:
+    """Raises ValueError for a JSON file of a checkpoint that holds something else than it should."""
+    for name in OBJECTS:
+        if (folder / name).is_file():
+            read_object(folder / name)
+
+
+def read_config(path: Path, defaults: Mapping[str, Any], kinds: Mapping[str, Any] | None = None) -> SimpleNamespace:
+    """A configuration, with defaults for what it leaves out. kinds: by name, the type of a value where it is not that
+    of its default. Raises ValueError for a value of another type."""
+    config = SimpleNamespace(**{**defaults, **read_object(path)})
+    with errors_name(path):
+        check_kinds(config, {name: type(default) for name, default in defaults.items()} | dict(kinds or {}))
+    return config
 
 
 def as_floats(kind: str, shape: list[int], data: bytes) -> np.ndarray:

@@ -186,6 +186,31 @@ def test_what_it_does_not_compute_is_refused(lite, tmp_path, name, changes):
         TextToSpeech.load(folder)
 
 
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("config.json", {"num_attention_heads": 0}),
+        ("config.json", {"hidden_size": None}),
+        ("config.json", {"norm_eps": float("nan")}),
+        ("config.json", {"speaker_center": 5}),
+        ("codec/config.json", {"hop_length": 0}),
+        ("processor_config.json", {"default_voice": []}),
+        ("processor_config.json", {"voices": ["../me"]}),
+        ("generation_config.json", {"max_new_tokens": "many"}),
+        ("generation_config.json", {"num_beams": 4}),
+        ("generation_config.json", {"max_time": 1.0}),
+    ],
+)
+def test_a_value_that_is_refused_is_named_with_its_file(lite, tmp_path, name, changes):
+    folder = shutil.copytree(CHECKPOINT, tmp_path / "other", ignore=shutil.ignore_patterns("*.py"))
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ValueError) as error:
+        TextToSpeech.load(folder)
+    (key,) = changes
+    assert str(path) in str(error.value) and key in str(error.value)
+
+
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="config.json"):
         TextToSpeech.load(tmp_path)
