@@ -477,15 +477,15 @@ class SmallECodec(PreTrainedModel):
 
         Raises ValueError as `check_codes`.
         """
-        latents = self.embed(codes)
-        return self.vocos(latents if self.refiner is None else self.refiner(latents)[0])
+        return self.vocos.decode_chunk(self.embed(codes), last=True, refiner=self.refiner)[0]
 
     def decode_chunk(
         self, codes: Tensor, state: VocosState | None = None, last: bool = False
     ) -> tuple[Tensor, VocosState | None]:
         """Decodes one chunk of several: codes (B, Q, T), T >= 0 -> waveform (B, L) and the state for the next call.
 
-        The waveform lags some frames behind the codes; `last` completes it. The joined waveforms equal `decode`.
+        The waveform lags some frames behind the codes; `last` completes it. The joined waveforms are `decode` to
+        the last bit.
         """
         return self.vocos.decode_chunk(chunk_features(self, codes), state, last, refiner=self.refiner)
 
@@ -595,7 +595,7 @@ class EncodecCodec(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """Waveform (B, T * hop_length) float32 of codes (B, Q, T)."""
-        return self.vocos(self.embed(codes), self.bandwidth_id)
+        return self.vocos.decode_chunk(self.embed(codes), None, True, self.bandwidth_id)[0]
 
     def decode_chunk(
         self, codes: Tensor, state: VocosState | None = None, last: bool = False

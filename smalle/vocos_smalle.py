@@ -497,8 +497,9 @@ class Vocos(PreTrainedModel):
     ) -> tuple[Tensor, Any]:
         """Waveform (B, L) that is complete after features (B, C, T), T >= 0, and the state to continue with.
 
-        The joined chunks are `forward` of all features, and the same to the last bit whatever the chunks, since they
-        are computed in blocks of fixed sizes. `last`: no chunk will follow; the state is None then.
+        The joined chunks are the same to the last bit whatever the chunks, one or many, since they are computed in
+        blocks of fixed sizes; they are `forward` of all features up to rounding. `last`: no chunk will follow; the
+        state is None then.
         refiner: applied to the features first (`codec_smalle.LatentRefiner`).
         """
         condition = self._check_inputs(features, bandwidth_id)

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NAME = "smalle-b282c6279b4b"
+NAME = "smalle-89e749fa4244"
 FLAGS = "-O3 -fPIC -shared -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -freciprocal-math"
 SOURCES = {
     "smalle.c": r"""#include <math.h>
@@ -572,64 +572,63 @@ y[l] * s; for (int l = 0; l < LANES; l++) i[l] += y[l] * c - x[l] * s; } int at 
 LANES; memcpy(to[0] + at, r, sizeof r); memcpy(to[1] + at, i, sizeof i); } for (int side = 0; side < 2; side++) {
 float *swap = from[side]; from[side] = to[side]; to[side] = swap; } } if (from[0] != re) { memcpy(re, from[0],
 sizeof(float) * v->n_fft * LANES); memcpy(im, from[1], sizeof(float) * v->n_fft * LANES); } } static void
-pulses_of(const struct vocos *v, const float *f0, double *phase, float *out) { float cycles = 0, start =
-(float)*phase; for (int i = 0; i < v->hop; i++) { float place = (i + 0.5f) / v->hop - 0.5f; float hertz = f0[1] +
-least(place, 0) * (f0[1] - f0[0]) + most(place, 0) * (f0[2] - f0[1]); hertz = most(hertz, 20); cycles += hertz /
-v->rate; double turns = (double)cycles + start, angle = 6.283185307179586 * (turns - rint(turns)); double harmonics =
-floorf((float)(0.46 * v->rate) / hertz), half = sin(angle / 2); out[i] = (float)(fabs(half) < 1e-6 ? harmonics :
-sin((harmonics + 0.5) * angle) / (2 * half) - 0.5); } *phase += cycles; *phase -= floor(*phase); } static int
-excitation(const struct vocos *v, char **state, const float *raw, int count, int width, int last, float **pulses, char
-**scratch) { struct rows *phase = next_rows(state), *kept = next_rows(state), *edge = next_rows(state); float *joined,
-*f0 = room_for(scratch, sizeof(float) * (count + 2)); float *new = room_for(scratch, sizeof(float) * (count + 2) *
-v->hop); int first = kept->count == 0, size = 0, pad = (v->n_fft - v->hop) / 2; for (int m = 0; m < count; m++) {
-float x = most(least(raw[(size_t)(m + 1) * width - 1], 2), -2); f0[size++] = 150 * expf(x); if (first && size == 1)
-f0[size++] = f0[0]; } if (last) f0[size] = f0[size - 1], size++; int ready = windows(kept, f0, size, 0, 3, 1, &joined,
-scratch); for (int m = 0; m < ready; m++) pulses_of(v, joined + m, (double *)phase->values, new + (size_t)m * v->hop);
-return windows(edge, new, ready * v->hop, last ? pad : 0, v->n_fft, v->hop, pulses, scratch); } static void
-spectra(const struct vocos *v, const float *raw, int count, int width, int frame, float *re, float *im) { int bins =
-v->n_fft / 2 + 1, n = v->n_fft; for (int k = 0; k < bins; k++) { int here = k * LANES, there = (n - k) % n * LANES;
-for (int l = 0; l < LANES; l++) { float x[2][2] = {{(re[here + l] + re[there + l]) / 2, (im[here + l] - im[there + l])
-/ 2}, {(im[here + l] + im[there + l]) / 2, (re[there + l] - re[here + l]) / 2}}; for (int side = 0; side < 2; side++)
-{ int m = 2 * l + side; const float *at = raw + (size_t)m * width + k; float c = 0, s = 0, real = 0, imaginary = 0; if
-(m < count) { float size = exponential(least(at[0], 4.6051702f)); cosine_and_sine(at[bins], &c, &s); c *= size, s *=
-size; real = c, imaginary = s; } if (m < count && v->harmonic) { const float *noise = v->noise + 2 * ((size_t)((frame
-+ m) % v->noise_frames) * bins + k); float loud = exponential(least(at[2 * bins], 4.6051702f)); real = x[side][0] * c
-- x[side][1] * s + noise[0] * loud; imaginary = x[side][0] * s + x[side][1] * c + noise[1] * loud; } x[side][0] =
-real, x[side][1] = k && k < bins - 1 ? imaginary : 0; } re[here + l] = x[0][0] - x[1][1], im[here + l] = x[0][1] +
-x[1][0]; re[there + l] = x[0][0] + x[1][1], im[there + l] = x[1][0] - x[0][1]; } } } static void overlapped(const
-struct vocos *v, const float *raw, const float *pulses, int count, int width, int frame, float *sums, float *squares,
-char *scratch) { int n = v->n_fft; float *re = room_for(&scratch, sizeof(float) * n * LANES), *im = room_for(&scratch,
-sizeof(float) * n * LANES); float *other = room_for(&scratch, sizeof(float) * n * 2 * LANES); for (int i = 0; i < n &&
-v->harmonic; i++) for (int l = 0; l < LANES; l++) { float scale = v->window[i] * 4 / n; re[i * LANES + l] = 2 * l <
-count ? pulses[2 * l * v->hop + i] * scale : 0; im[i * LANES + l] = 2 * l + 1 < count ? pulses[(2 * l + 1) * v->hop +
-i] * scale : 0; } if (v->harmonic) fourier(v, re, im, other); else memset(re, 0, sizeof(float) * n * LANES),
-memset(im, 0, sizeof(float) * n * LANES); spectra(v, raw, count, width, frame, re, im); fourier(v, im, re, other); for
-(int m = 0; m < count; m++) { const float *from = (m % 2 ? im : re) + m / 2; for (int i = 0; i < n; i++) { sums[m *
-v->hop + i] += from[i * LANES] * v->window[i] / n; squares[m * v->hop + i] += v->window[i] * v->window[i]; } } }
-static int synthesize(const struct vocos *v, const float **at, char **state, const float *x, int count, int last,
-float *out, char *scratch) { int bins = v->n_fft / 2 + 1, width = v->harmonic ? 3 * bins + 1 : 2 * bins, frames =
-count * v->upsampling; int rest = v->n_fft - v->hop, ready = frames; float *new = room_for(&scratch, sizeof(float) *
-frames * width), *raw = new, *pulses = new; matrix(at, x, v->backbone.size, count, v->backbone.size, new,
-v->upsampling * width, 0); struct rows *kept = next_rows(state), *waiting = v->harmonic ? next_rows(state) : 0; int
-frame = kept->count; if (v->harmonic) { ready = excitation(v, state, new, frames, width, last, &pulses, &scratch); int
-all = waiting->count + frames; raw = room_for(&scratch, sizeof(float) * all * width); memcpy(raw, waiting->values,
-sizeof(float) * waiting->count * width); memcpy(raw + (size_t)waiting->count * width, new, sizeof(float) * frames *
-width); waiting->count = all - ready; memcpy(waiting->values, raw + (size_t)ready * width, sizeof(float) *
-waiting->count * width); } if (!ready) return 0; int total = ready * v->hop + rest, first = v->trim - frame * v->hop,
-end = last ? total - v->trim : ready * v->hop; float *sums = room_for(&scratch, sizeof(float) * total), *squares =
-room_for(&scratch, sizeof(float) * total); memset(sums, 0, sizeof(float) * total), memset(squares, 0, sizeof(float) *
-total); memcpy(sums, kept->values, sizeof(float) * rest), memcpy(squares, kept->values + rest, sizeof(float) * rest);
-for (int m = 0; m < ready; m += 2 * LANES) { int here = ready - m < 2 * LANES ? ready - m : 2 * LANES, sample = m *
-v->hop; overlapped(v, raw + (size_t)m * width, pulses + sample, here, width, frame + m, sums + sample, squares +
-sample, scratch); } kept->count = frame + ready; memcpy(kept->values, sums + ready * v->hop, sizeof(float) * rest);
-memcpy(kept->values + rest, squares + ready * v->hop, sizeof(float) * rest); if (first < 0) first = 0; for (int i =
-first; i < end; i++) out[i - first] = sums[i] / most(squares[i], 1e-11f); return end > first ? end - first : 0; }
-static int decode_block(const struct vocos *v, const float *features, int count, int last, char *state, float *out,
-char *scratch) { const float *at = v->weights; float *x = room_for(&scratch, sizeof(float) * most_rows(v, count) *
-v->channels); float *y = room_for(&scratch, sizeof(float) * most_rows(v, count) * v->backbone.size); memcpy(x,
-features, sizeof(float) * count * v->channels); if (v->refiner.size) count = refine(v, &at, &state, x, count, last,
-scratch); count = apply_backbone(v, &at, &state, x, count, last, y, scratch); return count ? synthesize(v, &at,
-&state, y, count, last, out, scratch) : 0; }
+pulses_of(const struct vocos *v, const float *f0, double *phase, float *out) { double cycles = 0; for (int i = 0; i <
+v->hop; i++) { float place = (i + 0.5f) / v->hop - 0.5f; float hertz = f0[1] + least(place, 0) * (f0[1] - f0[0]) +
+most(place, 0) * (f0[2] - f0[1]); hertz = most(hertz, 20); cycles += hertz / v->rate; double turns = *phase + cycles,
+angle = 6.283185307179586 * (turns - rint(turns)); double harmonics = floorf((float)(0.46 * v->rate) / hertz), half =
+sin(angle / 2); out[i] = (float)(fabs(half) < 1e-6 ? harmonics : sin((harmonics + 0.5) * angle) / (2 * half) - 0.5); }
+*phase += cycles; *phase -= floor(*phase); } static int excitation(const struct vocos *v, char **state, const float
+*raw, int count, int width, int last, float **pulses, char **scratch) { struct rows *phase = next_rows(state), *kept =
+next_rows(state), *edge = next_rows(state); float *joined, *f0 = room_for(scratch, sizeof(float) * (count + 2)); float
+*new = room_for(scratch, sizeof(float) * (count + 2) * v->hop); int first = kept->count == 0, size = 0, pad =
+(v->n_fft - v->hop) / 2; for (int m = 0; m < count; m++) { float x = most(least(raw[(size_t)(m + 1) * width - 1], 2),
+-2); f0[size++] = 150 * expf(x); if (first && size == 1) f0[size++] = f0[0]; } if (last) f0[size] = f0[size - 1],
+size++; int ready = windows(kept, f0, size, 0, 3, 1, &joined, scratch); for (int m = 0; m < ready; m++) pulses_of(v,
+joined + m, (double *)phase->values, new + (size_t)m * v->hop); return windows(edge, new, ready * v->hop, last ? pad :
+0, v->n_fft, v->hop, pulses, scratch); } static void spectra(const struct vocos *v, const float *raw, int count, int
+width, int frame, float *re, float *im) { int bins = v->n_fft / 2 + 1, n = v->n_fft; for (int k = 0; k < bins; k++) {
+int here = k * LANES, there = (n - k) % n * LANES; for (int l = 0; l < LANES; l++) { float x[2][2] = {{(re[here + l] +
+re[there + l]) / 2, (im[here + l] - im[there + l]) / 2}, {(im[here + l] + im[there + l]) / 2, (re[there + l] - re[here
++ l]) / 2}}; for (int side = 0; side < 2; side++) { int m = 2 * l + side; const float *at = raw + (size_t)m * width +
+k; float c = 0, s = 0, real = 0, imaginary = 0; if (m < count) { float size = exponential(least(at[0], 4.6051702f));
+cosine_and_sine(at[bins], &c, &s); c *= size, s *= size; real = c, imaginary = s; } if (m < count && v->harmonic) {
+const float *noise = v->noise + 2 * ((size_t)((frame + m) % v->noise_frames) * bins + k); float loud =
+exponential(least(at[2 * bins], 4.6051702f)); real = x[side][0] * c - x[side][1] * s + noise[0] * loud; imaginary =
+x[side][0] * s + x[side][1] * c + noise[1] * loud; } x[side][0] = real, x[side][1] = k && k < bins - 1 ? imaginary :
+0; } re[here + l] = x[0][0] - x[1][1], im[here + l] = x[0][1] + x[1][0]; re[there + l] = x[0][0] + x[1][1], im[there +
+l] = x[1][0] - x[0][1]; } } } static void overlapped(const struct vocos *v, const float *raw, const float *pulses, int
+count, int width, int frame, float *sums, float *squares, char *scratch) { int n = v->n_fft; float *re =
+room_for(&scratch, sizeof(float) * n * LANES), *im = room_for(&scratch, sizeof(float) * n * LANES); float *other =
+room_for(&scratch, sizeof(float) * n * 2 * LANES); for (int i = 0; i < n && v->harmonic; i++) for (int l = 0; l <
+LANES; l++) { float scale = v->window[i] * 4 / n; re[i * LANES + l] = 2 * l < count ? pulses[2 * l * v->hop + i] *
+scale : 0; im[i * LANES + l] = 2 * l + 1 < count ? pulses[(2 * l + 1) * v->hop + i] * scale : 0; } if (v->harmonic)
+fourier(v, re, im, other); else memset(re, 0, sizeof(float) * n * LANES), memset(im, 0, sizeof(float) * n * LANES);
+spectra(v, raw, count, width, frame, re, im); fourier(v, im, re, other); for (int m = 0; m < count; m++) { const float
+*from = (m % 2 ? im : re) + m / 2; for (int i = 0; i < n; i++) { sums[m * v->hop + i] += from[i * LANES] *
+v->window[i] / n; squares[m * v->hop + i] += v->window[i] * v->window[i]; } } } static int synthesize(const struct
+vocos *v, const float **at, char **state, const float *x, int count, int last, float *out, char *scratch) { int bins =
+v->n_fft / 2 + 1, width = v->harmonic ? 3 * bins + 1 : 2 * bins, frames = count * v->upsampling; int rest = v->n_fft -
+v->hop, ready = frames; float *new = room_for(&scratch, sizeof(float) * frames * width), *raw = new, *pulses = new;
+matrix(at, x, v->backbone.size, count, v->backbone.size, new, v->upsampling * width, 0); struct rows *kept =
+next_rows(state), *waiting = v->harmonic ? next_rows(state) : 0; int frame = kept->count; if (v->harmonic) { ready =
+excitation(v, state, new, frames, width, last, &pulses, &scratch); int all = waiting->count + frames; raw =
+room_for(&scratch, sizeof(float) * all * width); memcpy(raw, waiting->values, sizeof(float) * waiting->count * width);
+memcpy(raw + (size_t)waiting->count * width, new, sizeof(float) * frames * width); waiting->count = all - ready;
+memcpy(waiting->values, raw + (size_t)ready * width, sizeof(float) * waiting->count * width); } if (!ready) return 0;
+int total = ready * v->hop + rest, first = v->trim - frame * v->hop, end = last ? total - v->trim : ready * v->hop;
+float *sums = room_for(&scratch, sizeof(float) * total), *squares = room_for(&scratch, sizeof(float) * total);
+memset(sums, 0, sizeof(float) * total), memset(squares, 0, sizeof(float) * total); memcpy(sums, kept->values,
+sizeof(float) * rest), memcpy(squares, kept->values + rest, sizeof(float) * rest); for (int m = 0; m < ready; m += 2 *
+LANES) { int here = ready - m < 2 * LANES ? ready - m : 2 * LANES, sample = m * v->hop; overlapped(v, raw + (size_t)m
+* width, pulses + sample, here, width, frame + m, sums + sample, squares + sample, scratch); } kept->count = frame +
+ready; memcpy(kept->values, sums + ready * v->hop, sizeof(float) * rest); memcpy(kept->values + rest, squares + ready
+* v->hop, sizeof(float) * rest); if (first < 0) first = 0; for (int i = first; i < end; i++) out[i - first] = sums[i]
+/ most(squares[i], 1e-11f); return end > first ? end - first : 0; } static int decode_block(const struct vocos *v,
+const float *features, int count, int last, char *state, float *out, char *scratch) { const float *at = v->weights;
+float *x = room_for(&scratch, sizeof(float) * most_rows(v, count) * v->channels); float *y = room_for(&scratch,
+sizeof(float) * most_rows(v, count) * v->backbone.size); memcpy(x, features, sizeof(float) * count * v->channels); if
+(v->refiner.size) count = refine(v, &at, &state, x, count, last, scratch); count = apply_backbone(v, &at, &state, x,
+count, last, y, scratch); return count ? synthesize(v, &at, &state, y, count, last, out, scratch) : 0; }
 #undef GROUP
 """,
 }

@@ -298,13 +298,13 @@ static void fourier(const struct vocos *v, float *re, float *im, float *other) {
 
 /* `pulse_train` of a frame, between those before and after it, f0 in Hz */
 static void pulses_of(const struct vocos *v, const float *f0, double *phase, float *out) {
-    float cycles = 0, start = (float)*phase;
+    double cycles = 0; /* in single precision, rounding would add up to a turn of the high harmonics */
     for (int i = 0; i < v->hop; i++) {
         float place = (i + 0.5f) / v->hop - 0.5f;
         float hertz = f0[1] + least(place, 0) * (f0[1] - f0[0]) + most(place, 0) * (f0[2] - f0[1]);
         hertz = most(hertz, 20);
         cycles += hertz / v->rate;
-        double turns = (double)cycles + start, angle = 6.283185307179586 * (turns - rint(turns));
+        double turns = *phase + cycles, angle = 6.283185307179586 * (turns - rint(turns));
         double harmonics = floorf((float)(0.46 * v->rate) / hertz), half = sin(angle / 2);
         out[i] = (float)(fabs(half) < 1e-6 ? harmonics : sin((harmonics + 0.5) * angle) / (2 * half) - 0.5);
     }

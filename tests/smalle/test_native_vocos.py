@@ -52,10 +52,12 @@ def loud(module):
 
 
 def make_vocos(shape):
+    torch.manual_seed(0)
     return loud(Vocos(VocosConfig(**SMALL, **SHAPES[shape])))
 
 
 def make_refiner():
+    torch.manual_seed(0)
     sizes = dict(latent_size=12, refiner_hidden_size=20, refiner_intermediate_size=28, refiner_num_layers=2)
     refiner = loud(LatentRefiner(SmallECodecConfig(**sizes)))
     refiner.latent_scale.uniform_(0.5, 2), refiner.rest_scale.uniform_(0.1, 0.5)
@@ -79,8 +81,8 @@ def test_it_decodes_what_pytorch_decodes(kernels, shape, refined):
     expected = decode(vocos, "torch", refiner)
     wave = decode(vocos, "auto", refiner)
     assert wave.shape == expected.shape and expected.abs().max() > 1e-3
-    # a sample may have a harmonic more or less, where the highest one comes in by rounding
-    assert (wave - expected).norm() <= (5e-3 if shape == "harmonic" else 1e-4) * expected.norm()
+    # the phase of pulses adds up rounding, and a sample where a harmonic comes in may have it or not
+    assert (wave - expected).norm() <= (2e-3 if shape == "harmonic" else 1e-5) * expected.norm()
 
 
 def test_pytorch_decodes_what_the_library_does_not(library):

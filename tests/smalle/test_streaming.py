@@ -86,11 +86,24 @@ def in_chunks(codec, codes, sizes):
 def test_a_codec_in_chunks_equals_at_once(codec, frames):
     codes = random_codes(codec, frames, 2)
     whole, chunks = codec.decode(codes), torch.cat(in_chunks(codec, codes, [5]), 1)
-    assert whole.shape == chunks.shape
+    assert torch.equal(chunks, whole)
     assert frames == 1 or whole.abs().max() > 1e-3  # "center" has no samples of one frame
-    if frames < 100:  # in the long run a pitch that another size of product rounds otherwise adds up
-        torch.testing.assert_close(chunks, whole, atol=1e-4, rtol=1e-4)
-    assert (chunks - whole).abs().sum() <= 1e-2 * whole.abs().sum()
+
+
+@pytest.mark.parametrize("runtime", ["torch", "auto"])
+@pytest.mark.parametrize("frames", [1, 2, 16, 17, 300])
+def test_a_codec_in_chunks_equals_the_forward_pass(codec, frames, runtime, monkeypatch):
+    monkeypatch.setattr(codec.vocos, "runtime", runtime)
+    features, bandwidth = codec.embed(random_codes(codec, frames, 2)), getattr(codec, "bandwidth_id", None)
+    refiner = getattr(codec, "refiner", None)
+    with torch.no_grad():
+        whole = codec.vocos(features if refiner is None else refiner(features)[0], bandwidth)
+    chunks = torch.cat(in_chunks(codec, random_codes(codec, frames, 2), [5]), 1)
+    assert whole.shape == chunks.shape
+    # the phase of pulses adds up how C and PyTorch round their pitch
+    drifts = runtime == "auto" and codec.vocos.config.excitation == "harmonic"
+    tolerance = min(8e-5 * frames, 2e-3) if drifts else 1e-5
+    assert (chunks - whole).norm() <= tolerance * whole.norm()
 
 
 @settings(max_examples=8, deadline=None)
