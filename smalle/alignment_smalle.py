@@ -102,6 +102,7 @@ def word_times(
 TOKENS_PER_SECOND = 60  # that a reading may pass at most; in read English there are about 7, and 57 for a moment
 MAX_SKIPPED = 3.0  # tokens that a reading may pass faster, or leave unread at its end
 MAX_BACK = 4.0  # tokens that a reading may glance back
+SHARP = 0.4  # weight of one token from which on an alignment says where a frame reads
 MAX_UNREAD = 5.0  # tokens of a prompt's transcript that may be left when its recording ends
 BACK_SECONDS = 0.1  # for which it may do so
 STILL_SECONDS = 2.0  # that may pass without a further token

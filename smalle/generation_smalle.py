@@ -16,7 +16,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList, logits_process
 from transformers.utils import ModelOutput, logging
 
-from .alignment_smalle import MAX_UNREAD, STOPPED, Reading, monotonicity, token_positions
+from .alignment_smalle import MAX_UNREAD, SHARP, STOPPED, Reading, monotonicity, token_positions
 from .configuration_smalle import AUDIO_BOS, AUDIO_EOS, AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
 from .runtime_smalle import NativeSteps, encode_speakers, encode_text, start_steps
 from .saving_smalle import REPLACED, check_settings
@@ -37,7 +37,6 @@ logger = logging.get_logger(__name__)
 
 REPETITION_WINDOW = 50  # frames that a repetition penalty looks back
 UNKNOWN = -1  # entry of a delayed grid that the model has to fill in
-SHARP = 0.4  # weight of one token from which on an alignment says where a frame reads
 NO_CODE = -1  # fills `sequences` after the end of a row
 
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import check_checkpoint, default_checkpoint, load_checkpoint, quality_settings
 from ..reading.soundfiles import write_sound
 from ..saving_smalle import write_card, write_text
-from .checkpoint import check_checkpoint, default_checkpoint, load_checkpoint, quality_settings
 
 SAMPLE = "The sun had set behind the hills, and one by one the windows of the village were lit."
 SAMPLES = "## Samples"

@@ -7,12 +7,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..checkpoint import load_checkpoint, quality_settings
 from ..reading.audiobook import Reading, file_name, read_aloud
 from ..reading.documents import Document, read_document
 from ..reading.m4b import write_m4b
 from ..reading.soundfiles import FORMATS
 from ..text_tables_smalle import read_lexicon
-from .checkpoint import add_voice_arguments, check_voice_arguments, load_checkpoint, quality_settings
+from .voice_options import add_voice_arguments, check_voice_arguments
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from ..audio_smalle import pcm16, streaming_wav_header
+from ..checkpoint import load_checkpoint, quality_settings
 from ..reading.captions import WRITERS, written_words
 from ..reading.markup import Segment
 from ..reading.markup import parse as parse_text
@@ -22,7 +23,7 @@ from ..reading.soundfiles import format_of, write_sound
 from ..saving_smalle import write_text
 from ..text_normalization_smalle import expected_frames
 from ..text_tables_smalle import read_lexicon
-from .checkpoint import add_voice_arguments, check_voice_arguments, load_checkpoint, quality_settings
+from .voice_options import add_voice_arguments, check_voice_arguments
 
 PLAYERS = (  # commands that play a wav from standard input
     ["aplay", "-q"],

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..alignment_smalle import MAX_UNREAD, STOPPED, Reading
-from ..cli.checkpoint import default_checkpoint
+from ..alignment_smalle import MAX_UNREAD, SHARP, STOPPED, Reading
+from ..checkpoint import default_checkpoint
 from ..native_smalle import VocosDecoder, block_sizes, mersenne_twister
 from ..reading.markup import Segment
 from ..saving_smalle import check_positive, check_processor_settings, check_settings, read_object
@@ -24,8 +24,6 @@ from .model import BOS, EOS, PAD, SPECIALS, Model, Sampling, State, Steps, delay
 from .tensors import Voice, check_files, errors_name, read_config, read_voice, read_weights
 
 logger = logging.getLogger(__name__)
-
-SHARP = 0.3  # weight of one token from which on an alignment says where a frame reads
 
 Seed = int | random.Random | None
 PROCESSOR_DEFAULTS: dict[str, Any] = dict(  # of `SmallEProcessor`

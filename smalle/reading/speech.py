@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ..generation_smalle import seeded
-from ..serving.stretching import TimeStretcher
 from ..streaming_smalle import TextToSpeechStreamer, TimedSpeech
 from ..text_tables_smalle import respell
 from .markup import Segment, check_rate
+from .stretching import TimeStretcher
 
 
 def speak(

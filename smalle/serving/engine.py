@@ -74,7 +74,7 @@ class CheckpointEngine:
         """
         import torch
 
-        from ..cli.checkpoint import check_checkpoint, default_checkpoint, load_checkpoint
+        from ..checkpoint import check_checkpoint, default_checkpoint, load_checkpoint
         from ..text_tables_smalle import read_lexicon
 
         torch.set_num_threads(1)  # several speeches at once share the cores

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..reading.markup import Segment, parse
+from ..reading.stretching import TimeStretcher
 from ..text_tables_smalle import read_lexicon, respell
 from .engine import Speech
-from .stretching import TimeStretcher
 
 
 class Cancelled(Exception):

@@ -5,13 +5,13 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any, NamedTuple
 
+from ..reading.stretching import TimeStretcher
 from .encoding import Encoder
 from .engine import Engine
 from .metrics import Metrics
 from .openai import VOICE_NAMES, ApiError
 from .pool import Busy, WorkPool
 from .settings import Settings
-from .stretching import TimeStretcher
 from .voices import UploadedVoice, VoiceStore, check_voice_name, read_upload
 
 

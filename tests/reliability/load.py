@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from smalle.cli.checkpoint import default_checkpoint, load_checkpoint
+from smalle.checkpoint import default_checkpoint, load_checkpoint
 
 SENTENCES = (
     "The old house stood at the end of a long road.",

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 pytest.importorskip("fastapi")
 av = pytest.importorskip("av")
 
+from smalle.reading.stretching import TimeStretcher  # noqa: E402
 from smalle.serving.encoding import MEDIA_TYPES, Encoder  # noqa: E402
 from smalle.serving.pool import Busy, WorkPool  # noqa: E402
 from smalle.serving.settings import Settings  # noqa: E402
-from smalle.serving.stretching import TimeStretcher  # noqa: E402
 
 RATE = 24000
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smalle import SmallEProcessor
-from smalle.cli.checkpoint import find_checkpoint
+from smalle.checkpoint import find_checkpoint
 from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import atomic_folder
 

@@ -34,7 +34,7 @@ from transformers import PreTrainedTokenizerBase
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.cache_smalle import InitialState
-from smalle.cli.checkpoint import find_checkpoint
+from smalle.checkpoint import find_checkpoint
 from smalle.cli.command import command_parser, run_command
 from smalle.codec_smalle import load_codec
 from smalle.generation_smalle import delay

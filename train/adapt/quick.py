@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
-from smalle.cli.checkpoint import find_checkpoint
+from smalle.checkpoint import find_checkpoint
 from smalle.cli.command import command_parser, run_command
 from smalle.codec_smalle import SmallECodec
 from smalle.configuration_smalle import AUDIO_EOS

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from smalle.cli.checkpoint import find_checkpoint
+from smalle.checkpoint import find_checkpoint
 from smalle.cli.command import command_parser, run_command
 from smalle.runtime_smalle import RUNTIMES
 from smalle.saving_smalle import write_json, write_text

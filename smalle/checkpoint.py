@@ -1,6 +1,5 @@
-"""Finding and loading the checkpoint that a command speaks with."""
+"""Finding and loading checkpoints, the embedded ones by name."""
 
-import argparse
 import os
 import pathlib
 from typing import Any
@@ -13,7 +12,7 @@ def embedded_checkpoints() -> pathlib.Path:
 
         folders = list(smalle.checkpoints.__path__)
     except ModuleNotFoundError:
-        folders = [pathlib.Path(__file__).parents[2] / "checkpoints"]
+        folders = [pathlib.Path(__file__).parents[1] / "checkpoints"]
     return pathlib.Path(folders[0])
 
 
@@ -43,7 +42,7 @@ def load_checkpoint(name: str):
 
     import smalle
 
-    from ..saving_smalle import errors_name_the_file
+    from .saving_smalle import errors_name_the_file
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -62,31 +61,3 @@ def quality_settings(model) -> dict[str, Any]:
     """The settings of the checkpoint for speech that is not heard while it is made: it may be read several times."""
     settings = {name: getattr(model.generation_config, name, None) for name in ("best_of", "max_retries")}
     return {name: value for name, value in settings.items() if value}
-
-
-# --- the voice of a command
-
-
-def add_voice_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which checkpoint speaks, and in which voice."""
-    parser.add_argument("--voice", help="name of a preset voice, or path of a voice file")
-    parser.add_argument("--clone", metavar="AUDIO", help="recording of the voice to speak with, 3 to 10 seconds")
-    parser.add_argument(
-        "--clone-text", metavar="TEXT", help="transcript of that recording; without it only the voice is taken"
-    )
-    parser.add_argument(
-        "--model",
-        type=find_checkpoint,
-        default=default_checkpoint(),
-        help="checkpoint: folder or Hub name (default: $SMALLE_MODEL, else the embedded one)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")
-
-
-def check_voice_arguments(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for options of the voice that exclude each other."""
-    if arguments.clone is None and arguments.clone_text is not None:
-        raise ValueError("--clone-text is the transcript of a recording: name the recording with --clone.")
-    if arguments.clone is not None and arguments.voice is not None:
-        raise ValueError("--voice and --clone exclude each other: give one of them.")
-    check_checkpoint(arguments.model)

@@ -1,0 +1,32 @@
+"""The options of commands that say which checkpoint speaks, and in which voice."""
+
+import argparse
+
+from ..checkpoint import check_checkpoint, default_checkpoint, find_checkpoint
+
+
+def add_voice_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which checkpoint speaks, and in which voice."""
+    parser.add_argument("--voice", help="name of a preset voice, or path of a voice file")
+    parser.add_argument("--clone", metavar="AUDIO", help="recording of the voice to speak with, best 5 to 10 seconds")
+    parser.add_argument(
+        "--clone-text",
+        metavar="TEXT",
+        help="transcript of that recording, for checkpoints that continue it; the default one ignores it",
+    )
+    parser.add_argument(
+        "--model",
+        type=find_checkpoint,
+        default=default_checkpoint(),
+        help="checkpoint: folder or Hub name (default: $SMALLE_MODEL, else the embedded one)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")
+
+
+def check_voice_arguments(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for options of the voice that exclude each other."""
+    if arguments.clone is None and arguments.clone_text is not None:
+        raise ValueError("--clone-text is the transcript of a recording: name the recording with --clone.")
+    if arguments.clone is not None and arguments.voice is not None:
+        raise ValueError("--voice and --clone exclude each other: give one of them.")
+    check_checkpoint(arguments.model)
