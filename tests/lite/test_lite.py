@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from smalle import SmallEForTextToSpeech, SmallEProcessor
+from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
+from smalle.codec_smalle import SmallECodecConfig
 from smalle.lite import TextToSpeech
-from smalle.lite.model import exponential
+from smalle.lite.model import DEFAULTS, exponential
+from smalle.lite.speech import CODEC_DEFAULTS
 from smalle.lite.tensors import as_floats
 from smalle.native_smalle import load_library, mersenne_twister, noise_table
 from smalle.voices_smalle import save_voice
@@ -214,3 +216,8 @@ def test_a_value_that_is_refused_is_named_with_its_file(lite, tmp_path, name, ch
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="config.json"):
         TextToSpeech.load(tmp_path)
+
+
+def test_defaults_are_those_of_the_configurations():
+    for defaults, config in ((DEFAULTS, SmallEConfig()), (CODEC_DEFAULTS, SmallECodecConfig())):
+        assert defaults == {name: getattr(config, name) for name in defaults}
