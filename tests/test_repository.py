@@ -1,6 +1,8 @@
 """The repository keeps its promises: README's commands, the embedded checkpoint's code and size, who imports whom."""
 
 import ast
+import importlib
+import json
 import pathlib
 import re
 import shutil
@@ -133,3 +135,17 @@ def test_code_of_a_checkpoint_imports_its_siblings_alone(path):
     for name in imported(path):
         assert not name.startswith("smalle"), f"{name}: a checkpoint's folder has no package"
         assert not name.startswith(".") or name in siblings, name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")) + [ROOT / "space" / "app.py"], ids=lambda path: path.name)
+def test_what_notebooks_and_the_space_import_is_there(path):
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        lines = [line for cell in cells for line in "".join(cell["source"]).splitlines()]
+        text = "\n".join(line for line in lines if not line.lstrip().startswith(("!", "%")))
+    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if node.module.split(".")[0] == "smalle"]
+    for node in ours:
+        module = importlib.import_module(node.module)
+        assert all(hasattr(module, name.name) for name in node.names), node.module
