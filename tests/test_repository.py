@@ -137,8 +137,9 @@ def test_code_of_a_checkpoint_imports_its_siblings_alone(path):
         assert not name.startswith(".") or name in siblings, name
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")) + [ROOT / "space" / "app.py"], ids=lambda path: path.name)
-def test_what_notebooks_and_the_space_import_is_there(path):
+@pytest.mark.parametrize("name", ["notebooks/finetune_voice.ipynb", "space/app.py"])
+def test_what_notebooks_and_the_space_import_is_there(name):
+    path = ROOT / name
     text = path.read_text()
     if path.suffix == ".ipynb":
         cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
