@@ -1,12 +1,11 @@
 """Encodes corpora into codes for training: shards OUT/train-00000.parquet, OUT/eval-00000.parquet, ...
 
   smalle prepare CORPUS... --codec FOLDER --output OUT [options]
-  torchrun --nproc-per-node N -m smalle.train.data.prepare ...    # several processes; accelerate launch works as well
+  smalle prepare CORPUS... --codec FOLDER --output OUT --engine ray    # on all cores, GPUs and machines of a cluster
 
 CORPUS is Libri-light (folder or .tar), LibriTTS, a folder with metadata.jsonl or metadata.csv or with NAME.txt beside
-NAME.wav, or parquet files. Each process writes its share of the shards; run the same command again to resume, with any
-number of processes. OUT/problems.jsonl lists the clips that cannot be used.
-`datasets.load_dataset(OUT)` reads the result.
+NAME.wav, or parquet files. Run the same command again to resume, with any engine. OUT/problems.jsonl lists the clips
+that cannot be used. `datasets.load_dataset(OUT)` reads the result.
 
 Columns: id (of the clip in its corpus), text, speaker, duration (s), words (start and end in seconds of each word of
 text.split(), flat; empty where unknown), codes (uint16, flat: frame after frame, num_codebooks values each), reference
@@ -229,18 +228,55 @@ def write_codes(rows: list[dict], path: str | os.PathLike) -> str | os.PathLike:
     return path
 
 
-def write_shard(out: pathlib.Path, name: str, hours: float, codec: Codec, bar: tqdm.tqdm, **options) -> None:
-    """Writes a planned shard, rows in random order, to OUT/NAME.parquet; before it OUT/plan/NAME.problems."""
-    rows: list[dict] = []
-    problems: list[Problem] = []
-    end = bar.n + hours
-    for batch in encode_clips(read_planned_clips(out, name), codec, problems.append, **options):
-        rows += batch
-        bar.update(min(sum(row["duration"] for row in batch) / 3600, end - bar.n))
-    bar.update(end - bar.n)  # clips may be unreadable, or shorter than planned
-    random.Random(name).shuffle(rows)
-    write_text(out / "plan" / f"{name}.problems", "".join(problem.to_json() + "\n" for problem in problems))
-    write_codes(rows, out / f"{name}.parquet")
+class ShardWriter:
+    """Writes planned shards, with the codec and what else the arguments of the command ask for."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.out: pathlib.Path = arguments.output
+        self.codec = load_codec_on(arguments.codec, arguments.device)
+        self.options = {name: getattr(arguments, name) for name in ("batch_seconds", "threads", "codebooks")}
+        if arguments.gate:
+            self.options["gate"] = QualityGate()
+        if arguments.references:
+            self.options["home"] = HomeRecording(self.codec.sampling_rate)
+        if arguments.asr:
+            from .transcriber import Transcriber
+
+            self.options["transcribe"] = Transcriber(arguments.asr, arguments.device)
+
+    def write(self, name: str, hours: float) -> Iterator[float]:
+        """Writes a shard, rows in random order, to OUT/NAME.parquet; before it OUT/plan/NAME.problems.
+
+        Yields hours of audio that are done, in all `hours`.
+        """
+        rows: list[dict] = []
+        problems: list[Problem] = []
+        left = hours
+        for batch in encode_clips(read_planned_clips(self.out, name), self.codec, problems.append, **self.options):
+            rows += batch
+            done = min(sum(row["duration"] for row in batch) / 3600, left)
+            left -= done
+            yield done
+        random.Random(name).shuffle(rows)
+        write_text(self.out / "plan" / f"{name}.problems", "".join(problem.to_json() + "\n" for problem in problems))
+        write_codes(rows, self.out / f"{name}.parquet")
+        yield left  # clips may be unreadable, or shorter than planned
+
+
+def write_shards(shards: dict[str, float], arguments: argparse.Namespace) -> Iterator[float]:
+    """Writes planned shards, name to hours, in this process; yields hours of audio that are done."""
+    writer = ShardWriter(arguments)
+    for name, hours in shards.items():
+        yield from writer.write(name, hours)
+
+
+def on_ray() -> Callable[[dict[str, float], argparse.Namespace], Iterator[float]]:
+    """`write_shards` with the workers of a Ray cluster. Raises ValueError where Ray is not installed."""
+    try:
+        from .prepare_on_ray import write_shards
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--engine ray needs the package {error.name}: run pip install 'smalle[ray]'.") from error
+    return write_shards
 
 
 def finish(out: pathlib.Path, shards: dict[str, float], codec: str) -> None:
@@ -260,11 +296,17 @@ def finish(out: pathlib.Path, shards: dict[str, float], codec: str) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("smalle prepare", __doc__)
-    add, cores = parser.add_argument, os.cpu_count() or 1
+    add = parser.add_argument
     add("corpora", nargs="+", metavar="CORPUS", help="folder or file of speech")
     add("--codec", required=True, help="codec: folder or Hub name; 'encodec' for EnCodec at 3 kbps")
     add("--output", required=True, type=pathlib.Path, help="folder for the shards")
-    add("--device", help="such as cpu or cuda:0 (default: the GPU of this process, if there is one)")
+    add("--device", help="such as cpu or cuda (default: the GPU, if there is one)")
+    add(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="local: this process; ray: a worker for each core or GPU of a Ray cluster, or of this machine",
+    )
     add("--exclude", nargs="*", default=[], metavar="SPEAKER", help="speakers to leave out")
     add(
         "--eval-clips",
@@ -320,41 +362,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=400.0,
         help="seconds of audio encoded at once, padding included (default: 400)",
     )
-    add(
-        "--threads",
-        type=int,
-        default=max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
-        help="threads that read audio (default: the cores, shared among the processes)",
-    )
+    add("--threads", type=int, help="threads that read audio (default: the cores; 1 in each worker of ray)")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     arguments = parse(argv)
-    out, rank, world = arguments.output, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = arguments.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("WORLD_SIZE is above 1, and each process would write all shards: use --engine ray instead")
+    local = arguments.engine == "local"
+    arguments.output = out = arguments.output.absolute()
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    arguments.threads = arguments.threads or (os.cpu_count() or 1 if local else 1)
     arguments.corpora = [os.path.abspath(corpus) for corpus in arguments.corpora]
-    request = {name: getattr(arguments, name) for name in REQUEST}
-    shards = load_or_make_plan(out, request, first=rank == 0)
-    mine = list(shards)[rank::world]
-    todo = [name for name in mine if not (out / f"{name}.parquet").is_file()]
+    shards = load_or_make_plan(out, {name: getattr(arguments, name) for name in REQUEST})
+    todo = {name: hours for name, hours in shards.items() if not (out / f"{name}.parquet").is_file()}
+    write = write_shards if local else on_ray()
     if todo:
-        codec = load_codec_on(arguments.codec, device)
-        transcribe = None
-        if arguments.asr:
-            from .transcriber import Transcriber
-
-            transcribe = Transcriber(arguments.asr, device)
-        total, left = (sum(shards[name] for name in names) for names in (mine, todo))
-        options = {"batch_seconds": arguments.batch_seconds, "threads": arguments.threads, "transcribe": transcribe}
-        options |= {"codebooks": arguments.codebooks, "gate": QualityGate() if arguments.gate else None}
-        options["home"] = HomeRecording(codec.sampling_rate) if arguments.references else None
-        with tqdm.tqdm(total=total, initial=total - left, disable=rank > 0, bar_format=BAR) as bar:
-            for name in todo:
-                write_shard(out, name, shards[name], codec, bar, **options)
-    if all((out / f"{name}.parquet").is_file() for name in shards):
-        finish(out, shards, arguments.codec)
+        total, left = sum(shards.values()), sum(todo.values())
+        with tqdm.tqdm(total=total, initial=total - left, bar_format=BAR) as bar:
+            for hours in write(todo, arguments):
+                bar.update(hours)
+    finish(out, shards, arguments.codec)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import contextlib
 import json
 import pathlib
 import random
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
@@ -125,19 +124,15 @@ def make_plan(folder: pathlib.Path, request: dict) -> dict[str, float]:
     return hours
 
 
-def load_or_make_plan(out: pathlib.Path, request: dict, first: bool) -> dict[str, float]:
-    """Hours of each shard. The first process makes the plan, the others wait for it.
+def load_or_make_plan(out: pathlib.Path, request: dict) -> dict[str, float]:
+    """Hours of each shard, of the plan that is there, or of a new one.
 
     request: the options of the preparation (REQUEST). Raises ValueError if the existing plan was made with others.
     """
     path, request = out / "plan" / "plan.json", json.loads(json.dumps(request))
-    if first and not path.is_file():
+    if not path.is_file():
         with atomic_folder(path.parent) as folder:
             write_json(folder / "plan.json", {"request": request, "parts": make_plan(folder, request)})
-    if not path.is_file():
-        print("waiting for the plan of the first process (RANK=0)", flush=True)
-    while not path.is_file():
-        time.sleep(0.2)
     plan = json.loads(path.read_text(encoding="utf-8"))
     if changed := [key for key in request if plan["request"].get(key) != request[key]]:
         raise ValueError(

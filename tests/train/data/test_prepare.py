@@ -1,5 +1,6 @@
 """Preparation in shards: every clip once, whoever works and whenever somebody is killed."""
 
+import concurrent.futures
 import difflib
 import json
 import multiprocessing
@@ -10,6 +11,7 @@ import time
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import torch
 import transformers
@@ -144,13 +146,9 @@ def test_training_reads_shards_and_keeps_them_on_disk_where_asked(prepared, tmp_
         shards(tmp_path / "train.parquet")
 
 
-def test_processes_share_the_work_and_give_what_one_gives(arguments, prepared, tmp_path):
-    processes = [start(*arguments, "--output", tmp_path / "codes", RANK=rank, WORLD_SIZE=2) for rank in (1, 0)]
-    for process in processes:  # the second one was there first and had to wait for the other's plan
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert rows(tmp_path / "codes") == rows(prepared)
-    assert (tmp_path / "codes" / "README.md").read_text() == (prepared / "README.md").read_text()
+def test_processes_that_would_do_the_same_are_refused(arguments, tmp_path):
+    with pytest.raises(ValueError, match="use --engine ray"):
+        call(*arguments, "--output", tmp_path / "codes", RANK=0, WORLD_SIZE=2)
 
 
 def test_a_killed_run_goes_on_with_nothing_lost_and_nothing_twice(arguments, prepared, tmp_path):
@@ -163,10 +161,38 @@ def test_a_killed_run_goes_on_with_nothing_lost_and_nothing_twice(arguments, pre
     process.join()
     done = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert 2 <= len(done) < len(list(prepared.glob("*.parquet"))) and not (out / "README.md").exists()
-    for rank in (1, 0):  # other processes may take it up
-        call(*arguments, "--output", out, RANK=rank, WORLD_SIZE=2)
+    call(*arguments, "--output", out)
     assert {name: (out / name).stat().st_mtime_ns for name in done} == done
     assert rows(out) == rows(prepared)
+
+
+@pytest.fixture(scope="module")
+def ray_of_two_cores():
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def files(out):
+    return {path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.slow
+def test_ray_writes_the_files_of_one_process_although_a_worker_is_killed(
+    arguments, prepared, tmp_path, ray_of_two_cores
+):
+    out = tmp_path / "codes"
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        run = pool.submit(call, *arguments, "--output", out, "--engine", "ray")
+        while not list(out.glob("*.parquet")) and not run.done():
+            time.sleep(0.001)
+        workers = [x for x in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(x.cmdline())]
+        workers[0].kill()
+        done = len(list(out.glob("*.parquet")))
+        run.result(300)
+    assert 1 <= done < len(list(prepared.glob("*.parquet")))  # it died in the middle
+    assert files(out) == files(prepared)
 
 
 def test_a_plan_that_was_not_finished_is_made_again(arguments, prepared, tmp_path):

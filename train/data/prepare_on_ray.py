@@ -1,0 +1,53 @@
+"""Preparation by Ray Data: workers of one core, or of one GPU, write shards, on as many machines as the cluster has.
+
+All machines need the corpora, the codec and the output under the same paths.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import ray.data
+
+from .prepare import ShardWriter
+
+
+class Worker:
+    """Writes shards {"name", "hours"} in a process of Ray's."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.writer = ShardWriter(arguments)
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        return {"hours": sum(self.writer.write(shard["name"], shard["hours"]))}
+
+
+def write_shards(shards: dict[str, float], arguments: argparse.Namespace) -> Iterator[float]:
+    """Writes planned shards, name to hours; yields the hours of each when it is on disk.
+
+    A shard of a worker that dies is written again by another.
+    """
+    ray.init(ignore_reinit_error=True, logging_level="warning")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    gpus = int(arguments.device.startswith("cuda"))
+    rows = [{"name": name, "hours": hours} for name, hours in shards.items()]
+    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        Worker,
+        fn_constructor_args=(with_absolute_paths(arguments),),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(rows)),
+        num_cpus=1 - gpus,
+        num_gpus=gpus,
+    )
+    for row in written.iter_rows():
+        yield row["hours"]
+
+
+def with_absolute_paths(arguments: argparse.Namespace) -> argparse.Namespace:
+    """The arguments, whose folders a process that runs elsewhere finds as well."""
+    found = {
+        name: os.path.abspath(path)
+        for name in ("codec", "asr")
+        if os.path.exists(path := getattr(arguments, name) or "")
+    }
+    return argparse.Namespace(**{**vars(arguments), **found})
