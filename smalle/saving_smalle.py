@@ -138,6 +138,14 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def delete_folder(path: str | os.PathLike) -> None:
+    """Deletes a folder whole or not at all: it gets the name of an unfinished one first. Raises FileNotFoundError."""
+    path = Path(path)
+    temporary = _temporary_beside(path)
+    path.rename(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _modes(folder: Path) -> dict[Path, int]:
     return {path: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*.safetensors")}
 

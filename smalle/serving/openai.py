@@ -90,6 +90,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorAnswer, "description": "There is no such model or voice."},
     413: {"model": ErrorAnswer, "description": "The request is too large."},
     429: {"model": ErrorAnswer, "description": "The server is busy; the header Retry-After says how long to wait."},
+    507: {"model": ErrorAnswer, "description": "The disk of the server is full."},
 }
 
 
@@ -102,7 +103,7 @@ class ApiError(Exception):
 
 
 def error_fields(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    kind = {429: "rate_limit_error", 500: "server_error"}.get(status, "invalid_request_error")
+    kind = {429: "rate_limit_error", 500: "server_error", 507: "server_error"}.get(status, "invalid_request_error")
     return Error(message=message, type=kind, param=param, code=code).model_dump()
 
 

@@ -1,5 +1,6 @@
 """What all doors of the server share: speaking with a voice by name, and uploading one."""
 
+import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -13,6 +14,8 @@ from .openai import VOICE_NAMES, ApiError
 from .pool import Busy, WorkPool
 from .settings import Settings
 from .voices import UploadedVoice, VoiceStore, check_voice_name, read_upload
+
+logger = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -117,3 +120,6 @@ class SpeechService:
             return await self.pool.run(make)
         except ValueError as error:
             raise ApiError(400, str(error)) from error
+        except OSError as error:
+            logger.error("A voice cannot be kept: %s", error)
+            raise ApiError(507, "The server cannot write the voice to its disk; its log says why.") from error

@@ -1,19 +1,19 @@
 """Uploaded voices, in memory or in a folder. What a client sends never becomes part of a path."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import pathlib
 import re
 import secrets
-import shutil
 import time
 from typing import Any
 
 import numpy as np
 import soundfile
 
-from ..saving_smalle import atomic_folder, write_json
+from ..saving_smalle import atomic_folder, delete_folder, write_json
 from .engine import Engine
 
 VOICE_ID = re.compile(r"voice_[0-9a-f]{24}")
@@ -121,7 +121,8 @@ class VoiceStore:
             return False
         self._voices.pop(id)
         if self.folder is not None:
-            shutil.rmtree(self.folder / id, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another process deleted it meanwhile
+                delete_folder(self.folder / id)
         return True
 
     def _read(self, path: pathlib.Path) -> UploadedVoice | None:

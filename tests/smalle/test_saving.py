@@ -22,10 +22,12 @@ from smalle import SmallEForTextToSpeech, SmallEProcessor, processing_smalle, vo
 from smalle.audio_smalle import write_wav
 from smalle.saving_smalle import (
     HOST,
+    LEFTOVER,
     MappedWeights,
     atomic_folder,
     atomic_write,
     check_file_name,
+    delete_folder,
     write_json,
     write_jsonl,
     write_text,
@@ -243,6 +245,22 @@ def test_what_killed_processes_left_is_cleared_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     write_text(tmp_path / "c.txt", "new")
     assert files(tmp_path) == {"c.txt", *others}
+
+
+def test_a_folder_is_deleted_whole_or_not_at_all(tmp_path, monkeypatch):
+    folder, kept = tmp_path / "voice", shutil.rmtree
+    folder.mkdir()
+    (folder / "about.json").write_text("{}")
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if the process were killed there
+    delete_folder(folder)
+    (rest,) = tmp_path.iterdir()
+    assert LEFTOVER.fullmatch(rest.name) and (rest / "about.json").is_file()  # which a later process clears
+    monkeypatch.setattr(shutil, "rmtree", kept)
+    folder.mkdir()
+    delete_folder(folder)
+    assert list(tmp_path.iterdir()) == [rest]
+    with pytest.raises(FileNotFoundError):
+        delete_folder(folder)
 
 
 def test_concurrent_writers_leave_one_whole_file(tmp_path):
