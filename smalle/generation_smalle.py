@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput, logging
 
 from .alignment_smalle import MAX_UNREAD, SHARP, STOPPED, Reading, monotonicity, token_positions
 from .configuration_smalle import AUDIO_BOS, AUDIO_EOS, AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
+from .native_smalle import Sampler
 from .runtime_smalle import NativeSteps, encode_speakers, encode_text, start_steps
 from .saving_smalle import REPLACED, check_settings
 from .validation_smalle import (
@@ -291,42 +292,52 @@ class DecodingLoop:
         self.settings = sampling_settings(config, self.num_codebooks)
         self.scale = config.guidance_scale if state.guided else None
         shape = 2, self.num_codebooks, model.config.audio_vocab_size
-        self.banned = torch.zeros(shape, dtype=torch.bool, device=state.grid.device)  # while a row may end, may not
+        self.banned = torch.zeros(shape, dtype=torch.bool, device=state.grid.device)  # while a row may not end, may
         self.banned[..., [AUDIO_PAD, AUDIO_BOS, AUDIO_EOS]] = True
-        self.banned[0, 0, AUDIO_EOS] = False  # ends the row; codebook q follows q steps later, see `force_tails`
-        simple = all((x.top_p, x.min_p, x.repetition_penalty) == (1, 0, 1) for x in self.settings)
-        self.fast = simple and not processors and not config.output_scores
+        self.banned[1, 0, AUDIO_EOS] = False  # ends the row; codebook q follows q steps later, see `force_tails`
+        self.sample = self._sampling(model.config, state.model.text_mask[: self.batch])
         self.window, self.forced = list(state.grid.unbind(1)), state.forced
         self.alignments, self.scores = list(state.alignments), list(state.scores)
         self.readings, self.frame_rate = list(state.readings), model.config.frame_rate
         self.token_positions = token_positions(state.model.text_mask[: self.batch])
-        self._set_remaining(state.remaining)
+        self._set_remaining(state.remaining.tolist())
+
+    def _sampling(self, config: SmallEConfig, mask: Tensor) -> Callable | None:
+        """A step by the library, which draws the tokens, too; None where PyTorch has to draw them."""
+        simple = all((x.top_p, x.min_p, x.repetition_penalty) == (1, 0, 1) for x in self.settings)
+        if not simple or self.processors or self.config.output_scores or not isinstance(self.steps, NativeSteps):
+            return None
+        top_k, temperature = [int(x.top_k) for x in self.settings], [x.temperature for x in self.settings]
+        sampler = Sampler(self.steps.library, config, mask.numpy(), top_k, temperature, self.scale)
+        return functools.partial(self.steps.sample, sampler, self.generator)
 
     def step(self):
         """Writes one step."""
-        logits, alignment = self.steps(self.window[-1][:, None], self.mask)
-        tokens = self._next_tokens(logits).repeat(1 + self.start.guided, 1)
+        codes, may_end = self.window[-1], len(self.window) > self.config.min_new_tokens
+        positions: list = [None] * self.batch
+        if self.sample is not None:
+            tokens, alignment, positions = self.sample(codes, may_end, self.remaining)
+        else:
+            logits, alignment = self.steps(codes[:, None], self.mask)
+            tokens = self._next_tokens(logits, may_end).repeat(1 + self.start.guided, 1)
+            if self.watches:
+                positions = (alignment[: self.batch, -1].float() * self.token_positions).sum(1).tolist()
         if self.forced.shape[1]:
             tokens = torch.where(self.forced[:, 0] == UNKNOWN, tokens, self.forced[:, 0])
             self.forced = self.forced[:, 1:]
         self.window.append(tokens)
         if self.output_alignments:
-            self.alignments.append(alignment[: self.batch, -1])
-        positions: list = [None] * self.batch
-        if self.watches:
-            positions = (alignment[: self.batch, -1].float() * self.token_positions).sum(1).tolist()
-            if len(self.window) == 2:
-                self._check_prompts(alignment[:, -1], positions)
-        self._update_remaining(tokens[: self.batch, 0], positions)
+            self.alignments.append(alignment[: self.batch, -1].clone())
+        if self.watches and len(self.window) == 2:
+            self._check_prompts(alignment[:, -1], positions)
+        self._update_remaining(tokens[: self.batch, 0].tolist(), positions)
 
-    def _next_tokens(self, logits: Tensor) -> Tensor:
+    def _next_tokens(self, logits: Tensor, may_end: bool) -> Tensor:
         """Tokens (B, Q) of logits (G·B, 1, Q, V)."""
-        banned = self.banned[int(len(self.window) <= self.config.min_new_tokens)]
-        if self.fast and self.num_active == self.batch and isinstance(self.steps, NativeSteps):
-            return self.steps.draw(self.scale, banned, self.settings, self.generator)
-        logits = self._process(guide(logits[:, -1].float(), self.scale)).masked_fill(banned, -torch.inf)
+        logits = self._process(guide(logits[:, -1].float(), self.scale))
+        logits = logits.masked_fill(self.banned[int(may_end)], -torch.inf)
         if self.num_active < self.batch:
-            logits = force_tails(logits, self.remaining)
+            logits = force_tails(logits, torch.tensor(self.remaining, device=logits.device))
         tokens, scores = draw(logits, self.settings, self.generator)
         if self.config.output_scores:
             self.scores.append(torch.stack(scores, 1))
@@ -349,23 +360,18 @@ class DecodingLoop:
         new = [step[: self.batch, 0] for step in self.window[1:]]
         return torch.stack(new, 1) if new else self.window[0].new_zeros(self.batch, 0)
 
-    def _update_remaining(self, first: Tensor, positions: list[float | None]):
+    def _update_remaining(self, first: list[int], positions: list[float | None]):
         """Counts down the rows that have ended: by the newest tokens (B,) of the first codebook, a criterion, or where
         they read (B,)."""
-        remaining, tokens = self.remaining, first.tolist()
-        if self.num_active < self.batch or AUDIO_EOS in tokens:
-            ends = (remaining < 0) & (first == AUDIO_EOS)
-            remaining = torch.where(remaining > 0, remaining - 1, remaining)
-            remaining = torch.where(ends, self.num_codebooks - 1, remaining)
         stopped = [False] * self.batch
         if self.criteria:
             stopped = self.criteria(self._first_codebook(), tuple(x[:, 0] for x in self.scores) or None).tolist()
-        self._follow(tokens, stopped, positions)
-        stopped = [reading.finish not in ("", "stop") for reading in self.readings]
-        if any(stopped):
-            stop = (remaining < 0) & torch.tensor(stopped, device=remaining.device)
-            remaining = torch.where(stop, self.num_codebooks, remaining)  # AUDIO_EOS comes next
-        if remaining is not self.remaining:
+        self._follow(first, stopped, positions)
+        remaining = [max(0, steps - 1) if steps >= 0 else steps for steps in self.remaining]
+        for row, (steps, reading) in enumerate(zip(self.remaining, self.readings)):
+            if steps < 0 and reading.finish:  # AUDIO_EOS came, or comes next
+                remaining[row] = self.num_codebooks - (first[row] == AUDIO_EOS)
+        if remaining != self.remaining:
             self._set_remaining(remaining)
 
     def _check_prompts(self, alignment: Tensor, positions: list[float]):
@@ -391,11 +397,10 @@ class DecodingLoop:
                 reading = reading._replace(finish="criteria") if stopped[row] else reading
             self.readings[row] = reading
 
-    def _set_remaining(self, remaining: Tensor):
-        unfinished = remaining != 0
-        self.remaining, self.unfinished = remaining, bool(unfinished.any())
-        self.num_active = int((remaining < 0).sum())
-        self.mask = unfinished.repeat(1 + self.start.guided)[:, None]
+    def _set_remaining(self, remaining: list[int]):
+        self.remaining, self.unfinished, self.num_active = remaining, any(remaining), sum(x < 0 for x in remaining)
+        unfinished = [x != 0 for x in remaining] * (1 + self.start.guided)
+        self.mask = torch.tensor(unfinished, device=self.banned.device)[:, None]
 
     def state(self) -> GenerationState:
         """Where the loop stands."""
@@ -404,8 +409,8 @@ class DecodingLoop:
         history = torch.cat((self.start.history, *(step[:, None] for step in done)), 1)[:, -REPETITION_WINDOW:]
         grid = torch.stack(self.window[-self.num_codebooks :], 1)
         unfinished = tuple(self.alignments[pending:]), tuple(self.scores[pending:])
-        readings = tuple(self.readings)
-        return GenerationState(self.steps.state, grid, self.forced, self.remaining, history, readings, *unfinished)
+        readings, remaining = tuple(self.readings), torch.tensor(self.remaining, device=grid.device)
+        return GenerationState(self.steps.state, grid, self.forced, remaining, history, readings, *unfinished)
 
     def output(self) -> SmallEGenerateOutput:
         """The complete frames, undelayed, each row up to its end."""

@@ -26,14 +26,13 @@ from transformers.utils import logging
 
 from .cache_smalle import MAX_PENDING, PendingUpdates, SmallEState, split_state
 from .configuration_smalle import NUM_AUDIO_SPECIALS
-from .linear_attention_smalle import MIN_LOG_DECAY
 from .native_smalle import (
     LARGE_STATE,
     LAYER_NORM,
     MAX_VECTORS,
     RMS_NORM,
     SMALL,
-    Step,
+    Sampler,
     Text,
     embed_codes,
     encode_speaker,
@@ -42,6 +41,7 @@ from .native_smalle import (
     rotary_tables,
     speaker_names,
     step_names,
+    step_of,
     text_names,
     working_memory,
 )
@@ -379,11 +379,6 @@ def pointers(**tensors: Tensor) -> dict[str, int]:
     return {name: x.data_ptr() for name, x in tensors.items()}
 
 
-def floats(numbers: Iterable[float]) -> ctypes.Array:
-    numbers = tuple(numbers)
-    return (ctypes.c_float * len(numbers))(*numbers)
-
-
 def sizes(state: Tensor) -> tuple[int, int, int]:
     """Rows times heads, K and V of a state (B, H, K, V)."""
     rows, heads, keys, values = state.shape
@@ -402,36 +397,28 @@ class NativeSteps(TorchSteps):
 
     def __call__(self, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         self._take(codes, 1)
-        rows, _, tokens = self.alignment.shape
-        first = self.alignment.view(-1)[: rows * tokens].view(rows, 1, tokens)  # there may be room for more steps
-        return self.logits[:, None].clone(), first.clone() if self.alignments else None
+        return self.logits[:, None].clone(), self._first().clone() if self.alignments else None
 
-    def draw(
-        self, scale: float | None, banned: Tensor, settings: list[Any], generator: torch.Generator | None
-    ) -> Tensor:
-        """The tokens (B, Q) that follow the step just taken: what `guide` and `draw` of generation_smalle make of its
-        logits, by settings of top-k and temperature alone, with the same random numbers."""
-        scales = () if scale is None else (scale,)
-        rows, vocabulary = len(self.logits) // (1 + len(scales)), self.logits.shape[2]
-        waits = [
-            None if setting.top_k == 1 else torch.empty(rows, vocabulary).exponential_(generator=generator)
-            for setting in settings
-        ]
-        tokens = torch.empty(rows, len(settings), dtype=torch.long)
-        self.library.smalle_draw(
-            rows,
-            len(settings),
-            vocabulary,
-            len(scales),
-            pointer(self.logits),
-            floats(scales),
-            pointer(banned),
-            (ctypes.c_int32 * len(settings))(*(setting.top_k for setting in settings)),
-            floats(setting.temperature for setting in settings),
-            (ctypes.c_void_p * len(settings))(*(None if x is None else x.data_ptr() for x in waits)),
-            pointer(tokens),
-        )
-        return tokens
+    def sample(
+        self,
+        sampler: Sampler,
+        generator: torch.Generator | None,
+        codes: Tensor,
+        may_end: bool,
+        remaining: list[int],
+    ) -> tuple[Tensor, Tensor, list[float]]:
+        """Takes a step with codes (G·B, Q). Returns the tokens (G·B, Q) that follow, as `guide` and `draw` of
+        generation_smalle make them of the same random numbers; alignments (G·B, 1, N), which the next step writes over;
+        and where in their texts B rows read. See `Sampler`."""
+        self._take(codes[:, None], 1)
+        torch.from_numpy(sampler.random).random_(generator=generator)
+        tokens, positions = sampler(self.step, may_end, remaining)
+        return torch.from_numpy(tokens), self._first(), positions
+
+    def _first(self):
+        """The alignments (B, 1, N) of a single step; there may be room for more."""
+        rows, _, tokens = self.alignment.shape
+        return self.alignment.view(-1)[: rows * tokens].view(rows, 1, tokens)
 
     def read(self, codes: Tensor, mask: Tensor) -> None:
         if not mask.all():
@@ -478,32 +465,10 @@ class NativeSteps(TorchSteps):
             for x, bands in zip(self.state.recurrent, self.bands):
                 self.library.smalle_bands(*sizes(x.state), pointer(x.state), pointer(bands))
         self.places = (ctypes.c_void_p * len(places))(*places)
-        self.step = Step(
-            rows=rows,
-            tokens=tokens,
-            codebooks=config.num_codebooks,
-            vocabulary=config.audio_vocab_size,
-            hidden=config.hidden_size,
-            heads=config.mixer_heads,
-            position_size=config.position_size,
-            position_heads=config.position_heads,
-            before=config.audio_encoder_layers,
-            after=config.audio_decoder_layers,
-            pending=self.pending,
-            eps=config.norm_eps,
-            normalizer=config.gate_logit_normalizer,
-            strongest=MIN_LOG_DECAY,
-            gain=config.position_gain or 1.0,
-            states=ctypes.addressof(self.places),
-            **pointers(
-                weights=self.weights.step,
-                embedding=self.embedding,
-                logits=self.logits,
-                alignment=self.alignment,
-                scratch=self.scratch,
-                **text_tensors(self.state),
-            ),
-        )
+        used = dict(weights=self.weights.step, embedding=self.embedding, scratch=self.scratch)
+        used |= dict(logits=self.logits, alignment=self.alignment, **text_tensors(self.state))
+        addresses = pointers(**used) | {"states": ctypes.addressof(self.places)}
+        self.step = step_of(config, rows, tokens, addresses, self.pending)
 
     def _set_states(self, tensors):
         """Makes `state` one of these tensors, those of the blocks one after the other."""

@@ -1,7 +1,6 @@
 """A Small-E of GLA blocks by the C library: texts and prompts to a state, steps, tokens. One text at a time."""
 
 import ctypes
-import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from ..native_smalle import (
     RMS_NORM,
     SMALL,
     Names,
-    Step,
+    Sampler,
     Text,
     address,
     aligned,
-    bits32,
     embed_codes,
     encode_speaker,
     load_library,
@@ -26,6 +24,7 @@ from ..native_smalle import (
     rotary_tables,
     speaker_names,
     step_names,
+    step_of,
     text_names,
     working_memory,
 )
@@ -34,7 +33,6 @@ from .tensors import Weights, errors_name, read_config, read_weights
 
 PAD, BOS, EOS, SPECIALS = 0, 1, 2, 3  # tokens of every codebook before its codes
 READ_AT_ONCE = 16  # steps of a prompt
-STRONGEST_DECAY = -8.0  # `linear_attention_smalle.MIN_LOG_DECAY`
 DEFAULTS: dict[str, Any] = dict(  # of `SmallEConfig`, where a value decides what is computed
     architecture="small-e",
     mixer="gla",
@@ -249,7 +247,7 @@ class Model:
 
 
 class Steps:
-    """Decode steps from a state, which they write over. position: where in the text the last step read, in tokens."""
+    """Decode steps from a state, which they write over. alignment (R, N), of the last step where it was taken alone."""
 
     def __init__(self, model: Model, state: State):
         config, (rows, tokens) = model.config, state.mask.shape
@@ -258,30 +256,11 @@ class Steps:
         self.alignment = np.empty((rows * READ_AT_ONCE, tokens), np.float32)
         self.places = (ctypes.c_void_p * len(state.recurrent))(*(x.ctypes.data for x in state.recurrent))
         self.scratch = aligned(working_memory(config, rows * READ_AT_ONCE, tokens), np.uint8)
-        self.token_index = (state.mask[0].astype(np.int64).cumsum() - 1).clip(min=0).astype(np.float32)
         arrays = dict(weights=model.step, embedding=model.audio_embedding, logits=self.logits)
         arrays |= dict(alignment=self.alignment, scratch=self.scratch, text_mask=state.mask)
         arrays |= dict(text_keys=state.keys, text_values=state.values, positions=state.positions)
-        self.step = Step(
-            rows=rows,
-            tokens=tokens,
-            codebooks=config.num_codebooks,
-            vocabulary=config.audio_vocab_size,
-            hidden=config.hidden_size,
-            heads=config.mixer_heads,
-            position_size=config.position_size,
-            position_heads=config.position_heads,
-            before=config.audio_encoder_layers,
-            after=config.audio_decoder_layers,
-            pending=0,
-            room=-1,
-            eps=config.norm_eps,
-            normalizer=config.gate_logit_normalizer,
-            strongest=STRONGEST_DECAY,
-            gain=config.position_gain or 1.0,
-            states=ctypes.addressof(self.places),
-            **{name: array.ctypes.data for name, array in arrays.items()},
-        )
+        addresses = {name: array.ctypes.data for name, array in arrays.items()}
+        self.step = step_of(config, rows, tokens, addresses | {"states": ctypes.addressof(self.places)})
 
     def read(self, tokens: np.ndarray) -> None:
         """Takes the steps of delayed tokens (T, Q)."""
@@ -289,12 +268,6 @@ class Steps:
             part = np.repeat(tokens[None, begin : begin + READ_AT_ONCE], self.rows, 0).astype(np.int64)
             self.step.codes, self.step.steps = part.ctypes.data, part.shape[1]
             self.model.library.smalle_steps(ctypes.byref(self.step))
-
-    @property
-    def position(self) -> float:
-        """Where in the text the single step just taken reads on average, in tokens."""
-        weights = self.alignment[0]
-        return float(weights @ self.token_index / max(weights.sum(), np.float32(1e-6)))
 
 
 @dataclass(frozen=True)
@@ -305,33 +278,11 @@ class Sampling:
     top_k: tuple[int, ...]
     temperature: tuple[float, ...]
 
-    def draw(self, steps: Steps, never: np.ndarray, generator: random.Random) -> np.ndarray:
-        """The tokens (Q,) after the step just taken, but for those that can never come (Q, V)."""
-        books, vocabulary = never.shape
-        waits = [None if k == 1 else exponential(generator, vocabulary) for k in self.top_k]
-        scales = [] if steps.rows == 1 else [self.guidance_scale]
-        tokens = np.empty(books, np.int64)
-        steps.model.library.smalle_draw(
-            1,
-            books,
-            vocabulary,
-            len(scales),
-            address(steps.logits),
-            (ctypes.c_float * len(scales))(*scales),
-            address(never),
-            (ctypes.c_int32 * books)(*self.top_k),
-            (ctypes.c_float * books)(*self.temperature),
-            (ctypes.c_void_p * books)(*(None if x is None else x.ctypes.data for x in waits)),
-            address(tokens),
-        )
-        return tokens
-
-
-def exponential(generator: random.Random, count: int) -> np.ndarray:
-    """Exponentially distributed numbers (count,), float32, as `torch.Tensor.exponential_` draws them."""
-    bits = bits32(generator, 2 * count).astype(np.uint64)
-    uniform = (((bits[::2] << np.uint64(32)) | bits[1::2]) & np.uint64(2**53 - 1)) * 2.0**-53
-    return (-np.log1p(-uniform)).astype(np.float32)
+    def sampler(self, steps: Steps) -> Sampler:
+        """What draws the tokens that follow these steps."""
+        scale = None if steps.rows == 1 else self.guidance_scale
+        model = steps.model
+        return Sampler(model.library, model.config, steps.state.mask[:1], self.top_k, self.temperature, scale)
 
 
 def delay(codes: np.ndarray) -> np.ndarray:

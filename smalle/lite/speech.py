@@ -15,12 +15,12 @@ from tokenizers import Tokenizer
 
 from ..alignment_smalle import MAX_UNREAD, SHARP, STOPPED, Reading
 from ..checkpoint import default_checkpoint
-from ..native_smalle import VocosDecoder, block_sizes, mersenne_twister
+from ..native_smalle import VocosDecoder, bits64, block_sizes, mersenne_twister
 from ..reading.markup import Segment
 from ..saving_smalle import check_positive, check_processor_settings, check_settings, read_object
 from ..text_normalization_smalle import normalize, split_text
 from ..text_tables_smalle import MAX_CHARACTERS, PARAGRAPH
-from .model import BOS, EOS, PAD, SPECIALS, Model, Sampling, State, Steps, delay
+from .model import EOS, SPECIALS, Model, Sampling, State, Steps, delay
 from .tensors import Voice, check_files, errors_name, read_config, read_voice, read_weights
 
 logger = logging.getLogger(__name__)
@@ -321,13 +321,15 @@ class Attempt:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         piece, books = self.piece, self.piece.model.config.num_codebooks
+        sampler = piece.sampling.sampler(self.steps)
         tokens, remaining = [piece.unread], -1  # steps until the end; -1 before that is known
         length = piece.most
         while remaining and len(tokens) < piece.most + books:
             self.steps.read(tokens[-1][None])
+            sampler.random[:] = bits64(piece.generator, sampler.random.size).reshape(sampler.random.shape)
+            (drawn, *_), (position,) = sampler(self.steps.step, len(tokens) > piece.least, [remaining])
             if len(tokens) == 1:
-                self._check_prompt()
-            drawn = piece.sampling.draw(self.steps, self._never(len(tokens), remaining), piece.generator)
+                self._check_prompt(position)
             if len(tokens) <= len(piece.forced):
                 known = piece.forced[len(tokens) - 1]
                 drawn = np.where(known == -1, drawn, known)
@@ -339,7 +341,7 @@ class Attempt:
                 self.reading = self.reading.end()
             if remaining < 0:
                 may_stop = len(tokens) > piece.least
-                self.reading = self.reading.follow(self.steps.position, piece.model.config.frame_rate, may_stop)
+                self.reading = self.reading.follow(position, piece.model.config.frame_rate, may_stop)
                 if self.reading.finish:
                     remaining, length = books, len(tokens) - 1
             piece.progress()
@@ -347,28 +349,16 @@ class Attempt:
             if 0 <= frame < length:
                 yield np.array([tokens[1 + frame + q][q] for q in range(books)]) - SPECIALS
 
-    def _check_prompt(self) -> None:
-        """ValueError where a voice's recording ends before its transcript, which would be spoken."""
+    def _check_prompt(self, position: float) -> None:
+        """ValueError where a voice's recording, after which it reads here, ends before its transcript, which would be
+        spoken."""
         first = self.reading.first or 0
-        unread = first - self.steps.position
+        unread = first - position
         if unread > MAX_UNREAD and self.steps.alignment[0].max() > SHARP:
             raise ValueError(
                 f"The transcript of the voice goes on after its recording, by about {unread:.0f} tokens of {first}: "
                 "make the voice of what is said in the recording, no more."
             )
-
-    def _never(self, count: int, remaining: int) -> np.ndarray:
-        """The tokens (Q, V) that cannot follow `count` steps."""
-        books, config = self.piece.model.config.num_codebooks, self.piece.model.config
-        never = np.zeros((books, config.audio_vocab_size), np.uint8)
-        never[:, [PAD, BOS, EOS]] = 1
-        if remaining < 0:
-            never[0, EOS] = count <= self.piece.least
-        else:
-            ended = max(0, books - remaining + 1)  # codebooks
-            never[:ended] = 1
-            never[:ended, EOS] = 0
-        return never
 
 
 def read_processor(path: Path) -> dict[str, Any]:

@@ -36,6 +36,7 @@ are multiplied) and WIDTH (floats in a vector register). */
 #define read_text NAME(read_text)
 #define fold NAME(fold)
 #define all_bands NAME(all_bands)
+#define ordered NAME(ordered)
 #define largest NAME(largest)
 #define token_of NAME(token_of)
 #define draw NAME(draw)
@@ -527,57 +528,67 @@ static void all_bands(int heads, int keys, int values, const float *state, uint3
             write_bands(bands, state, state + values, i, keys, values);
 }
 
-/* The k-th largest of numbers, found bit by bit: as integers they keep their order, once negative ones are turned */
-static float largest(const float *x, int count, int k) {
-    uint32_t found = 0;
-    for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
-        int above = 0;
-        for (int i = 0; i < count; i++) {
-            uint32_t bits;
-            memcpy(&bits, x + i, 4);
-            above += (bits ^ (bits >> 31 ? 0xffffffff : 0x80000000)) >= (found | bit);
-        }
-        if (above >= k) found |= bit;
-    }
-    float value;
-    found ^= found >> 31 ? 0x80000000 : 0xffffffff;
-    memcpy(&value, &found, 4);
-    return value;
+/* A number as an integer: they have the same order */
+static inline int32_t ordered(float x) {
+    int32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits ^ (bits >> 31 & 0x7fffffff);
 }
 
-/* The next token of a codebook from its scores (V), of which only the top_k count: as `sample` of generation_smalle.py,
-   where `waits` (V) are drawn from the exponential distribution; null: the likeliest token */
-static int32_t token_of(float *scores, const float *waits, int vocabulary, int top_k, float temperature) {
+/* The k-th largest of numbers, as `ordered` ones, found bit by bit */
+static int32_t largest(const float *x, int count, int k) {
+    int32_t found = INT32_MIN;
+    for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
+        int32_t tried = (int32_t)((uint32_t)found ^ bit);
+        int above = 0;
+        for (int i = 0; i < count; i++) above += ordered(x[i]) >= tried;
+        if (above >= k) found = tried;
+    }
+    return found;
+}
+
+/* The next token of a codebook from its scores (V), of which only the top_k count: as `draw` of generation_smalle.py,
+   whose exponentially distributed numbers these random bits (V) are; null: the likeliest token */
+static int token_of(const float *scores, const int64_t *random, int vocabulary, int top_k, float temperature) {
+    int32_t peak = INT32_MIN, low = INT32_MIN;
     int best = 0;
-    for (int v = 1; v < vocabulary; v++) best = scores[v] > scores[best] ? v : best;
-    if (!waits) return best;
-    float peak = scores[best], low = -INFINITY, first = -1;
+    for (int v = 0; v < vocabulary; v++) peak = ordered(scores[v]) > peak ? ordered(scores[v]) : peak;
+    while (ordered(scores[best]) != peak) best++;
+    if (!random) return best;
+    float likeliest = scores[best], first = -1;
     if (top_k > 0 && top_k < vocabulary) low = largest(scores, vocabulary, top_k);
     for (int v = 0; v < vocabulary; v++) {
-        float chance = scores[v] >= low ? exponential((scores[v] - peak) / temperature) / waits[v] : 0;
-        best = chance > first ? v : best;
-        first = most(chance, first);
+        if (ordered(scores[v]) < low) continue;
+        float wait = (float)-log1p(-(double)(random[v] & ((1LL << 53) - 1)) * 0x1p-53);
+        float chance = exponential((scores[v] - likeliest) / temperature) / wait;
+        if (chance > first) best = v, first = chance;
     }
     return best;
 }
 
-/* Tokens (rows, Q) of logits (rows, Q, V), behind which lie those of branches to be led away from; never (Q, V): what
-   cannot come; waits: (rows, V) for each codebook that is sampled, null for the others */
-static void draw(int rows, int codebooks, int vocabulary, int branches, float *logits, const float *scales,
-                 const uint8_t *never, const int32_t *top_k, const float *temperature, const float *const *waits,
-                 int64_t *tokens) {
-    size_t all = (size_t)rows * codebooks * vocabulary;
-    for (int row = 0; row < rows; row++)
-        for (int q = 0; q < codebooks; q++) {
-            float *scores = logits + ((size_t)row * codebooks + q) * vocabulary;
-            for (int v = 0; v < vocabulary; v++) {
-                float away = 0;
-                for (int n = 0; n < branches; n++) away += (scales[n] - 1) * (scores[v] - scores[v + (n + 1) * all]);
-                scores[v] = never[q * vocabulary + v] ? -INFINITY : scores[v] + away;
-            }
-            const float *wait = waits[q] ? waits[q] + (size_t)row * vocabulary : 0;
-            tokens[row * codebooks + q] = token_of(scores, wait, vocabulary, top_k[q], temperature[q]);
+/* The tokens that follow the step just taken, whose logits this changes, and where in the text that read */
+static void draw(const struct step *s, const struct drawing *d) {
+    int rows = s->rows / (d->guided ? 2 : 1), vocabulary = s->vocabulary;
+    size_t every = (size_t)rows * s->codebooks;
+    for (int row = 0; row < rows; row++) {
+        const int64_t *random = d->random + (size_t)row * vocabulary;
+        for (int q = 0; q < s->codebooks; q++) {
+            size_t at = (size_t)row * s->codebooks + q;
+            float *scores = s->logits + at * vocabulary;
+            if (d->guided)
+                for (int v = 0; v < vocabulary; v++)
+                    scores[v] += (d->scale - 1) * (scores[v] - scores[v + every * vocabulary]);
+            for (int v = 0; v < SPECIALS && v < vocabulary; v++)
+                if (v != STOP || q || !d->may_end) scores[v] = -INFINITY;
+            int sampled = d->top_k[q] != 1, ended = q < d->ended[row];
+            d->next[at] = ended ? STOP
+                        : token_of(scores, sampled ? random : 0, vocabulary, d->top_k[q], d->temperature[q]);
+            if (d->guided) d->next[at + every] = d->next[at];
+            if (sampled) random += (size_t)rows * vocabulary;
         }
+        const size_t text = (size_t)row * s->tokens;
+        d->positions[row] = dot(s->alignment + text, d->places + text, s->tokens);
+    }
 }
 
 /* A matrix as packed times x (count, in) -> y (count, out): for tests */

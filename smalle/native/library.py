@@ -19,7 +19,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,6 +168,12 @@ Text = structure(
     float32="eps",
     pointer="weights x mask cosines sines keys values scratch",
 )
+Drawing = structure(
+    "Drawing",
+    int32="guided may_end",
+    float32="scale",
+    pointer="top_k temperature random ended places next positions",
+)
 Vocos = structure(
     "Vocos",
     int32="refiner_layers refiner_size refiner_inner refiner_kernel refiner_ahead layers size inner kernel ahead "
@@ -192,6 +198,7 @@ def aligned(shape: int | tuple[int, ...], kind: Any = np.float32) -> np.ndarray:
 
 SMALL = 2**15  # matrices with fewer entries stay in single precision: gates and positions, which gain nothing
 LARGE_STATE = 2**16  # values of a block's state from which on it has pending updates; smaller ones stay in a CPU cache
+STRONGEST_DECAY = -8.0  # `linear_attention_smalle.MIN_LOG_DECAY`
 MAX_VECTORS = 256  # frames times rows of one call, which bounds its working memory
 LAYER_NORM, RMS_NORM = 1, 2  # kinds of norms in packed weights
 
@@ -277,6 +284,69 @@ def working_memory(config: Any, vectors: int, tokens: int) -> int:
     return int(32 * vectors * (widths + 256)) + 16 * tokens + 2**15
 
 
+def step_of(config: Any, rows: int, tokens: int, addresses: Mapping[str, int], pending: bool = False) -> Any:
+    """The structure of steps of texts (R, N), with the addresses of its arrays by name."""
+    return Step(
+        rows=rows,
+        tokens=tokens,
+        codebooks=config.num_codebooks,
+        vocabulary=config.audio_vocab_size,
+        hidden=config.hidden_size,
+        heads=config.mixer_heads,
+        position_size=config.position_size,
+        position_heads=config.position_heads,
+        before=config.audio_encoder_layers,
+        after=config.audio_decoder_layers,
+        pending=pending,
+        room=-1,
+        eps=config.norm_eps,
+        normalizer=config.gate_logit_normalizer,
+        strongest=STRONGEST_DECAY,
+        gain=config.position_gain or 1.0,
+        **addresses,
+    )
+
+
+class Sampler:
+    """Draws the tokens that follow a step of texts with this mask (B, N).
+
+    top_k, 0: all tokens, 1: the likeliest, and temperature of each codebook; scale: of guidance, by as many rows
+    without a text; None: there are none.
+    random (S, B, V) int64: random bits for the codebooks that are sampled, which the caller fills in before each call.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        config: Any,
+        mask: np.ndarray,
+        top_k: Sequence[int],
+        temperature: Sequence[float],
+        scale: float | None,
+    ):
+        self.library, self.books, self.guided = library, config.num_codebooks, scale is not None
+        sampled = sum(k != 1 for k in top_k)
+        self.random = np.zeros((sampled, len(mask), config.audio_vocab_size), np.int64)
+        self.ended, self.positions = np.zeros(len(mask), np.int32), np.zeros(len(mask), np.float32)
+        self.places = (mask.astype(np.int64).cumsum(1) - 1).clip(min=0).astype(np.float32)
+        self.settings = np.array(top_k, np.int32), np.array(temperature, np.float32)
+        arrays = dict(zip(("top_k", "temperature"), self.settings), random=self.random, ended=self.ended)
+        arrays |= dict(places=self.places, positions=self.positions)
+        addresses = {name: x.ctypes.data for name, x in arrays.items()}
+        self.structure = Drawing(guided=self.guided, scale=scale or 1.0, **addresses)
+
+    def __call__(self, step: Any, may_end: bool, remaining: Sequence[int]) -> tuple[np.ndarray, list[float]]:
+        """The tokens (R, Q) after a step, and where in the tokens of its text each of B rows read on average.
+
+        may_end: whether rows may. remaining: steps until each is complete, -1 before its end is known.
+        """
+        tokens, structure = np.empty(((1 + self.guided) * len(remaining), self.books), np.int64), self.structure
+        self.ended[:] = [0 if steps < 0 else self.books + 1 - steps for steps in remaining]
+        structure.may_end, structure.next = may_end, tokens.ctypes.data
+        self.library.smalle_draw(ctypes.byref(step), ctypes.byref(structure))
+        return tokens, self.positions.tolist()
+
+
 def limit_speaker(embedding: np.ndarray, config: Any) -> np.ndarray:
     """A speaker embedding (D,), drawn to the voices that the model learned if it is unlike them
     (`SmallEConfig.speaker_limits`)."""
@@ -336,6 +406,11 @@ def mersenne_twister(seed: int) -> random.Random:
 def bits32(generator: random.Random, count: int) -> np.ndarray:
     """The next numbers (count,) of a generator, uint32."""
     return np.frombuffer(generator.getrandbits(32 * count).to_bytes(4 * count, "little"), "<u4")
+
+
+def bits64(generator: random.Random, count: int) -> np.ndarray:
+    """The next numbers (count,), int64, of which the upper 32 bits are drawn first."""
+    return bits32(generator, 2 * count).reshape(-1, 2)[:, ::-1].astype("<u4").view("<i8")[:, 0]
 
 
 @functools.lru_cache(maxsize=2)

@@ -27,6 +27,7 @@
 #endif
 
 enum { LANES = 16, BLOCK = 128, TILE = 4, PENDING = 16, BAND = 64, AHEAD = 4096, LAYER_NORM = 1, RMS_NORM = 2 };
+enum { STOP = 2, SPECIALS = 3 }; /* tokens of every codebook before its codes */
 
 /* What a step is; runtime_smalle.py has the same. Rows are texts, N tokens of a text; tensors as in SmallEState */
 struct step {
@@ -41,6 +42,20 @@ struct step {
     void **states; /* of each block (B, H, K, V), written over; or the four of `PendingUpdates`, of which bands stay */
     float *logits, *alignment; /* (rows, codebooks, vocabulary) of the last step, (rows, steps, N) */
     char *scratch; /* as many bytes as `working_memory` says */
+};
+
+/* How the tokens are drawn that follow a step of B texts of N tokens; with `guided`, as many rows without a text stand
+   behind, and `scale` says how far to go away from these */
+struct drawing {
+    int32_t guided, may_end;
+    float scale;
+    const int32_t *top_k; /* of each codebook, 0: all tokens, 1: the likeliest */
+    const float *temperature;
+    const int64_t *random; /* bits (S, B, vocabulary) for the S codebooks that are sampled */
+    const int32_t *ended; /* (B,) codebooks of each row that have ended */
+    const float *places; /* (B, N) */
+    int64_t *next; /* (rows, codebooks) */
+    float *positions; /* (B,): the mean of the places, where the step read */
 };
 
 /* How a text is read: x (N, hidden), its embeddings, which this changes; cosines and sines (N, turned / 2) of rotary
@@ -79,8 +94,7 @@ struct kernels {
     void (*run_text)(const struct text *);
     void (*run_fold)(int, int, int, const float *, const float *, const float *, const float *, float *, uint32_t *);
     void (*run_bands)(int, int, int, const float *, uint32_t *);
-    void (*run_draw)(int, int, int, int, float *, const float *, const uint8_t *, const int32_t *, const float *,
-                 const float *const *, int64_t *);
+    void (*run_draw)(const struct step *, const struct drawing *);
     void (*run_multiply)(const char *, const float *, int, float *, char *);
     int (*run_vocos)(const struct vocos *, const float *, int, int, char *, float *, char *);
 };
@@ -274,11 +288,7 @@ PUBLIC void smalle_bands(int heads, int keys, int values, const float *state, ui
     chosen->run_bands(heads, keys, values, state, bands);
 }
 
-PUBLIC void smalle_draw(int rows, int codebooks, int vocabulary, int branches, float *logits, const float *scales,
-                        const uint8_t *never, const int32_t *top_k, const float *temperature,
-                        const float *const *waits, int64_t *tokens) {
-    chosen->run_draw(rows, codebooks, vocabulary, branches, logits, scales, never, top_k, temperature, waits, tokens);
-}
+PUBLIC void smalle_draw(const struct step *s, const struct drawing *d) { chosen->run_draw(s, d); }
 
 PUBLIC void smalle_multiply(const char *packed, const float *x, int count, float *y, char *scratch) {
     chosen->run_multiply(packed, x, count, y, scratch);

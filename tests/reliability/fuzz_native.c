@@ -166,22 +166,25 @@ static void fuzz_fold(void) {
 }
 
 static void fuzz_draw(void) {
-    int rows = number(1, 3), codebooks = number(1, 4), vocabulary = number(1, 70), branches = number(0, 2);
-    wild = number(0, 1);
-    size_t each = (size_t)rows * vocabulary;
-    float *logits = values((branches + 1) * each * codebooks), temperature[4];
-    const float *waits[4];
-    int32_t top_k[4];
-    int64_t *tokens = own(8 * (size_t)rows * codebooks);
-    for (int q = 0; q < codebooks; q++) {
-        waits[q] = number(0, 1) ? values(each) : 0;
+    int32_t top_k[4], ended[3];
+    float temperature[4], positions[3];
+    struct drawing d = {.guided = number(0, 1), .may_end = number(0, 1), .top_k = top_k, .temperature = temperature};
+    int texts = number(1, 3), sampled = 0;
+    struct step s = {.rows = texts * (1 + d.guided), .codebooks = number(1, 4), .vocabulary = number(3, 70)};
+    s.tokens = number(1, 9), wild = number(0, 1);
+    for (int q = 0; q < s.codebooks; q++) {
         top_k[q] = number(0, 80), temperature[q] = number(1, 200) / 100.0f;
+        sampled += top_k[q] != 1;
     }
-    float *scales = values(branches);
-    uint8_t *never = mask((size_t)codebooks * vocabulary);
-    smalle_draw(rows, codebooks, vocabulary, branches, logits, scales, never, top_k, temperature, waits, tokens);
-    for (int n = 0; n < rows * codebooks; n++)
-        if (tokens[n] < 0 || tokens[n] >= vocabulary) abort();
+    for (int row = 0; row < texts; row++) ended[row] = number(0, s.codebooks + 1);
+    size_t all = (size_t)s.rows * s.codebooks, read = (size_t)texts * s.tokens;
+    s.logits = values(all * s.vocabulary), s.alignment = values((size_t)s.rows * s.tokens), d.places = values(read);
+    d.random = (const int64_t *)values(2 * (size_t)sampled * texts * s.vocabulary);
+    int64_t *tokens = own(8 * all);
+    d.scale = *values(1), d.ended = ended, d.positions = positions, d.next = tokens;
+    smalle_draw(&s, &d);
+    for (size_t n = 0; n < all; n++)
+        if (tokens[n] < 0 || tokens[n] >= s.vocabulary) abort();
 }
 
 static void fuzz_multiply(void) {

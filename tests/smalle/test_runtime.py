@@ -10,6 +10,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ import torch
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor, native_smalle, runtime_smalle
 from smalle.cache_smalle import MAX_PENDING, PendingUpdates
-from smalle.generation_smalle import SamplingSettings, draw, guide
-from smalle.native_smalle import choose_kernels, load_library
+from smalle.generation_smalle import SamplingSettings, draw, force_tails, guide
+from smalle.native_smalle import Sampler, Step, choose_kernels, load_library
 from smalle.runtime_smalle import (
     MemoryPool,
     NativeSteps,
@@ -26,6 +27,7 @@ from smalle.runtime_smalle import (
     encode_text,
     fingerprint,
     native_weights,
+    pointers,
     start_steps,
     text_tensors,
     zero_states,
@@ -283,18 +285,28 @@ def test_8_bits_are_near(make_tiny, kernels):
 
 @pytest.mark.parametrize("top_k", [100, 0, 1, 5, 2000])
 @pytest.mark.parametrize("scale", [None, 2.6])
-def test_the_library_draws_what_pytorch_draws(native, kernels, top_k, scale):
-    steps = start_steps(native, None, False)
+@pytest.mark.parametrize("remaining", [[-1, -1, -1], [-1, 3, 1], [0, -1, 2]])
+def test_the_library_draws_what_pytorch_draws(library, kernels, top_k, scale, remaining):
+    shape, mask = (3, 3, 130) if scale is None else (6, 3, 130), np.array([[0, 1, 1, 1, 1]] * 3)
+    config = SimpleNamespace(num_codebooks=3, audio_vocab_size=130)
     settings = [SamplingSettings(top_k=top_k, temperature=0.7), SamplingSettings(), SamplingSettings(top_k=3)]
-    banned = torch.zeros(3, 130, dtype=torch.bool)
-    banned[:, :3] = True
+    top_ks, temperatures = zip(*((x.top_k, x.temperature) for x in settings))
+    sampler = Sampler(library, config, mask, top_ks, temperatures, scale)
     for seed in range(20):
-        logits = 3 * torch.randn(4 if scale is None else 8, 3, 130, generator=torch.Generator().manual_seed(seed))
-        steps.logits = logits.clone()
+        logits = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        ours, reads = logits.clone(), torch.rand(len(logits), 5)
+        step = Step(rows=len(logits), tokens=5, codebooks=3, vocabulary=130, **pointers(logits=ours, alignment=reads))
         one, other = (torch.Generator().manual_seed(seed) for _ in range(2))
-        expected, _ = draw(guide(logits, scale).masked_fill(banned, -torch.inf), settings, one)
-        assert torch.equal(steps.draw(scale, banned, settings, other), expected)
+        banned = torch.zeros(3, 130, dtype=torch.bool)
+        banned[:, :3] = True
+        banned[0, 2] = may_not_end = bool(seed % 2)
+        scores = force_tails(guide(logits, scale).masked_fill(banned, -torch.inf), torch.tensor(remaining))
+        expected, _ = draw(scores, settings, one)
+        torch.from_numpy(sampler.random).random_(generator=other)
+        tokens, positions = sampler(step, not may_not_end, remaining)
+        assert np.array_equal(tokens, expected.repeat(len(logits) // 3, 1))
         assert torch.equal(one.get_state(), other.get_state())
+        np.testing.assert_allclose(positions, reads[:3] @ torch.tensor([0, 0, 1, 2, 3.0]), rtol=1e-5)
 
 
 # --- memory
