@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import smalle.train.adapt.clone
 import smalle.train.data.prepare
 import torch
 import yaml
+from tqdm import tqdm
 
 import smalle.cli.say  # noqa: F401  (imported once: each run is a fork of this process)
 from smalle.cli import main as cli
@@ -107,6 +109,7 @@ def spawn(arguments: list[str], folder: Path, limit: int | None = None) -> int:
         os.mkdir(tempfile.tempdir)
         sys.stdout = sys.stderr = io.StringIO()
         torch.cuda.is_available = lambda: False
+        tqdm.set_lock(threading.RLock())  # its own lock is shared by processes, and stays locked where one is killed
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         code = cli.main(arguments)
