@@ -84,3 +84,10 @@ def test_sums_one_after_the_other_equal_those_all_at_once():
         with torch.no_grad():
             in_turn = [running_sum(steps.clone(), backwards), *scan(decay, updates, state, backwards)]
         assert all(relative(a, b) < 1e-5 for a, b in zip(in_turn, at_once))
+
+
+def test_no_step_leaves_the_state_as_it_is():
+    *now, state = inputs(0)
+    for given, wanted in ((state.half(), state.half().float()), (None, torch.zeros_like(state))):
+        out, last = recurrence(*now, given)
+        assert out.shape == now[2].shape and last.dtype == torch.float32 and torch.equal(last, wanted)
