@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import pathlib
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import uvicorn
 
 from ..serving.app import create_app
 from ..serving.settings import LOOPBACK, Settings, available_cores
+from ..serving.workers import serve
 
 DEFAULTS = Settings()
 WYOMING = "tcp://127.0.0.1:10200"
@@ -105,9 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_workers(settings: Settings, workers: int, options: dict) -> None:
     """Runs several processes, whose metrics add up and whose uploaded voices are shared."""
     with tempfile.TemporaryDirectory() as folder:
-        shared = pathlib.Path(folder, "metrics")
-        shared.mkdir()
+        metrics = pathlib.Path(folder, "metrics")
+        metrics.mkdir()
         if settings.voices is None:
             settings = dataclasses.replace(settings, voices=str(pathlib.Path(folder, "voices")))
-        os.environ.update(settings.to_environment(), PROMETHEUS_MULTIPROC_DIR=str(shared))
-        uvicorn.run("smalle.serving.app:app_from_environment", factory=True, workers=workers, **options)
+        serve(settings, workers, str(metrics), **options)

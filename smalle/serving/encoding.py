@@ -16,6 +16,7 @@ MEDIA_TYPES = {
     "opus": "audio/ogg",
 }
 SOUNDFILE_OPTIONS: dict[str, dict[str, Any]] = {
+    "wav": {"format": "WAV", "subtype": "PCM_16"},
     "flac": {"format": "FLAC", "subtype": "PCM_16"},
     # 96 kbit/s at 24 kHz: with a constant rate, players know the position of a stream without a header
     "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.4},
@@ -59,34 +60,49 @@ class SentBytes(io.RawIOBase):
         self.unsent.clear()
         return data
 
+    rest = take
+
+
+class WholeFile(io.BytesIO):
+    """A file of which `rest` gives everything at its end."""
+
+    def take(self) -> bytes:
+        return b""
+
+    rest = io.BytesIO.getvalue
+
 
 class Encoder:
     """Writes a mono sound file in pieces: `encode` each waveform, then `finish`.
 
-    As nobody knows the length of a stream beforehand, wav and flac do not name it in their headers.
-
     Args:
         format: one of MEDIA_TYPES: wav, pcm (samples without a header), flac, mp3 or opus (in Ogg).
+        streamed: give each piece as soon as it is encoded. As nobody knows the length of a stream beforehand, the
+            headers of wav and flac then do not name it. Otherwise `finish` gives the whole file.
     """
 
-    def __init__(self, format: str, sampling_rate: int):
-        self.header = streaming_wav_header(sampling_rate) if format == "wav" else b""
-        self.sent, self.file = SentBytes(), None
-        if options := SOUNDFILE_OPTIONS.get(format):
+    def __init__(self, format: str, sampling_rate: int, streamed: bool = True):
+        by_hand = format == "pcm" or format == "wav" and streamed
+        self.header = streaming_wav_header(sampling_rate) if by_hand and format == "wav" else b""
+        self.sent, self.file = SentBytes() if streamed else WholeFile(), None
+        if not by_hand:
+            options = SOUNDFILE_OPTIONS[format]
             self.file = soundfile.SoundFile(self.sent, "w", samplerate=sampling_rate, channels=1, **options)
+            self.lossless = options["subtype"] == "PCM_16"
 
     def encode(self, samples: np.ndarray) -> bytes:
         """What is to be sent after these samples (L,) float32 in -1..1; b"" while the encoder collects more."""
-        if self.file is not None:
-            for begin in range(0, len(samples), BLOCK):
-                self.file.write(samples[begin : begin + BLOCK].clip(-1, 1))
-            return self.sent.take()
-        header, self.header = self.header, b""
-        return header + pcm16(samples)
+        if self.file is None:
+            header, self.header = self.header, b""
+            return header + pcm16(samples)
+        for begin in range(0, len(samples), BLOCK):
+            block = samples[begin : begin + BLOCK]
+            self.file.write(np.frombuffer(pcm16(block), np.int16) if self.lossless else block.clip(-1, 1))
+        return self.sent.take()
 
     def finish(self) -> bytes:
         """The last bytes of the file."""
         if self.file is None:
             return self.header
         self.file.close()
-        return self.sent.take()
+        return self.sent.rest()

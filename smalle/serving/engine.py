@@ -8,6 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 
+class Cancelled(Exception):
+    """Ends a speech within a step."""
+
+
 class Speech(NamedTuple):
     """A piece of a speech: samples (L,) float32, and the words that became known with it.
 
@@ -40,12 +44,14 @@ class Engine(Protocol):
         word_times: bool,
         cancelled: threading.Event,
         uploaded: Mapping[str, Any] | None = None,
+        streamed: bool = True,
     ) -> Iterator[Speech]:
         """Speaks a text. Setting `cancelled` ends it within a step of the model.
 
         Args:
             text: may name other voices in its marks (docs/markup.md): presets, or keys of `uploaded`.
             voice: the name of a preset, what `encode_voice` or `load_voice` returned, or None.
+            streamed: somebody listens while it is made; otherwise a reading that failed may be repeated everywhere.
 
         Raises:
             ValueError: the text cannot be spoken; at once, not with the first piece.
@@ -97,10 +103,12 @@ class CheckpointEngine:
         word_times: bool,
         cancelled: threading.Event,
         uploaded: Mapping[str, Any] | None = None,
+        streamed: bool = True,
     ) -> Iterator[Speech]:
+        from ..checkpoint import quality_settings
         from ..reading.markup import parse
         from ..reading.speech import speak
-        from ..streaming_smalle import Cancelled, TextToSpeechStreamer
+        from ..streaming_smalle import TextToSpeechStreamer
 
         def step(_: int):
             if cancelled.is_set():
@@ -112,6 +120,7 @@ class CheckpointEngine:
             "progress": step,
             "output_timestamps": word_times,
             "lexicon": self.lexicon,
+            **({} if streamed else quality_settings(self.model)),
         }
         voices = {**(uploaded or {}), **{name: name for name in self.voices}}
         chunks = speak(parse(text), streamer, voice=voice, voices=voices, **options)

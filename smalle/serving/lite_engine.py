@@ -10,11 +10,7 @@ import numpy as np
 from ..reading.markup import Segment, parse
 from ..reading.stretching import TimeStretcher
 from ..text_tables_smalle import read_lexicon, respell
-from .engine import Speech
-
-
-class Cancelled(Exception):
-    """Ends a speech within a step."""
+from .engine import Cancelled, Speech
 
 
 class LiteEngine:
@@ -45,16 +41,17 @@ class LiteEngine:
         word_times: bool,
         cancelled: threading.Event,
         uploaded: Mapping[str, Any] | None = None,
+        streamed: bool = True,
     ) -> Iterator[Speech]:
         """As `Engine.speak`; the words of a speech are not known, whatever `word_times` says."""
         segments = parse(text)
         for segment in segments:
             if segment.voice is not None and segment.voice not in self.voices:
                 raise ValueError(f"voice={segment.voice!r} in the text is not known: expected one of {self.voices}.")
-        return self._speak(segments, voice, seed, cancelled)
+        return self._speak(segments, voice, seed, cancelled, streamed)
 
     def _speak(
-        self, segments: Sequence[Segment], voice: str | None, seed: int, cancelled: threading.Event
+        self, segments: Sequence[Segment], voice: str | None, seed: int, cancelled: threading.Event, streamed: bool
     ) -> Iterator[Speech]:
         from ..native_smalle import mersenne_twister
 
@@ -62,12 +59,12 @@ class LiteEngine:
             if cancelled.is_set():
                 raise Cancelled
 
-        generator = mersenne_twister(seed)
+        options: dict[str, Any] = {"seed": mersenne_twister(seed), "retry_first": not streamed, "progress": step}
         for segment in segments:
             stretcher = TimeStretcher(segment.rate, self.sampling_rate)
             if segment.text:
                 text = respell(segment.text, self.lexicon)
-                for samples in self.speaker.stream(text, segment.voice or voice, generator, progress=step):
+                for samples in self.speaker.stream(text, segment.voice or voice, **options):
                     yield Speech(stretcher.stretch(samples))
             silence = np.zeros(round(segment.pause * self.sampling_rate), np.float32)
             yield Speech(np.concatenate((stretcher.finish(), silence)))

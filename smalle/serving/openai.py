@@ -50,6 +50,7 @@ class SpeechRequest(BaseModel):
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4.0, description="1: as it is; the pitch stays")
     stream_format: Literal["audio", "sse"] = "audio"
+    stream: bool = Field(True, description="false: one file with its length, for which a failed reading is read again")
     timestamp_granularities: list[Literal["word"]] = Field(
         [], max_length=1, description='["word"]: events with the times of words, where stream_format is sse'
     )

@@ -54,11 +54,14 @@ class SpeechService:
         speed: float = 1.0,
         seed: int = 0,
         word_times: bool = False,
+        streamed: bool = True,
     ) -> AsyncGenerator[Part]:
         """Yields a sound file in parts while it is made. Closing the generator ends the work within a step.
 
         Args:
             voice: what `find_voice` returned. format: one of `encoding.MEDIA_TYPES`.
+            streamed: somebody listens while it is made; otherwise the file comes at the end, from readings that may be
+                repeated.
 
         Raises:
             ApiError, Busy: instead of the first part.
@@ -67,8 +70,8 @@ class SpeechService:
         uploaded = {key: one.voice for one in self.voices.all() for key in (one.name, one.id)}
 
         def work(cancelled: threading.Event) -> Iterator[Part]:
-            speech = self.engine.speak(text, voice, seed, word_times, cancelled, uploaded)
-            encoder = Encoder(format, self.engine.sampling_rate)
+            speech = self.engine.speak(text, voice, seed, word_times, cancelled, uploaded, streamed)
+            encoder = Encoder(format, self.engine.sampling_rate, streamed)
             stretcher = TimeStretcher(speed, self.engine.sampling_rate)
             left = self.settings.max_seconds
             for samples, words in speech:

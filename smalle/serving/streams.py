@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
+from typing import TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -11,23 +12,31 @@ from starlette.types import Receive, Scope, Send
 from .openai import SERVER_ERROR, ApiError, audio_event, error_fields, event
 from .service import Part
 
+T = TypeVar("T")
 
-async def first_part(request: Request, parts: AsyncGenerator[Part]) -> Part:
-    """The first part of a stream. Ends the stream if the client leaves while it waits for that."""
+
+async def unless_the_client_leaves(request: Request, work: Awaitable[T]) -> T:
+    """The result of the work, which is cancelled if the client leaves before."""
 
     async def client_leaves():
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    first, leaving = asyncio.ensure_future(anext(parts)), asyncio.ensure_future(client_leaves())
+    result, leaving = asyncio.ensure_future(work), asyncio.ensure_future(client_leaves())
     try:
-        await asyncio.wait((first, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not first.done():
+        await asyncio.wait((result, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not result.done():
             raise ApiError(499, "The client has left.")  # which nobody reads
-        return first.result()
+        return result.result()
     finally:
-        first.cancel()  # no effect where it is done
+        result.cancel()  # no effect where it is done
         leaving.cancel()
+
+
+async def joined(parts: AsyncGenerator[Part]) -> bytes:
+    """The bytes of all parts."""
+    async with contextlib.aclosing(parts):
+        return b"".join([part.data async for part in parts])
 
 
 async def following(first: Part, parts: AsyncGenerator[Part]) -> AsyncGenerator[Part]:

@@ -105,6 +105,8 @@ class VoiceStore:
     def add(self, name: str, voice: Any) -> UploadedVoice:
         """Keeps a voice. Raises ValueError if there are too many, or if the name cannot be used."""
         name = check_voice_name(name, self.engine)
+        if not self.most:
+            raise ValueError("This server takes no recordings: it was started without a place for voices.")
         if len(self.all()) >= self.most:
             raise ValueError(f"There are {self.most} uploaded voices already: delete one first.")
         uploaded = UploadedVoice(f"voice_{secrets.token_hex(12)}", name, int(time.time()), voice)

@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from smalle.serving.lite_engine import Cancelled, LiteEngine
+from smalle.serving.engine import Cancelled
+from smalle.serving.lite_engine import LiteEngine
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,30 @@ def samples(engine, text, cancelled=None, word_times=False):
 def test_it_says_what_the_other_engine_says(lite, engine):
     text = "The weather is fine. [pause 0.2s] <break time='100ms'/> Is it?"
     assert samples(lite, text) == pytest.approx(samples(engine, text), abs=1e-3)
+
+
+class Steps(threading.Event):
+    """Counts how often the model asks whether it shall go on."""
+
+    count = 0
+
+    def is_set(self):
+        self.count += 1
+        return False
+
+
+def test_only_what_is_streamed_is_heard_before_its_reading_has_ended(lite, engine):
+    """What is not can be read again where it failed."""
+    for speaker in (lite, engine):
+        heard = {}
+        for streamed in (True, False):
+            steps = Steps()
+            parts = speaker.speak("The weather is fine today.", "heart", 0, False, steps, None, streamed)
+            first = next(parts).samples
+            before = steps.count
+            heard[streamed] = np.concatenate([first, *(part.samples for part in parts)])
+            assert (before < steps.count) == streamed
+        assert np.array_equal(*heard.values())
 
 
 def test_setting_the_event_ends_the_work(lite):

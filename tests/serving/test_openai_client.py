@@ -62,6 +62,15 @@ def test_compressed_speech_is_the_same_speech(client, wave, format, kind):
     assert np.corrcoef(*spectra)[0, 1] > 0.98
 
 
+@pytest.mark.parametrize("format", ["wav", "flac"])
+def test_a_whole_file_names_its_length_and_holds_the_samples(client, wave, format):
+    arguments = {"model": "tts-1", "voice": "heart", "input": SENTENCE, "response_format": format}
+    with client.audio.speech.with_streaming_response.create(**arguments, extra_body={"stream": False}) as response:
+        length, data = int(response.headers["content-length"]), response.read()
+    samples, _ = soundfile.read(io.BytesIO(data), dtype="int16")
+    assert length == len(data) and samples.tobytes() == pcm16(wave)
+
+
 def test_first_bytes_come_while_the_speech_is_made(client, server):
     arguments = {"model": "tts-1", "voice": "heart", "input": LONG, "response_format": "mp3"}
     with client.audio.speech.with_streaming_response.create(**arguments) as response:
