@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from smalle import SmallEConfig, SmallEForTextToSpeech
-from smalle.linear_attention_smalle import chunk_exact, naive, recurrence
 from smalle.mixers_smalle import MIXERS, build_mixer, delta_naive, delta_rule, selective_scan
 
 each_mixer = pytest.mark.parametrize("name", sorted(MIXERS))
@@ -230,39 +229,6 @@ def test_8000_steps_with_strong_decays_stay_finite(tiny_config, name):
     with torch.no_grad():
         module.get_parameter(parameter)[::2] = value
     stays_finite(module)
-
-
-def recurrence_inputs(length, form, dtype=torch.float32, heads=2, key=8, value=12):
-    """Decays between none and -30 a step, weak and strong ones mixed."""
-    torch.manual_seed(length)
-    shared = 1 if form == "head" else heads
-    q, k = torch.randn(2, 2, length, shared, key, dtype=dtype)
-    v = torch.randn(2, length, heads, value, dtype=dtype)
-    decay = -30 * torch.rand(2, length, heads, 1 if form == "head" else key, dtype=dtype) ** 8
-    bonus = torch.randn(heads, key, dtype=dtype) if form == "bonus" else None
-    return q, k, v, decay, torch.randn(2, heads, key, value, dtype=dtype), bonus
-
-
-@pytest.mark.parametrize("form", ["channel", "head", "bonus"])
-@pytest.mark.parametrize("length", [1, 2, 15, 64, 65, 200])
-def test_exact_recurrence_equals_naive(form, length):
-    arguments = recurrence_inputs(length, form)
-    wanted = naive(*arguments)
-    assert close(chunk_exact(*arguments), wanted, 2e-6)
-    assert close(chunk_exact(*arguments[:4], None, arguments[5]), naive(*arguments[:4], None, arguments[5]), 2e-6)
-    if form != "channel":
-        assert close(recurrence(*arguments[:5], bonus=arguments[5]), wanted, 2e-6)
-
-
-@pytest.mark.parametrize("form", ["channel", "head", "bonus"])
-def test_gradients_of_the_exact_recurrence_equal_those_of_naive_in_double_precision(form):
-    def gradients(function, dtype):
-        leaves = [None if x is None else x.to(dtype).requires_grad_() for x in recurrence_inputs(70, form)]
-        out, last = function(*leaves)
-        (out.sum() + (last**2).sum()).backward()
-        return [leaf.grad for leaf in leaves if leaf is not None]
-
-    assert close(gradients(chunk_exact, torch.float32), gradients(naive, torch.float64), 1e-4)
 
 
 def delta_inputs(length, form, heads=2, key=8, value=12):

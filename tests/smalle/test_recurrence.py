@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from smalle.linear_attention_smalle import chunk, naive, recurrence, running_sum, scan
+from smalle.linear_attention_smalle import chunk, chunk_exact, naive, recurrence, running_sum, scan
 
 torch.manual_seed(0)
 
@@ -17,6 +17,10 @@ def inputs(length, strength=1.0, dtype=torch.float32, heads=2, key=8, value=12):
 
 def relative(a, b):
     return float((a - b).norm() / b.norm())
+
+
+def close(got, wanted, limit):
+    return all(relative(a.double(), b.double()) < limit for a, b in zip(got, wanted, strict=True))
 
 
 @pytest.mark.parametrize("length", [1, 15, 64, 65, 200])
@@ -91,3 +95,36 @@ def test_no_step_leaves_the_state_as_it_is():
     for given, wanted in ((state.half(), state.half().float()), (None, torch.zeros_like(state))):
         out, last = recurrence(*now, given)
         assert out.shape == now[2].shape and last.dtype == torch.float32 and torch.equal(last, wanted)
+
+
+def mixed_inputs(length, form, dtype=torch.float32, heads=2, key=8, value=12):
+    """Decays between none and -30 a step, weak and strong ones mixed."""
+    torch.manual_seed(length)
+    shared = 1 if form == "head" else heads
+    q, k = torch.randn(2, 2, length, shared, key, dtype=dtype)
+    v = torch.randn(2, length, heads, value, dtype=dtype)
+    decay = -30 * torch.rand(2, length, heads, 1 if form == "head" else key, dtype=dtype) ** 8
+    bonus = torch.randn(heads, key, dtype=dtype) if form == "bonus" else None
+    return q, k, v, decay, torch.randn(2, heads, key, value, dtype=dtype), bonus
+
+
+@pytest.mark.parametrize("form", ["channel", "head", "bonus"])
+@pytest.mark.parametrize("length", [1, 2, 15, 64, 65, 200])
+def test_exact_recurrence_equals_naive(form, length):
+    arguments = mixed_inputs(length, form)
+    without = (*arguments[:4], None, arguments[5])
+    assert close(chunk_exact(*arguments), naive(*arguments), 2e-6)
+    assert close(chunk_exact(*without), naive(*without), 2e-6)
+    if form != "channel":
+        assert close(recurrence(*arguments[:5], bonus=arguments[5]), naive(*arguments), 2e-6)
+
+
+@pytest.mark.parametrize("form", ["channel", "head", "bonus"])
+def test_gradients_of_the_exact_recurrence_equal_those_of_naive_in_double_precision(form):
+    def gradients(function, dtype):
+        leaves = [None if x is None else x.to(dtype).requires_grad_() for x in mixed_inputs(70, form)]
+        out, last = function(*leaves)
+        (out.sum() + (last**2).sum()).backward()
+        return [leaf.grad for leaf in leaves if leaf is not None]
+
+    assert close(gradients(chunk_exact, torch.float32), gradients(naive, torch.float64), 1e-4)
