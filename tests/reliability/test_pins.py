@@ -1,7 +1,12 @@
 """The tested set: the same versions with and without digests, and downloads of fixed versions."""
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,3 +34,24 @@ def test_what_corpora_download_has_a_version_and_a_digest():
     assert len(packages) == 5
     for package, digest in packages:
         assert re.fullmatch(r"[\w-]+(@|==)\d+\.\d+\.\d+", package) and re.fullmatch(r"[0-9a-f]{64}", digest)
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="this system has no bash")
+@pytest.mark.parametrize(
+    "printed, code, failed, words",
+    [
+        ("Found 1 known vulnerability in 1 package\nnumpy 2.0 PYSEC-1 2.1", 1, True, "PYSEC-1"),
+        ("Found 2 known vulnerabilities in 1 package", 1, True, "Found 2"),
+        ("requests.exceptions.ConnectionError: no known vulnerabilities here", 1, False, "skipped"),
+        ("No known vulnerabilities found", 0, False, "of {pins} pinned versions"),
+        ("No known vulnerabilities found\n" + "x could not be audited: x (1)\n" * 1000, 0, False, "skipped"),
+    ],
+)
+def test_the_audit_fails_for_a_finding_alone(tmp_path, printed, code, failed, words):
+    """`pip-audit` is a program here that prints what it would."""
+    program = tmp_path / "audit"
+    program.write_text(f"#!/usr/bin/env bash\ncat <<'END'\n{printed}\nEND\nexit {code}\n")
+    program.chmod(0o755)
+    environment = {**os.environ, "AUDIT": str(program)}
+    done = subprocess.run(["bash", ROOT / ".ci" / "audit"], env=environment, capture_output=True, text=True)
+    assert done.returncode == failed and words.format(pins=len(pins("constraints.txt"))) in done.stdout
