@@ -78,15 +78,15 @@ class CheckpointEngine:
         Raises:
             ValueError: one of them cannot be read.
         """
-        import torch
-
         from ..checkpoint import check_checkpoint, default_checkpoint, load_checkpoint
         from ..text_tables_smalle import read_lexicon
 
-        torch.set_num_threads(1)  # several speeches at once share the cores
         self.lexicon = read_lexicon(lexicon) if lexicon else {}
         source = model or default_checkpoint()
         check_checkpoint(source)
+        import torch  # after the errors that need not wait for it
+
+        torch.set_num_threads(1)  # several speeches at once share the cores
         self.processor, self.model = load_checkpoint(source)
         self.name: str = pathlib.PurePath(source).name or "smalle"
         self.sampling_rate: int = self.processor.sampling_rate

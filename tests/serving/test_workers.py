@@ -22,7 +22,7 @@ from tests.serving.test_leaving import LONG, start  # noqa: E402
 COMMAND = sys.executable, "-m", "smalle", "serve", "--port", "0", "--workers", "2", "--streams", "1"
 
 
-def wait_for(condition, seconds=300):
+def wait_for(condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
