@@ -40,7 +40,7 @@ TESTS = {  # module: its functions (none: all) and the tests that have to notice
     "audio_smalle": ("", "test_sound_files.py test_recordings.py test_processing.py -k 'not batch and not saved'"),
     "cache_smalle": ("", "test_initial_state.py test_runtime.py -k 'state or rank or pending or fold'"),
     "generation_smalle": (SAMPLING, "test_generation.py"),
-    "linear_attention_smalle": (RECURRENCE, "test_recurrence.py", "test_mixers.py -k exact"),
+    "linear_attention_smalle": (RECURRENCE, "test_recurrence.py"),
     "saving_smalle": ("", "test_saving.py test_damaged_checkpoint.py"),
     "text_normalization_smalle": ("spell_digits _words spell_number _plural", "test_text.py"),
     "validation_smalle": ("", "test_wrong_input.py"),
