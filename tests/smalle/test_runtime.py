@@ -576,11 +576,3 @@ def test_the_sources_for_remote_code_are_those_of_the_library(tmp_path):
     subprocess.run([sys.executable, copied / "build.py"], check=True)
     written = (tmp_path / "native_smalle.py").read_text()
     assert written == Path(native_smalle.__file__).read_text(), "run python smalle/native/build.py"
-
-
-def test_a_wheel_can_build_the_library(tmp_path):
-    if not shutil.which("cc"):
-        pytest.skip("no C compiler is installed")
-    subprocess.run([sys.executable, ROOT / "smalle" / "native" / "build.py", tmp_path / "native"], check=True)
-    path = native_smalle.find_library(tmp_path / "native", native_smalle.NAME)
-    assert path is not None and native_smalle.open_library(path) is not None

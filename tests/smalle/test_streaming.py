@@ -331,7 +331,7 @@ def held():
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").is_file(), reason="only Linux says what a process holds")
-@pytest.mark.parametrize("runtime", ["torch", "native"])
+@pytest.mark.parametrize("runtime", [pytest.param("torch", marks=pytest.mark.slow), "native"])
 def test_a_process_holds_no_more_after_two_minutes_than_after_ten_seconds(processor, tiny_checkpoint, runtime):
     model = SmallEForTextToSpeech.from_pretrained(tiny_checkpoint).eval()
     model.step_runtime = runtime

@@ -4,10 +4,7 @@ import contextlib
 import copy
 import io
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,6 +17,7 @@ from smalle.train.data.prepare import encode_corpora
 from smalle.train.model.recipe import read_recipe
 from transformers import pipeline
 
+from benchmarks import finetuned_voice
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.cache_smalle import join_state
 from smalle.voices_smalle import Voice, load_voice
@@ -285,7 +283,7 @@ pathlib.Path(a.out).write_text(json.dumps({"summary": {}, "rows": rows}))
 """
 
 
-def test_one_command_tunes_and_compares(base, record, tmp_path):
+def test_one_command_tunes_and_compares(base, record, tmp_path, monkeypatch):
     corpus = tmp_path / "anna"
     corpus.mkdir()
     for index, text in enumerate([*TEXTS, "We came back.", "It was a long way.", "Nobody knew."]):
@@ -293,10 +291,7 @@ def test_one_command_tunes_and_compares(base, record, tmp_path):
         (corpus / f"{index:02}.txt").write_text(text)
     (tmp_path / "scorer.py").write_text(SCORER)
     (tmp_path / "lines.txt").write_text("A door.\nA room.\n")
-    program = pathlib.Path(__file__).parents[3] / "benchmarks" / "finetuned_voice.py"
     command = [
-        sys.executable,
-        program,
         corpus,
         base,
         tmp_path / "out",
@@ -316,8 +311,11 @@ def test_one_command_tunes_and_compares(base, record, tmp_path):
         "0.01",
         "--generate",
         "max_new_tokens=8",
+        "--threads",
+        "1",
     ]
-    subprocess.run(list(map(str, command)), check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    finetuned_voice.main(list(map(str, command)))
     table = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert [row.split("|")[1].strip() for row in table[2:]] == [
         "recordings",
