@@ -4,7 +4,7 @@
 
 Reads benchmarks/texts/paragraphs/*.txt, six kinds of 50 paragraphs: books (in the public domain), encyclopedic prose,
 e-mails, recipes, changelogs, posts of a forum. Each goes alone through `pipeline("text-to-speech")`. OUT keeps the
-recordings and goes on where it stopped.
+recordings and what was heard, and goes on where it stopped; a paragraph whose spelling has changed is spoken again.
 
 "ended": the model, or the rule after the last word, ended every piece; "length": within 30 % of what the letters of the
 spelled text say; WER: what the scorer heard against the text, both spelled out by the processor. Prints a table in
@@ -12,9 +12,8 @@ Markdown and appends its rows to benchmarks/results.jsonl.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,12 @@ from smalle.train.evaluation.word_errors import align, errors, words  # noqa: E4
 
 from benchmarks.timing import record, table  # noqa: E402
 from smalle.audio_smalle import write_wav  # noqa: E402
-from smalle.saving_smalle import write_json  # noqa: E402
+from smalle.saving_smalle import read_object, write_json  # noqa: E402
 from smalle.streaming_smalle import expected_frames  # noqa: E402
 
 TEXTS = Path(__file__).parent / "texts" / "paragraphs"
 TOLERANCE = 0.3  # of a length
+AT_ONCE = 25  # recordings that are heard before their words are kept
 COLUMNS = {
     "kind": "kind",
     "paragraphs": "paragraphs",
@@ -53,7 +53,7 @@ def read_paragraphs(every: int) -> Iterator[tuple[str, str]]:
 
 
 def speak(checkpoint: str, out: Path, paragraphs: list[tuple[str, str]], seed: int) -> None:
-    """Writes the recordings that are missing, and beside each what is known about it."""
+    """Writes the recordings that are missing or of another spelling, and beside each what is known about it."""
     speaker: Any = pipeline("text-to-speech", model=checkpoint)
     reasons, generate = [], speaker.model.generate
 
@@ -64,28 +64,39 @@ def speak(checkpoint: str, out: Path, paragraphs: list[tuple[str, str]], seed: i
 
     speaker.model.generate = recorded
     for name, text in paragraphs:
-        if not (out / f"{name}.json").is_file():
+        spoken, file = speaker.processor.spell_out(text), out / f"{name}.json"
+        if not file.is_file() or read_object(file)["text"] != spoken:
             torch.manual_seed(seed)
             speech = speaker(text)
             samples = write_wav(out / f"{name}.wav", speech["audio"], speech["sampling_rate"])
-            spoken = speaker.processor.spell_out(text)
             facts = {"text": spoken, "finish_reason": reasons[-1], "expected": expected_frames(spoken, 100) / 100}
-            write_json(out / f"{name}.json", {**facts, "seconds": round(samples / speech["sampling_rate"], 2)})
+            write_json(file, {**facts, "seconds": round(samples / speech["sampling_rate"], 2)})
 
 
-def measure(out: Path, names: list[str], arguments: argparse.Namespace, spell: Any) -> dict[str, dict]:
-    """What is known about each recording, with the words that were heard."""
-    facts = {name: json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in names}
-    manifest = write_manifest(out, [{"audio": f"{name}.wav", "text": facts[name]["text"]} for name in names])
-    if arguments.scorer:
-        scores = score(manifest, arguments.scorer, arguments.scorer_python)
-    else:
-        scores = recognize(manifest, arguments.asr)
-    for name, row in zip(names, scores["rows"], strict=True):
-        said, heard = (words(spell(text)) for text in (facts[name]["text"], row["heard"]))
-        facts[name] |= {"heard": row["heard"], "words": len(said), "errors": errors(align(said, heard))}
-    write_json(out / "heard.json", facts)
-    return facts
+def listen(out: Path, names: list[str], arguments: argparse.Namespace) -> None:
+    """Adds what the judge hears to what is known about recordings, so many at a time."""
+    for start in range(0, len(names), AT_ONCE):
+        part = {name: read_object(out / f"{name}.json") for name in names[start : start + AT_ONCE]}
+        part = {name: facts for name, facts in part.items() if "heard" not in facts}
+        if not part:
+            continue
+        manifest = write_manifest(out, [{"audio": f"{name}.wav", "text": part[name]["text"]} for name in part])
+        if arguments.scorer:
+            scores = score(manifest, arguments.scorer, arguments.scorer_python)
+        else:
+            scores = recognize(manifest, arguments.asr)
+        for (name, facts), row in zip(part.items(), scores["rows"], strict=True):
+            write_json(out / f"{name}.json", {**facts, "heard": row["heard"]})
+
+
+def measure(out: Path, names: list[str], spell: Callable[[str], str]) -> dict[str, dict]:
+    """What is known about each recording, with its word errors."""
+    every = {name: read_object(out / f"{name}.json") for name in names}
+    for facts in every.values():
+        said, heard = (words(spell(text)) for text in (facts["text"], facts["heard"]))
+        facts |= {"words": len(said), "errors": errors(align(said, heard))}
+    write_json(out / "heard.json", every)
+    return every
 
 
 def summary(kind: str, rows: list[dict]) -> dict:
@@ -119,7 +130,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     paragraphs = list(read_paragraphs(arguments.every))
     speak(arguments.checkpoint, arguments.out, paragraphs, arguments.seed)
     spell = AutoProcessor.from_pretrained(arguments.checkpoint).spell_out
-    facts = measure(arguments.out, [name for name, _ in paragraphs], arguments, spell)
+    names = [name for name, _ in paragraphs]
+    listen(arguments.out, names, arguments)
+    facts = measure(arguments.out, names, spell)
     kinds = sorted({name.split("-")[0] for name in facts})
     rows = [summary(kind, [row for name, row in facts.items() if name.startswith(kind)]) for kind in kinds]
     rows.append(summary("all", list(facts.values())))
