@@ -18,15 +18,16 @@ SANITIZERS = [
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
     "-g",
-    "-O1",
 ]
 
 
-def compile_fuzzer(program: Path) -> str:
-    """Compiles the fuzzer; the reason why that fails, or ""."""
+def compile_fuzzer(program: Path, optimization: str = "-O1") -> str:
+    """Compiles the fuzzer; the reason why that fails, or "". -O0 compiles it in a fourth of the time."""
     if not shutil.which("clang"):
         return "clang is not installed"
-    done = subprocess.run(["clang", *SANITIZERS, SOURCE, "-o", program, "-lm"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["clang", *SANITIZERS, optimization, SOURCE, "-o", program, "-lm"], capture_output=True, text=True
+    )
     return done.stderr
 
 
