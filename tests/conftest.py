@@ -19,6 +19,14 @@ if os.environ.get("CI"):
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"  # programs that tests start
 
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A test that chooses a number of threads leaves one to the next."""
+    yield
+    torch.set_num_threads(1)
+
+
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
     "Pack my box with five dozen liquor jugs, please!",
