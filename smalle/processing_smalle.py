@@ -1,5 +1,6 @@
 """The processor: texts and voices to model inputs, recordings to training batches, codes to audio."""
 
+import copy
 import functools
 import os
 import re
@@ -33,10 +34,10 @@ from .saving_smalle import (
     source_options,
 )
 from .streaming_smalle import MAX_CHARACTERS, PARAGRAPH, TextToSpeechStreamer, split_text
-from .text_normalization_smalle import name_emoji, normalize
-from .text_tables_smalle import Lexicon, respell
+from .text_normalization_smalle import normalize
+from .text_tables_smalle import Lexicon, name_emoji, respell
 from .validation_smalle import INTEGERS, as_tensor
-from .voices_smalle import Voice, load_voice, save_voice
+from .voices_smalle import ConvertingCodec, Voice, VoiceConverter, load_voice, save_voice
 
 WORD = re.compile(r"\w+(?:['-]\w+)*")
 ENCODEC = "encodec"  # EnCodec of the Hub and no folder of the checkpoint
@@ -130,6 +131,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             belongs to it; None if unknown.
         clones_by_reference: whether a recording to clone is cleaned (`clean_recording`) and then a reference of the
             speaker encoder alone, with or without a transcript; else a transcript makes it a prompt to continue.
+        converter: folder of the `VoiceConverter` in the checkpoint, which `prepare_voice` needs; None: there is none.
     """
 
     _auto_class: Any = "AutoProcessor"
@@ -145,9 +147,13 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         sampling_rate: int = 24000,
         codec_id: str | None = None,
         clones_by_reference: bool = False,
+        converter: str | None = None,
     ):
         super().__init__(tokenizer)
-        check_processor_settings(codec, voices, default_voice, sampling_rate, codec_id, clones_by_reference)
+        check_processor_settings(
+            codec, voices, default_voice, sampling_rate, codec_id, clones_by_reference, converter
+        )
+        self.converter_name = converter
         self.codec_name, self.codec_id, self.sampling_rate = codec, codec_id, sampling_rate
         self.clones_by_reference = clones_by_reference
         self.voices = list(voices or [])
@@ -155,6 +161,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         self._source_options: dict[str, Any] = {}
         self._loaded_voices: dict[str, Voice] = {}
         self._codec = None
+        self._converter: VoiceConverter | None = None
         self.default_voice = default_voice
 
     @classmethod
@@ -177,10 +184,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             "default_voice": self.default_voice,
             "sampling_rate": self.sampling_rate,
             "clones_by_reference": self.clones_by_reference,
+            "converter": self.converter_name,
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_codec": None}  # a codec cannot be pickled; it is loaded again
+        return {**self.__dict__, "_codec": None, "_converter": None}  # a codec cannot be pickled; they are loaded again
 
     # --- codec and voices
 
@@ -211,6 +219,41 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         self._codec, self.codec_id = codec, codec.identity
         if not self._codec_inside:
             self.codec_name = "codec"
+
+    @property
+    def converter(self) -> VoiceConverter:
+        """The converter of voices, loaded on first use. Raises ValueError where the checkpoint has none."""
+        if self._converter is None:
+            if self.converter_name is None or self.source is None:
+                raise ValueError("This checkpoint has no voice converter: take the recording as audio= of a call.")
+            options = dict(self._source_options)
+            folder = os.path.join(options.pop("subfolder", ""), self.converter_name)
+            with errors_name_the_file(self.source, os.path.join(folder, "config.json"), options):
+                self._converter = VoiceConverter.from_pretrained(self.source, subfolder=folder, **options)
+        return self._converter
+
+    def prepare_voice(self, audio: Any, sampling_rate: float | None = None, steps: int = 60) -> Voice:
+        """The `Voice` of a person, from a recording of 5 to 10 s, without a transcript: about 15 s of one core.
+
+        The text is read by the default voice, and a converter makes the person's speech of it. Give the result as
+        `voice` to the call, to `stream()` or `save_voice`, and to `decode()`.
+
+        Args:
+            audio, sampling_rate: as in `__call__`.
+            steps: of tuning the converter to the recording; 0: a voice at once, which is less like the person's.
+
+        Raises ValueError for what is no recording of speech, and where the checkpoint has no converter.
+        """
+        base, converter = self.get_voice(self.default_voice), self.converter
+        waveform = torch.from_numpy(self.clean_recording(audio, sampling_rate))
+        with FewThreads():
+            return base._replace(conversion=converter.prepare(waveform, steps))
+
+    def decoder(self, voice: Voice) -> Any:
+        """What decodes codes of a voice: the codec, or with a `conversion` one whose speech is converted."""
+        if voice.conversion is None:
+            return self.codec
+        return ConvertingCodec(self.codec, self.converter, voice.conversion)
 
     @property
     def default_voice(self) -> str | None:
@@ -501,19 +544,22 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     # --- audio
 
     @torch.no_grad()
-    def decode(self, codes: Any, **kwargs) -> list[Tensor]:
-        """Waveforms (L,) float32 on the CPU of codes (B, T, Q) or (T, Q), which are negative after the end of a row."""
+    def decode(self, codes: Any, voice: VoiceNames = None, **kwargs) -> list[Tensor]:
+        """Waveforms (L,) float32 on the CPU of codes (B, T, Q) or (T, Q), which are negative after the end of a row.
+
+        voice: that of the call, if it is a prepared one (`prepare_voice`); one, or one for each row.
+        """
         codes = as_tensor("codes", codes)
         if codes.ndim not in (2, 3) or codes.dtype not in INTEGERS:
             raise ValueError(
                 f"codes are {codes.dtype} of shape {tuple(codes.shape)}: expected integers (batch, frames, codebooks), "
                 "the sequences of generate()."
             )
-        waves = []
-        for row in codes[None] if codes.ndim == 2 else codes:
+        rows, waves = codes[None] if codes.ndim == 2 else codes, []
+        for row, of in zip(rows, self.prompts(len(rows), voice)):
             row = row[(row >= 0).all(-1)]
             with FewThreads():  # by decode_chunk, so that the samples equal those of a stream
-                wave = self.codec.decode_chunk(row.T[None], last=True)[0][0] if len(row) else torch.zeros(0)
+                wave = self.decoder(of).decode_chunk(row.T[None], last=True)[0][0] if len(row) else torch.zeros(0)
             waves.append(wave.float().cpu())
         return waves
 
@@ -650,6 +696,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     ) -> list[str]:
         """Also saves the voices and, if it is a folder of the checkpoint, the codec."""
         codec = self.codec if self._codec_inside and (self._codec or self.source) else None
+        converter = self.converter if self.converter_name and self.source else None
         voices = {name: self.get_voice(name) for name in self.voices}  # before `save_directory` could replace them
         files = super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
         folder = Path(save_directory, "voices")
@@ -660,4 +707,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if codec is not None:
             with readable_weights(save_directory):
                 codec.save_pretrained(os.path.join(save_directory, self.codec_name))
+        if converter is not None:
+            with readable_weights(save_directory):
+                copy.deepcopy(converter).half().save_pretrained(os.path.join(save_directory, self.converter_name))
         return files

@@ -21,8 +21,7 @@ from ..reading.markup import Segment
 from ..reading.markup import parse as parse_text
 from ..reading.soundfiles import format_of, write_sound
 from ..saving_smalle import write_text
-from ..text_normalization_smalle import expected_frames
-from ..text_tables_smalle import read_lexicon
+from ..text_tables_smalle import expected_frames, read_lexicon
 from .voice_options import add_voice_arguments, check_voice_arguments
 
 PLAYERS = (  # commands that play a wav from standard input

@@ -18,8 +18,8 @@ from ..checkpoint import default_checkpoint
 from ..native_smalle import VocosDecoder, bits64, block_sizes, mersenne_twister
 from ..reading.markup import Segment
 from ..saving_smalle import check_positive, check_processor_settings, check_settings, read_object
-from ..text_normalization_smalle import normalize, split_text
-from ..text_tables_smalle import MAX_CHARACTERS, PARAGRAPH
+from ..text_normalization_smalle import normalize
+from ..text_tables_smalle import MAX_CHARACTERS, PARAGRAPH, split_text
 from .model import EOS, SPECIALS, Model, Sampling, State, Steps, delay
 from .tensors import Voice, check_files, errors_name, read_config, read_voice, read_weights
 
