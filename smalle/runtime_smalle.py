@@ -33,12 +33,11 @@ from .native_smalle import (
     RMS_NORM,
     SMALL,
     Sampler,
-    Text,
     embed_codes,
     encode_speaker,
     load_library,
     position_table,
-    rotary_tables,
+    read_text,
     speaker_names,
     step_names,
     step_of,
@@ -133,9 +132,10 @@ def encode_text(
 
 
 @FewThreads()
-def encode_speakers(model: Any, recordings: list[Tensor]) -> Tensor:
-    """Speaker embeddings (B, D) of recordings (P, Q), undelayed codes, by the runtime of the model."""
-    weights = native_weights(model)
+def encode_speakers(model: Any, recordings: list[Tensor], unchanged: bool = False) -> Tensor:
+    """Speaker embeddings (B, D) of recordings (P, Q), undelayed codes, by the runtime of the model. unchanged: see
+    `native_weights`."""
+    weights = native_weights(model, unchanged)
     if weights is None or not model.config.speaker_layers:  # which refuses recordings
         padded = pad_sequence(recordings, batch_first=True, padding_value=-1)
         return model.model.encode_speaker(padded.clamp(min=0), padded[..., 0] != -1)
@@ -170,6 +170,9 @@ class TorchSteps:
         """codes (B, 1, Q), mask (B, 1), False in rows that have ended -> logits (B, 1, Q, V), alignments (B, 1, N)."""
         out = self._forward(self.model, codes, mask, self.alignments)
         return out.logits, out.attentions[-1] if self.alignments else None
+
+    def keep(self) -> None:
+        """Has further steps leave the tensors of `state` alone."""
 
     def read(self, codes: Tensor, mask: Tensor) -> None:
         """Reads a prompt: codes (B, T, Q), mask (B, T), False on padding."""
@@ -316,19 +319,13 @@ class NativeWeights:
     def encode_text(self, model: Any, input_ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Tensors of a `SmallEState`, by name, of a text (B, N) and its mask."""
         config, tokens = model.config, input_ids.shape[1]
-        x, mask = model.model.text_embedding(input_ids).contiguous(), mask.contiguous()
-        keys, values = torch.empty_like(x), torch.empty_like(x)
-        tables = rotary_tables(np.arange(tokens), config.rotary_size, config.rope_theta)
-        cosines, sines = map(torch.from_numpy, tables)
-        sizes: dict[str, Any] = dict(tokens=tokens, hidden=config.hidden_size, heads=config.num_attention_heads)
-        sizes |= dict(layers=config.text_layers, turned=config.rotary_size, eps=config.norm_eps)
-        same: dict[str, Any] = dict(weights=self.text, cosines=cosines, sines=sines)
-        same["scratch"] = self.memory.tensor(working_memory(config, tokens, tokens))
-        for row in range(len(x)):
-            tensors = pointers(x=x[row], mask=mask[row], keys=keys[row], values=values[row], **same)
-            self.library.smalle_text(ctypes.byref(Text(**sizes, **tensors)))
-        positions = torch.from_numpy(position_table(mask.numpy(), config.position_size, config.position_theta))
-        return {"text_keys": keys, "text_values": values, "positions": positions}
+        scratch = self.memory.tensor(working_memory(config, tokens, tokens)).numpy()
+        encoder, places = (self.library, config, config.text_layers, self.text.data_ptr()), mask.numpy()
+        texts = zip(model.model.text_embedding(input_ids).numpy(), places)
+        keys, values = zip(*(read_text(*encoder, x, row, scratch) for x, row in texts))
+        positions = position_table(places, config.position_size, config.position_theta)
+        parts = {"text_keys": np.stack(keys), "text_values": np.stack(values), "positions": positions}
+        return {name: torch.from_numpy(x) for name, x in parts.items()}
 
 
 # --- states
@@ -448,17 +445,12 @@ class NativeSteps(TorchSteps):
         self.owns_states = self.state.recurrent is None
         self.state = first_state(self.state, config)
         self.room = min(x.room() for x in self.state.recurrent) if self.pending else -1
-        given = list(self.state.recurrent) if not self.pending else [x for part in self.state.recurrent for x in part]
-        kept = set(range(0, len(given), len(PendingUpdates._fields))) if self.pending and not self.owns_states else ()
-        copies = iter(memory.like([x for n, x in enumerate(given) if n not in kept]))
-        tensors = [x.contiguous() if n in kept else next(copies).copy_(x) for n, x in enumerate(given)]
+        places = self._copy_states()
         tokens = self.state.text_mask.shape[1]
         self.logits = torch.empty(rows, config.num_codebooks, config.audio_vocab_size)
         self.alignment = torch.empty(rows, size, tokens)
         self.embedding = self.model.model.audio_embedding.weight.detach().contiguous()
         self.scratch = memory.tensor(working_memory(config, rows * size, tokens))
-        places = [x.data_ptr() for x in tensors]
-        self._set_states(tensors)
         if self.pending:
             self.bands = memory.like([x.state for x in self.state.recurrent], torch.int16)
             places[:: len(PendingUpdates._fields)] = [x.data_ptr() for x in self.bands]
@@ -470,12 +462,27 @@ class NativeSteps(TorchSteps):
         addresses = pointers(**used) | {"states": ctypes.addressof(self.places)}
         self.step = step_of(config, rows, tokens, addresses, self.pending)
 
-    def _set_states(self, tensors):
-        """Makes `state` one of these tensors, those of the blocks one after the other."""
-        if self.pending:
-            size = len(PendingUpdates._fields)
-            tensors = [PendingUpdates(*tensors[n : n + size]) for n in range(0, len(tensors), size)]
-        self.state = replace(self.state, recurrent=tuple(tensors))
+    def _copy_states(self):
+        """Makes `state` a copy, but for large states with pending updates that are not owned, which `_fold` copies.
+        Returns the addresses of its tensors, those of the blocks one after the other."""
+        size = len(PendingUpdates._fields) if self.pending else 1
+        given = [x for part in self.state.recurrent for x in (part if self.pending else (part,))]
+        kept = range(0, len(given), size) if self.pending and not self.owns_states else ()
+        copies = iter(self.weights.memory.like([x for n, x in enumerate(given) if n not in kept]))
+        tensors = [x.contiguous() if n in kept else next(copies).copy_(x) for n, x in enumerate(given)]
+        blocks = zip(*(tensors[n::size] for n in range(size)))
+        recurrent = tuple(PendingUpdates(*block) if self.pending else block[0] for block in blocks)
+        self.state = replace(self.state, recurrent=recurrent)
+        return [x.data_ptr() for x in tensors]
+
+    @FewThreads()
+    def keep(self) -> None:
+        if self.step is None:
+            return
+        self.owns_states = False
+        for n, place in enumerate(self._copy_states()):
+            if not self.pending or n % len(PendingUpdates._fields):  # the first are bands
+                self.places[n] = place
 
     def _fold(self):
         """Adds the pending updates to the states: the first time to copies, for those were given."""

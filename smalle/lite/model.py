@@ -14,14 +14,13 @@ from ..native_smalle import (
     SMALL,
     Names,
     Sampler,
-    Text,
     address,
     aligned,
     embed_codes,
     encode_speaker,
     load_library,
     position_table,
-    rotary_tables,
+    read_text,
     speaker_names,
     step_names,
     step_of,
@@ -212,25 +211,12 @@ class Model:
         texts[0, tokens - len(ids) :], mask[0, tokens - len(ids) :] = ids, 1
         if guided:
             texts[1, -2:], mask[1, -2:] = (config.bos_token_id, config.eos_token_id), 1
-        keys, values = (np.empty((rows, tokens, config.hidden_size), np.float32) for _ in range(2))
-        for row in range(rows):
-            self._encode(texts[row], mask[row], keys[row], values[row])
-            if speaker is not None:
-                values[row] += speaker if prompted or row == 0 else 0 * speaker
+        encoder = self.library, config, config.text_layers, self.text.ctypes.data
+        keys, values = map(np.stack, zip(*(read_text(*encoder, *row) for row in zip(self.text_embedding[texts], mask))))
+        if speaker is not None:
+            values += np.stack((speaker, speaker * prompted))[:rows, None]
         positions = position_table(mask, config.position_size, config.position_theta)
         return State(keys, values, positions, mask, self._zeros(rows))
-
-    def _encode(self, ids, mask, keys, values):
-        """Writes keys and values (N, D) of a text (N,)."""
-        config, tokens = self.config, len(ids)
-        cosines, sines = rotary_tables(np.arange(tokens), config.rotary_size, config.rope_theta)
-        scratch = aligned(working_memory(config, tokens, tokens), np.uint8)
-        arrays = dict(x=self.text_embedding[ids], mask=mask, cosines=cosines, sines=sines, keys=keys, values=values)
-        arrays |= dict(weights=self.text, scratch=scratch)
-        sizes = dict(tokens=tokens, hidden=config.hidden_size, heads=config.num_attention_heads, eps=config.norm_eps)
-        sizes |= dict(layers=config.text_layers, turned=config.rotary_size)
-        text = Text(**sizes, **{name: array.ctypes.data for name, array in arrays.items()})
-        self.library.smalle_text(ctypes.byref(text))
 
     def _zeros(self, rows: int) -> tuple[np.ndarray, ...]:
         config = self.config

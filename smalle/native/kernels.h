@@ -12,6 +12,8 @@ are multiplied) and WIDTH (floats in a vector register). */
 #define exponential NAME(exponential)
 #define silu NAME(silu)
 #define softplus_of_minus NAME(softplus_of_minus)
+#define ordered NAME(ordered)
+#define highest NAME(highest)
 #define log_sigmoid NAME(log_sigmoid)
 #define add_rows NAME(add_rows)
 #define dot NAME(dot)
@@ -36,7 +38,6 @@ are multiplied) and WIDTH (floats in a vector register). */
 #define read_text NAME(read_text)
 #define fold NAME(fold)
 #define all_bands NAME(all_bands)
-#define ordered NAME(ordered)
 #define largest NAME(largest)
 #define token_of NAME(token_of)
 #define draw NAME(draw)
@@ -75,6 +76,23 @@ static inline float softplus_of_minus(float x) {
     p = p * s2 + 0.2f;
     p = p * s2 + 0.3333333333f;
     return 2 * s * (1 + s2 * p);
+}
+
+/* A number as an integer, which has the same order: a compiler finds the largest of integers in vectors */
+static inline int32_t ordered(float x) {
+    int32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits ^ (bits >> 31 & 0x7fffffff);
+}
+
+/* The largest of numbers, or of their magnitudes, as `ordered` ones */
+static inline int32_t highest(const float *x, int count, int magnitudes) {
+    int32_t peak = INT32_MIN;
+    for (int i = 0; i < count; i++) {
+        int32_t one = ordered(magnitudes ? fabsf(x[i]) : x[i]);
+        peak = one > peak ? one : peak;
+    }
+    return peak;
 }
 
 static inline float log_sigmoid(float x) { return least(x, 0) - softplus_of_minus(fabsf(x)); }
@@ -130,8 +148,9 @@ static struct input quantised(const float *x, int count, int size, char **scratc
             const float *from = x + (size_t)m * size + b * BLOCK;
             int8_t *to = input.bits + (size_t)m * wide + b * BLOCK;
             int here = size - b * BLOCK < BLOCK ? size - b * BLOCK : BLOCK, sum = 0;
-            float peak = 0;
-            for (int i = 0; i < here; i++) peak = most(peak, fabsf(from[i]));
+            int32_t bits = highest(from, here, 1);
+            float peak;
+            memcpy(&peak, &bits, 4);
             float scale = peak ? 127 / peak : 0;
             for (int i = 0; i < here; i++) to[i] = (int8_t)rintf(least(most(from[i] * scale, -127), 127)); /* or NaN */
             memset(to + here, 0, BLOCK - here);
@@ -239,11 +258,12 @@ static void multiply(const char **at, struct input x, int count, float *y, int s
             floats sums[TILE][PARTS];
             int left = count - m;
             const float *values = x.values + (size_t)m * in;
-            here = left >= TILE ? TILE : left > 1 && eight ? 2 : 1; /* counts that the compiler knows, so that sums */
-            if (eight && here == 1) eight_bits(1, w, b, x, in, m, sums); /* stay in registers */
+            here = left >= TILE ? TILE : left > 1 ? 2 : 1; /* which the compiler knows: sums stay in registers */
+            if (eight && here == 1) eight_bits(1, w, b, x, in, m, sums);
             else if (eight && here == 2) eight_bits(2, w, b, x, in, m, sums);
             else if (eight) eight_bits(TILE, w, b, x, in, m, sums);
             else if (here == 1) single(1, w, b, values, in, sums);
+            else if (here == 2) single(2, w, b, values, in, sums);
             else single(TILE, w, b, values, in, sums);
             for (int i = 0; i < here; i++) {
                 float *to = y + (size_t)(m + i) * stride + n;
@@ -528,13 +548,6 @@ static void all_bands(int heads, int keys, int values, const float *state, uint3
             write_bands(bands, state, state + values, i, keys, values);
 }
 
-/* A number as an integer: they have the same order */
-static inline int32_t ordered(float x) {
-    int32_t bits;
-    memcpy(&bits, &x, 4);
-    return bits ^ (bits >> 31 & 0x7fffffff);
-}
-
 /* The k-th largest of numbers, as `ordered` ones, found bit by bit */
 static int32_t largest(const float *x, int count, int k) {
     int32_t found = INT32_MIN;
@@ -550,9 +563,8 @@ static int32_t largest(const float *x, int count, int k) {
 /* The next token of a codebook from its scores (V), of which only the top_k count: as `draw` of generation_smalle.py,
    whose exponentially distributed numbers these random bits (V) are; null: the likeliest token */
 static int token_of(const float *scores, const int64_t *random, int vocabulary, int top_k, float temperature) {
-    int32_t peak = INT32_MIN, low = INT32_MIN;
+    int32_t peak = highest(scores, vocabulary, 0), low = INT32_MIN;
     int best = 0;
-    for (int v = 0; v < vocabulary; v++) peak = ordered(scores[v]) > peak ? ordered(scores[v]) : peak;
     while (ordered(scores[best]) != peak) best++;
     if (!random) return best;
     float likeliest = scores[best], first = -1;

@@ -358,19 +358,38 @@ def limit_speaker(embedding: np.ndarray, config: Any) -> np.ndarray:
     return embedding if distance <= furthest else center + (embedding - center) * np.float32(typical / distance)
 
 
+def read_text(
+    library: ctypes.CDLL,
+    config: Any,
+    layers: int,
+    weights: int,
+    x: np.ndarray,
+    mask: np.ndarray,
+    scratch: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values (N, D) of a text of embeddings x (N, D), zeros on most of the padding before it; mask (N,).
+
+    layers: of its encoder, whose packed weights stand at the address `weights`.
+    """
+    begin = int(mask.argmax()) // 64 * 64  # sums over tokens are then added up in the same order, whatever the padding
+    x, mask, keys, values = x[begin:].copy(), mask[begin:].astype(np.uint8), np.zeros_like(x), np.zeros_like(x)
+    cosines, sines = rotary_tables(np.arange(begin, begin + len(x)), config.rotary_size, config.rope_theta)
+    scratch = aligned(working_memory(config, len(x), len(x)), np.uint8) if scratch is None else scratch
+    sizes: dict[str, Any] = dict(tokens=len(x), hidden=config.hidden_size, heads=config.num_attention_heads)
+    sizes |= dict(layers=layers, turned=config.rotary_size, eps=config.norm_eps, weights=weights)
+    arrays = dict(x=x, mask=mask, cosines=cosines, sines=sines, keys=keys[begin:], values=values[begin:])
+    addresses = {name: array.ctypes.data for name, array in (arrays | {"scratch": scratch}).items()}
+    library.smalle_text(ctypes.byref(Text(**sizes, **addresses)))
+    return keys, values
+
+
 def encode_speaker(library: ctypes.CDLL, config: Any, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The speaker embedding (D,) of a recording's embedded frames x (P, D), zeros of none. weights: of `speaker_names`,
     packed in single precision."""
-    frames, out = len(x), np.zeros_like(x)
-    if not frames:
+    if not len(x):
         return np.zeros(config.hidden_size, np.float32)
-    cosines, sines = rotary_tables(np.arange(frames), config.rotary_size, config.rope_theta)
-    arrays = dict(weights=weights, x=x.copy(), mask=np.ones(frames, np.uint8), cosines=cosines, sines=sines)
-    arrays |= dict(keys=out, values=np.empty_like(x), scratch=aligned(working_memory(config, frames, frames), np.uint8))
-    sizes = dict(tokens=frames, hidden=config.hidden_size, heads=config.num_attention_heads, eps=config.norm_eps)
-    sizes |= dict(layers=config.speaker_layers, turned=config.rotary_size)
-    library.smalle_text(ctypes.byref(Text(**sizes, **{name: array.ctypes.data for name, array in arrays.items()})))
-    return limit_speaker(out.mean(0), config)
+    frames, _ = read_text(library, config, config.speaker_layers, weights.ctypes.data, x, np.ones(len(x), np.uint8))
+    return limit_speaker(frames.mean(0), config)
 
 
 # --- the decoder of a codec: Vocos, with a refiner of latents before it
