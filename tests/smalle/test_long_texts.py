@@ -81,6 +81,13 @@ def test_without_an_alignment_only_the_time_is_watched():
     assert finish([None] * 10).finish == "stop" and finish([None] * 999).finish == "too_long"
 
 
+def test_a_reading_is_stopped_at_the_frame_that_is_too_much():
+    back = finish(STEADY[:100] + [STEADY[99] - 5] * 50)
+    assert back.finish == "looped" and back.frames == 100 + 0.1 * 50
+    long = finish([None] * 999, first=2, last=20)
+    assert long.frames == (0.5 * 19 + 2) * 50
+
+
 # Pieces
 
 
