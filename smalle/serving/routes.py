@@ -112,9 +112,16 @@ def add_speech(router: APIRouter, service: SpeechService) -> None:
         check_model(body.model, service.engine.name)
         check_speech(body, service.settings.max_characters)
         voice = service.find_voice(body.voice if isinstance(body.voice, str) else body.voice.id)
-        words, kind = bool(body.timestamp_granularities), MEDIA_TYPES[body.response_format]
-        options = {"speed": body.speed, "seed": body.seed, "word_times": words, "streamed": body.stream}
-        parts = service.speak(body.input, voice, body.response_format, **options)
+        kind = MEDIA_TYPES[body.response_format]
+        parts = service.speak(
+            body.input,
+            voice,
+            body.response_format,
+            speed=body.speed,
+            seed=body.seed,
+            word_times=bool(body.timestamp_granularities),
+            streamed=body.stream,
+        )
         if not body.stream and body.stream_format == "audio":
             return Response(await unless_the_client_leaves(request, joined(parts)), media_type=kind)
         stream = following(await unless_the_client_leaves(request, anext(parts)), parts)

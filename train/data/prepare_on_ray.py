@@ -4,6 +4,7 @@ All machines need the corpora, the codec and the output under the same paths.
 """
 
 import argparse
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -28,12 +29,13 @@ def write_shards(shards: dict[str, float], arguments: argparse.Namespace) -> Ite
 
     A shard of a worker that dies is written again by another.
     """
-    ray.init(ignore_reinit_error=True, logging_level="warning")
+    ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    worker: Any = Worker  # Ray makes one in each process, which its annotations do not know
     gpus = int(arguments.device.startswith("cuda"))
     rows = [{"name": name, "hours": hours} for name, hours in shards.items()]
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        Worker,
+        worker,
         fn_constructor_args=(with_absolute_paths(arguments),),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(rows)),
         num_cpus=1 - gpus,
