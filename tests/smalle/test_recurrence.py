@@ -27,8 +27,9 @@ def close(got, wanted, limit):
 @pytest.mark.parametrize("strength", [0.05, 1.0, 8.0])
 def test_chunked_equals_naive_with_its_final_state(length, strength):
     q, k, v, decay, state = inputs(length, strength)
-    for got, wanted in zip(chunk(q, k, v, decay, state), naive(q, k, v, decay, state)):
-        assert relative(got, wanted) < 1e-5
+    assert close(chunk(q, k, v, decay, state), naive(q, k, v, decay, state), 1e-5)
+    with torch.no_grad():  # sums in place
+        assert close(chunk(q, k, v, decay, state), naive(q, k, v, decay, state), 1e-5)
 
 
 def test_two_halves_with_state_equal_the_whole():
@@ -78,6 +79,14 @@ def test_gradients_in_half_precision_are_near_those_of_float64(heads):
 
     for got, wanted in zip(gradients(chunk, torch.float32, True), gradients(naive, torch.float64, False)):
         assert relative(got.double(), wanted) < 0.02
+
+
+def test_autocast_halves_the_precision_of_single_precision_alone():
+    single, (*double, state) = inputs(70), inputs(70, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, exact = chunk(*single), chunk(*double, state.double())
+    assert close(half, naive(*single), 0.02) and not close(half, naive(*single), 1e-4)
+    assert close(exact, naive(*double, state.double()), 1e-9)
 
 
 def test_sums_one_after_the_other_equal_those_all_at_once():
