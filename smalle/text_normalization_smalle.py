@@ -890,10 +890,10 @@ def spell_out(text: str, markup: bool = False) -> str:
     return text
 
 
-def normalize(text: str, known: Collection[str]) -> str:
+def normalize(text: str, known: Collection[str], name: str = "text") -> str:
     """A text spelled out and ended by a mark; characters that are not `known`, in lower case, become spaces.
 
-    Letters and digits that have no reading in English are named by a warning.
+    Letters and digits that have no reading in English are named by a warning, in which the text is called `name`.
     """
     text = text.strip()
     spelled = spell_out(text + "." if text and text[-1].isalnum() else text, markup=True)
@@ -901,7 +901,8 @@ def normalize(text: str, known: Collection[str]) -> str:
     left_out = sorted(filter(str.isalnum, unknown))
     if left_out:
         warnings.warn(
-            f"Not spoken, for they have no reading in English: {' '.join(left_out[:20])}",
+            f"{name}: {' '.join(left_out[:20])} are not spoken, for they have no reading in English. Write them in "
+            "Latin letters, or give a lexicon.",
             stacklevel=2,
         )
     spelled = " ".join(spelled.translate(dict.fromkeys(map(ord, unknown), " ")).split())

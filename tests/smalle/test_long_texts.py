@@ -5,6 +5,7 @@ import logging
 import pathlib
 
 import pytest
+import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.alignment_smalle import Reading
+from smalle.cli import main as cli
 from smalle.configuration_smalle import AUDIO_EOS
 from smalle.voices_smalle import Voice
 
@@ -187,14 +189,17 @@ def test_a_long_text_and_a_short_one_are_spoken_whole(checkpoint):
     assert all(0 < word["end"] - word["start"] < 1.2 for word in words)
 
 
-def test_the_pipeline_speaks_a_long_text_as_streams_do(checkpoint):
+def test_every_door_speaks_the_same(checkpoint, tmp_path):
     processor, model = checkpoint
-    text = LONG[:143]
-    torch.manual_seed(5)
-    audio = pipeline("text-to-speech", model=str(CHECKPOINT))(text)["audio"].squeeze()
-    torch.manual_seed(5)
-    stream = torch.cat(list(processor.stream(model, text, max_retries=2)))
-    assert torch.allclose(torch.as_tensor(audio), stream, atol=1e-4) and 6 < len(stream) / 24000 < 12
+    text, way = f"On May 5 & 6, 2026: {LONG[:110]}", dict(seed=5, max_retries=2)
+    (generated,) = processor.decode(model.generate(**processor(text), **way))
+    piped = pipeline("text-to-speech", model=str(CHECKPOINT))(text, generate_kwargs=way)["audio"].squeeze()
+    streamed = torch.cat(list(processor.stream(model, text, **way)))
+    assert cli.main(["say", text, "--model", str(CHECKPOINT), "--seed", "5", "-o", str(tmp_path / "a.wav")]) == 0
+    said, _ = soundfile.read(tmp_path / "a.wav", dtype="float32")
+    assert 6 < len(said) / 24000 < 14
+    for wave in piped, streamed, said:
+        torch.testing.assert_close(torch.as_tensor(wave), generated, atol=1e-4, rtol=0)
 
 
 @pytest.fixture

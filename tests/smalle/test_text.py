@@ -399,8 +399,16 @@ def test_emoji_are_named_on_demand():
 
 
 def test_letters_without_a_reading_are_named_by_a_warning():
-    with pytest.warns(UserWarning, match="\u4f60"):
+    with pytest.warns(UserWarning, match=r"^text: \u4f60 are not spoken.*Write them in Latin letters"):
         assert normalize("snow \u4f60", KNOWN) == "snow."
+
+
+def test_a_warning_names_the_text_once(processor):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        processor(["It was a dog.", "It was \u4f60.\n\n" + "It was a dog. " * 20])
+    (warning,) = caught
+    assert str(warning.message).startswith("text[1]: \u4f60 are not spoken")
 
 
 NUMBERS = (
@@ -523,8 +531,8 @@ def chosen(characters):
     ],
     ids=["prose", "signs", "digits", "capitals", "unicode"],
 )
-@pytest.mark.filterwarnings("ignore:Not spoken")
+@pytest.mark.filterwarnings("ignore:text")
 def test_a_megabyte_takes_seconds(text):
     begun = time.process_time()
     normalize(text, KNOWN)
-    assert time.process_time() - begun < 2.5  # 0.5 to 1.2 on a busy core, a quarter of what a megabyte takes
+    assert time.process_time() - begun < 4  # 0.5 to 1.2 on a core of its own, twice that on a crowded one

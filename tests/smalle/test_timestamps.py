@@ -150,6 +150,9 @@ def test_timestamps_with_a_transcript_for_each_text(processor, record, tmp_path)
     for asked in ({}, {"normalize_text": False}):
         inputs = processor(texts, audio=waves, audio_text=said, sampling_rate=24000, **asked)
         maps = torch.rand(2, 9, inputs["input_ids"].shape[1], generator=torch.Generator().manual_seed(0))
+        with pytest.raises(ValueError, match="same text and voice"):  # padding is never read
+            processor.timestamps(maps, texts, audio_text=said, **asked)
+        maps *= inputs["attention_mask"][:, None]
         both = processor.timestamps(maps, texts, audio_text=said, **asked)
         for row in range(2):
             kept = maps[row][:, inputs["attention_mask"][row].bool()]
