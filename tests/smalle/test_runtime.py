@@ -130,6 +130,18 @@ def test_the_text_is_the_models(native):
             torch.testing.assert_close(getattr(state, name), tensor, atol=1e-4, rtol=1e-4)
 
 
+def test_padding_before_a_text_changes_nothing(native):
+    ids, mask = torch.zeros(2, 150, dtype=torch.long), torch.zeros(2, 150, dtype=torch.long)
+    ids[:, 60:], mask[0, 60:], mask[1, 146:] = TEXT.tile(23)[:, :90], 1, 1
+    state = encode_text(native, ids, mask)
+    for row, start in enumerate((60, 146)):
+        alone = encode_text(native, ids[row : row + 1, start:])
+        for name in ("text_keys", "text_values", "positions"):
+            padded = getattr(state, name)[row, start:]
+            torch.testing.assert_close(padded, getattr(alone, name)[0], atol=1e-4, rtol=1e-4)
+    assert all(x.isfinite().all() for x in (state.text_keys, state.text_values))
+
+
 def test_tokens_may_be_of_any_integer_type(native):
     states = [encode_text(native, TEXT.to(kind)) for kind in (torch.int64, torch.int32)]
     assert torch.equal(*(state.text_keys for state in states))
@@ -154,6 +166,17 @@ def test_states_are_values_that_later_steps_leave_alone(native):
     first, second = native.generate(**options), native.generate(**options)
     assert torch.equal(first, second)
     assert all(map(torch.equal, before, tensors_of(part.cache.model)))
+
+
+def test_the_states_of_a_stream_are_values(native):
+    options = dict(input_ids=TEXT, seed=3, temperature=5.0, top_k=0, max_new_tokens=40, min_new_tokens=40)
+    states, copies = [], []
+    for chunk in native.stream(**options, chunk_frames=7):
+        states.append(tensors_of(chunk.cache.model))
+        copies.append([tensor.clone() for tensor in states[-1]])
+    assert all(map(torch.equal, sum(states, []), sum(copies, [])))
+    going_on = native.generate(cache=chunk.cache, seed=4, max_new_tokens=9)
+    assert torch.equal(native.generate(cache=chunk.cache, seed=4, max_new_tokens=9), going_on)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, MAX_PENDING + 1])
