@@ -369,6 +369,7 @@ INVENTED = {
     "A ∩ B = ∅, ∀x": "A intersection B equals the empty set, for all x.",
     "Ηello, wоrld, Δt": "Hello, world, delta t.",
     "Thanks <3 ok :D now": "Thanks ok now.",
+    "every 1.x version": "every one point x version.",
 }
 ALL = {**SPOKEN, **FAULTS, **PROSE, **INVENTED}
 
