@@ -130,7 +130,7 @@ def test_clients_that_leave_free_their_replicas(url):
     seconds = time.monotonic() - begun
     for _ in range(2):
         with pytest.raises(ConnectionError, match="left"):
-            speech(url, LONG * 20, started=leave)
+            speech(url, LONG * 15, started=leave)
     begun = time.monotonic()
     speech(url, "Hello.")
     assert time.monotonic() - begun < 5 * seconds  # not after one of the long texts
