@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from smalle.audio_smalle import MAX_SAMPLES, load_waveform, pcm16, streaming_wav_header, write_wav
+from smalle.audio_smalle import MAX_SAMPLES, load_waveform, pcm16, speech_level, streaming_wav_header, write_wav
 
 
 def test_samples_beyond_full_scale_are_clipped_and_do_not_wrap():
@@ -42,3 +42,9 @@ def test_a_header_that_claims_gigabytes_is_refused_before_anything_is_allocated(
     header = struct.pack("<4sI8sI16s4sI", b"RIFF", size + 36, b"WAVEfmt ", 16, kind, b"data", size)
     with pytest.raises(ValueError, match="too long|nothing|shape|cannot be read"):
         load_waveform(header, None, 24000)
+
+
+def test_the_level_of_speech_is_that_of_its_loud_frames():
+    loud = 0.1 * np.random.default_rng(0).normal(size=24000)
+    level, depth = speech_level(np.concatenate((loud, 0.001 * loud)))
+    assert abs(level + 20) < 0.1 and 59 < depth < 63  # dB; the mean of both halves is 3 lower
