@@ -311,9 +311,17 @@ def check_default_voice(name: Any, voices: Sequence[str]) -> None:
 
 
 def check_processor_settings(
-    codec: Any, voices: Any, default_voice: Any, sampling_rate: Any, codec_id: Any, clones_by_reference: Any
+    codec: Any,
+    voices: Any,
+    default_voice: Any,
+    sampling_rate: Any,
+    codec_id: Any,
+    clones_by_reference: Any,
+    converter: Any,
 ) -> None:
     """ValueError for a value that `SmallEProcessor` does not take."""
+    if converter is not None:
+        check_file_name(converter, f"converter={converter!r}")
     for part in codec.split("/", 1) if isinstance(codec, str) else [codec]:
         check_file_name(part, f"A part of codec={codec!r}")
     if not isinstance(voices, (list, tuple, type(None))):

@@ -174,9 +174,7 @@ class TextToSpeechStreamer:
         start = begun / self.model.config.frame_rate
         return [{**word, "start": word["start"] + start, "end": word["end"] + start} for word in words]
 
-    def _decode(
-        self, chunks: Generator[tuple[Tensor, list[dict[str, Any]]]], voice: Voice
-    ) -> Generator[TimedSpeech]:
+    def _decode(self, chunks: Generator[tuple[Tensor, list[dict[str, Any]]]], voice: Voice) -> Generator[TimedSpeech]:
         """Yields the speech of chunks of codes (T, Q) and words, in a voice."""
         codec, state = self.processor.decoder(voice), None
         codes = torch.zeros(0, codec.num_codebooks, dtype=torch.long)
