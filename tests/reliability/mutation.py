@@ -44,7 +44,7 @@ TESTS = {  # module: its functions (none: all) and the tests that have to notice
     "audio_smalle": (
         "",
         "test_sound_files.py",
-        "test_processing.py -k 'clone or channels or long_recording or prompt_is_refused or form'",
+        "test_processing.py -k 'clone or channels or long_recording or refused or form'",
         "test_recordings.py",
     ),
     "cache_smalle": (
@@ -61,6 +61,7 @@ TESTS = {  # module: its functions (none: all) and the tests that have to notice
         "",
         "test_wrong_input.py -k 'voice_file or parts_of_a_voice or another_codec'",
         "test_speaker.py -k joined",
+        "test_initial_state.py -k voice_may",
         "test_processing.py -k voice",
     ),
 }
