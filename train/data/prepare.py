@@ -276,7 +276,7 @@ def on_ray() -> Callable[[dict[str, float], argparse.Namespace], Iterator[float]
         from .prepare_on_ray import write_shards
     except ModuleNotFoundError as error:
         raise ValueError(f"--engine ray needs the package {error.name}: run pip install 'smalle[ray]'.") from error
-    return write_shards
+    return functools.partial(write_shards, ShardWriter)
 
 
 def finish(out: pathlib.Path, shards: dict[str, float], codec: str) -> None:
