@@ -145,7 +145,8 @@ PITCH_BINS = 40
 SPEAKER_SIZE, SPEAKER_MELS, SPEAKER_WINDOW = 256, 40, 160  # the speaker encoder's embedding, mel bands and frames
 MEAN_CEPSTRA, DEVIATION_CEPSTRA = 20, 10  # of the average frame of a recording, which tell its channel
 BLOCK_FRAMES = 8  # of the codec's, which are converted at once
-LEARNING_RATE = 1e-3  # of tuning
+TUNING_STEPS = 50  # to a recording: about 12 s of a core
+LEARNING_RATE = 1e-3
 LOUD_RANGE = 4.5  # nepers below the loudest frame: speech
 
 
@@ -329,17 +330,17 @@ class VoiceConverter(PreTrainedModel):
         condition = self.condition(torch.cat((4 * self.embed_speaker(frames), channel, moments))[None])
         return self.inputs(content, f0), mel, condition, torch.stack((log_f0.median(), log_f0.std().clamp(max=0.35)))
 
-    def prepare(self, waveform: Tensor, steps: int = 40, seed: int = 0) -> dict[str, Tensor]:
+    def prepare(self, waveform: Tensor, steps: int | None = None, seed: int = 0) -> dict[str, Tensor]:
         """The `conversion` of a `Voice`, tuned to a clean recording (L,) of 5 to 10 s at the codec's sampling rate.
 
-        A step takes about 0.25 s of a core; 0 steps: the speaker as the network guesses it. Raises ValueError for a
-        recording without voiced sound.
+        steps: TUNING_STEPS by default; 0: the speaker as the network guesses it. Raises ValueError for a recording
+        without voiced sound.
         """
         with torch.no_grad():
             inputs, mel, condition, pitch = self.examine(waveform)
             network = self.conditioned(condition)
             speaker = self.embed_speaker(mel.reshape(-1, self.codec_config.num_mels))
-        self._tune(network, inputs, mel, speaker, steps, seed)
+        self._tune(network, inputs, mel, speaker, TUNING_STEPS if steps is None else steps, seed)
         parameters = {f"network.{name}": tensor.detach().half() for name, tensor in network.state_dict().items()}
         return {**parameters, "pitch": pitch}
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import register_dataclass
 
+from .alignment_smalle import Reading
+
 # --- States of the models
 
 
@@ -100,6 +102,57 @@ class PendingUpdates(NamedTuple):
         """How many updates can still be added: a key of zeros wrote nothing and may be dropped."""
         empty = (self.keys == 0).transpose(0, 2).flatten(1).all(1)
         return int(empty.long().cumprod(0).sum())
+
+
+# --- The state of generate()
+
+
+@dataclass
+class GenerationState:
+    """Where generate() stopped; `generate(cache=)` goes on from it. A value, never changed in place.
+
+    B rows of speech; with guidance B unconditional rows stand behind them, G·B in all.
+
+    model: the model's state, G·B rows.
+    grid (G·B, W, Q): the last delayed steps; the model has not read the newest yet.
+    forced (G·B, F, Q): coming steps as far as a prompt determines them, else UNKNOWN.
+    remaining (B,): steps until a row is complete: 0 when finished, -1 before its end is known.
+    history (B, H, Q): steps before the grid, for repetition penalties.
+    readings: how far each of B rows has read its text.
+    alignments, scores: (B, N) and (B, Q, V) of the steps whose frames are not complete.
+    """
+
+    model: Any
+    grid: Tensor
+    forced: Tensor
+    remaining: Tensor
+    history: Tensor
+    readings: tuple[Reading, ...]
+    alignments: tuple[Tensor, ...] = ()
+    scores: tuple[Tensor, ...] = ()
+
+    @property
+    def guided(self) -> bool:
+        """Whether there are unconditional rows."""
+        return len(self.grid) > len(self.remaining)
+
+    def select(self, rows: Tensor) -> "GenerationState":
+        """The state of these rows (B',), each of 0..B-1 any number of times."""
+        every = torch.cat((rows, rows + len(self.remaining))) if self.guided else rows
+        return GenerationState(
+            self.model.map(lambda x: x[every]),
+            self.grid[every],
+            self.forced[every],
+            self.remaining[rows],
+            self.history[rows],
+            tuple(self.readings[row] for row in rows.tolist()),
+            tuple(x[rows] for x in self.alignments),
+            tuple(x[rows] for x in self.scores),
+        )
+
+    def __getitem__(self, row: int) -> "GenerationState":
+        """The state of one row; pipelines of transformers before 5.24 index every output."""
+        return self.select(torch.tensor([row]))
 
 
 # --- A voice as the recurrent state in which speech begins, without a prompt (initial-state tuning, as in Lina-Speech)

@@ -198,8 +198,14 @@ def mel_filters(n_fft: int, num_mels: int, sampling_rate: int, device: torch.dev
 def mel_magnitudes(waveform: Tensor, n_fft: int, hop_length: int, num_mels: int, sampling_rate: int) -> Tensor:
     """Mel magnitudes (B, L // hop_length, num_mels) of a waveform (B, L) with silence around it."""
     pad = (n_fft - hop_length) // 2
-    frames = F.pad(waveform, (pad, pad)).unfold(1, n_fft, hop_length) * hann_window(n_fft, waveform.device)
-    return torch.fft.rfft(frames).abs() @ mel_filters(n_fft, num_mels, sampling_rate, waveform.device).T
+    return mel_of_windows(F.pad(waveform, (pad, pad)).unfold(1, n_fft, hop_length), num_mels, sampling_rate)
+
+
+def mel_of_windows(windows: Tensor, num_mels: int, sampling_rate: int) -> Tensor:
+    """Mel magnitudes (B, T, num_mels) of windows (B, T, n_fft) of a waveform."""
+    n_fft = windows.shape[2]
+    frames = windows * hann_window(n_fft, windows.device)
+    return torch.fft.rfft(frames).abs() @ mel_filters(n_fft, num_mels, sampling_rate, windows.device).T
 
 
 LOUD_QUANTILE = 0.97  # of a mel band's frames: how loud the band is
@@ -300,6 +306,11 @@ class MelAnalysis(nn.Module):
         """Latents (B, latent_size, T), float32, of features."""
         return F.linear((features - self.mean.float()) / self.scale.float(), self.projection.float()).transpose(1, 2)
 
+    def restore(self, latents: Tensor) -> Tensor:
+        """Features (B, T, feature_size) whose latents (B, latent_size, T) are, without what the projection drops."""
+        inverse = torch.linalg.pinv(self.projection.float())
+        return F.linear(latents.transpose(1, 2), inverse) * self.scale.float() + self.mean.float()
+
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Latents (B, latent_size, T), float32, of a waveform (B, T * hop_length) with `lengths` (B,) samples.
 
@@ -348,6 +359,30 @@ class ResidualQuantizer(nn.Module):
         return torch.stack(vectors).sum(0).transpose(1, 2)
 
 
+class FrameNetwork(nn.Module):
+    """ConvNeXt blocks over frames, each of which looks ahead by one frame; of a whole sequence or chunk by chunk."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, intermediate: int, layers: int, kernel: int = 7):
+        super().__init__()
+        self.embed = ChunkedConv1d(inputs, size, kernel, lookahead=1)
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(size, intermediate, kernel, 1 / layers, lookahead=1) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(size, eps=1e-6)
+        self.out = nn.Linear(size, outputs)
+
+    def apply_blocks(
+        self, x: Tensor, states: ConvolutionStates = (), last: bool = True
+    ) -> tuple[Tensor, ConvolutionStates]:
+        """x (B, inputs, T) -> (B, outputs, T') float32 of the frames that are complete, and the state for the next
+        chunk; `last`: no chunk will follow."""
+        states_now = list(states or (None,) * (1 + len(self.blocks)))
+        _, x, states_now[0] = self.embed(x.to(self.embed.weight.dtype), states_now[0], last)
+        for n, block in enumerate(self.blocks, 1):
+            x, states_now[n] = block(x, None, states_now[n], last)
+        return self.out(self.norm(x.transpose(1, 2))).transpose(1, 2).float(), tuple(states_now)
+
+
 @dataclass
 class RefinerState:
     """State of a refiner, a value: pass it on to continue.
@@ -359,8 +394,8 @@ class RefinerState:
     convolutions: ConvolutionStates
 
 
-class LatentRefiner(nn.Module):
-    """Estimates latents before quantization from quantized ones, by ConvNeXt blocks that look ahead by one frame each.
+class LatentRefiner(FrameNetwork):
+    """Estimates latents before quantization from quantized ones.
 
     Buffers: latent_scale, the standard deviation of quantized latents; rest_scale, that of the quantization error.
     """
@@ -369,29 +404,18 @@ class LatentRefiner(nn.Module):
     rest_scale: Tensor
 
     def __init__(self, config: SmallECodecConfig):
-        super().__init__()
-        size, layers, kernel = config.refiner_hidden_size, config.refiner_num_layers, config.refiner_kernel_size
+        size, kernel = config.refiner_hidden_size, config.refiner_kernel_size
+        latents, layers = config.latent_size, config.refiner_num_layers
+        super().__init__(latents, latents, size, config.refiner_intermediate_size, layers, kernel)
         self.register_buffer("latent_scale", torch.ones(config.latent_size))
         self.register_buffer("rest_scale", torch.ones(config.latent_size))
-        self.embed = ChunkedConv1d(config.latent_size, size, kernel, lookahead=1)
-        self.blocks = nn.ModuleList(
-            ConvNeXtBlock(size, config.refiner_intermediate_size, kernel, 1 / layers, lookahead=1)
-            for _ in range(layers)
-        )
-        self.norm = nn.LayerNorm(size, eps=1e-6)
-        self.out = nn.Linear(size, config.latent_size)
 
     def rest(
         self, latents: Tensor, state: ConvolutionStates = (), last: bool = True
     ) -> tuple[Tensor, ConvolutionStates]:
         """Quantization error of latents (B, D, T) in units of rest_scale, of the frames (B, D, T') that are complete;
         and the states of the convolutions."""
-        states = list(state or (None,) * (1 + len(self.blocks)))
-        x = (latents / self.latent_scale.float()[:, None]).to(self.embed.weight.dtype)
-        _, x, states[0] = self.embed(x, states[0], last)
-        for n, block in enumerate(self.blocks, 1):
-            x, states[n] = block(x, None, states[n], last)
-        return self.out(self.norm(x.transpose(1, 2))).transpose(1, 2).float(), tuple(states)
+        return self.apply_blocks(latents / self.latent_scale.float()[:, None], state, last)
 
     def forward(
         self, latents: Tensor, state: RefinerState | None = None, last: bool = True

@@ -17,7 +17,9 @@ from transformers.generation import LogitsProcessorList, MaxTimeCriteria, Stoppi
 from transformers.utils import ModelOutput, logging
 
 from .alignment_smalle import MAX_UNREAD, SHARP, STOPPED, Reading, monotonicity, token_positions
+from .cache_smalle import GenerationState
 from .configuration_smalle import AUDIO_BOS, AUDIO_EOS, AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
+from .native_smalle import Sampler
 from .runtime_smalle import NativeSteps, encode_speakers, encode_text, start_steps
 from .saving_smalle import REPLACED, check_settings
 from .validation_smalle import (
@@ -135,7 +137,7 @@ def force_tails(logits: Tensor, remaining: Tensor) -> Tensor:
     return torch.where(ended[..., None], only_eos, logits)
 
 
-def check_state(state: "GenerationState", config: Any, output_alignments: bool):
+def check_state(state: GenerationState, config: Any, output_alignments: bool):
     """ValueError where a call goes on with what the earlier one did not begin."""
     steps = state.grid.shape[1] - 1
     begun = {
@@ -148,55 +150,7 @@ def check_state(state: "GenerationState", config: Any, output_alignments: bool):
         raise ValueError(f"{', '.join(missing)}: not set in the call that returned `cache`; set it there as well.")
 
 
-# What generate() returns, and the state in which it stopped.
-
-
-@dataclass
-class GenerationState:
-    """Where generate() stopped; `generate(cache=)` goes on from it. A value, never changed in place.
-
-    B rows of speech; with guidance B unconditional rows stand behind them, G·B in all.
-
-    model: the model's state, G·B rows.
-    grid (G·B, W, Q): the last delayed steps; the model has not read the newest yet.
-    forced (G·B, F, Q): coming steps as far as a prompt determines them, else UNKNOWN.
-    remaining (B,): steps until a row is complete: 0 when finished, -1 before its end is known.
-    history (B, H, Q): steps before the grid, for repetition penalties.
-    readings: how far each of B rows has read its text.
-    alignments, scores: (B, N) and (B, Q, V) of the steps whose frames are not complete.
-    """
-
-    model: Any
-    grid: Tensor
-    forced: Tensor
-    remaining: Tensor
-    history: Tensor
-    readings: tuple[Reading, ...]
-    alignments: tuple[Tensor, ...] = ()
-    scores: tuple[Tensor, ...] = ()
-
-    @property
-    def guided(self) -> bool:
-        """Whether there are unconditional rows."""
-        return len(self.grid) > len(self.remaining)
-
-    def select(self, rows: Tensor) -> "GenerationState":
-        """The state of these rows (B',), each of 0..B-1 any number of times."""
-        every = torch.cat((rows, rows + len(self.remaining))) if self.guided else rows
-        return GenerationState(
-            self.model.map(lambda x: x[every]),
-            self.grid[every],
-            self.forced[every],
-            self.remaining[rows],
-            self.history[rows],
-            tuple(self.readings[row] for row in rows.tolist()),
-            tuple(x[rows] for x in self.alignments),
-            tuple(x[rows] for x in self.scores),
-        )
-
-    def __getitem__(self, row: int) -> "GenerationState":
-        """The state of one row; pipelines of transformers before 5.24 index every output."""
-        return self.select(torch.tensor([row]))
+# What generate() returns.
 
 
 @dataclass
@@ -266,7 +220,7 @@ def best_rows(scores: Tensor, candidates: int, kept: int) -> Tensor:
 
 
 class DecodingLoop:
-    """Writes step after step from a `GenerationState`.
+    """Writes step after step from a `GenerationState`. Arguments: see `SmallEGenerationMixin._call`.
 
     window: delayed steps (G·B, Q), those of the state's grid and the new ones. alignments, scores: (B, N) and
     (B, Q, V) of the steps since the window's first. num_active: rows whose end is not known yet. unfinished: whether
@@ -277,56 +231,93 @@ class DecodingLoop:
         self,
         model: "SmallEGenerationMixin",
         state: GenerationState,
-        processors: Any,
-        criteria: StoppingCriteriaList,
-        config: Any,
+        logits_processor: Any,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: Any,
+        progress: Callable[[int], Any] | None,
         generator: torch.Generator | None,
         output_alignments: bool,
     ):
+        config = generation_config
         self.watches = model.config.architecture == "small-e" and model.config.cross_attention == "paca"
         self.steps = start_steps(model, state.model, output_alignments or self.watches, unchanged=True)
-        self.start, self.config, self.generator, self.output_alignments = state, config, generator, output_alignments
-        self.processors, self.criteria = processors, criteria
+        self.config, self.generator, self.output_alignments = config, generator, output_alignments
+        self.processors, self.criteria, self.progress = logits_processor, stopping_criteria, progress
         self.num_codebooks, self.batch = model.config.num_codebooks, len(state.remaining)
         self.settings = sampling_settings(config, self.num_codebooks)
         self.scale = config.guidance_scale if state.guided else None
         shape = 2, self.num_codebooks, model.config.audio_vocab_size
-        self.banned = torch.zeros(shape, dtype=torch.bool, device=state.grid.device)  # while a row may end, may not
+        self.banned = torch.zeros(shape, dtype=torch.bool, device=state.grid.device)  # while a row may not end, may
         self.banned[..., [AUDIO_PAD, AUDIO_BOS, AUDIO_EOS]] = True
-        self.banned[0, 0, AUDIO_EOS] = False  # ends the row; codebook q follows q steps later, see `force_tails`
-        simple = all((x.top_p, x.min_p, x.repetition_penalty) == (1, 0, 1) for x in self.settings)
-        self.fast = simple and not processors and not config.output_scores
-        self.window, self.forced = list(state.grid.unbind(1)), state.forced
-        self.alignments, self.scores = list(state.alignments), list(state.scores)
-        self.readings, self.frame_rate = list(state.readings), model.config.frame_rate
+        self.banned[1, 0, AUDIO_EOS] = False  # ends the row; codebook q follows q steps later, see `force_tails`
+        self.sample = self._sampling(model.config, state.model.text_mask[: self.batch])
         self.token_positions = token_positions(state.model.text_mask[: self.batch])
-        self._set_remaining(state.remaining)
+        self.readings, self.frame_rate = list(state.readings), model.config.frame_rate
+        self.steps_before = 0  # the window
+        self._set_window(state)
+        self._set_remaining(state.remaining.tolist())
 
-    def step(self):
+    def _set_window(self, state: GenerationState):
+        self.start, self.window, self.forced = state, list(state.grid.unbind(1)), state.forced
+        self.alignments, self.scores = list(state.alignments), list(state.scores)
+
+    @torch.no_grad()
+    def run(self, frames: int) -> "SmallEGenerateOutput":
+        """Writes the next frames, at most so many."""
+        while self.unfinished and len(self.window) < frames + self.num_codebooks:
+            self._step()
+            if self.progress is not None:
+                self.progress(self.num_active)
+        return self._output()
+
+    def go_on(self, output: "SmallEGenerateOutput"):
+        """Begins a new window behind an output, whose state further steps leave alone."""
+        assert output.cache is not None
+        self.steps.keep()
+        self.steps_before += max(0, len(self.window) - self.num_codebooks)
+        self._set_window(output.cache)
+
+    @property
+    def may_end(self) -> bool:
+        """Whether there are `min_new_tokens` frames."""
+        return self.steps_before + len(self.window) > self.config.min_new_tokens
+
+    def _sampling(self, config: SmallEConfig, mask: Tensor) -> Callable | None:
+        """A step by the library, which draws the tokens, too; None where PyTorch has to draw them."""
+        simple = all((x.top_p, x.min_p, x.repetition_penalty) == (1, 0, 1) for x in self.settings)
+        if not simple or self.processors or self.config.output_scores or not isinstance(self.steps, NativeSteps):
+            return None
+        top_k, temperature = [int(x.top_k) for x in self.settings], [x.temperature for x in self.settings]
+        sampler = Sampler(self.steps.library, config, mask.numpy(), top_k, temperature, self.scale)
+        return functools.partial(self.steps.sample, sampler, self.generator)
+
+    def _step(self):
         """Writes one step."""
-        logits, alignment = self.steps(self.window[-1][:, None], self.mask)
-        tokens = self._next_tokens(logits).repeat(1 + self.start.guided, 1)
+        codes, may_end = self.window[-1], self.may_end
+        positions: list = [None] * self.batch
+        if self.sample is not None:
+            tokens, alignment, positions = self.sample(codes, may_end, self.remaining)
+        else:
+            logits, alignment = self.steps(codes[:, None], self.mask)
+            tokens = self._next_tokens(logits, may_end).repeat(1 + self.start.guided, 1)
+            if self.watches:
+                positions = (alignment[: self.batch, -1].float() * self.token_positions).sum(1).tolist()
         if self.forced.shape[1]:
             tokens = torch.where(self.forced[:, 0] == UNKNOWN, tokens, self.forced[:, 0])
             self.forced = self.forced[:, 1:]
         self.window.append(tokens)
         if self.output_alignments:
-            self.alignments.append(alignment[: self.batch, -1])
-        positions: list = [None] * self.batch
-        if self.watches:
-            positions = (alignment[: self.batch, -1].float() * self.token_positions).sum(1).tolist()
-            if len(self.window) == 2:
-                self._check_prompts(alignment[:, -1], positions)
-        self._update_remaining(tokens[: self.batch, 0], positions)
+            self.alignments.append(alignment[: self.batch, -1].clone())
+        if self.watches and len(self.window) == 2:
+            self._check_prompts(alignment[:, -1], positions)
+        self._update_remaining(tokens[: self.batch, 0].tolist(), positions)
 
-    def _next_tokens(self, logits: Tensor) -> Tensor:
+    def _next_tokens(self, logits: Tensor, may_end: bool) -> Tensor:
         """Tokens (B, Q) of logits (G·B, 1, Q, V)."""
-        banned = self.banned[int(len(self.window) <= self.config.min_new_tokens)]
-        if self.fast and self.num_active == self.batch and isinstance(self.steps, NativeSteps):
-            return self.steps.draw(self.scale, banned, self.settings, self.generator)
-        logits = self._process(guide(logits[:, -1].float(), self.scale)).masked_fill(banned, -torch.inf)
+        logits = self._process(guide(logits[:, -1].float(), self.scale))
+        logits = logits.masked_fill(self.banned[int(may_end)], -torch.inf)
         if self.num_active < self.batch:
-            logits = force_tails(logits, self.remaining)
+            logits = force_tails(logits, torch.tensor(self.remaining, device=logits.device))
         tokens, scores = draw(logits, self.settings, self.generator)
         if self.config.output_scores:
             self.scores.append(torch.stack(scores, 1))
@@ -349,23 +340,18 @@ class DecodingLoop:
         new = [step[: self.batch, 0] for step in self.window[1:]]
         return torch.stack(new, 1) if new else self.window[0].new_zeros(self.batch, 0)
 
-    def _update_remaining(self, first: Tensor, positions: list[float | None]):
+    def _update_remaining(self, first: list[int], positions: list[float | None]):
         """Counts down the rows that have ended: by the newest tokens (B,) of the first codebook, a criterion, or where
         they read (B,)."""
-        remaining, tokens = self.remaining, first.tolist()
-        if self.num_active < self.batch or AUDIO_EOS in tokens:
-            ends = (remaining < 0) & (first == AUDIO_EOS)
-            remaining = torch.where(remaining > 0, remaining - 1, remaining)
-            remaining = torch.where(ends, self.num_codebooks - 1, remaining)
         stopped = [False] * self.batch
         if self.criteria:
             stopped = self.criteria(self._first_codebook(), tuple(x[:, 0] for x in self.scores) or None).tolist()
-        self._follow(tokens, stopped, positions)
-        stopped = [reading.finish not in ("", "stop") for reading in self.readings]
-        if any(stopped):
-            stop = (remaining < 0) & torch.tensor(stopped, device=remaining.device)
-            remaining = torch.where(stop, self.num_codebooks, remaining)  # AUDIO_EOS comes next
-        if remaining is not self.remaining:
+        self._follow(first, stopped, positions)
+        remaining = [max(0, steps - 1) if steps >= 0 else steps for steps in self.remaining]
+        for row, (steps, reading) in enumerate(zip(self.remaining, self.readings)):
+            if steps < 0 and reading.finish:  # AUDIO_EOS came, or comes next
+                remaining[row] = self.num_codebooks - (first[row] == AUDIO_EOS)
+        if remaining != self.remaining:
             self._set_remaining(remaining)
 
     def _check_prompts(self, alignment: Tensor, positions: list[float]):
@@ -380,7 +366,7 @@ class DecodingLoop:
 
     def _follow(self, tokens: list[int], stopped: list[bool], positions: list[float | None]):
         """Follows the readings of the rows whose end is not known yet by one frame."""
-        may_stop = len(self.window) > self.config.min_new_tokens
+        may_stop = self.may_end
         for row, reading in enumerate(self.readings):
             if reading.finish:
                 continue
@@ -391,23 +377,22 @@ class DecodingLoop:
                 reading = reading._replace(finish="criteria") if stopped[row] else reading
             self.readings[row] = reading
 
-    def _set_remaining(self, remaining: Tensor):
-        unfinished = remaining != 0
-        self.remaining, self.unfinished = remaining, bool(unfinished.any())
-        self.num_active = int((remaining < 0).sum())
-        self.mask = unfinished.repeat(1 + self.start.guided)[:, None]
+    def _set_remaining(self, remaining: list[int]):
+        self.remaining, self.unfinished, self.num_active = remaining, any(remaining), sum(x < 0 for x in remaining)
+        unfinished = [x != 0 for x in remaining] * (1 + self.start.guided)
+        self.mask = torch.tensor(unfinished, device=self.banned.device)[:, None]
 
-    def state(self) -> GenerationState:
+    def _state(self) -> GenerationState:
         """Where the loop stands."""
         pending = max(0, len(self.window) - self.num_codebooks)  # the first step whose frame is not complete
         done = [step[: self.batch] for step in self.window[:pending]]
         history = torch.cat((self.start.history, *(step[:, None] for step in done)), 1)[:, -REPETITION_WINDOW:]
         grid = torch.stack(self.window[-self.num_codebooks :], 1)
         unfinished = tuple(self.alignments[pending:]), tuple(self.scores[pending:])
-        readings = tuple(self.readings)
-        return GenerationState(self.steps.state, grid, self.forced, self.remaining, history, readings, *unfinished)
+        readings, remaining = tuple(self.readings), torch.tensor(self.remaining, device=grid.device)
+        return GenerationState(self.steps.state, grid, self.forced, remaining, history, readings, *unfinished)
 
-    def output(self) -> SmallEGenerateOutput:
+    def _output(self) -> SmallEGenerateOutput:
         """The complete frames, undelayed, each row up to its end."""
         grid = torch.stack([step[: self.batch] for step in self.window], 1)
         codes, ended = undelay(grid), grid[:, 1:, 0] == AUDIO_EOS
@@ -415,7 +400,7 @@ class DecodingLoop:
         longest = int(lengths.max())
         inside = torch.arange(longest, device=grid.device) < lengths[:, None]
         codes = codes[:, :longest].masked_fill(~inside[..., None], NO_CODE)
-        reasons, state = [reading.finish or None for reading in self.readings], self.state()
+        reasons, state = [reading.finish or None for reading in self.readings], self._state()
         output = SmallEGenerateOutput(sequences=codes, lengths=lengths, cache=state, finish_reason=reasons)
         if self.output_alignments:
             empty = torch.zeros(len(grid), 0, state.model.text_mask.shape[1], device=grid.device)
@@ -664,7 +649,7 @@ class SmallEGenerationMixin(GenerationMixin):
     def _call(
         self, config: Any, processors: Any, criteria: Any, progress: Any, seed: Any, output_alignments: bool
     ) -> dict[str, Any]:
-        """The arguments of `_sample`, beside the state, in one call of generate() or stream()."""
+        """The arguments of `DecodingLoop` in one call of generate() or stream()."""
         check_callables("logits_processor", processors)
         check_callables("stopping_criteria", criteria)
         return {
@@ -712,7 +697,7 @@ class SmallEGenerationMixin(GenerationMixin):
         """Of so many candidates of each text the most monotonic ones."""
         if candidates > 1:
             state = state.select(torch.arange(len(state.remaining), device=self.device).repeat_interleave(candidates))
-        output = self._sample(state, **call)
+        output = DecodingLoop(self, state, **call).run(call["generation_config"].max_new_tokens)
         if output.alignments is None or candidates == 1 or call["generation_config"].best_of == 1:
             return output
         scores = monotonicity(output.alignments, output.lengths, state.model.text_mask[: len(output.lengths)])
@@ -794,20 +779,19 @@ class SmallEGenerationMixin(GenerationMixin):
         self, state: GenerationState, call: dict[str, Any], sizes: Iterator[int], piece: Piece | None = None
     ) -> Iterator[SmallEGenerateOutput]:
         """Speech from a state, in chunks."""
-        config = copy.copy(call["generation_config"])
-        left = config.max_new_tokens
+        loop, left = DecodingLoop(self, state, **call), call["generation_config"].max_new_tokens
+        del state
         while left > 0:
-            config.max_new_tokens = min(next(sizes), left)
-            left -= config.max_new_tokens
-            output = self._sample(state, **{**call, "generation_config": config})
-            config.min_new_tokens = max(0, config.min_new_tokens - config.max_new_tokens)
-            assert output.cache is not None
-            state = output.cache
-            if left == 0 or not state.remaining.any():
+            frames = min(next(sizes), left)
+            left -= frames
+            output = loop.run(frames)
+            if left == 0 or not loop.unfinished:
                 output.finish_reason = [reason or "length" for reason in output.finish_reason]
                 warn(output.finish_reason, piece)
                 left = 0
             yield output
+            if left > 0:
+                loop.go_on(output)
 
     @torch.no_grad()
     def encode_speaker(self, speaker_codes: Tensor, speaker_attention_mask: Tensor | None = None) -> Tensor:
@@ -823,7 +807,7 @@ class SmallEGenerationMixin(GenerationMixin):
             ValueError: these are no recordings, or the model has no speaker encoder.
         """
         recordings = self._recordings(len(speaker_codes), speaker_codes, speaker_attention_mask, "speaker")
-        return self._encode_speakers(recordings)
+        return encode_speakers(self, recordings)
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
@@ -849,30 +833,11 @@ class SmallEGenerationMixin(GenerationMixin):
         return config, {}
 
     def _get_stopping_criteria(self, generation_config: Any, stopping_criteria: Any) -> StoppingCriteriaList:
-        """max_time and the caller's criteria alone, as `_sample` itself ends rows and counts frames."""
+        """max_time and the caller's criteria alone, as `DecodingLoop` itself ends rows and counts frames."""
         criteria = StoppingCriteriaList(stopping_criteria or [])
         if generation_config.max_time is not None:
             criteria.append(MaxTimeCriteria(generation_config.max_time))
         return criteria
-
-    @torch.no_grad()
-    def _sample(
-        self,
-        state: GenerationState,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: Any,
-        progress: Callable[[int], Any] | None = None,
-        **options: Any,
-    ) -> SmallEGenerateOutput:
-        """Continues from a state and writes delayed codebooks; each row ends on its own. options: of `DecodingLoop`."""
-        loop = DecodingLoop(self, state, logits_processor, stopping_criteria, generation_config, **options)
-        steps = generation_config.max_new_tokens + self.config.num_codebooks
-        while loop.unfinished and len(loop.window) < steps:
-            loop.step()
-            if progress is not None:
-                progress(loop.num_active)
-        return loop.output()
 
     @torch.no_grad()
     def _prefill(
@@ -901,12 +866,14 @@ class SmallEGenerationMixin(GenerationMixin):
         check_initial_state(initial_state, len(input_ids))
         if prompts is None:
             prompts = self._recordings(len(input_ids), audio_codes, audio_attention_mask)
-        speakers = self._speakers(prompts, speaker_codes, speaker_attention_mask, speaker_embeddings)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         batch, readings = len(prompts), start_readings(mask, piece_ids, limits)
         if guided:
             input_ids, mask = add_empty_texts(input_ids, mask, self.config)
             initial_state = None if initial_state is None else initial_state.repeat(2, 1)
+        state = encode_text(self, input_ids, mask, initial_state)
+        speakers = self._speakers(prompts, speaker_codes, speaker_attention_mask, speaker_embeddings)
+        if guided:
             if speakers is not None:
                 prompted = speakers.new_tensor([[len(prompt) > 0] for prompt in prompts])
                 speakers = torch.cat((speakers, speakers * prompted))
@@ -916,7 +883,7 @@ class SmallEGenerationMixin(GenerationMixin):
         grid = torch.stack([F.pad(x, (0, 0, longest - len(x), 0), value=AUDIO_PAD) for x in grids])
         newest = longest - self.config.num_codebooks  # the same for every row, as padding is on the left
         start = torch.tensor([longest - len(x) for x in grids], device=grid.device)
-        state = self.model.add_speaker(encode_text(self, input_ids, mask, initial_state), speakers)
+        state = self.model.add_speaker(state, speakers)
         if newest:
             steps = start_steps(self, state, False, unchanged=True)
             steps.read(grid[:, :newest], torch.arange(newest, device=grid.device) >= start[:, None])
@@ -944,11 +911,8 @@ class SmallEGenerationMixin(GenerationMixin):
         if not self.config.speaker_layers and codes is None:
             return None
         references = self._recordings(len(prompts), codes, mask, "speaker")
-        return self._encode_speakers([x if len(x) else prompt for x, prompt in zip(references, prompts)])
-
-    def _encode_speakers(self, recordings: list[Tensor]) -> Tensor:
-        """Speaker embeddings (B, D) of recordings (P, Q)."""
-        return encode_speakers(self, recordings)
+        voices = [x if len(x) else prompt for x, prompt in zip(references, prompts)]
+        return encode_speakers(self, voices, unchanged=True)
 
     def _recordings(self, batch: int, codes: Tensor | None, mask: Tensor | None, prefix: str = "audio") -> list[Tensor]:
         """Codes (B, P, Q) without their padding: a recording (P, Q) for each row, of no frames without codes."""

@@ -22,13 +22,13 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-NAME = "smalle-89e749fa4244"
+NAME = "smalle-4495267b849d"
 FLAGS = "-O3 -fPIC -shared -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -freciprocal-math"
 SOURCES = {
     "smalle.c": r"""#include <math.h>
@@ -48,28 +48,29 @@ SOURCES = {
 #else
 #define PUBLIC __attribute__((visibility("default")))
 #endif
-enum { LANES = 16, BLOCK = 128, TILE = 4, PENDING = 16, BAND = 64, AHEAD = 4096, LAYER_NORM = 1, RMS_NORM = 2 };
-struct step { int32_t rows, steps, tokens, codebooks, vocabulary, hidden, heads, position_size, position_heads,
-before, after; int32_t pending, room; float eps, normalizer, strongest, gain; const char *weights; const float
-*embedding; const int64_t *codes; const float *text_keys, *text_values, *positions; const uint8_t *text_mask; void
-**states; float *logits, *alignment; char *scratch; }; struct text { int32_t tokens, hidden, heads, layers, turned;
+enum { LANES = 16, BLOCK = 128, TILE = 4, PENDING = 16, BAND = 64, AHEAD = 4096, LAYER_NORM = 1, RMS_NORM = 2 }; enum
+{ STOP = 2, SPECIALS = 3 }; struct step { int32_t rows, steps, tokens, codebooks, vocabulary, hidden, heads,
+position_size, position_heads, before, after; int32_t pending, room; float eps, normalizer, strongest, gain; const
+char *weights; const float *embedding; const int64_t *codes; const float *text_keys, *text_values, *positions; const
+uint8_t *text_mask; void **states; float *logits, *alignment; char *scratch; }; struct drawing { int32_t guided,
+may_end; float scale; const int32_t *top_k; const float *temperature; const int64_t *random; const int32_t *ended;
+const float *places; int64_t *next; float *positions; }; struct text { int32_t tokens, hidden, heads, layers, turned;
 float eps; const char *weights; float *x; const uint8_t *mask; const float *cosines, *sines; float *keys, *values;
 char *scratch; }; struct part { int32_t kind, in, out, biased; int32_t unused[12]; }; struct input { const float
 *values; int8_t *bits; float *scales; int32_t *sums; }; struct vocos; struct kernels { const char *name; void
 (*run_steps)(const struct step *); void (*run_text)(const struct text *); void (*run_fold)(int, int, int, const float
 *, const float *, const float *, const float *, float *, uint32_t *); void (*run_bands)(int, int, int, const float *,
-uint32_t *); void (*run_draw)(int, int, int, int, float *, const float *, const uint8_t *, const int32_t *, const
-float *, const float *const *, int64_t *); void (*run_multiply)(const char *, const float *, int, float *, char *);
-int (*run_vocos)(const struct vocos *, const float *, int, int, char *, float *, char *); }; static inline float
-least(float a, float b) { return a < b ? a : b; } static inline float most(float a, float b) { return a > b ? a : b; }
-static inline int up(int n, int to) { return (n + to - 1) / to * to; } static inline size_t to_line(size_t bytes) {
-return (bytes + 63) / 64 * 64; } static inline size_t tile_size(int in, int eight) { return eight ? (size_t)up(in,
-LANES) * LANES + (size_t)up(in, BLOCK) / BLOCK * 4 * LANES : (size_t)in * 4 * LANES; } static inline void fetch(const
-void *from, int number) { if (number % 16 == 0) __builtin_prefetch((const char *)from + AHEAD); } static inline const
-struct part *next_part(const char **at) { const struct part *part = (const struct part *)*at; *at += sizeof *part;
-return part; } static inline const void *take(const char **at, size_t bytes) { const void *here = *at; *at +=
-to_line(bytes); return here; } static inline void *room_for(char **scratch, size_t bytes) { void *here = *scratch;
-*scratch += to_line(bytes); return here; }
+uint32_t *); void (*run_draw)(const struct step *, const struct drawing *); void (*run_multiply)(const char *, const
+float *, int, float *, char *); int (*run_vocos)(const struct vocos *, const float *, int, int, char *, float *, char
+*); }; static inline float least(float a, float b) { return a < b ? a : b; } static inline float most(float a, float
+b) { return a > b ? a : b; } static inline int up(int n, int to) { return (n + to - 1) / to * to; } static inline
+size_t to_line(size_t bytes) { return (bytes + 63) / 64 * 64; } static inline size_t tile_size(int in, int eight) {
+return eight ? (size_t)up(in, LANES) * LANES + (size_t)up(in, BLOCK) / BLOCK * 4 * LANES : (size_t)in * 4 * LANES; }
+static inline void fetch(const void *from, int number) { if (number % 16 == 0) __builtin_prefetch((const char *)from +
+AHEAD); } static inline const struct part *next_part(const char **at) { const struct part *part = (const struct part
+*)*at; *at += sizeof *part; return part; } static inline const void *take(const char **at, size_t bytes) { const void
+*here = *at; *at += to_line(bytes); return here; } static inline void *room_for(char **scratch, size_t bytes) { void
+*here = *scratch; *scratch += to_line(bytes); return here; }
 #define PLAIN 0
 #define SSE2 1
 #define AVX2 2
@@ -172,32 +173,30 @@ PUBLIC void smalle_text(const struct text *s) { unsigned before = flush(); chose
 PUBLIC void smalle_fold(int heads, int keys, int values, const float *state, const float *decay, const float
 *old_keys, const float *old, float *out, uint32_t *bands) { chosen->run_fold(heads, keys, values, state, decay,
 old_keys, old, out, bands); } PUBLIC void smalle_bands(int heads, int keys, int values, const float *state, uint32_t
-*bands) { chosen->run_bands(heads, keys, values, state, bands); } PUBLIC void smalle_draw(int rows, int codebooks, int
-vocabulary, int branches, float *logits, const float *scales, const uint8_t *never, const int32_t *top_k, const float
-*temperature, const float *const *waits, int64_t *tokens) { chosen->run_draw(rows, codebooks, vocabulary, branches,
-logits, scales, never, top_k, temperature, waits, tokens); } PUBLIC void smalle_multiply(const char *packed, const
-float *x, int count, float *y, char *scratch) { chosen->run_multiply(packed, x, count, y, scratch); } PUBLIC int
-smalle_vocos(const struct vocos *v, const float *features, int count, int last, char *state, float *out, char
-*scratch) { unsigned before = flush(); count = chosen->run_vocos(v, features, count, last, state, out, scratch);
-unflush(before); return count; } PUBLIC int64_t smalle_pack_norm(int kind, int size, const float *weight, const float
-*bias, char *to) { size_t each = to_line(4 * (size_t)size), all = sizeof(struct part) + (kind ? (bias ? 2 : 1) * each
-: 0); if (!to) return all; memset(to, 0, all); *(struct part *)to = (struct part){.kind = kind, .in = size}; if (kind)
-memcpy(to += sizeof(struct part), weight, 4 * (size_t)size); if (kind && bias) memcpy(to + each, bias, 4 *
-(size_t)size); return all; } static float pack_column(const float *column, int count, float scale, uint8_t *to) {
-uint8_t bits[BLOCK]; float peak = 0; for (int k = 0; k < count; k++) peak = most(peak, fabsf(column[k] * scale));
-float factor = peak ? 127 / peak * scale : 0; memset(bits, 128, BLOCK); for (int k = 0; k < count; k++) bits[k] =
-(uint8_t)(lrintf(column[k] * factor) + 128); for (int k = 0; k < count; k += 4) memcpy(to + k * LANES, bits + k, 4);
-return peak / 127; } PUBLIC int64_t smalle_pack_matrix(int in, int out, int eight, float scale, const float *weight,
-const float *bias, char *to) { size_t tile = tile_size(in, eight), head = sizeof(struct part) + (bias ? to_line(4 *
-(size_t)up(out, LANES)) : 0); size_t all = head + to_line(tile) * (up(out, LANES) / LANES); if (!to) return all;
-memset(to, 0, all); *(struct part *)to = (struct part){.kind = eight ? 8 : 32, .in = in, .out = out, .biased = bias !=
-0}; if (bias) memcpy(to + sizeof(struct part), bias, 4 * (size_t)out); to += head; for (int n = 0; n < out; n +=
-LANES, to += to_line(tile)) { uint8_t *at = (uint8_t *)to; int here = out - n < LANES ? out - n : LANES; const float
-*columns = weight + (size_t)n * in; if (eight) for (int k = 0; k < in; k += BLOCK) { int rows = in - k < BLOCK ? in -
-k : BLOCK, size = up(rows, LANES) * LANES; memset(at, 128, size); float *scales = (float *)(at + size); for (int j =
-0; j < here; j++) scales[j] = pack_column(columns + (size_t)j * in + k, rows, scale, at + 4 * j); at += size + 4 *
-LANES; } else for (int k = 0; k < in; k++) for (int j = 0; j < here; j++) ((float *)to)[(size_t)k * LANES + j] =
-columns[(size_t)j * in + k] * scale; } return all; }
+*bands) { chosen->run_bands(heads, keys, values, state, bands); } PUBLIC void smalle_draw(const struct step *s, const
+struct drawing *d) { chosen->run_draw(s, d); } PUBLIC void smalle_multiply(const char *packed, const float *x, int
+count, float *y, char *scratch) { chosen->run_multiply(packed, x, count, y, scratch); } PUBLIC int smalle_vocos(const
+struct vocos *v, const float *features, int count, int last, char *state, float *out, char *scratch) { unsigned before
+= flush(); count = chosen->run_vocos(v, features, count, last, state, out, scratch); unflush(before); return count; }
+PUBLIC int64_t smalle_pack_norm(int kind, int size, const float *weight, const float *bias, char *to) { size_t each =
+to_line(4 * (size_t)size), all = sizeof(struct part) + (kind ? (bias ? 2 : 1) * each : 0); if (!to) return all;
+memset(to, 0, all); *(struct part *)to = (struct part){.kind = kind, .in = size}; if (kind) memcpy(to += sizeof(struct
+part), weight, 4 * (size_t)size); if (kind && bias) memcpy(to + each, bias, 4 * (size_t)size); return all; } static
+float pack_column(const float *column, int count, float scale, uint8_t *to) { uint8_t bits[BLOCK]; float peak = 0; for
+(int k = 0; k < count; k++) peak = most(peak, fabsf(column[k] * scale)); float factor = peak ? 127 / peak * scale : 0;
+memset(bits, 128, BLOCK); for (int k = 0; k < count; k++) bits[k] = (uint8_t)(lrintf(column[k] * factor) + 128); for
+(int k = 0; k < count; k += 4) memcpy(to + k * LANES, bits + k, 4); return peak / 127; } PUBLIC int64_t
+smalle_pack_matrix(int in, int out, int eight, float scale, const float *weight, const float *bias, char *to) { size_t
+tile = tile_size(in, eight), head = sizeof(struct part) + (bias ? to_line(4 * (size_t)up(out, LANES)) : 0); size_t all
+= head + to_line(tile) * (up(out, LANES) / LANES); if (!to) return all; memset(to, 0, all); *(struct part *)to =
+(struct part){.kind = eight ? 8 : 32, .in = in, .out = out, .biased = bias != 0}; if (bias) memcpy(to + sizeof(struct
+part), bias, 4 * (size_t)out); to += head; for (int n = 0; n < out; n += LANES, to += to_line(tile)) { uint8_t *at =
+(uint8_t *)to; int here = out - n < LANES ? out - n : LANES; const float *columns = weight + (size_t)n * in; if
+(eight) for (int k = 0; k < in; k += BLOCK) { int rows = in - k < BLOCK ? in - k : BLOCK, size = up(rows, LANES) *
+LANES; memset(at, 128, size); float *scales = (float *)(at + size); for (int j = 0; j < here; j++) scales[j] =
+pack_column(columns + (size_t)j * in + k, rows, scale, at + 4 * j); at += size + 4 * LANES; } else for (int k = 0; k <
+in; k++) for (int j = 0; j < here; j++) ((float *)to)[(size_t)k * LANES + j] = columns[(size_t)j * in + k] * scale; }
+return all; }
 """,
     "kernels.h": r"""#ifndef NAME
 #define PASTE(a, b) a##_##b
@@ -208,6 +207,8 @@ columns[(size_t)j * in + k] * scale; } return all; }
 #define exponential NAME(exponential)
 #define silu NAME(silu)
 #define softplus_of_minus NAME(softplus_of_minus)
+#define ordered NAME(ordered)
+#define highest NAME(highest)
 #define log_sigmoid NAME(log_sigmoid)
 #define add_rows NAME(add_rows)
 #define dot NAME(dot)
@@ -248,14 +249,17 @@ __attribute__((vector_size(4 * WIDTH), aligned(4))); static inline float exponen
 power.f; } static inline float silu(float x) { return x / (1 + exponential(-x)); } static inline float
 softplus_of_minus(float x) { float e = exponential(-x), s = e / (2 + e), s2 = s * s; float p = 0.0909090909f; p = p *
 s2 + 0.1111111111f; p = p * s2 + 0.1428571429f; p = p * s2 + 0.2f; p = p * s2 + 0.3333333333f; return 2 * s * (1 + s2
-* p); } static inline float log_sigmoid(float x) { return least(x, 0) - softplus_of_minus(fabsf(x)); } static void
-add_rows(float *restrict out, const float *weights, const float *restrict table, int count, int size) { int n = 0; for
-(; n + 4 <= count; n += 4) { const float *a = table + (size_t)n * size, *b = a + size, *c = b + size, *d = c + size;
-float wa = weights[n], wb = weights[n + 1], wc = weights[n + 2], wd = weights[n + 3]; for (int i = 0; i < size; i++)
-out[i] += wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i]; } for (; n < count; n++) { const float *a = table + (size_t)n
-* size; for (int i = 0; i < size; i++) out[i] += weights[n] * a[i]; } } static float dot(const float *a, const float
-*b, int size) { float sum = 0; for (int i = 0; i < size; i++) sum += a[i] * b[i]; return sum; } static void
-normalise(const char **at, const float *x, float *y, int count, int size, float eps) { const struct part *part =
+* p); } static inline int32_t ordered(float x) { int32_t bits; memcpy(&bits, &x, 4); return bits ^ (bits >> 31 &
+0x7fffffff); } static inline int32_t highest(const float *x, int count, int magnitudes) { int32_t peak = INT32_MIN;
+for (int i = 0; i < count; i++) { int32_t one = ordered(magnitudes ? fabsf(x[i]) : x[i]); peak = one > peak ? one :
+peak; } return peak; } static inline float log_sigmoid(float x) { return least(x, 0) - softplus_of_minus(fabsf(x)); }
+static void add_rows(float *restrict out, const float *weights, const float *restrict table, int count, int size) {
+int n = 0; for (; n + 4 <= count; n += 4) { const float *a = table + (size_t)n * size, *b = a + size, *c = b + size,
+*d = c + size; float wa = weights[n], wb = weights[n + 1], wc = weights[n + 2], wd = weights[n + 3]; for (int i = 0; i
+< size; i++) out[i] += wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i]; } for (; n < count; n++) { const float *a =
+table + (size_t)n * size; for (int i = 0; i < size; i++) out[i] += weights[n] * a[i]; } } static float dot(const float
+*a, const float *b, int size) { float sum = 0; for (int i = 0; i < size; i++) sum += a[i] * b[i]; return sum; } static
+void normalise(const char **at, const float *x, float *y, int count, int size, float eps) { const struct part *part =
 next_part(at); if (!part->kind) { memmove(y, x, sizeof(float) * count * size); return; } const float *weight =
 take(at, 4 * size), *bias = part->kind == LAYER_NORM ? take(at, 4 * size) : 0; for (int m = 0; m < count; m++, x +=
 size, y += size) { float mean = 0, square = 0; if (bias) { for (int i = 0; i < size; i++) mean += x[i]; mean /= size;
@@ -266,10 +270,10 @@ wide / BLOCK; struct input input = {.values = x, .bits = room_for(scratch, (size
 room_for(scratch, sizeof(float) * count * blocks); input.sums = room_for(scratch, sizeof(int32_t) * count * blocks);
 for (int m = 0; m < count; m++) for (int b = 0; b < blocks; b++) { const float *from = x + (size_t)m * size + b *
 BLOCK; int8_t *to = input.bits + (size_t)m * wide + b * BLOCK; int here = size - b * BLOCK < BLOCK ? size - b * BLOCK
-: BLOCK, sum = 0; float peak = 0; for (int i = 0; i < here; i++) peak = most(peak, fabsf(from[i])); float scale = peak
-? 127 / peak : 0; for (int i = 0; i < here; i++) to[i] = (int8_t)rintf(least(most(from[i] * scale, -127), 127));
-memset(to + here, 0, BLOCK - here); for (int i = 0; i < here; i++) sum += to[i]; input.scales[m * blocks + b] = peak /
-127; input.sums[m * blocks + b] = sum; } return input; } static inline __attribute__((always_inline)) ints
+: BLOCK, sum = 0; int32_t bits = highest(from, here, 1); float peak; memcpy(&peak, &bits, 4); float scale = peak ? 127
+/ peak : 0; for (int i = 0; i < here; i++) to[i] = (int8_t)rintf(least(most(from[i] * scale, -127), 127)); memset(to +
+here, 0, BLOCK - here); for (int i = 0; i < here; i++) sum += to[i]; input.scales[m * blocks + b] = peak / 127;
+input.sums[m * blocks + b] = sum; } return input; } static inline __attribute__((always_inline)) ints
 add_products(ints sum, const uint8_t *w, const int8_t *x) {
 #if PRODUCTS == SSE2  
 __m128i weights = _mm_loadu_si128((const __m128i *)w), bytes = _mm_set1_epi16(255); __m128i even =
@@ -321,77 +325,77 @@ part->in, out = part->out, eight = part->kind == 8; const float *bias = part->bi
 0; size_t tile = tile_size(in, eight); for (int n = 0; n < out; n += LANES) { const uint8_t *w = take(at, tile); const
 float *b = bias ? bias + n : 0; int width = out - n < LANES ? out - n : LANES; for (int m = 0, here; m < count; m +=
 here) { floats sums[TILE][PARTS]; int left = count - m; const float *values = x.values + (size_t)m * in; here = left
->= TILE ? TILE : left > 1 && eight ? 2 : 1; if (eight && here == 1) eight_bits(1, w, b, x, in, m, sums); else if
-(eight && here == 2) eight_bits(2, w, b, x, in, m, sums); else if (eight) eight_bits(TILE, w, b, x, in, m, sums); else
-if (here == 1) single(1, w, b, values, in, sums); else single(TILE, w, b, values, in, sums); for (int i = 0; i < here;
-i++) { float *to = y + (size_t)(m + i) * stride + n; if (width < LANES) { const float *from = (const float *)sums[i];
-for (int j = 0; j < width; j++) to[j] = add ? to[j] + from[j] : from[j]; } else { for (int p = 0; p < PARTS; p++, to
-+= WIDTH) *(floats *)to = add ? *(floats *)to + sums[i][p] : sums[i][p]; } } } } } static int width_of_next(const char
-*at) { return ((const struct part *)at)->out; } static void feed_forward(const char **at, float *x, int count, int
-size, float eps, char *scratch) { float *normed = room_for(&scratch, sizeof(float) * count * size); normalise(at, x,
-normed, count, size, eps); struct input input = quantised(normed, count, size, &scratch); int inner =
-width_of_next(*at); float *gate = room_for(&scratch, sizeof(float) * count * inner); float *hidden =
-room_for(&scratch, sizeof(float) * count * inner); multiply(at, input, count, gate, inner, 0); multiply(at, input,
-count, hidden, inner, 0); for (int i = 0; i < count * inner; i++) hidden[i] *= silu(gate[i]); multiply(at,
-quantised(hidden, count, inner, &scratch), count, x, size, 1); } static void recur(float *out, const float *q, const
-float *k, const float *v, const float *decay, float *state, int keys, int values) { memset(out, 0, 4 * values); for
-(int i = 0; i < keys; i++, state += values) for (int j = 0; j < values; j++) { state[j] = state[j] * decay[i] + k[i] *
-v[j]; out[j] += q[i] * state[j]; } } static void write_bands(uint32_t *bands, const float *first, const float *second,
-int row, int keys, int values) { for (int j = 0; j < values; j += BAND) { uint32_t *restrict to = bands + (size_t)j *
-keys / 2 + (size_t)row / 2 * BAND; for (int n = 0; n < BAND; n++) { uint32_t low, high; memcpy(&low, first + j + n,
-4); memcpy(&high, second + j + n, 4); low = (low + 0x8000) >> 16; high = (high & 0x7fffffff) >= 0x10000 ? high - low +
-0x8000 : 0; to[n] = (high & 0xffff0000) | low; } } } static void add_bands(float *out, const float *weights, const
-uint32_t *bands, int keys, int values) { for (int j = 0; j < values; j += BAND) { floats sums[BAND / WIDTH]; for (int
-i = 0; i < BAND / WIDTH; i++) sums[i] = *(const floats *)(out + j + i * WIDTH); for (int k = 0; k < keys; k += 2,
-bands += BAND) for (int i = 0; i < BAND / WIDTH; i++) { fetch(bands + i * WIDTH, i * WIDTH); ints words = *(const ints
-*)(bands + i * WIDTH); sums[i] += weights[k] * (floats)(words << 16) + weights[k + 1] * (floats)words; } for (int i =
-0; i < BAND / WIDTH; i++) *(floats *)(out + j + i * WIDTH) = sums[i]; } } static void recur_pending(float *out, const
-float *q, const float *k, const float *v, const float *now, void *const *s, size_t head, int slot, int keys, int
-values, float *scaled) { const uint32_t *bands = (const uint32_t *)s[0] + head * keys * values / 2; float *decay =
-(float *)s[1] + head * keys, *old_keys = (float *)s[2] + head * PENDING * keys; float *old = (float *)s[3] + head *
-PENDING * values, scores[PENDING]; memset(out, 0, 4 * values); for (int i = 0; i < keys; i++) decay[i] *= now[i],
-scaled[i] = q[i] * decay[i]; for (int n = slot + 1; n < PENDING; n++) for (int i = 0; i < keys; i++) old_keys[n * keys
-+ i] *= now[i]; memcpy(old_keys + slot * keys, k, 4 * keys); memcpy(old + slot * values, v, 4 * values); for (int n =
-slot; n < PENDING; n++) scores[n] = dot(q, old_keys + n * keys, keys); add_bands(out, scaled, bands, keys, values);
-add_rows(out, scores + slot, old + slot * values, PENDING - slot, values); } static void block(const struct step *s,
-const char **at, float *x, int size, int heads, void *const *state, char *scratch) { int count = s->rows * s->steps;
-float *normed = room_for(&scratch, sizeof(float) * count * size); normalise(at, x, normed, count, size, s->eps);
-struct input input = quantised(normed, count, size, &scratch); int keys = width_of_next(*at); float *q =
-room_for(&scratch, sizeof(float) * count * keys), *k = room_for(&scratch, sizeof(float) * count * keys); multiply(at,
-input, count, q, keys, 0); multiply(at, input, count, k, keys, 0); int values = width_of_next(*at), deep = keys /
-heads, broad = values / heads; float *v = room_for(&scratch, sizeof(float) * count * values); float *gate =
-room_for(&scratch, sizeof(float) * count * values); multiply(at, input, count, v, values, 0); multiply(at, input,
-count, gate, values, 0); int rank = width_of_next(*at); float *low = room_for(&scratch, sizeof(float) * count * rank);
-float *decay = room_for(&scratch, sizeof(float) * count * keys); multiply(at, input, count, low, rank, 0);
-multiply(at, quantised(low, count, rank, &scratch), count, decay, keys, 0); for (int i = 0; i < count * keys; i++)
-decay[i] = exponential(most(log_sigmoid(decay[i]) / s->normalizer, s->strongest)); float *mixed = room_for(&scratch,
-sizeof(float) * count * values); float *scaled = room_for(&scratch, sizeof(float) * deep); for (int row = 0; row <
-s->rows; row++) for (int head = 0; head < heads; head++) for (int t = 0; t < s->steps; t++) { size_t m = (size_t)row *
-s->steps + t, which = (size_t)row * heads + head; const float *qs = q + m * keys + head * deep, *ks = k + m * keys +
-head * deep; const float *vs = v + m * values + head * broad, *now = decay + m * keys + head * deep; float *out =
-mixed + m * values + head * broad; if (s->pending) recur_pending(out, qs, ks, vs, now, state, which, s->room - 1 - t,
-deep, broad, scaled); else recur(out, qs, ks, vs, now, (float *)state[0] + which * deep * broad, deep, broad); }
-normalise(at, mixed, mixed, count * heads, broad, s->eps); for (int i = 0; i < count * values; i++) mixed[i] *=
-silu(gate[i]); multiply(at, quantised(mixed, count, values, &scratch), count, x, size, 1); feed_forward(at, x, count,
-size, s->eps, scratch); } static void attend(float *weights, const float *query, const float *keys, const uint8_t
-*mask, int tokens, int size) { float peak = -INFINITY, sum = 0, scale = 1 / sqrtf(size); for (int n = 0; n < tokens;
-n++) { weights[n] = mask[n] ? dot(query, keys + (size_t)n * size, size) * scale : -1e30f; peak = most(peak,
-weights[n]); } for (int n = 0; n < tokens; n++) sum += weights[n] = mask[n] ? exponential(weights[n] - peak) : 0; for
-(int n = 0; n < tokens; n++) weights[n] /= sum ? sum : 1; } static void cross_attention(const struct step *s, const
-char **at, float *x, void *const *state, char *scratch) { int count = s->rows * s->steps, size = s->hidden, small =
-s->position_size, tokens = s->tokens; float *query = room_for(&scratch, sizeof(float) * count * size); float *place =
-room_for(&scratch, sizeof(float) * count * small); float *first = room_for(&scratch, sizeof(float) * tokens);
-multiply(at, quantised(x, count, size, &scratch), count, query, size, 0); normalise(at, query, query, count, size,
-s->eps); memset(place, 0, sizeof(float) * count * small); for (int m = 0; m < count; m++) { size_t text = (size_t)(m /
-s->steps) * tokens; attend(first, query + (size_t)m * size, s->text_keys + text * size, s->text_mask + text, tokens,
-size); add_rows(place + (size_t)m * small, first, s->positions + text * small, tokens, small); } block(s, at, place,
-small, s->position_heads, state, scratch); normalise(at, place, place, count, small, s->eps); for (int i = 0; i <
-count * small; i++) place[i] *= s->gain; for (int m = 0; m < count; m++) { size_t text = (size_t)(m / s->steps) *
-tokens; float *alignment = s->alignment + (size_t)m * tokens; attend(alignment, place + (size_t)m * small,
-s->positions + text * small, s->text_mask + text, tokens, small); add_rows(x + (size_t)m * size, alignment,
-s->text_values + text * size, tokens, size); } } static void take_steps(const struct step *s) { int count = s->rows *
-s->steps, size = s->hidden, each = s->pending ? 4 : 1; char *scratch = s->scratch; const char *at = s->weights; void
-*const *state = s->states; float *x = room_for(&scratch, sizeof(float) * count * size); float *last =
+>= TILE ? TILE : left > 1 ? 2 : 1; if (eight && here == 1) eight_bits(1, w, b, x, in, m, sums); else if (eight && here
+== 2) eight_bits(2, w, b, x, in, m, sums); else if (eight) eight_bits(TILE, w, b, x, in, m, sums); else if (here == 1)
+single(1, w, b, values, in, sums); else if (here == 2) single(2, w, b, values, in, sums); else single(TILE, w, b,
+values, in, sums); for (int i = 0; i < here; i++) { float *to = y + (size_t)(m + i) * stride + n; if (width < LANES) {
+const float *from = (const float *)sums[i]; for (int j = 0; j < width; j++) to[j] = add ? to[j] + from[j] : from[j]; }
+else { for (int p = 0; p < PARTS; p++, to += WIDTH) *(floats *)to = add ? *(floats *)to + sums[i][p] : sums[i][p]; } }
+} } } static int width_of_next(const char *at) { return ((const struct part *)at)->out; } static void
+feed_forward(const char **at, float *x, int count, int size, float eps, char *scratch) { float *normed =
+room_for(&scratch, sizeof(float) * count * size); normalise(at, x, normed, count, size, eps); struct input input =
+quantised(normed, count, size, &scratch); int inner = width_of_next(*at); float *gate = room_for(&scratch,
+sizeof(float) * count * inner); float *hidden = room_for(&scratch, sizeof(float) * count * inner); multiply(at, input,
+count, gate, inner, 0); multiply(at, input, count, hidden, inner, 0); for (int i = 0; i < count * inner; i++)
+hidden[i] *= silu(gate[i]); multiply(at, quantised(hidden, count, inner, &scratch), count, x, size, 1); } static void
+recur(float *out, const float *q, const float *k, const float *v, const float *decay, float *state, int keys, int
+values) { memset(out, 0, 4 * values); for (int i = 0; i < keys; i++, state += values) for (int j = 0; j < values; j++)
+{ state[j] = state[j] * decay[i] + k[i] * v[j]; out[j] += q[i] * state[j]; } } static void write_bands(uint32_t
+*bands, const float *first, const float *second, int row, int keys, int values) { for (int j = 0; j < values; j +=
+BAND) { uint32_t *restrict to = bands + (size_t)j * keys / 2 + (size_t)row / 2 * BAND; for (int n = 0; n < BAND; n++)
+{ uint32_t low, high; memcpy(&low, first + j + n, 4); memcpy(&high, second + j + n, 4); low = (low + 0x8000) >> 16;
+high = (high & 0x7fffffff) >= 0x10000 ? high - low + 0x8000 : 0; to[n] = (high & 0xffff0000) | low; } } } static void
+add_bands(float *out, const float *weights, const uint32_t *bands, int keys, int values) { for (int j = 0; j < values;
+j += BAND) { floats sums[BAND / WIDTH]; for (int i = 0; i < BAND / WIDTH; i++) sums[i] = *(const floats *)(out + j + i
+* WIDTH); for (int k = 0; k < keys; k += 2, bands += BAND) for (int i = 0; i < BAND / WIDTH; i++) { fetch(bands + i *
+WIDTH, i * WIDTH); ints words = *(const ints *)(bands + i * WIDTH); sums[i] += weights[k] * (floats)(words << 16) +
+weights[k + 1] * (floats)words; } for (int i = 0; i < BAND / WIDTH; i++) *(floats *)(out + j + i * WIDTH) = sums[i]; }
+} static void recur_pending(float *out, const float *q, const float *k, const float *v, const float *now, void *const
+*s, size_t head, int slot, int keys, int values, float *scaled) { const uint32_t *bands = (const uint32_t *)s[0] +
+head * keys * values / 2; float *decay = (float *)s[1] + head * keys, *old_keys = (float *)s[2] + head * PENDING *
+keys; float *old = (float *)s[3] + head * PENDING * values, scores[PENDING]; memset(out, 0, 4 * values); for (int i =
+0; i < keys; i++) decay[i] *= now[i], scaled[i] = q[i] * decay[i]; for (int n = slot + 1; n < PENDING; n++) for (int i
+= 0; i < keys; i++) old_keys[n * keys + i] *= now[i]; memcpy(old_keys + slot * keys, k, 4 * keys); memcpy(old + slot *
+values, v, 4 * values); for (int n = slot; n < PENDING; n++) scores[n] = dot(q, old_keys + n * keys, keys);
+add_bands(out, scaled, bands, keys, values); add_rows(out, scores + slot, old + slot * values, PENDING - slot,
+values); } static void block(const struct step *s, const char **at, float *x, int size, int heads, void *const *state,
+char *scratch) { int count = s->rows * s->steps; float *normed = room_for(&scratch, sizeof(float) * count * size);
+normalise(at, x, normed, count, size, s->eps); struct input input = quantised(normed, count, size, &scratch); int keys
+= width_of_next(*at); float *q = room_for(&scratch, sizeof(float) * count * keys), *k = room_for(&scratch,
+sizeof(float) * count * keys); multiply(at, input, count, q, keys, 0); multiply(at, input, count, k, keys, 0); int
+values = width_of_next(*at), deep = keys / heads, broad = values / heads; float *v = room_for(&scratch, sizeof(float)
+* count * values); float *gate = room_for(&scratch, sizeof(float) * count * values); multiply(at, input, count, v,
+values, 0); multiply(at, input, count, gate, values, 0); int rank = width_of_next(*at); float *low =
+room_for(&scratch, sizeof(float) * count * rank); float *decay = room_for(&scratch, sizeof(float) * count * keys);
+multiply(at, input, count, low, rank, 0); multiply(at, quantised(low, count, rank, &scratch), count, decay, keys, 0);
+for (int i = 0; i < count * keys; i++) decay[i] = exponential(most(log_sigmoid(decay[i]) / s->normalizer,
+s->strongest)); float *mixed = room_for(&scratch, sizeof(float) * count * values); float *scaled = room_for(&scratch,
+sizeof(float) * deep); for (int row = 0; row < s->rows; row++) for (int head = 0; head < heads; head++) for (int t =
+0; t < s->steps; t++) { size_t m = (size_t)row * s->steps + t, which = (size_t)row * heads + head; const float *qs = q
++ m * keys + head * deep, *ks = k + m * keys + head * deep; const float *vs = v + m * values + head * broad, *now =
+decay + m * keys + head * deep; float *out = mixed + m * values + head * broad; if (s->pending) recur_pending(out, qs,
+ks, vs, now, state, which, s->room - 1 - t, deep, broad, scaled); else recur(out, qs, ks, vs, now, (float *)state[0] +
+which * deep * broad, deep, broad); } normalise(at, mixed, mixed, count * heads, broad, s->eps); for (int i = 0; i <
+count * values; i++) mixed[i] *= silu(gate[i]); multiply(at, quantised(mixed, count, values, &scratch), count, x,
+size, 1); feed_forward(at, x, count, size, s->eps, scratch); } static void attend(float *weights, const float *query,
+const float *keys, const uint8_t *mask, int tokens, int size) { float peak = -INFINITY, sum = 0, scale = 1 /
+sqrtf(size); for (int n = 0; n < tokens; n++) { weights[n] = mask[n] ? dot(query, keys + (size_t)n * size, size) *
+scale : -1e30f; peak = most(peak, weights[n]); } for (int n = 0; n < tokens; n++) sum += weights[n] = mask[n] ?
+exponential(weights[n] - peak) : 0; for (int n = 0; n < tokens; n++) weights[n] /= sum ? sum : 1; } static void
+cross_attention(const struct step *s, const char **at, float *x, void *const *state, char *scratch) { int count =
+s->rows * s->steps, size = s->hidden, small = s->position_size, tokens = s->tokens; float *query = room_for(&scratch,
+sizeof(float) * count * size); float *place = room_for(&scratch, sizeof(float) * count * small); float *first =
+room_for(&scratch, sizeof(float) * tokens); multiply(at, quantised(x, count, size, &scratch), count, query, size, 0);
+normalise(at, query, query, count, size, s->eps); memset(place, 0, sizeof(float) * count * small); for (int m = 0; m <
+count; m++) { size_t text = (size_t)(m / s->steps) * tokens; attend(first, query + (size_t)m * size, s->text_keys +
+text * size, s->text_mask + text, tokens, size); add_rows(place + (size_t)m * small, first, s->positions + text *
+small, tokens, small); } block(s, at, place, small, s->position_heads, state, scratch); normalise(at, place, place,
+count, small, s->eps); for (int i = 0; i < count * small; i++) place[i] *= s->gain; for (int m = 0; m < count; m++) {
+size_t text = (size_t)(m / s->steps) * tokens; float *alignment = s->alignment + (size_t)m * tokens; attend(alignment,
+place + (size_t)m * small, s->positions + text * small, s->text_mask + text, tokens, small); add_rows(x + (size_t)m *
+size, alignment, s->text_values + text * size, tokens, size); } } static void take_steps(const struct step *s) { int
+count = s->rows * s->steps, size = s->hidden, each = s->pending ? 4 : 1; char *scratch = s->scratch; const char *at =
+s->weights; void *const *state = s->states; float *x = room_for(&scratch, sizeof(float) * count * size); float *last =
 room_for(&scratch, sizeof(float) * s->rows * size); memset(x, 0, sizeof(float) * count * size); for (int m = 0; m <
 count; m++) for (int q = 0; q < s->codebooks; q++) { const float *from = s->embedding + ((size_t)q * s->vocabulary +
 s->codes[m * s->codebooks + q]) * size; for (int i = 0; i < size; i++) x[(size_t)m * size + i] += from[i]; } for (int
@@ -433,24 +437,26 @@ floats *)(old + n * values + j + c * WIDTH); for (int r = 0; r < ROWS; r++) for 
 *)(out + r * values + j + c * WIDTH) = sums[r][c]; } for (int r = 0; r < ROWS; r += 2) write_bands(bands, out + r *
 values, out + (r + 1) * values, i + r, keys, values); } } static void all_bands(int heads, int keys, int values, const
 float *state, uint32_t *bands) { for (int h = 0; h < heads; h++, bands += keys * values / 2) for (int i = 0; i < keys;
-i += 2, state += 2 * values) write_bands(bands, state, state + values, i, keys, values); } static float largest(const
-float *x, int count, int k) { uint32_t found = 0; for (uint32_t bit = 1u << 31; bit; bit >>= 1) { int above = 0; for
-(int i = 0; i < count; i++) { uint32_t bits; memcpy(&bits, x + i, 4); above += (bits ^ (bits >> 31 ? 0xffffffff :
-0x80000000)) >= (found | bit); } if (above >= k) found |= bit; } float value; found ^= found >> 31 ? 0x80000000 :
-0xffffffff; memcpy(&value, &found, 4); return value; } static int32_t token_of(float *scores, const float *waits, int
-vocabulary, int top_k, float temperature) { int best = 0; for (int v = 1; v < vocabulary; v++) best = scores[v] >
-scores[best] ? v : best; if (!waits) return best; float peak = scores[best], low = -INFINITY, first = -1; if (top_k >
-0 && top_k < vocabulary) low = largest(scores, vocabulary, top_k); for (int v = 0; v < vocabulary; v++) { float chance
-= scores[v] >= low ? exponential((scores[v] - peak) / temperature) / waits[v] : 0; best = chance > first ? v : best;
-first = most(chance, first); } return best; } static void draw(int rows, int codebooks, int vocabulary, int branches,
-float *logits, const float *scales, const uint8_t *never, const int32_t *top_k, const float *temperature, const float
-*const *waits, int64_t *tokens) { size_t all = (size_t)rows * codebooks * vocabulary; for (int row = 0; row < rows;
-row++) for (int q = 0; q < codebooks; q++) { float *scores = logits + ((size_t)row * codebooks + q) * vocabulary; for
-(int v = 0; v < vocabulary; v++) { float away = 0; for (int n = 0; n < branches; n++) away += (scales[n] - 1) *
-(scores[v] - scores[v + (n + 1) * all]); scores[v] = never[q * vocabulary + v] ? -INFINITY : scores[v] + away; } const
-float *wait = waits[q] ? waits[q] + (size_t)row * vocabulary : 0; tokens[row * codebooks + q] = token_of(scores, wait,
-vocabulary, top_k[q], temperature[q]); } } static void multiply_alone(const char *packed, const float *x, int count,
-float *y, char *scratch) { const struct part *part = (const struct part *)packed; int out = part->out;
+i += 2, state += 2 * values) write_bands(bands, state, state + values, i, keys, values); } static int32_t
+largest(const float *x, int count, int k) { int32_t found = INT32_MIN; for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
+int32_t tried = (int32_t)((uint32_t)found ^ bit); int above = 0; for (int i = 0; i < count; i++) above +=
+ordered(x[i]) >= tried; if (above >= k) found = tried; } return found; } static int token_of(const float *scores,
+const int64_t *random, int vocabulary, int top_k, float temperature) { int32_t peak = highest(scores, vocabulary, 0),
+low = INT32_MIN; int best = 0; while (ordered(scores[best]) != peak) best++; if (!random) return best; float likeliest
+= scores[best], first = -1; if (top_k > 0 && top_k < vocabulary) low = largest(scores, vocabulary, top_k); for (int v
+= 0; v < vocabulary; v++) { if (ordered(scores[v]) < low) continue; float wait = (float)-log1p(-(double)(random[v] &
+((1LL << 53) - 1)) * 0x1p-53); float chance = exponential((scores[v] - likeliest) / temperature) / wait; if (chance >
+first) best = v, first = chance; } return best; } static void draw(const struct step *s, const struct drawing *d) {
+int rows = s->rows / (d->guided ? 2 : 1), vocabulary = s->vocabulary; size_t every = (size_t)rows * s->codebooks; for
+(int row = 0; row < rows; row++) { const int64_t *random = d->random + (size_t)row * vocabulary; for (int q = 0; q <
+s->codebooks; q++) { size_t at = (size_t)row * s->codebooks + q; float *scores = s->logits + at * vocabulary; if
+(d->guided) for (int v = 0; v < vocabulary; v++) scores[v] += (d->scale - 1) * (scores[v] - scores[v + every *
+vocabulary]); for (int v = 0; v < SPECIALS && v < vocabulary; v++) if (v != STOP || q || !d->may_end) scores[v] =
+-INFINITY; int sampled = d->top_k[q] != 1, ended = q < d->ended[row]; d->next[at] = ended ? STOP : token_of(scores,
+sampled ? random : 0, vocabulary, d->top_k[q], d->temperature[q]); if (d->guided) d->next[at + every] = d->next[at];
+if (sampled) random += (size_t)rows * vocabulary; } const size_t text = (size_t)row * s->tokens; d->positions[row] =
+dot(s->alignment + text, d->places + text, s->tokens); } } static void multiply_alone(const char *packed, const float
+*x, int count, float *y, char *scratch) { const struct part *part = (const struct part *)packed; int out = part->out;
 multiply(&packed, quantised(x, count, part->in, &scratch), count, y, out, 0); }
 #include "vocos.h"
 static const struct kernels NAME(kernels) = { TEXT(KERNELS), take_steps, read_text, fold, all_bands, draw,
@@ -773,6 +779,12 @@ Text = structure(
     float32="eps",
     pointer="weights x mask cosines sines keys values scratch",
 )
+Drawing = structure(
+    "Drawing",
+    int32="guided may_end",
+    float32="scale",
+    pointer="top_k temperature random ended places next positions",
+)
 Vocos = structure(
     "Vocos",
     int32="refiner_layers refiner_size refiner_inner refiner_kernel refiner_ahead layers size inner kernel ahead "
@@ -797,6 +809,7 @@ def aligned(shape: int | tuple[int, ...], kind: Any = np.float32) -> np.ndarray:
 
 SMALL = 2**15  # matrices with fewer entries stay in single precision: gates and positions, which gain nothing
 LARGE_STATE = 2**16  # values of a block's state from which on it has pending updates; smaller ones stay in a CPU cache
+STRONGEST_DECAY = -8.0  # `linear_attention_smalle.MIN_LOG_DECAY`
 MAX_VECTORS = 256  # frames times rows of one call, which bounds its working memory
 LAYER_NORM, RMS_NORM = 1, 2  # kinds of norms in packed weights
 
@@ -882,6 +895,69 @@ def working_memory(config: Any, vectors: int, tokens: int) -> int:
     return int(32 * vectors * (widths + 256)) + 16 * tokens + 2**15
 
 
+def step_of(config: Any, rows: int, tokens: int, addresses: Mapping[str, int], pending: bool = False) -> Any:
+    """The structure of steps of texts (R, N), with the addresses of its arrays by name."""
+    return Step(
+        rows=rows,
+        tokens=tokens,
+        codebooks=config.num_codebooks,
+        vocabulary=config.audio_vocab_size,
+        hidden=config.hidden_size,
+        heads=config.mixer_heads,
+        position_size=config.position_size,
+        position_heads=config.position_heads,
+        before=config.audio_encoder_layers,
+        after=config.audio_decoder_layers,
+        pending=pending,
+        room=-1,
+        eps=config.norm_eps,
+        normalizer=config.gate_logit_normalizer,
+        strongest=STRONGEST_DECAY,
+        gain=config.position_gain or 1.0,
+        **addresses,
+    )
+
+
+class Sampler:
+    """Draws the tokens that follow a step of texts with this mask (B, N).
+
+    top_k, 0: all tokens, 1: the likeliest, and temperature of each codebook; scale: of guidance, by as many rows
+    without a text; None: there are none.
+    random (S, B, V) int64: random bits for the codebooks that are sampled, which the caller fills in before each call.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        config: Any,
+        mask: np.ndarray,
+        top_k: Sequence[int],
+        temperature: Sequence[float],
+        scale: float | None,
+    ):
+        self.library, self.books, self.guided = library, config.num_codebooks, scale is not None
+        sampled = sum(k != 1 for k in top_k)
+        self.random = np.zeros((sampled, len(mask), config.audio_vocab_size), np.int64)
+        self.ended, self.positions = np.zeros(len(mask), np.int32), np.zeros(len(mask), np.float32)
+        self.places = (mask.astype(np.int64).cumsum(1) - 1).clip(min=0).astype(np.float32)
+        self.settings = np.array(top_k, np.int32), np.array(temperature, np.float32)
+        arrays = dict(zip(("top_k", "temperature"), self.settings), random=self.random, ended=self.ended)
+        arrays |= dict(places=self.places, positions=self.positions)
+        addresses = {name: x.ctypes.data for name, x in arrays.items()}
+        self.structure = Drawing(guided=self.guided, scale=scale or 1.0, **addresses)
+
+    def __call__(self, step: Any, may_end: bool, remaining: Sequence[int]) -> tuple[np.ndarray, list[float]]:
+        """The tokens (R, Q) after a step, and where in the tokens of its text each of B rows read on average.
+
+        may_end: whether rows may. remaining: steps until each is complete, -1 before its end is known.
+        """
+        tokens, structure = np.empty(((1 + self.guided) * len(remaining), self.books), np.int64), self.structure
+        self.ended[:] = [0 if steps < 0 else self.books + 1 - steps for steps in remaining]
+        structure.may_end, structure.next = may_end, tokens.ctypes.data
+        self.library.smalle_draw(ctypes.byref(step), ctypes.byref(structure))
+        return tokens, self.positions.tolist()
+
+
 def limit_speaker(embedding: np.ndarray, config: Any) -> np.ndarray:
     """A speaker embedding (D,), drawn to the voices that the model learned if it is unlike them
     (`SmallEConfig.speaker_limits`)."""
@@ -893,19 +969,38 @@ def limit_speaker(embedding: np.ndarray, config: Any) -> np.ndarray:
     return embedding if distance <= furthest else center + (embedding - center) * np.float32(typical / distance)
 
 
+def read_text(
+    library: ctypes.CDLL,
+    config: Any,
+    layers: int,
+    weights: int,
+    x: np.ndarray,
+    mask: np.ndarray,
+    scratch: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values (N, D) of a text of embeddings x (N, D), zeros on most of the padding before it; mask (N,).
+
+    layers: of its encoder, whose packed weights stand at the address `weights`.
+    """
+    begin = int(mask.argmax()) // 64 * 64  # sums over tokens are then added up in the same order, whatever the padding
+    x, mask, keys, values = x[begin:].copy(), mask[begin:].astype(np.uint8), np.zeros_like(x), np.zeros_like(x)
+    cosines, sines = rotary_tables(np.arange(begin, begin + len(x)), config.rotary_size, config.rope_theta)
+    scratch = aligned(working_memory(config, len(x), len(x)), np.uint8) if scratch is None else scratch
+    sizes: dict[str, Any] = dict(tokens=len(x), hidden=config.hidden_size, heads=config.num_attention_heads)
+    sizes |= dict(layers=layers, turned=config.rotary_size, eps=config.norm_eps, weights=weights)
+    arrays = dict(x=x, mask=mask, cosines=cosines, sines=sines, keys=keys[begin:], values=values[begin:])
+    addresses = {name: array.ctypes.data for name, array in (arrays | {"scratch": scratch}).items()}
+    library.smalle_text(ctypes.byref(Text(**sizes, **addresses)))
+    return keys, values
+
+
 def encode_speaker(library: ctypes.CDLL, config: Any, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The speaker embedding (D,) of a recording's embedded frames x (P, D), zeros of none. weights: of `speaker_names`,
     packed in single precision."""
-    frames, out = len(x), np.zeros_like(x)
-    if not frames:
+    if not len(x):
         return np.zeros(config.hidden_size, np.float32)
-    cosines, sines = rotary_tables(np.arange(frames), config.rotary_size, config.rope_theta)
-    arrays = dict(weights=weights, x=x.copy(), mask=np.ones(frames, np.uint8), cosines=cosines, sines=sines)
-    arrays |= dict(keys=out, values=np.empty_like(x), scratch=aligned(working_memory(config, frames, frames), np.uint8))
-    sizes = dict(tokens=frames, hidden=config.hidden_size, heads=config.num_attention_heads, eps=config.norm_eps)
-    sizes |= dict(layers=config.speaker_layers, turned=config.rotary_size)
-    library.smalle_text(ctypes.byref(Text(**sizes, **{name: array.ctypes.data for name, array in arrays.items()})))
-    return limit_speaker(out.mean(0), config)
+    frames, _ = read_text(library, config, config.speaker_layers, weights.ctypes.data, x, np.ones(len(x), np.uint8))
+    return limit_speaker(frames.mean(0), config)
 
 
 # --- the decoder of a codec: Vocos, with a refiner of latents before it
@@ -941,6 +1036,11 @@ def mersenne_twister(seed: int) -> random.Random:
 def bits32(generator: random.Random, count: int) -> np.ndarray:
     """The next numbers (count,) of a generator, uint32."""
     return np.frombuffer(generator.getrandbits(32 * count).to_bytes(4 * count, "little"), "<u4")
+
+
+def bits64(generator: random.Random, count: int) -> np.ndarray:
+    """The next numbers (count,), int64, of which the upper 32 bits are drawn first."""
+    return bits32(generator, 2 * count).reshape(-1, 2)[:, ::-1].astype("<u4").view("<i8")[:, 0]
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,5 +1,6 @@
 """The processor: texts and voices to model inputs, recordings to training batches, codes to audio."""
 
+import copy
 import functools
 import os
 import re
@@ -33,10 +34,10 @@ from .saving_smalle import (
     source_options,
 )
 from .streaming_smalle import MAX_CHARACTERS, PARAGRAPH, TextToSpeechStreamer, split_text
-from .text_normalization_smalle import name_emoji, normalize
-from .text_tables_smalle import Lexicon, respell
+from .text_normalization_smalle import normalize
+from .text_tables_smalle import Lexicon, name_emoji, respell
 from .validation_smalle import INTEGERS, as_tensor
-from .voices_smalle import Voice, load_voice, save_voice
+from .voices_smalle import ConvertingCodec, Voice, VoiceConverter, load_voice, save_voice
 
 WORD = re.compile(r"\w+(?:['-]\w+)*")
 ENCODEC = "encodec"  # EnCodec of the Hub and no folder of the checkpoint
@@ -130,6 +131,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             belongs to it; None if unknown.
         clones_by_reference: whether a recording to clone is cleaned (`clean_recording`) and then a reference of the
             speaker encoder alone, with or without a transcript; else a transcript makes it a prompt to continue.
+        converter: folder of the `VoiceConverter` in the checkpoint, by which `encode_voice` takes recordings; None:
+            none.
     """
 
     _auto_class: Any = "AutoProcessor"
@@ -145,9 +148,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         sampling_rate: int = 24000,
         codec_id: str | None = None,
         clones_by_reference: bool = False,
+        converter: str | None = None,
     ):
         super().__init__(tokenizer)
-        check_processor_settings(codec, voices, default_voice, sampling_rate, codec_id, clones_by_reference)
+        check_processor_settings(codec, voices, default_voice, sampling_rate, codec_id, clones_by_reference, converter)
+        self.converter_name = converter
         self.codec_name, self.codec_id, self.sampling_rate = codec, codec_id, sampling_rate
         self.clones_by_reference = clones_by_reference
         self.voices = list(voices or [])
@@ -155,6 +160,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         self._source_options: dict[str, Any] = {}
         self._loaded_voices: dict[str, Voice] = {}
         self._codec = None
+        self._converter: VoiceConverter | None = None
         self.default_voice = default_voice
 
     @classmethod
@@ -177,10 +183,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             "default_voice": self.default_voice,
             "sampling_rate": self.sampling_rate,
             "clones_by_reference": self.clones_by_reference,
+            "converter": self.converter_name,
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_codec": None}  # a codec cannot be pickled; it is loaded again
+        return {**self.__dict__, "_codec": None, "_converter": None}  # a codec cannot be pickled; they are loaded again
 
     # --- codec and voices
 
@@ -211,6 +218,24 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         self._codec, self.codec_id = codec, codec.identity
         if not self._codec_inside:
             self.codec_name = "codec"
+
+    @property
+    def converter(self) -> VoiceConverter:
+        """The converter of voices, loaded on first use. Raises ValueError where the checkpoint has none."""
+        if self._converter is None:
+            if self.converter_name is None or self.source is None:
+                raise ValueError("This checkpoint has no voice converter: take the recording as audio= of a call.")
+            options = dict(self._source_options)
+            folder = os.path.join(options.pop("subfolder", ""), self.converter_name)
+            with errors_name_the_file(self.source, os.path.join(folder, "config.json"), options):
+                self._converter = VoiceConverter.from_pretrained(self.source, subfolder=folder, **options)
+        return self._converter
+
+    def decoder(self, voice: Voice) -> Any:
+        """What decodes codes of a voice: the codec, or with a `conversion` one whose speech is converted."""
+        if voice.conversion is None:
+            return self.codec
+        return ConvertingCodec(self.codec, self.converter, voice.conversion)
 
     @property
     def default_voice(self) -> str | None:
@@ -261,7 +286,25 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     def encode_voice(
         self, audio: Any, audio_text: str | None = None, sampling_rate: float | None = None, normalize_text: bool = True
     ) -> Voice:
-        """The `Voice` of a recording, with its transcript if that is given. Arguments as in `__call__`."""
+        """The `Voice` of a recording. Arguments as in `__call__`.
+
+        With a converter, the text is read by the default voice and made speech of the recorded person. The converter
+        is tuned to the recording for about 12 s of a core, without a transcript; give the result as `voice` to the
+        call and to `decode()`. Without one, it is what the model hears, with the transcript if that is given.
+
+        Raises ValueError for what is no recording of speech.
+        """
+        if self.converter_name is None:
+            return self.reference_voice(audio, audio_text, sampling_rate, normalize_text)
+        base, waveform = self.get_voice(self.default_voice), self.clean_recording(audio, sampling_rate)
+        with FewThreads():
+            return base._replace(conversion=self.converter.prepare(torch.from_numpy(waveform)))
+
+    def reference_voice(
+        self, audio: Any, audio_text: str | None = None, sampling_rate: float | None = None, normalize_text: bool = True
+    ) -> Voice:
+        """The `Voice` of a recording as the model hears it, with the transcript if that is given. Arguments as in
+        `__call__`."""
         if audio_text is not None and (not isinstance(audio_text, str) or not audio_text):
             raise ValueError(
                 f"audio_text={audio_text!r}: expected the transcript of the recording, or None to take its speaker "
@@ -291,13 +334,13 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     # --- texts
 
-    def spell_out(self, text: str) -> str:
-        """English text as it is spoken, in characters that the tokenizer knows."""
-        return normalize(text, characters_of(self.tokenizer, len(self.tokenizer)))
+    def spell_out(self, text: str, name: str = "text") -> str:
+        """English text as it is spoken, in characters that the tokenizer knows. name: of the text in warnings."""
+        return normalize(text, characters_of(self.tokenizer, len(self.tokenizer)), name)
 
     def normalize(self, text: str, name: str = "text") -> str:
         """As `spell_out`. Raises ValueError, in which the text is called `name`, if nothing is left to speak."""
-        spelled = self.spell_out(text)
+        spelled = self.spell_out(text, name)
         if not any(c.isalpha() for c in spelled):
             raise ValueError(
                 f"{name}={text!r} has nothing to speak: expected at least one letter or digit that the tokenizer knows."
@@ -344,10 +387,10 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
         if not normalize_text:
             paragraphs = PARAGRAPH.split(self.prepare_text(text, False, name))
-        elif fits(spelled := self.spell_out(text)):
+        elif fits(spelled := self.spell_out(text, name)) or not PARAGRAPH.search(text):
             paragraphs = [spelled]
         else:
-            paragraphs = [self.spell_out(paragraph) for paragraph in PARAGRAPH.split(text)]
+            paragraphs = [self.spell_out(paragraph, name) for paragraph in PARAGRAPH.split(text)]
         pieces = [piece for paragraph in paragraphs for piece in split_text(paragraph, fits)]
         pieces = [piece for piece in pieces if any(map(str.isalpha, piece))]
         return pieces or [self.normalize(text, name)]  # which raises the error
@@ -369,7 +412,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             text: what to say, one string or a list.
             voice: name of a preset voice, path of a voice file, or a `Voice`; or a list with one for each text.
             audio: recording of a voice to clone: samples (L,) or (channels, L), path or bytes of a sound file, or a row
-                of a data set (`audio_smalle.read_recording`); or a list with one for each text.
+                of a data set (`audio_smalle.read_recording`); or a list with one for each text. The model takes it as
+                a reference at once; `encode_voice` prepares a voice that is more like it.
             audio_text: transcript of `audio`, with which the model continues the recording; None: only the speaker
                 embedding is taken (models with a speaker encoder). One, or one for each recording.
             output_labels: return a training batch; `audio` is then the recording of each text.
@@ -399,7 +443,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 raise ValueError(f"{len(texts)} texts with output_labels: expected audio, one recording for each text.")
             codes = [self._encode(one, sampling_rate) for one in recordings]
             return BatchFeature({**self._tokens(texts, settings["text_kwargs"]), **teacher_forcing(codes)})
-        prompts = self.prompts(len(named), voice, audio, audio_text, sampling_rate, normalize_text)
+        prompts = self.prompts(len(named), voice, audio, audio_text, sampling_rate, normalize_text, convert=False)
         pieces = [self.split_text(one, prompt, normalize_text, name) for (name, one), prompt in zip(named, prompts)]
         return self.model_inputs(pieces, prompts, **settings["text_kwargs"])
 
@@ -424,8 +468,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         audio_text: Transcripts = None,
         sampling_rate: float | None = None,
         normalize_text: bool = True,
+        convert: bool = True,
     ) -> list[Voice]:
-        """The `Voice` of each of `count` texts. Arguments as in `__call__`."""
+        """The `Voice` of each of `count` texts. Arguments as in `__call__`. convert: take recordings as `encode_voice`
+        does, else as `reference_voice`."""
+        encode = self.encode_voice if convert else self.reference_voice
         if audio is None:
             if isinstance(voice, Voice):  # a tuple, but no list of voices
                 voice = [voice] * count
@@ -438,14 +485,14 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             raise ValueError("Give either voice (a preset) or audio (a recording to clone), not both.")
         if is_one_recording(audio):
             transcript: Any = audio_text  # encode_voice() refuses a list
-            return [self.encode_voice(audio, transcript, sampling_rate, normalize_text)] * count
+            return [encode(audio, transcript, sampling_rate, normalize_text)] * count
         said = [None] * len(audio) if audio_text is None else as_list(audio_text)
         if not len(audio) == len(said) == count:
             raise ValueError(
                 f"{len(audio)} recordings (audio) and {len(said)} transcripts (audio_text) for {count} texts: expected "
                 "one of each for all, or as many as texts."
             )
-        return [self.encode_voice(one, text, sampling_rate, normalize_text) for one, text in zip(audio, said)]
+        return [encode(one, text, sampling_rate, normalize_text) for one, text in zip(audio, said)]
 
     @staticmethod
     def prompted_text(prompt: Voice, text: str) -> str:
@@ -501,19 +548,22 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     # --- audio
 
     @torch.no_grad()
-    def decode(self, codes: Any, **kwargs) -> list[Tensor]:
-        """Waveforms (L,) float32 on the CPU of codes (B, T, Q) or (T, Q), which are negative after the end of a row."""
+    def decode(self, codes: Any, voice: VoiceNames = None, **kwargs) -> list[Tensor]:
+        """Waveforms (L,) float32 on the CPU of codes (B, T, Q) or (T, Q), which are negative after the end of a row.
+
+        voice: that of the call, where it is one with a converter (`encode_voice`); one, or one for each row.
+        """
         codes = as_tensor("codes", codes)
         if codes.ndim not in (2, 3) or codes.dtype not in INTEGERS:
             raise ValueError(
                 f"codes are {codes.dtype} of shape {tuple(codes.shape)}: expected integers (batch, frames, codebooks), "
                 "the sequences of generate()."
             )
-        waves = []
-        for row in codes[None] if codes.ndim == 2 else codes:
+        rows, waves = codes[None] if codes.ndim == 2 else codes, []
+        for row, of in zip(rows, self.prompts(len(rows), voice)):
             row = row[(row >= 0).all(-1)]
             with FewThreads():  # by decode_chunk, so that the samples equal those of a stream
-                wave = self.codec.decode_chunk(row.T[None], last=True)[0][0] if len(row) else torch.zeros(0)
+                wave = self.decoder(of).decode_chunk(row.T[None], last=True)[0][0] if len(row) else torch.zeros(0)
             waves.append(wave.float().cpu())
         return waves
 
@@ -632,14 +682,15 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         joined = self.prompted_text(Voice(text=said), text)
         tokens = self.tokenizer(joined, return_offsets_mapping=True)
         offsets, begin = tokens["offset_mapping"], len(joined) - len(text)
-        if len(offsets) > alignment.shape[1]:
+        padding = alignment.shape[1] - len(offsets)
+        if padding < 0 or alignment[:, :padding].any():
             raise ValueError(
                 f"The alignments are of {alignment.shape[1]} tokens, text and prompt have {len(offsets)}: give the "
                 "same text and voice as to the processor."
             )
         begins = [begin + len(" ".join(pieces[:n])) for n in range(len(pieces))]
         first, *others = (next(n for n, (_, end) in enumerate(offsets) if end > start) for start in begins)
-        columns = alignment[:, alignment.shape[1] - len(offsets) + first :]
+        columns = alignment[:, padding + first :]
         path = piecewise_path(columns, [0, *(start - first for start in others)])
         words = [(match.start() + begin, match.end() + begin) for match in WORD.finditer(text)]
         times = word_times(path, offsets[first:], words, self.codec.frame_rate)
@@ -650,6 +701,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     ) -> list[str]:
         """Also saves the voices and, if it is a folder of the checkpoint, the codec."""
         codec = self.codec if self._codec_inside and (self._codec or self.source) else None
+        converter = self.converter if self.converter_name and self.source else None
         voices = {name: self.get_voice(name) for name in self.voices}  # before `save_directory` could replace them
         files = super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
         folder = Path(save_directory, "voices")
@@ -660,4 +712,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if codec is not None:
             with readable_weights(save_directory):
                 codec.save_pretrained(os.path.join(save_directory, self.codec_name))
+        if converter is not None:
+            with readable_weights(save_directory):
+                copy.deepcopy(converter).half().save_pretrained(Path(save_directory, str(self.converter_name)))
         return files

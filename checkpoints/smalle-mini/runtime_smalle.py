@@ -26,22 +26,21 @@ from transformers.utils import logging
 
 from .cache_smalle import MAX_PENDING, PendingUpdates, SmallEState, split_state
 from .configuration_smalle import NUM_AUDIO_SPECIALS
-from .linear_attention_smalle import MIN_LOG_DECAY
 from .native_smalle import (
     LARGE_STATE,
     LAYER_NORM,
     MAX_VECTORS,
     RMS_NORM,
     SMALL,
-    Step,
-    Text,
+    Sampler,
     embed_codes,
     encode_speaker,
     load_library,
     position_table,
-    rotary_tables,
+    read_text,
     speaker_names,
     step_names,
+    step_of,
     text_names,
     working_memory,
 )
@@ -133,9 +132,10 @@ def encode_text(
 
 
 @FewThreads()
-def encode_speakers(model: Any, recordings: list[Tensor]) -> Tensor:
-    """Speaker embeddings (B, D) of recordings (P, Q), undelayed codes, by the runtime of the model."""
-    weights = native_weights(model)
+def encode_speakers(model: Any, recordings: list[Tensor], unchanged: bool = False) -> Tensor:
+    """Speaker embeddings (B, D) of recordings (P, Q), undelayed codes, by the runtime of the model. unchanged: see
+    `native_weights`."""
+    weights = native_weights(model, unchanged)
     if weights is None or not model.config.speaker_layers:  # which refuses recordings
         padded = pad_sequence(recordings, batch_first=True, padding_value=-1)
         return model.model.encode_speaker(padded.clamp(min=0), padded[..., 0] != -1)
@@ -170,6 +170,9 @@ class TorchSteps:
         """codes (B, 1, Q), mask (B, 1), False in rows that have ended -> logits (B, 1, Q, V), alignments (B, 1, N)."""
         out = self._forward(self.model, codes, mask, self.alignments)
         return out.logits, out.attentions[-1] if self.alignments else None
+
+    def keep(self) -> None:
+        """Has further steps leave the tensors of `state` alone."""
 
     def read(self, codes: Tensor, mask: Tensor) -> None:
         """Reads a prompt: codes (B, T, Q), mask (B, T), False on padding."""
@@ -316,19 +319,13 @@ class NativeWeights:
     def encode_text(self, model: Any, input_ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Tensors of a `SmallEState`, by name, of a text (B, N) and its mask."""
         config, tokens = model.config, input_ids.shape[1]
-        x, mask = model.model.text_embedding(input_ids).contiguous(), mask.contiguous()
-        keys, values = torch.empty_like(x), torch.empty_like(x)
-        tables = rotary_tables(np.arange(tokens), config.rotary_size, config.rope_theta)
-        cosines, sines = map(torch.from_numpy, tables)
-        sizes: dict[str, Any] = dict(tokens=tokens, hidden=config.hidden_size, heads=config.num_attention_heads)
-        sizes |= dict(layers=config.text_layers, turned=config.rotary_size, eps=config.norm_eps)
-        same: dict[str, Any] = dict(weights=self.text, cosines=cosines, sines=sines)
-        same["scratch"] = self.memory.tensor(working_memory(config, tokens, tokens))
-        for row in range(len(x)):
-            tensors = pointers(x=x[row], mask=mask[row], keys=keys[row], values=values[row], **same)
-            self.library.smalle_text(ctypes.byref(Text(**sizes, **tensors)))
-        positions = torch.from_numpy(position_table(mask.numpy(), config.position_size, config.position_theta))
-        return {"text_keys": keys, "text_values": values, "positions": positions}
+        scratch = self.memory.tensor(working_memory(config, tokens, tokens)).numpy()
+        encoder, places = (self.library, config, config.text_layers, self.text.data_ptr()), mask.numpy()
+        texts = zip(model.model.text_embedding(input_ids).numpy(), places)
+        keys, values = zip(*(read_text(*encoder, x, row, scratch) for x, row in texts))
+        positions = position_table(places, config.position_size, config.position_theta)
+        parts = {"text_keys": np.stack(keys), "text_values": np.stack(values), "positions": positions}
+        return {name: torch.from_numpy(x) for name, x in parts.items()}
 
 
 # --- states
@@ -379,11 +376,6 @@ def pointers(**tensors: Tensor) -> dict[str, int]:
     return {name: x.data_ptr() for name, x in tensors.items()}
 
 
-def floats(numbers: Iterable[float]) -> ctypes.Array:
-    numbers = tuple(numbers)
-    return (ctypes.c_float * len(numbers))(*numbers)
-
-
 def sizes(state: Tensor) -> tuple[int, int, int]:
     """Rows times heads, K and V of a state (B, H, K, V)."""
     rows, heads, keys, values = state.shape
@@ -402,36 +394,28 @@ class NativeSteps(TorchSteps):
 
     def __call__(self, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         self._take(codes, 1)
-        rows, _, tokens = self.alignment.shape
-        first = self.alignment.view(-1)[: rows * tokens].view(rows, 1, tokens)  # there may be room for more steps
-        return self.logits[:, None].clone(), first.clone() if self.alignments else None
+        return self.logits[:, None].clone(), self._first().clone() if self.alignments else None
 
-    def draw(
-        self, scale: float | None, banned: Tensor, settings: list[Any], generator: torch.Generator | None
-    ) -> Tensor:
-        """The tokens (B, Q) that follow the step just taken: what `guide` and `draw` of generation_smalle make of its
-        logits, by settings of top-k and temperature alone, with the same random numbers."""
-        scales = () if scale is None else (scale,)
-        rows, vocabulary = len(self.logits) // (1 + len(scales)), self.logits.shape[2]
-        waits = [
-            None if setting.top_k == 1 else torch.empty(rows, vocabulary).exponential_(generator=generator)
-            for setting in settings
-        ]
-        tokens = torch.empty(rows, len(settings), dtype=torch.long)
-        self.library.smalle_draw(
-            rows,
-            len(settings),
-            vocabulary,
-            len(scales),
-            pointer(self.logits),
-            floats(scales),
-            pointer(banned),
-            (ctypes.c_int32 * len(settings))(*(setting.top_k for setting in settings)),
-            floats(setting.temperature for setting in settings),
-            (ctypes.c_void_p * len(settings))(*(None if x is None else x.data_ptr() for x in waits)),
-            pointer(tokens),
-        )
-        return tokens
+    def sample(
+        self,
+        sampler: Sampler,
+        generator: torch.Generator | None,
+        codes: Tensor,
+        may_end: bool,
+        remaining: list[int],
+    ) -> tuple[Tensor, Tensor, list[float]]:
+        """Takes a step with codes (G·B, Q). Returns the tokens (G·B, Q) that follow, as `guide` and `draw` of
+        generation_smalle make them of the same random numbers; alignments (G·B, 1, N), which the next step writes over;
+        and where in their texts B rows read. See `Sampler`."""
+        self._take(codes[:, None], 1)
+        torch.from_numpy(sampler.random).random_(generator=generator)
+        tokens, positions = sampler(self.step, may_end, remaining)
+        return torch.from_numpy(tokens), self._first(), positions
+
+    def _first(self):
+        """The alignments (B, 1, N) of a single step; there may be room for more."""
+        rows, _, tokens = self.alignment.shape
+        return self.alignment.view(-1)[: rows * tokens].view(rows, 1, tokens)
 
     def read(self, codes: Tensor, mask: Tensor) -> None:
         if not mask.all():
@@ -461,56 +445,44 @@ class NativeSteps(TorchSteps):
         self.owns_states = self.state.recurrent is None
         self.state = first_state(self.state, config)
         self.room = min(x.room() for x in self.state.recurrent) if self.pending else -1
-        given = list(self.state.recurrent) if not self.pending else [x for part in self.state.recurrent for x in part]
-        kept = set(range(0, len(given), len(PendingUpdates._fields))) if self.pending and not self.owns_states else ()
-        copies = iter(memory.like([x for n, x in enumerate(given) if n not in kept]))
-        tensors = [x.contiguous() if n in kept else next(copies).copy_(x) for n, x in enumerate(given)]
+        places = self._copy_states()
         tokens = self.state.text_mask.shape[1]
         self.logits = torch.empty(rows, config.num_codebooks, config.audio_vocab_size)
         self.alignment = torch.empty(rows, size, tokens)
         self.embedding = self.model.model.audio_embedding.weight.detach().contiguous()
         self.scratch = memory.tensor(working_memory(config, rows * size, tokens))
-        places = [x.data_ptr() for x in tensors]
-        self._set_states(tensors)
         if self.pending:
             self.bands = memory.like([x.state for x in self.state.recurrent], torch.int16)
             places[:: len(PendingUpdates._fields)] = [x.data_ptr() for x in self.bands]
             for x, bands in zip(self.state.recurrent, self.bands):
                 self.library.smalle_bands(*sizes(x.state), pointer(x.state), pointer(bands))
         self.places = (ctypes.c_void_p * len(places))(*places)
-        self.step = Step(
-            rows=rows,
-            tokens=tokens,
-            codebooks=config.num_codebooks,
-            vocabulary=config.audio_vocab_size,
-            hidden=config.hidden_size,
-            heads=config.mixer_heads,
-            position_size=config.position_size,
-            position_heads=config.position_heads,
-            before=config.audio_encoder_layers,
-            after=config.audio_decoder_layers,
-            pending=self.pending,
-            eps=config.norm_eps,
-            normalizer=config.gate_logit_normalizer,
-            strongest=MIN_LOG_DECAY,
-            gain=config.position_gain or 1.0,
-            states=ctypes.addressof(self.places),
-            **pointers(
-                weights=self.weights.step,
-                embedding=self.embedding,
-                logits=self.logits,
-                alignment=self.alignment,
-                scratch=self.scratch,
-                **text_tensors(self.state),
-            ),
-        )
+        used = dict(weights=self.weights.step, embedding=self.embedding, scratch=self.scratch)
+        used |= dict(logits=self.logits, alignment=self.alignment, **text_tensors(self.state))
+        addresses = pointers(**used) | {"states": ctypes.addressof(self.places)}
+        self.step = step_of(config, rows, tokens, addresses, self.pending)
 
-    def _set_states(self, tensors):
-        """Makes `state` one of these tensors, those of the blocks one after the other."""
-        if self.pending:
-            size = len(PendingUpdates._fields)
-            tensors = [PendingUpdates(*tensors[n : n + size]) for n in range(0, len(tensors), size)]
-        self.state = replace(self.state, recurrent=tuple(tensors))
+    def _copy_states(self):
+        """Makes `state` a copy, but for large states with pending updates that are not owned, which `_fold` copies.
+        Returns the addresses of its tensors, those of the blocks one after the other."""
+        size = len(PendingUpdates._fields) if self.pending else 1
+        given = [x for part in self.state.recurrent for x in (part if self.pending else (part,))]
+        kept = range(0, len(given), size) if self.pending and not self.owns_states else ()
+        copies = iter(self.weights.memory.like([x for n, x in enumerate(given) if n not in kept]))
+        tensors = [x.contiguous() if n in kept else next(copies).copy_(x) for n, x in enumerate(given)]
+        blocks = zip(*(tensors[n::size] for n in range(size)))
+        recurrent = tuple(PendingUpdates(*block) if self.pending else block[0] for block in blocks)
+        self.state = replace(self.state, recurrent=recurrent)
+        return [x.data_ptr() for x in tensors]
+
+    @FewThreads()
+    def keep(self) -> None:
+        if self.step is None:
+            return
+        self.owns_states = False
+        for n, place in enumerate(self._copy_states()):
+            if not self.pending or n % len(PendingUpdates._fields):  # the first are bands
+                self.places[n] = place
 
     def _fold(self):
         """Adds the pending updates to the states: the first time to copies, for those were given."""

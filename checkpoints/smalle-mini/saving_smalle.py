@@ -138,6 +138,14 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def delete_folder(path: str | os.PathLike) -> None:
+    """Deletes a folder whole or not at all: it gets the name of an unfinished one first. Raises FileNotFoundError."""
+    path = Path(path)
+    temporary = _temporary_beside(path)
+    path.rename(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _modes(folder: Path) -> dict[Path, int]:
     return {path: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*.safetensors")}
 
@@ -303,9 +311,17 @@ def check_default_voice(name: Any, voices: Sequence[str]) -> None:
 
 
 def check_processor_settings(
-    codec: Any, voices: Any, default_voice: Any, sampling_rate: Any, codec_id: Any, clones_by_reference: Any
+    codec: Any,
+    voices: Any,
+    default_voice: Any,
+    sampling_rate: Any,
+    codec_id: Any,
+    clones_by_reference: Any,
+    converter: Any,
 ) -> None:
     """ValueError for a value that `SmallEProcessor` does not take."""
+    if converter is not None:
+        check_file_name(converter, f"converter={converter!r}")
     for part in codec.split("/", 1) if isinstance(codec, str) else [codec]:
         check_file_name(part, f"A part of codec={codec!r}")
     if not isinstance(voices, (list, tuple, type(None))):

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .generation_smalle import seeded
 from .runtime_smalle import FewThreads
-from .text_normalization_smalle import expected_frames as expected_frames
-from .text_normalization_smalle import split_text as split_text
 from .text_tables_smalle import BREAKS as BREAKS
 from .text_tables_smalle import MAX_CHARACTERS
 from .text_tables_smalle import PARAGRAPH as PARAGRAPH
+from .text_tables_smalle import expected_frames as expected_frames
+from .text_tables_smalle import split_text as split_text
 from .vocos_smalle import block_sizes
 from .voices_smalle import Voice
 
@@ -103,7 +103,7 @@ class TextToSpeechStreamer:
         settings["progress"] = step
         settings["chunk_frames"] = block_sizes() if self.chunk_frames is None else self.chunk_frames
         settings["output_alignments"] = output_timestamps
-        speech = self._decode(prefetch(self._generate(pieces, prompt, seed, settings), stop))
+        speech = self._decode(prefetch(self._generate(pieces, prompt, seed, settings), stop), prompt)
         return speech if output_timestamps else waveforms(speech)
 
     async def astream(self, text: str, **options) -> AsyncIterator[Any]:
@@ -174,9 +174,9 @@ class TextToSpeechStreamer:
         start = begun / self.model.config.frame_rate
         return [{**word, "start": word["start"] + start, "end": word["end"] + start} for word in words]
 
-    def _decode(self, chunks: Generator[tuple[Tensor, list[dict[str, Any]]]]) -> Generator[TimedSpeech]:
-        """Yields the speech of chunks of codes (T, Q) and words."""
-        codec, state = self.processor.codec, None
+    def _decode(self, chunks: Generator[tuple[Tensor, list[dict[str, Any]]]], voice: Voice) -> Generator[TimedSpeech]:
+        """Yields the speech of chunks of codes (T, Q) and words, in a voice."""
+        codec, state = self.processor.decoder(voice), None
         codes = torch.zeros(0, codec.num_codebooks, dtype=torch.long)
         words: list[dict[str, Any]] = []
         for codes, new_words in chunks:

@@ -6,33 +6,29 @@ takes what it can without going back, and looks back and ahead over a fixed numb
 """
 
 import functools
-import html
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Collection, Iterable
-from typing import NamedTuple
+from collections.abc import Collection, Iterable
+
+import regex  # as in text_tables_smalle
 
 from .text_tables_smalle import (
     ABBREVIATIONS,
     ADDRESS_LETTERS,
     ADDRESS_SIGNS,
-    BLOCKS,
-    BREAKS,
+    AMBIGUOUS_STATES,
     CHARACTERS,
     COMPASS,
     CURRENCIES,
-    CYRILLIC,
     DIGITS,
     ELEMENTS,
     ENDINGS,
     FILES,
     FRACTIONS,
-    GREEK,
-    HEARTS,
     HOSTS,
+    INTERJECTIONS,
     KINGS,
-    LOOK_ALIKES,
     MAX_DIGITS,
     MONTHS,
     NOT_A_STREET,
@@ -49,13 +45,16 @@ from .text_tables_smalle import (
     SPELLED,
     STATES,
     STREETS,
-    TAGS,
     THOUSANDS,
     TITLES,
     UNINFLECTED,
     UNITS,
     WEEKDAYS,
     WORDY_UNITS,
+    Rule,
+    in_ascii,
+    pauses_at_line_ends,
+    without_markup,
 )
 
 try:
@@ -70,7 +69,7 @@ DAY, YEAR = r"(?P<day>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?", r"(?P<year>1[1-9]\
 LAST_DAY = r"(?P<last>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?"
 HALF_DAY = r"(?P<half>[apAP])(?:\.\s?[mM]\.?|[mM]\b\.?)"
 ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?<=[MDCLXVI])"
-SENTENCE_END = re.compile(r"\s*$|\s+[A-Z]")
+SENTENCE_END = re.compile(r"\s*$|\s+(?!(?:[NS][EW]|[A-Z]{1,3}T|UTC)\b)[A-Z]")
 
 
 def spell_digits(digits: str, zero: str = "zero") -> str:
@@ -202,8 +201,17 @@ def _phone(match: re.Match) -> str:
 
 
 def _digit_groups(match: re.Match) -> str:
-    """Four one one one, two two two two."""
-    return ", ".join(map(spell_digits, re.findall(r"\d+", match[0])))
+    """Four one one one, two two two two; ten, two, one of a short row."""
+    groups = re.findall(r"\d+", match[0])
+    short = max(map(len, groups)) < 3 and min(map(len, groups)) == 1
+    return ", ".join(map(spell_number if short else spell_digits, groups))
+
+
+def _characters(match: re.Match) -> str:
+    """D E eight nine, three seven oh four."""
+    return ", ".join(
+        " ".join(spell_digits(c) if c.isdigit() else c for c in group) for group in re.split("[ :]", match[0])
+    )
 
 
 def _code_number(match: re.Match) -> str:
@@ -295,6 +303,10 @@ def _initials(match: re.Match) -> str:
 
 def _state(match: re.Match) -> str:
     """Massachusetts oh two one three four."""
+    word = re.search(r"(\w+), $", _before(match))
+    plain = word is not None and (word[1].islower() or word[1] in INTERJECTIONS)
+    if match["state"] in AMBIGUOUS_STATES and plain and not match["zip"]:
+        return match[0]
     codes = (part for part in match.group("zip", "more") if part)
     return " ".join([STATES[match["state"]], *(spell_digits(code, "oh") for code in codes)])
 
@@ -311,11 +323,16 @@ def _measure(match: re.Match) -> str:
         return match[0]
     if len(sign) == 1 and sign.isupper() and joint == " " and (sign == "A" or re.match(r"\.? [A-Z\d]", _after(match))):
         return match[0]
-    if joint == "" and sign == "W" and re.search("(?:Route|Highway|Gate|Room) $", _before(match, 9)):
+    if joint == "" and re.search(rf"(?:{PLACES}) $", _before(match, 12)):
         return match[0]
     unit = UNITS[sign]
     noun = unit if match["amount"] == "1" or match["joint"] == "-" else _plural(unit)
     return f"{match['amount']} {noun}{_full_stop(match)}"
+
+
+def _degrees(match: re.Match) -> str:
+    """350 °F; seats and rooms as they are."""
+    return match[0] if re.search(rf"(?:{PLACES}) $", _before(match, 12)) else f"{match[1]} °{match[2]}"
 
 
 def _fraction(match: re.Match) -> str:
@@ -331,6 +348,7 @@ def _fraction(match: re.Match) -> str:
         return f"{words} {_plural(UNITS[unit])}" if unit else f"{words}{match['joint']}{word}" if word else words
     halves = "halves" if bottom == 2 else _plural(name)
     words = f"one {name}" if top == 1 else f"{spell_number(top)} {halves}"
+    words += " " * (_after(match, 1).isalpha())
     noun = UNITS[unit] if unit else word
     if noun and match["joint"] == "-":
         return f"{spell_number(top)} {name} {noun}"
@@ -358,7 +376,7 @@ def _feet(match: re.Match) -> str:
     feet, inches = match["feet"], match["inches"]
     if feet and inches:
         return f"{feet} foot {inches}"
-    if _before(match, 200).count('"' if inches else " '") % 2:
+    if len(re.findall(r"(?<!\d)\"" if inches else " '", _before(match, 200))) % 2:
         return match[0]
     noun = ("inch" if inches == "1" else "inches") if inches else "foot" if feet == "1" else "feet"
     return f"{inches or feet} {noun}"
@@ -384,11 +402,16 @@ def _decade(words: str) -> str:
     return f"{words[:-1]}ies" if words.endswith("y") else f"{words}s"
 
 
-def _ordinal(match: re.Match) -> str:
-    """First, second; a number without an ending as it is."""
-    if match["ending"] is None:
-        return match[0]
-    return spell_number(match["amount"], "cardinal" if "." in match["amount"] else "ordinal")
+def _number(match: re.Match) -> str:
+    """One thousand two hundred, third, nineteen ninety-nine; in ten sixty-six."""
+    amount, before, after = match["amount"], _before(match, 3), _after(match)
+    if match["ending"]:
+        return spell_number(amount, "cardinal" if "." in amount else "ordinal")
+    year = len(amount) == 4 and amount.isdigit() and before[-1:] not in (*",.-",) and not re.match(r"%|[,.-]\d", after)
+    if year and not re.fullmatch(r"1[1-9]\d\d|20\d\d", amount):
+        before_a_year = before.lower() == "in " or before[-1:] == "(" and after[:1] == ")"
+        year = re.match("10[1-9]", amount) and before_a_year and not re.match(" [a-z]+s\\b", after)
+    return spell_number(amount, "year" if year else "cardinal")
 
 
 def _power(match: re.Match) -> str:
@@ -493,32 +516,9 @@ def _street(match: re.Match) -> str:
 
 
 def _version(match: re.Match) -> str:
-    """Two point one point three."""
-    return f"{match['name'] or ''}{' point '.join(match['numbers'].split('.'))}"
-
-
-def _line_end(match: re.Match) -> str:
-    """A pause at the end of a list's item, of a heading, of a paragraph and of a short line."""
-    text, start, end = match.string, match.start(), match.end()
-    if not start or end == len(text):
-        return " "
-    last = text[start - 1] if text[start - 1] not in "\"')" else text[start - 2 : start - 1]
-    if last in ".!?:;,-(":
-        return " "
-    previous = max(
-        text.rfind("\n", max(0, start - LONG_LINE), start), text.rfind("\x1e", max(0, start - LONG_LINE), start)
-    )
-    short = previous >= 0 or start < LONG_LINE
-    blank = match[0].count("\n") > 1
-    if "\x1e" in match[0] or re.compile(r"\d+[.)] ").match(text, end):
-        return ". "
-    if text[end].islower():
-        return ", " if short and not blank else " "
-    return ". " if short or blank else " "
-
-
-def _table_row(match: re.Match) -> str:
-    return "\x1e" + ", ".join(cell.strip() for cell in match[1].split("|") if cell.strip()) + "\x1e"
+    """Two point one point three, beta two."""
+    stage = ", " + " ".join(filter(None, match.group("stage", "number"))) if match["stage"] else ""
+    return f"{match['name'] or ''}{' point '.join(match['numbers'].split('.'))}{stage}"
 
 
 def _any_of(words: Iterable[str]) -> str:
@@ -531,46 +531,18 @@ for _unit in "m km cm mm ft in mi yd".split():
         UNITS[_unit + _size] = f"{_name} {UNITS.get(_unit, 'inch')}"
 
 
-class Rule(NamedTuple):
-    """What a pattern is replaced by, with an example of the text that it reads."""
-
-    name: str
-    example: str
-    pattern: str
-    spell: Callable[[re.Match], str] | str
-
-
-# Markdown and HTML as text. \x1e, which no text has at this point, is a pause.
-MARKUP = (
-    Rule("fence", "```python", r"(?m)^ ?(?:```|~~~).*$", "\x1e"),
-    Rule("comment", "<!-- x -->", r"<!--[^<>]*-->", ""),
-    Rule("code of a page", "<style>b {}</style>", r"<(script|style)\b[^<>]*>[^<]*</\1>", ""),
-    Rule("address in angles", "<https://a.org>", r"<((?:https?://|mailto:)?[^\s<>@]+[@.][^\s<>]*)>", r" \1 "),
-    Rule("block", "<p>Hi</p>", rf"(?i)</?(?:{'|'.join(BLOCKS.split())})\b[^<>]*>", "\x1e"),
-    Rule("tag", "<b>bold</b>", rf"(?i)</?(?:{'|'.join(TAGS.split())})\b[^<>]*>", ""),
-    Rule("link", "[text](https://a.org)", r"!?\[([^\[\]\n]*)\]\([^()\n]*\)", r"\1"),
-    Rule("citation", "word.[1]", r"(?:(?<=[a-z])|(?<=\w[.,)\"']))\[(?:\d{1,3}|citation needed)\](?!\()", ""),
-    Rule("reference", "[text][1]", r"\[([^\[\]\n]*)\]\[[^\[\]\n]*\]", r"\1"),
-    Rule("row", "| a | b |", r"(?m)^ ?\|(?![ :|-]*$)(.*)$", _table_row),
-    Rule("ruler", "---", r"(?m)^ ?(?:\|[ :|-]*|[-=*_](?: ?[-=*_])++ ?)$", "\x1e"),
-    Rule("quotation", "> text", r"(?m)^ ?(?:> ?)++", ""),
-    Rule("heading", "# Title", r"(?m)^ ?#{1,6} ++(.*?)#*$", "\x1e\\1\x1e"),
-    Rule("item", "- [x] item", r"(?m)^ ?[-*+] (?:\[[ xX]\] )?", "\x1e"),
-    Rule("code", "`x`", r"`++|~~|\\(?=[*_#\[\]`])", ""),
-    Rule("emphasis opens", "**bold", r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<![\w/.@-])_{1,3}(?=[^\W_])(?!\w*\.\w)", ""),
-    Rule("emphasis ends", "bold**", r"(?<=[^\s*])\*{1,3}(?![\w*])|(?<=[^\W_])_{1,3}(?!\w)|(?<=[.!?])_{1,3}(?!\w)", ""),
-    Rule("emoticon", ":-)", r"(?<!\S)[:;]-?[()DPp](?!\S)", ""),
-)
-
 _SIGNED = "".join(sign for sign in CURRENCIES if len(sign) == 1)
 _CODES = _any_of(sign for sign in CURRENCIES if len(sign) > 1)
 MONEY = rf"(?P<sign>(?<![A-Za-z])(?:{_CODES})|[{_SIGNED}])"
-SCALE = r"(?:\s?(?P<scale>thousand|million|billion|trillion|bn|mn|tn|trn|mm|[kKmMbBtT])\b)?"
+SCALE = r"(?:\s?(?P<scale>thousand|million|billion|trillion|bn|mn|tn|trn|mm|lakh|crore|[kKmMbBtT])\b)?"
 WORDS = (
     "people|users|views|followers|subscribers|downloads|copies|visitors|residents|customers|voters|years|tons|tonnes"
 )
-UNIT = rf"(?:{_any_of(UNITS)})"
+UNIT = rf"(?=[A-Za-z°])(?:{_any_of(UNITS)})"
 ABBREVIATED_MONTH = "(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)"
+PLACES = (
+    "[Rr]oute|[Hh]ighway|[Gg]ate|[Rr]oom|[Ss]eat|[Rr]ow|[Aa]pt\.?|[Ff]lat|[Ss]uite|[Uu]nit|[Bb]us|[Ll]ine|[Pp]latform"
+)
 WEEKDAY = "(?:Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)"
 
 
@@ -584,25 +556,39 @@ _COORDINATE = (
     r"(?<![\w.])(?P<degree>\d{1,3}(?:\.\d++)?)° ?(?:(?P<minute>\d{1,2})' ?)?(?:(?P<second>\d{1,2}(?:\.\d+)?)\"? ?)?"
     r"(?P<pole>[NSEW])\b"
 )
-_HOST = rf"(?<![\w@./-])(?:[A-Za-z0-9-]++\.)+(?:{HOSTS})(?![\w-]|\.\w)(?::\d++)?(?:/[\w.~%?=&#/-]*[\w/]|/)?"
-_FILE = rf"(?<![\w/.~-])(?:~/|\.{{1,2}}/|\.|/)?(?:[\w-]++[/.])+(?<=\.)(?:{_any_of(FILES)})(?![\w/-]|\.\w)"
-_PATH = r"(?<![\w/.~-])(?:(?:~|\.{1,2})/[\w+-]++|/[\w+-]++/[\w+-]++)(?:[/.][\w+-]++)*+/?"
+_HOST = (
+    rf"(?<![\w@./-])(?:(?:[A-Za-z0-9-]++\.)+(?:{HOSTS})(?![\w-]|\.\w)|localhost(?=[:/]))"
+    r"(?::\d++)?(?:/[\w.~%?=&#/-]*[\w/]|/)?"
+)
+LOUD_FILES = "|".join(name.upper() for name in FILES if len(name) > 2)
+_FILE = rf"(?<![\w/.~-])(?:~/|\.{{1,2}}/|\.|/)?(?:[\w-]++[/.])+(?<=\.)(?:{_any_of(FILES)}|{LOUD_FILES})(?![\w/-]|\.\w)"
+_ENDING_OF_FILES = rf"(?<![\w./])\*?\.(?:{_any_of(name for name in FILES if len(name) > 1)})(?![\w/.-])"
+_PATH = r"(?<![\w/.~-])(?:(?:~|\.{1,2})/\.?[\w+-]++|/[\w+-]++/[\w+-]++)(?:[/.][\w+-]++)*+/?"
 _PHONE = (
     r"(?<![\w.,+-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-]|[.,]\d)(?:,? ?(?:ext\.?"
     r"|x) ?\d{1,5}\b)?"
 )
 _PHONE_WITH_A_ZERO = r"(?<![\w.,+-])(?:\(0\)\d{1,4}|\(?0\d{2,4}\)?)[ /-]\d{3,7}(?:[ -]\d{3,4})?(?![\w-]|[.,]\d)"
 _PHONE_IN_A_ROW = (
-    r"(?:(?<=[CcFf]a[lx][l:] )|(?<=[DdTt][ie][axl][lt:] )|(?<=phone )|(?<=hone: )|(?<=[Nn]umber ))\d{7,15}"
-    r"(?!\d)"
+    r"(?<= )(?:(?<=[CcFf]a[lx][l:] )|(?<=[DdTt][ie][axl][lt:] )|(?<=phone )|(?<=hone: )|(?<=[Nn]umber ))\d{7,15}"
+    r"(?!\d)|(?<=[Tt]ext )\d{5,6}\b"
 )
-_EMERGENCY = r"(?:(?<=[Cc]all )|(?<=[Dd]ial )|(?<=[ai]ling )|(?<=called ))(?:\d11|999|112)\b"
+_LONG_CODE = (
+    r"\b[A-Z]{2}\d\d(?: [A-Z\d]{4}){2,7}(?: [A-Z\d]{1,3})?(?!\w)"  # of a bank's account
+    r"|\b(?=[A-Z\d]{10})(?:[A-Z]++\d++){2}[A-Z\d]*+(?!\w)|\b(?=[A-Z\d]{10})(?:\d++[A-Z]++){2}[A-Z\d]*+(?!\w)"
+    r"|\b(?:[0-9A-F]{2}:){3,7}[0-9A-F]{2}(?![\w:])"
+)
+_EMERGENCY = r"(?<= )(?:(?<=[Cc]all )|(?<=[Dd]ial )|(?<=[ai]ling )|(?<=called ))(?:\d11|999|112)\b"
+_SPACES_OF_THOUSANDS = r"(?<![\w.,+)-])(?<!\d )[1-9]\d{0,2}(?:(?: 000)+|(?: \d{3}){2,4})(?![\w-]|[ .,]\d)"
 _ADDRESS_OF_A_NETWORK = r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{2,5}))?(?![\w]|\.\d)"
 _DECIMAL_COMMA = r"(?:(?<=€)|(?<![\w.,])(?=[\d.]{1,12},\d\d ?(?:€|EUR\b)))(\d{1,3}(?:\.\d{3})++|\d++),(\d\d)(?!\d|,\d)"
 _PRESSURE = r"(?<![\d/.])(\d{2,3})/(\d{2,3})(?: ?(?=mm ?Hg)|(?<=pressure \d\d\d/\d\d)|(?<=BP \d\d\d/\d\d))(?![\d/])"
 _BOOKS = (
     "Genesis|Exodus|Psalms?|Proverbs|Isaiah|Matthew|Mark|Luke|John|Acts|Romans|Corinthians|Hebrews|James|Revelation"
 )
+_ISO_DATE = rf"\b{YEAR}(?P<joint>[-/])(?P<month>0[1-9]|1[0-2])(?P=joint)(?P<day>0[1-9]|[12]\d|3[01])(?!\d)"
+_DAY_MONTH_YEAR = rf"(?<![\w-])(\d{{1,2}})-({ABBREVIATED_MONTH})-(?=\d\d(?:\d\d)?\b)"
+_SHORT_YEAR = rf"\b({ABBREVIATED_MONTH}|{'|'.join(MONTHS)})\.? '(?=\d\d\b)"
 _ISO_TIME = (
     r"(?<=[a-z])(?:T| (?=[\d:.]{5,12}(?:Z|[+-]\d\d:?\d\d)\b))(?P<time>\d\d:\d\d(?::\d\d)?)(?:\.\d+)?"
     r"(?P<zone>Z\b|(?P<sign>[+-])(?P<hour>\d\d):?(?P<minute>\d\d))?"
@@ -611,7 +597,7 @@ _DATE_IN_NUMBERS = r"(?<![\d/])(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>1[1-
 _DATE_WITH_DOTS = rf"(?<![\d.])(?P<day>\d{{1,2}})\.(?P<month>0?[1-9]|1[0-2])\.{YEAR}(?![\d])"
 _DATE_WITH_DASHES = rf"(?<![\d-])(?P<month>\d{{1,2}})-(?P<day>\d{{1,2}})-{YEAR}(?![\d-])"
 _MONTH_AND_DAY_IN_NUMBERS = (
-    r"(?:(?<=\bon )|(?<=(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun|day) )|(?<![\d/.])(?=0\d/|\d\d/0))"
+    r"(?:(?<=\bon )|(?<=\bdue )|(?<=\buntil )|(?<=(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun|day) )|(?<![\d/.])(?=0\d/|\d\d/0))"
     r"(?P<month>1[0-2]|0?[1-9])/(?P<day>[12]\d|3[01]|0?[1-9])(?P<year>)(?![\d/])"
 )
 _DAY_AND_MONTH = rf"\b(?P<the>(?:[Tt]he )?){DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?"
@@ -647,7 +633,7 @@ _OUT_OF = rf"{START}(?P<top>{NUMBER})/(?P<bottom>5|10|20|100)(?![\d/\w]|\.\d)"
 _DURATION = r"(?<!\w)(?P<hour>\d{1,2})h ?(?P<minute>\d{1,2})(?:m|min)?(?!\w)"
 _DEGREES_OF_AN_OVEN = r"(?<![\w.,])([1-9]\d\d?(?:\.\d)?) ?([FC])(?=[.,;)]|$| (?:for|and|or|oven|until|in)\b)"
 _MILLIONS = rf"{START}(?P<amount>{NUMBER}) ?(?P<scale>M|bn|mn|m(?= (?:{WORDS})\b))(?!\w)"
-_INCH = rf"{START}(?P<amount>{NUMBER})(?:in\b| in(?= (?:tall|wide|long|deep|thick|high|by|x|of (?:rain|snow))\b))"
+_INCH = rf"{START}(?P<amount>{NUMBER})(?:in\b| in(?=[,;)]| (?:tall|wide|long|deep|thick|high|by|x|of (?:rain|snow))\b))"
 _PER = (
     r"(?<=[a-z%])/(?=(?:month|mo|year|yr|week|wk|day|hour|hr|h|min|minute|second|sec|s|kg|lb|person|night|mile"
     r"|gallon|user|piece|dozen|acre|head)\b)"
@@ -664,7 +650,8 @@ _BEFORE_A_NUMERAL = r"(?<![\w.])(Vol|Ch|Pt|Sec|Mk|Fig)\.? (?=[IVXLC]+\b)"
 _ENDING = rf"(?<![\w.])(?:{_any_of(ENDINGS)})(?!\w)"
 _INITIALS = r"\b(?:[A-Za-z]\.){2,}"
 _NUMBERED = (
-    rf"\b(?P<noun>{NUMBERED_ROMAN}) (?P<numerals>{ROMAN}\b(?:(?:, |,? (?:and|or|to) |-){ROMAN}\b)*|"
+    rf"\b(?P<noun>{NUMBERED_ROMAN}|(?:act|chapter|part|scene|section|volume)s?(?= [IVXivx]{{2}})) "
+    rf"(?P<numerals>{ROMAN}\b(?:(?:, |,? (?:and|or|to) |-){ROMAN}\b)*|"
     rf"(?=[xvi]{{2}})[xvi]{{2,6}}\b)"
 )
 _CENTURY = rf"\b(?P<numeral>{ROMAN})(?= (?:[Cc]entur|Olympi|Winter Olymp|Army|Corps|Legion|Congress|Dynasty))"
@@ -674,14 +661,18 @@ _FORMULA = (
     rf"\b(?=[A-Za-z()]{{1,12}}\d)(?:(?:\((?:(?:{ELEMENTS})\d{{0,2}}){{1,4}}\)|(?:{ELEMENTS}))\d{{0,2}}){{2,12}}"
     r"(?![\w'])|\b(?:O|H|N|Cl|F)2\b"
 )
-_VERSION = r"(?<!\w)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>version |Version ))(?P<numbers>\d++(?:\.\d++)*+)"
+_VERSION = (
+    r"(?<!\w)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>version |Version ))(?P<numbers>\d++(?:\.\d++)*+)"
+    r"(?:-(?P<stage>alpha|beta|dev|pre|rc)(?:\.?(?P<number>\d++))?+(?![\w-]))?"
+)
 _DECADE_OF_A_CENTURY = r"\b(1[1-9]\d0|20\d0)'?s\b"
 _COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(-])|(?<!\S)([<>]) ?(?=\d)"
-_YEAR_BY_CONTEXT = r"(?:(?<=[Ii]n )|(?<=\()(?=\d+\)))10[1-9]\d(?![\d%]|[,.-]\d| [a-z]+s\b)"
 # Applied in this order.
 RULES = (
     # marks of feet and inches, which may be quotation marks
     Rule("coordinate", "40°42'46\"N", _COORDINATE, _coordinate),
+    Rule("inches of a fraction", '7/8"', r"(?<=\d/\d)\"(?!\w)|(?<=\d/\d\d)\"(?!\w)", " in."),
+    Rule("minutes and seconds", "2'30\"", r"(?<![\w.])(\d{1,2})' ?(1[2-9]|[2-5]\d|0\d)\"(?!\w)", r"\1 min \2 s"),
     Rule("height", "5'10\"", r"(?<![\w.])(?P<feet>\d)' ?(?P<inches>1[01]|\d)(?:\"|''|(?!\w))", _feet),
     Rule("feet", "6'", r"(?<![\w.])(?P<feet>\d{1,3})(?P<inches>)'(?![\w'])", _feet),
     Rule("inches", '12"', rf"{START}(?P<feet>)(?P<inches>{NUMBER})\"(?!\w)", _feet),
@@ -690,6 +681,7 @@ RULES = (
     Rule("URL", "www.example.com/docs", r"\b(?:(?:https?|ftp|file)://|www\.)[^\s<>\"'()\[\]{}|]*[\w/]", _address),
     Rule("host", "example.com/docs", _HOST, _address),
     Rule("file", "src/main.py", _FILE, _address),
+    Rule("ending of files", "*.txt", _ENDING_OF_FILES, lambda match: _address(match).replace("*", "star")),
     Rule("path", "/usr/local/bin", _PATH, _address),
     Rule("Windows path", r"C:\Users\me", r"\b[A-Za-z]:\\[\w\\.-]*\w", _address),
     Rule("forum", "r/science", r"(?<![\w/])([ru])/(?=\w)", r"\1 slash "),
@@ -698,6 +690,8 @@ RULES = (
     Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", _handle),
     Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", _handle),
     # rows of digits
+    Rule("long code", "DE89 3704 0044", _LONG_CODE, _characters),
+    Rule("spaces of thousands", "1 000 000", _SPACES_OF_THOUSANDS, lambda match: match[0].replace(" ", "")),
     Rule("phone", "(555) 123-4567", _PHONE, _phone),
     Rule("vanity phone", "1-800-FLOWERS", r"(?<![\w-])(?:1-)?8\d\d-[A-Z]{2,9}(?:-[A-Z]{2,9})?(?!\w)", _phone),
     Rule("phone abroad", "+44 20 7946 0958", r"(?<![\w+])\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}(?!\w)", _phone),
@@ -708,6 +702,7 @@ RULES = (
     Rule("flight", "BA2490", r"\b(?!FY|CY)([A-Z])([A-Z])(\d{3,4})\b", _flight),
     Rule("emergency", "Call 911", _EMERGENCY, lambda match: spell_digits(match[0])),
     Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, _network_address),
+    Rule("apostrophes of thousands", "10'000", r"(?<=\d)'(?=\d{3}(?!\d))", ""),
     Rule(
         "dots of thousands",
         "1.000.000",
@@ -715,12 +710,14 @@ RULES = (
         lambda m: m[0].replace(".", ""),
     ),
     # dates and times
-    Rule("ISO date", "2026-11-20", rf"\b{YEAR}-(?P<month>0[1-9]|1[0-2])-(?P<day>0[1-9]|[12]\d|3[01])(?!\d)", _date),
+    Rule("ISO date", "2026-11-20", _ISO_DATE, _date),
     Rule("ISO time", "twenty twenty-sixT15:30Z", _ISO_TIME, _iso_time),
     Rule("date in numbers", "11/20/2026", _DATE_IN_NUMBERS, _date),
     Rule("date with dots", "20.11.2026", _DATE_WITH_DOTS, _date),
     Rule("date with dashes", "11-20-2026", _DATE_WITH_DASHES, _date),
     Rule("month and day in numbers", "on 12/25", _MONTH_AND_DAY_IN_NUMBERS, _date),
+    Rule("day, month and year", "1-Apr-2024", _DAY_MONTH_YEAR, r"\1 \2 "),
+    Rule("short year", "Apr '24", _SHORT_YEAR, r"\1 20"),
     Rule("days and month", "5-7 May", rf"\b{DAY}\s?-\s?{LAST_DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?", _date),
     Rule("day and month", "the 20th of May", _DAY_AND_MONTH, _date),
     Rule("month and days", "May 5-7", _MONTH_AND_DAYS, _date),
@@ -741,9 +738,11 @@ RULES = (
     Rule("years", "1914-18", _YEARS, _years),
     Rule("equal parts", "50-50", r"(?<![\w.-])50-50(?![\w-])", "50 50"),
     Rule("from noon", "noon-1pm", r"\b([Nn]oon|[Mm]idnight)\s?-\s?(?=\d)", r"\1 to "),
+    Rule("minus with spaces", "7 − 2", r"(?<=\d) − (?=\d)", " minus "),
     Rule("difference", "5 - 3 = 2", rf"(?<=\d)\s?[-−]\s?(?={NUMBER}\s?=)", " minus "),
     Rule("decimal comma", "€2,50", _DECIMAL_COMMA, _whole_units),
     Rule("range of money", "$5-10", _RANGE_OF_MONEY, _money_range),
+    Rule("mixed number", "1-1/2", r"(?<![\d/.,-])(\d{1,3})-(?=[1-9]\d?/\d)(?!\d+/\d+/)", r"\1 "),
     Rule("range", "10am-2pm", _RANGE, r"\g<amount> to "),
     Rule("time zone", "UTC+5:30", _TIME_ZONE, _offset),
     Rule("verse", "John 3:2", rf"\b({_BOOKS}) (\d{{1,3}}):(?=\d)", r"\1 \2 "),
@@ -753,7 +752,7 @@ RULES = (
     Rule("full hour", "3 p.m.", rf"(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\s?{HALF_DAY}", _time),
     Rule("military time", "0800 hours", _MILITARY_TIME, _military_time),
     # money
-    Rule("no cents", "5,-", r"(?<=\d),-(?!\w)", ""),
+    Rule("no cents", "5,-", r"(?<=\d)[.,]-(?!\w)", ""),
     Rule("pence twice", "£5.50p", r"(£\d++\.\d\d)p\b", r"\1"),
     Rule(
         "Indian thousands", "1,50,000", r"(?<![\w.,])\d{1,2}(?:,\d\d)+,\d{3}(?!\d|,\d)", lambda m: m[0].replace(",", "")
@@ -766,6 +765,13 @@ RULES = (
     Rule("lines of a screen", "1080p", r"(?<![\w.])(4|7|10|14|21)(20|40|60|80)([pi])\b", r"\1 \2 \3"),
     Rule("small money", "50¢", _SMALL_MONEY, _small_money),
     # fractions, measures, powers
+    Rule(
+        "spoons",
+        "3 T. oil",
+        r"(?<=\d )([tT])\. ?(?=[a-z])",
+        lambda match: f"{match[1]}{'sp' if match[1] == 't' else 'bsp'} ",
+    ),
+    Rule("degrees with a space", "12° C", r"(?<=\d) ?° (?=[CF]\b)", "°"),
     Rule("pressure", "120/80 mmHg", _PRESSURE, r"\1 over \2 "),
     Rule("vision", "20/20 vision", r"\b20/(\d\d)(?= vision)", r"20 \1"),
     Rule("fraction", "2 1/2 cups", _FRACTION, _fraction),
@@ -779,8 +785,9 @@ RULES = (
     Rule("bare unit", "per km^2", r"\b(k?m|[cm]m|ft|mi|yd)\^([23])(?!\w)", _bare_unit),
     Rule("power", "x^y", r"\^\(?(?P<sign>-?)(?P<power>\d++|[a-z]++)\)?", _power),
     Rule("duration", "2h30m", _DURATION, r"\g<hour> h \g<minute> min"),
-    Rule("degrees of an oven", "350F", _DEGREES_OF_AN_OVEN, r"\1 °\2"),
+    Rule("degrees of an oven", "350F", _DEGREES_OF_AN_OVEN, _degrees),
     Rule("millions", "5m people", _MILLIONS, lambda match: f"{match['amount']} {SCALES[match['scale'].lower()]}"),
+    Rule("feet and inches", "6 ft 2 in", r"(?<=\d)[ -]?(?:ft\.?|feet|foot) (1[01]|\d) ?in\b(?!\.)", r" foot \1 in."),
     Rule("inch", "5in", _INCH, r"\g<amount> in. "),
     Rule("measure", "5 kg", rf"{START}(?P<amount>{NUMBER})(?P<joint>[ -]?)(?P<unit>{UNIT})(?![\w°])", _measure),
     Rule("speed", "in km/h", r"(?<![\w/])km/h\b", "kilometers per hour"),
@@ -794,6 +801,7 @@ RULES = (
     Rule("state", "Boston, MA", _STATE, _state),
     Rule("saint", "St. Paul", r"\bSt\.(?= [A-Z][a-z])", "Saint"),
     Rule("title", "Dr. Smith", _TITLE, lambda match: TITLES[match[1]]),
+    Rule("minimum", "min. 3", r"(?<!\d )(?<![\w.])[Mm]in\. ?(?=\d)", "minimum "),
     Rule("with", "w/o", r"(?<![\w/])w/(o\b)?", lambda match: "without" if match[1] else "with "),
     Rule("before a number", "p. 12", _BEFORE_A_NUMBER, lambda match: f"{NUMBERED[match[1]]} "),
     Rule("born", "(b. 1950)", r"(?<=\()([bd])\. ?(?=\d{4})", lambda match: "born " if match[1] == "b" else "died "),
@@ -804,6 +812,7 @@ RULES = (
     Rule("initials of a name", "H. G. Wells", r"\b([A-Z])\. ([A-Z])\. ?(?=[A-Z][a-z])", r"\1 \2 "),
     # Roman numerals, acronyms, formulas
     Rule("numbered", "Chapter IV", _NUMBERED, _numbered_roman),
+    Rule("century after a number", "20th c.", r"(?<=\d(?:th|st|nd|rd) )[cC]\.", "century"),
     Rule("century", "XIX century", _CENTURY, lambda match: spell_number(_roman(match["numeral"]), "ordinal")),
     Rule("named", "Henry VIII", _NAMED, _named_roman),
     Rule("year in Roman numerals", "MCMXCIV", _YEAR_IN_ROMAN_NUMERALS, lambda m: spell_number(_roman(m[1]), "year")),
@@ -815,6 +824,7 @@ RULES = (
     Rule("dash of letters", "U S B-C", r"(?<=\b[A-Z])-(?=[A-Z]\b)", " "),
     # versions, ratios, decades, ordinals and the numbers that are left
     Rule("version", "v2.1.3", _VERSION, lambda match: "version " * (match["name"] is None) + _version(match)),
+    Rule("any version", "1.x", r"(?<=\d)\.(?=[xX]\b)", " point "),
     Rule("three numbers", "3.5.2", r"(?<!\d)\d++(?:\.\d+){2,}", lambda match: match[0].replace(".", " point ")),
     Rule("ratio", "3:1 ratio", r"(?<=\d):(?=\d++ (?:ratio|odds|scale|mix))", " to "),
     Rule("colon", "13:13", r"(?<=\d):(?=\d)", " "),
@@ -826,85 +836,17 @@ RULES = (
     Rule("comparison", "a < b", _COMPARISON, lambda match: " less than " if "<" in match[0] else " greater than "),
     Rule("about", "~5", r"(?<!\S)~ ?(?=\d)", "about "),
     Rule("ordinal in capitals", "21ST", r"(?<=\d)(?:ST|ND|RD|TH)\b", lambda match: match[0].lower()),
-    Rule("letter and digit", "A4, 5x", r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", " "),
+    Rule("digit and letter", "5x", r"(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", " "),
+    Rule("letter and digit", "A4", r"(?<=[^\W\d_])(?=\d)", " "),
     Rule("minus", "-5", r"(?<![\w)])[-−](?=\.?\d)", "minus "),
     Rule("point", ".5", r"(?<![\w.])\.(?=\d)", "point "),
-    Rule("ordinal", "3rd", rf"(?P<amount>{NUMBER})(?P<ending>(?:st|nd|rd|th)\b)?", _ordinal),
-    Rule("year", "1999", rf"(?<![\d,.-]){YEAR}(?![\d%]|[,.-]\d)", lambda match: spell_number(match["year"], "year")),
-    Rule("year by context", "in 1066", _YEAR_BY_CONTEXT, lambda match: spell_number(match[0], "year")),
-    Rule("number", "1,234.5", NUMBER, lambda match: spell_number(match[0])),
+    Rule("number", "1,234.5, 3rd, 1999", rf"(?P<amount>{NUMBER})(?P<ending>(?:st|nd|rd|th)\b)?", _number),
 )
-_MARKUP = [(re.compile(rule.pattern), rule.spell) for rule in MARKUP]
-PATTERNS = [(re.compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example))) for rule in RULES]
+PATTERNS = [(regex.compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example))) for rule in RULES]
 FAR, GROUP = 4, 34  # rules that look far back; rules that are applied between two looks for digits
 PLAIN_WORDS = re.compile(r"(?<=[a-z]{3})(?<!lion) (?![ivx]+\b)(?=[a-z]{3})")
-LINE_END = re.compile(r" ?[\n\x1e][ \n\x1e]*")
 NOISE = re.compile(r"[^\w\s\x1e]{5,}")  # signs in a row that nobody reads
-LONG_LINE = 55  # a line as long as this one was broken by its width
-EMOJI = re.compile("[\u231a-\u23ff\u25a0-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff][\ufe0f\u200d\U0001f3fb-\U0001f3ff]*")
 SUPERSCRIPT = re.compile(r"(?<=[\w)])[⁻⁺]?[⁰¹²³⁴-⁹]+")
-
-
-@functools.lru_cache(maxsize=4096)
-def _plain(character: str) -> str:
-    """A character in ASCII if it is a sign, a digit or a Latin or Greek letter; nothing for what cannot be seen."""
-    if character in SIGNS or character in CURRENCIES or character in "°¢":
-        return character
-    plain = ""
-    for part in unicodedata.normalize("NFKD", character):
-        category, name = unicodedata.category(part), unicodedata.name(part, "")
-        if part.isascii() or category[0] not in "LMNC":
-            plain += part
-        elif category == "Nd":
-            plain += str(unicodedata.decimal(part))
-        elif latin := re.match(r"LATIN (SMALL|CAPITAL) LETTER (?:\w{3,} )*([A-Z]{1,2})(?: WITH .*)?$", name):
-            plain += latin[2].lower() if latin[1] == "SMALL" else latin[2].capitalize()
-        elif category[0] in "LN":
-            plain += part
-    return plain.translate(CHARACTERS)
-
-
-def _cyrillic(text: str) -> str:
-    """Cyrillic letters in Latin ones: by their look in Latin words, else by their sound."""
-    letters = set(re.findall("[\u0400-\u052f]", text))
-    if not letters:
-        return text
-    real = any(ord(c) not in LOOK_ALIKES for c in letters)
-
-    def spell(match: re.Match) -> str:
-        if match[0].isascii():
-            return match[0]
-        word = match[0].translate(LOOK_ALIKES) if not real or re.search("[A-Za-z]", match[0]) else match[0]
-        latin_letters = (CYRILLIC.get(c.lower(), c).replace(".", "") for c in word)
-        return "".join(latin.capitalize() if c.isupper() else latin for c, latin in zip(word, latin_letters))
-
-    return re.sub(r"\w+", spell, text)
-
-
-def _greek(match: re.Match) -> str:
-    """A letter by its name, a word by its sound."""
-    if len(match[0]) == 1:
-        return f" {unicodedata.name(match[0], '').split()[-1].lower()} ".replace(" lamda ", " lambda ")
-    return "".join(GREEK.get(c, c) if c.islower() else GREEK.get(c.lower(), c).capitalize() for c in match[0])
-
-
-def name_emoji(text: str) -> str:
-    """A text with the names of its emoji."""
-    return EMOJI.sub(_emoji, text)
-
-
-def _emoji(match: re.Match) -> str:
-    return f" {HEARTS.get(match[0][0], unicodedata.name(match[0][0], '').lower())} "
-
-
-def _in_ascii(text: str) -> str:
-    """A text with the characters of a typewriter and the signs that rules know."""
-    text = EMOJI.sub(" ", re.sub(r"(?<=\d) ?[★⭐]", " star ", text))
-    text = SUPERSCRIPT.sub(_superscript, re.sub("[\ud800-\udfff]", " ", text))
-    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
-    text = re.sub(r"[µμ](?=[mgslLFAVW]\b)", "micro", re.sub(r"(\d ?[kM]?)[Ωω\u2126](?!\w)", r"\1ohm", text))
-    text = re.sub(r"[^\x00-\x7f]", lambda match: _plain(match[0]), _cyrillic(text))
-    return re.sub("[Α-Ωα-ω]+", _greek, text)
 
 
 def _mark(match: re.Match) -> str:
@@ -936,12 +878,10 @@ def spell_out(text: str, markup: bool = False) -> str:
     """
     text = re.sub("[^\\S\n]+", " ", text.translate(CHARACTERS))
     if markup:
-        for pattern, spell in _MARKUP:
-            text = pattern.sub(spell, text)
-        text = html.unescape(text).translate(CHARACTERS | {0x1E: 0x1E}) if "&" in text else text
+        text = without_markup(text)
     text = NOISE.sub(_mark, text)
-    text = text if text.isascii() else _in_ascii(text)
-    text = LINE_END.sub(_line_end, text)
+    text = text if text.isascii() else in_ascii(SUPERSCRIPT.sub(_superscript, text))
+    text = pauses_at_line_ends(text)
     for pattern, spell, _ in PATTERNS[:FAR]:
         text = pattern.sub(spell, text)
     for i in range(FAR, len(PATTERNS), GROUP):
@@ -951,10 +891,10 @@ def spell_out(text: str, markup: bool = False) -> str:
     return text
 
 
-def normalize(text: str, known: Collection[str]) -> str:
+def normalize(text: str, known: Collection[str], name: str = "text") -> str:
     """A text spelled out and ended by a mark; characters that are not `known`, in lower case, become spaces.
 
-    Letters and digits that have no reading in English are named by a warning.
+    Letters and digits that have no reading in English are named by a warning, in which the text is called `name`.
     """
     text = text.strip()
     spelled = spell_out(text + "." if text and text[-1].isalnum() else text, markup=True)
@@ -962,37 +902,10 @@ def normalize(text: str, known: Collection[str]) -> str:
     left_out = sorted(filter(str.isalnum, unknown))
     if left_out:
         warnings.warn(
-            f"Not spoken, for they have no reading in English: {' '.join(left_out[:20])}",
+            f"{name}: {' '.join(left_out[:20])} are not spoken, for they have no reading in English. Write them in "
+            "Latin letters, or give a lexicon.",
             stacklevel=2,
         )
     spelled = " ".join(spelled.translate(dict.fromkeys(map(ord, unknown), " ")).split())
     spelled = re.sub(" (?=[,.;:?!])", "", spelled)
     return spelled + "." if spelled[-1:].isalpha() else spelled
-
-
-def split_text(text: str, fits: Callable[[str], bool], breaks: tuple[re.Pattern, ...] = BREAKS) -> list[str]:
-    """Cuts a text into few pieces that fit, at the best possible breaks. Raises ValueError where no character fits."""
-    if fits(text):
-        return [text]
-    if len(text) < 2:
-        raise ValueError(
-            "No room for text: the prompt's transcript fills max_text_tokens. Use a voice with a shorter transcript."
-        )
-    if not breaks:
-        return split_text(text[: len(text) // 2], fits, ()) + split_text(text[len(text) // 2 :], fits, ())
-    pieces: list[str] = []
-    for part in breaks[0].split(text):
-        joined = f"{pieces[-1]} {part}" if pieces else part
-        if pieces and fits(joined):
-            pieces[-1] = joined
-        else:
-            pieces += [part] if fits(part) else split_text(part, fits, breaks[1:])
-    return pieces
-
-
-CHARACTERS_PER_SECOND = 15  # of read English
-
-
-def expected_frames(text: str, frame_rate: float) -> int:
-    """About how many frames reading a text takes."""
-    return int(len(text) / CHARACTERS_PER_SECOND * frame_rate) + 1

@@ -1,9 +1,15 @@
-"""Tables of English text normalization: numbers, units, currencies, abbreviations, names, signs, letters; lexicons."""
+"""What the normalization of English text knows: tables, characters in ASCII, where texts are cut, lexicons."""
 
+import functools
+import html
 import os
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
+
+import regex  # finds the patterns of rules in half the time of re
 
 Lexicon = Mapping[str, str] | str | os.PathLike | None
 MAX_ENTRIES = 100_000  # of a lexicon
@@ -39,7 +45,7 @@ CURRENCIES = _table("""
 SMALL_MONEY = {"¢": ("cent", "cents"), "p": ("penny", "pence")}
 SCALES = _table(
     "k=thousand; m=million; mm=million; mn=million; mio=million; b=billion; bn=billion; t=trillion; "
-    "tn=trillion; trn=trillion"
+    "tn=trillion; trn=trillion; lakh=lakh; crore=crore"
 )
 # After a number; capitals matter.
 UNITS = _table("""
@@ -61,7 +67,7 @@ UNITS = _table("""
     N=newton; Pa=pascal; kPa=kilopascal; hPa=hectopascal; psi=pound per square inch; dB=decibel; hp=horsepower;
     cc=cubic centimeter; ohm=ohm; kohm=kilohm; Mohm=megohm; ppm=part per million; °C=degree Celsius;
     °F=degree Fahrenheit; °=degree; mmHg=millimeter of mercury; mm Hg=millimeter of mercury; yrs.=year;
-    c.=cup
+    c.=cup; Nm=newton meter
 """)
 WORDY_UNITS = set("inch mile cup teaspoon tablespoon pound ounce pint quart gallon hour acre foot yard".split())
 PLURALS = _table(
@@ -81,7 +87,8 @@ TITLES = _table("""
 """)
 # Before a number.
 NUMBERED = _table("""
-    p.=page; pp.=pages; Fig.=Figure; fig.=figure; Figs.=Figures; Ch.=Chapter; ch.=chapter; Vol.=Volume; vol.=volume;
+    p.=page; pp.=pages; vols.=volumes; chs.=chapters; Fl.=Floor;
+    Fig.=Figure; fig.=figure; Figs.=Figures; Ch.=Chapter; ch.=chapter; Vol.=Volume; vol.=volume;
     Sec.=Section; sec.=section; Eq.=Equation; Pt.=Part; pt.=part; Nos.=numbers; nos.=numbers; Art.=Article; c.=circa;
     ext.=extension; Ext.=Extension; Apt.=Apartment; Ste.=Suite; Hwy=Highway; Hwy.=Highway; Rte.=Route;
     Mk=Mark; Mk.=Mark; Rm.=Room; Bldg.=Building; v=version; v.=version; ver.=version; §=section; §§=sections
@@ -108,6 +115,8 @@ STATES = _table("""
     OH=Ohio; OK=Oklahoma; OR=Oregon; PA=Pennsylvania; RI=Rhode Island; SC=South Carolina; SD=South Dakota; TN=Tennessee;
     TX=Texas; UT=Utah; VT=Vermont; VA=Virginia; WA=Washington; WV=West Virginia; WI=Wisconsin; WY=Wyoming; DC=D C
 """)
+AMBIGUOUS_STATES = _set("HI IN ME OH OK OR")  # words, too
+INTERJECTIONS = _set("Ah All Alright Fine Hey No Now Oh Okay So Sure Thanks Well Wow Yeah Yes")
 # Said letter by letter though they have vowels; those without a vowel always are, but for SOUNDS.
 SPELLED = _set("""
     AAA ABC ABS AC ACLU AD AFK AI AKA AM API APA APR ATM AWS BA BCE BMI CAD CE CEO CFO CIA CIO COO CPU CTO DA DIY
@@ -116,6 +125,7 @@ SPELLED = _set("""
     MBA MIA MIT MOT MRI NAACP NBA NCAA NEA NHL NRA NSA NYC NYPD NYU OECD OEM OMG OS PA PE POV PTA QA RNA RSA RSI
     RSPCA SEO SMB SOS STI SUV TBA UAE UAV UCLA UEFI UFC UFO UHF UI UK UN UPC UPS UPI URI URL US USA USB USC USDA
     USPS USSR UTC UTF UTI UV UX VAT VIP VOIP WTO YMCA AP EP DOB DUI EIN ETF IOU IPV IOT HDMI
+    AA CPA CTA EIA EPS ESA EOF GMO GOP HOA IEC LAX MMA NDA NGO NIH OCR OTA OTC OTP REM ROI SAT SLA TOS UA UHD
     ISS UNHCR ATV AV EMT EMS ESG EOD ERP ICBM IOC IAEA AOL AMD ASL AARP USAF USMC USN IPCC
 """)
 ABBREVIATIONS = _set("US UK UN EU USA USSR UAE DC LA NY AM PM AD BC BCE CE PHD MD BA MA BSC MBA AKA ASAP RIP")
@@ -123,7 +133,8 @@ SOUNDS = set("HMM SHH PSST GRR BRR ZZZ PFFT TSK MR MRS DR ST VS NTH PHD".split()
 SHOUTED = set("IT US AM AS IS OR AD LA MA PA".split())  # words, where a word beside them has capitals, too
 SPECIAL = _table(
     "PhD=P H D; PhDs=P H D's; AT&T=A T and T; NaCl=N A C L; NaOH=N A O H; HCl=H C L; KCl=K C L; "
-    "JPEG=J peg; NAACP=N double A C P; IEEE=I triple E; AAA=triple A; OK'd=okayed; WiFi=Wi-Fi; LaTeX=Lay-tech; "
+    "JPEG=J peg; NAACP=N double A C P; IEEE=I triple E; AAA=triple A; OK=okay; OK'd=okayed; .NET=dot net; "
+    "WiFi=Wi-Fi; LaTeX=Lay-tech; "
     "B.Sc.=B S C; M.Sc.=M S C; BSc=B S C; MSc=M S C; "
     "WWI=World War one; WWII=World War two; 401(k)=four oh one k; 403(b)=four oh three b; A-Z=A to Z"
 )
@@ -151,7 +162,9 @@ FRACTIONS = {int(number): name for number, name in zip(_NAMES[::2], _NAMES[1::2]
 _SIGNS = _table("""
     &= and ;%= percent;+= plus ;@= at ;×= times ;÷= divided by ;±= plus or minus ;≈= approximately ;
     ≠= is not equal to ;≤= less than or equal to ;≥= greater than or equal to ;√= the square root of ;∞= infinity ;
-    ‰= per mille;→= to ;⇒= implies ;−=-;§= section ;©= copyright ;∑= sum ;∫= integral ;∈= in ;∂= partial ;
+    ‰= per mille;∩= intersection ;∪= union ;∅= the empty set ;∀= for all ;∃= there exists ;∝= proportional to ;
+    ≡= is equivalent to ;∴= therefore ;⇔= if and only if ;
+    →= to ;⇒= implies ;−=-;§= section ;©= copyright ;∑= sum ;∫= integral ;∈= in ;∂= partial ;
 """)
 SIGNS = {**_SIGNS, "=": " equals "}
 _ADDRESS = _table("""
@@ -169,19 +182,9 @@ CHARACTERS = str.maketrans({**{c: sign for characters, sign in _ALIKE for c in c
 _SOUNDS = "a b v g d e z i y k l m n o p r s t u f kh ts ch sh shch . y . e yu ya zh yo i yi ye g j lj nj c dj dz u dz"
 CYRILLIC = dict(zip("абвгдезийклмнопрстуфхцчшщъыьэюяжёіїєґјљњћђџўѕ", _SOUNDS.split()))
 LOOK_ALIKES = str.maketrans("аеорсухіјѕԁһԛԝАВЕЗІЈКМНОРСТУХЅѴ", "aeopcyxijsdhqwABE3IJKMHOPCTYXSV")
+GREEK_LOOK_ALIKES = str.maketrans("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧαικνορυ", "ABEZHIKMNOPTYXaikvopu")
 GREEK = dict(zip("αβγδεζηθικλμνξοπρσςτυφχψω", "a b g d e z i th i k l m n x o p r s s t y f ch ps o".split()))
 HEARTS = {"❤": "heart", "♥": "heart", "☺": "smiling face", "✅": "check mark", "✔": "check mark"}
-
-# Where a text may be cut into pieces, the best places first.
-MAX_CHARACTERS = 100  # of a piece, about 6 seconds: models are trained on utterances, not on chapters
-PARAGRAPH = re.compile(r"\n\s*\n")
-_NO_END = "".join(rf"(?<!\b{title}\.)" for title in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "[A-Z]"))
-BREAKS = (
-    re.compile(rf"""{_NO_END}(?:(?<=[.!?])|(?<=[.!?]["')]))\s+(?=["'(]?[A-Z])"""),
-    re.compile(r"""(?:(?<=[.!?;:])|(?<=[.!?;:]["')]))\s+"""),
-    re.compile(r"(?<=,)\s+"),
-    re.compile(r"\s+"),
-)
 
 # Of HTML, in a line and around one; ends of addresses and of names of files; chemical elements.
 TAGS = """
@@ -200,6 +203,199 @@ FILES = """
 """.split()
 HOSTS = "com|org|net|edu|gov|mil|info|biz|io|dev|app|ai|co|uk|de|fr|eu|ca|au|nl|ch|tv|wiki|blog|ly"
 ELEMENTS = "He|Li|Be|Ne|Na|Mg|Al|Si|Cl|Ar|Ca|Ti|Cr|Mn|Fe|Co|Ni|Cu|Zn|Br|Ag|Sn|Ba|Pt|Au|Hg|Pb|[HBCNOFPSKI]"
+
+
+# --- layout: Markdown, HTML, the ends of lines
+
+
+def _table_row(match: re.Match) -> str:
+    return "\x1e" + ", ".join(cell.strip() for cell in match[1].split("|") if cell.strip()) + "\x1e"
+
+
+class Rule(NamedTuple):
+    """What a pattern is replaced by, with an example of the text that it reads."""
+
+    name: str
+    example: str
+    pattern: str
+    spell: Callable[[re.Match], str] | str
+
+
+# Markdown and HTML as text. \x1e, which no text has at this point, is a pause.
+MARKUP = (
+    Rule("fence", "```python", r"(?m)^ ?(?:```|~~~).*$", "\x1e"),
+    Rule("comment", "<!-- x -->", r"<!--[^<>]*-->", ""),
+    Rule("code of a page", "<style>b {}</style>", r"<(script|style)\b[^<>]*>[^<]*</\1>", ""),
+    Rule("address in angles", "<https://a.org>", r"<((?:https?://|mailto:)?[^\s<>@]+[@.][^\s<>]*)>", r" \1 "),
+    Rule("block", "<p>Hi</p>", rf"(?i)</?(?:{'|'.join(BLOCKS.split())})\b[^<>]*>", "\x1e"),
+    Rule("tag", "<b>bold</b>", rf"(?i)</?(?:{'|'.join(TAGS.split())})\b[^<>]*>", ""),
+    Rule("link", "[text](https://a.org)", r"!?\[([^\[\]\n]*)\]\([^()\n]*\)", r"\1"),
+    Rule("citation", "word.[1]", r"(?:(?<=[a-z])|(?<=\w[.,)\"']))\[(?:\d{1,3}|citation needed)\](?!\()", ""),
+    Rule("reference", "[text][1]", r"\[([^\[\]\n]*)\]\[[^\[\]\n]*\]", r"\1"),
+    Rule("row", "| a | b |", r"(?m)^ ?\|(?![ :|-]*$)(.*)$", _table_row),
+    Rule("ruler", "---", r"(?m)^ ?(?:\|[ :|-]*|[-=*_](?: ?[-=*_])++ ?)$", "\x1e"),
+    Rule("quotation", "> text", r"(?m)^ ?(?:> ?)++", ""),
+    Rule("heading", "# Title", r"(?m)^ ?#{1,6} ++(.*?)#*$", "\x1e\\1\x1e"),
+    Rule("item", "- [x] item", r"(?m)^ ?[-*+] (?:\[[ xX]\] )?", "\x1e"),
+    Rule("code", "`x`", r"`++|~~|\\(?=[*_#\[\]`])", ""),
+    Rule("emphasis opens", "**bold", r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<![\w/.@-])_{1,3}(?=[^\W_])(?!\w*\.\w)", ""),
+    Rule("emphasis ends", "bold**", r"(?<=[^\s*])\*{1,3}(?![\w*])|(?<=[^\W_])_{1,3}(?!\w)|(?<=[.!?])_{1,3}(?!\w)", ""),
+    Rule("emoticon", ":-)", r"(?<!\S)(?:[:;=]-?[()DPp/]|:'\(|<3|[xX]D)(?!\S)", ""),
+)
+_MARKUP = [(regex.compile(rule.pattern), rule.spell) for rule in MARKUP]
+LINE_END = re.compile(r" ?[\n\x1e][ \n\x1e]*")
+LONG_LINE = 55  # a line as long as this one was broken by its width
+
+
+def without_markup(text: str) -> str:
+    """A text without the signs of Markdown and HTML."""
+    for pattern, spell in _MARKUP:
+        text = pattern.sub(spell, text)
+    return html.unescape(text).translate(CHARACTERS | {0x1E: 0x1E}) if "&" in text else text
+
+
+def _line_end(match: re.Match) -> str:
+    """A pause at the end of a list's item, of a heading, of a paragraph and of a short line."""
+    text, start, end = match.string, match.start(), match.end()
+    if not start or end == len(text):
+        return " "
+    last = text[start - 1] if text[start - 1] not in "\"')" else text[start - 2 : start - 1]
+    if last in ".!?:;,-(":
+        return " "
+    previous = max(
+        text.rfind("\n", max(0, start - LONG_LINE), start), text.rfind("\x1e", max(0, start - LONG_LINE), start)
+    )
+    short = previous >= 0 or start < LONG_LINE
+    blank = match[0].count("\n") > 1
+    if "\x1e" in match[0] or re.compile(r"\d+[.)] ").match(text, end):
+        return ". "
+    if text[end].islower():
+        return ", " if short and not blank else " "
+    return ". " if short or blank else " "
+
+
+def pauses_at_line_ends(text: str) -> str:
+    """One line of the lines of a text."""
+    return LINE_END.sub(_line_end, text)
+
+
+# --- characters
+
+EMOJI = re.compile("[\u231a-\u23ff\u25a0-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff][\ufe0f\u200d\U0001f3fb-\U0001f3ff]*")
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain(character: str) -> str:
+    """A character in ASCII if it is a sign, a digit or a Latin or Greek letter; nothing for what cannot be seen."""
+    if character in SIGNS or character in CURRENCIES or character in "°¢":
+        return character
+    plain = ""
+    for part in unicodedata.normalize("NFKD", character):
+        category, name = unicodedata.category(part), unicodedata.name(part, "")
+        if part.isascii() or category[0] not in "LMNC":
+            plain += part
+        elif category == "Nd":
+            plain += str(unicodedata.decimal(part))
+        elif latin := re.match(r"LATIN (SMALL|CAPITAL) LETTER (?:\w{3,} )*([A-Z]{1,2})(?: WITH .*)?$", name):
+            plain += latin[2].lower() if latin[1] == "SMALL" else latin[2].capitalize()
+        elif category[0] in "LN":
+            plain += part
+    return plain.translate(CHARACTERS)
+
+
+def _cyrillic(text: str) -> str:
+    """Cyrillic letters in Latin ones: by their look in Latin words, else by their sound."""
+    letters = set(re.findall("[\u0400-\u052f]", text))
+    if not letters:
+        return text
+    real = any(ord(c) not in LOOK_ALIKES for c in letters)
+
+    def spell(match: re.Match) -> str:
+        if letters.isdisjoint(match[0]):
+            return match[0]
+        word = match[0].translate(LOOK_ALIKES) if not real or re.search("[A-Za-z]", match[0]) else match[0]
+        latin_letters = (CYRILLIC.get(c.lower(), c).replace(".", "") for c in word)
+        return "".join(latin.capitalize() if c.isupper() else latin for c, latin in zip(word, latin_letters))
+
+    return re.sub(r"\w+", spell, text)
+
+
+def _greek_look_alikes(match: re.Match) -> str:
+    """A Latin word in which a few letters are Greek ones of the same look."""
+    latin = match[0].translate(GREEK_LOOK_ALIKES)
+    mixed = re.search("[A-Za-z]{2}", match[0]) and latin.isascii() and latin.isalpha()
+    return latin if mixed else match[0]
+
+
+def _greek(match: re.Match) -> str:
+    """A letter by its name, a word by its sound."""
+    if len(match[0]) == 1:
+        return f" {unicodedata.name(match[0], '').split()[-1].lower()} ".replace(" lamda ", " lambda ")
+    return "".join(GREEK.get(c, c) if c.islower() else GREEK.get(c.lower(), c).capitalize() for c in match[0])
+
+
+def name_emoji(text: str) -> str:
+    """A text with the names of its emoji."""
+    return EMOJI.sub(_emoji, text)
+
+
+def _emoji(match: re.Match) -> str:
+    return f" {HEARTS.get(match[0][0], unicodedata.name(match[0][0], '').lower())} "
+
+
+def in_ascii(text: str) -> str:
+    """A text with the characters of a typewriter and the signs that rules know."""
+    text = EMOJI.sub(" ", re.sub(r"(?<=\d) ?[★⭐]", " star ", text))
+    text = re.sub("[\ud800-\udfff]", " ", text)
+    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
+    text = re.sub(r"[µμ](?=[mgslLFAVW]\b)", "micro", re.sub(r"(\d ?[kM]?)[Ωω\u2126](?!\w)", r"\1ohm", text))
+    text = re.sub(r"\w{3,}", _greek_look_alikes, _cyrillic(text)) if re.search("[Α-Ωα-ω]", text) else _cyrillic(text)
+    text = text.translate({ord(c): _plain(c) for c in set(text) if not c.isascii()})
+    return re.sub("[Α-Ωα-ω]+", _greek, text)
+
+
+# --- where texts are cut
+
+MAX_CHARACTERS = 100  # of a piece, about 6 seconds: models are trained on utterances, not on chapters
+PARAGRAPH = re.compile(r"\n\s*\n")
+_NO_END = "".join(rf"(?<!\b{title}\.)" for title in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "[A-Z]"))
+BREAKS = (
+    re.compile(rf"""{_NO_END}(?:(?<=[.!?])|(?<=[.!?]["')]))\s+(?=["'(]?[A-Z])"""),
+    re.compile(r"""(?:(?<=[.!?;:])|(?<=[.!?;:]["')]))\s+"""),
+    re.compile(r"(?<=,)\s+"),
+    re.compile(r"\s+"),
+)
+
+
+def split_text(text: str, fits: Callable[[str], bool], breaks: tuple[re.Pattern, ...] = BREAKS) -> list[str]:
+    """Cuts a text into few pieces that fit, at the best possible breaks. Raises ValueError where no character fits."""
+    if fits(text):
+        return [text]
+    if len(text) < 2:
+        raise ValueError(
+            "No room for text: the prompt's transcript fills max_text_tokens. Use a voice with a shorter transcript."
+        )
+    if not breaks:
+        return split_text(text[: len(text) // 2], fits, ()) + split_text(text[len(text) // 2 :], fits, ())
+    pieces: list[str] = []
+    for part in breaks[0].split(text):
+        joined = f"{pieces[-1]} {part}" if pieces else part
+        if pieces and fits(joined):
+            pieces[-1] = joined
+        else:
+            pieces += [part] if fits(part) else split_text(part, fits, breaks[1:])
+    return pieces
+
+
+CHARACTERS_PER_SECOND = 15  # of read English
+
+
+def expected_frames(text: str, frame_rate: float) -> int:
+    """About how many frames reading a text takes."""
+    return int(len(text) / CHARACTERS_PER_SECOND * frame_rate) + 1
+
+
+# --- lexicons
 
 
 def read_lexicon(path: str | os.PathLike) -> dict[str, str]:

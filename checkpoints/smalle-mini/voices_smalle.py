@@ -1,24 +1,33 @@
-"""Voices and their files.
+"""Voices, their files, and the conversion of the default voice to that of a recording.
 
 A voice file is a safetensors file of `codes` and of the tensors of a state; its metadata has the `version` of this form
 (none: 1), the `text` and, where it is known, the `codec`. Nothing of it is believed before it is checked.
 """
 
+import copy
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .cache_smalle import STATE_NAME, join_state
+from .codec_smalle import FrameNetwork, MelAnalysis, SmallECodecConfig, mel_of_windows
 from .saving_smalle import atomic_write
-from .validation_smalle import FLOATS, INTEGERS
+from .validation_smalle import FLOATS, INTEGERS, check_finite
+from .vocos_smalle import ConvolutionStates, Vocos, VocosState, init_vocos_weights
 
-VERSION = 1  # of the files that this code writes; it reads those up to this version
+VERSION = 2  # of files with a conversion, 1 of others; this code reads both
 MAX_CODE = 2**15 - 1  # files hold 16 bits
 MAX_FRAMES, MAX_CODEBOOKS = 2**16, 64  # of a recording; 15 minutes at 75 frames a second
+PREFIX = "conversion."  # of names in a voice file
 MAX_STATE = 2**25  # numbers of a state; a model of 64M parameters has 3 million
 
 
@@ -29,12 +38,14 @@ class Voice(NamedTuple):
     text: its transcript, which makes the recording a prompt to continue; "" if only the speaker embedding is taken.
     state: tensors of a tuned initial state by name (`cache_smalle`).
     codec: identity of the codec that made the codes, None if unknown.
+    conversion: tensors by which a `VoiceConverter` makes the speech of the codes that of another speaker.
     """
 
     codes: torch.Tensor | None = None
     text: str = ""
     state: dict[str, torch.Tensor] | None = None
     codec: str | None = None
+    conversion: dict[str, torch.Tensor] | None = None
 
 
 def check_voice_codes(name: str, codes: Any) -> None:
@@ -71,16 +82,28 @@ def check_voice_state(name: str, state: dict[str, torch.Tensor]) -> None:
         raise ValueError(f"{name} a state of {size} numbers: expected at most {MAX_STATE}, that of a model.")
 
 
-def save_voice(path: str | os.PathLike, codes=None, text: str = "", state=None, codec: str | None = None) -> None:
+def check_conversion(name: str, conversion: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError unless these are finite numbers, with a pitch; `VoiceConverter.network_of` checks shapes."""
+    pitch = conversion.get("pitch", torch.ones(2))
+    sound = all(tensor.dtype in FLOATS and tensor.isfinite().all() for tensor in conversion.values())
+    if not sound or pitch.shape != (2,) or pitch[1] < 0 or (conversion and "pitch" not in conversion):
+        raise ValueError(f"{name} a conversion that is damaged: prepare the voice again from its recording.")
+
+
+def save_voice(
+    path: str | os.PathLike, codes=None, text: str = "", state=None, codec: str | None = None, conversion=None
+) -> None:
     """Writes the parts of a `Voice` to one safetensors file."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in (state or {}).items()}
     check_voice_state("state= holds", tensors)
     if codes is not None:
         check_voice_codes("codes=", codes)
         tensors["codes"] = codes.to(torch.int16).contiguous()
-    if not tensors:
+    if not tensors and not conversion:
         raise ValueError("A voice needs codes of a recording, or a state, or both.")
-    metadata = {"version": str(VERSION), "text": text, **({"codec": codec} if codec else {})}
+    check_conversion("conversion= holds", conversion or {})
+    tensors |= {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in (conversion or {}).items()}
+    metadata = {"version": str(VERSION if conversion else 1), "text": text, **({"codec": codec} if codec else {})}
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -96,12 +119,14 @@ def load_voice(path: str | os.PathLike) -> Voice:
     if version not in map(str, range(1, VERSION + 1)):
         raise ValueError(f"{path} has version {version!r} of a voice file, expected {VERSION}: install a newer smalle.")
     codes = tensors.pop("codes", None)
-    if codes is None and not tensors:
+    conversion = {name.removeprefix(PREFIX): tensors.pop(name) for name in list(tensors) if name.startswith(PREFIX)}
+    check_conversion(f"{path} holds", conversion)
+    if codes is None and not tensors and not conversion:
         raise ValueError(f"{path} is not a voice file: it is empty, expected codes or a state.")
     check_voice_state(f"{path} holds", tensors)
     if codes is not None:
         check_voice_codes(f"{path} holds", codes)
-    return Voice(None if codes is None else codes.long(), text, tensors or None, codec)
+    return Voice(None if codes is None else codes.long(), text, tensors or None, codec, conversion or None)
 
 
 def join_voices(voices: Sequence[Voice]) -> Voice:
@@ -110,3 +135,324 @@ def join_voices(voices: Sequence[Voice]) -> Voice:
         raise ValueError("Some recordings have a transcript and some have none: give one for each, or none at all.")
     codes = torch.cat([voice.codes for voice in voices if voice.codes is not None])
     return Voice(codes, " ".join(voice.text for voice in voices).strip(), codec=voices[0].codec)
+
+
+# ----------------------------------------------------------------------------------------------------- conversion
+
+CONTENT = 48  # what is said: the smooth envelope that the checkpoint's voice would have, of two log-mel frames
+PITCH_RANGE = 60.0, 450.0  # Hz
+PITCH_BINS = 40
+SPEAKER_SIZE, SPEAKER_MELS, SPEAKER_WINDOW = 256, 40, 160  # the speaker encoder's embedding, mel bands and frames
+MEAN_CEPSTRA, DEVIATION_CEPSTRA = 20, 10  # of the average frame of a recording, which tell its channel
+BLOCK_FRAMES = 8  # of the codec's, which are converted at once
+TUNING_STEPS = 50  # to a recording: about 12 s of a core
+LEARNING_RATE = 1e-3
+LOUD_RANGE = 4.5  # nepers below the loudest frame: speech
+
+
+class VoiceConverterConfig(PreTrainedConfig):
+    """Sizes of a `VoiceConverter`.
+
+    source_pitch, target: (median, deviation) of the log of the fundamental frequency of the voice that it converts.
+    """
+
+    model_type = "smalle_converter"
+
+    codec: dict[str, Any] | None = None
+    content_size: int = 192
+    content_intermediate_size: int = 576
+    content_num_layers: int = 7
+    condition_size: int = 128
+    hidden_size: int = 256
+    intermediate_size: int = 768
+    num_layers: int = 8
+    source_pitch: list[float] | tuple[float, float] = (5.25, 0.25)
+
+
+def standardize(content: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Content (B, 48, T) with mean 0 and deviation 1, where it has these (B, 48)."""
+    return (content - mean[..., None]) / (deviation + 0.05)[..., None]
+
+
+class SpeakerNetwork(nn.Module):
+    """Embeds a speaker by recurrent layers over mel frames: Wan et al. 2018, "Generalized end-to-end loss for speaker
+    verification" (arXiv 1710.10467), of the shape of Resemblyzer, whose weights it takes.
+
+    mel_map (40, 100): from the power of the codec's mel bands to that of the network's.
+    """
+
+    mel_map: Tensor
+
+    def __init__(self, num_mels: int):
+        super().__init__()
+        self.register_buffer("mel_map", torch.zeros(SPEAKER_MELS, num_mels))
+        self.lstm = nn.LSTM(SPEAKER_MELS, SPEAKER_SIZE, 3, batch_first=True)
+        self.linear = nn.Linear(SPEAKER_SIZE, SPEAKER_SIZE)
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """Log-mel frames (B, 160, num_mels) -> unit vectors (B, 256)."""
+        power = F.linear((2 * log_mel).clamp(max=14).exp(), self.mel_map)
+        _, (hidden, _) = self.lstm(power)
+        return F.normalize(self.linear(hidden[-1]).relu(), dim=-1)
+
+
+@dataclass
+class ConverterState:
+    """State of a conversion in chunks, a value: samples (1, W) that wait or that later frames overlap, and the states
+    of the networks."""
+
+    samples: Tensor
+    encoder: ConvolutionStates
+    network: ConvolutionStates
+    vocos: VocosState | None
+
+
+class VoiceConverter(PreTrainedModel):
+    """Makes the speech of one voice, that of a checkpoint, the speech of a recorded speaker.
+
+    An encoder hears in anybody's speech what is said: the envelope that one voice would have, standardized for each
+    recording, so that it says little of the speaker; and the pitch. A network makes a speaker's frames of both, by a
+    condition that follows from a recording: the norms' scales and shifts (FiLM, Perez et al. 2017, arXiv 1709.07871).
+    To prepare a speaker, it is tuned for some seconds to make the recording of what is said in it. No transcript is
+    needed.
+    """
+
+    config_class = VoiceConverterConfig
+    base_model_prefix = "converter"
+    main_input_name = "waveform"
+    cepstrum: Tensor
+    content_mean: Tensor
+    content_scale: Tensor
+    source_mean: Tensor
+    latent_scale: Tensor
+
+    def __init__(self, config: VoiceConverterConfig):
+        super().__init__(config)
+        codec = self.codec_config = SmallECodecConfig(**(config.codec or {}))
+        self.analysis = MelAnalysis(codec)
+        self.vocos = Vocos(codec.vocos_config())
+        self.encoder = FrameNetwork(
+            codec.feature_size,
+            CONTENT + 4,
+            config.content_size,
+            config.content_intermediate_size,
+            config.content_num_layers,
+        )
+        self.speaker = SpeakerNetwork(codec.num_mels)
+        self.condition = nn.Sequential(
+            nn.Linear(SPEAKER_SIZE + MEAN_CEPSTRA + DEVIATION_CEPSTRA + 2, 256),
+            nn.GELU(),
+            nn.Linear(256, config.condition_size),
+            nn.GELU(),
+        )
+        self.films = nn.ModuleList(
+            nn.Linear(config.condition_size, 2 * config.hidden_size) for _ in range(config.num_layers)
+        )
+        self.network = FrameNetwork(
+            CONTENT + 2 * (PITCH_BINS + 1),
+            codec.latent_size,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_layers,
+        )
+        self.register_buffer("cepstrum", torch.zeros(MEAN_CEPSTRA, codec.num_mels))
+        self.register_buffer("content_mean", torch.zeros(CONTENT))
+        self.register_buffer("content_scale", torch.ones(CONTENT))
+        self.register_buffer("source_mean", torch.zeros(codec.num_mels))
+        self.register_buffer("latent_scale", torch.ones(codec.latent_size))
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, dtype: torch.dtype = torch.float32, **kwargs) -> "VoiceConverter":
+        converter = super().from_pretrained(*args, dtype=dtype, **kwargs).eval()
+        check_finite(converter)
+        return converter
+
+    def _init_weights(self, module):
+        init_vocos_weights(module)
+
+    # --- analysis
+
+    def hear(
+        self, mel: Tensor, mean: Tensor, state: ConvolutionStates = (), last: bool = True
+    ) -> tuple[Tensor, Tensor, ConvolutionStates]:
+        """What is said (B, 48, T'), f0 (B, T', 2) in Hz, 0 where it is unvoiced, and the state, of log-mel frames
+        (B, T, 2 * num_mels) whose mean over speech is `mean` (num_mels,)."""
+        y, states = self.encoder.apply_blocks((mel - torch.cat((mean, mean))).transpose(1, 2), state, last)
+        content, pitch, voiced = y.split((CONTENT, 2, 2), 1)
+        f0 = torch.where(voiced > 0, 180 * pitch.exp(), torch.zeros_like(pitch))
+        return content, f0.transpose(1, 2), states
+
+    def recording_mel(self, waveform: Tensor) -> Tensor:
+        """Log-mel frames (1, T, 2 * num_mels) of a recording (L,), full-band."""
+        hop = self.codec_config.hop_length
+        mel = self.analysis.mel(waveform[None, : len(waveform) // hop * hop])
+        return self.analysis.features(mel, self.analysis.occupied_bands(mel, torch.tensor([len(waveform)])))
+
+    def embed_speaker(self, frames: Tensor) -> Tensor:
+        """Unit vector (256,) of log-mel frames (T, num_mels) of a speaker."""
+        frames = frames if len(frames) >= SPEAKER_WINDOW else frames.repeat(-(-SPEAKER_WINDOW // len(frames)), 1)
+        windows = frames.unfold(0, SPEAKER_WINDOW, SPEAKER_WINDOW // 2).transpose(1, 2)
+        return F.normalize(self.speaker(windows).mean(0), dim=0)
+
+    # --- preparing a speaker
+
+    def inputs(self, content: Tensor, f0: Tensor) -> Tensor:
+        """Input (B, 130, T) of the network: envelopes (B, 48, T), and f0 (B, T, 2) as a bump among 40 bins."""
+        centres = torch.linspace(math.log(PITCH_RANGE[0]), math.log(PITCH_RANGE[1]), PITCH_BINS, device=f0.device)
+        voiced = (f0 > 0).float()[..., None]
+        bumps = torch.exp(-0.5 * ((f0.clamp(min=50).log()[..., None] - centres) / 0.05) ** 2) * voiced
+        return torch.cat((content, torch.cat((bumps, voiced), 3).flatten(2).transpose(1, 2)), 1)
+
+    def conditioned(self, condition: Tensor) -> FrameNetwork:
+        """A copy of the network whose norms have the scales and shifts of a condition (1, C)."""
+        network = copy.deepcopy(self.network)
+        norms: list[Any] = [block.norm for block in network.blocks]
+        for norm, film in zip(norms, self.films):
+            scale, shift = film(condition)[0].detach().chunk(2)
+            norm.weight.data, norm.bias.data = 1 + scale, shift.clone()
+        return network
+
+    def examine(self, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of a recording (L,): the input of the network (1, C, T), log-mel frames (1, T, 2 * num_mels), the condition
+        (1, C) and (median, deviation) of its log f0 (2,)."""
+        mel = self.recording_mel(waveform)
+        frames = mel.reshape(-1, self.codec_config.num_mels)
+        loudness = frames.exp().mean(1).log()
+        speech = frames[loudness > loudness.max() - LOUD_RANGE]
+        content, f0, _ = self.hear(mel, speech.mean(0))
+        content = standardize(content, content.mean(2), content.std(2, correction=0))
+        log_f0 = f0[f0 > 0].log()
+        if len(log_f0) < 20:
+            raise ValueError("audio has hardly any voiced sound: expected a recording of 5 to 10 s of speech.")
+        channel = torch.cat((self.cepstrum @ speech.mean(0), (self.cepstrum @ speech.std(0))[:DEVIATION_CEPSTRA])) / 10
+        moments = torch.stack((log_f0.mean() - 5.1, log_f0.std()))
+        condition = self.condition(torch.cat((4 * self.embed_speaker(frames), channel, moments))[None])
+        return self.inputs(content, f0), mel, condition, torch.stack((log_f0.median(), log_f0.std().clamp(max=0.35)))
+
+    def prepare(self, waveform: Tensor, steps: int | None = None, seed: int = 0) -> dict[str, Tensor]:
+        """The `conversion` of a `Voice`, tuned to a clean recording (L,) of 5 to 10 s at the codec's sampling rate.
+
+        steps: TUNING_STEPS by default; 0: the speaker as the network guesses it. Raises ValueError for a recording
+        without voiced sound.
+        """
+        with torch.no_grad():
+            inputs, mel, condition, pitch = self.examine(waveform)
+            network = self.conditioned(condition)
+            speaker = self.embed_speaker(mel.reshape(-1, self.codec_config.num_mels))
+        self._tune(network, inputs, mel, speaker, TUNING_STEPS if steps is None else steps, seed)
+        parameters = {f"network.{name}": tensor.detach().half() for name, tensor in network.state_dict().items()}
+        return {**parameters, "pitch": pitch}
+
+    def frames_of(self, network: FrameNetwork, inputs: Tensor) -> Tensor:
+        """Log-mel frames (B, T, 2 * num_mels) that a network makes of its inputs (B, C, T)."""
+        return self.analysis.restore(network.apply_blocks(inputs)[0] * self.latent_scale[:, None])
+
+    def _tune(self, network: FrameNetwork, inputs: Tensor, mel: Tensor, speaker: Tensor, steps: int, seed: int) -> None:
+        """Tunes `network`, in place, to make the frames `mel` (1, T, 2 * num_mels) of `inputs` (1, C, T), whose
+        speaker has the embedding `speaker` (256,)."""
+        generator, size = torch.Generator().manual_seed(seed), min(SPEAKER_WINDOW // 2, inputs.shape[2])
+        optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, betas=(0.8, 0.95))
+        with torch.inference_mode(False), torch.enable_grad():
+            meant = self.analysis.restore(self.analysis.project(mel.clone()))
+            for step in range(steps):
+                starts = torch.randint(inputs.shape[2] - size + 1, (8,), generator=generator).tolist()
+                given = torch.cat([inputs[..., n : n + size] for n in starts])
+                given = given + 0.1 * torch.randn(given.shape, generator=generator)
+                with torch.autocast("cpu", torch.bfloat16):
+                    frames = self.frames_of(network, given)
+                loss = (frames - torch.cat([meant[:, n : n + size] for n in starts])).abs().mean()
+                if 2 * size == SPEAKER_WINDOW:
+                    heard = self.speaker(frames[:4].float().reshape(4, SPEAKER_WINDOW, -1))
+                    loss = loss + 0.5 * (1 - (heard @ speaker).mean())
+                optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 10)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+
+    def distance(self, network: FrameNetwork, waveform: Tensor) -> Tensor:
+        """Mean distance, in nepers, of the frames of a recording (L,) from those that a network makes of it."""
+        inputs, mel, _, _ = self.examine(waveform)
+        return (self.frames_of(network, inputs) - mel).abs().mean()
+
+    # --- speaking
+
+    def network_of(self, conversion: dict[str, Tensor]) -> FrameNetwork:
+        """The network of a `conversion`. Raises ValueError where its tensors are not those of this converter."""
+        network = copy.deepcopy(self.network)
+        state = {name.removeprefix("network."): x.float() for name, x in conversion.items() if name != "pitch"}
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                "The voice was prepared by another converter: prepare it again from its recording (encode_voice)."
+            ) from error
+        return network
+
+    @torch.no_grad()
+    def convert(
+        self,
+        waveform: Tensor,
+        network: FrameNetwork,
+        pitch: Tensor,
+        state: ConverterState | None = None,
+        last: bool = False,
+    ) -> tuple[Tensor, ConverterState]:
+        """Converts one chunk of several: speech (1, L) of the checkpoint's voice -> the speech (1, L') of the speaker
+        that is complete, and the state for the next call.
+
+        The joined chunks are the same to the last bit whatever the chunks, as they are computed in blocks of one size.
+        """
+        codec, edge = self.codec_config, (self.codec_config.mel_n_fft - self.codec_config.mel_hop_length) // 2
+        if state is None:
+            state = ConverterState(torch.zeros(1, edge), (), (), None)
+        samples = torch.cat((state.samples, F.pad(waveform, (0, edge if last else 0))), 1)
+        overlap, block = codec.mel_n_fft - codec.mel_hop_length, BLOCK_FRAMES * codec.hop_length
+        waves = [torch.zeros(1, 0)]
+        while samples.shape[1] >= overlap + block:
+            wave, state = self._convert_block(samples[:, : overlap + block], network, pitch, state, False)
+            samples = samples[:, block:]
+            waves.append(wave)
+        if last:
+            whole = (samples.shape[1] - overlap) // codec.hop_length * codec.hop_length
+            wave, state = self._convert_block(samples[:, : overlap + max(0, whole)], network, pitch, state, True)
+            waves.append(wave)
+        return torch.cat(waves, 1), replace(state, samples=samples)
+
+    def _convert_block(
+        self, samples: Tensor, network: FrameNetwork, pitch: Tensor, state: ConverterState, last: bool
+    ) -> tuple[Tensor, ConverterState]:
+        """As `convert`, of all frames in samples (1, L) that hold whole ones."""
+        codec, mel = self.codec_config, torch.zeros(1, 0, self.codec_config.feature_size)
+        if samples.shape[1] >= codec.mel_n_fft:
+            windows = samples.unfold(1, codec.mel_n_fft, codec.mel_hop_length)
+            mel = self.analysis.features(mel_of_windows(windows, codec.num_mels, codec.sampling_rate))
+        content, f0, encoder = self.hear(mel, self.source_mean, state.encoder, last)
+        content = standardize(content, self.content_mean[None], self.content_scale[None])
+        inputs = self.inputs(content, self.move_pitch(f0, pitch))
+        latents, states = network.apply_blocks(inputs, state.network, last)
+        wave, vocos = self.vocos.decode_chunk(latents * self.latent_scale[:, None], state.vocos, last)
+        return wave, replace(state, encoder=encoder, network=states, vocos=vocos)
+
+    def move_pitch(self, f0: Tensor, pitch: Tensor) -> Tensor:
+        """f0 (B, T, 2) of the checkpoint's voice -> of a speaker with `pitch`, (median, deviation) of its log f0."""
+        middle, deviation = self.config.source_pitch
+        range_ = (pitch[1] / deviation).clamp(0.6, 1.3)
+        moved = ((f0.clamp(min=50).log() - middle) * range_ + pitch[0]).exp().clamp(max=480)
+        return torch.where(f0 > 0, moved, f0)
+
+
+class ConvertingCodec:
+    """A codec that decodes codes of a checkpoint's voice as the speech of the speaker of a `conversion`."""
+
+    def __init__(self, codec: Any, converter: VoiceConverter, conversion: dict[str, Tensor]):
+        self.codec, self.converter, self.pitch = codec, converter, conversion["pitch"]
+        self.num_codebooks, self.network = codec.num_codebooks, converter.network_of(conversion)
+
+    def decode_chunk(self, codes: Tensor, state: Any = None, last: bool = False) -> tuple[Tensor, Any]:
+        """As that of the codec, for one row."""
+        own, converted = (None, None) if state is None else state
+        wave, own = self.codec.decode_chunk(codes, own, last)
+        speech, converted = self.converter.convert(wave.float().cpu(), self.network, self.pitch, converted, last)
+        return speech, (own, converted)

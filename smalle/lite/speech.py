@@ -27,7 +27,13 @@ logger = logging.getLogger(__name__)
 
 Seed = int | random.Random | None
 PROCESSOR_DEFAULTS: dict[str, Any] = dict(  # of `SmallEProcessor`
-    codec="codec", voices=None, default_voice=None, sampling_rate=24000, codec_id=None, clones_by_reference=False
+    codec="codec",
+    voices=None,
+    default_voice=None,
+    sampling_rate=24000,
+    codec_id=None,
+    clones_by_reference=False,
+    converter=None,
 )
 CODEC_DEFAULTS: dict[str, Any] = dict(  # of `SmallECodecConfig`
     sampling_rate=24000,

@@ -1,0 +1,129 @@
+"""The voice converter of the embedded checkpoint: it takes the pitch of a recording, in chunks as in one, and its files
+are checked."""
+
+import pathlib
+
+import pytest
+import torch
+
+import smalle
+from smalle.voices_smalle import Voice, VoiceConverter, load_voice, save_voice
+
+CHECKPOINT = pathlib.Path(__file__).parents[2] / "checkpoints" / "smalle-mini"
+TEXT = "The weather is fine today."
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return smalle.SmallEProcessor.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return smalle.SmallEForTextToSpeech.from_pretrained(CHECKPOINT).eval()
+
+
+def median_f0(converter, waveform):
+    mel = converter.recording_mel(waveform)
+    _, f0, _ = converter.hear(mel, mel.reshape(-1, mel.shape[2] // 2).mean(0))
+    return float(f0[f0 > 0].median())
+
+
+@pytest.fixture(scope="module")
+def recordings(processor):
+    """The prompts of a woman's and of a man's voice, as recordings (L,)."""
+    return {name: processor.decode(processor.get_voice(name).codes)[0] for name in ("emma", "daniel")}
+
+
+@pytest.fixture(scope="module")
+def voices(processor, recordings):
+    base = processor.get_voice(processor.default_voice)
+    prepare = processor.converter.prepare
+    return {name: base._replace(conversion=prepare(x, steps=2)) for name, x in recordings.items()}
+
+
+@pytest.fixture(scope="module")
+def spoken(processor, model):
+    return model.generate(**processor(TEXT), seed=1)
+
+
+@torch.no_grad()
+def test_the_speech_has_the_pitch_of_the_recording(processor, recordings, voices, spoken):
+    converter = processor.converter
+    for name, recording in recordings.items():
+        (converted,) = processor.decode(spoken, voice=voices[name])
+        wanted, heard = median_f0(converter, recording), median_f0(converter, converted)
+        assert abs(heard / wanted - 1) < 0.12, (name, wanted, heard)
+    (own,) = processor.decode(spoken)
+    assert abs(len(own) - len(converted)) == 0 and not torch.allclose(own, converted, atol=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [240, 4800, 7001])
+def test_in_chunks_as_in_one(processor, voices, spoken, size):
+    converter, conversion = processor.converter, voices["emma"].conversion
+    network, (wave,) = converter.network_of(conversion), processor.decode(spoken)
+    wave = wave[None, : len(wave) // 480 * 480]
+    whole, _ = converter.convert(wave, network, conversion["pitch"], last=True)
+    state, parts = None, []
+    for part in wave.split(size, 1):
+        y, state = converter.convert(part, network, conversion["pitch"], state)
+        parts.append(y)
+    parts.append(converter.convert(wave[:, :0], network, conversion["pitch"], state, last=True)[0])
+    assert torch.equal(torch.cat(parts, 1), whole)
+
+
+def test_a_stream_speaks_as_decode_does(processor, model, voices, spoken):
+    voice = voices["daniel"]
+    streamed = torch.cat(list(processor.stream(model, TEXT, voice=voice, seed=1)))
+    (decoded,) = processor.decode(spoken, voice=voice)
+    assert torch.equal(streamed, decoded)
+
+
+def test_tuning_comes_nearer_to_the_recording(processor, recordings):
+    converter, recording = processor.converter, recordings["daniel"][:72000]
+    losses = []
+    for steps in (0, 12):
+        network = converter.network_of(converter.prepare(recording, steps))
+        with torch.no_grad():
+            losses.append(float(converter.distance(network, recording)))
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_voice_files_keep_the_conversion(processor, voices, spoken, tmp_path):
+    voice, path = voices["emma"], tmp_path / "me.safetensors"
+    save_voice(path, *voice)
+    again = load_voice(path)
+    assert torch.equal(*(processor.decode(spoken, voice=x)[0] for x in (voice, again)))
+    assert set(again.conversion) == set(voice.conversion) and again.text == voice.text
+
+
+def test_damaged_conversions_are_refused(processor, voices, tmp_path):
+    conversion = voices["emma"].conversion
+    broken = {
+        "no pitch": {name: x for name, x in conversion.items() if name != "pitch"},
+        "NaN": {**conversion, "network.out.bias": conversion["network.out.bias"] * torch.nan},
+        "its shape": {**conversion, "pitch": torch.ones(3)},
+    }
+    for damage in broken.values():
+        with pytest.raises(ValueError, match="prepare the voice again"):
+            save_voice(tmp_path / "v.safetensors", conversion=damage)
+    fewer = {name: x for name, x in conversion.items() if name != "network.out.bias"}
+    with pytest.raises(ValueError, match="another converter"):
+        processor.decode(torch.zeros(3, 6, dtype=torch.long), voice=Voice(conversion=fewer))
+
+
+def test_recordings_without_a_voice_are_refused(processor):
+    with pytest.raises(ValueError, match="voiced"):
+        processor.converter.prepare(torch.zeros(48000))
+
+
+def test_a_saved_converter_is_the_same(processor, voices, spoken, tmp_path):
+    processor.converter.save_pretrained(tmp_path)
+    again, conversion = VoiceConverter.from_pretrained(tmp_path), voices["emma"].conversion
+    (wave,) = processor.decode(spoken)
+    waves = [
+        c.convert(wave[None], c.network_of(conversion), conversion["pitch"], last=True)[0]
+        for c in (processor.converter, again)
+    ]
+    assert torch.equal(*waves)
