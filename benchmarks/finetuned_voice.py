@@ -89,7 +89,7 @@ def make_prompt(base: str, out: Path, seconds: float = 4.0) -> Path:
     path = out / "prompt.safetensors"
     if not path.is_file():
         row = finetune.nearest_row(read_metadata(out / "recordings"), seconds)
-        save_voice(path, *SmallEProcessor.from_pretrained(base).encode_voice(row["path"], row["text"]))
+        save_voice(path, *SmallEProcessor.from_pretrained(base).reference_voice(row["path"], row["text"]))
     return path
 
 

@@ -51,7 +51,7 @@ def embed(name: str, prompt: dict, arguments: argparse.Namespace) -> Path:
     """A voice file of the recording without its transcript, for BASE."""
     path = arguments.out / name / "voice.safetensors"
     if not path.is_file():
-        save_voice(path, *SmallEProcessor.from_pretrained(arguments.base).encode_voice(prompt["path"], None))
+        save_voice(path, *SmallEProcessor.from_pretrained(arguments.base).reference_voice(prompt["path"], None))
     return path
 
 

@@ -93,7 +93,7 @@ def make_voice(
     rate = None
     if clean:
         audio, rate = [processor.clean_recording(one) for one in audio], processor.sampling_rate
-    return join_voices([processor.encode_voice(one, text, rate) for one, text in zip(audio, texts)])
+    return join_voices([processor.reference_voice(one, text, rate) for one, text in zip(audio, texts)])
 
 
 def generation_config(config: SmallEConfig, max_seconds: float = 60, **settings) -> GenerationConfig:

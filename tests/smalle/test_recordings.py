@@ -79,7 +79,7 @@ def test_a_reference_ignores_its_transcript(speech):
     )
     assert with_text.keys() == without.keys() and "audio_codes" not in with_text
     assert all(torch.equal(with_text[name], without[name]) for name in without)
-    heard = processor.encode_voice(0.1 * speech, None, RATE).codes
+    heard = processor.reference_voice(0.1 * speech, None, RATE).codes
     assert len(heard) == len(processor.clean_recording(speech, RATE)) // 480
     assert (heard == without["speaker_codes"][0]).float().mean() > 0.9  # whatever the level
 

@@ -129,8 +129,10 @@ def encode(processor: Processor, batch: list[Utterance], voice: str | None) -> B
 
 
 @torch.no_grad()
-def synthesize(processor: Processor, model: Model, inputs: BatchFeature, **options) -> list[Speech]:
-    """The speech of each row of a batch. `options` are those of `model.generate`."""
+def synthesize(
+    processor: Processor, model: Model, inputs: BatchFeature, voice: str | None = None, **options
+) -> list[Speech]:
+    """The speech of each row of a batch. voice: of all rows, as `decode` takes it; `options`: of `model.generate`."""
     aligned = getattr(model.config, "has_alignment", False)
     options |= {"output_alignments": True} if aligned else {}
     try:
@@ -139,11 +141,13 @@ def synthesize(processor: Processor, model: Model, inputs: BatchFeature, **optio
         raise RuntimeError(f"generation failed: {error}") from error
     # Rows are decoded one by one, at their own lengths: the codec gets no padding.
     lengths = output.lengths.tolist()
-    waves = [processor.decode(codes[None, :length])[0] for codes, length in zip(output.sequences, lengths, strict=True)]
+    rows = [codes[None, :length] for codes, length in zip(output.sequences, lengths, strict=True)]
+    speaker = {"voice": voice} if voice else {}
+    waves = [processor.decode(codes, **speaker)[0] for codes in rows]
     alignments: list[np.ndarray | None] = [None] * len(waves)
     if aligned:
-        rows = zip(output.alignments, lengths, inputs["attention_mask"].bool().to(output.lengths.device))
-        alignments = [row[:length][:, mask].float().cpu().numpy() for row, length, mask in rows]
+        aligned_rows = zip(output.alignments, lengths, inputs["attention_mask"].bool().to(output.lengths.device))
+        alignments = [row[:length][:, mask].float().cpu().numpy() for row, length, mask in aligned_rows]
     return [Speech(*row) for row in zip(waves, were_cut(output), alignments, strict=True)]
 
 
@@ -226,7 +230,7 @@ def make_recordings(settings: Settings, utterances: list[Utterance], folder: Pat
                 inputs = encode(processor, [utterances[i] for i in batch], settings.voice)
                 torch.manual_seed(seed)
                 start = time.perf_counter()
-                speeches = synthesize(processor, model, inputs, **settings.generate)
+                speeches = synthesize(processor, model, inputs, settings.voice, **settings.generate)
             seconds = sum(len(speech.wave) for speech in speeches) / processor.sampling_rate
             times.append((seconds, time.perf_counter() - start))
             save_speeches(folder, dict(zip(batch, speeches, strict=True)), processor.sampling_rate)
