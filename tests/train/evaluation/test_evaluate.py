@@ -38,7 +38,7 @@ class FakeProcessor:
         self.calls.append(SimpleNamespace(texts=texts, voice=voice, audio=audio, audio_text=audio_text))
         return BatchFeature({"input_ids": torch.tensor([[len(t)] for t in texts])})
 
-    def decode(self, sequences):
+    def decode(self, sequences, voice=None):
         return [np.repeat(row[:, 0].numpy() / 1000, 320).astype(np.float32) for row in sequences]
 
 
