@@ -9,6 +9,7 @@ import soundfile
 import torch
 from smalle.train.data.tokenizer import train_tokenizer
 
+from smalle import voices_smalle
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
 
 hypothesis.settings.register_profile("ci", derandomize=True)  # the same examples in each run
@@ -18,6 +19,12 @@ if os.environ.get("CI"):
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"  # programs that tests start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_tuning():
+    """Voices of recordings are prepared in two steps, as tests listen to none of them."""
+    voices_smalle.TUNING_STEPS = 2
 
 
 @pytest.fixture(autouse=True)
