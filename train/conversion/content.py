@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalle.cli.command import command_parser, run_command
-from smalle.codec_smalle import SmallECodec, SmallECodecConfig, load_codec
+from smalle.codec_smalle import SmallECodec, SmallECodecConfig
 from smalle.voices_smalle import CONTENT, MEAN_CEPSTRA, VoiceConverter, VoiceConverterConfig
 
 from ..codec.recipe import StageOptions
 from ..codec.stages import adamw, learning_rate_factor
 from ..codec.timed_run import TimedRun
 from ..model.ema import MovingAverage
-from .pairs import Pair, cosines, load_pairs, loud_frames
+from .pairs import Pair, cosines, load_own_codec, load_pairs, loud_frames
 
 FRAMES = 150  # of the codec, of a sample
 BEST = 0.85  # share of the pairs, by the cost of their alignments
@@ -136,7 +136,7 @@ class ContentStage(ConversionStage):
 
     def sample(self, random: np.random.Generator) -> tuple[Tensor, ...]:
         """Frames (150, 2 * num_mels), content (150, 48), f0 (150, 2), and masks (150,) of frames and of known f0."""
-        pair = self.pairs[random.integers(len(self.pairs))]
+        pair = self.pairs[int(random.integers(len(self.pairs)))]
         content, own = (smooth_envelope(pair.source) - self.mean) / self.scale, random.random() < OWN_SHARE
         if own:
             frames, f0 = pair.source.float() - self.source_mean, torch.zeros(len(pair.source))
@@ -173,7 +173,7 @@ class ContentStage(ConversionStage):
 def train(pairs: Sequence[str], codec: str, options: StageOptions, **sizes: Any) -> None:
     """Trains an encoder, or goes on with it; sizes: of `VoiceConverterConfig`."""
     torch.manual_seed(0)
-    stage = ContentStage(new_converter(load_codec(codec), **sizes), load_pairs(pairs, BEST), options)
+    stage = ContentStage(new_converter(load_own_codec(codec), **sizes), load_pairs(pairs, BEST), options)
     origin = {"stage": "content", "pairs": str(list(pairs)), "codec": codec}
     run = TimedRun(stage, options, origin, options.batch_size * FRAMES / stage.converter.codec_config.frame_rate)  # type: ignore[arg-type]
     run.resume()

@@ -10,6 +10,7 @@ model.safetensors of a converter. The command resumes when it is run again.
 import collections
 import sys
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,9 +47,9 @@ SPEAKER_WEIGHT, ADVERSARIAL_WEIGHT, MATCHING_WEIGHT = 1.5, 0.15, 1.0
 def conditioned_latents(converter: VoiceConverter, inputs: Tensor, condition: Tensor) -> Tensor:
     """Latents (B, D, T) of inputs (B, C, T), each row by its condition (B, C'): `VoiceConverter.conditioned` in rows,
     with gradients."""
-    network = converter.network
+    network, blocks = converter.network, cast(list[Any], list(converter.network.blocks))
     _, x, _ = network.embed(inputs)
-    for block, film in zip(network.blocks, converter.films):
+    for block, film in zip(blocks, converter.films):
         scale, shift = film(condition)[:, None].chunk(2, 2)
         x, y, _ = block.dwconv(x)
         y = F.layer_norm(y.transpose(1, 2), y.shape[1:2], eps=block.norm.eps) * (1 + scale) + shift

@@ -99,12 +99,12 @@ def align(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
         )
         steps[i, j] = sums.argmin(0)
         total[i + 1, j + 1] = sums.min(0)
-    places, counts, i, j = np.zeros(n, np.float32), np.zeros(n, np.float32), n - 1, m - 1
-    while i >= 0 and j >= 0:
-        places[i] += j
-        counts[i] += 1
-        step = steps[i, j]
-        i, j = i - (step != 2), j - (step != 1)
+    places, counts, row, column = np.zeros(n, np.float32), np.zeros(n, np.float32), n - 1, m - 1
+    while row >= 0 and column >= 0:
+        places[row] += column
+        counts[row] += 1
+        step = steps[row, column]
+        row, column = row - int(step != 2), column - int(step != 1)
     return places / counts.clip(1), float(total[n, m] / n)
 
 
@@ -127,6 +127,14 @@ def make_pair(analysis: MelAnalysis, speaker: str, waveform: np.ndarray, reading
     f0 = find_f0(np.round(waveform * 32767).astype(np.int16), rate)[1::2]  # at the middles of the frames
     f0 = np.pad(f0, (0, max(0, len(mel) - len(f0))))[: len(mel)]
     return Pair(speaker, mel.half(), source.half(), torch.from_numpy(f0), torch.from_numpy(places), cost)
+
+
+def load_own_codec(path: str) -> SmallECodec:
+    """The codec of a folder. Raises ValueError where it is not one of this project."""
+    codec = load_codec(path)
+    if not isinstance(codec, SmallECodec):
+        raise ValueError(f"--codec {path}: expected one of this project, such as checkpoints/smalle-codec.")
+    return codec
 
 
 def make_pairs(corpus: str, codec: SmallECodec, engine: Any, max_hours: float = float("inf")) -> Iterator[Pair]:
@@ -168,9 +176,9 @@ def load_pairs(paths: Sequence[str], best: float = 1.0) -> list[Pair]:
         lengths = data["lengths"].T.tolist()
         columns = (data["mel"].split(lengths[0]), data["source"].split(lengths[1]), data["f0"].split(lengths[0]))
         places, limit = data["places"].split([n // 2 for n in lengths[0]]), data["costs"].quantile(best)
-        for speaker, *tensors, cost in zip(json.loads(speakers), *columns, places, data["costs"]):
+        for speaker, mel, source, f0, place, cost in zip(json.loads(speakers), *columns, places, data["costs"]):
             if cost <= limit:
-                found.append(Pair(f"{path}/{speaker}", *tensors, float(cost)))
+                found.append(Pair(f"{path}/{speaker}", mel, source, f0, place, float(cost)))
     return found
 
 
@@ -184,9 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     from smalle.corpus.fast_synthesizers import HibariVoice
 
-    codec = load_codec(arguments.codec)
-    if not isinstance(codec, SmallECodec):
-        raise ValueError(f"--codec {arguments.codec}: expected one of this project, such as checkpoints/smalle-codec.")
+    codec = load_own_codec(arguments.codec)
     pairs = list(make_pairs(arguments.corpus, codec, HibariVoice(0), arguments.max_hours))
     save_pairs(arguments.out, pairs)
     hours = sum(len(pair.mel) for pair in pairs) / 360000

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from smalle.cli.command import command_parser, run_command
-from smalle.codec_smalle import MelAnalysis, load_codec, mel_filters, mel_frequencies
+from smalle.codec_smalle import MelAnalysis, mel_filters, mel_frequencies
 from smalle.saving_smalle import atomic_write
 from smalle.voices_smalle import SPEAKER_MELS
 
 from ..codec.data import list_clips, load_audio
-from .pairs import mel_frames
+from .pairs import load_own_codec, mel_frames
 
 RATE, WINDOW, HOP = 16000, 400, 160  # of Resemblyzer's frames
 LEVEL = -30.0  # dBFS that it raises recordings to
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", help="file to write")
     parser.add_argument("--codec", required=True, help="folder of the codec, such as checkpoints/smalle-codec")
     arguments = parser.parse_args(argv)
-    codec = load_codec(arguments.codec)
+    codec = load_own_codec(arguments.codec)
     audio = load_audio(list_clips([arguments.corpus]), codec.sampling_rate, max_hours=0.1, threads=1)
     weights = torch.load(arguments.weights, map_location="cpu", weights_only=True)["model_state"]
     tensors = {f"speaker.{name}": x for name, x in weights.items() if name.startswith(("lstm.", "linear."))}
