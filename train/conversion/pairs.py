@@ -9,9 +9,8 @@ about 100 times real time on one core.
 import json
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -137,18 +136,21 @@ def load_own_codec(path: str) -> SmallECodec:
     return codec
 
 
-def make_pairs(corpus: str, codec: SmallECodec, engine: Any, max_hours: float = float("inf")) -> Iterator[Pair]:
-    """Pairs of a corpus in a random order, up to so many hours of recordings."""
-    from smalle.corpus.fast_synthesizers import speak_text
+def make_pairs(
+    corpus: str, codec: SmallECodec, read: Callable[[str], np.ndarray], max_hours: float = float("inf")
+) -> Iterator[Pair]:
+    """Pairs of a corpus in a random order, up to so many hours of recordings.
 
+    read: from a text to a waveform (L,) at 24 kHz.
+    """
     rate, gate, spent = codec.sampling_rate, QualityGate(), 0.0
     clips = [clip for clip in list_clips([corpus]) if clip.text]
     random.Random(0).shuffle(clips)
-    for number, (clip, waveform) in enumerate(tqdm(read_ahead(clips, rate, 1), "pairs", len(clips), unit="file")):
+    for clip, waveform in tqdm(read_ahead(clips, rate, 1), "pairs", len(clips), unit="file"):
         usable = not isinstance(waveform, Problem) and SECONDS[0] * rate <= len(waveform) <= SECONDS[1] * rate
         if not usable or (waveform := gate(waveform)) is None:
             continue
-        reading, _ = speak_text(engine, clip.text or "", "heart", np.random.default_rng(number))
+        reading = read(clip.text or "")
         if len(reading) >= SECONDS[0] * rate / 2:
             yield make_pair(codec.analysis, clip.speaker, waveform.astype(np.float32), reading.astype(np.float32))
             spent += len(waveform) / rate / 3600
@@ -190,10 +192,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--codec", required=True, help="folder of the codec, such as checkpoints/smalle-codec")
     parser.add_argument("--max-hours", type=float, default=float("inf"), help="hours of recordings (default: all)")
     arguments = parser.parse_args(argv)
-    from smalle.corpus.fast_synthesizers import HibariVoice
+    from hibari import Hibari
 
     codec = load_own_codec(arguments.codec)
-    pairs = list(make_pairs(arguments.corpus, codec, HibariVoice(0), arguments.max_hours))
+    pairs = list(make_pairs(arguments.corpus, codec, Hibari(), arguments.max_hours))
     save_pairs(arguments.out, pairs)
     hours = sum(len(pair.mel) for pair in pairs) / 360000
     print(f"{arguments.out}: {len(pairs)} pairs, {hours:.2f} hours, cost {np.median([p.cost for p in pairs]):.2f}")
