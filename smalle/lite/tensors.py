@@ -113,6 +113,8 @@ def read_voice(path: Path) -> Voice:
         text, version = metadata["text"], metadata.get("version", "1")
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is not a voice file: expected one that save_voice wrote.") from error
+    if version == "2":
+        raise NeedsPyTorch(f"{path} has a conversion: speak voices of recordings by smalle itself, with PyTorch.")
     if version != "1":
         raise ValueError(f"{path} has version {version!r} of a voice file, expected 1: install a newer smalle.")
     if names != {"codes"} or codes is None:

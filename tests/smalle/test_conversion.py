@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import smalle
+from smalle.lite.tensors import NeedsPyTorch, read_voice
 from smalle.voices_smalle import Voice, VoiceConverter, load_voice, save_voice
 
 CHECKPOINT = pathlib.Path(__file__).parents[2] / "checkpoints" / "smalle-mini"
@@ -96,6 +97,8 @@ def test_voice_files_keep_the_conversion(processor, voices, spoken, tmp_path):
     again = load_voice(path)
     assert torch.equal(*(processor.decode(spoken, voice=x)[0] for x in (voice, again)))
     assert set(again.conversion) == set(voice.conversion) and again.text == voice.text
+    with pytest.raises(NeedsPyTorch, match="conversion"):  # `smalle say` takes PyTorch then
+        read_voice(path)
 
 
 def test_damaged_conversions_are_refused(processor, voices, tmp_path):

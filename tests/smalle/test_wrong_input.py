@@ -243,9 +243,9 @@ def test_a_voice_file_says_its_version_and_codec_and_old_ones_are_read(tmp_path)
         assert file.metadata() == {"version": "1", "text": "So.", "codec": "0123456789abcdef"}
     save_file({"codes": codes}, path, metadata={"text": "So."})  # before there was a version
     assert torch.equal(load_voice(path).codes, codes)
-    for version in ("2", "0", "", "one", "1.0"):
+    for version in ("3", "0", "", "one", "1.0"):
         save_file({"codes": codes}, path, metadata={"text": "So.", "version": version})
-        with pytest.raises(ValueError, match=f"has version {version!r} .* expected 1: install a newer"):
+        with pytest.raises(ValueError, match=f"has version {version!r} .* expected 2: install a newer"):
             load_voice(path)
 
 
