@@ -32,7 +32,7 @@ MAX_STATE = 2**25  # numbers of a state; a model of 64M parameters has 3 million
 
 
 class Voice(NamedTuple):
-    """A voice to speak with: a reference recording, a tuned initial state, or both.
+    """A voice to speak with: a reference recording, a tuned initial state, a conversion, or several of them.
 
     codes (P, Q): the recording, None without one.
     text: its transcript, which makes the recording a prompt to continue; "" if only the speaker embedding is taken.
@@ -100,7 +100,7 @@ def save_voice(
         check_voice_codes("codes=", codes)
         tensors["codes"] = codes.to(torch.int16).contiguous()
     if not tensors and not conversion:
-        raise ValueError("A voice needs codes of a recording, or a state, or both.")
+        raise ValueError("A voice needs codes of a recording, a state or a conversion.")
     check_conversion("conversion= holds", conversion or {})
     tensors |= {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in (conversion or {}).items()}
     metadata = {"version": str(VERSION if conversion else 1), "text": text, **({"codec": codec} if codec else {})}
@@ -122,7 +122,7 @@ def load_voice(path: str | os.PathLike) -> Voice:
     conversion = {name.removeprefix(PREFIX): tensors.pop(name) for name in list(tensors) if name.startswith(PREFIX)}
     check_conversion(f"{path} holds", conversion)
     if codes is None and not tensors and not conversion:
-        raise ValueError(f"{path} is not a voice file: it is empty, expected codes or a state.")
+        raise ValueError(f"{path} is not a voice file: it is empty, expected codes, a state or a conversion.")
     check_voice_state(f"{path} holds", tensors)
     if codes is not None:
         check_voice_codes(f"{path} holds", codes)
@@ -139,7 +139,7 @@ def join_voices(voices: Sequence[Voice]) -> Voice:
 
 # ----------------------------------------------------------------------------------------------------- conversion
 
-CONTENT = 48  # what is said: the smooth envelope that the checkpoint's voice would have, of two log-mel frames
+CONTENT = 48  # size of the content: the smooth envelope that one voice would have, of two log-mel frames
 PITCH_RANGE = 60.0, 450.0  # Hz
 PITCH_BINS = 40
 SPEAKER_SIZE, SPEAKER_MELS, SPEAKER_WINDOW = 256, 40, 160  # the speaker encoder's embedding, mel bands and frames
@@ -153,7 +153,7 @@ LOUD_RANGE = 4.5  # nepers below the loudest frame: speech
 class VoiceConverterConfig(PreTrainedConfig):
     """Sizes of a `VoiceConverter`.
 
-    source_pitch, target: (median, deviation) of the log of the fundamental frequency of the voice that it converts.
+    source_pitch: (median, deviation) of the log f0 (f0 in Hz) of the voice that it converts.
     """
 
     model_type = "smalle_converter"
@@ -172,6 +172,12 @@ class VoiceConverterConfig(PreTrainedConfig):
 def standardize(content: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     """Content (B, 48, T) with mean 0 and deviation 1, where it has these (B, 48)."""
     return (content - mean[..., None]) / (deviation + 0.05)[..., None]
+
+
+def loud_frames(frames: Tensor) -> Tensor:
+    """Which (T,) of log-mel frames (T, num_mels) are speech."""
+    loudness = frames.float().exp().mean(1).log()
+    return loudness > loudness.max() - LOUD_RANGE
 
 
 class SpeakerNetwork(nn.Module):
@@ -210,11 +216,11 @@ class ConverterState:
 class VoiceConverter(PreTrainedModel):
     """Makes the speech of one voice, that of a checkpoint, the speech of a recorded speaker.
 
-    An encoder hears in anybody's speech what is said: the envelope that one voice would have, standardized for each
-    recording, so that it says little of the speaker; and the pitch. A network makes a speaker's frames of both, by a
-    condition that follows from a recording: the norms' scales and shifts (FiLM, Perez et al. 2017, arXiv 1709.07871).
-    To prepare a speaker, it is tuned for some seconds to make the recording of what is said in it. No transcript is
-    needed.
+    An encoder takes the content of anybody's speech, the spectral envelope that one voice would have, and the pitch.
+    The content is standardized for each recording, so that it tells little about the speaker. A network turns both
+    into the frames of a speaker. The scales and shifts of its norms depend on a recording of the speaker (FiLM, Perez et
+    al. 2017, arXiv 1709.07871). To prepare a speaker, the network is tuned for some seconds to reconstruct the recording
+    from its content. No transcript is needed.
     """
 
     config_class = VoiceConverterConfig
@@ -273,10 +279,10 @@ class VoiceConverter(PreTrainedModel):
 
     # --- analysis
 
-    def hear(
+    def encode_content(
         self, mel: Tensor, mean: Tensor, state: ConvolutionStates = (), last: bool = True
     ) -> tuple[Tensor, Tensor, ConvolutionStates]:
-        """What is said (B, 48, T'), f0 (B, T', 2) in Hz, 0 where it is unvoiced, and the state, of log-mel frames
+        """Content (B, 48, T'), f0 (B, T', 2) in Hz, 0 where it is unvoiced, and the state, of log-mel frames
         (B, T, 2 * num_mels) whose mean over speech is `mean` (num_mels,)."""
         y, states = self.encoder.apply_blocks((mel - torch.cat((mean, mean))).transpose(1, 2), state, last)
         content, pitch, voiced = y.split((CONTENT, 2, 2), 1)
@@ -298,7 +304,7 @@ class VoiceConverter(PreTrainedModel):
     # --- preparing a speaker
 
     def inputs(self, content: Tensor, f0: Tensor) -> Tensor:
-        """Input (B, 130, T) of the network: envelopes (B, 48, T), and f0 (B, T, 2) as a bump among 40 bins."""
+        """Input (B, 130, T) of the network: content (B, 48, T), and f0 (B, T, 2) as a bump among 40 bins."""
         centres = torch.linspace(math.log(PITCH_RANGE[0]), math.log(PITCH_RANGE[1]), PITCH_BINS, device=f0.device)
         voiced = (f0 > 0).float()[..., None]
         bumps = torch.exp(-0.5 * ((f0.clamp(min=50).log()[..., None] - centres) / 0.05) ** 2) * voiced
@@ -313,14 +319,13 @@ class VoiceConverter(PreTrainedModel):
             norm.weight.data, norm.bias.data = 1 + scale, shift.clone()
         return network
 
-    def examine(self, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def analyze_recording(self, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of a recording (L,): the input of the network (1, C, T), log-mel frames (1, T, 2 * num_mels), the condition
         (1, C) and (median, deviation) of its log f0 (2,)."""
         mel = self.recording_mel(waveform)
         frames = mel.reshape(-1, self.codec_config.num_mels)
-        loudness = frames.exp().mean(1).log()
-        speech = frames[loudness > loudness.max() - LOUD_RANGE]
-        content, f0, _ = self.hear(mel, speech.mean(0))
+        speech = frames[loud_frames(frames)]
+        content, f0, _ = self.encode_content(mel, speech.mean(0))
         content = standardize(content, content.mean(2), content.std(2, correction=0))
         log_f0 = f0[f0 > 0].log()
         if len(log_f0) < 20:
@@ -337,7 +342,7 @@ class VoiceConverter(PreTrainedModel):
         without voiced sound.
         """
         with torch.no_grad():
-            inputs, mel, condition, pitch = self.examine(waveform)
+            inputs, mel, condition, pitch = self.analyze_recording(waveform)
             network = self.conditioned(condition)
             speaker = self.embed_speaker(mel.reshape(-1, self.codec_config.num_mels))
         self._tune(network, inputs, mel, speaker, TUNING_STEPS if steps is None else steps, seed)
@@ -370,11 +375,6 @@ class VoiceConverter(PreTrainedModel):
                 loss.backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimizer.step()
-
-    def distance(self, network: FrameNetwork, waveform: Tensor) -> Tensor:
-        """Mean distance, in nepers, of the frames of a recording (L,) from those that a network makes of it."""
-        inputs, mel, _, _ = self.examine(waveform)
-        return (self.frames_of(network, inputs) - mel).abs().mean()
 
     # --- speaking
 
@@ -428,7 +428,7 @@ class VoiceConverter(PreTrainedModel):
         if samples.shape[1] >= codec.mel_n_fft:
             windows = samples.unfold(1, codec.mel_n_fft, codec.mel_hop_length)
             mel = self.analysis.features(mel_of_windows(windows, codec.num_mels, codec.sampling_rate))
-        content, f0, encoder = self.hear(mel, self.source_mean, state.encoder, last)
+        content, f0, encoder = self.encode_content(mel, self.source_mean, state.encoder, last)
         content = standardize(content, self.content_mean[None], self.content_scale[None])
         inputs = self.inputs(content, self.move_pitch(f0, pitch))
         latents, states = network.apply_blocks(inputs, state.network, last)

@@ -16,10 +16,9 @@ from torch import Tensor
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import atomic_folder, write_json
-from smalle.voices_smalle import VoiceConverter
+from smalle.voices_smalle import VoiceConverter, loud_frames
 
 from ..assemble import save_half
-from .pairs import loud_frames
 
 TEXTS = (
     "The weather was fine, and we walked along the river until it was dark.",
@@ -37,7 +36,7 @@ def measure_source(converter: VoiceConverter, waveforms: Iterable[Tensor]) -> No
     mels = [analysis.features(analysis.mel(x[None, : len(x) // hop * hop].float())) for x in waveforms]
     frames = [mel.reshape(-1, num_mels) for mel in mels]
     converter.source_mean.copy_(torch.stack([x[loud_frames(x)].mean(0) for x in frames]).mean(0))
-    heard = [converter.hear(mel, converter.source_mean) for mel in mels]
+    heard = [converter.encode_content(mel, converter.source_mean) for mel in mels]
     content = torch.cat([content[0] for content, _, _ in heard], 1)
     converter.content_mean.copy_(content.mean(1))
     converter.content_scale.copy_(content.std(1))

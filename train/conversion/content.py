@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from smalle.cli.command import command_parser, run_command
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
-from smalle.voices_smalle import CONTENT, MEAN_CEPSTRA, VoiceConverter, VoiceConverterConfig
+from smalle.voices_smalle import CONTENT, MEAN_CEPSTRA, VoiceConverter, VoiceConverterConfig, loud_frames
 
 from ..codec.recipe import StageOptions
 from ..codec.stages import adamw, learning_rate_factor
 from ..codec.timed_run import TimedRun
 from ..model.ema import MovingAverage
-from .pairs import Pair, cosines, load_own_codec, load_pairs, loud_frames
+from .pairs import Pair, cosines, load_own_codec, load_pairs
 
 FRAMES = 150  # of the codec, of a sample
 BEST = 0.85  # share of the pairs, by the cost of their alignments

@@ -27,6 +27,7 @@ from smalle.voices_smalle import (
     SPEAKER_SIZE,
     SPEAKER_WINDOW,
     VoiceConverter,
+    loud_frames,
     standardize,
 )
 
@@ -34,7 +35,7 @@ from ..codec.recipe import StageOptions
 from ..codec.stages import adamw
 from ..codec.timed_run import TimedRun
 from .content import ConversionStage
-from .pairs import Pair, load_pairs, loud_frames
+from .pairs import Pair, load_pairs
 
 FRAMES = 100  # of the codec, of a sample
 BEST = 0.93  # share of the pairs, by the cost of their alignments
@@ -102,11 +103,11 @@ class ConverterStage(ConversionStage):
 
     @torch.no_grad()
     def describe(self, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
-        """Content (48, T), as half, embedding (256,) and channel (30,) of a recording, as `VoiceConverter.examine`."""
+        """Content (48, T), as half, embedding (256,) and channel (30,) of a recording, as `analyze_recording`."""
         frames, converter = pair.mel.float(), self.converter
         speech = frames[loud_frames(frames)]
         mean, deviation = converter.cepstrum @ speech.mean(0), converter.cepstrum @ speech.std(0, correction=0)
-        content, _, _ = converter.hear(frames.view(1, -1, 2 * frames.shape[1]), speech.mean(0))
+        content, _, _ = converter.encode_content(frames.view(1, -1, 2 * frames.shape[1]), speech.mean(0))
         content = standardize(content, content.mean(2), content.std(2, correction=0))
         channel = torch.cat((mean, deviation[:DEVIATION_CEPSTRA])) / 10
         return content[0].half(), converter.embed_speaker(frames), channel

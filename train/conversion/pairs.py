@@ -23,7 +23,7 @@ from smalle.audio_smalle import to_speech_level
 from smalle.cli.command import command_parser, run_command
 from smalle.codec_smalle import MelAnalysis, SmallECodec, load_codec
 from smalle.saving_smalle import atomic_write
-from smalle.voices_smalle import LOUD_RANGE
+from smalle.voices_smalle import loud_frames
 
 from ..codec.data import list_clips
 from ..codec.pitch import find_f0
@@ -57,12 +57,6 @@ def cosines(count: int, num_mels: int) -> Tensor:
     """Orthonormal cosines (count, num_mels): frames times these are their cepstra."""
     angles = torch.outer(torch.arange(count), torch.arange(num_mels) + 0.5) * (torch.pi / num_mels)
     return angles.cos() * (2 / num_mels) ** 0.5
-
-
-def loud_frames(frames: Tensor) -> Tensor:
-    """Which (T,) of log-mel frames (T, num_mels) are speech."""
-    loudness = frames.float().exp().mean(1).log()
-    return loudness > loudness.max() - LOUD_RANGE
 
 
 def aligned_features(mel: Tensor) -> np.ndarray:
