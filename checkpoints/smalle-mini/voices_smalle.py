@@ -216,11 +216,11 @@ class ConverterState:
 class VoiceConverter(PreTrainedModel):
     """Makes the speech of one voice, that of a checkpoint, the speech of a recorded speaker.
 
-    An encoder takes the content of anybody's speech, the spectral envelope that one voice would have, and the pitch.
-    The content is standardized for each recording, so that it tells little about the speaker. A network turns both
-    into the frames of a speaker. The scales and shifts of its norms depend on a recording of the speaker (FiLM, Perez et
-    al. 2017, arXiv 1709.07871). To prepare a speaker, the network is tuned for some seconds to reconstruct the recording
-    from its content. No transcript is needed.
+    An encoder takes the content of anybody's speech, the spectral envelope that one voice would have, and the
+    pitch. The content is standardized for each recording, so that it tells little about the speaker. A network
+    turns both into the frames of a speaker. The scales and shifts of its norms depend on a recording of the speaker
+    (FiLM, Perez et al. 2017, arXiv 1709.07871). To prepare a speaker, the network is tuned for some seconds to
+    reconstruct the recording from its content. No transcript is needed.
     """
 
     config_class = VoiceConverterConfig
