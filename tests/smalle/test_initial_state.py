@@ -209,7 +209,7 @@ def test_wrong_states_are_refused(tiny_model, processor, voice_file, tmp_path):
         tiny_model(decoder_input_ids=torch.zeros(1, 1, 3).long(), cache=state.model, initial_state=row)
     with pytest.raises(ValueError, match="rank=0"):
         InitialState(torch.ones(1, 3, 3), 0)
-    with pytest.raises(ValueError, match="or a state"):
+    with pytest.raises(ValueError, match="a state or a conversion"):
         save_voice(tmp_path / "nothing.safetensors")
     with pytest.raises(ValueError, match="colour"):
         save_voice(tmp_path / "odd.safetensors", state={"colour": torch.zeros(3)})
