@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import smalle
-from smalle import SmallEForTextToSpeech, SmallEProcessor, processing_smalle, voices_smalle
+from smalle import SmallEForTextToSpeech, SmallEProcessor, processing_smalle, saving_smalle, voices_smalle
 from smalle.audio_smalle import write_wav
 from smalle.saving_smalle import (
     HOST,
@@ -27,12 +27,14 @@ from smalle.saving_smalle import (
     atomic_folder,
     atomic_write,
     check_file_name,
+    clear_leftovers,
     delete_folder,
     write_json,
     write_jsonl,
     write_text,
 )
 from smalle.voices_smalle import save_voice
+from tests.reliability.file_operations import FileOperations
 
 CODE = sorted(pathlib.Path(smalle.__file__).parent.glob("*_smalle.py"))
 NAME = "someone/tiny"
@@ -230,6 +232,53 @@ def test_a_folder_replaces_the_old_one(tmp_path):
         with atomic_folder(tmp_path / "new" / "out") as folder:
             (folder / name).touch()
     assert files(tmp_path) == {"new/out/b"} and len(list((tmp_path / "new").iterdir())) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_is_there_whole_wherever_its_writer_is_killed(exchanges, tmp_path, monkeypatch):
+    """Each process is killed one operation on files later. Without exchange the next process mends what is left."""
+
+    def write_folder(name):
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / name).write_text(name)
+            (folder / "both").touch()
+
+    if not exchanges:
+        monkeypatch.setattr(saving_smalle, "_exchange", lambda one, other: False)
+    found, status = [], -1
+    write_folder("old")
+    while status:
+        if not (child := os.fork()):
+            FileOperations(last=len(found))
+            write_folder("new")
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        if exchanges and sys.platform == "linux":
+            assert (tmp_path / "out").is_dir()
+        clear_leftovers.cache_clear()
+        write_text(tmp_path / "another.txt", "")
+        assert files(tmp_path) - {"out/old", "out/new"} == {"another.txt", "out/both"}, "half of a folder is left"
+        found.append(next(iter(files(tmp_path) & {"out/old", "out/new"})))
+        if found[-1] == "out/new":
+            write_folder("old")
+    assert len(found) > 5 and {*found[:2]} == {"out/old"} and found[-1] == "out/new"
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    def fail(self, target):
+        if self.suffix == ".partial":
+            raise OSError("no")
+        return rename(self, target)
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    rename = pathlib.Path.rename
+    monkeypatch.setattr(saving_smalle, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(pathlib.Path, "rename", fail)
+    with pytest.raises(OSError, match="no"), atomic_folder(tmp_path / "out") as folder:
+        (folder / "new").touch()
+    assert files(tmp_path) == {"out/old"}
 
 
 def test_what_killed_processes_left_is_cleared_and_nothing_else(tmp_path):
