@@ -53,7 +53,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 
                 await stack.enter_async_context(serve_wyoming(service, settings.wyoming))
             yield
-        service.pool.close()
+        service.close()
 
     app = FastAPI(
         title="smalle serve",

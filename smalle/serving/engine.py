@@ -2,6 +2,7 @@
 
 import pathlib
 import threading
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -57,8 +58,11 @@ class Engine(Protocol):
             ValueError: the text cannot be spoken; at once, not with the first piece.
         """
 
-    def encode_voice(self, samples: np.ndarray, sampling_rate: int, transcript: str | None) -> Any:
-        """The voice of a recording (channels, L). Raises ValueError if it cannot be used."""
+    def encode_voice(
+        self, samples: np.ndarray, sampling_rate: int, transcript: str | None, cancelled: threading.Event
+    ) -> Any:
+        """The voice of a recording (channels, L). Setting `cancelled` ends the work soon. Raises ValueError if the
+        recording cannot be used."""
 
     def save_voice(self, path: pathlib.Path, voice: Any) -> None:
         """Writes a voice to a file."""
@@ -86,8 +90,11 @@ class CheckpointEngine:
         check_checkpoint(source)
         import torch  # after the errors that need not wait for it
 
+        from ..streaming_smalle import TextToSpeechStreamer
+
         torch.set_num_threads(1)  # several speeches at once share the cores
         self.processor, self.model = load_checkpoint(source)
+        self.streamer = TextToSpeechStreamer(self.model, self.processor)
         self.name: str = pathlib.PurePath(source).name or "smalle"
         self.sampling_rate: int = self.processor.sampling_rate
         self.voices: Sequence[str] = tuple(self.processor.voices)
@@ -108,13 +115,11 @@ class CheckpointEngine:
         from ..checkpoint import quality_settings
         from ..reading.markup import parse
         from ..reading.speech import speak
-        from ..streaming_smalle import TextToSpeechStreamer
 
         def step(_: int):
             if cancelled.is_set():
                 raise Cancelled
 
-        streamer = TextToSpeechStreamer(self.model, self.processor)
         options: dict[str, Any] = {
             "seed": seed,
             "progress": step,
@@ -122,14 +127,20 @@ class CheckpointEngine:
             "lexicon": self.lexicon,
             **({} if streamed else quality_settings(self.model)),
         }
-        voices = {**(uploaded or {}), **{name: name for name in self.voices}}
-        chunks = speak(parse(text), streamer, voice=voice, voices=voices, **options)
+        known: list[Any] = [{name: name for name in self.voices}, uploaded or {}]
+        chunks = speak(parse(text), self.streamer, voice=voice, voices=ChainMap(*known), **options)
         return (Speech(x.waveform.numpy(), x.words) for x in chunks if len(x.waveform) or x.words)
 
-    def encode_voice(self, samples: np.ndarray, sampling_rate: int, transcript: str | None) -> Any:
+    def encode_voice(
+        self, samples: np.ndarray, sampling_rate: int, transcript: str | None, cancelled: threading.Event
+    ) -> Any:
+        def step(*_: int):
+            if cancelled.is_set():
+                raise Cancelled
+
         if transcript is None and not self.model.config.speaker_layers:
             raise ValueError("This model has no speaker encoder: give the transcript of the recording.")
-        return self.processor.encode_voice(samples, transcript, sampling_rate)
+        return self.processor.encode_voice(samples, transcript, sampling_rate, progress=step)
 
     def save_voice(self, path: pathlib.Path, voice: Any) -> None:
         from ..voices_smalle import save_voice

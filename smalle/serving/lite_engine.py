@@ -69,7 +69,9 @@ class LiteEngine:
             silence = np.zeros(round(segment.pause * self.sampling_rate), np.float32)
             yield Speech(np.concatenate((stretcher.finish(), silence)))
 
-    def encode_voice(self, samples: np.ndarray, sampling_rate: int, transcript: str | None) -> Any:
+    def encode_voice(
+        self, samples: np.ndarray, sampling_rate: int, transcript: str | None, cancelled: threading.Event
+    ) -> Any:
         raise ValueError("This server runs without PyTorch, which cloning needs: choose a preset voice.")
 
     def save_voice(self, path: pathlib.Path, voice: Any) -> None:

@@ -16,7 +16,7 @@ class Metrics:
     """Counters of one server. Requests are counted by what became of them: done, left (by the
     client), busy (the queue was full), refused (the text cannot be spoken), failed."""
 
-    def __init__(self, pool: WorkPool):
+    def __init__(self, pool: WorkPool, preparing: WorkPool):
         self.registry = CollectorRegistry()
         here: dict[str, Any] = {"registry": self.registry}
         sums: dict[str, Any] = {**here, "multiprocess_mode": "livesum"}
@@ -27,7 +27,9 @@ class Metrics:
         )
         self.running = Gauge("smalle_running", "Work in threads now.", **sums)
         self.waiting = Gauge("smalle_waiting", "Requests in the queue.", **sums)
+        self.preparing = Gauge("smalle_preparing", "Recordings that become voices now, or wait for it.", **sums)
         pool.watch = self._count
+        preparing.watch = lambda running, waiting: self.preparing.set(running + waiting)
 
     def _count(self, running: int, waiting: int):
         self.running.set(running)

@@ -70,9 +70,10 @@ class WorkPool:
         finally:
             cancelled.set()
 
-    async def run(self, function: Callable[[], T]) -> T:
-        """The result of a blocking function, which runs in a thread when its turn comes."""
-        return [result async for result in self.iterate(lambda _: [function()])][0]
+    async def run(self, function: Callable[[threading.Event], T]) -> T:
+        """The result of a blocking function(cancelled), which runs in a thread when its turn comes. Cancelling the task
+        that waits for it sets the event `cancelled`."""
+        return [result async for result in self.iterate(lambda cancelled: [function(cancelled)])][0]
 
     async def _wait_for_turn(self):
         if self._free.locked() and self.waiting >= self.queue:

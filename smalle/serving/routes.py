@@ -78,6 +78,7 @@ def add_voices(router: APIRouter, service: SpeechService) -> None:
 
     @router.post("/v1/audio/voices")
     async def create_voice(
+        request: Request,
         name: Annotated[str, Form()],
         audio_sample: Annotated[UploadFile, File(description="wav, flac, ogg or mp3 of one speaker")],
         consent: Annotated[str, Form(description='"yes": the speaker agrees to this use of the recording')] = "",
@@ -88,7 +89,8 @@ def add_voices(router: APIRouter, service: SpeechService) -> None:
             raise ApiError(400, message, "consent", "consent_required")
         transcript = transcript.strip()
         check_length("transcript", transcript, settings.max_characters)
-        return Voice.of(await service.add_voice(name, await audio_sample.read(), transcript or None))
+        work = service.add_voice(name, await audio_sample.read(), transcript or None)
+        return Voice.of(await unless_the_client_leaves(request, work))
 
     @router.delete("/v1/audio/voices/{id}")
     async def delete_voice(id: str) -> dict[str, Any]:

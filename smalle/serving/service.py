@@ -13,7 +13,7 @@ from .metrics import Metrics
 from .openai import VOICE_NAMES, ApiError
 from .pool import Busy, WorkPool
 from .settings import Settings
-from .voices import UploadedVoice, VoiceStore, check_voice_name, read_upload
+from .voices import UploadedVoice, VoiceStore, read_upload
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +31,22 @@ class SpeechService:
     def __init__(self, engine: Engine, settings: Settings):
         self.engine, self.settings = engine, settings
         self.pool = WorkPool(settings.streams, settings.queue)
+        self.preparing = WorkPool(1, settings.queue)  # of voices, so that no listener waits for one
         self.voices = VoiceStore(engine, settings.voices, settings.max_voices)
-        self.metrics = Metrics(self.pool)
+        self.metrics = Metrics(self.pool, self.preparing)
 
-    def find_voice(self, name: str) -> Any:
-        """What the engine takes as the voice of that name or id. Raises ApiError if there is none."""
+    def close(self) -> None:
+        """Ends the threads when their work ends."""
+        self.pool.close()
+        self.preparing.close()
+
+    def find_voice(self, name: str) -> str | None:
+        """The preset, or the id of the uploaded voice, that a name or an id stands for. Raises ApiError if there is
+        none."""
         if name in self.engine.voices:
             return name
         if uploaded := self.voices.find(name):
-            return uploaded.voice
+            return uploaded.id
         if name in VOICE_NAMES:
             preset = VOICE_NAMES[name]
             return preset if preset in self.engine.voices else self.engine.default_voice
@@ -49,7 +56,7 @@ class SpeechService:
     async def speak(
         self,
         text: str,
-        voice: Any,
+        voice: str | None,
         format: str = "pcm",
         speed: float = 1.0,
         seed: int = 0,
@@ -67,10 +74,9 @@ class SpeechService:
             ApiError, Busy: instead of the first part.
         """
 
-        uploaded = {key: one.voice for one in self.voices.all() for key in (one.name, one.id)}
-
         def work(cancelled: threading.Event) -> Iterator[Part]:
-            speech = self.engine.speak(text, voice, seed, word_times, cancelled, uploaded, streamed)
+            chosen = voice if voice is None else self.voices.get(voice, voice)
+            speech = self.engine.speak(text, chosen, seed, word_times, cancelled, self.voices, streamed)
             encoder = Encoder(format, self.engine.sampling_rate, streamed)
             stretcher = TimeStretcher(speed, self.engine.sampling_rate)
             left = self.settings.max_seconds
@@ -108,19 +114,19 @@ class SpeechService:
             await parts.aclose()
 
     async def add_voice(self, name: str, recording: bytes, transcript: str | None) -> UploadedVoice:
-        """Makes a voice of a recording and keeps it.
+        """Makes a voice of a recording and keeps it. One is made at a time; cancelling ends the work soon.
 
         Raises:
             ApiError: it cannot be used. Busy: the queue is full.
         """
 
-        def make() -> UploadedVoice:
+        def make(cancelled: threading.Event) -> UploadedVoice:
             samples, rate = read_upload(recording, self.settings.max_recording)
-            return self.voices.add(name, self.engine.encode_voice(samples, rate, transcript))
+            return self.voices.add(name, self.engine.encode_voice(samples, rate, transcript, cancelled))
 
         try:
-            check_voice_name(name, self.engine)
-            return await self.pool.run(make)
+            self.voices.check_room(name)
+            return await self.preparing.run(make)
         except ValueError as error:
             raise ApiError(400, str(error)) from error
         except OSError as error:

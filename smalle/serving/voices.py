@@ -7,7 +7,9 @@ import json
 import pathlib
 import re
 import secrets
+import threading
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,16 +22,17 @@ VOICE_ID = re.compile(r"voice_[0-9a-f]{24}")
 MIN_SECONDS = 1.0
 MAX_CHANNELS = 8
 MAX_NAME = 64  # characters
+FILE = "voice.safetensors"
+LOADED = 8  # voices of a folder that are kept in memory, 7 MB each
 
 
 @dataclasses.dataclass(frozen=True)
 class UploadedVoice:
-    """id: as OpenAI's, "voice_" and 24 hexadecimal digits. created_at: seconds since 1970. voice: of the engine."""
+    """id: as OpenAI's, "voice_" and 24 hexadecimal digits. created_at: seconds since 1970."""
 
     id: str
     name: str
     created_at: int
-    voice: Any
 
 
 def read_upload(data: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
@@ -71,29 +74,37 @@ def check_voice_name(name: str, engine: Engine) -> str:
     return name
 
 
-class VoiceStore:
-    """Uploaded voices by id, the oldest first.
+class VoiceStore(Mapping[str, Any]):
+    """Uploaded voices: what the engine speaks with, by id or name. It may be used by several threads.
 
     Args:
-        folder: where they are kept, each in a folder of its own, which other processes may share; None: in memory.
+        folder: where they are kept, each in a folder of its own, which other processes may share; the voices that were
+            used last are kept in memory, too. None: all are kept in memory, and nowhere else.
         most: how many there may be.
     """
 
     def __init__(self, engine: Engine, folder: str | None = None, most: int = 100):
         self.engine, self.most = engine, most
         self.folder = None if folder is None else pathlib.Path(folder)
-        self._voices: dict[str, UploadedVoice] = {}
+        self._about: dict[str, UploadedVoice] = {}  # by id
+        self._loaded: dict[str, Any] = {}  # voices of the engine by id, the last used one last
+        self._lock = threading.RLock()
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
+        self.all()  # reads the folder before somebody waits for it
+
+    # --- what there is
 
     def all(self) -> list[UploadedVoice]:
-        if self.folder is not None:
-            kept = {path.name for path in self.folder.iterdir() if VOICE_ID.fullmatch(path.name)}
-            self._voices = {id: voice for id, voice in self._voices.items() if id in kept}
-            for id in kept - self._voices.keys():
-                if voice := self._read(self.folder / id):
-                    self._voices[id] = voice
-        return sorted(self._voices.values(), key=lambda voice: (voice.created_at, voice.id))
+        """The voices, the oldest first."""
+        with self._lock:
+            if self.folder is not None:
+                kept = {path.name for path in self.folder.iterdir() if VOICE_ID.fullmatch(path.name)}
+                for id in self._about.keys() - kept:  # another process deleted it
+                    self._forget(id)
+                for id in kept - self._about.keys():
+                    self._read(self.folder / id)
+            return sorted(self._about.values(), key=lambda voice: (voice.created_at, voice.id))
 
     def find(self, name: str) -> UploadedVoice | None:
         """The voice of that id, or the newest one of that name."""
@@ -102,36 +113,72 @@ class VoiceStore:
             (x for x in voices[::-1] if x.name == name), None
         )
 
-    def add(self, name: str, voice: Any) -> UploadedVoice:
-        """Keeps a voice. Raises ValueError if there are too many, or if the name cannot be used."""
-        name = check_voice_name(name, self.engine)
+    def __getitem__(self, name: str) -> Any:
+        found = self.find(name)
+        if found is None:
+            raise KeyError(name)
+        with self._lock:
+            voice = self._loaded.get(found.id)
+            if voice is None and self.folder is not None:
+                voice = self.engine.load_voice(self.folder / found.id / FILE)
+            self._keep(found.id, voice)
+        return voice
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([key for voice in self.all() for key in (voice.name, voice.id)])
+
+    def __len__(self) -> int:
+        return 2 * len(self.all())
+
+    # --- changes
+
+    def check_room(self, name: str) -> str:
+        """The name that a new voice gets. Raises ValueError if there are too many, or if the name cannot be used."""
         if not self.most:
             raise ValueError("This server takes no recordings: it was started without a place for voices.")
         if len(self.all()) >= self.most:
             raise ValueError(f"There are {self.most} uploaded voices already: delete one first.")
-        uploaded = UploadedVoice(f"voice_{secrets.token_hex(12)}", name, int(time.time()), voice)
-        if self.folder is not None:
-            with atomic_folder(self.folder / uploaded.id) as temporary:
-                self.engine.save_voice(temporary / "voice.safetensors", voice)
-                write_json(temporary / "about.json", {"name": name, "created_at": uploaded.created_at})
-        self._voices[uploaded.id] = uploaded
+        return check_voice_name(name, self.engine)
+
+    def add(self, name: str, voice: Any) -> UploadedVoice:
+        """Keeps a voice. Raises ValueError as `check_room` does."""
+        with self._lock:
+            name = self.check_room(name)
+            uploaded = UploadedVoice(f"voice_{secrets.token_hex(12)}", name, int(time.time()))
+            if self.folder is not None:
+                with atomic_folder(self.folder / uploaded.id) as temporary:
+                    self.engine.save_voice(temporary / FILE, voice)
+                    write_json(temporary / "about.json", {"name": name, "created_at": uploaded.created_at})
+            self._about[uploaded.id] = uploaded
+            self._keep(uploaded.id, voice)
         return uploaded
 
     def delete(self, id: str) -> bool:
         """Deletes a voice; returns whether there was one."""
-        if id not in {voice.id for voice in self.all()}:
-            return False
-        self._voices.pop(id)
-        if self.folder is not None:
-            with contextlib.suppress(FileNotFoundError):  # another process deleted it meanwhile
-                delete_folder(self.folder / id)
+        with self._lock:
+            if id not in {voice.id for voice in self.all()}:
+                return False
+            self._forget(id)
+            if self.folder is not None:
+                with contextlib.suppress(FileNotFoundError):  # another process deleted it meanwhile
+                    delete_folder(self.folder / id)
         return True
 
-    def _read(self, path: pathlib.Path) -> UploadedVoice | None:
-        """The voice in a folder; None if it is damaged, of another model, or was deleted meanwhile."""
-        try:
+    def _keep(self, id: str, voice: Any) -> None:
+        """Keeps a voice in memory; those of a folder only until `LOADED` others were used."""
+        self._loaded.pop(id, None)
+        self._loaded[id] = voice
+        if self.folder is not None and len(self._loaded) > LOADED:
+            del self._loaded[next(iter(self._loaded))]
+
+    def _forget(self, id: str) -> None:
+        del self._about[id]
+        self._loaded.pop(id, None)
+
+    def _read(self, path: pathlib.Path) -> None:
+        """Takes the voice in a folder, unless it is damaged, of another model, or was deleted meanwhile."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             about = json.loads((path / "about.json").read_text(encoding="utf-8"))
-            voice = self.engine.load_voice(path / "voice.safetensors")
-            return UploadedVoice(path.name, str(about["name"]), int(about["created_at"]), voice)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            uploaded = UploadedVoice(path.name, str(about["name"]), int(about["created_at"]))
+            self._keep(path.name, self.engine.load_voice(path / FILE))
+            self._about[path.name] = uploaded

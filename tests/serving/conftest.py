@@ -21,7 +21,8 @@ class RunningServer:
 
     def wait_until_idle(self, seconds: float = 300):
         end = time.monotonic() + seconds
-        while self.service.pool.running or self.service.pool.waiting:
+        pools = self.service.pool, self.service.preparing
+        while any(pool.running or pool.waiting for pool in pools):
             assert time.monotonic() < end, "work goes on that nobody listens to"
             time.sleep(0.02)
 

@@ -9,6 +9,8 @@ import urllib.parse
 
 import pytest
 
+from smalle import voices_smalle
+
 pytest.importorskip("fastapi")
 
 LONG = "The old man went down to the river and looked at the water for a long time. " * 20
@@ -17,9 +19,14 @@ LONG = "The old man went down to the river and looked at the water for a long ti
 def start(server, text=LONG):
     """A connection that has asked for speech."""
     body = json.dumps({"model": "tts-1", "voice": "heart", "input": text, "response_format": "pcm"}).encode()
+    return send(server, "/v1/audio/speech", "application/json", body)
+
+
+def send(server, path, kind, body):
+    """A connection that has sent a POST."""
     host = urllib.parse.urlsplit(server.url)
     connection = socket.create_connection((host.hostname, host.port))
-    head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: {host.netloc}\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: {host.netloc}\r\nContent-Type: {kind}\r\n"
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     return connection
 
@@ -72,6 +79,25 @@ def wait_for(condition, seconds=300):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_a_voice_is_prepared_beside_the_speeches_and_ends_when_its_client_leaves(serve, recording, monkeypatch):
+    monkeypatch.setattr(voices_smalle, "TUNING_STEPS", 1_000_000)
+    parts = b"".join(
+        b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % part
+        for part in ((b"name", b"Anna"), (b"consent", b"yes"), (b'audio_sample"; filename="a.wav', recording))
+    )
+    with serve(streams=1, queue=0) as server:
+        preparing = server.service.preparing
+        uploading = send(server, "/v1/audio/voices", "multipart/form-data; boundary=x", parts + b"--x--\r\n")
+        wait_for(lambda: preparing.running == 1)
+        speaking = start(server, "Hello.")
+        assert speaking.recv(64).startswith(b"HTTP/1.1 200")
+        speaking.close()
+        assert preparing.running == 1
+        uploading.close()
+        server.wait_until_idle()
+        assert not server.service.voices.all()
 
 
 def test_a_slow_reader_does_not_keep_a_thread(server):

@@ -67,7 +67,7 @@ def test_what_it_cannot_do_is_refused(lite):
         with pytest.raises(ValueError, match=message):
             lite.speak(text, None, 0, False, threading.Event())
     with pytest.raises(ValueError, match="without PyTorch"):
-        lite.encode_voice(np.zeros((1, 24000), np.float32), 24000, None)
+        lite.encode_voice(np.zeros((1, 24000), np.float32), 24000, None, threading.Event())
 
 
 SERVER = """

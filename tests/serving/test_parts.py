@@ -127,7 +127,7 @@ def test_pool_raises_what_work_raises_and_goes_on():
         assert await anext(stream) == 1
         with pytest.raises(ValueError, match="no"):
             await anext(stream)
-        assert await pool.run(lambda: 5) == 5
+        assert await pool.run(lambda _: 5) == 5
 
     asyncio.run(run())
 

@@ -12,6 +12,9 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 soundfile = pytest.importorskip("soundfile")
 
+from smalle.serving.voices import LOADED, VoiceStore  # noqa: E402
+from smalle.voices_smalle import VoiceConverter  # noqa: E402
+
 SENTENCE = "Good morning, dear listeners."
 
 
@@ -36,11 +39,13 @@ def client(server):
     return connect(server)
 
 
-def test_a_recording_becomes_a_voice_and_is_deleted(client, recording):
+def test_a_recording_becomes_a_voice_and_is_deleted(client, recording, monkeypatch):
+    network_of, built = VoiceConverter.network_of, []
+    monkeypatch.setattr(VoiceConverter, "network_of", lambda *x: (built.append(1), network_of(*x))[1])
     voice = upload(client, recording)
     assert re.fullmatch("voice_[0-9a-f]{24}", voice.id) and listed(client)[voice.id] == "Anna"
     by_id, by_name, other = speak(client, {"id": voice.id}), speak(client, "Anna"), speak(client, "heart")
-    assert by_id == by_name != other
+    assert by_id == by_name != other and len(built) == 1  # the network of a voice is kept
     assert client.audio.voices.delete(voice.id).deleted
     for call in (lambda: client.audio.voices.delete(voice.id), lambda: speak(client, {"id": voice.id})):
         with pytest.raises(openai.NotFoundError):
@@ -77,6 +82,33 @@ def test_voices_on_disk_outlive_the_server_and_others_do_not(serve, recording, t
         assert not listed(connect(server)) and not list(folder.iterdir())
     with serve() as server:
         assert not listed(connect(server))
+
+
+def test_voices_of_a_folder_are_read_when_they_are_used(tmp_path):
+    class CountingEngine:
+        voices, read = ("heart",), []
+
+        def save_voice(self, path, voice):
+            path.write_text(voice)
+
+        def load_voice(self, path):
+            self.read.append(path.read_text())
+            return self.read[-1]
+
+    one = VoiceStore(CountingEngine(), str(tmp_path), most=2 * LOADED)
+    added = [one.add(f"Anna {n}", f"voice {n}") for n in range(2 * LOADED)]
+    another, memory = VoiceStore(one.engine, str(tmp_path)), VoiceStore(one.engine)
+    kept = memory.add("Anna", "voice")
+    unused = next(n for n, voice in enumerate(added) if voice.id not in another._loaded)
+    one.engine.read.clear()
+    for name in (f"Anna {unused}", added[unused].id):
+        assert (another[name], memory["Anna"]) == (f"voice {unused}", "voice")
+    assert one.engine.read == [f"voice {unused}"]  # once
+    assert [another[x.id] for x in added] == [f"voice {n}" for n in range(2 * LOADED)]
+    assert len(another._loaded) == LOADED and kept.id in memory
+    assert one.delete(added[0].id) and added[0].id not in another and "Anna 0" not in set(another)
+    with pytest.raises(ValueError, match="delete one first"):
+        [one.add("Anna", "voice") for _ in range(2)]
 
 
 def test_damaged_and_strange_folders_are_not_voices(serve, recording, tmp_path):

@@ -182,6 +182,7 @@ async function onClone(event) {
     at("clone-error").textContent = "Record something or choose a file first.";
     return;
   }
+  showPreparing(true);
   try {
     const fields = { name: at("name").value, consent: "yes" };
     const voice = await createVoice({ ...fields, audio_sample: sample });
@@ -193,7 +194,17 @@ async function onClone(event) {
     say(`The voice ${voice.name} is ready.`);
   } catch (error) {
     at("clone-error").textContent = error.message;
+  } finally {
+    showPreparing(false);
   }
+}
+
+function showPreparing(preparing) {
+  at("create").disabled = preparing;
+  at("preparing").hidden = !preparing;
+  at("clone-status").textContent = preparing
+    ? "The voice is being prepared, for 10 to 20 seconds or, on a busy server, longer. You can go on listening."
+    : "";
 }
 
 // --- the page
