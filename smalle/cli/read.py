@@ -13,7 +13,7 @@ from ..reading.documents import Document, read_document
 from ..reading.m4b import write_m4b
 from ..reading.soundfiles import FORMATS
 from ..text_tables_smalle import read_lexicon
-from .voice_options import add_voice_arguments, check_voice_arguments
+from .voice_options import add_voice_arguments, check_voice_arguments, chosen_voice
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -71,13 +71,10 @@ def read(arguments: argparse.Namespace, document: Document) -> tuple[int, float]
     captions = ("srt", "vtt", "TextGrid") if arguments.textgrid else ("srt", "vtt")
     lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else {}
     processor, model = load_checkpoint(arguments.model)
-    voice = arguments.voice
-    if arguments.clone:
-        voice = processor.encode_voice(arguments.clone, arguments.clone_text)
     reading = Reading(
         format=arguments.format,
         captions=captions,
-        voice=voice,
+        voice=chosen_voice(arguments, processor),
         seed=arguments.seed,
         speed=arguments.speed,
         paragraph_pause=arguments.paragraph_pause,

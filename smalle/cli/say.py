@@ -22,7 +22,7 @@ from ..reading.markup import parse as parse_text
 from ..reading.soundfiles import format_of, write_sound
 from ..saving_smalle import write_text
 from ..text_tables_smalle import expected_frames, read_lexicon
-from .voice_options import add_voice_arguments, check_voice_arguments
+from .voice_options import add_voice_arguments, check_voice_arguments, chosen_voice
 
 PLAYERS = (  # commands that play a wav from standard input
     ["aplay", "-q"],
@@ -168,9 +168,7 @@ def pytorch_speech(arguments: argparse.Namespace, segments: list[Segment], words
         speak,
         segments,
         TextToSpeechStreamer(model, processor),
-        voice=arguments.voice,
-        audio=arguments.clone,
-        audio_text=arguments.clone_text,
+        voice=chosen_voice(arguments, processor),
         seed=arguments.seed,
         speed=arguments.speed,
         lexicon=lexicon,

@@ -1,6 +1,8 @@
 """The options of commands that say which checkpoint speaks, and in which voice."""
 
 import argparse
+import sys
+from typing import Any
 
 from ..checkpoint import check_checkpoint, default_checkpoint, find_checkpoint
 
@@ -30,3 +32,18 @@ def check_voice_arguments(arguments: argparse.Namespace) -> None:
     if arguments.clone is not None and arguments.voice is not None:
         raise ValueError("--voice and --clone exclude each other: give one of them.")
     check_checkpoint(arguments.model)
+
+
+def chosen_voice(arguments: argparse.Namespace, processor: Any) -> Any:
+    """The voice of `--voice`, or of the recording of `--clone`, which is prepared under a progress bar."""
+    from tqdm import tqdm
+
+    if arguments.clone is None:
+        return arguments.voice
+
+    def advance(done: int, steps: int):
+        bar.total = steps
+        bar.update(done - bar.n)
+
+    with tqdm(desc="preparing the voice", unit="step", file=sys.stderr, leave=False) as bar:
+        return processor.encode_voice(arguments.clone, arguments.clone_text, progress=advance)

@@ -214,7 +214,7 @@ def identity(model: Any, reading: Reading) -> str:
     for tensor in model.state_dict().values():
         weights.update(tensor.detach().float().cpu().numpy().tobytes())
     voice = reading.voice
-    for name, tensor in (voice.state or {}).items():
+    for name, tensor in {**(voice.state or {}), **(voice.conversion or {})}.items():
         weights.update(name.encode())
         weights.update(tensor.float().cpu().numpy().tobytes())
     codes = None if voice.codes is None else voice.codes.tolist()

@@ -53,19 +53,21 @@ def speak(
             raise ValueError(f"voice={segment.voice!r} in the text is not known: expected one of {list(known)}.")
     options |= {"seed": seeded(seed, streamer.model.device), "output_timestamps": output_timestamps}
 
+    if options.get("audio") is not None:  # prepared once, not for each segment
+        given = {name: options.pop(name, None) for name in ("audio", "audio_text", "sampling_rate")}
+        (voice,) = streamer.processor.prompts(1, voice, **given, normalize_text=options.get("normalize_text", True))
+
     def is_spoken(text: str) -> bool:
         return any(map(str.isalpha, streamer.processor.spell_out(text)))
-
-    def voice_of(segment: Segment) -> dict[str, Any]:
-        if segment.voice is None:
-            return {**options, "voice": voice}
-        without = {name: value for name, value in options.items() if name not in ("audio", "audio_text")}
-        return {**without, "voice": known[segment.voice]}
 
     plain = options.get("normalize_text") is False
     texts = [respell(segment.text, lexicon or {}) for segment in segments]
     texts = [text if text and (plain or is_spoken(text)) else "" for text in texts]
-    calls = [(replace(segment, text=text), voice_of(segment)) for segment, text in zip(segments, texts)]
+    voice_of = [voice if segment.voice is None else known[segment.voice] for segment in segments]
+    calls = [
+        (replace(segment, text=text), {**options, "voice": one})
+        for segment, text, one in zip(segments, texts, voice_of)
+    ]
     if any(segment.text for segment in segments) and not any(texts):
         streamer.processor.normalize(" ".join(segment.text for segment in segments))  # raises the error
     return _speak(calls, streamer, speed)

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from smalle.cli import main as cli
 from smalle.reading import audiobook
@@ -108,6 +109,14 @@ def test_only_what_changed_is_read_again(streamer, tmp_path, monkeypatch):
     (tmp_path / "2 Two.srt").unlink()
     (tmp_path / "book.json").write_text("{")
     assert len(texts(changed)) == 4
+
+
+def test_another_person_reads_everything_again(streamer):
+    keys = set()
+    for pitch in (5.0, 5.2):  # two people, of whom only the conversion differs
+        voice = streamer.processor.get_voice("anna")._replace(conversion={"pitch": torch.tensor([pitch, 0.2])})
+        keys.add(audiobook.identity(streamer.model, Reading(voice=voice)))
+    assert len(keys) == 2
 
 
 def test_a_command_that_is_killed_goes_on_and_gives_the_same_files(tiny_checkpoint, tmp_path):

@@ -65,6 +65,16 @@ def test_a_voice_speaks_its_segment(streamer):
     assert torch.equal(wave, torch.cat([wave for part in parts for wave in part]))
 
 
+def test_a_recording_is_prepared_once_for_all_segments(streamer, monkeypatch):
+    encode, calls = streamer.processor.encode_voice, []
+    monkeypatch.setattr(streamer.processor, "encode_voice", lambda *x: (calls.append(x), encode(*x))[1])
+    recording = 0.1 * torch.randn(24000, generator=torch.Generator().manual_seed(0))
+    heard = {"audio": recording, "audio_text": "Nobody knew.", "sampling_rate": 24000}
+    wave, _ = listen(speak(parse("It is a door. [pause 1s] Nobody asked!"), streamer, **heard, **WAY))
+    first, _ = listen(streamer.stream("It is a door.", **heard, output_timestamps=True, **WAY))
+    assert len(calls) == 2 and torch.equal(wave[: len(first)], first)
+
+
 def test_a_name_in_the_text_is_never_a_path(streamer, tiny_checkpoint):
     path = f"{tiny_checkpoint}/voices/ben.safetensors"
     with pytest.raises(ValueError, match="in the text is not known: expected one of .'anna', 'ben'"):
