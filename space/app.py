@@ -1,5 +1,6 @@
 """A page to try a checkpoint on: a Gradio demo, for a Space of the Hugging Face Hub or one's own machine."""
 
+import functools
 import os
 
 import gradio
@@ -13,13 +14,19 @@ processor = AutoProcessor.from_pretrained(MODEL, trust_remote_code=True)
 model = AutoModelForTextToWaveform.from_pretrained(MODEL, trust_remote_code=True)
 
 
+@functools.lru_cache(16)
+def voice_of(recording: str):
+    """The voice of a recording, which takes a while to prepare."""
+    return processor.encode_voice(recording)
+
+
 def speak(text: str, voice: str, recording: str | None, consent: bool, seed: float):
     """(sampling rate, samples) of a text, in the voice of the recording if there is one."""
     if recording and not consent:
         raise gradio.Error("Tick the box below the recording: a voice is cloned only with its speaker's consent.")
-    who = {"audio": recording} if recording else {"voice": voice}
     try:
-        waves = list(processor.stream(model, text[:MAX_CHARACTERS], seed=int(seed), **who))
+        who = voice_of(recording) if recording else voice
+        waves = list(processor.stream(model, text[:MAX_CHARACTERS], seed=int(seed), voice=who))
     except ValueError as error:
         raise gradio.Error(str(error)) from error
     samples = (torch.cat(waves).clamp(-1, 1) * 32767).to(torch.int16)
@@ -32,7 +39,7 @@ def build() -> gradio.Blocks:
         text = gradio.Textbox("Hello! What shall I say?", label="Text", lines=4, max_length=MAX_CHARACTERS)
         voice = gradio.Dropdown(processor.voices, value=processor.default_voice, label="Voice")
         with gradio.Accordion("Your own voice", open=False):
-            recording = gradio.Audio(type="filepath", label="3 to 10 seconds of one speaker")
+            recording = gradio.Audio(type="filepath", label="5 to 10 seconds of one speaker; preparing takes a while")
             consent = gradio.Checkbox(label="I am the speaker, or have the speaker's consent.")
         seed = gradio.Number(0, label="Seed: another number gives another reading", precision=0)
         button = gradio.Button("Speak", variant="primary")
