@@ -100,7 +100,7 @@ def spell_number(number: int | str, kind: str = "cardinal") -> str:
         kind: "cardinal", "ordinal" or "year".
     """
     digits = str(number).replace(",", "")
-    if num2words is None or len(digits) > MAX_DIGITS or re.match(r"0\d", digits):
+    if num2words is None or len(digits) > MAX_DIGITS or digits[0] == "0" and digits[1:2].isdigit():
         return spell_digits(digits)
     whole, point, decimals = digits.partition(".")
     words = _words(int(whole), "cardinal" if point else kind)
@@ -404,10 +404,13 @@ def _decade(words: str) -> str:
 
 def _number(match: re.Match) -> str:
     """One thousand two hundred, third, nineteen ninety-nine; in ten sixty-six."""
-    amount, before, after = match["amount"], _before(match, 3), _after(match)
+    amount = match["amount"]
     if match["ending"]:
         return spell_number(amount, "cardinal" if "." in amount else "ordinal")
-    year = len(amount) == 4 and amount.isdigit() and before[-1:] not in (*",.-",) and not re.match(r"%|[,.-]\d", after)
+    if len(amount) != 4 or not amount.isdigit():
+        return spell_number(amount)
+    before, after = _before(match, 3), _after(match)
+    year = before[-1:] not in (*",.-",) and not re.match(r"%|[,.-]\d", after)
     if year and not re.fullmatch(r"1[1-9]\d\d|20\d\d", amount):
         before_a_year = before.lower() == "in " or before[-1:] == "(" and after[:1] == ")"
         year = re.match("10[1-9]", amount) and before_a_year and not re.match(" [a-z]+s\\b", after)
@@ -842,7 +845,18 @@ RULES = (
     Rule("point", ".5", r"(?<![\w.])\.(?=\d)", "point "),
     Rule("number", "1,234.5, 3rd, 1999", rf"(?P<amount>{NUMBER})(?P<ending>(?:st|nd|rd|th)\b)?", _number),
 )
-PATTERNS = [(regex.compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example))) for rule in RULES]
+# regex passes quickly over a text without a character that a pattern needs; re is quicker at places that may match,
+# which these have in any text.
+TRIED = set(
+    """host; file; long code; phone; phone in a row; flight; emergency; decimal comma; range of money; range; full hour;
+    day and month; end of months; money, sign last; small money; screen; scientific; degrees of an oven; millions; inch;
+    measure; per unit; state; title; formula; three numbers; digit and letter; letter and digit; number; minus after a
+    sign""".replace("\n   ", "").split("; ")
+)
+PATTERNS = [
+    ((re if rule.name in TRIED else regex).compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example)))
+    for rule in RULES
+]
 FAR, GROUP = 4, 34  # rules that look far back; rules that are applied between two looks for digits
 PLAIN_WORDS = re.compile(r"(?<=[a-z]{3})(?<!lion) (?![ivx]+\b)(?=[a-z]{3})")
 NOISE = re.compile(r"[^\w\s\x1e]{5,}")  # signs in a row that nobody reads
