@@ -1,9 +1,13 @@
 """Commands that are killed, or whose disk is full, at random moments: run once more, they end as if nothing had been.
 
-CRASHES=200 python -m pytest tests/reliability/test_crashes.py      # in place of 5 of each kind, 1 of trainings
+  CRASHES=200 python -m pytest tests/reliability/test_crashes.py      # in place of 5 of each kind, 1 of trainings
+
+prints a row for each command then. Every second process is killed just before one of its own changes of files. SEED: of
+the moments and sizes (0).
 """
 
 import contextlib
+import gc
 import hashlib
 import io
 import os
@@ -26,12 +30,16 @@ import torch
 import yaml
 from tqdm import tqdm
 
-import smalle.cli.say  # noqa: F401  (imported once: each run is a fork of this process)
+import smalle.cli.read  # (imported once: each run is a fork of this process)
+import smalle.cli.say  # noqa: F401
 from smalle.cli import main as cli
+from tests.reliability.file_operations import FileOperations
 from tests.train.test_whole import MODEL
 
 resource = pytest.importorskip("resource", reason="this system limits no file sizes")
+pytest.importorskip("markdown_it")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+SEED = int(os.environ.get("SEED", 0))
 FEW = int(os.environ.get("CRASHES", 1))  # of what takes seconds
 SENTENCES = "Hello you.", "It is a door.", "Nobody asked!", "How are you?", "It is late.", "We go home."
 QUICK = "data.frames_per_batch=150 data.max_seconds=4 data.eval_batches=1 training.max_steps=3 training.warmup_steps=1"
@@ -97,8 +105,9 @@ JOBS = {
 }
 
 
-def spawn(arguments: list[str], folder: Path, limit: int | None = None) -> int:
-    """Starts a command in a folder as a forked process; its identifier. limit: bytes that a file may have."""
+def spawn(arguments: list[str], folder: Path, limit: int | None = None, last: int | None = None) -> int:
+    """Starts a command in a folder as a forked process; its identifier. limit: bytes that a file may have. last: before
+    which of its changes of files it is killed."""
     child = os.fork()
     if child:
         return child
@@ -110,6 +119,7 @@ def spawn(arguments: list[str], folder: Path, limit: int | None = None) -> int:
         sys.stdout = sys.stderr = io.StringIO()
         torch.cuda.is_available = lambda: False
         tqdm.set_lock(threading.RLock())  # its own lock is shared by processes, and stays locked where one is killed
+        operations = FileOperations(last)
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         code = cli.main(arguments)
@@ -117,7 +127,8 @@ def spawn(arguments: list[str], folder: Path, limit: int | None = None) -> int:
         traceback.print_exc()
     finally:
         with contextlib.suppress(OSError):
-            Path(tempfile.tempdir or "", "output.txt").write_text(sys.stdout.getvalue())
+            text = f"{sys.stdout.getvalue()}{operations.count} changes of files\n"
+            Path(tempfile.tempdir or "", "output.txt").write_text(text)
         os._exit(code)
 
 
@@ -145,6 +156,11 @@ def results(job: Job, folder: Path) -> dict[str, str]:
     """Digests of a job's results by path."""
     files = sorted(found(folder, job.results))
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def changes_of_files(folder: Path) -> int:
+    """How many the last command in a folder made."""
+    return int(output(folder).splitlines()[-1].split()[0])
 
 
 def check_nothing_else(job: Job, folder: Path):
@@ -195,42 +211,60 @@ def parts(tiny_checkpoint, record, tmp_path_factory):
     return folder
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a job gives undisturbed (`results`), in how many seconds and changes of files, and its largest file."""
+
+    expected: dict[str, str]
+    seconds: float
+    changes: int
+    largest: int
+
+
 @pytest.fixture(scope="module", params=JOBS)
 def job(request, parts, tmp_path_factory):
-    """A job, what it gives undisturbed, how many seconds that takes, and the bytes of its largest file."""
     job, folder = JOBS[request.param], tmp_path_factory.mktemp(request.param)
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy all memory of this process
     begun = time.monotonic()
     assert run(job.arguments(parts), folder) == 0, output(folder)
     seconds, expected = time.monotonic() - begun, results(job, folder)
     assert expected
     check_nothing_else(job, folder)
-    return job, expected, seconds, max(path.stat().st_size for path in found(folder, job.results))
+    largest = max(path.stat().st_size for path in found(folder, job.results))
+    yield job, Undisturbed(expected, seconds, changes_of_files(folder), largest)
+    gc.unfreeze()
 
 
-def test_a_killed_command_run_again_ends_as_if_nothing_had_been(job, parts, tmp_path):
-    job, expected, seconds, _ = job
-    moments, killed = random.Random(0), 0
+def test_a_killed_command_run_again_ends_as_if_nothing_had_been(job, parts, tmp_path, report):
+    job, undisturbed = job
+    moments, seconds, killed = random.Random(SEED), undisturbed.seconds, 0
     while killed < job.crashes:
         (folder := tmp_path / "work").mkdir()
-        child = spawn(job.arguments(parts), folder)
-        time.sleep(moments.uniform(0, seconds))
-        os.kill(child, signal.SIGKILL)
+        if killed % 2:
+            child = spawn(job.arguments(parts), folder, last=moments.randrange(undisturbed.changes))
+        else:
+            child = spawn(job.arguments(parts), folder)
+            time.sleep(moments.uniform(0, seconds))
+            os.kill(child, signal.SIGKILL)
         if wait(child) == -signal.SIGKILL:
             killed += 1
-            check_run_again(job, parts, folder, expected)
+            check_run_again(job, parts, folder, undisturbed.expected)
         else:
             seconds *= 0.8  # it ends sooner than the first time
         shutil.rmtree(folder)
+    report(f"{killed} times killed, without a finding")
 
 
-def test_a_command_on_a_full_disk_says_so_and_run_again_ends_as_if_nothing_had_been(job, parts, tmp_path):
-    job, expected, _, largest = job
-    sizes, failed = random.Random(0), 0
+def test_a_command_on_a_full_disk_says_so_and_run_again_ends_as_if_nothing_had_been(job, parts, tmp_path, report):
+    job, undisturbed = job
+    sizes, failed = random.Random(SEED), 0
     for _ in range(job.crashes):
         (folder := tmp_path / "work").mkdir()
-        code = run(job.arguments(parts), folder, sizes.randrange(largest))
+        code = run(job.arguments(parts), folder, sizes.randrange(undisturbed.largest))
         assert code > 0, f"it ended with {code}: {output(folder)}"
         failed += code == 2
-        check_run_again(job, parts, folder, expected)
+        check_run_again(job, parts, folder, undisturbed.expected)
         shutil.rmtree(folder)
     assert failed == job.crashes or job.tracebacks
+    report(f"{job.crashes} times on a full disk, {failed} of which it said so, without a finding")

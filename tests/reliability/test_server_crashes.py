@@ -1,7 +1,7 @@
 """A server that is killed, or whose disk is full, while voices are uploaded and deleted: a voice that it has confirmed
 is there after a restart, and nothing half-written.
 
-CRASHES=200 python -m pytest tests/reliability/test_server_crashes.py      # in place of 5 of each kind
+  CRASHES=200 python -m pytest tests/reliability/test_server_crashes.py      # in place of 5 of each kind
 """
 
 import contextlib
@@ -25,7 +25,7 @@ soundfile = pytest.importorskip("soundfile")
 import smalle.cli.serve  # noqa: E402, F401  (imported once: each server is a fork of this process)
 from smalle.voices_smalle import load_voice  # noqa: E402
 from tests.reliability.soak import free_port  # noqa: E402
-from tests.reliability.test_crashes import output, spawn, wait  # noqa: E402
+from tests.reliability.test_crashes import SEED, output, spawn, wait  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 CRASHES = int(os.environ.get("CRASHES", 5))
@@ -99,9 +99,9 @@ def check_folder(folder: Path, voices: set[str]) -> None:
     assert all(torch.equal(codes[0], one) for one in codes)
 
 
-def test_a_killed_server_keeps_what_it_confirmed_and_nothing_half_written(tiny_checkpoint, wav, tmp_path):
+def test_a_killed_server_keeps_what_it_confirmed_and_nothing_half_written(tiny_checkpoint, wav, tmp_path, report):
     """One server after the other has the same folder. Each is killed while voices are uploaded and deleted."""
-    moments, kept, deleted = random.Random(0), set(), set()
+    moments, kept, deleted = random.Random(SEED), set(), set()
     for _ in range(CRASHES):
         with Server(tmp_path, tiny_checkpoint) as server:
             found = server.voices()
@@ -122,13 +122,14 @@ def test_a_killed_server_keeps_what_it_confirmed_and_nothing_half_written(tiny_c
                     deleted = {moments.choice(sorted(kept))}
                     kept -= deleted
                     server.delete(*deleted)
+    report(f"{CRASHES} times killed, without a finding")
 
 
-def test_a_server_on_a_full_disk_says_so_and_goes_on_serving(tiny_checkpoint, wav, tmp_path):
+def test_a_server_on_a_full_disk_says_so_and_goes_on_serving(tiny_checkpoint, wav, tmp_path, report):
     with Server(tmp_path, tiny_checkpoint) as server:
         voice = server.upload(wav)
     largest = max(path.stat().st_size for path in tmp_path.glob("voices/*/*"))
-    sizes = random.Random(0)
+    sizes = random.Random(SEED)
     for _ in range(CRASHES):
         with Server(tmp_path, tiny_checkpoint, sizes.randrange(largest)) as server:
             with pytest.raises(requests.HTTPError) as refused:
@@ -136,3 +137,4 @@ def test_a_server_on_a_full_disk_says_so_and_goes_on_serving(tiny_checkpoint, wa
             assert refused.value.response.status_code == 507 and "voice" in refused.value.response.text
             assert server.voices() == {voice} and server.speaks(voice)
             check_folder(tmp_path / "voices", {voice})
+    report(f"{CRASHES} times on a full disk, each of which it said so, without a finding")
