@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 LINE = 42  # characters of a line of captions; a caption has two
 MAX_SECONDS = 7.0  # of a caption
-MIN_GAP = 1.0  # seconds of silence that end a caption
+MIN_GAP = 0.9  # seconds of silence that end a caption; the pause behind a heading is longer
 WINDOW = 40  # words, in which a number is spoken
 SENTENCE_END = re.compile(r"""\w\w[.!?]["'”’)]*$|[!?]["'”’)]*$""")
 ABBREVIATIONS = frozenset(("Mr.", "Mrs.", "Ms.", "Dr.", "St.", "Prof.", "No.", "Capt.", "Col.", "Gen.", "Rev."))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smalle.reading.audiobook import HEADING_PAUSE
 from smalle.reading.captions import LINE, MAX_SECONDS, Word, captions, srt, textgrid, vtt, written_words
 
 TOKENS = st.text("abcdeé'-.,!?\"&<>—7", min_size=1, max_size=12)
@@ -56,6 +57,11 @@ def test_written_words_keep_order_and_text(written, said):
     times = [time for word in words for time in (word.start, word.end)]
     assert times == sorted(times)
     assert " ".join(word.text for word in words) in " ".join(written)
+
+
+def test_a_heading_is_a_caption_of_its_own():
+    title, text = Word("The Old Bailey", 0, 1.5), Word("In", 1.5 + HEADING_PAUSE, 3)
+    assert captions([title, text]) == [[title], [text]]
 
 
 @given(said_words())
