@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, pipeline
+from transformers import pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from smalle.train.evaluation.evaluate import add_scorer_options  # noqa: E402
@@ -26,6 +26,7 @@ from smalle.train.evaluation.scoring import recognize, score, write_manifest  # 
 from smalle.train.evaluation.word_errors import align, errors, words  # noqa: E402
 
 from benchmarks.timing import record, table  # noqa: E402
+from smalle import SmallEProcessor  # noqa: E402
 from smalle.audio_smalle import write_wav  # noqa: E402
 from smalle.saving_smalle import read_object, write_json  # noqa: E402
 from smalle.streaming_smalle import expected_frames  # noqa: E402
@@ -44,9 +45,9 @@ COLUMNS = {
 }
 
 
-def read_paragraphs(every: int) -> Iterator[tuple[str, str]]:
+def read_paragraphs(every: int = 1, folder: Path = TEXTS) -> Iterator[tuple[str, str]]:
     """(name, text) of every so-many-th paragraph of each file."""
-    for path in sorted(TEXTS.glob("*.txt")):
+    for path in sorted(folder.glob("*.txt")):
         for number, text in enumerate(path.read_text(encoding="utf-8").strip().split("\n\n")):
             if number % every == 0:
                 yield f"{path.stem}-{number:02d}", text
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     paragraphs = list(read_paragraphs(arguments.every))
     speak(arguments.checkpoint, arguments.out, paragraphs, arguments.seed)
-    spell = AutoProcessor.from_pretrained(arguments.checkpoint).spell_out
+    spell = SmallEProcessor.from_pretrained(arguments.checkpoint).spell_out
     names = [name for name, _ in paragraphs]
     listen(arguments.out, names, arguments)
     facts = measure(arguments.out, names, spell)
