@@ -21,6 +21,14 @@ torch.set_num_threads(1)  # on tensors this small, threads only wait for each ot
 os.environ["OMP_NUM_THREADS"] = "1"  # programs that tests start
 
 
+def pytest_runtest_setup():
+    """Fixtures and tests draw the same numbers, whatever ran before them in their process."""
+    torch.manual_seed(0)
+
+
+pytest_runtest_call = pytest_runtest_setup
+
+
 @pytest.fixture(scope="session", autouse=True)
 def short_tuning():
     """Voices of recordings are prepared in two steps, as tests listen to none of them."""
