@@ -296,6 +296,15 @@ def test_guided_stopped_and_continued_equals_at_once(tiny_model, tiny_config, sc
     assert torch.allclose(torch.cat((part.scores, rest.scores), 1), whole.scores, atol=1e-4)
 
 
+def test_a_row_of_guided_speech_goes_on_without_the_others(tiny_model, tiny_config):
+    part = guided(tiny_model, tiny_config, [0, 1], GUIDED[0], max_new_tokens=8)
+    both, alone = (
+        greedy(tiny_model, cache=cache, max_new_tokens=5, **GUIDED[0])
+        for cache in (part.cache, part.cache.select(torch.tensor([1])))
+    )
+    assert torch.equal(alone.sequences[0], both.sequences[1])
+
+
 @pytest.mark.parametrize("wanted", [{"guidance_scale": 2.0}, {"output_scores": True}, {"output_alignments": True}])
 def test_what_the_first_call_did_not_begin_cannot_be_continued(tiny_model, tiny_config, wanted):
     part = greedy(tiny_model, *texts(tiny_config), max_new_tokens=5)

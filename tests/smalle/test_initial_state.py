@@ -36,6 +36,15 @@ def voice_file(state, tmp_path):
     return str(tmp_path / "carl.safetensors")
 
 
+def test_a_low_rank_is_of_matrices_alone():
+    like = torch.ones(3, 8), torch.ones(3, 2, 8, 8)  # of three rows: a vector each, and two matrices
+    assert {name: tuple(x.shape) for name, x in InitialState(like, rank=1).tensors.items()} == {
+        "state_0": (8,),
+        "state_1_left": (2, 8, 1),
+        "state_1_right": (2, 1, 8),
+    }
+
+
 def batch(config, rows=2, frames=6):
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, config.vocab_size, (rows, 7), generator=generator)
