@@ -55,7 +55,7 @@ TESTS = {  # module: its functions (none: all) and the tests that have to notice
     "generation_smalle": (SAMPLING, "test_generation.py"),
     "linear_attention_smalle": (RECURRENCE, "test_recurrence.py"),
     "saving_smalle": ("", "test_saving.py test_damaged_checkpoint.py"),
-    "text_normalization_smalle": ("spell_digits _words spell_number _plural", "test_text.py"),
+    "text_tables_smalle": ("spell_digits _words spell_number", "test_text.py"),
     "validation_smalle": ("", "test_wrong_input.py"),
     "voices_smalle": (
         "",

@@ -5,13 +5,14 @@ import re
 import string
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from num2words import num2words
 
-from smalle import text_normalization_smalle
+from smalle import text_normalization_smalle, text_tables_smalle
 from smalle.text_normalization_smalle import RULES, normalize, spell_number
 from smalle.text_tables_smalle import MARKUP, name_emoji
 
@@ -357,7 +358,7 @@ INVENTED = {
     "VIN 1HGCM82633A004352": "VIN one H G C M eight two six three three A zero zero four three five two.",
     "at 00:1A:2B:3C:4D:5E": "at zero zero, one A, two B, three C, four D, five E.",
     "Seat 14C, Row 12F, 350F oven": "Seat fourteen C, Row twelve F, three hundred and fifty degrees Fahrenheit oven.",
-    "v1.0.0-beta.2, v2.0-rc1": "version one point zero point zero, beta two, version two point zero, rc one.",
+    "v1.0.0-beta.2, v2.0-rc1": "version one point zero point zero, beta two, version two point zero, R C one.",
     "~/.bashrc, IMG_1.JPG, *.txt, .NET": "tilde slash dot bashrc, IMG underscore one dot J P G, dot t x t, dot net.",
     "localhost:3000/x": "localhost colon three thousand slash x.",
     "vols. 3-5, Fl. 3, min. 3, 20 min. 3 times": (
@@ -371,7 +372,11 @@ INVENTED = {
     "Thanks <3 ok :D now": "Thanks ok now.",
     "every 1.x version": "every one point x version.",
 }
-ALL = {**SPOKEN, **FAULTS, **PROSE, **INVENTED}
+MORE = dict(
+    line.encode().decode("unicode_escape").split(" => ")
+    for line in Path(__file__).with_name("spoken_texts.txt").read_text("ascii").splitlines()
+)
+ALL = {**SPOKEN, **FAULTS, **PROSE, **INVENTED, **MORE}
 
 
 @pytest.mark.parametrize("text", ALL, ids=ascii)
@@ -464,7 +469,7 @@ def test_numbers_are_those_of_num2words():
 
 
 def test_without_the_library_digits_are_read_one_by_one(monkeypatch):
-    monkeypatch.setattr(text_normalization_smalle, "num2words", None)
+    monkeypatch.setattr(text_tables_smalle, "num2words", None)
     monkeypatch.setattr(text_normalization_smalle, "spell_number", spell_number.__wrapped__)  # uncached
     spoken = "In one nine nine nine, five dollars and two zero cents, three point five."
     assert normalize("In 1999, $5.20, 3.5", KNOWN) == spoken
