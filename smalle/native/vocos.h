@@ -99,6 +99,7 @@ PUBLIC int64_t smalle_vocos_memory(const struct vocos *v, int count) {
 #define fourier NAME(fourier)
 #define pulses_of NAME(pulses_of)
 #define excitation NAME(excitation)
+#define from_polar NAME(from_polar)
 #define spectra NAME(spectra)
 #define overlapped NAME(overlapped)
 #define synthesize NAME(synthesize)
@@ -131,15 +132,21 @@ static inline void cosine_and_sine(float angle, float *cosine, float *sine) {
     *sine = quarter & 2 ? -second : second;
 }
 
-/* 16 columns of a matrix w (in, 16) times `count` rows of x -> y, or added to that; the last `width` columns of 16 */
+/* 16 columns of a matrix w (in, 16) times `count` rows of x -> y, or added to that; the last `width` columns of 16.
+   ahead: weights (in, 16) to fetch meanwhile */
 static inline __attribute__((always_inline)) void columns(
-    int count, const float *w, const float *bias, const float *x, int step, int in, float *y, int out, int width, int add) {
+    int count, const float *w, const float *ahead, const float *bias, const float *x, int step, int in, float *y,
+    int out, int width, int add) {
     floats sums[GROUP][PARTS];
     for (int m = 0; m < count; m++)
         for (int p = 0; p < PARTS; p++) sums[m][p] = *(const floats *)(bias + p * WIDTH);
-    for (int k = 0; k < in; k++, w += LANES)
-        for (int p = 0; p < PARTS; p++)
-            for (int m = 0; m < count; m++) sums[m][p] += *(const floats *)(w + p * WIDTH) * x[(size_t)m * step + k];
+    for (int k = 0; k < in; k++, w += LANES, ahead += LANES) {
+        __builtin_prefetch(ahead, 0, 2);
+        floats row[PARTS]; /* first, or a compiler keeps more than there are registers for */
+        for (int p = 0; p < PARTS; p++) row[p] = *(const floats *)(w + p * WIDTH);
+        for (int m = 0; m < count; m++)
+            for (int p = 0; p < PARTS; p++) sums[m][p] += row[p] * x[(size_t)m * step + k];
+    }
     for (int m = 0; m < count; m++, y += out) {
         if (width < LANES) {
             const float *from = (const float *)sums[m];
@@ -160,12 +167,14 @@ static void matrix(const float **at, const float *x, int step, int count, int in
         const float *w = next_floats(at, in * LANES);
         int width = out - n < LANES ? out - n : LANES;
         for (int m = 0, here; m < count; m += here) {
-            const float *from = x + (size_t)m * step;
+            const float *from = x + (size_t)m * step, *ahead = m ? w : w + in * LANES;
             float *to = y + (size_t)m * out + n;
-            here = count - m >= GROUP ? GROUP : count - m >= 2 ? 2 : 1;
-            if (here == GROUP) columns(GROUP, w, bias + n, from, step, in, to, out, width, add);
-            else if (here == 2) columns(2, w, bias + n, from, step, in, to, out, width, add);
-            else columns(1, w, bias + n, from, step, in, to, out, width, add);
+            int left = count - m;
+            here = left >= GROUP ? GROUP : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+            if (here == GROUP) columns(GROUP, w, ahead, bias + n, from, step, in, to, out, width, add);
+            else if (here == 4) columns(4, w, ahead, bias + n, from, step, in, to, out, width, add);
+            else if (here == 2) columns(2, w, ahead, bias + n, from, step, in, to, out, width, add);
+            else columns(1, w, ahead, bias + n, from, step, in, to, out, width, add);
         }
     }
 }
@@ -331,35 +340,53 @@ static int excitation(const struct vocos *v, char **state, const float *raw, int
     return windows(edge, new, ready * v->hop, last ? pad : 0, v->n_fft, v->hop, pulses, scratch);
 }
 
-/* Spectra of up to 32 frames, two in each of 16 signals: re, im (n_fft, 16), where raw (count, width) is what the head
-   predicts and re, im hold the transforms of the pulses; `frame`: of the first */
+/* What the head predicts of frames, raw (count, width), from logarithms and angles to numbers, in place: the real and the
+   imaginary part of each bin, and how loud its noise is */
+static void from_polar(const struct vocos *v, float *raw, int count, int width) {
+    int bins = v->n_fft / 2 + 1;
+    for (int m = 0; m < count; m++, raw += width) {
+        float *restrict real = raw, *restrict imaginary = raw + bins, *restrict loud = raw + 2 * bins;
+        for (int k = 0; k < bins; k++) {
+            float size = exponential(least(real[k], 4.6051702f)), c, s;
+            cosine_and_sine(imaginary[k], &c, &s);
+            real[k] = c * size, imaginary[k] = s * size;
+        }
+        for (int k = 0; k < bins && v->harmonic; k++) loud[k] = exponential(least(loud[k], 4.6051702f));
+    }
+}
+
+/* Spectra of up to 32 frames, two in each of 16 signals: re, im (n_fft, 16), where raw (count, width) is what
+   `from_polar` leaves and re, im hold the transforms of the pulses; `frame`: of the first */
 static void spectra(const struct vocos *v, const float *raw, int count, int width, int frame, float *re, float *im) {
     int bins = v->n_fft / 2 + 1, n = v->n_fft;
     for (int k = 0; k < bins; k++) {
-        int here = k * LANES, there = (n - k) % n * LANES; /* a bin and its mirror */
-        for (int l = 0; l < LANES; l++) {
-            float x[2][2] = {{(re[here + l] + re[there + l]) / 2, (im[here + l] - im[there + l]) / 2},
-                             {(im[here + l] + im[there + l]) / 2, (re[there + l] - re[here + l]) / 2}};
-            for (int side = 0; side < 2; side++) {
-                int m = 2 * l + side;
-                const float *at = raw + (size_t)m * width + k;
-                float c = 0, s = 0, real = 0, imaginary = 0;
-                if (m < count) {
-                    float size = exponential(least(at[0], 4.6051702f));
-                    cosine_and_sine(at[bins], &c, &s);
-                    c *= size, s *= size;
-                    real = c, imaginary = s;
-                }
-                if (m < count && v->harmonic) {
-                    const float *noise = v->noise + 2 * ((size_t)((frame + m) % v->noise_frames) * bins + k);
-                    float loud = exponential(least(at[2 * bins], 4.6051702f));
-                    real = x[side][0] * c - x[side][1] * s + noise[0] * loud;
-                    imaginary = x[side][0] * s + x[side][1] * c + noise[1] * loud;
-                }
-                x[side][0] = real, x[side][1] = k && k < bins - 1 ? imaginary : 0;
+        float *a = re + k * LANES, *b = im + k * LANES; /* a bin and its mirror */
+        float *c = re + (n - k) % n * LANES, *d = im + (n - k) % n * LANES;
+        float real[2][LANES] = {{0}}, imaginary[2][LANES] = {{0}}, loud[2][LANES], noise[2][2][LANES];
+        for (int m = 0; m < count; m++) {
+            const float *at = raw + (size_t)m * width + k;
+            real[m % 2][m / 2] = at[0], imaginary[m % 2][m / 2] = at[bins];
+        }
+        if (v->harmonic) {
+            memset(loud, 0, sizeof loud), memset(noise, 0, sizeof noise);
+            for (int m = 0; m < count; m++) {
+                const float *from = v->noise + 2 * ((size_t)((frame + m) % v->noise_frames) * bins + k);
+                loud[m % 2][m / 2] = raw[(size_t)m * width + 2 * bins + k];
+                noise[m % 2][0][m / 2] = from[0], noise[m % 2][1][m / 2] = from[1];
             }
-            re[here + l] = x[0][0] - x[1][1], im[here + l] = x[0][1] + x[1][0];
-            re[there + l] = x[0][0] + x[1][1], im[there + l] = x[1][0] - x[0][1];
+            for (int l = 0; l < LANES; l++) {
+                float x[2][2] = {{(a[l] + c[l]) / 2, (b[l] - d[l]) / 2}, {(b[l] + d[l]) / 2, (c[l] - a[l]) / 2}};
+                for (int side = 0; side < 2; side++) {
+                    float r = real[side][l], i = imaginary[side][l];
+                    real[side][l] = x[side][0] * r - x[side][1] * i + noise[side][0][l] * loud[side][l];
+                    imaginary[side][l] = x[side][0] * i + x[side][1] * r + noise[side][1][l] * loud[side][l];
+                }
+            }
+        }
+        if (k == 0 || k == bins - 1) memset(imaginary, 0, sizeof imaginary);
+        for (int l = 0; l < LANES; l++) {
+            a[l] = real[0][l] - imaginary[1][l], b[l] = imaginary[0][l] + real[1][l];
+            c[l] = real[0][l] + imaginary[1][l], d[l] = real[1][l] - imaginary[0][l];
         }
     }
 }
@@ -408,6 +435,7 @@ static int synthesize(const struct vocos *v, const float **at, char **state, con
         memcpy(waiting->values, raw + (size_t)ready * width, sizeof(float) * waiting->count * width);
     }
     if (!ready) return 0;
+    from_polar(v, raw, ready, width);
     int total = ready * v->hop + rest, first = v->trim - frame * v->hop, end = last ? total - v->trim : ready * v->hop;
     float *sums = room_for(&scratch, sizeof(float) * total), *squares = room_for(&scratch, sizeof(float) * total);
     memset(sums, 0, sizeof(float) * total), memset(squares, 0, sizeof(float) * total);
