@@ -6,6 +6,7 @@ import wave
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from smalle.audio_smalle import MAX_SAMPLES, load_waveform, pcm16, speech_level, streaming_wav_header, write_wav
@@ -42,6 +43,16 @@ def test_a_header_that_claims_gigabytes_is_refused_before_anything_is_allocated(
     header = struct.pack("<4sI8sI16s4sI", b"RIFF", size + 36, b"WAVEfmt ", 16, kind, b"data", size)
     with pytest.raises(ValueError, match="too long|nothing|shape|cannot be read"):
         load_waveform(header, None, 24000)
+
+
+def test_a_flac_that_claims_gigabytes_is_refused_before_anything_is_allocated():
+    """libsndfile believes its header, and shortens that of a wav."""
+    soundfile.write(file := io.BytesIO(), np.zeros(2400), 24000, format="FLAC")
+    data = bytearray(file.getvalue())
+    data[21] |= 0x0F  # of STREAMINFO: the number of samples has 36 bits
+    data[22:26] = b"\xff" * 4
+    with pytest.raises(ValueError, match="too long"):
+        load_waveform(bytes(data), None, 24000)
 
 
 def test_the_level_of_speech_is_that_of_its_loud_frames():
