@@ -918,8 +918,8 @@ RULES = (
 TRIED = set(
     """host; file; long code; phone; phone in a row; flight; emergency; decimal comma; range of money; range; full hour;
     day and month; end of months; money, sign last; small money; screen; scientific; degrees of an oven; millions; inch;
-    measure; per unit; state; title; formula; three numbers; digit and letter; letter and digit; number; minus after a
-    sign""".replace("\n   ", "").split("; ")
+    measure; per unit; state; title; formula; three numbers; digit and letter; letter and digit; number; code; letters;
+    letters and a number; version; minus after a sign""".replace("\n   ", "").split("; ")
 )
 PATTERNS = [
     ((re if rule.name in TRIED else regex).compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example)))
