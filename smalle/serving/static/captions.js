@@ -1,7 +1,23 @@
 // The words of a speech: highlighted as they are said, and as a caption file.
 
+const NEAR = 12; // words of the text among which the next one is looked for
+const fold = (word) => word.toLowerCase().replace(/’/g, "'").replace(/^[^\p{L}\p{N}]+|[^\p{L}\p{N}]+$/gu, "");
+
+// How the words of a speech are written in its text, one after the other; "5" is not found and shown as it is said.
+class Spelling {
+  constructor(text) {
+    this.unsaid = text.split(/\s+/);
+  }
+
+  of(word) {
+    const place = this.unsaid.slice(0, NEAR).findIndex((written) => fold(written) === fold(word));
+    return place < 0 ? word : this.unsaid.splice(0, place + 1).at(-1);
+  }
+}
+
 export class Captions {
-  constructor(place, audio) {
+  constructor(text, place, audio) {
+    this.spelling = new Spelling(text);
     this.place = place;
     this.audio = audio;
     this.words = [];
@@ -10,11 +26,11 @@ export class Captions {
   }
 
   add(words) {
-    for (const word of words) {
+    for (const { word, start, end } of words) {
       const span = document.createElement("span");
-      span.textContent = word.word;
-      span.addEventListener("click", () => (this.audio.currentTime = word.start));
-      this.words.push({ ...word, span });
+      span.textContent = this.spelling.of(word);
+      span.addEventListener("click", () => (this.audio.currentTime = start));
+      this.words.push({ word: span.textContent, start, end, span });
       this.place.append(span, " ");
     }
   }

@@ -77,7 +77,7 @@ let current = null; // the speech that is made or was made last: {speech, abort,
 async function speak(speech) {
   stop();
   const abort = new AbortController();
-  const captions = new Captions(at("words"), at("audio"));
+  const captions = new Captions(speech.input, at("words"), at("audio"));
   const mine = (current = { speech, abort, captions, file: null });
   at("result").hidden = false;
   showBusy(true);
