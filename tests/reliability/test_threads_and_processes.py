@@ -1,6 +1,7 @@
 """Many threads, cancelled streams and forked processes: the speech of one thread, and nothing left behind."""
 
 import asyncio
+import itertools
 import subprocess
 import sys
 import threading
@@ -65,7 +66,8 @@ def test_thirty_cancelled_streams_leave_no_thread_after_a_second():
     model = SmallEForTextToSpeech.from_pretrained(CHECKPOINT).eval()
 
     async def leave():
-        stream = processor.astream(model, "Nobody asked, and nobody knew. " * 20, chunk_frames=4)
+        sizes = itertools.chain([4], itertools.repeat(400))  # of chunks: each is left in the middle of a long one
+        stream = processor.astream(model, "Nobody asked, and nobody knew. " * 20, chunk_frames=sizes)
         await anext(stream)
         await stream.aclose()
 
