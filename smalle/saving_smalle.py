@@ -92,12 +92,13 @@ def _temporary_beside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _os_errors(path: Path) -> Iterator[None]:
-    """Makes an OSError that names the file of what safetensors and soundfile raise, as on a full disk."""
+def os_errors(path: Path) -> Iterator[None]:
+    """Makes an OSError that names the file of what safetensors, soundfile and torch.save raise, as on a full disk."""
     try:
         yield
     except Exception as error:
-        if type(error).__name__ not in ("SafetensorError", "LibsndfileError"):
+        writers = "SafetensorError", "LibsndfileError"
+        if type(error).__name__ not in writers and not re.search("PytorchStreamWriter|inline_container", str(error)):
             raise
         raise OSError(f"{path} cannot be written: {error}") from error
 
@@ -118,7 +119,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     try:
         temporary.touch(exist_ok=False)
         mode = (path if path.exists() else temporary).stat().st_mode
-        with _os_errors(path):
+        with os_errors(path):
             yield temporary
         temporary.chmod(stat.S_IMODE(mode))  # some writers, such as safetensors, make files for their owner alone
         temporary.replace(path)
@@ -158,7 +159,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     temporary = _temporary_beside(path)
     try:
         temporary.mkdir()
-        with _os_errors(path), readable_weights(temporary):
+        with os_errors(path), readable_weights(temporary):
             yield temporary
         _replace_folder(temporary, path)
     finally:

@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, Trainer, TrainerState, set_seed
 from smalle import SmallEConfig, SmallEForTextToSpeech
 from smalle.cli.command import command_parser, run_command
 from smalle.modeling_smalle import cross_entropy
+from smalle.saving_smalle import os_errors
 
 from ..data.batching import Collator, SpeakerBatchSampler
 from ..data.dataset import CodesDataset, speaker_frames
@@ -191,6 +192,14 @@ class SmallETrainer(Trainer):
             self.logged[name] = value.detach() + self.logged.get(name, 0)
         self.logged_batches += 1
         return self._total(codebooks, alignments) * self.args.world_size  # the mean over processes is taken of it
+
+    def save_model(self, output_dir: str | None = None, *args, **kwargs):
+        with os_errors(Path(output_dir or self.args.output_dir)):
+            super().save_model(output_dir, *args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with os_errors(Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs, *args, **kwargs):
         if self.logged and "loss" in logs:
