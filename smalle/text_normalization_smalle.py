@@ -407,7 +407,7 @@ def _number(match: re.Match) -> str:
     year = before[-1:] not in (*",.-",) and not re.match(r"%|[,.-]\d", after)
     if year and not re.fullmatch(r"1[1-9]\d\d|20\d\d", amount):
         before_a_year = before.lower() == "in " or before[-1:] == "(" and after[:1] == ")"
-        year = re.match("10[1-9]", amount) and before_a_year and not re.match(" [a-z]+s\\b", after)
+        year = before_a_year and amount[:2] == "10" and amount[2] != "0" and not re.match(" [a-z]+s\\b", after)
     return spell_number(amount, "year" if year else "cardinal")
 
 
