@@ -227,6 +227,13 @@ def test_a_link_stays_a_link_and_a_device_stays_a_device(tmp_path):
     assert not pathlib.Path("/dev/null").is_file()
 
 
+def test_json_files_hold_letters_as_they_are(tmp_path):
+    write_json(tmp_path / "a.json", {"name": "Zoë"})
+    write_jsonl(tmp_path / "a.jsonl", [{"name": "Zoë"}, 2])
+    assert (tmp_path / "a.json").read_text("utf-8") == '{\n "name": "Zoë"\n}\n'
+    assert (tmp_path / "a.jsonl").read_text("utf-8") == '{"name": "Zoë"}\n2\n'
+
+
 def test_a_folder_replaces_the_old_one(tmp_path):
     for name in ("a", "b"):
         with atomic_folder(tmp_path / "new" / "out") as folder:
