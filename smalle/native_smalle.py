@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NAME = "smalle-eb24ce8f951a"
+NAME = "smalle-ad23216d4662"
 FLAGS = "-O3 -fPIC -shared -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -freciprocal-math"
 SOURCES = {
     "smalle.c": r"""#include <math.h>

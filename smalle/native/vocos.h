@@ -340,8 +340,8 @@ static int excitation(const struct vocos *v, char **state, const float *raw, int
     return windows(edge, new, ready * v->hop, last ? pad : 0, v->n_fft, v->hop, pulses, scratch);
 }
 
-/* What the head predicts of frames, raw (count, width), from logarithms and angles to numbers, in place: the real and the
-   imaginary part of each bin, and how loud its noise is */
+/* What the head predicts of frames, raw (count, width), from logarithms and angles to numbers, in place: the real and
+   the imaginary part of each bin, and how loud its noise is */
 static void from_polar(const struct vocos *v, float *raw, int count, int width) {
     int bins = v->n_fft / 2 + 1;
     for (int m = 0; m < count; m++, raw += width) {
