@@ -3,8 +3,8 @@
   python -m smalle.train.data.letter_names CHECKPOINT
 
 A model whose training had few letters reads "C" as in "cat". The names are words to it. They are put in front of the
-tokenizer's normalizer, so that texts and word times keep the letters. A, I and M, which are heard right, stay; so do
-small letters ("p m"). benchmarks/letters.py measures it.
+tokenizer's normalizer, so that texts and word times keep the letters. I stays, and A that is not behind a letter: they
+are words. So do small letters ("p m"). benchmarks/letters.py measures it.
 """
 
 import sys
@@ -19,8 +19,8 @@ from smalle.saving_smalle import write_text
 NAMES = dict(
     entry.split("=")
     for entry in (
-        "B=bee C=see D=dee E=ee F=eff G=jee H=aitch J=jay K=kay L=el N=en O=oh P=pee Q=cue R=are S=ess T=tee U=you "
-        "V=vee W=double-you X=ex Y=why Z=zee"
+        "A=eigh B=bee C=see D=dee E=ee F=eff G=jee H=aitch J=jay K=kay L=el M=em N=en O=oh P=pee Q=cue R=are S=ess "
+        "T=tee U=you V=vee W=double-you X=ex Y=why Z=zee"
     ).split()
 )
 
@@ -30,7 +30,7 @@ def name_letters(tokenizer: Tokenizer) -> None:
     if tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("F") == NAMES["F"]:
         raise ValueError("The tokenizer names letters: expected one that does not.")
     names = [
-        normalizers.Replace(Regex(rf"(?<!\w)(?<!\w'){letter}(?!\w|'(?!s\b|\W))"), name)
+        normalizers.Replace(Regex(rf"{'(?<=[A-Z] )' * (letter == 'A')}(?<!\w)(?<!\w'){letter}(?!\w|'(?!s\b|\W))"), name)
         for letter, name in NAMES.items()
     ]
     tokenizer.normalizer = normalizers.Sequence([*names, *filter(None, [tokenizer.normalizer])])

@@ -19,6 +19,7 @@ def tokenizer() -> Tokenizer:
         ("The F B I, at ten p m.", "the eff bee i, at ten p m."),
         ("A C E O's plan, two C D's", "a see ee oh's plan, two see dee's"),
         ("O'Brien, I'D, it's a 'B' or a C-plan", "o'brien, i'd, it's a 'bee' or a see-plan"),
+        ("A C I A or N A S A, a plan A", "a see i eigh or en eigh ess eigh, a plan a"),
         ("BBC, Bee, b", "bbc, bee, b"),
     ],
 )
@@ -30,9 +31,9 @@ def test_letters_alone_have_names(tokenizer, text, read):
 
 def test_the_tokens_of_a_name_belong_to_its_letter(tokenizer):
     name_letters(tokenizer)
-    text = " ".join(NAMES)
+    text = "B A " + " ".join(list(NAMES)[1:])
     encoded = tokenizer.encode(text)
-    for start, letter in enumerate(NAMES):
+    for start, letter in enumerate(text.split()):
         tokens = [
             token for token, (first, last) in zip(encoded.tokens, encoded.offsets) if first < 2 * start + 1 <= last
         ]
