@@ -6,7 +6,7 @@ import pytest
 import torch
 from smalle.train.assemble import assemble
 
-from smalle import SmallEConfig, SmallEProcessor
+from smalle import SmallEConfig, SmallEProcessor, runtime_smalle
 from smalle.voices_smalle import Voice, join_voices, load_voice, save_voice
 
 TEXT = torch.tensor([[5, 9, 30, 7], [8, 40, 11, 6]])
@@ -280,6 +280,17 @@ def test_runtimes_draw_voices_alike(limited, recordings):
     model, _ = limited(0.01, 0.005)
     torch_embeddings = model.model.encode_speaker(*recordings)
     assert torch.allclose(model.encode_speaker(*recordings), torch_embeddings, atol=1e-5)
+
+
+def test_the_native_runtime_encodes_a_voice_once_and_anew_for_other_limits(limited, recordings, monkeypatch):
+    model, center = limited(1e6, 0.5)
+    model.step_runtime, calls, encode = "native", [], runtime_smalle.encode_speaker
+    monkeypatch.setattr(runtime_smalle, "encode_speaker", lambda *given: calls.append(given) or encode(*given))
+    first, again = model.encode_speaker(*recordings), model.encode_speaker(*recordings)
+    assert torch.equal(first, again) and len(calls) == len(first) == 2
+    model.config.speaker_limits = [0.01, 0.005]
+    drawn = model.encode_speaker(*recordings)
+    assert torch.allclose((drawn - center).norm(dim=1), torch.tensor(0.005), atol=1e-5)
 
 
 @pytest.mark.parametrize(
