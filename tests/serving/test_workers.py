@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("fastapi")
 requests = pytest.importorskip("requests")
 
+from smalle.serving.voices import VoiceStore  # noqa: E402
 from tests.serving.test_leaving import LONG, start  # noqa: E402
 
 COMMAND = sys.executable, "-m", "smalle", "serve", "--port", "0", "--workers", "2", "--streams", "1"
@@ -71,13 +72,13 @@ def server(folder):
         server.stop()
 
 
-def test_a_voice_that_one_worker_made_is_known_to_all(server, recording):
-    files = {"audio_sample": ("anna.wav", recording, "audio/wav")}
-    consent, voices = {"name": "Anna", "consent": "yes"}, f"{server.url}/v1/audio/voices"
-    made = requests.post(voices, data=consent, files=files, timeout=300).json()
+def test_a_voice_that_one_process_made_is_known_to_all(server, folder, engine):
+    (shared,) = folder.glob("*/voices")
+    store = VoiceStore(engine, str(shared))  # as a third worker has it
+    made, voices = store.add("Anna", engine.processor.get_voice("emma")), f"{server.url}/v1/audio/voices"
     for _ in range(8):  # each on a connection of its own, which either worker may take
-        assert made in requests.get(voices).json()["data"]
-    assert requests.delete(f"{voices}/{made['id']}").json()["deleted"]
+        assert "Anna" in [voice["name"] for voice in requests.get(voices).json()["data"]]
+    assert requests.delete(f"{voices}/{made.id}").json()["deleted"] and not store.all()
 
 
 def test_what_they_did_is_counted_together(server):
