@@ -55,7 +55,13 @@ TESTS = {  # module: its functions (none: all) and the tests that have to notice
     ),
     "generation_smalle": (SAMPLING, "test_generation.py"),
     "linear_attention_smalle": (RECURRENCE, "test_recurrence.py"),
-    "saving_smalle": ("", "test_saving.py test_damaged_checkpoint.py"),
+    "saving_smalle": (
+        "",
+        "test_saving.py test_damaged_checkpoint.py",
+        "test_modeling.py -k impossible",
+        "test_baselines.py -k unknown",
+        "test_speaker.py -k no_sense",
+    ),
     "text_tables_smalle": ("spell_digits _words spell_number", "test_text.py -k 'not proportional and not second'"),
     "validation_smalle": ("", "test_wrong_input.py"),
     "voices_smalle": (
