@@ -1,10 +1,13 @@
 """Small-E: a small codec language model that speaks.
 
-The classes are imported when they are first used, and registered with transformers then, or at once where transformers
-is there already: `smalle.lite` needs neither transformers nor PyTorch.
+The classes are registered with transformers when that is imported, before or after, or when they are first used:
+`smalle.lite` needs neither transformers nor PyTorch.
 """
 
+import contextlib
 import importlib
+import importlib.abc
+import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -42,5 +45,27 @@ def __getattr__(name: str) -> Any:
     return globals()[name]
 
 
+class RegisterWithTransformers(importlib.abc.MetaPathFinder):
+    """Registers the classes right after transformers is imported, so that the order of imports does not matter."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "transformers":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_register(module):
+                load(module)
+                with contextlib.suppress(ImportError):  # without PyTorch
+                    register()
+
+            spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
+        return spec
+
+
 if "transformers" in sys.modules:
     register()
+else:
+    sys.meta_path.insert(0, RegisterWithTransformers())

@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -150,3 +151,12 @@ def test_what_notebooks_and_the_space_import_is_there(name):
     for node in ours:
         module = importlib.import_module(node.module)
         assert all(hasattr(module, name.name) for name in node.names), node.module
+
+
+@pytest.mark.parametrize("modules", ["smalle, transformers", "transformers, smalle"])
+def test_the_order_of_imports_does_not_matter(modules):
+    """`import smalle` first is what sorted imports give; without registration the name would ask for remote code."""
+    config = "transformers.AutoConfig.for_model('smalle')"
+    program = f"import {modules}; print(type({config}).__module__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["smalle.configuration_smalle"], done.stderr

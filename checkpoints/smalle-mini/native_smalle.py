@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NAME = "smalle-4495267b849d"
+NAME = "smalle-ad23216d4662"
 FLAGS = "-O3 -fPIC -shared -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -freciprocal-math"
 SOURCES = {
     "smalle.c": r"""#include <math.h>
@@ -505,6 +505,7 @@ stacks[n]->inner); floats += (rows + v->backbone.kernel + v->refiner.kernel) * 4
 #define fourier NAME(fourier)
 #define pulses_of NAME(pulses_of)
 #define excitation NAME(excitation)
+#define from_polar NAME(from_polar)
 #define spectra NAME(spectra)
 #define overlapped NAME(overlapped)
 #define synthesize NAME(synthesize)
@@ -519,20 +520,23 @@ angle, float *cosine, float *sine) { angle = most(least(angle, 1e6f), -1e6f); do
 x; float s = x + x * z * (-1.6666654611e-1f + z * (8.3321608736e-3f - z * 1.9515295891e-4f)); float c = 1 - 0.5f * z +
 z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f)); float first = quarter & 1
 ? s : c, second = quarter & 1 ? c : s; *cosine = (quarter + 1) & 2 ? -first : first; *sine = quarter & 2 ? -second :
-second; } static inline __attribute__((always_inline)) void columns( int count, const float *w, const float *bias,
-const float *x, int step, int in, float *y, int out, int width, int add) { floats sums[GROUP][PARTS]; for (int m = 0;
-m < count; m++) for (int p = 0; p < PARTS; p++) sums[m][p] = *(const floats *)(bias + p * WIDTH); for (int k = 0; k <
-in; k++, w += LANES) for (int p = 0; p < PARTS; p++) for (int m = 0; m < count; m++) sums[m][p] += *(const floats *)(w
-+ p * WIDTH) * x[(size_t)m * step + k]; for (int m = 0; m < count; m++, y += out) { if (width < LANES) { const float
-*from = (const float *)sums[m]; for (int j = 0; j < width; j++) y[j] = add ? y[j] + from[j] : from[j]; } else { for
-(int p = 0; p < PARTS; p++) { floats *to = (floats *)(y + p * WIDTH); *to = add ? *to + sums[m][p] : sums[m][p]; } } }
-} static void matrix(const float **at, const float *x, int step, int count, int in, float *y, int out, int add) {
-const float *bias = next_floats(at, out); for (int n = 0; n < out; n += LANES) { const float *w = next_floats(at, in *
-LANES); int width = out - n < LANES ? out - n : LANES; for (int m = 0, here; m < count; m += here) { const float *from
-= x + (size_t)m * step; float *to = y + (size_t)m * out + n; here = count - m >= GROUP ? GROUP : count - m >= 2 ? 2 :
-1; if (here == GROUP) columns(GROUP, w, bias + n, from, step, in, to, out, width, add); else if (here == 2) columns(2,
-w, bias + n, from, step, in, to, out, width, add); else columns(1, w, bias + n, from, step, in, to, out, width, add);
-} } } static void norm(const float **at, float *x, int count, int size) { const float *weight = next_floats(at, size),
+second; } static inline __attribute__((always_inline)) void columns( int count, const float *w, const float *ahead,
+const float *bias, const float *x, int step, int in, float *y, int out, int width, int add) { floats
+sums[GROUP][PARTS]; for (int m = 0; m < count; m++) for (int p = 0; p < PARTS; p++) sums[m][p] = *(const floats
+*)(bias + p * WIDTH); for (int k = 0; k < in; k++, w += LANES, ahead += LANES) { __builtin_prefetch(ahead, 0, 2);
+floats row[PARTS]; for (int p = 0; p < PARTS; p++) row[p] = *(const floats *)(w + p * WIDTH); for (int m = 0; m <
+count; m++) for (int p = 0; p < PARTS; p++) sums[m][p] += row[p] * x[(size_t)m * step + k]; } for (int m = 0; m <
+count; m++, y += out) { if (width < LANES) { const float *from = (const float *)sums[m]; for (int j = 0; j < width;
+j++) y[j] = add ? y[j] + from[j] : from[j]; } else { for (int p = 0; p < PARTS; p++) { floats *to = (floats *)(y + p *
+WIDTH); *to = add ? *to + sums[m][p] : sums[m][p]; } } } } static void matrix(const float **at, const float *x, int
+step, int count, int in, float *y, int out, int add) { const float *bias = next_floats(at, out); for (int n = 0; n <
+out; n += LANES) { const float *w = next_floats(at, in * LANES); int width = out - n < LANES ? out - n : LANES; for
+(int m = 0, here; m < count; m += here) { const float *from = x + (size_t)m * step, *ahead = m ? w : w + in * LANES;
+float *to = y + (size_t)m * out + n; int left = count - m; here = left >= GROUP ? GROUP : left >= 4 ? 4 : left >= 2 ?
+2 : 1; if (here == GROUP) columns(GROUP, w, ahead, bias + n, from, step, in, to, out, width, add); else if (here == 4)
+columns(4, w, ahead, bias + n, from, step, in, to, out, width, add); else if (here == 2) columns(2, w, ahead, bias +
+n, from, step, in, to, out, width, add); else columns(1, w, ahead, bias + n, from, step, in, to, out, width, add); } }
+} static void norm(const float **at, float *x, int count, int size) { const float *weight = next_floats(at, size),
 *bias = next_floats(at, size); for (int m = 0; m < count; m++, x += size) { float mean = 0, square = 0; for (int i =
 0; i < size; i++) mean += x[i]; mean /= size; for (int i = 0; i < size; i++) square += (x[i] - mean) * (x[i] - mean);
 float scale = 1 / sqrtf(square / size + 1e-6f); for (int i = 0; i < size; i++) x[i] = (x[i] - mean) * scale *
@@ -591,19 +595,26 @@ next_rows(state), *edge = next_rows(state); float *joined, *f0 = room_for(scratc
 -2); f0[size++] = 150 * expf(x); if (first && size == 1) f0[size++] = f0[0]; } if (last) f0[size] = f0[size - 1],
 size++; int ready = windows(kept, f0, size, 0, 3, 1, &joined, scratch); for (int m = 0; m < ready; m++) pulses_of(v,
 joined + m, (double *)phase->values, new + (size_t)m * v->hop); return windows(edge, new, ready * v->hop, last ? pad :
-0, v->n_fft, v->hop, pulses, scratch); } static void spectra(const struct vocos *v, const float *raw, int count, int
-width, int frame, float *re, float *im) { int bins = v->n_fft / 2 + 1, n = v->n_fft; for (int k = 0; k < bins; k++) {
-int here = k * LANES, there = (n - k) % n * LANES; for (int l = 0; l < LANES; l++) { float x[2][2] = {{(re[here + l] +
-re[there + l]) / 2, (im[here + l] - im[there + l]) / 2}, {(im[here + l] + im[there + l]) / 2, (re[there + l] - re[here
-+ l]) / 2}}; for (int side = 0; side < 2; side++) { int m = 2 * l + side; const float *at = raw + (size_t)m * width +
-k; float c = 0, s = 0, real = 0, imaginary = 0; if (m < count) { float size = exponential(least(at[0], 4.6051702f));
-cosine_and_sine(at[bins], &c, &s); c *= size, s *= size; real = c, imaginary = s; } if (m < count && v->harmonic) {
-const float *noise = v->noise + 2 * ((size_t)((frame + m) % v->noise_frames) * bins + k); float loud =
-exponential(least(at[2 * bins], 4.6051702f)); real = x[side][0] * c - x[side][1] * s + noise[0] * loud; imaginary =
-x[side][0] * s + x[side][1] * c + noise[1] * loud; } x[side][0] = real, x[side][1] = k && k < bins - 1 ? imaginary :
-0; } re[here + l] = x[0][0] - x[1][1], im[here + l] = x[0][1] + x[1][0]; re[there + l] = x[0][0] + x[1][1], im[there +
-l] = x[1][0] - x[0][1]; } } } static void overlapped(const struct vocos *v, const float *raw, const float *pulses, int
-count, int width, int frame, float *sums, float *squares, char *scratch) { int n = v->n_fft; float *re =
+0, v->n_fft, v->hop, pulses, scratch); } static void from_polar(const struct vocos *v, float *raw, int count, int
+width) { int bins = v->n_fft / 2 + 1; for (int m = 0; m < count; m++, raw += width) { float *restrict real = raw,
+*restrict imaginary = raw + bins, *restrict loud = raw + 2 * bins; for (int k = 0; k < bins; k++) { float size =
+exponential(least(real[k], 4.6051702f)), c, s; cosine_and_sine(imaginary[k], &c, &s); real[k] = c * size, imaginary[k]
+= s * size; } for (int k = 0; k < bins && v->harmonic; k++) loud[k] = exponential(least(loud[k], 4.6051702f)); } }
+static void spectra(const struct vocos *v, const float *raw, int count, int width, int frame, float *re, float *im) {
+int bins = v->n_fft / 2 + 1, n = v->n_fft; for (int k = 0; k < bins; k++) { float *a = re + k * LANES, *b = im + k *
+LANES; float *c = re + (n - k) % n * LANES, *d = im + (n - k) % n * LANES; float real[2][LANES] = {{0}},
+imaginary[2][LANES] = {{0}}, loud[2][LANES], noise[2][2][LANES]; for (int m = 0; m < count; m++) { const float *at =
+raw + (size_t)m * width + k; real[m % 2][m / 2] = at[0], imaginary[m % 2][m / 2] = at[bins]; } if (v->harmonic) {
+memset(loud, 0, sizeof loud), memset(noise, 0, sizeof noise); for (int m = 0; m < count; m++) { const float *from =
+v->noise + 2 * ((size_t)((frame + m) % v->noise_frames) * bins + k); loud[m % 2][m / 2] = raw[(size_t)m * width + 2 *
+bins + k]; noise[m % 2][0][m / 2] = from[0], noise[m % 2][1][m / 2] = from[1]; } for (int l = 0; l < LANES; l++) {
+float x[2][2] = {{(a[l] + c[l]) / 2, (b[l] - d[l]) / 2}, {(b[l] + d[l]) / 2, (c[l] - a[l]) / 2}}; for (int side = 0;
+side < 2; side++) { float r = real[side][l], i = imaginary[side][l]; real[side][l] = x[side][0] * r - x[side][1] * i +
+noise[side][0][l] * loud[side][l]; imaginary[side][l] = x[side][0] * i + x[side][1] * r + noise[side][1][l] *
+loud[side][l]; } } } if (k == 0 || k == bins - 1) memset(imaginary, 0, sizeof imaginary); for (int l = 0; l < LANES;
+l++) { a[l] = real[0][l] - imaginary[1][l], b[l] = imaginary[0][l] + real[1][l]; c[l] = real[0][l] + imaginary[1][l],
+d[l] = real[1][l] - imaginary[0][l]; } } } static void overlapped(const struct vocos *v, const float *raw, const float
+*pulses, int count, int width, int frame, float *sums, float *squares, char *scratch) { int n = v->n_fft; float *re =
 room_for(&scratch, sizeof(float) * n * LANES), *im = room_for(&scratch, sizeof(float) * n * LANES); float *other =
 room_for(&scratch, sizeof(float) * n * 2 * LANES); for (int i = 0; i < n && v->harmonic; i++) for (int l = 0; l <
 LANES; l++) { float scale = v->window[i] * 4 / n; re[i * LANES + l] = 2 * l < count ? pulses[2 * l * v->hop + i] *
@@ -621,20 +632,21 @@ excitation(v, state, new, frames, width, last, &pulses, &scratch); int all = wai
 room_for(&scratch, sizeof(float) * all * width); memcpy(raw, waiting->values, sizeof(float) * waiting->count * width);
 memcpy(raw + (size_t)waiting->count * width, new, sizeof(float) * frames * width); waiting->count = all - ready;
 memcpy(waiting->values, raw + (size_t)ready * width, sizeof(float) * waiting->count * width); } if (!ready) return 0;
-int total = ready * v->hop + rest, first = v->trim - frame * v->hop, end = last ? total - v->trim : ready * v->hop;
-float *sums = room_for(&scratch, sizeof(float) * total), *squares = room_for(&scratch, sizeof(float) * total);
-memset(sums, 0, sizeof(float) * total), memset(squares, 0, sizeof(float) * total); memcpy(sums, kept->values,
-sizeof(float) * rest), memcpy(squares, kept->values + rest, sizeof(float) * rest); for (int m = 0; m < ready; m += 2 *
-LANES) { int here = ready - m < 2 * LANES ? ready - m : 2 * LANES, sample = m * v->hop; overlapped(v, raw + (size_t)m
-* width, pulses + sample, here, width, frame + m, sums + sample, squares + sample, scratch); } kept->count = frame +
-ready; memcpy(kept->values, sums + ready * v->hop, sizeof(float) * rest); memcpy(kept->values + rest, squares + ready
-* v->hop, sizeof(float) * rest); if (first < 0) first = 0; for (int i = first; i < end; i++) out[i - first] = sums[i]
-/ most(squares[i], 1e-11f); return end > first ? end - first : 0; } static int decode_block(const struct vocos *v,
-const float *features, int count, int last, char *state, float *out, char *scratch) { const float *at = v->weights;
-float *x = room_for(&scratch, sizeof(float) * most_rows(v, count) * v->channels); float *y = room_for(&scratch,
-sizeof(float) * most_rows(v, count) * v->backbone.size); memcpy(x, features, sizeof(float) * count * v->channels); if
-(v->refiner.size) count = refine(v, &at, &state, x, count, last, scratch); count = apply_backbone(v, &at, &state, x,
-count, last, y, scratch); return count ? synthesize(v, &at, &state, y, count, last, out, scratch) : 0; }
+from_polar(v, raw, ready, width); int total = ready * v->hop + rest, first = v->trim - frame * v->hop, end = last ?
+total - v->trim : ready * v->hop; float *sums = room_for(&scratch, sizeof(float) * total), *squares =
+room_for(&scratch, sizeof(float) * total); memset(sums, 0, sizeof(float) * total), memset(squares, 0, sizeof(float) *
+total); memcpy(sums, kept->values, sizeof(float) * rest), memcpy(squares, kept->values + rest, sizeof(float) * rest);
+for (int m = 0; m < ready; m += 2 * LANES) { int here = ready - m < 2 * LANES ? ready - m : 2 * LANES, sample = m *
+v->hop; overlapped(v, raw + (size_t)m * width, pulses + sample, here, width, frame + m, sums + sample, squares +
+sample, scratch); } kept->count = frame + ready; memcpy(kept->values, sums + ready * v->hop, sizeof(float) * rest);
+memcpy(kept->values + rest, squares + ready * v->hop, sizeof(float) * rest); if (first < 0) first = 0; for (int i =
+first; i < end; i++) out[i - first] = sums[i] / most(squares[i], 1e-11f); return end > first ? end - first : 0; }
+static int decode_block(const struct vocos *v, const float *features, int count, int last, char *state, float *out,
+char *scratch) { const float *at = v->weights; float *x = room_for(&scratch, sizeof(float) * most_rows(v, count) *
+v->channels); float *y = room_for(&scratch, sizeof(float) * most_rows(v, count) * v->backbone.size); memcpy(x,
+features, sizeof(float) * count * v->channels); if (v->refiner.size) count = refine(v, &at, &state, x, count, last,
+scratch); count = apply_backbone(v, &at, &state, x, count, last, y, scratch); return count ? synthesize(v, &at,
+&state, y, count, last, out, scratch) : 0; }
 #undef GROUP
 """,
 }

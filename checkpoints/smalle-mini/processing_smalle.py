@@ -4,7 +4,7 @@ import copy
 import functools
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +284,12 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             )
 
     def encode_voice(
-        self, audio: Any, audio_text: str | None = None, sampling_rate: float | None = None, normalize_text: bool = True
+        self,
+        audio: Any,
+        audio_text: str | None = None,
+        sampling_rate: float | None = None,
+        normalize_text: bool = True,
+        progress: Callable[[int, int], Any] | None = None,
     ) -> Voice:
         """The `Voice` of a recording. Arguments as in `__call__`.
 
@@ -292,13 +297,15 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         is tuned to the recording for about 12 s of a core, without a transcript; give the result as `voice` to the
         call and to `decode()`. Without one, it is what the model hears, with the transcript if that is given.
 
-        Raises ValueError for what is no recording of speech.
+        progress: called before each step of the tuning with the number of steps that are done, and of all; what it
+        raises ends the tuning. Raises ValueError for what is no recording of speech.
         """
         if self.converter_name is None:
             return self.reference_voice(audio, audio_text, sampling_rate, normalize_text)
         base, waveform = self.get_voice(self.default_voice), self.clean_recording(audio, sampling_rate)
         with FewThreads():
-            return base._replace(conversion=self.converter.prepare(torch.from_numpy(waveform)))
+            conversion = self.converter.prepare(torch.from_numpy(waveform), progress=progress)
+        return base._replace(conversion=conversion)
 
     def reference_voice(
         self, audio: Any, audio_text: str | None = None, sampling_rate: float | None = None, normalize_text: bool = True

@@ -49,6 +49,7 @@ from .validation_smalle import check_finite
 
 RUNTIMES = "auto", "torch", "native"
 BAND = 64  # a state with pending updates has a multiple of so many columns
+KEPT_VOICES = 16  # whose embeddings are kept
 HUGE_PAGE = 2**21  # bytes of a large page of memory, in which weights are read a third faster
 
 logger = logging.get_logger(__name__)
@@ -139,10 +140,8 @@ def encode_speakers(model: Any, recordings: list[Tensor], unchanged: bool = Fals
     if weights is None or not model.config.speaker_layers:  # which refuses recordings
         padded = pad_sequence(recordings, batch_first=True, padding_value=-1)
         return model.model.encode_speaker(padded.clamp(min=0), padded[..., 0] != -1)
-    config, table = model.config, model.model.audio_embedding.weight.detach().numpy()
-    frames = [embed_codes(table, x.numpy() + NUM_AUDIO_SPECIALS, config.audio_vocab_size) for x in recordings]
-    stream = weights.speaker.numpy()
-    return torch.from_numpy(np.stack([encode_speaker(weights.library, config, stream, x) for x in frames]))
+    table = model.model.audio_embedding.weight.detach().numpy()
+    return torch.from_numpy(np.stack([weights.encode_speaker(model.config, table, x.numpy()) for x in recordings]))
 
 
 def start_steps(model: Any, state: Any, alignments: bool, unchanged: bool = False) -> "TorchSteps":
@@ -308,12 +307,24 @@ class NativeWeights:
         self.step = pack(library, layers_of(model, step_names(model.config)))
         speaker = layers_of(model, speaker_names(model.config)) if model.config.speaker_layers else []
         self.speaker = pack(library, speaker, small=sys.maxsize)
+        self.heard: dict[tuple[bytes, str], np.ndarray] = {}  # embeddings of the last recordings, by their codes
 
     def __deepcopy__(self, memo):
         return self
 
     def __reduce__(self):
         return type(None), ()
+
+    def encode_speaker(self, config: Any, table: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """The speaker embedding (D,) of a recording, undelayed codes (P, Q); a voice speaks many texts, so that the
+        last ones are kept. table: the embeddings of codes."""
+        key = codes.tobytes(), repr(config.speaker_limits)
+        embedding = self.heard.get(key)
+        if embedding is None:
+            frames = embed_codes(table, codes + NUM_AUDIO_SPECIALS, config.audio_vocab_size)
+            embedding = encode_speaker(self.library, config, self.speaker.numpy(), frames)
+            self.heard = dict([*self.heard.items(), (key, embedding)][-KEPT_VOICES:])
+        return embedding
 
     @torch.no_grad()
     def encode_text(self, model: Any, input_ids: Tensor, mask: Tensor) -> dict[str, Tensor]:

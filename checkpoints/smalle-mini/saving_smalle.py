@@ -49,7 +49,7 @@ class MappedWeights:
 
 # --- files
 
-LEFTOVER = re.compile(r"\..*\.(?P<host>[^.]*)\.(?P<process>\d+)\.[0-9a-f]+\.partial")
+LEFTOVER = re.compile(r"\.(?P<name>.*)\.(?P<host>[^.]*)\.(?P<process>\d+)\.[0-9a-f]+\.(?P<kind>partial|replaced)")
 HOST = platform.node().partition(".")[0]
 
 
@@ -71,13 +71,19 @@ def _is_running(process: int) -> bool:
 
 @functools.cache  # one look at a folder is enough
 def clear_leftovers(folder: Path) -> None:
-    """Deletes the unfinished files that killed processes of this machine left in `folder`."""
+    """Deletes the unfinished files that killed processes of this machine left in `folder`. A folder that was to be
+    replaced, and is gone, gets its name back."""
     if os.name != "posix":  # elsewhere os.kill(process, 0) would end the process
         return
-    for path in folder.glob(".*.partial"):
-        name = LEFTOVER.fullmatch(path.name)
-        if name and name["host"] == HOST and not _is_running(int(name["process"])):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in folder.glob(".*.*"):
+        left = LEFTOVER.fullmatch(path.name)
+        if not left or left["host"] != HOST or _is_running(int(left["process"])):
+            continue
+        with contextlib.suppress(OSError):  # another process clears, too
+            if left["kind"] == "replaced" and not (folder / left["name"]).exists():
+                path.rename(folder / left["name"])
+            else:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _temporary_beside(path: Path) -> Path:
@@ -86,12 +92,13 @@ def _temporary_beside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _os_errors(path: Path) -> Iterator[None]:
-    """Makes an OSError that names the file of what safetensors and soundfile raise, as on a full disk."""
+def os_errors(path: Path) -> Iterator[None]:
+    """Makes an OSError that names the file of what safetensors, soundfile and torch.save raise, as on a full disk."""
     try:
         yield
     except Exception as error:
-        if type(error).__name__ not in ("SafetensorError", "LibsndfileError"):
+        writers = "SafetensorError", "LibsndfileError"
+        if type(error).__name__ not in writers and not re.search("PytorchStreamWriter|inline_container", str(error)):
             raise
         raise OSError(f"{path} cannot be written: {error}") from error
 
@@ -112,7 +119,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     try:
         temporary.touch(exist_ok=False)
         mode = (path if path.exists() else temporary).stat().st_mode
-        with _os_errors(path):
+        with os_errors(path):
             yield temporary
         temporary.chmod(stat.S_IMODE(mode))  # some writers, such as safetensors, make files for their owner alone
         temporary.replace(path)
@@ -120,22 +127,43 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges the names of two folders at one moment. False where the system or the file system cannot do that."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
+    try:
+        return ctypes.CDLL(None).renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+    except (AttributeError, OSError, TypeError):  # there is no renameat2; on Windows there is no CDLL(None)
+        return False
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Gives a folder the name `path`; the one that had it gets the name `new`, or is deleted."""
+    if not path.exists():
+        new.rename(path)
+    elif not _exchange(new, path):
+        old = new.with_suffix(".replaced")  # `clear_leftovers` gives it its name back where a process dies here
+        path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """As `atomic_write`: gives a new temporary folder beside `path`, which replaces the folder `path`."""
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = _temporary_beside(path), _temporary_beside(path)
+    temporary = _temporary_beside(path)
     try:
         temporary.mkdir()
-        with _os_errors(path), readable_weights(temporary):
+        with os_errors(path), readable_weights(temporary):
             yield temporary
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
+        _replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def delete_folder(path: str | os.PathLike) -> None:

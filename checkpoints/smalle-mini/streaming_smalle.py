@@ -21,6 +21,8 @@ from .text_tables_smalle import split_text as split_text
 from .vocos_smalle import block_sizes
 from .voices_smalle import Voice
 
+KEPT_DECODERS = 4  # of voices of recordings; 14 MB each
+
 
 class TimedSpeech(NamedTuple):
     """A waveform (L,) of a stream, and the words that became known with it.
@@ -55,6 +57,7 @@ class TextToSpeechStreamer:
             raise ValueError(f"max_characters={max_characters}: expected at least 1 in a piece.")
         self.model, self.processor = model, processor
         self.chunk_frames, self.max_characters = chunk_frames, max_characters
+        self._decoders: list[tuple[Any, Any]] = []  # pairs of conversion and decoder, the last one first
 
     def stream(
         self,
@@ -176,7 +179,7 @@ class TextToSpeechStreamer:
 
     def _decode(self, chunks: Generator[tuple[Tensor, list[dict[str, Any]]]], voice: Voice) -> Generator[TimedSpeech]:
         """Yields the speech of chunks of codes (T, Q) and words, in a voice."""
-        codec, state = self.processor.decoder(voice), None
+        codec, state = self._decoder(voice), None
         codes = torch.zeros(0, codec.num_codebooks, dtype=torch.long)
         words: list[dict[str, Any]] = []
         for codes, new_words in chunks:
@@ -191,6 +194,17 @@ class TextToSpeechStreamer:
             with FewThreads():
                 wave, _ = codec.decode_chunk(codes.T[None, :, :0], state, last=True)
             yield TimedSpeech(wave[0].float().cpu(), words)
+
+    def _decoder(self, voice: Voice) -> Any:
+        """The processor's decoder of a voice. Those of the last voices of recordings are kept, as building one takes
+        longer than a step. Threads may use it together."""
+        if voice.conversion is None:
+            return self.processor.decoder(voice)
+        codec, kept = self.processor.codec, self._decoders
+        known = (pair for pair in kept if pair[0] is voice.conversion and pair[1].codec is codec)
+        last = next(known, None) or (voice.conversion, self.processor.decoder(voice))
+        self._decoders = [last, *(pair for pair in kept if pair is not last)][:KEPT_DECODERS]
+        return last[1]
 
 
 def spoken_part(output: Any) -> tuple[Tensor, Tensor | None]:

@@ -19,6 +19,7 @@ from .text_tables_smalle import (
     ADDRESS_SIGNS,
     AMBIGUOUS_STATES,
     CHARACTERS,
+    COMPARED,
     COMPASS,
     CURRENCIES,
     DIGITS,
@@ -29,7 +30,6 @@ from .text_tables_smalle import (
     HOSTS,
     INTERJECTIONS,
     KINGS,
-    MAX_DIGITS,
     MONTHS,
     NOT_A_STREET,
     NUMBERED,
@@ -45,7 +45,6 @@ from .text_tables_smalle import (
     SPELLED,
     STATES,
     STREETS,
-    THOUSANDS,
     TITLES,
     UNINFLECTED,
     UNITS,
@@ -54,13 +53,10 @@ from .text_tables_smalle import (
     Rule,
     in_ascii,
     pauses_at_line_ends,
+    spell_digits,
+    spell_number,
     without_markup,
 )
-
-try:
-    from num2words import num2words
-except ImportError:
-    num2words = None
 
 NUMBER = r"\d++(?:,\d{3}(?!\d))*+(?:\.\d++)?+"
 START = r"(?<![\w])(?<!\d[.,])"  # of a number
@@ -69,42 +65,7 @@ DAY, YEAR = r"(?P<day>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?", r"(?P<year>1[1-9]\
 LAST_DAY = r"(?P<last>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?"
 HALF_DAY = r"(?P<half>[apAP])(?:\.\s?[mM]\.?|[mM]\b\.?)"
 ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?<=[MDCLXVI])"
-SENTENCE_END = re.compile(r"\s*$|\s+(?!(?:[NS][EW]|[A-Z]{1,3}T|UTC)\b)[A-Z]")
-
-
-def spell_digits(digits: str, zero: str = "zero") -> str:
-    """Digits and decimal points, one by one."""
-    return " ".join("point" if c == "." else zero if c == "0" else DIGITS[int(c)] for c in digits)
-
-
-@functools.lru_cache(maxsize=16384)
-def _words(number: int, kind: str) -> str:
-    """A number in words, by num2words; one of many digits by its parts below a thousand, which is ten times as fast."""
-    if kind == "year" or number < 1000:
-        return num2words(number, to=kind).replace(",", "")
-    rest = number % 100
-    if kind == "ordinal":
-        cardinal = _words(number, "cardinal")
-        return f"{cardinal.rpartition(' ')[0]} {_words(rest, kind)}" if rest else f"{cardinal}th"
-    parts = [(number // 1000**i % 1000, name) for i, name in enumerate(("", *THOUSANDS))]
-    words = [f"{_words(part, kind)} {name}".strip() for part, name in reversed(parts) if part]
-    return " ".join([*words[:-1], "and", words[-1]] if 0 < number % 1000 < 100 else words)
-
-
-@functools.lru_cache(maxsize=16384)
-def spell_number(number: int | str, kind: str = "cardinal") -> str:
-    """A number of 0 or more in words.
-
-    Args:
-        number: an integer, or its digits, which may have commas and decimals.
-        kind: "cardinal", "ordinal" or "year".
-    """
-    digits = str(number).replace(",", "")
-    if num2words is None or len(digits) > MAX_DIGITS or re.match(r"0\d", digits):
-        return spell_digits(digits)
-    whole, point, decimals = digits.partition(".")
-    words = _words(int(whole), "cardinal" if point else kind)
-    return f"{words} {spell_digits(point + decimals)}" if point else words
+SENTENCE_END = re.compile(r"\s*$|\s+(?!(?:[NS][EW]|[A-Z]{1,3}T|UTC|Ltd|Inc|Corp|LLC|Jr|Sr)\b)[A-Z]")
 
 
 def _plural(noun: str) -> str:
@@ -195,8 +156,9 @@ def _phone(match: re.Match) -> str:
         if part == "+" or part.isalpha():
             words.append("plus" if part == "+" else "extension" if part.islower() else part)
         else:
-            number = spell_number(int(part)) if re.fullmatch("[1-9]00", part) else spell_digits(part, "oh")
-            words.append(number + ",")
+            hundred = re.fullmatch("(0(?=[358]))?([1-9]00)", part)
+            number = spell_number(hundred[2]) if hundred else spell_digits(part, "oh")
+            words.append(("oh " if hundred and hundred[1] else "") + number + ",")
     return re.sub(r"\bone, (?=\w+ hundred)", "one ", " ".join(words)).rstrip(",")
 
 
@@ -233,15 +195,15 @@ def _money(match: re.Match) -> str:
     if f" {_before(match, 3)}".lower().endswith((" a ", " an ")) and re.match(r"[ -][a-z]", _after(match, 2)):
         several, cents = one, cent
     whole, _, part = parts["amount"].replace(",", "").partition(".")
-    scale = (parts.get("scale") or "").strip()
+    scale, stop = (parts.get("scale") or "").strip(), _full_stop(match)
     if scale:
-        return f"{spell_number(parts['amount'])} {SCALES.get(scale.lower(), scale)} {several}"
+        return f"{spell_number(parts['amount'])} {SCALES.get(scale.lower(), scale)} {several}{stop}"
     if len(part) not in (0, 2):
-        return f"{spell_number(parts['amount'])} {several}"
+        return f"{spell_number(parts['amount'])} {several}{stop}"
     words = [f"{spell_number(whole)} {one if int(whole) == 1 else several}"] if int(whole) or not int(part or 0) else []
     if int(part or 0):
         words.append(f"{spell_number(int(part))} {cent if int(part) == 1 else cents}")
-    return " and ".join(words)
+    return " and ".join(words) + stop
 
 
 def _small_money(match: re.Match) -> str:
@@ -273,6 +235,11 @@ def _bare_unit(match: re.Match) -> str:
     return unit if _before(match, 4) == "per " else _plural(unit)
 
 
+def _per_unit(match: re.Match) -> str:
+    """Month, hour, minute."""
+    return {"mo": "month", **UNITS}[match[0].rstrip(".")] + _full_stop(match)
+
+
 def _flight(match: re.Match) -> str:
     """B A two four nine oh."""
     return f"{match[1]} {match[2]} {spell_digits(match[3], 'oh')}"
@@ -286,7 +253,32 @@ def _code(match: re.Match) -> str:
         return match[0]
     if len(groups) == 2 and groups[0][0] == groups[1][0] and groups[0][0].isalpha():
         return " to ".join(groups)
-    return ", ".join(" ".join(DIGITS[int(c)] if c.isdigit() else c for c in group) for group in groups)
+    return ", ".join(
+        spell_number(group)
+        if re.fullmatch(r"[1-9]0?00", group)
+        else " ".join(DIGITS[int(c)] if c.isdigit() else c for c in group)
+        for group in groups
+    )
+
+
+def _letters_and_number(match: re.Match) -> str:
+    """A B C, one two three four; JIRA, one two three four."""
+    word = match.group("word")
+    spelled = len(word) < 4 or word in SPELLED or not re.search("[AEIOU]", word)
+    return f"{' '.join(word) if spelled else word}, {spell_digits(match['number'])}"
+
+
+def _in_pairs(number: str) -> str:
+    """One oh one, three eighty, five hundred of a room, a road, an aircraft."""
+    if number.endswith("00") or len(number) != 3:
+        return spell_number(number)
+    return f"{spell_number(number[0])} {'oh ' if number[1] == '0' else ''}{spell_number(int(number[1:]))}"
+
+
+def _digits_of_a_code(match: re.Match) -> str:
+    """Code nine oh two one oh; error five hundred."""
+    number = match["number"]
+    return match["word"] + (spell_number(number) if re.fullmatch("[1-9]00", number) else spell_digits(number, "oh"))
 
 
 def _parts(match: re.Match) -> str:
@@ -320,6 +312,8 @@ def _measure(match: re.Match) -> str:
     """5 kilograms, 1 mile per hour, a 10 foot pole."""
     amount, joint, sign = match.group("amount", "joint", "unit")
     if sign == "s" and amount[-1] == "0" and not joint:  # a decade
+        return match[0]
+    if sign == "K" and joint != " ":
         return match[0]
     if len(sign) == 1 and sign.isupper() and joint == " " and (sign == "A" or re.match(r"\.? [A-Z\d]", _after(match))):
         return match[0]
@@ -404,13 +398,16 @@ def _decade(words: str) -> str:
 
 def _number(match: re.Match) -> str:
     """One thousand two hundred, third, nineteen ninety-nine; in ten sixty-six."""
-    amount, before, after = match["amount"], _before(match, 3), _after(match)
+    amount = match["amount"]
     if match["ending"]:
         return spell_number(amount, "cardinal" if "." in amount else "ordinal")
-    year = len(amount) == 4 and amount.isdigit() and before[-1:] not in (*",.-",) and not re.match(r"%|[,.-]\d", after)
+    if len(amount) != 4 or not amount.isdigit():
+        return spell_number(amount)
+    before, after = _before(match, 3), _after(match)
+    year = before[-1:] not in (*",.-",) and not re.match(r"%|[,.-]\d", after)
     if year and not re.fullmatch(r"1[1-9]\d\d|20\d\d", amount):
         before_a_year = before.lower() == "in " or before[-1:] == "(" and after[:1] == ")"
-        year = re.match("10[1-9]", amount) and before_a_year and not re.match(" [a-z]+s\\b", after)
+        year = before_a_year and amount[:2] == "10" and amount[2] != "0" and not re.match(" [a-z]+s\\b", after)
     return spell_number(amount, "year" if year else "cardinal")
 
 
@@ -460,12 +457,22 @@ def _roman(numeral: str) -> int:
     return sum(-v if v < following else v for v, following in zip(values, [*values[1:], 0]))
 
 
+def _cardinal_roman(match: re.Match) -> str:
+    """Two of "II"; in brackets of "(ii)"."""
+    return re.sub(r"\w+", lambda numeral: spell_number(_roman(numeral[0])), match[0])
+
+
+def _ordinal_roman(match: re.Match) -> str:
+    """Eighteenth of "XVIII" or "XVIIIth"."""
+    return spell_number(_roman(match[1]), "ordinal")
+
+
 def _numbered_roman(match: re.Match) -> str:
     """World War two, Chapters four to six, Books one, two and three."""
     pattern = r"\w+" if match["numerals"].islower() else rf"\b{ROMAN}\b"
     numerals = match["numerals"].replace("-", " to ")
     numerals = re.sub(pattern, lambda roman: f" {spell_number(_roman(roman[0]))}", numerals)
-    return f"{match['noun']} {' '.join(numerals.split())}"
+    return f"{match['noun']} {' '.join(numerals.split())}" + (" point " if match["part"] else "")
 
 
 def _named_roman(match: re.Match) -> str:
@@ -504,6 +511,12 @@ def _formula(match: re.Match) -> str:
     return " ".join(re.findall(r"[A-Z]|[a-z]|\d+", match[0].replace("(", "").replace(")", ""))).upper()
 
 
+def _ion(match: re.Match) -> str:
+    """N A plus, C A two plus."""
+    letters = re.findall("[A-Z]|[a-z]|\\d", match[0])
+    return " ".join(letters).upper() + (" plus" if match["sign"] == "+" else " minus")
+
+
 def _street(match: re.Match) -> str:
     """Main Street, Mulholland Drive; a saint or a doctor as they are."""
     word, following = match["word"], re.match(r" ([A-Z]\w*)", _after(match))
@@ -517,8 +530,9 @@ def _street(match: re.Match) -> str:
 
 def _version(match: re.Match) -> str:
     """Two point one point three, beta two."""
-    stage = ", " + " ".join(filter(None, match.group("stage", "number"))) if match["stage"] else ""
-    return f"{match['name'] or ''}{' point '.join(match['numbers'].split('.'))}{stage}"
+    name = match["name"] or ("version " if match[0][0] in "vV" else "")
+    stage, number = match["stage"] and match["stage"].replace("rc", "R C"), match["number"] or ""
+    return f"{name}{' point '.join(match['numbers'].split('.'))}" + (f", {stage} {number}".rstrip() if stage else "")
 
 
 def _any_of(words: Iterable[str]) -> str:
@@ -544,6 +558,7 @@ PLACES = (
     "[Rr]oute|[Hh]ighway|[Gg]ate|[Rr]oom|[Ss]eat|[Rr]ow|[Aa]pt\.?|[Ff]lat|[Ss]uite|[Uu]nit|[Bb]us|[Ll]ine|[Pp]latform"
 )
 WEEKDAY = "(?:Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)"
+ANY_WEEKDAY = rf"(?:{'|'.join(WEEKDAYS)}|{WEEKDAY})"
 
 
 def _named(match: re.Match) -> str:
@@ -552,6 +567,11 @@ def _named(match: re.Match) -> str:
     return names[0] + _full_stop(match)
 
 
+_ACRONYM_AND_A_NUMBER = (
+    r"(?<=\b[A-Z]{3} )(?<!(?:FAX|TEL|"
+    rf"{'|'.join(code for code in CURRENCIES if re.fullmatch('[A-Z]{3}', code))}) )"
+    r"[1-9]\d(?:0[1-9]|[1-9]\d)\b(?![.,:/%-]?\d|%| [a-z])"
+)
 _COORDINATE = (
     r"(?<![\w.])(?P<degree>\d{1,3}(?:\.\d++)?)° ?(?:(?P<minute>\d{1,2})' ?)?(?:(?P<second>\d{1,2}(?:\.\d+)?)\"? ?)?"
     r"(?P<pole>[NSEW])\b"
@@ -569,16 +589,26 @@ _PHONE = (
     r"|x) ?\d{1,5}\b)?"
 )
 _PHONE_WITH_A_ZERO = r"(?<![\w.,+-])(?:\(0\)\d{1,4}|\(?0\d{2,4}\)?)[ /-]\d{3,7}(?:[ -]\d{3,4})?(?![\w-]|[.,]\d)"
+_PHONE_IN_GROUPS = (
+    r"(?<![\w.,+-])(?=\(?0(?:[ )]{0,2}\d){8,10}(?![ \w]\d))\(?0\d{1,4}\)?(?: \d{2,4}){2,4}(?![\w-]|[.,]\d)"
+)
 _PHONE_IN_A_ROW = (
     r"(?<= )(?:(?<=[CcFf]a[lx][l:] )|(?<=[DdTt][ie][axl][lt:] )|(?<=phone )|(?<=hone: )|(?<=[Nn]umber ))\d{7,15}"
-    r"(?!\d)|(?<=[Tt]ext )\d{5,6}\b"
+    r"(?!\d)|(?<=[Tt]ext )\d{5,6}\b|(?<![\w.,$+-])[2-9]\d{9}(?![\w-]|[.,]\d)"
 )
 _LONG_CODE = (
     r"\b[A-Z]{2}\d\d(?: [A-Z\d]{4}){2,7}(?: [A-Z\d]{1,3})?(?!\w)"  # of a bank's account
     r"|\b(?=[A-Z\d]{10})(?:[A-Z]++\d++){2}[A-Z\d]*+(?!\w)|\b(?=[A-Z\d]{10})(?:\d++[A-Z]++){2}[A-Z\d]*+(?!\w)"
     r"|\b(?:[0-9A-F]{2}:){3,7}[0-9A-F]{2}(?![\w:])"
 )
-_EMERGENCY = r"(?<= )(?:(?<=[Cc]all )|(?<=[Dd]ial )|(?<=[ai]ling )|(?<=called ))(?:\d11|999|112)\b"
+_DIGITS_OF_A_CODE = (
+    r"\b(?P<word>(?:[Cc]ode|PIN|[Pp]asscode|OTP|ZIP|zip|[Ee]rror|HTTP|P\.? ?O\.? [Bb]ox)(?: is|:)? )"
+    r"(?P<number>\d{3,8})\b(?![.,-]\d)"
+)
+_EMERGENCY = (
+    r"(?<= )(?:(?<=[Cc]all )|(?<=[Dd]ial )|(?<=[ai]ling )|(?<=called )|(?<=11 or )|(?<=99 or )|(?<=12 or ))"
+    r"(?:\d11|999|112)\b"
+)
 _SPACES_OF_THOUSANDS = r"(?<![\w.,+)-])(?<!\d )[1-9]\d{0,2}(?:(?: 000)+|(?: \d{3}){2,4})(?![\w-]|[ .,]\d)"
 _ADDRESS_OF_A_NETWORK = r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{2,5}))?(?![\w]|\.\d)"
 _DECIMAL_COMMA = r"(?:(?<=€)|(?<![\w.,])(?=[\d.]{1,12},\d\d ?(?:€|EUR\b)))(\d{1,3}(?:\.\d{3})++|\d++),(\d\d)(?!\d|,\d)"
@@ -597,7 +627,8 @@ _DATE_IN_NUMBERS = r"(?<![\d/])(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>1[1-
 _DATE_WITH_DOTS = rf"(?<![\d.])(?P<day>\d{{1,2}})\.(?P<month>0?[1-9]|1[0-2])\.{YEAR}(?![\d])"
 _DATE_WITH_DASHES = rf"(?<![\d-])(?P<month>\d{{1,2}})-(?P<day>\d{{1,2}})-{YEAR}(?![\d-])"
 _MONTH_AND_DAY_IN_NUMBERS = (
-    r"(?:(?<=\bon )|(?<=\bdue )|(?<=\buntil )|(?<=(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun|day) )|(?<![\d/.])(?=0\d/|\d\d/0))"
+    r"(?:(?<=\bon )|(?<=\bdue )|(?<=\buntil )|(?<=(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun|day) )|"
+    r"(?<=(?:Mon|ues|Wed|Thu|urs|Fri|Sat|Sun)\. )|(?<![\d/.])(?=0\d/|\d\d/0))"
     r"(?P<month>1[0-2]|0?[1-9])/(?P<day>[12]\d|3[01]|0?[1-9])(?P<year>)(?![\d/])"
 )
 _DAY_AND_MONTH = rf"\b(?P<the>(?:[Tt]he )?){DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?"
@@ -605,7 +636,7 @@ _MONTH_AND_DAYS = rf"{MONTH} {DAY}\s?-\s?{LAST_DAY}\b(?![\d:-]|,\d|\.\d)(?:,? {Y
 _DATES = rf"(?<=[a-z])\s?-\s?(?={MONTH.replace('?P<month>', '?:')} [a-z]+(?:th|st|nd|rd)\b)"
 _MONTHS = rf"\b(?P<name>{ABBREVIATED_MONTH}|{'|'.join(MONTHS)})\.?\s?-\s?(?={MONTH.replace('?P<month>', '?:')})"
 _WEEKDAY = (
-    rf"\b(?P<name>(?:Mon|Tues?|Wed|Thu(?:rs?)?|Fri)\.(?!\w)|{WEEKDAY}\b(?=,? (?:\d|{'|'.join(MONTHS)})))|(?<= to )"
+    rf"\b(?P<name>(?:Mon|Tues?|Wed|Thu(?:rs?)?|Fri)\.(?!\w)|{WEEKDAY}\b\.?(?=,? (?:\d|{'|'.join(MONTHS)})))|(?<= to )"
     rf"{WEEKDAY}\b"
 )
 _YEARS = r"\b(?P<first>(?:1[1-9]|20)\d\d)\s?-\s?(?P<last>(?:1[1-9]|20)\d\d|\d\d|present|today|now)\b(?![-.]\d)"
@@ -636,11 +667,11 @@ _MILLIONS = rf"{START}(?P<amount>{NUMBER}) ?(?P<scale>M|bn|mn|m(?= (?:{WORDS})\b
 _INCH = rf"{START}(?P<amount>{NUMBER})(?:in\b| in(?=[,;)]| (?:tall|wide|long|deep|thick|high|by|x|of (?:rain|snow))\b))"
 _PER = (
     r"(?<=[a-z%])/(?=(?:month|mo|year|yr|week|wk|day|hour|hr|h|min|minute|second|sec|s|kg|lb|person|night|mile"
-    r"|gallon|user|piece|dozen|acre|head)\b)"
+    r"|gallon|user|piece|dozen|acre|head|L|dL|mL|ml|mol)\b)"
 )
-_PER_UNIT = r"(?<= per )(?:mo|yr|wk|hr|h|min|sec|s|kg|lb)\b"
+_PER_UNIT = r"(?<= per )(?:mol?|yr|wk|hr|h|min|sec|s|kg|lb|[dm]?L|ml)\b\.?"
 _STREET_WITHOUT_A_DOT = rf"(?<=[a-z] )(?P<ending>{'|'.join(STREETS)})(?=,|$| (?:Apt|Suite|Unit|[NS][EW]\b))"
-_STATE = rf"(?<=[a-z], )(?P<state>{'|'.join(STATES)})\b(?: (?P<zip>\d{{5}})(?:-(?P<more>\d{{4}}))?\b)?"
+_STATE = rf"(?<=[a-z], )(?P<state>{'|'.join(STATES)})\b(?: (?P<zip>\d{{5}})(?:[- ](?P<more>\d{{4}}))?\b)?"
 _TITLE = (
     rf"(?<![\w.])({_any_of(word for word in TITLES if word[-1] != '/' and '/' not in word)})(?:(?<=\.)|\.|\b)"
     r"(?!\w)"
@@ -652,21 +683,23 @@ _INITIALS = r"\b(?:[A-Za-z]\.){2,}"
 _NUMBERED = (
     rf"\b(?P<noun>{NUMBERED_ROMAN}|(?:act|chapter|part|scene|section|volume)s?(?= [IVXivx]{{2}})) "
     rf"(?P<numerals>{ROMAN}\b(?:(?:, |,? (?:and|or|to) |-){ROMAN}\b)*|"
-    rf"(?=[xvi]{{2}})[xvi]{{2,6}}\b)"
+    rf"(?=[xvi]{{2}})[xvi]{{2,6}}\b)(?P<part>\.(?=\d))?"
 )
-_CENTURY = rf"\b(?P<numeral>{ROMAN})(?= (?:[Cc]entur|Olympi|Winter Olymp|Army|Corps|Legion|Congress|Dynasty))"
+_CENTURY = rf"\b({ROMAN})(?= (?:[Cc]entur|Olympi|Winter Olymp|Army|Corps|Legion|Congress|Dynasty))"
 _NAMED = rf"\b(?P<name>[A-Z][a-z]+) (?P<numeral>(?=[IVXL]+\b){ROMAN})\b(?!\.[A-Z]|'(?!s\b))"
 _YEAR_IN_ROMAN_NUMERALS = rf"\b(?=[MDCLXVI]{{4}})(?P<numeral>M(?=[MCDXLVI]{{3}}){ROMAN[len('(?=[MDCLXVI])') :]})\b"
 _FORMULA = (
     rf"\b(?=[A-Za-z()]{{1,12}}\d)(?:(?:\((?:(?:{ELEMENTS})\d{{0,2}}){{1,4}}\)|(?:{ELEMENTS}))\d{{0,2}}){{2,12}}"
     r"(?![\w'])|\b(?:O|H|N|Cl|F)2\b"
 )
+_ION = rf"\b(?:(?:{ELEMENTS})\d?(?<!\b[BCFINOPS])|[HK]|NH4|OH|SO4|CO3|NO3|HCO3|PO4)\^?\d?(?P<sign>[+−-])(?=[\s,.;)]|$)"
 _VERSION = (
-    r"(?<!\w)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>version |Version ))(?P<numbers>\d++(?:\.\d++)*+)"
+    r"(?<!\w)(?<!\d\.)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>version |Version )|(?=\d++(?:\.\d++)++-[abdpr]))"
+    r"(?P<numbers>\d++(?:\.\d++)*+)"
     r"(?:-(?P<stage>alpha|beta|dev|pre|rc)(?:\.?(?P<number>\d++))?+(?![\w-]))?"
 )
 _DECADE_OF_A_CENTURY = r"\b(1[1-9]\d0|20\d0)'?s\b"
-_COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(-])|(?<!\S)([<>]) ?(?=\d)"
+_COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(-])|(?<![^\s,])([<>]) ?(?=\d)"
 # Applied in this order.
 RULES = (
     # marks of feet and inches, which may be quotation marks
@@ -683,10 +716,21 @@ RULES = (
     Rule("file", "src/main.py", _FILE, _address),
     Rule("ending of files", "*.txt", _ENDING_OF_FILES, lambda match: _address(match).replace("*", "star")),
     Rule("path", "/usr/local/bin", _PATH, _address),
+    Rule("hidden file", ".gitignore", r"(?<!\S)\.(?=[a-z]{3})", "dot "),
     Rule("Windows path", r"C:\Users\me", r"\b[A-Za-z]:\\[\w\\.-]*\w", _address),
     Rule("forum", "r/science", r"(?<![\w/])([ru])/(?=\w)", r"\1 slash "),
     Rule("sharp", "C#", r"\b([A-G])#(?!\w)", r"\1 sharp"),
     Rule("code", "A7-X9", r"(?<![\w-])#?(?=[A-Z-]*+\d)((?:[A-Z]++\d*+|\d++[A-Z]++)(?:-[A-Z\d]++)+)(?![\w-])", _code),
+    Rule(
+        "letters and a number",
+        "ABC-1234",
+        r"(?<![\w-])(?!FY|CY|UTC|GMT)(?P<word>(?:[A-Z]{2,5}(?=-)|[A-Z]{3}))-?(?P<number>\d{3,})(?![\w-]|\.\d)",
+        _letters_and_number,
+    ),
+    Rule("letter and a row", "H.264", r"\b([A-Z])\.(\d{3,4})\b", lambda match: f"{match[1]} {spell_digits(match[2])}"),
+    Rule("postcode", "SW1A 2AA", r"\b[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}\b|\b[A-Z]\d[A-Z] \d[A-Z]\d\b", _characters),
+    Rule("aircraft's letter", "A380", r"\b([A-Z])(\d{3})\b", lambda match: f"{match[1]} {_in_pairs(match[2])}"),
+    Rule("acronym and a number", "ISO 8601", _ACRONYM_AND_A_NUMBER, lambda match: _year(match[0])),
     Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", _handle),
     Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", _handle),
     # rows of digits
@@ -696,10 +740,12 @@ RULES = (
     Rule("vanity phone", "1-800-FLOWERS", r"(?<![\w-])(?:1-)?8\d\d-[A-Z]{2,9}(?:-[A-Z]{2,9})?(?!\w)", _phone),
     Rule("phone abroad", "+44 20 7946 0958", r"(?<![\w+])\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}(?!\w)", _phone),
     Rule("phone with a zero", "020 7946 0958", _PHONE_WITH_A_ZERO, _phone),
+    Rule("phone in groups", "01 42 68 53 00", _PHONE_IN_GROUPS, _phone),
     Rule("phone number", "555-1234", r"(?<![\d-])\d{3}-\d{4}(?![\d-])", _phone),
     Rule("phone in a row", "Call 5551234567", _PHONE_IN_A_ROW, _phone),
     Rule("aircraft", "747-400", r"(?<![\w-])7([0-8]7)-(?=\d)|(?<=Boeing )7([0-8]7)\b", r"7 \1\2 "),
-    Rule("flight", "BA2490", r"\b(?!FY|CY)([A-Z])([A-Z])(\d{3,4})\b", _flight),
+    Rule("flight", "BA2490", r"\b(?!FY|CY)([A-Z])([A-Z])(?:(?<=light ..) )?(\d{3,4})\b", _flight),
+    Rule("digits of a code", "code 90210", _DIGITS_OF_A_CODE, _digits_of_a_code),
     Rule("emergency", "Call 911", _EMERGENCY, lambda match: spell_digits(match[0])),
     Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, _network_address),
     Rule("apostrophes of thousands", "10'000", r"(?<=\d)'(?=\d{3}(?!\d))", ""),
@@ -718,6 +764,7 @@ RULES = (
     Rule("month and day in numbers", "on 12/25", _MONTH_AND_DAY_IN_NUMBERS, _date),
     Rule("day, month and year", "1-Apr-2024", _DAY_MONTH_YEAR, r"\1 \2 "),
     Rule("short year", "Apr '24", _SHORT_YEAR, r"\1 20"),
+    Rule("year without a century", "class of '98", r"(?<=[a-z] )'(?=\d\d(?![\w']))", ""),
     Rule("days and month", "5-7 May", rf"\b{DAY}\s?-\s?{LAST_DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?", _date),
     Rule("day and month", "the 20th of May", _DAY_AND_MONTH, _date),
     Rule("month and days", "May 5-7", _MONTH_AND_DAYS, _date),
@@ -726,9 +773,7 @@ RULES = (
     Rule("months", "Jan-Mar", _MONTHS, lambda match: _month(match["name"]) + " to "),
     Rule("month", "Jan.", rf"\b(?P<name>{ABBREVIATED_MONTH})(?:\.(?!\w)|(?= \d{{4}}\b))", _named),
     Rule("end of months", "January to Mar", rf"(?<= to )(?P<name>{ABBREVIATED_MONTH})\b", _named),
-    Rule(
-        "weekdays", "Mon-Fri", rf"\b(?P<name>{WEEKDAY})\.?\s?-\s?(?={WEEKDAY}\b)", lambda match: _named(match) + " to "
-    ),
+    Rule("weekdays", "Mon-Fri", rf"\b{ANY_WEEKDAY}\.?\s?-\s?(?={ANY_WEEKDAY}\b)", lambda match: _named(match) + " to "),
     Rule("weekday", "Mon.", _WEEKDAY, _named),
     Rule("codes of digits", "123-45-6789", r"(?<![\w-])\d{1,9}(?:-\d{1,9}){2,}+(?![\w-])", _digit_groups),
     Rule("code with a zero", "2024-0098", r"(?:\b[Nn]o\. ?)?(?<![\w-])\d{2,}-0\d++(?![\w-])", _code_number),
@@ -741,6 +786,7 @@ RULES = (
     Rule("minus with spaces", "7 − 2", r"(?<=\d) − (?=\d)", " minus "),
     Rule("difference", "5 - 3 = 2", rf"(?<=\d)\s?[-−]\s?(?={NUMBER}\s?=)", " minus "),
     Rule("decimal comma", "€2,50", _DECIMAL_COMMA, _whole_units),
+    Rule("long ZIP", "MO 63101-1234", r"(?<=\b[A-Z]{2} )(\d{5})-(?=\d{4}(?![\d-]))", r"\1 "),
     Rule("range of money", "$5-10", _RANGE_OF_MONEY, _money_range),
     Rule("mixed number", "1-1/2", r"(?<![\d/.,-])(\d{1,3})-(?=[1-9]\d?/\d)(?!\d+/\d+/)", r"\1 "),
     Rule("range", "10am-2pm", _RANGE, r"\g<amount> to "),
@@ -778,6 +824,9 @@ RULES = (
     Rule("out of", "7.5/10", _OUT_OF, r"\g<top> out of \g<bottom>"),
     Rule("screen", "1920x1080", r"(?<![\w.,])(?P<width>\d{3,4}) ?[x×] ?(?P<height>\d{3,4})(?![\w]|[.,]\d)", _screen),
     Rule("dimension", "3 x 4", r"(?<=[\dmtnhs])(?<!\b0) ?(?P<sign>[x×]) ?(?=\d)", _dimension),
+    Rule("function", "f(x)", r"\b([fgh])\(([a-z])\)", r"\1 of \2"),
+    Rule("factorial", "5! = 120", r"(?<=\d)!(?= ?[=+*/×÷-]|\))|(?<=\b[nk])!(?= ?=)", " factorial"),
+    Rule("quotient", "6 / 2", r"(?<=\d) / (?=\d)", " divided by "),
     Rule("product", "3 * 4", r"(?<=\d) ?\* ?(?=\d)", " times "),
     Rule("power of ten", "3.0 x 10^8", r"(?<=\d) ?x ?(?=10\^)", " × "),
     Rule("scientific", "3.2e-5", rf"{START}({NUMBER})[eE]\+?(-?\d{{1,3}})(?!\w)", r"\1 × 10^\2"),
@@ -793,17 +842,29 @@ RULES = (
     Rule("speed", "in km/h", r"(?<![\w/])km/h\b", "kilometers per hour"),
     Rule("micrometer", "in microm", r"\bmicrom\b", "micrometers"),
     Rule("per", "dollars/month", _PER, " per "),
-    Rule("per unit", "dollars per hr", _PER_UNIT, lambda match: {"mo": "month", **UNITS}[match[0]]),
+    Rule("per unit", "dollars per hr", _PER_UNIT, _per_unit),
     # abbreviations
     Rule("street", "Main St.", r"\b(?P<word>[A-Z][a-z]+|\d+(?:st|nd|rd|th)) (?P<ending>St|Dr)\.", _street),
     Rule("street without a dot", "Baker St", _STREET_WITHOUT_A_DOT, lambda match: STREETS[match["ending"]]),
-    Rule("compass", "123 N. Main", r"(?<=\d )([NSEW])\.? (?=[A-Z][a-z]|\d)", lambda match: f"{COMPASS[match[1]]} "),
+    Rule(
+        "compass",
+        "123 N. Main",
+        r"(?:(?<=\d )|\b(?=..? \d+[snrt][tdh]))([NSEW])\.? (?=[A-Z][a-z]|\d)",
+        lambda match: f"{COMPASS[match[1]]} ",
+    ),
     Rule("state", "Boston, MA", _STATE, _state),
     Rule("saint", "St. Paul", r"\bSt\.(?= [A-Z][a-z])", "Saint"),
     Rule("title", "Dr. Smith", _TITLE, lambda match: TITLES[match[1]]),
+    Rule("against", "Roe v. Wade", r"(?<=[a-z.] )v\. ?(?=[A-Z][a-z])", "versus "),
     Rule("minimum", "min. 3", r"(?<!\d )(?<![\w.])[Mm]in\. ?(?=\d)", "minimum "),
     Rule("with", "w/o", r"(?<![\w/])w/(o\b)?", lambda match: "without" if match[1] else "with "),
     Rule("before a number", "p. 12", _BEFORE_A_NUMBER, lambda match: f"{NUMBERED[match[1]]} "),
+    Rule(
+        "place",
+        "Room 101",
+        rf"\b((?:{PLACES}|[Ff]light) )(\d{{3}})\b(?![.,:/-]?\d)",
+        lambda match: match[1] + _in_pairs(match[2]),
+    ),
     Rule("born", "(b. 1950)", r"(?<=\()([bd])\. ?(?=\d{4})", lambda match: "born " if match[1] == "b" else "died "),
     Rule("before a numeral", "Vol. II", _BEFORE_A_NUMERAL, lambda match: f"{NUMBERED[match[1] + '.']} "),
     Rule("ending", "Inc.", _ENDING, lambda match: ENDINGS[match[0]] + _full_stop(match)),
@@ -813,17 +874,26 @@ RULES = (
     # Roman numerals, acronyms, formulas
     Rule("numbered", "Chapter IV", _NUMBERED, _numbered_roman),
     Rule("century after a number", "20th c.", r"(?<=\d(?:th|st|nd|rd) )[cC]\.", "century"),
-    Rule("century", "XIX century", _CENTURY, lambda match: spell_number(_roman(match["numeral"]), "ordinal")),
+    Rule("century", "XIX century", _CENTURY, _ordinal_roman),
+    Rule("ordinal in Roman numerals", "XVIIIth", rf"\b(?=[XV]|I[XVI])({ROMAN})(?:st|nd|rd|th)\b", _ordinal_roman),
     Rule("named", "Henry VIII", _NAMED, _named_roman),
+    Rule(
+        "heading in Roman numerals",
+        "II. Methods",
+        rf"(?<![\w.'] )(?<!\S)(?=[IVX]{{2}}){ROMAN}(?=\. [A-Z])",
+        _cardinal_roman,
+    ),
+    Rule("item in Roman numerals", "(ii) second", r"(?<!\S)\((?!x\))[ivx]{1,4}\)(?= )", _cardinal_roman),
     Rule("year in Roman numerals", "MCMXCIV", _YEAR_IN_ROMAN_NUMERALS, lambda m: spell_number(_roman(m[1]), "year")),
     Rule("special", "PhD", rf"(?<!\w)(?:{_any_of(SPECIAL)})(?!\w)", lambda match: SPECIAL[match[0]]),
+    Rule("ion", "Na+", _ION, _ion),
     Rule("formula", "H2SO4", _FORMULA, _formula),
     Rule(
         "letters", "BBC, TVs", r"(?<![A-Za-z0-9_'])(?P<word>[A-Z]{2,6})(?P<ending>'s|s'?|'S)?(?![A-Za-z_'])", _letters
     ),
     Rule("dash of letters", "U S B-C", r"(?<=\b[A-Z])-(?=[A-Z]\b)", " "),
     # versions, ratios, decades, ordinals and the numbers that are left
-    Rule("version", "v2.1.3", _VERSION, lambda match: "version " * (match["name"] is None) + _version(match)),
+    Rule("version", "v2.1.3", _VERSION, _version),
     Rule("any version", "1.x", r"(?<=\d)\.(?=[xX]\b)", " point "),
     Rule("three numbers", "3.5.2", r"(?<!\d)\d++(?:\.\d+){2,}", lambda match: match[0].replace(".", " point ")),
     Rule("ratio", "3:1 ratio", r"(?<=\d):(?=\d++ (?:ratio|odds|scale|mix))", " to "),
@@ -834,6 +904,7 @@ RULES = (
     Rule("grade", "B-", r"\b([A-D])-(?= |[.,;)]|$)", r"\1 minus"),
     Rule("part in brackets", "3(a)", r"(?<=\d)\(([a-z]|\d\d?|[ivx]{1,4})\)(?:\(([a-z]|[ivx]{1,4})\))?", _parts),
     Rule("comparison", "a < b", _COMPARISON, lambda match: " less than " if "<" in match[0] else " greater than "),
+    Rule("signs in a row", "a >= b", r"[<>=!]=|->", lambda match: COMPARED[match[0]]),
     Rule("about", "~5", r"(?<!\S)~ ?(?=\d)", "about "),
     Rule("ordinal in capitals", "21ST", r"(?<=\d)(?:ST|ND|RD|TH)\b", lambda match: match[0].lower()),
     Rule("digit and letter", "5x", r"(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", " "),
@@ -842,9 +913,20 @@ RULES = (
     Rule("point", ".5", r"(?<![\w.])\.(?=\d)", "point "),
     Rule("number", "1,234.5, 3rd, 1999", rf"(?P<amount>{NUMBER})(?P<ending>(?:st|nd|rd|th)\b)?", _number),
 )
-PATTERNS = [(regex.compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example))) for rule in RULES]
+# regex passes quickly over a text without a character that a pattern needs; re is quicker at places that may match,
+# which these have in any text.
+TRIED = set(
+    """host; file; long code; phone; phone in a row; flight; emergency; decimal comma; range of money; range; full hour;
+    day and month; end of months; money, sign last; small money; screen; scientific; degrees of an oven; millions; inch;
+    measure; per unit; state; title; formula; three numbers; digit and letter; letter and digit; number; code; letters;
+    letters and a number; version; minus after a sign""".replace("\n   ", "").split("; ")
+)
+PATTERNS = [
+    ((re if rule.name in TRIED else regex).compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example)))
+    for rule in RULES
+]
 FAR, GROUP = 4, 34  # rules that look far back; rules that are applied between two looks for digits
-PLAIN_WORDS = re.compile(r"(?<=[a-z]{3})(?<!lion) (?![ivx]+\b)(?=[a-z]{3})")
+PLAIN_WORDS = re.compile(r"(?<=[a-z]{3})(?<!lion)(?<!\bper) (?![ivx]+\b)(?=[a-z]{3})")
 NOISE = re.compile(r"[^\w\s\x1e]{5,}")  # signs in a row that nobody reads
 SUPERSCRIPT = re.compile(r"(?<=[\w)])[⁻⁺]?[⁰¹²³⁴-⁹]+")
 

@@ -1,4 +1,5 @@
-"""What the normalization of English text knows: tables, characters in ASCII, where texts are cut, lexicons."""
+"""What the normalization of English text knows: tables, layout, numbers, characters in ASCII, where texts are cut,
+lexicons."""
 
 import functools
 import html
@@ -10,6 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import regex  # finds the patterns of rules in half the time of re
+
+try:
+    from num2words import num2words
+except ImportError:
+    num2words = None
 
 Lexicon = Mapping[str, str] | str | os.PathLike | None
 MAX_ENTRIES = 100_000  # of a lexicon
@@ -40,7 +46,9 @@ CURRENCIES = _table("""
     CAD=Canadian dollar,cent; AUD=Australian dollar,cent; NZD=New Zealand dollar,cent; CNY=yuan,fen; RMB=yuan,fen;
     INR=rupee,paisa; SEK=Swedish krona,ore; NOK=Norwegian krone,ore; DKK=Danish krone,ore; PLN=zloty,grosz;
     RUB=ruble,kopeck; MXN=Mexican peso,centavo; BRL=Brazilian real,centavo; ZAR=rand,cent; SGD=Singapore dollar,cent;
-    HKD=Hong Kong dollar,cent; BTC=bitcoin,satoshi; Rs=rupee,paisa; Rs.=rupee,paisa
+    HKD=Hong Kong dollar,cent; BTC=bitcoin,satoshi; Rs=rupee,paisa; Rs.=rupee,paisa; kr=krone,ore; kr.=krone,ore;
+    zl=zloty,grosz; CZK=Czech koruna,heller; Kc=Czech koruna,heller; HUF=forint,filler; KRW=won,jeon; THB=baht,satang;
+    ILS=shekel,agora; AED=dirham,fils; TRY=lira,kurus; UAH=hryvnia,kopiyka; ETH=ether,gwei
 """)
 SMALL_MONEY = {"¢": ("cent", "cents"), "p": ("penny", "pence")}
 SCALES = _table(
@@ -61,21 +69,25 @@ UNITS = _table("""
     wk=week; Hz=hertz; kHz=kilohertz; MHz=megahertz; GHz=gigahertz; kB=kilobyte; KB=kilobyte; MB=megabyte;
     GB=gigabyte; TB=terabyte; GiB=gibibyte; kbps=kilobit per second; Mbps=megabit per second;
     Gbps=gigabit per second; MB/s=megabyte per second; GB/s=gigabyte per second; fps=frame per second;
-    Mbit/s=megabit per second; rpm=revolution per minute; bpm=beat per minute; px=pixel; MP=megapixel; W=watt;
-    kW=kilowatt; MW=megawatt; GW=gigawatt; Wh=watt hour; kWh=kilowatt hour; MWh=megawatt hour; V=volt; kV=kilovolt;
-    mV=millivolt; mA=milliamp; mAh=milliamp hour; A=amp; J=joule; kJ=kilojoule; cal=calorie; kcal=kilocalorie;
-    N=newton; Pa=pascal; kPa=kilopascal; hPa=hectopascal; psi=pound per square inch; dB=decibel; hp=horsepower;
-    cc=cubic centimeter; ohm=ohm; kohm=kilohm; Mohm=megohm; ppm=part per million; °C=degree Celsius;
-    °F=degree Fahrenheit; °=degree; mmHg=millimeter of mercury; mm Hg=millimeter of mercury; yrs.=year;
-    c.=cup; Nm=newton meter
+    Mbit/s=megabit per second; kbit/s=kilobit per second; Gbit/s=gigabit per second; rpm=revolution per minute;
+    bpm=beat per minute; px=pixel; MP=megapixel; W=watt; kW=kilowatt; MW=megawatt; GW=gigawatt; Wh=watt hour;
+    kWh=kilowatt hour; MWh=megawatt hour; V=volt; kV=kilovolt; mV=millivolt; mA=milliamp; mAh=milliamp hour; A=amp;
+    J=joule; kJ=kilojoule; cal=calorie; kcal=kilocalorie; N=newton; Pa=pascal; kPa=kilopascal; hPa=hectopascal;
+    psi=pound per square inch; dB=decibel; hp=horsepower; cc=cubic centimeter; ohm=ohm; kohm=kilohm; Mohm=megohm;
+    ppm=part per million; °C=degree Celsius; °F=degree Fahrenheit; °=degree; mmHg=millimeter of mercury;
+    mm Hg=millimeter of mercury; yrs.=year; c.=cup; Nm=newton meter; K=kelvin; dL=deciliter; mol=mole; mmol=millimole;
+    micromol=micromole; mcg=microgram; bps=basis point
 """)
 WORDY_UNITS = set("inch mile cup teaspoon tablespoon pound ounce pint quart gallon hour acre foot yard".split())
 PLURALS = _table(
     "foot=feet; inch=inches; penny=pence; Swedish krona=Swedish kronor; "
-    "Norwegian krone=Norwegian kroner; Danish krone=Danish kroner; ore=ore; paisa=paise; "
+    "Norwegian krone=Norwegian kroner; Danish krone=Danish kroner; krone=kroner; ore=ore; paisa=paise; "
+    "Czech koruna=Czech koruny; "
     "millimeter of mercury=millimeters of mercury"
 )
-UNINFLECTED = set("yen sen won jeon yuan fen baht rand hertz kilohertz megahertz gigahertz horsepower".split())
+UNINFLECTED = set(
+    "yen sen won jeon yuan fen baht rand kelvin gwei hertz kilohertz megahertz gigahertz horsepower".split()
+)
 # Before a name or a word; their dot does not end a sentence.
 TITLES = _table("""
     Mr=Mister; Mrs=Missus; Ms=Miz; Dr=Doctor; Prof=Professor; vs=versus; e.g.=for example; e.g=for example;
@@ -91,12 +103,14 @@ NUMBERED = _table("""
     Fig.=Figure; fig.=figure; Figs.=Figures; Ch.=Chapter; ch.=chapter; Vol.=Volume; vol.=volume;
     Sec.=Section; sec.=section; Eq.=Equation; Pt.=Part; pt.=part; Nos.=numbers; nos.=numbers; Art.=Article; c.=circa;
     ext.=extension; Ext.=Extension; Apt.=Apartment; Ste.=Suite; Hwy=Highway; Hwy.=Highway; Rte.=Route;
-    Mk=Mark; Mk.=Mark; Rm.=Room; Bldg.=Building; v=version; v.=version; ver.=version; §=section; §§=sections
+    Mk=Mark; Mk.=Mark; Rm.=Room; Bldg.=Building; v=version; v.=version; ver.=version; §=section; §§=sections;
+    lat.=latitude; long.=longitude
 """)
 # After a name or a word; their dot may end a sentence.
 ENDINGS = _table("""
     etc.=et cetera; Jr.=Junior; Sr.=Senior; St.=Street; Ave.=Avenue; Blvd.=Boulevard; Rd.=Road; Inc.=Incorporated;
     Ltd.=Limited; Corp.=Corporation; Co.=Company; Ln.=Lane; Hwy.=Highway; Pkwy.=Parkway; Bros.=Brothers;
+    Terr.=Terrace; Ct.=Court; Sq.=Square; doz.=dozen; pkg.=package; qty.=quantity; Ed.D.=E D D;
     Univ.=University; Assn.=Association; et al.=et al; Ph.D.=P H D; misc.=miscellaneous; Esq.=Esquire
 """)
 STREETS = _table("St=Street; Ave=Avenue; Blvd=Boulevard; Rd=Road; Ln=Lane; Dr=Drive; Hwy=Highway; Pkwy=Parkway")
@@ -126,6 +140,7 @@ SPELLED = _set("""
     RSPCA SEO SMB SOS STI SUV TBA UAE UAV UCLA UEFI UFC UFO UHF UI UK UN UPC UPS UPI URI URL US USA USB USC USDA
     USPS USSR UTC UTF UTI UV UX VAT VIP VOIP WTO YMCA AP EP DOB DUI EIN ETF IOU IPV IOT HDMI
     AA CPA CTA EIA EPS ESA EOF GMO GOP HOA IEC LAX MMA NDA NGO NIH OCR OTA OTC OTP REM ROI SAT SLA TOS UA UHD
+    CET CEST EET EEST AEST IST OT
     ISS UNHCR ATV AV EMT EMS ESG EOD ERP ICBM IOC IAEA AOL AMD ASL AARP USAF USMC USN IPCC
 """)
 ABBREVIATIONS = _set("US UK UN EU USA USSR UAE DC LA NY AM PM AD BC BCE CE PHD MD BA MA BSC MBA AKA ASAP RIP")
@@ -134,7 +149,8 @@ SHOUTED = set("IT US AM AS IS OR AD LA MA PA".split())  # words, where a word be
 SPECIAL = _table(
     "PhD=P H D; PhDs=P H D's; AT&T=A T and T; NaCl=N A C L; NaOH=N A O H; HCl=H C L; KCl=K C L; "
     "JPEG=J peg; NAACP=N double A C P; IEEE=I triple E; AAA=triple A; OK=okay; OK'd=okayed; .NET=dot net; "
-    "WiFi=Wi-Fi; LaTeX=Lay-tech; "
+    "WiFi=Wi-Fi; LaTeX=Lay-tech; JPEGs=J pegs; IPv4=I P v 4; IPv6=I P v 6; pH=P H; iOS=i O S; macOS=mac O S; "
+    "mRNA=m R N A; MySQL=My S Q L; NoSQL=No S Q L; PostgreSQL=Postgres Q L; SQLite=S Q Lite; OAuth=O Auth; "
     "B.Sc.=B S C; M.Sc.=M S C; BSc=B S C; MSc=M S C; "
     "WWI=World War one; WWII=World War two; 401(k)=four oh one k; 403(b)=four oh three b; A-Z=A to Z"
 )
@@ -166,6 +182,7 @@ _SIGNS = _table("""
     ≡= is equivalent to ;∴= therefore ;⇔= if and only if ;
     →= to ;⇒= implies ;−=-;§= section ;©= copyright ;∑= sum ;∫= integral ;∈= in ;∂= partial ;
 """)
+COMPARED = {">=": "≥", "<=": "≤", "!=": "≠", "==": "=", "->": "→"}
 SIGNS = {**_SIGNS, "=": " equals "}
 _ADDRESS = _table("""
     .=dot; /=slash; @=at; -=dash; _=underscore; :=colon; ?=question mark; &=and; #=hash; %=percent; ~=tilde; +=plus;
@@ -234,7 +251,7 @@ MARKUP = (
     Rule("reference", "[text][1]", r"\[([^\[\]\n]*)\]\[[^\[\]\n]*\]", r"\1"),
     Rule("row", "| a | b |", r"(?m)^ ?\|(?![ :|-]*$)(.*)$", _table_row),
     Rule("ruler", "---", r"(?m)^ ?(?:\|[ :|-]*|[-=*_](?: ?[-=*_])++ ?)$", "\x1e"),
-    Rule("quotation", "> text", r"(?m)^ ?(?:> ?)++", ""),
+    Rule("quotation", "> text", r"(?m)^ ?(?:>(?!=) ?)++", ""),
     Rule("heading", "# Title", r"(?m)^ ?#{1,6} ++(.*?)#*$", "\x1e\\1\x1e"),
     Rule("item", "- [x] item", r"(?m)^ ?[-*+] (?:\[[ xX]\] )?", "\x1e"),
     Rule("code", "`x`", r"`++|~~|\\(?=[*_#\[\]`])", ""),
@@ -277,6 +294,44 @@ def _line_end(match: re.Match) -> str:
 def pauses_at_line_ends(text: str) -> str:
     """One line of the lines of a text."""
     return LINE_END.sub(_line_end, text)
+
+
+# --- numbers
+
+
+def spell_digits(digits: str, zero: str = "zero") -> str:
+    """Digits and decimal points, one by one."""
+    return " ".join("point" if c == "." else zero if c == "0" else DIGITS[int(c)] for c in digits)
+
+
+@functools.lru_cache(maxsize=16384)
+def _words(number: int, kind: str) -> str:
+    """A number in words, by num2words; one of many digits by its parts below a thousand, which is ten times as fast."""
+    if kind == "year" or number < 1000:
+        return num2words(number, to=kind).replace(",", "")
+    rest = number % 100
+    if kind == "ordinal":
+        cardinal = _words(number, "cardinal")
+        return f"{cardinal.rpartition(' ')[0]} {_words(rest, kind)}" if rest else f"{cardinal}th"
+    parts = [(number // 1000**i % 1000, name) for i, name in enumerate(("", *THOUSANDS))]
+    words = [f"{_words(part, kind)} {name}".strip() for part, name in reversed(parts) if part]
+    return " ".join([*words[:-1], "and", words[-1]] if 0 < number % 1000 < 100 else words)
+
+
+@functools.lru_cache(maxsize=16384)
+def spell_number(number: int | str, kind: str = "cardinal") -> str:
+    """A number of 0 or more in words.
+
+    Args:
+        number: an integer, or its digits, which may have commas and decimals.
+        kind: "cardinal", "ordinal" or "year".
+    """
+    digits = str(number).replace(",", "")
+    if num2words is None or len(digits) > MAX_DIGITS or digits[0] == "0" and digits[1:2].isdigit():
+        return spell_digits(digits)
+    whole, point, decimals = digits.partition(".")
+    words = _words(int(whole), "cardinal" if point else kind)
+    return f"{words} {spell_digits(point + decimals)}" if point else words
 
 
 # --- characters
@@ -348,7 +403,8 @@ def in_ascii(text: str) -> str:
     text = EMOJI.sub(" ", re.sub(r"(?<=\d) ?[★⭐]", " star ", text))
     text = re.sub("[\ud800-\udfff]", " ", text)
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
-    text = re.sub(r"[µμ](?=[mgslLFAVW]\b)", "micro", re.sub(r"(\d ?[kM]?)[Ωω\u2126](?!\w)", r"\1ohm", text))
+    text = re.sub(r"(?<=[A-Za-z])[·⋅](?=[A-Za-z])", "", re.sub(r"(?<=\d) ?[·⋅] ?(?=\d)", " × ", text))
+    text = re.sub(r"[µμ](?=(?:[mgslLFAVW]|mol)\b)", "micro", re.sub(r"(\d ?[kM]?)[Ωω\u2126](?!\w)", r"\1ohm", text))
     text = re.sub(r"\w{3,}", _greek_look_alikes, _cyrillic(text)) if re.search("[Α-Ωα-ω]", text) else _cyrillic(text)
     text = text.translate({ord(c): _plain(c) for c in set(text) if not c.isascii()})
     return re.sub("[Α-Ωα-ω]+", _greek, text)

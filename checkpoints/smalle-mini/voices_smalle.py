@@ -7,7 +7,7 @@ A voice file is a safetensors file of `codes` and of the tensors of a state; its
 import copy
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -167,6 +167,12 @@ class VoiceConverterConfig(PreTrainedConfig):
     intermediate_size: int = 768
     num_layers: int = 8
     source_pitch: list[float] | tuple[float, float] = (5.25, 0.25)
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 in tiles (AMX). Others take twice as long as in float32."""
+    check = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(check and check())
 
 
 def standardize(content: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
@@ -335,17 +341,25 @@ class VoiceConverter(PreTrainedModel):
         condition = self.condition(torch.cat((4 * self.embed_speaker(frames), channel, moments))[None])
         return self.inputs(content, f0), mel, condition, torch.stack((log_f0.median(), log_f0.std().clamp(max=0.35)))
 
-    def prepare(self, waveform: Tensor, steps: int | None = None, seed: int = 0) -> dict[str, Tensor]:
+    def prepare(
+        self,
+        waveform: Tensor,
+        steps: int | None = None,
+        seed: int = 0,
+        progress: Callable[[int, int], Any] | None = None,
+    ) -> dict[str, Tensor]:
         """The `conversion` of a `Voice`, tuned to a clean recording (L,) of 5 to 10 s at the codec's sampling rate.
 
-        steps: TUNING_STEPS by default; 0: the speaker as the network guesses it. Raises ValueError for a recording
-        without voiced sound.
+        steps: TUNING_STEPS by default; 0: the speaker as the network guesses it. progress: called before each step with
+        the number of steps that are done, and of all; what it raises ends the preparation. Raises ValueError for a
+        recording without voiced sound.
         """
         with torch.no_grad():
             inputs, mel, condition, pitch = self.analyze_recording(waveform)
             network = self.conditioned(condition)
             speaker = self.embed_speaker(mel.reshape(-1, self.codec_config.num_mels))
-        self._tune(network, inputs, mel, speaker, TUNING_STEPS if steps is None else steps, seed)
+        steps = TUNING_STEPS if steps is None else steps
+        self._tune(network, inputs, mel, speaker, steps, seed, progress or (lambda done, steps: None))
         parameters = {f"network.{name}": tensor.detach().half() for name, tensor in network.state_dict().items()}
         return {**parameters, "pitch": pitch}
 
@@ -353,7 +367,16 @@ class VoiceConverter(PreTrainedModel):
         """Log-mel frames (B, T, 2 * num_mels) that a network makes of its inputs (B, C, T)."""
         return self.analysis.restore(network.apply_blocks(inputs)[0] * self.latent_scale[:, None])
 
-    def _tune(self, network: FrameNetwork, inputs: Tensor, mel: Tensor, speaker: Tensor, steps: int, seed: int) -> None:
+    def _tune(
+        self,
+        network: FrameNetwork,
+        inputs: Tensor,
+        mel: Tensor,
+        speaker: Tensor,
+        steps: int,
+        seed: int,
+        progress: Callable[[int, int], Any],
+    ) -> None:
         """Tunes `network`, in place, to make the frames `mel` (1, T, 2 * num_mels) of `inputs` (1, C, T), whose
         speaker has the embedding `speaker` (256,)."""
         generator, size = torch.Generator().manual_seed(seed), min(SPEAKER_WINDOW // 2, inputs.shape[2])
@@ -361,10 +384,11 @@ class VoiceConverter(PreTrainedModel):
         with torch.inference_mode(False), torch.enable_grad():
             meant = self.analysis.restore(self.analysis.project(mel.clone()))
             for step in range(steps):
+                progress(step, steps)
                 starts = torch.randint(inputs.shape[2] - size + 1, (8,), generator=generator).tolist()
                 given = torch.cat([inputs[..., n : n + size] for n in starts])
                 given = given + 0.1 * torch.randn(given.shape, generator=generator)
-                with torch.autocast("cpu", torch.bfloat16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
                     frames = self.frames_of(network, given)
                 loss = (frames - torch.cat([meant[:, n : n + size] for n in starts])).abs().mean()
                 if 2 * size == SPEAKER_WINDOW:
