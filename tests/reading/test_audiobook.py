@@ -56,7 +56,8 @@ def test_each_chapter_is_a_sound_file_with_captions(streamer, tmp_path, suffix):
             assert len(sound) / sound.samplerate == pytest.approx(entry["seconds"], abs=0.1)
             assert sound.title == entry["title"] and sound.album == "The Dogs"
     srt = paths[0].with_suffix(".srt").read_text()
-    assert [line for line in srt.split("\n") if re.search("[a-z]", line)] == ["One.", "It is a door.", "Nobody asked!"]
+    lines = [line for line in srt.split("\n") if re.search("[a-z]", line)]
+    assert lines[0] == "One." and " ".join(lines) == "One. It is a door. Nobody asked!"
 
 
 def test_pauses_are_as_long_as_they_are_asked_for(streamer, tmp_path):
