@@ -42,7 +42,7 @@ def main() -> None:
     for speed in arguments.speeds:
         stretcher = TimeStretcher(speed, processor.sampling_rate)
         stretched = np.concatenate((stretcher.stretch(wave), stretcher.finish()))
-        errors = word_error_rate(text, hear(stretched, processor.sampling_rate))
+        errors = round(word_error_rate(text, hear(stretched, processor.sampling_rate)), 3)
         rows.append(
             {"speed": speed, "seconds": round(len(stretched) / processor.sampling_rate, 1), "wer": round(errors, 3)}
         )
