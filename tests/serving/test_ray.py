@@ -75,9 +75,9 @@ def replicas():
 
 def wait_until_one_is_replaced(before, seconds=300):
     deadline = time.monotonic() + seconds
-    while before <= replicas() or serve.status().applications["default"].deployments["smalle"].replica_states != {
-        "RUNNING": 2
-    }:
+    while len(replicas() - before) < 1 or serve.status().applications["default"].deployments[
+        "smalle"
+    ].replica_states != {"RUNNING": 2}:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
