@@ -73,11 +73,14 @@ def replicas():
     return {actor["name"] for actor in actors if actor["name"].startswith("SERVE_REPLICA")}
 
 
+def running():
+    """How many replicas are in each state, which lags behind a kill."""
+    return serve.status().applications["default"].deployments["smalle"].replica_states
+
+
 def wait_until_one_is_replaced(before, seconds=300):
     deadline = time.monotonic() + seconds
-    while len(replicas() - before) < 1 or serve.status().applications["default"].deployments[
-        "smalle"
-    ].replica_states != {"RUNNING": 2}:
+    while not replicas() - before or running() != {"RUNNING": 2}:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
