@@ -1,5 +1,6 @@
 """Recordings to clone: what is refused, and what is cleaned."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -67,23 +68,47 @@ def test_offsets_and_silence_at_the_ends_do_not_matter(speech):
 def test_of_two_minutes_the_part_with_most_speech_is_heard(speech):
     quiet = np.zeros(60 * RATE, np.float32)
     long = np.concatenate((speech[:RATE], quiet, *[speech] * 8, quiet))
-    cleaned = clean_reference(long, RATE)
-    assert len(cleaned) == pytest.approx(20 * RATE, abs=0.3 * RATE)
+    with pytest.warns(UserWarning, match=r"audio is 161 s long: .* s of it are heard\. Give 5 to 10 s"):
+        cleaned = clean_reference(long, RATE)
+    assert 11.9 * RATE < len(cleaned) < 20.3 * RATE
     assert speech_level(cleaned[: 5 * RATE])[0] > -30 and speech_level(cleaned[-5 * RATE :])[0] > -30
+
+
+def test_a_long_recording_is_cut_at_pauses(speech):
+    phrase = np.concatenate((speech[: 3 * RATE], np.zeros(RATE // 2, np.float32)))
+    with pytest.warns(UserWarning, match="audio is 35 s long"):
+        cleaned = clean_reference(np.concatenate([phrase] * 10), RATE)
+    ends = np.abs(cleaned[: RATE // 20]).max(), np.abs(cleaned[-RATE // 20 :]).max()
+    assert max(ends) < 0.05 * np.abs(cleaned).max() and 11.9 * RATE < len(cleaned) < 20.3 * RATE
 
 
 def test_a_reference_ignores_its_transcript(speech):
     processor = SmallEProcessor.from_pretrained(CHECKPOINT, clones_by_reference=True)
-    with_text, without = (
-        processor("Hello.", audio=speech, audio_text=text, sampling_rate=RATE) for text in ("No.", None)
-    )
+    inputs = {"audio": np.concatenate([speech] * 4), "sampling_rate": RATE}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        with_text = processor("Hello.", audio_text="No.", **inputs)
+        assert "audio_text is not used" in str(caught[0].message)
+        assert len(caught) == 1  # 20 s are heard as they are
+        without = processor("Hello.", **inputs)
+    assert len(caught) == 1
     assert with_text.keys() == without.keys() and "audio_codes" not in with_text
     assert all(torch.equal(with_text[name], without[name]) for name in without)
-    heard = processor.reference_voice(0.1 * speech, None, RATE).codes
-    assert len(heard) == len(processor.clean_recording(speech, RATE)) // 480
+    with pytest.raises(ValueError, match="audio_text=.*expected the transcript"):
+        processor("Hello.", audio_text="", **inputs)
+    heard = processor.reference_voice(0.1 * inputs["audio"], None, RATE).codes
+    assert len(heard) == len(processor.clean_recording(inputs["audio"], RATE)) // 480
     assert (heard == without["speaker_codes"][0]).float().mean() > 0.9  # whatever the level
 
 
+def test_a_prepared_voice_says_that_its_transcript_is_not_used(speech):
+    processor = SmallEProcessor.from_pretrained(CHECKPOINT)
+    with pytest.warns(UserWarning, match="audio_text is not used.*Leave it out"):
+        voice = processor.encode_voice(speech, "Never said.", RATE)
+    assert voice.conversion is not None and voice.text == processor.get_voice(processor.default_voice).text
+
+
+@pytest.mark.filterwarnings("ignore:audio_text is not used")
 def test_word_times_of_a_clone_need_no_transcript(speech):
     processor = SmallEProcessor.from_pretrained(CHECKPOINT, clones_by_reference=True)
     inputs = processor("Hello.", audio=speech, audio_text="Not what it says.", sampling_rate=RATE)
