@@ -9,14 +9,12 @@ import functools
 import re
 import unicodedata
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import regex  # as in text_tables_smalle
 
 from .text_tables_smalle import (
     ABBREVIATIONS,
-    ADDRESS_LETTERS,
-    ADDRESS_SIGNS,
     AMBIGUOUS_STATES,
     CHARACTERS,
     COMPARED,
@@ -34,7 +32,6 @@ from .text_tables_smalle import (
     NOT_A_STREET,
     NUMBERED,
     NUMBERED_ROMAN,
-    PLURALS,
     RULERS,
     SCALES,
     SHOUTED,
@@ -46,15 +43,24 @@ from .text_tables_smalle import (
     STATES,
     STREETS,
     TITLES,
-    UNINFLECTED,
     UNITS,
     WEEKDAYS,
     WORDY_UNITS,
     Rule,
+    any_of,
     in_ascii,
+    in_pairs,
     pauses_at_line_ends,
+    plural,
+    roman_value,
+    spell_address,
+    spell_characters,
     spell_digits,
+    spell_groups,
+    spell_network_address,
     spell_number,
+    spell_phone,
+    spell_tag,
     without_markup,
 )
 
@@ -66,18 +72,6 @@ LAST_DAY = r"(?P<last>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?"
 HALF_DAY = r"(?P<half>[apAP])(?:\.\s?[mM]\.?|[mM]\b\.?)"
 ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?<=[MDCLXVI])"
 SENTENCE_END = re.compile(r"\s*$|\s+(?!(?:[NS][EW]|[A-Z]{1,3}T|UTC|Ltd|Inc|Corp|LLC|Jr|Sr)\b)[A-Z]")
-
-
-def _plural(noun: str) -> str:
-    """Miles per hour, square feet, degrees Celsius, yen."""
-    head, per, rest = noun.partition(" per ")
-    if noun in PLURALS:
-        return PLURALS[noun]
-    if head.startswith("degree"):
-        return noun.replace("degree", "degrees", 1)
-    *others, last = head.split()
-    last = last if last in UNINFLECTED else PLURALS.get(last, f"{last}s")
-    return " ".join([*others, last]) + per + rest
 
 
 def _full_stop(match: re.Match) -> str:
@@ -147,45 +141,16 @@ def _offset(match: re.Match) -> str:
     return f"{zone} {sign} {spell_number(int(match['hour']))}{minutes}"
 
 
-def _phone(match: re.Match) -> str:
-    """Five five five, one two three, four five six seven; one eight hundred, ..."""
-    if len(match[0]) < 9 and match[0].startswith("+"):
-        return match[0]
-    words = []
-    for part in re.findall(r"\d+|[A-Za-z]+|\+", match[0]):
-        if part == "+" or part.isalpha():
-            words.append("plus" if part == "+" else "extension" if part.islower() else part)
-        else:
-            hundred = re.fullmatch("(0(?=[358]))?([1-9]00)", part)
-            number = spell_number(hundred[2]) if hundred else spell_digits(part, "oh")
-            words.append(("oh " if hundred and hundred[1] else "") + number + ",")
-    return re.sub(r"\bone, (?=\w+ hundred)", "one ", " ".join(words)).rstrip(",")
-
-
-def _digit_groups(match: re.Match) -> str:
-    """Four one one one, two two two two; ten, two, one of a short row."""
-    groups = re.findall(r"\d+", match[0])
-    short = max(map(len, groups)) < 3 and min(map(len, groups)) == 1
-    return ", ".join(map(spell_number if short else spell_digits, groups))
-
-
-def _characters(match: re.Match) -> str:
-    """D E eight nine, three seven oh four."""
-    return ", ".join(
-        " ".join(spell_digits(c) if c.isdigit() else c for c in group) for group in re.split("[ :]", match[0])
-    )
-
-
 def _code_number(match: re.Match) -> str:
     """Number two zero two four, zero zero nine eight."""
-    return ("number " if match[0][0] in "Nn" else "") + _digit_groups(match)
+    return ("number " if match[0][0] in "Nn" else "") + spell_groups(match)
 
 
 @functools.cache
 def _currency(sign: str) -> tuple[str, str, str, str]:
     """The singular and the plural of a currency and of its hundredth."""
     one, cent = CURRENCIES[sign].split(",")
-    return one, _plural(one), cent, _plural(cent)
+    return one, plural(one), cent, plural(cent)
 
 
 def _money(match: re.Match) -> str:
@@ -217,13 +182,6 @@ def _military_time(match: re.Match) -> str:
     return f"{'oh ' if match[1][0] == '0' else ''}{spell_number(int(match[1]))} {minute} hours"
 
 
-def _network_address(match: re.Match) -> str:
-    """One nine two dot one six eight dot zero dot one, port eight zero."""
-    return " dot ".join(map(spell_digits, match[1].split("."))) + (
-        f", port {spell_digits(match[2])}" if match[2] else ""
-    )
-
-
 def _whole_units(match: re.Match) -> str:
     """One thousand two hundred euros and fifty cents of "€1.200,50", with the point of decimals."""
     return f"{match[1].replace('.', '')}.{match[2]}"
@@ -232,7 +190,7 @@ def _whole_units(match: re.Match) -> str:
 def _bare_unit(match: re.Match) -> str:
     """Per square kilometer, in square kilometers."""
     unit = UNITS[match[1] + match[2]]
-    return unit if _before(match, 4) == "per " else _plural(unit)
+    return unit if _before(match, 4) == "per " else plural(unit)
 
 
 def _per_unit(match: re.Match) -> str:
@@ -268,13 +226,6 @@ def _letters_and_number(match: re.Match) -> str:
     return f"{' '.join(word) if spelled else word}, {spell_digits(match['number'])}"
 
 
-def _in_pairs(number: str) -> str:
-    """One oh one, three eighty, five hundred of a room, a road, an aircraft."""
-    if number.endswith("00") or len(number) != 3:
-        return spell_number(number)
-    return f"{spell_number(number[0])} {'oh ' if number[1] == '0' else ''}{spell_number(int(number[1:]))}"
-
-
 def _digits_of_a_code(match: re.Match) -> str:
     """Code nine oh two one oh; error five hundred."""
     number = match["number"]
@@ -284,7 +235,7 @@ def _digits_of_a_code(match: re.Match) -> str:
 def _parts(match: re.Match) -> str:
     """Three a two of "3(a)(ii)"."""
     parts = (part for part in match.groups() if part)
-    return "".join(f" {_roman(part) if re.fullmatch('[ivx]{2,}', part) else part}" for part in parts)
+    return "".join(f" {roman_value(part) if re.fullmatch('[ivx]{2,}', part) else part}" for part in parts)
 
 
 def _initials(match: re.Match) -> str:
@@ -320,7 +271,7 @@ def _measure(match: re.Match) -> str:
     if joint == "" and re.search(rf"(?:{PLACES}) $", _before(match, 12)):
         return match[0]
     unit = UNITS[sign]
-    noun = unit if match["amount"] == "1" or match["joint"] == "-" else _plural(unit)
+    noun = unit if match["amount"] == "1" or match["joint"] == "-" else plural(unit)
     return f"{match['amount']} {noun}{_full_stop(match)}"
 
 
@@ -337,10 +288,10 @@ def _fraction(match: re.Match) -> str:
     name, unit, word = FRACTIONS[bottom], match["unit"], match["word"]
     if whole:
         article = "an" if name[0] == "e" else "a"
-        part = f"{article} {name}" if top == 1 else f"{spell_number(top)} {_plural(name)}"
+        part = f"{article} {name}" if top == 1 else f"{spell_number(top)} {plural(name)}"
         words = f"{spell_number(whole)} and {'a half' if bottom == 2 else part}"
-        return f"{words} {_plural(UNITS[unit])}" if unit else f"{words}{match['joint']}{word}" if word else words
-    halves = "halves" if bottom == 2 else _plural(name)
+        return f"{words} {plural(UNITS[unit])}" if unit else f"{words}{match['joint']}{word}" if word else words
+    halves = "halves" if bottom == 2 else plural(name)
     words = f"one {name}" if top == 1 else f"{spell_number(top)} {halves}"
     words += " " * (_after(match, 1).isalpha())
     noun = UNITS[unit] if unit else word
@@ -379,7 +330,7 @@ def _feet(match: re.Match) -> str:
 def _coordinate(match: re.Match) -> str:
     """Forty degrees, forty-two minutes north."""
     names = zip(match.group("degree", "minute", "second"), ("degree", "minute", "second"))
-    words = [f"{n} {name if n == '1' else _plural(name)}" for n, name in names if n]
+    words = [f"{n} {name if n == '1' else plural(name)}" for n, name in names if n]
     return ", ".join(words) + f" {COMPASS[match['pole']].lower()}"
 
 
@@ -427,51 +378,21 @@ def _superscript(match: re.Match) -> str:
     return digits if len(base) > 2 or number and base + "2" in UNITS else f"^{digits}"
 
 
-def _address(match: re.Match) -> str:
-    """Example dot com slash docs, a dot person at example dot org, setup dot p y."""
-    words = []
-    for part in re.findall(r"[A-Za-z]+|\d+|[^A-Za-z]", re.sub(r"^\w+://|/$", "", match[0])):
-        if part.isalpha():
-            letters = part.lower() in ADDRESS_LETTERS or not re.search("[aeiouy]", part, re.I) or part == "py"
-            words.append(" ".join(part) if letters else " ".join(_camel(part)))
-        else:
-            words.append(spell_digits(part) if len(part) > 4 else ADDRESS_SIGNS.get(part, part))
-    return " ".join(words)
-
-
-def _camel(word: str) -> list[str]:
-    """The words of ThrowbackThursday and of throwback_thursday."""
-    return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z_]+", word)
-
-
-def _handle(match: re.Match) -> str:
-    """Hashtag Throwback Thursday, at john underscore doe."""
-    if match[0][0] == "#":
-        return "hashtag " + " ".join(_camel(match[1]))
-    return "at " + re.sub(r"[._]", lambda sign: f" {ADDRESS_SIGNS[sign[0]]} ", match[1]).strip()
-
-
-def _roman(numeral: str) -> int:
-    """The value of a Roman numeral."""
-    values = [dict(zip("IVXLCDM", (1, 5, 10, 50, 100, 500, 1000)))[c] for c in numeral.upper()]
-    return sum(-v if v < following else v for v, following in zip(values, [*values[1:], 0]))
-
-
 def _cardinal_roman(match: re.Match) -> str:
     """Two of "II"; in brackets of "(ii)"."""
-    return re.sub(r"\w+", lambda numeral: spell_number(_roman(numeral[0])), match[0])
+    return re.sub(r"\w+", lambda numeral: spell_number(roman_value(numeral[0])), match[0])
 
 
 def _ordinal_roman(match: re.Match) -> str:
     """Eighteenth of "XVIII" or "XVIIIth"."""
-    return spell_number(_roman(match[1]), "ordinal")
+    return spell_number(roman_value(match[1]), "ordinal")
 
 
 def _numbered_roman(match: re.Match) -> str:
     """World War two, Chapters four to six, Books one, two and three."""
     pattern = r"\w+" if match["numerals"].islower() else rf"\b{ROMAN}\b"
     numerals = match["numerals"].replace("-", " to ")
-    numerals = re.sub(pattern, lambda roman: f" {spell_number(_roman(roman[0]))}", numerals)
+    numerals = re.sub(pattern, lambda roman: f" {spell_number(roman_value(roman[0]))}", numerals)
     return f"{match['noun']} {' '.join(numerals.split())}" + (" point " if match["part"] else "")
 
 
@@ -479,7 +400,7 @@ def _named_roman(match: re.Match) -> str:
     """Henry the eighth, Apollo thirteen; I the word and initials stay."""
     name, numeral, before = match["name"], match["numeral"], _before(match).split()
     words = {name, *re.findall(r"[A-Z]\w+(?= (?:[A-Z][\w.]* )?$)", _before(match))}
-    value = _roman(numeral)
+    value = roman_value(numeral)
     if words & KINGS or words & RULERS or (name.lower() == name and before[-1:] and before[-1] in KINGS):
         # "When I told Henry I was late": a first is followed by a mark or by what a ruler does
         first = not words & RULERS and numeral == "I"
@@ -535,24 +456,14 @@ def _version(match: re.Match) -> str:
     return f"{name}{' point '.join(match['numbers'].split('.'))}" + (f", {stage} {number}".rstrip() if stage else "")
 
 
-def _any_of(words: Iterable[str]) -> str:
-    """A pattern of any of these words, the longest first."""
-    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-
-
-for _unit in "m km cm mm ft in mi yd".split():
-    for _size, _name in ("2", "square"), ("3", "cubic"):
-        UNITS[_unit + _size] = f"{_name} {UNITS.get(_unit, 'inch')}"
-
-
 _SIGNED = "".join(sign for sign in CURRENCIES if len(sign) == 1)
-_CODES = _any_of(sign for sign in CURRENCIES if len(sign) > 1)
+_CODES = any_of(sign for sign in CURRENCIES if len(sign) > 1)
 MONEY = rf"(?P<sign>(?<![A-Za-z])(?:{_CODES})|[{_SIGNED}])"
 SCALE = r"(?:\s?(?P<scale>thousand|million|billion|trillion|bn|mn|tn|trn|mm|lakh|crore|[kKmMbBtT])\b)?"
 WORDS = (
     "people|users|views|followers|subscribers|downloads|copies|visitors|residents|customers|voters|years|tons|tonnes"
 )
-UNIT = rf"(?=[A-Za-z°])(?:{_any_of(UNITS)})"
+UNIT = rf"(?=[A-Za-z°])(?:{any_of(UNITS)})"
 ABBREVIATED_MONTH = "(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)"
 PLACES = (
     "[Rr]oute|[Hh]ighway|[Gg]ate|[Rr]oom|[Ss]eat|[Rr]ow|[Aa]pt\.?|[Ff]lat|[Ss]uite|[Uu]nit|[Bb]us|[Ll]ine|[Pp]latform"
@@ -581,8 +492,8 @@ _HOST = (
     r"(?::\d++)?(?:/[\w.~%?=&#/-]*[\w/]|/)?"
 )
 LOUD_FILES = "|".join(name.upper() for name in FILES if len(name) > 2)
-_FILE = rf"(?<![\w/.~-])(?:~/|\.{{1,2}}/|\.|/)?(?:[\w-]++[/.])+(?<=\.)(?:{_any_of(FILES)}|{LOUD_FILES})(?![\w/-]|\.\w)"
-_ENDING_OF_FILES = rf"(?<![\w./])\*?\.(?:{_any_of(name for name in FILES if len(name) > 1)})(?![\w/.-])"
+_FILE = rf"(?<![\w/.~-])(?:~/|\.{{1,2}}/|\.|/)?(?:[\w-]++[/.])+(?<=\.)(?:{any_of(FILES)}|{LOUD_FILES})(?![\w/-]|\.\w)"
+_ENDING_OF_FILES = rf"(?<![\w./])\*?\.(?:{any_of(name for name in FILES if len(name) > 1)})(?![\w/.-])"
 _PATH = r"(?<![\w/.~-])(?:(?:~|\.{1,2})/\.?[\w+-]++|/[\w+-]++/[\w+-]++)(?:[/.][\w+-]++)*+/?"
 _PHONE = (
     r"(?<![\w.,+-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-]|[.,]\d)(?:,? ?(?:ext\.?"
@@ -658,7 +569,7 @@ _MONEY_SIGN_LAST = rf"{START}(?P<amount>{NUMBER}){SCALE}\s?(?P<sign>(?:{_CODES})
 _SMALL_MONEY = rf"{START}(?P<amount>{NUMBER})(?:\s?(?P<sign>¢)|(?P<sign2>p)(?!\w|\.\w))"
 _FRACTION = (
     rf"(?<![\d/.,-])(?:(?P<whole>\d{{1,4}})[ -])?(?P<top>\d{{1,2}})/(?P<bottom>\d{{1,2}})(?![\d/]|\.\d)(?:"
-    rf"(?P<joint>[ -]?)(?:(?P<unit>{_any_of(UNITS)})|(?P<word>{'|'.join(sorted(WORDY_UNITS))}))(?!\w))?"
+    rf"(?P<joint>[ -]?)(?:(?P<unit>{any_of(UNITS)})|(?P<word>{'|'.join(sorted(WORDY_UNITS))}))(?!\w))?"
 )
 _OUT_OF = rf"{START}(?P<top>{NUMBER})/(?P<bottom>5|10|20|100)(?![\d/\w]|\.\d)"
 _DURATION = r"(?<!\w)(?P<hour>\d{1,2})h ?(?P<minute>\d{1,2})(?:m|min)?(?!\w)"
@@ -673,12 +584,12 @@ _PER_UNIT = r"(?<= per )(?:mol?|yr|wk|hr|h|min|sec|s|kg|lb|[dm]?L|ml)\b\.?"
 _STREET_WITHOUT_A_DOT = rf"(?<=[a-z] )(?P<ending>{'|'.join(STREETS)})(?=,|$| (?:Apt|Suite|Unit|[NS][EW]\b))"
 _STATE = rf"(?<=[a-z], )(?P<state>{'|'.join(STATES)})\b(?: (?P<zip>\d{{5}})(?:[- ](?P<more>\d{{4}}))?\b)?"
 _TITLE = (
-    rf"(?<![\w.])({_any_of(word for word in TITLES if word[-1] != '/' and '/' not in word)})(?:(?<=\.)|\.|\b)"
+    rf"(?<![\w.])({any_of(word for word in TITLES if word[-1] != '/' and '/' not in word)})(?:(?<=\.)|\.|\b)"
     r"(?!\w)"
 )
-_BEFORE_A_NUMBER = rf"(?<![\w.])({_any_of(NUMBERED)}) ?(?=#?\d)"
+_BEFORE_A_NUMBER = rf"(?<![\w.])({any_of(NUMBERED)}) ?(?=#?\d)"
 _BEFORE_A_NUMERAL = r"(?<![\w.])(Vol|Ch|Pt|Sec|Mk|Fig)\.? (?=[IVXLC]+\b)"
-_ENDING = rf"(?<![\w.])(?:{_any_of(ENDINGS)})(?!\w)"
+_ENDING = rf"(?<![\w.])(?:{any_of(ENDINGS)})(?!\w)"
 _INITIALS = r"\b(?:[A-Za-z]\.){2,}"
 _NUMBERED = (
     rf"\b(?P<noun>{NUMBERED_ROMAN}|(?:act|chapter|part|scene|section|volume)s?(?= [IVXivx]{{2}})) "
@@ -710,14 +621,16 @@ RULES = (
     Rule("feet", "6'", r"(?<![\w.])(?P<feet>\d{1,3})(?P<inches>)'(?![\w'])", _feet),
     Rule("inches", '12"', rf"{START}(?P<feet>)(?P<inches>{NUMBER})\"(?!\w)", _feet),
     # addresses, names of files, tags
-    Rule("e-mail", "a.person@example.org", r"(?<![\w.+-])[\w.+-]++@[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++", _address),
-    Rule("URL", "www.example.com/docs", r"\b(?:(?:https?|ftp|file)://|www\.)[^\s<>\"'()\[\]{}|]*[\w/]", _address),
-    Rule("host", "example.com/docs", _HOST, _address),
-    Rule("file", "src/main.py", _FILE, _address),
-    Rule("ending of files", "*.txt", _ENDING_OF_FILES, lambda match: _address(match).replace("*", "star")),
-    Rule("path", "/usr/local/bin", _PATH, _address),
+    Rule(
+        "e-mail", "a.person@example.org", r"(?<![\w.+-])[\w.+-]++@[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++", spell_address
+    ),
+    Rule("URL", "www.example.com/docs", r"\b(?:(?:https?|ftp|file)://|www\.)[^\s<>\"'()\[\]{}|]*[\w/]", spell_address),
+    Rule("host", "example.com/docs", _HOST, spell_address),
+    Rule("file", "src/main.py", _FILE, spell_address),
+    Rule("ending of files", "*.txt", _ENDING_OF_FILES, lambda match: spell_address(match).replace("*", "star")),
+    Rule("path", "/usr/local/bin", _PATH, spell_address),
     Rule("hidden file", ".gitignore", r"(?<!\S)\.(?=[a-z]{3})", "dot "),
-    Rule("Windows path", r"C:\Users\me", r"\b[A-Za-z]:\\[\w\\.-]*\w", _address),
+    Rule("Windows path", r"C:\Users\me", r"\b[A-Za-z]:\\[\w\\.-]*\w", spell_address),
     Rule("forum", "r/science", r"(?<![\w/])([ru])/(?=\w)", r"\1 slash "),
     Rule("sharp", "C#", r"\b([A-G])#(?!\w)", r"\1 sharp"),
     Rule("code", "A7-X9", r"(?<![\w-])#?(?=[A-Z-]*+\d)((?:[A-Z]++\d*+|\d++[A-Z]++)(?:-[A-Z\d]++)+)(?![\w-])", _code),
@@ -728,26 +641,26 @@ RULES = (
         _letters_and_number,
     ),
     Rule("letter and a row", "H.264", r"\b([A-Z])\.(\d{3,4})\b", lambda match: f"{match[1]} {spell_digits(match[2])}"),
-    Rule("postcode", "SW1A 2AA", r"\b[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}\b|\b[A-Z]\d[A-Z] \d[A-Z]\d\b", _characters),
-    Rule("aircraft's letter", "A380", r"\b([A-Z])(\d{3})\b", lambda match: f"{match[1]} {_in_pairs(match[2])}"),
+    Rule("postcode", "SW1A 2AA", r"\b[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}\b|\b[A-Z]\d[A-Z] \d[A-Z]\d\b", spell_characters),
+    Rule("aircraft's letter", "A380", r"\b([A-Z])(\d{3})\b", lambda match: f"{match[1]} {in_pairs(match[2])}"),
     Rule("acronym and a number", "ISO 8601", _ACRONYM_AND_A_NUMBER, lambda match: _year(match[0])),
-    Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", _handle),
-    Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", _handle),
+    Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", spell_tag),
+    Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", spell_tag),
     # rows of digits
-    Rule("long code", "DE89 3704 0044", _LONG_CODE, _characters),
+    Rule("long code", "DE89 3704 0044", _LONG_CODE, spell_characters),
     Rule("spaces of thousands", "1 000 000", _SPACES_OF_THOUSANDS, lambda match: match[0].replace(" ", "")),
-    Rule("phone", "(555) 123-4567", _PHONE, _phone),
-    Rule("vanity phone", "1-800-FLOWERS", r"(?<![\w-])(?:1-)?8\d\d-[A-Z]{2,9}(?:-[A-Z]{2,9})?(?!\w)", _phone),
-    Rule("phone abroad", "+44 20 7946 0958", r"(?<![\w+])\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}(?!\w)", _phone),
-    Rule("phone with a zero", "020 7946 0958", _PHONE_WITH_A_ZERO, _phone),
-    Rule("phone in groups", "01 42 68 53 00", _PHONE_IN_GROUPS, _phone),
-    Rule("phone number", "555-1234", r"(?<![\d-])\d{3}-\d{4}(?![\d-])", _phone),
-    Rule("phone in a row", "Call 5551234567", _PHONE_IN_A_ROW, _phone),
+    Rule("phone", "(555) 123-4567", _PHONE, spell_phone),
+    Rule("vanity phone", "1-800-FLOWERS", r"(?<![\w-])(?:1-)?8\d\d-[A-Z]{2,9}(?:-[A-Z]{2,9})?(?!\w)", spell_phone),
+    Rule("phone abroad", "+44 20 7946 0958", r"(?<![\w+])\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}(?!\w)", spell_phone),
+    Rule("phone with a zero", "020 7946 0958", _PHONE_WITH_A_ZERO, spell_phone),
+    Rule("phone in groups", "01 42 68 53 00", _PHONE_IN_GROUPS, spell_phone),
+    Rule("phone number", "555-1234", r"(?<![\d-])\d{3}-\d{4}(?![\d-])", spell_phone),
+    Rule("phone in a row", "Call 5551234567", _PHONE_IN_A_ROW, spell_phone),
     Rule("aircraft", "747-400", r"(?<![\w-])7([0-8]7)-(?=\d)|(?<=Boeing )7([0-8]7)\b", r"7 \1\2 "),
     Rule("flight", "BA2490", r"\b(?!FY|CY)([A-Z])([A-Z])(?:(?<=light ..) )?(\d{3,4})\b", _flight),
     Rule("digits of a code", "code 90210", _DIGITS_OF_A_CODE, _digits_of_a_code),
     Rule("emergency", "Call 911", _EMERGENCY, lambda match: spell_digits(match[0])),
-    Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, _network_address),
+    Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, spell_network_address),
     Rule("apostrophes of thousands", "10'000", r"(?<=\d)'(?=\d{3}(?!\d))", ""),
     Rule(
         "dots of thousands",
@@ -775,9 +688,9 @@ RULES = (
     Rule("end of months", "January to Mar", rf"(?<= to )(?P<name>{ABBREVIATED_MONTH})\b", _named),
     Rule("weekdays", "Mon-Fri", rf"\b{ANY_WEEKDAY}\.?\s?-\s?(?={ANY_WEEKDAY}\b)", lambda match: _named(match) + " to "),
     Rule("weekday", "Mon.", _WEEKDAY, _named),
-    Rule("codes of digits", "123-45-6789", r"(?<![\w-])\d{1,9}(?:-\d{1,9}){2,}+(?![\w-])", _digit_groups),
+    Rule("codes of digits", "123-45-6789", r"(?<![\w-])\d{1,9}(?:-\d{1,9}){2,}+(?![\w-])", spell_groups),
     Rule("code with a zero", "2024-0098", r"(?:\b[Nn]o\. ?)?(?<![\w-])\d{2,}-0\d++(?![\w-])", _code_number),
-    Rule("card", "4111 1111 1111 1111", r"(?<!\d)\d{4}(?: \d{4}){3}(?!\d)", _digit_groups),
+    Rule("card", "4111 1111 1111 1111", r"(?<!\d)\d{4}(?: \d{4}){3}(?!\d)", spell_groups),
     # ranges: a dash between two amounts is a "to"
     Rule("circa", "c. 1450", r"(?<![\w.])ca?\. ?(?=\d{3,4}\b)", "circa "),
     Rule("years", "1914-18", _YEARS, _years),
@@ -863,7 +776,7 @@ RULES = (
         "place",
         "Room 101",
         rf"\b((?:{PLACES}|[Ff]light) )(\d{{3}})\b(?![.,:/-]?\d)",
-        lambda match: match[1] + _in_pairs(match[2]),
+        lambda match: match[1] + in_pairs(match[2]),
     ),
     Rule("born", "(b. 1950)", r"(?<=\()([bd])\. ?(?=\d{4})", lambda match: "born " if match[1] == "b" else "died "),
     Rule("before a numeral", "Vol. II", _BEFORE_A_NUMERAL, lambda match: f"{NUMBERED[match[1] + '.']} "),
@@ -884,8 +797,10 @@ RULES = (
         _cardinal_roman,
     ),
     Rule("item in Roman numerals", "(ii) second", r"(?<!\S)\((?!x\))[ivx]{1,4}\)(?= )", _cardinal_roman),
-    Rule("year in Roman numerals", "MCMXCIV", _YEAR_IN_ROMAN_NUMERALS, lambda m: spell_number(_roman(m[1]), "year")),
-    Rule("special", "PhD", rf"(?<!\w)(?:{_any_of(SPECIAL)})(?!\w)", lambda match: SPECIAL[match[0]]),
+    Rule(
+        "year in Roman numerals", "MCMXCIV", _YEAR_IN_ROMAN_NUMERALS, lambda m: spell_number(roman_value(m[1]), "year")
+    ),
+    Rule("special", "PhD", rf"(?<!\w)(?:{any_of(SPECIAL)})(?!\w)", lambda match: SPECIAL[match[0]]),
     Rule("ion", "Na+", _ION, _ion),
     Rule("formula", "H2SO4", _FORMULA, _formula),
     Rule(

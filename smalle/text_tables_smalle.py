@@ -1,12 +1,12 @@
-"""What the normalization of English text knows: tables, layout, numbers, characters in ASCII, where texts are cut,
-lexicons."""
+"""What the normalization of English text knows: tables, layout, numbers, addresses, characters in ASCII, where texts are
+cut, lexicons."""
 
 import functools
 import html
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,11 @@ def _table(entries: str) -> dict[str, str]:
 
 def _set(words: str) -> set[str]:
     return set(words.split())
+
+
+def any_of(words: Iterable[str]) -> str:
+    """A pattern of any of these words, the longest first."""
+    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
 
 
 # Sign or code, unit and its hundredth; without an "s" in the plural where UNINFLECTED says so.
@@ -78,6 +83,9 @@ UNITS = _table("""
     mm Hg=millimeter of mercury; yrs.=year; c.=cup; Nm=newton meter; K=kelvin; dL=deciliter; mol=mole; mmol=millimole;
     micromol=micromole; mcg=microgram; bps=basis point
 """)
+for _unit in "m km cm mm ft in mi yd".split():
+    for _size, _name in ("2", "square"), ("3", "cubic"):
+        UNITS[_unit + _size] = f"{_name} {UNITS.get(_unit, 'inch')}"
 WORDY_UNITS = set("inch mile cup teaspoon tablespoon pound ounce pint quart gallon hour acre foot yard".split())
 PLURALS = _table(
     "foot=feet; inch=inches; penny=pence; Swedish krona=Swedish kronor; "
@@ -332,6 +340,94 @@ def spell_number(number: int | str, kind: str = "cardinal") -> str:
     whole, point, decimals = digits.partition(".")
     words = _words(int(whole), "cardinal" if point else kind)
     return f"{words} {spell_digits(point + decimals)}" if point else words
+
+
+def plural(noun: str) -> str:
+    """Miles per hour, square feet, degrees Celsius, yen."""
+    head, per, rest = noun.partition(" per ")
+    if noun in PLURALS:
+        return PLURALS[noun]
+    if head.startswith("degree"):
+        return noun.replace("degree", "degrees", 1)
+    *others, last = head.split()
+    last = last if last in UNINFLECTED else PLURALS.get(last, f"{last}s")
+    return " ".join([*others, last]) + per + rest
+
+
+def roman_value(numeral: str) -> int:
+    """The value of a Roman numeral."""
+    values = [dict(zip("IVXLCDM", (1, 5, 10, 50, 100, 500, 1000)))[c] for c in numeral.upper()]
+    return sum(-v if v < following else v for v, following in zip(values, [*values[1:], 0]))
+
+
+# --- rows of digits and letters, addresses
+
+
+def in_pairs(number: str) -> str:
+    """One oh one, three eighty, five hundred of a room, a road, an aircraft."""
+    if number.endswith("00") or len(number) != 3:
+        return spell_number(number)
+    return f"{spell_number(number[0])} {'oh ' if number[1] == '0' else ''}{spell_number(int(number[1:]))}"
+
+
+def spell_phone(match: re.Match) -> str:
+    """Five five five, one two three, four five six seven; one eight hundred, ..."""
+    if len(match[0]) < 9 and match[0].startswith("+"):
+        return match[0]
+    words = []
+    for part in re.findall(r"\d+|[A-Za-z]+|\+", match[0]):
+        if part == "+" or part.isalpha():
+            words.append("plus" if part == "+" else "extension" if part.islower() else part)
+        else:
+            hundred = re.fullmatch("(0(?=[358]))?([1-9]00)", part)
+            number = spell_number(hundred[2]) if hundred else spell_digits(part, "oh")
+            words.append(("oh " if hundred and hundred[1] else "") + number + ",")
+    return re.sub(r"\bone, (?=\w+ hundred)", "one ", " ".join(words)).rstrip(",")
+
+
+def spell_groups(match: re.Match) -> str:
+    """Four one one one, two two two two; ten, two, one of a short row."""
+    groups = re.findall(r"\d+", match[0])
+    short = max(map(len, groups)) < 3 and min(map(len, groups)) == 1
+    return ", ".join(map(spell_number if short else spell_digits, groups))
+
+
+def spell_characters(match: re.Match) -> str:
+    """D E eight nine, three seven oh four."""
+    return ", ".join(
+        " ".join(spell_digits(c) if c.isdigit() else c for c in group) for group in re.split("[ :]", match[0])
+    )
+
+
+def spell_network_address(match: re.Match) -> str:
+    """One nine two dot one six eight dot zero dot one, port eight zero."""
+    return " dot ".join(map(spell_digits, match[1].split("."))) + (
+        f", port {spell_digits(match[2])}" if match[2] else ""
+    )
+
+
+def spell_address(match: re.Match) -> str:
+    """Example dot com slash docs, a dot person at example dot org, setup dot p y."""
+    words = []
+    for part in re.findall(r"[A-Za-z]+|\d+|[^A-Za-z]", re.sub(r"^\w+://|/$", "", match[0])):
+        if part.isalpha():
+            letters = part.lower() in ADDRESS_LETTERS or not re.search("[aeiouy]", part, re.I) or part == "py"
+            words.append(" ".join(part) if letters else " ".join(_camel(part)))
+        else:
+            words.append(spell_digits(part) if len(part) > 4 else ADDRESS_SIGNS.get(part, part))
+    return " ".join(words)
+
+
+def _camel(word: str) -> list[str]:
+    """The words of ThrowbackThursday and of throwback_thursday."""
+    return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z_]+", word)
+
+
+def spell_tag(match: re.Match) -> str:
+    """Hashtag Throwback Thursday, at john underscore doe."""
+    if match[0][0] == "#":
+        return "hashtag " + " ".join(_camel(match[1]))
+    return "at " + re.sub(r"[._]", lambda sign: f" {ADDRESS_SIGNS[sign[0]]} ", match[1]).strip()
 
 
 # --- characters
