@@ -12,7 +12,8 @@ from safetensors import SafetensorError, deserialize, safe_open
 from ..saving_smalle import OBJECTS, check_kinds, read_object
 
 KINDS = {"F32": np.float32, "F16": np.float16, "I16": np.int16, "I32": np.int32, "I64": np.int64}
-MAX_CODE, MAX_FRAMES = 2**15 - 1, 2**16  # of a voice, as in voices_smalle
+CODE_KINDS = "I64", "I32", "I16", "I8", "U8"  # of a voice, and
+MAX_CODE, MAX_FRAMES = 2**15 - 1, 2**16  # its limits, as in voices_smalle
 
 
 class NeedsPyTorch(ValueError):
@@ -109,7 +110,8 @@ def read_voice(path: Path) -> Voice:
     try:
         with safe_open(path, "np") as file:
             metadata, names = file.metadata() or {}, set(file.keys())
-            codes = file.get_tensor("codes") if "codes" in names else None
+            kind = file.get_slice("codes").get_dtype() if "codes" in names else None
+            codes = file.get_tensor("codes") if kind in CODE_KINDS else None
         text, version = metadata["text"], metadata.get("version", "1")
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is not a voice file: expected one that save_voice wrote.") from error
@@ -117,9 +119,9 @@ def read_voice(path: Path) -> Voice:
         raise NeedsPyTorch(f"{path} has a conversion: speak voices of recordings by smalle itself, with PyTorch.")
     if version != "1":
         raise ValueError(f"{path} has version {version!r} of a voice file, expected 1: install a newer smalle.")
-    if names != {"codes"} or codes is None:
+    if names != {"codes"}:
         raise NeedsPyTorch(f"{path} holds {sorted(names)}: expected codes alone; speak tuned voices by smalle itself.")
-    right = codes.ndim == 2 and codes.dtype.kind in "iu" and 0 < len(codes) <= MAX_FRAMES and codes.size
+    right = codes is not None and codes.ndim == 2 and 0 < len(codes) <= MAX_FRAMES and codes.size
     if not right or codes.min() < 0 or codes.max() > MAX_CODE:
-        raise ValueError(f"{path} holds codes {codes.shape}, {codes.dtype}: expected integers (frames, codebooks).")
+        raise ValueError(f"{path} holds codes of {kind}: expected up to {MAX_FRAMES} frames of integers of 0 or more.")
     return Voice(codes.astype(np.int64), text, metadata.get("codec"))

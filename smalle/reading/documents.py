@@ -144,11 +144,12 @@ def read_text(path: Path) -> Document:
 
 def without_licence(text: str) -> str:
     """A text of Project Gutenberg without what stands before and behind it."""
+    start = 0
     for mark in GUTENBERG.finditer(text):
-        if mark[1] == "START":
-            return without_licence(text[mark.end() :])
-        return text[: mark.start()]
-    return text
+        if mark[1] == "END":
+            return text[start : mark.start()]
+        start = mark.end()
+    return text[start:]
 
 
 # --- Markdown and HTML

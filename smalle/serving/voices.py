@@ -20,7 +20,7 @@ from .engine import Engine
 
 VOICE_ID = re.compile(r"voice_[0-9a-f]{24}")
 MIN_SECONDS = 1.0
-MAX_CHANNELS = 8
+MAX_CHANNELS, MAX_RATE = 8, 192_000  # of a recording, Hz; a small file of more would unpack to gigabytes
 MAX_NAME = 64  # characters
 FILE = "voice.safetensors"
 LOADED = 8  # voices of a folder that are kept in memory, 7 MB each
@@ -46,6 +46,8 @@ def read_upload(data: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
             rate, most = file.samplerate, int(max_seconds * file.samplerate)
             if file.channels > MAX_CHANNELS:
                 raise ValueError(f"The recording has {file.channels} channels: expected mono or stereo.")
+            if rate > MAX_RATE:
+                raise ValueError(f"The recording has {rate} samples a second: expected at most {MAX_RATE}.")
             samples = np.zeros((0, file.channels), np.float32)
             # not in one piece, as the header of a file may promise gigabytes
             for block in file.blocks(rate, dtype="float32", always_2d=True):

@@ -86,16 +86,16 @@ class WyomingHandler(AsyncEventHandler):
     async def _add(self, text: str):
         """Speaks the sentences that are complete."""
         *sentences, self.unread = SENTENCE_END.split((self.unread or "") + text)
+        if len(self.unread) > self.service.settings.max_characters:
+            waiting, self.unread = self.unread, ""
+            self._check_length(waiting)
         if sentences:
             await self._speak(" ".join(sentences), self.voice)
 
     async def _speak(self, text: str, voice: SynthesizeVoice | None):
         if not any(map(str.isalnum, text)):
             return
-        if len(text) > self.service.settings.max_characters:
-            raise ApiError(
-                400, f"The text has {len(text)} characters: send up to {self.service.settings.max_characters}."
-            )
+        self._check_length(text)
         name = voice.name if voice else None
         chosen = self.service.find_voice(name) if name else self.service.engine.default_voice
         form = {"rate": self.service.engine.sampling_rate, "width": 2, "channels": 1}
@@ -105,6 +105,12 @@ class WyomingHandler(AsyncEventHandler):
                     await self.write_event(AudioStart(**form).event())
                     self.started = True
                 await self.write_event(AudioChunk(audio=part.data, **form).event())
+
+    def _check_length(self, text: str):
+        if len(text) > self.service.settings.max_characters:
+            raise ApiError(
+                400, f"The text has {len(text)} characters: send up to {self.service.settings.max_characters}."
+            )
 
     async def _stop(self):
         if self.started:

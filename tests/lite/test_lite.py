@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_tensors
 
 from smalle import SmallEConfig, SmallEForTextToSpeech, SmallEProcessor
 from smalle.codec_smalle import SmallECodecConfig
 from smalle.lite import TextToSpeech
 from smalle.lite.model import DEFAULTS
 from smalle.lite.speech import CODEC_DEFAULTS
-from smalle.lite.tensors import as_floats
+from smalle.lite.tensors import as_floats, read_voice
 from smalle.native_smalle import bits64, load_library, mersenne_twister, noise_table
 from smalle.voices_smalle import save_voice
 
@@ -112,6 +113,13 @@ def test_weights_of_every_kind_are_read(kind):
 
 
 # --- wrong input
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.uint64, torch.bool])
+def test_a_voice_of_other_numbers_is_refused(tmp_path, kind):
+    save_tensors({"codes": torch.zeros(5, 6, dtype=kind)}, tmp_path / "v.safetensors", {"text": "", "version": "1"})
+    with pytest.raises(ValueError, match="integers"):
+        read_voice(tmp_path / "v.safetensors")
 
 
 @pytest.mark.parametrize(

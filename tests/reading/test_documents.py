@@ -109,6 +109,11 @@ def test_a_text_is_cut_at_lines_that_name_a_chapter(tmp_path):
     }
 
 
+def test_a_licence_that_begins_again_and_again_is_left_out(tmp_path):
+    (tmp_path / "a.txt").write_text("*** START OF THE PROJECT GUTENBERG EBOOK A ***\n" * 5000 + "Hello.")
+    assert outline(read_document(tmp_path / "a.txt")) == {"a": ["Hello."]}
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_encodings_of_texts(tmp_path, encoding):
     path = tmp_path / "a.txt"

@@ -151,6 +151,7 @@ def wav(seconds, level=0.3, rate=24000, channels=1):
         (wav(31, rate=8000), {}, "more than 30 s"),
         (wav(2, level=0), {}, "silent"),
         (wav(2, channels=9), {}, "channels"),
+        (wav(2, rate=200_000), {}, "samples a second"),
         (wav(2), {"consent": "no"}, "consent"),
         (wav(2), {"consent": ""}, "consent"),
         (wav(2), {"name": " "}, "name"),

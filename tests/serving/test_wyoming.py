@@ -88,10 +88,15 @@ def test_speaks_sentences_while_the_text_arrives(port, engine):
 
 
 @pytest.mark.parametrize(
-    "request_, part", [(Synthesize("Hi.", SynthesizeVoice(name="x")), "not known"), (Synthesize("a" * 201), "200")]
+    "part, requests",
+    [
+        ("not known", [Synthesize("Hi.", SynthesizeVoice(name="x"))]),
+        ("201 characters", [Synthesize("a" * 201)]),
+        ("202 characters", [SynthesizeStart(), SynthesizeChunk("a" * 101), SynthesizeChunk("a" * 101)]),
+    ],
 )
-def test_wrong_requests_get_an_error_and_the_connection_lives(port, request_, part):
-    events = talk(port, request_, Describe(), until=Info)
+def test_wrong_requests_get_an_error_and_the_connection_lives(port, part, requests):
+    events = talk(port, *requests, Describe(), until=Info)
     assert part in Error.from_event(events[0]).text and Info.is_type(events[-1].type)
 
 
