@@ -2,6 +2,7 @@
 
 import functools
 import os
+from pathlib import Path
 
 import gradio
 import torch
@@ -20,15 +21,16 @@ def voice_of(recording: str):
     return processor.encode_voice(recording)
 
 
-def speak(text: str, voice: str, recording: str | None, consent: bool, seed: float):
+def speak(text: str, voice: str, recording: str | None, consent: bool, seed: float | None):
     """(sampling rate, samples) of a text, in the voice of the recording if there is one."""
-    if recording and not consent:
-        raise gradio.Error("Tick the box below the recording: a voice is cloned only with its speaker's consent.")
     try:
+        if recording and not consent:
+            raise ValueError("Tick the box below the recording: a voice is cloned only with its speaker's consent.")
         who = voice_of(recording) if recording else voice
-        waves = list(processor.stream(model, text[:MAX_CHARACTERS], seed=int(seed), voice=who))
+        waves = list(processor.stream(model, text[:MAX_CHARACTERS], seed=int(seed or 0), voice=who))
     except ValueError as error:
-        raise gradio.Error(str(error)) from error
+        message = str(error).replace(repr(recording), Path(recording or "").name)  # not where the server keeps it
+        raise gradio.Error(message, print_exception=False) from error
     samples = (torch.cat(waves).clamp(-1, 1) * 32767).to(torch.int16)
     return processor.sampling_rate, samples.numpy()
 
