@@ -25,6 +25,7 @@ from ..native_smalle import (
     step_names,
     step_of,
     text_names,
+    threads_for,
     working_memory,
 )
 from ..saving_smalle import check_sizes
@@ -50,6 +51,7 @@ DEFAULTS: dict[str, Any] = dict(  # of `SmallEConfig`, where a value decides wha
     mixer_heads=2,
     expand_k=1.0,
     expand_v=2.0,
+    final_norms=["text", "audio_decoder"],
     gate_low_rank=16,
     gate_logit_normalizer=16.0,
     position_size=64,
@@ -75,6 +77,12 @@ OPTIONAL = dict(  # types of the fields that may be None
     position_intermediate_size=int | None,
     speaker_center=list | None,
     speaker_limits=list | None,
+)
+FINAL_NORMS = dict(  # by the stack that they end
+    text="text_norm",
+    audio_encoder="audio_encoder_norm",
+    position="cross_attention.position_norm",
+    audio_decoder="audio_norm",
 )
 COMPUTED = "architecture", "mixer", "cross_attention", "feed_forward", "position_layers", "cross_rotary_size"
 
@@ -104,12 +112,15 @@ def shape_of(name: str, config: Any) -> tuple[int, ...]:
 
 def check_shapes(tensors: Weights, names: Names, config: Any) -> None:
     """Raises ValueError for a layer that is missing, and weights of another shape than the configuration says."""
+    rms = {"position"} if config.position_gain else set()  # norms without a bias
+    without = {f"model.{FINAL_NORMS[stack]}" for stack in FINAL_NORMS.keys() - {*config.final_norms} - rms}
     for name, _ in names:
-        found, bias = tensors.shape(f"{name}.weight"), tensors.shape(f"{name}.bias")
-        if name.endswith("none") or found is None and name.endswith("_norm"):
+        if name.endswith("none") or name in without:
             continue
+        found, bias = tensors.shape(f"{name}.weight"), tensors.shape(f"{name}.bias")
         wanted = shape_of(name, config)
-        if found != wanted or bias not in (None, wanted[:1]):
+        needs_bias = name.endswith("_norm") and not (rms and name.endswith("position_norm"))
+        if found != wanted or bias != wanted[:1] and (bias or needs_bias):
             raise ValueError(f"{name} has the shape {found}, expected {wanted}: download or save the checkpoint again.")
 
 
@@ -194,6 +205,7 @@ class Model:
         self.text = pack(library, tensors, text_names(config))
         self.step = pack(library, tensors, step_names(config))
         self.speaker = pack(library, tensors, speaker, small=2**62)
+        self.threads = threads_for(len(self.step))
 
     def encode_speaker(self, codes: np.ndarray) -> np.ndarray | None:
         """The speaker embedding (D,) of a recording, undelayed codes (P, Q); None without speaker encoder."""
@@ -212,7 +224,8 @@ class Model:
         if guided:
             texts[1, -2:], mask[1, -2:] = (config.bos_token_id, config.eos_token_id), 1
         encoder = self.library, config, config.text_layers, self.text.ctypes.data
-        keys, values = map(np.stack, zip(*(read_text(*encoder, *row) for row in zip(self.text_embedding[texts], mask))))
+        embedded = zip(self.text_embedding[texts], mask)
+        keys, values = map(np.stack, zip(*(read_text(*encoder, *row, threads=self.threads) for row in embedded)))
         if speaker is not None:
             values += np.stack((speaker, speaker * prompted))[:rows, None]
         positions = position_table(mask, config.position_size, config.position_theta)
@@ -246,7 +259,8 @@ class Steps:
         arrays |= dict(alignment=self.alignment, scratch=self.scratch, text_mask=state.mask)
         arrays |= dict(text_keys=state.keys, text_values=state.values, positions=state.positions)
         addresses = {name: array.ctypes.data for name, array in arrays.items()}
-        self.step = step_of(config, rows, tokens, addresses | {"states": ctypes.addressof(self.places)})
+        addresses["states"] = ctypes.addressof(self.places)
+        self.step = step_of(config, rows, tokens, addresses, threads=model.threads)
 
     def read(self, tokens: np.ndarray) -> None:
         """Takes the steps of delayed tokens (T, Q)."""

@@ -18,11 +18,11 @@ import textwrap
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 MODULE = FOLDER.parent / "native_smalle.py"
-SOURCES = "smalle.c", "kernels.h", "vocos.h"  # the first is compiled and includes the others
+SOURCES = "smalle.c", "threads.h", "kernels.h", "vocos.h"  # the first is compiled and includes the others
 # of -ffast-math what keeps infinities and other code's arithmetic as they are
 FLAGS = (
-    "-O3 -fPIC -shared -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros "
-    "-freciprocal-math"
+    "-O3 -fPIC -shared -pthread -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math "
+    "-fno-signed-zeros -freciprocal-math"
 )
 
 

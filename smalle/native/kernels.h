@@ -22,6 +22,8 @@ are multiplied) and WIDTH (floats in a vector register). */
 #define add_products NAME(add_products)
 #define eight_bits NAME(eight_bits)
 #define single NAME(single)
+#define product NAME(product)
+#define columns_of_product NAME(columns_of_product)
 #define multiply NAME(multiply)
 #define width_of_next NAME(width_of_next)
 #define feed_forward NAME(feed_forward)
@@ -29,6 +31,8 @@ are multiplied) and WIDTH (floats in a vector register). */
 #define write_bands NAME(write_bands)
 #define add_bands NAME(add_bands)
 #define recur_pending NAME(recur_pending)
+#define recurrence NAME(recurrence)
+#define recur_head NAME(recur_head)
 #define block NAME(block)
 #define attend NAME(attend)
 #define cross_attention NAME(cross_attention)
@@ -36,6 +40,8 @@ are multiplied) and WIDTH (floats in a vector register). */
 #define turn NAME(turn)
 #define text_layer NAME(text_layer)
 #define read_text NAME(read_text)
+#define folding NAME(folding)
+#define fold_head NAME(fold_head)
 #define fold NAME(fold)
 #define all_bands NAME(all_bands)
 #define largest NAME(largest)
@@ -244,55 +250,73 @@ static inline __attribute__((always_inline)) void single(
             for (int m = 0; m < count; m++) y[m][p] += *(const floats *)w * x[(size_t)m * in + k];
 }
 
-/* The next matrix of the stream times x (count, in) -> y (count, stride), or added to that */
-static void multiply(const char **at, struct input x, int count, float *y, int stride, int add) {
-    const struct part *part = next_part(at);
-    int in = part->in, out = part->out, eight = part->kind == 8;
-    const float *bias = part->biased ? take(at, 4 * up(out, LANES)) : 0;
-    size_t tile = tile_size(in, eight);
-    for (int n = 0; n < out; n += LANES) {
-        const uint8_t *w = take(at, tile);
-        const float *b = bias ? bias + n : 0;
-        int width = out - n < LANES ? out - n : LANES;
-        for (int m = 0, here; m < count; m += here) {
+/* A matrix times x (count, in) -> y (count, stride), or added to that; columns: of each item, a multiple of 16 */
+struct product {
+    const uint8_t *tiles;
+    const float *bias;
+    struct input x;
+    float *y;
+    int in, out, eight, count, stride, add, columns;
+};
+
+static void columns_of_product(const void *job, int item) {
+    const struct product *p = job;
+    int in = p->in, first = item * p->columns, end = first + p->columns < p->out ? first + p->columns : p->out;
+    size_t tile = to_line(tile_size(in, p->eight));
+    for (int n = first; n < end; n += LANES) {
+        const uint8_t *w = p->tiles + n / LANES * tile;
+        const float *b = p->bias ? p->bias + n : 0;
+        int width = end - n < LANES ? end - n : LANES;
+        for (int m = 0, here; m < p->count; m += here) {
             floats sums[TILE][PARTS];
-            int left = count - m;
-            const float *values = x.values + (size_t)m * in;
+            int left = p->count - m;
+            const float *values = p->x.values + (size_t)m * in;
             here = left >= TILE ? TILE : left > 1 ? 2 : 1; /* which the compiler knows: sums stay in registers */
-            if (eight && here == 1) eight_bits(1, w, b, x, in, m, sums);
-            else if (eight && here == 2) eight_bits(2, w, b, x, in, m, sums);
-            else if (eight) eight_bits(TILE, w, b, x, in, m, sums);
+            if (p->eight && here == 1) eight_bits(1, w, b, p->x, in, m, sums);
+            else if (p->eight && here == 2) eight_bits(2, w, b, p->x, in, m, sums);
+            else if (p->eight) eight_bits(TILE, w, b, p->x, in, m, sums);
             else if (here == 1) single(1, w, b, values, in, sums);
             else if (here == 2) single(2, w, b, values, in, sums);
             else single(TILE, w, b, values, in, sums);
             for (int i = 0; i < here; i++) {
-                float *to = y + (size_t)(m + i) * stride + n;
+                float *to = p->y + (size_t)(m + i) * p->stride + n;
                 if (width < LANES) {
                     const float *from = (const float *)sums[i];
-                    for (int j = 0; j < width; j++) to[j] = add ? to[j] + from[j] : from[j];
+                    for (int j = 0; j < width; j++) to[j] = p->add ? to[j] + from[j] : from[j];
                 } else {
-                    for (int p = 0; p < PARTS; p++, to += WIDTH)
-                        *(floats *)to = add ? *(floats *)to + sums[i][p] : sums[i][p];
+                    for (int q = 0; q < PARTS; q++, to += WIDTH)
+                        *(floats *)to = p->add ? *(floats *)to + sums[i][q] : sums[i][q];
                 }
             }
         }
     }
 }
 
+/* The next matrix of the stream times x (count, in) -> y (count, stride), or added to that */
+static void multiply(struct team *team, const char **at, struct input x, int count, float *y, int stride, int add) {
+    const struct part *part = next_part(at);
+    int in = part->in, out = part->out, eight = part->kind == 8;
+    size_t tile = to_line(tile_size(in, eight));
+    int tiles = up(out, LANES) / LANES, each = (int)(ITEM / (tile * (3 + count)) + 1);
+    const float *bias = part->biased ? take(at, 4 * up(out, LANES)) : 0;
+    struct product p = {take(at, tile * tiles), bias, x, y, in, out, eight, count, stride, add, each * LANES};
+    share(team, (tiles + each - 1) / each, columns_of_product, &p);
+}
+
 static int width_of_next(const char *at) { return ((const struct part *)at)->out; }
 
 /* x (count, size) += SwiGLU of its norm */
-static void feed_forward(const char **at, float *x, int count, int size, float eps, char *scratch) {
+static void feed_forward(struct team *team, const char **at, float *x, int count, int size, float eps, char *scratch) {
     float *normed = room_for(&scratch, sizeof(float) * count * size);
     normalise(at, x, normed, count, size, eps);
     struct input input = quantised(normed, count, size, &scratch);
     int inner = width_of_next(*at);
     float *gate = room_for(&scratch, sizeof(float) * count * inner);
     float *hidden = room_for(&scratch, sizeof(float) * count * inner);
-    multiply(at, input, count, gate, inner, 0);
-    multiply(at, input, count, hidden, inner, 0);
+    multiply(team, at, input, count, gate, inner, 0);
+    multiply(team, at, input, count, hidden, inner, 0);
     for (int i = 0; i < count * inner; i++) hidden[i] *= silu(gate[i]);
-    multiply(at, quantised(hidden, count, inner, &scratch), count, x, size, 1);
+    multiply(team, at, quantised(hidden, count, inner, &scratch), count, x, size, 1);
 }
 
 /* One step of one head: state (K, V) += k v after its decay; out = q state */
@@ -355,47 +379,60 @@ static void recur_pending(float *out, const float *q, const float *k, const floa
     add_rows(out, scores + slot, old + slot * values, PENDING - slot, values);
 }
 
+/* The steps of a block in one head of one row: q, k, decay (rows * steps, heads * keys), v, out (..., heads * values) */
+struct recurrence {
+    const struct step *s;
+    const float *q, *k, *v, *decay;
+    float *out, *scaled;
+    void *const *state;
+    int heads, keys, values;
+};
+
+static void recur_head(const void *job, int which) {
+    const struct recurrence *r = job;
+    int steps = r->s->steps, keys = r->keys, values = r->values, row = which / r->heads, head = which % r->heads;
+    for (int t = 0; t < steps; t++) {
+        size_t at = ((size_t)row * steps + t) * r->heads + head;
+        const float *q = r->q + at * keys, *k = r->k + at * keys, *v = r->v + at * values, *now = r->decay + at * keys;
+        float *out = r->out + at * values;
+        if (r->s->pending)
+            recur_pending(out, q, k, v, now, r->state, which, r->s->room - 1 - t, keys, values, r->scaled + which * keys);
+        else
+            recur(out, q, k, v, now, (float *)r->state[0] + (size_t)which * keys * values, keys, values);
+    }
+}
+
 /* One block of `LinearAttentionBlock` over x (rows * steps, size), which it changes, and its state */
-static void block(const struct step *s, const char **at, float *x, int size, int heads, void *const *state,
-                  char *scratch) {
+static void block(const struct step *s, struct team *team, const char **at, float *x, int size, int heads,
+                  void *const *state, char *scratch) {
     int count = s->rows * s->steps;
     float *normed = room_for(&scratch, sizeof(float) * count * size);
     normalise(at, x, normed, count, size, s->eps);
     struct input input = quantised(normed, count, size, &scratch);
     int keys = width_of_next(*at);
     float *q = room_for(&scratch, sizeof(float) * count * keys), *k = room_for(&scratch, sizeof(float) * count * keys);
-    multiply(at, input, count, q, keys, 0);
-    multiply(at, input, count, k, keys, 0);
+    multiply(team, at, input, count, q, keys, 0);
+    multiply(team, at, input, count, k, keys, 0);
     int values = width_of_next(*at), deep = keys / heads, broad = values / heads;
     float *v = room_for(&scratch, sizeof(float) * count * values);
     float *gate = room_for(&scratch, sizeof(float) * count * values);
-    multiply(at, input, count, v, values, 0);
-    multiply(at, input, count, gate, values, 0);
+    multiply(team, at, input, count, v, values, 0);
+    multiply(team, at, input, count, gate, values, 0);
     int rank = width_of_next(*at);
     float *low = room_for(&scratch, sizeof(float) * count * rank);
     float *decay = room_for(&scratch, sizeof(float) * count * keys);
-    multiply(at, input, count, low, rank, 0);
-    multiply(at, quantised(low, count, rank, &scratch), count, decay, keys, 0);
+    multiply(team, at, input, count, low, rank, 0);
+    multiply(team, at, quantised(low, count, rank, &scratch), count, decay, keys, 0);
     for (int i = 0; i < count * keys; i++)
         decay[i] = exponential(most(log_sigmoid(decay[i]) / s->normalizer, s->strongest));
     float *mixed = room_for(&scratch, sizeof(float) * count * values);
-    float *scaled = room_for(&scratch, sizeof(float) * deep);
-    for (int row = 0; row < s->rows; row++)
-        for (int head = 0; head < heads; head++)
-            for (int t = 0; t < s->steps; t++) {
-                size_t m = (size_t)row * s->steps + t, which = (size_t)row * heads + head;
-                const float *qs = q + m * keys + head * deep, *ks = k + m * keys + head * deep;
-                const float *vs = v + m * values + head * broad, *now = decay + m * keys + head * deep;
-                float *out = mixed + m * values + head * broad;
-                if (s->pending)
-                    recur_pending(out, qs, ks, vs, now, state, which, s->room - 1 - t, deep, broad, scaled);
-                else
-                    recur(out, qs, ks, vs, now, (float *)state[0] + which * deep * broad, deep, broad);
-            }
+    struct recurrence r = {s, q, k, v, decay, mixed, room_for(&scratch, sizeof(float) * s->rows * keys), state,
+                           heads, deep, broad};
+    share(team, s->rows * heads, recur_head, &r);
     normalise(at, mixed, mixed, count * heads, broad, s->eps);
     for (int i = 0; i < count * values; i++) mixed[i] *= silu(gate[i]);
-    multiply(at, quantised(mixed, count, values, &scratch), count, x, size, 1);
-    feed_forward(at, x, count, size, s->eps, scratch);
+    multiply(team, at, quantised(mixed, count, values, &scratch), count, x, size, 1);
+    feed_forward(team, at, x, count, size, s->eps, scratch);
 }
 
 /* softmax(query keys^T / sqrt(size)) over the tokens that are unmasked; zeros where none is */
@@ -410,12 +447,13 @@ static void attend(float *weights, const float *query, const float *keys, const 
 }
 
 /* Position-Aware Cross-Attention, equations 5, 7 and 8: adds to x (rows * steps, hidden) what it reads in the text */
-static void cross_attention(const struct step *s, const char **at, float *x, void *const *state, char *scratch) {
+static void cross_attention(const struct step *s, struct team *team, const char **at, float *x, void *const *state,
+                            char *scratch) {
     int count = s->rows * s->steps, size = s->hidden, small = s->position_size, tokens = s->tokens;
     float *query = room_for(&scratch, sizeof(float) * count * size);
     float *place = room_for(&scratch, sizeof(float) * count * small);
     float *first = room_for(&scratch, sizeof(float) * tokens);
-    multiply(at, quantised(x, count, size, &scratch), count, query, size, 0);
+    multiply(team, at, quantised(x, count, size, &scratch), count, query, size, 0);
     normalise(at, query, query, count, size, s->eps);
     memset(place, 0, sizeof(float) * count * small);
     for (int m = 0; m < count; m++) {
@@ -423,7 +461,7 @@ static void cross_attention(const struct step *s, const char **at, float *x, voi
         attend(first, query + (size_t)m * size, s->text_keys + text * size, s->text_mask + text, tokens, size);
         add_rows(place + (size_t)m * small, first, s->positions + text * small, tokens, small);
     }
-    block(s, at, place, small, s->position_heads, state, scratch);
+    block(s, team, at, place, small, s->position_heads, state, scratch);
     normalise(at, place, place, count, small, s->eps);
     for (int i = 0; i < count * small; i++) place[i] *= s->gain;
     for (int m = 0; m < count; m++) {
@@ -434,7 +472,7 @@ static void cross_attention(const struct step *s, const char **at, float *x, voi
     }
 }
 
-static void take_steps(const struct step *s) {
+static void take_steps(const struct step *s, struct team *team) {
     int count = s->rows * s->steps, size = s->hidden, each = s->pending ? 4 : 1;
     char *scratch = s->scratch;
     const char *at = s->weights;
@@ -447,15 +485,15 @@ static void take_steps(const struct step *s) {
             const float *from = s->embedding + ((size_t)q * s->vocabulary + s->codes[m * s->codebooks + q]) * size;
             for (int i = 0; i < size; i++) x[(size_t)m * size + i] += from[i];
         }
-    for (int n = 0; n < s->before; n++, state += each) block(s, &at, x, size, s->heads, state, scratch);
+    for (int n = 0; n < s->before; n++, state += each) block(s, team, &at, x, size, s->heads, state, scratch);
     normalise(&at, x, x, count, size, s->eps);
-    cross_attention(s, &at, x, state, scratch);
+    cross_attention(s, team, &at, x, state, scratch);
     state += each;
-    for (int n = 0; n < s->after; n++, state += each) block(s, &at, x, size, s->heads, state, scratch);
+    for (int n = 0; n < s->after; n++, state += each) block(s, team, &at, x, size, s->heads, state, scratch);
     for (int row = 0; row < s->rows; row++)
         memcpy(last + (size_t)row * size, x + ((size_t)(row + 1) * s->steps - 1) * size, sizeof(float) * size);
     normalise(&at, last, last, s->rows, size, s->eps);
-    multiply(&at, quantised(last, s->rows, size, &scratch), s->rows, s->logits, s->codebooks * s->vocabulary, 0);
+    multiply(team, &at, quantised(last, s->rows, size, &scratch), s->rows, s->logits, s->codebooks * s->vocabulary, 0);
 }
 
 /* Rotates vectors (tokens, size) of one head of a text by their rotary positions, and lays them side by side */
@@ -472,14 +510,14 @@ static void turn(const struct text *s, const float *x, float *to, int size) {
 }
 
 /* One `TransformerLayer` over the text */
-static void text_layer(const struct text *s, const char **at, char *scratch) {
+static void text_layer(const struct text *s, struct team *team, const char **at, char *scratch) {
     int count = s->tokens, size = s->hidden, broad = size / s->heads;
     float *normed = room_for(&scratch, sizeof(float) * count * size), *parts[3];
     normalise(at, s->x, normed, count, size, s->eps);
     struct input input = quantised(normed, count, size, &scratch);
     for (int n = 0; n < 3; n++) {
         parts[n] = room_for(&scratch, sizeof(float) * count * size);
-        multiply(at, input, count, parts[n], size, 0);
+        multiply(team, at, input, count, parts[n], size, 0);
     }
     float *query = room_for(&scratch, sizeof(float) * count * broad);
     float *key = room_for(&scratch, sizeof(float) * count * broad);
@@ -496,49 +534,66 @@ static void text_layer(const struct text *s, const char **at, char *scratch) {
             add_rows(normed + first + (size_t)n * size, weights, value, count, broad);
         }
     }
-    multiply(at, quantised(normed, count, size, &scratch), count, s->x, size, 1);
-    feed_forward(at, s->x, count, size, s->eps, scratch);
+    multiply(team, at, quantised(normed, count, size, &scratch), count, s->x, size, 1);
+    feed_forward(team, at, s->x, count, size, s->eps, scratch);
 }
 
-static void read_text(const struct text *s) {
+static void read_text(const struct text *s, struct team *team) {
     int count = s->tokens, size = s->hidden;
     char *scratch = s->scratch;
     const char *at = s->weights;
-    for (int n = 0; n < s->layers; n++) text_layer(s, &at, scratch);
+    for (int n = 0; n < s->layers; n++) text_layer(s, team, &at, scratch);
     normalise(&at, s->x, s->x, count, size, s->eps);
     struct input input = quantised(s->x, count, size, &scratch);
-    multiply(&at, input, count, s->keys, size, 0);
+    multiply(team, &at, input, count, s->keys, size, 0);
     normalise(&at, s->keys, s->keys, count, size, s->eps);
-    multiply(&at, input, count, s->values, size, 0);
+    multiply(team, &at, input, count, s->values, size, 0);
     normalise(&at, s->values, s->values, count, size, s->eps);
 }
 
 /* The state (heads, K, V) of `PendingUpdates` after these are added -> out, which may be the state itself, and its
    bands. K, V: multiples of 4 and 64 */
-static void fold(int heads, int keys, int values, const float *state, const float *decay, const float *old_keys,
-                 const float *old, float *out, uint32_t *bands) {
+struct folding {
+    int keys, values;
+    const float *state, *decay, *old_keys, *old;
+    float *out;
+    uint32_t *bands;
+};
+
+static void fold_head(const void *job, int h) {
     enum { ROWS = 4, WIDE = WIDTH == 16 ? 4 : 2 }; /* as many sums as there are registers for */
-    for (int h = 0; h < heads; h++, old_keys += PENDING * keys, old += PENDING * values, bands += keys * values / 2)
-        for (int i = 0; i < keys; i += ROWS, state += ROWS * values, out += ROWS * values, decay += ROWS) {
-            for (int j = 0; j < values; j += WIDE * WIDTH) {
-                floats sums[ROWS][WIDE];
+    const struct folding *f = job;
+    int keys = f->keys, values = f->values;
+    size_t size = (size_t)keys * values;
+    const float *state = f->state + h * size, *decay = f->decay + (size_t)h * keys;
+    const float *old_keys = f->old_keys + (size_t)h * PENDING * keys, *old = f->old + (size_t)h * PENDING * values;
+    float *out = f->out + h * size;
+    for (int i = 0; i < keys; i += ROWS, state += ROWS * values, out += ROWS * values, decay += ROWS) {
+        for (int j = 0; j < values; j += WIDE * WIDTH) {
+            floats sums[ROWS][WIDE];
+            for (int r = 0; r < ROWS; r++)
+                for (int c = 0; c < WIDE; c++)
+                    sums[r][c] = *(const floats *)(state + r * values + j + c * WIDTH) * decay[r];
+            for (int r = 0; r < ROWS; r++) /* of the next rows, while these are worked on */
+                for (int c = 0; c < WIDE; c++) __builtin_prefetch(state + (ROWS + r) * values + j + c * WIDTH, 1);
+            for (int n = 0; n < PENDING; n++) {
+                floats row[WIDE];
+                for (int c = 0; c < WIDE; c++) row[c] = *(const floats *)(old + n * values + j + c * WIDTH);
                 for (int r = 0; r < ROWS; r++)
-                    for (int c = 0; c < WIDE; c++)
-                        sums[r][c] = *(const floats *)(state + r * values + j + c * WIDTH) * decay[r];
-                for (int r = 0; r < ROWS; r++) /* of the next rows, while these are worked on */
-                    for (int c = 0; c < WIDE; c++) __builtin_prefetch(state + (ROWS + r) * values + j + c * WIDTH, 1);
-                for (int n = 0; n < PENDING; n++) {
-                    floats row[WIDE];
-                    for (int c = 0; c < WIDE; c++) row[c] = *(const floats *)(old + n * values + j + c * WIDTH);
-                    for (int r = 0; r < ROWS; r++)
-                        for (int c = 0; c < WIDE; c++) sums[r][c] += old_keys[n * keys + i + r] * row[c];
-                }
-                for (int r = 0; r < ROWS; r++)
-                    for (int c = 0; c < WIDE; c++) *(floats *)(out + r * values + j + c * WIDTH) = sums[r][c];
+                    for (int c = 0; c < WIDE; c++) sums[r][c] += old_keys[n * keys + i + r] * row[c];
             }
-            for (int r = 0; r < ROWS; r += 2)
-                write_bands(bands, out + r * values, out + (r + 1) * values, i + r, keys, values);
+            for (int r = 0; r < ROWS; r++)
+                for (int c = 0; c < WIDE; c++) *(floats *)(out + r * values + j + c * WIDTH) = sums[r][c];
         }
+        for (int r = 0; r < ROWS; r += 2)
+            write_bands(f->bands + h * size / 2, out + r * values, out + (r + 1) * values, i + r, keys, values);
+    }
+}
+
+static void fold(struct team *team, int heads, int keys, int values, const float *state, const float *decay,
+                 const float *old_keys, const float *old, float *out, uint32_t *bands) {
+    struct folding f = {keys, values, state, decay, old_keys, old, out, bands};
+    share(team, heads, fold_head, &f);
 }
 
 /* The bands of a state (heads, K, V) */
@@ -607,7 +662,7 @@ static void draw(const struct step *s, const struct drawing *d) {
 static void multiply_alone(const char *packed, const float *x, int count, float *y, char *scratch) {
     const struct part *part = (const struct part *)packed;
     int out = part->out;
-    multiply(&packed, quantised(x, count, part->in, &scratch), count, y, out, 0);
+    multiply(0, &packed, quantised(x, count, part->in, &scratch), count, y, out, 0);
 }
 
 #include "vocos.h"

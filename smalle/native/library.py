@@ -158,13 +158,14 @@ def structure(name: str, **fields: str) -> type[ctypes.Structure]:
 
 Step = structure(
     "Step",
-    int32="rows steps tokens codebooks vocabulary hidden heads position_size position_heads before after pending room",
+    int32="rows steps tokens codebooks vocabulary hidden heads position_size position_heads before after pending room "
+    "threads",
     float32="eps normalizer strongest gain",
     pointer="weights embedding codes text_keys text_values positions text_mask states logits alignment scratch",
 )
 Text = structure(
     "Text",
-    int32="tokens hidden heads layers turned",
+    int32="tokens hidden heads layers turned threads",
     float32="eps",
     pointer="weights x mask cosines sines keys values scratch",
 )
@@ -201,6 +202,8 @@ LARGE_STATE = 2**16  # values of a block's state from which on it has pending up
 STRONGEST_DECAY = -8.0  # `linear_attention_smalle.MIN_LOG_DECAY`
 MAX_VECTORS = 256  # frames times rows of one call, which bounds its working memory
 LAYER_NORM, RMS_NORM = 1, 2  # kinds of norms in packed weights
+
+LARGE_WEIGHTS = 2**24  # bytes that a step reads from which on a second thread makes up for what it costs
 
 Names = Iterable[tuple[str, float]]  # of layers, with what they are multiplied by
 
@@ -256,6 +259,17 @@ def step_names(config: Any) -> Names:
     yield from (("model.audio_norm", 1.0), ("head", 1.0))
 
 
+def threads_for(size: int) -> int:
+    """Threads of calls that read so many bytes of weights: $SMALLE_THREADS; without it one, and for large models two
+    where the process has two cores. Raises ValueError where $SMALLE_THREADS is no number."""
+    if setting := os.environ.get("SMALLE_THREADS"):
+        if not setting.isdecimal():
+            raise ValueError(f"SMALLE_THREADS={setting!r}: expected a whole number of threads")
+        return max(1, int(setting))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 2 if size >= LARGE_WEIGHTS and cores > 1 else 1
+
+
 def rotary_tables(positions: np.ndarray, size: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines (..., size / 2) of rotary positions (...)."""
     angles = positions[..., None] * theta ** (-np.arange(0, size, 2) / size)
@@ -284,7 +298,9 @@ def working_memory(config: Any, vectors: int, tokens: int) -> int:
     return int(32 * vectors * (widths + 256)) + 16 * tokens + 2**15
 
 
-def step_of(config: Any, rows: int, tokens: int, addresses: Mapping[str, int], pending: bool = False) -> Any:
+def step_of(
+    config: Any, rows: int, tokens: int, addresses: Mapping[str, int], pending: bool = False, threads: int = 1
+) -> Any:
     """The structure of steps of texts (R, N), with the addresses of its arrays by name."""
     return Step(
         rows=rows,
@@ -299,6 +315,7 @@ def step_of(config: Any, rows: int, tokens: int, addresses: Mapping[str, int], p
         after=config.audio_decoder_layers,
         pending=pending,
         room=-1,
+        threads=threads,
         eps=config.norm_eps,
         normalizer=config.gate_logit_normalizer,
         strongest=STRONGEST_DECAY,
@@ -366,6 +383,7 @@ def read_text(
     x: np.ndarray,
     mask: np.ndarray,
     scratch: np.ndarray | None = None,
+    threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keys and values (N, D) of a text of embeddings x (N, D), zeros on most of the padding before it; mask (N,).
 
@@ -376,7 +394,7 @@ def read_text(
     cosines, sines = rotary_tables(np.arange(begin, begin + len(x)), config.rotary_size, config.rope_theta)
     scratch = aligned(working_memory(config, len(x), len(x)), np.uint8) if scratch is None else scratch
     sizes: dict[str, Any] = dict(tokens=len(x), hidden=config.hidden_size, heads=config.num_attention_heads)
-    sizes |= dict(layers=layers, turned=config.rotary_size, eps=config.norm_eps, weights=weights)
+    sizes |= dict(layers=layers, turned=config.rotary_size, threads=threads, eps=config.norm_eps, weights=weights)
     arrays = dict(x=x, mask=mask, cosines=cosines, sines=sines, keys=keys[begin:], values=values[begin:])
     addresses = {name: array.ctypes.data for name, array in (arrays | {"scratch": scratch}).items()}
     library.smalle_text(ctypes.byref(Text(**sizes, **addresses)))

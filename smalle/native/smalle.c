@@ -1,5 +1,5 @@
-/* The text encoder and the decode steps of a Small-E of GLA blocks, in 8 bits, on one core: what runtime_smalle.py
-   calls. kernels.h, included once for each set of instructions, holds the computation; the one that suits the processor
+/* The text encoder and the decode steps of a Small-E of GLA blocks, in 8 bits: what runtime_smalle.py calls. One thread
+   computes, and for large models helpers of threads.h. kernels.h, included once for each set of instructions, holds the computation; the one that suits the processor
    is chosen when the library is loaded, so that one library serves every processor of an architecture.
 
    All weights lie in one stream in the order in which a step reads them, so that a step is little more than one pass
@@ -26,13 +26,30 @@
 #define PUBLIC __attribute__((visibility("default")))
 #endif
 
-enum { LANES = 16, BLOCK = 128, TILE = 4, PENDING = 16, BAND = 64, AHEAD = 4096, LAYER_NORM = 1, RMS_NORM = 2 };
+/* Numbers too small for single precision's full digits count as zero meanwhile, which keeps this fast */
+#ifdef __x86_64__
+static unsigned flush(void) {
+    unsigned before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040);
+    return before;
+}
+#define unflush _mm_setcsr
+#else
+static unsigned flush(void) { return 0; }
+#define unflush (void)
+#endif
+
+#include "threads.h"
+
+enum { LANES = 16, BLOCK = 128, TILE = 4, PENDING = 16, BAND = 64, AHEAD = 4096 };
+enum { ITEM = 1 << 17, LAYER_NORM = 1, RMS_NORM = 2 };
 enum { STOP = 2, SPECIALS = 3 }; /* tokens of every codebook before its codes */
 
 /* What a step is; runtime_smalle.py has the same. Rows are texts, N tokens of a text; tensors as in SmallEState */
 struct step {
     int32_t rows, steps, tokens, codebooks, vocabulary, hidden, heads, position_size, position_heads, before, after;
     int32_t pending, room; /* whether states have pending updates, and how many more they may have (PendingUpdates) */
+    int32_t threads;
     float eps, normalizer, strongest, gain;
     const char *weights;
     const float *embedding; /* (codebooks * vocabulary, hidden) */
@@ -61,7 +78,7 @@ struct drawing {
 /* How a text is read: x (N, hidden), its embeddings, which this changes; cosines and sines (N, turned / 2) of rotary
    positions */
 struct text {
-    int32_t tokens, hidden, heads, layers, turned;
+    int32_t tokens, hidden, heads, layers, turned, threads;
     float eps;
     const char *weights;
     float *x;
@@ -90,9 +107,10 @@ struct vocos; /* vocos.h */
 /* The computation for one set of instructions; see the public functions below */
 struct kernels {
     const char *name;
-    void (*run_steps)(const struct step *);
-    void (*run_text)(const struct text *);
-    void (*run_fold)(int, int, int, const float *, const float *, const float *, const float *, float *, uint32_t *);
+    void (*run_steps)(const struct step *, struct team *);
+    void (*run_text)(const struct text *, struct team *);
+    void (*run_fold)(struct team *, int, int, int, const float *, const float *, const float *, const float *, float *,
+                     uint32_t *);
     void (*run_bands)(int, int, int, const float *, uint32_t *);
     void (*run_draw)(const struct step *, const struct drawing *);
     void (*run_multiply)(const char *, const float *, int, float *, char *);
@@ -254,34 +272,27 @@ PUBLIC const char *smalle_choose(const char *name) {
     return 0;
 }
 
-/* Numbers too small for single precision's full digits count as zero meanwhile, which keeps this fast */
-#ifdef __x86_64__
-static unsigned flush(void) {
-    unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040);
-    return before;
-}
-#define unflush _mm_setcsr
-#else
-static unsigned flush(void) { return 0; }
-#define unflush (void)
-#endif
-
 PUBLIC void smalle_steps(const struct step *s) {
     unsigned before = flush();
-    chosen->run_steps(s);
+    struct team *team = gather(s->threads);
+    chosen->run_steps(s, team);
+    dismiss(team);
     unflush(before);
 }
 
 PUBLIC void smalle_text(const struct text *s) {
     unsigned before = flush();
-    chosen->run_text(s);
+    struct team *team = gather(s->threads);
+    chosen->run_text(s, team);
+    dismiss(team);
     unflush(before);
 }
 
-PUBLIC void smalle_fold(int heads, int keys, int values, const float *state, const float *decay, const float *old_keys,
-                        const float *old, float *out, uint32_t *bands) {
-    chosen->run_fold(heads, keys, values, state, decay, old_keys, old, out, bands);
+PUBLIC void smalle_fold(int threads, int heads, int keys, int values, const float *state, const float *decay,
+                        const float *old_keys, const float *old, float *out, uint32_t *bands) {
+    struct team *team = gather(threads);
+    chosen->run_fold(team, heads, keys, values, state, decay, old_keys, old, out, bands);
+    dismiss(team);
 }
 
 PUBLIC void smalle_bands(int heads, int keys, int values, const float *state, uint32_t *bands) {

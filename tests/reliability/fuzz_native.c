@@ -88,7 +88,7 @@ static char *scratch_for(double widths, int vectors, int tokens) {
 }
 
 static void fuzz_steps(void) {
-    struct step s = {.eps = 1e-5f, .normalizer = 16, .strongest = -5, .gain = 8};
+    struct step s = {.eps = 1e-5f, .normalizer = 16, .strongest = -5, .gain = 8, .threads = number(1, 3)};
     s.pending = number(0, 1);
     s.hidden = s.pending ? 64 * number(1, 2) : 8 * number(1, 12), s.heads = s.hidden == 64 ? 1 : number(1, 2);
     s.position_size = s.pending ? 64 : 8 * number(1, 6), s.position_heads = s.pending ? 1 : number(1, 2);
@@ -139,6 +139,7 @@ static void fuzz_steps(void) {
 
 static void fuzz_text(void) {
     struct text s = {.eps = 1e-5f, .tokens = number(1, 20), .heads = number(1, 3), .layers = number(0, 3)};
+    s.threads = number(1, 3);
     int each = 2 * number(1, 16), inner = number(1, 90);
     s.hidden = s.heads * each, s.turned = 2 * number(0, each / 2), wild = number(0, 1);
     for (int n = 0; n < s.layers; n++) {
@@ -162,7 +163,7 @@ static void fuzz_fold(void) {
     float *old_keys = values((size_t)heads * PENDING * keys), *old = values((size_t)heads * PENDING * broad);
     uint32_t *bands = own(2 * (size_t)heads * keys * broad);
     float *out = number(0, 1) ? state : own(4 * (size_t)heads * keys * broad);
-    smalle_fold(heads, keys, broad, state, decay, old_keys, old, out, bands);
+    smalle_fold(number(1, 3), heads, keys, broad, state, decay, old_keys, old, out, bands);
 }
 
 static void fuzz_draw(void) {

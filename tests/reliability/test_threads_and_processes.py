@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from smalle import SmallEForTextToSpeech, SmallEProcessor
+from smalle import SmallEForTextToSpeech, SmallEProcessor, runtime_smalle
 from smalle.native_smalle import load_library
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "smalle-mini"
 FORK = """
 import os, sys, time, torch
-from smalle import SmallEForTextToSpeech, SmallEProcessor
+from smalle import SmallEForTextToSpeech, SmallEProcessor, runtime_smalle
+runtime_smalle.threads_for = lambda size: 2  # as for a large model
 torch.set_num_threads(2)
 torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # which starts the pool of OpenMP
 processor, model = (x.from_pretrained(sys.argv[1]) for x in (SmallEProcessor, SmallEForTextToSpeech))
@@ -41,8 +42,10 @@ needs_checkpoint = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="the embed
 
 
 @needs_library
-@pytest.mark.parametrize("runtime", ["native", "torch"])
-def test_eight_threads_at_a_cold_start_say_what_one_says(make_tiny, runtime):
+@pytest.mark.parametrize("runtime, helpers", [("native", 0), ("native", 2), ("torch", 0)])
+def test_eight_threads_at_a_cold_start_say_what_one_says(make_tiny, monkeypatch, runtime, helpers):
+    monkeypatch.setattr(runtime_smalle, "threads_for", lambda size: 1 + helpers)
+
     def speak(model, seed):
         ids = torch.randint(3, 60, (1, 4 + seed), generator=torch.Generator().manual_seed(seed))
         return model.generate(ids, seed=seed, max_new_tokens=12, top_k=[0, 0, 0])
