@@ -43,14 +43,16 @@ def load_checkpoint(name: str):
     import smalle
 
     from .saving_smalle import errors_name_the_file
+    from .validation_smalle import check_complete
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         processor = smalle.SmallEProcessor.from_pretrained(name)
         with errors_name_the_file(name, "generation_config.json", {}):
-            model = smalle.SmallEForTextToSpeech.from_pretrained(name).eval()
-            model._prepare_generation_config(None)
+            model, info = smalle.SmallEForTextToSpeech.from_pretrained(name, output_loading_info=True)
+            check_complete(info)
+            model.eval()._prepare_generation_config(None)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"The checkpoint {name} cannot be loaded: {str(error).splitlines()[0]}") from error
     logging.set_verbosity_warning()  # says which runtime is taken where that is a slow one

@@ -158,6 +158,12 @@ def without_a_tensor(path):
     save_file(tensors, path)
 
 
+def without_a_bias(path):
+    tensors = load_file(path)
+    del tensors[next(name for name in tensors if name.endswith(("text_norm.bias", "final_layer_norm.bias")))]
+    save_file(tensors, path)
+
+
 def of_another_shape(path):
     tensors = load_file(path)
     name = next(name for name in tensors if name.endswith(NAMES))
@@ -169,7 +175,7 @@ def empty(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [cut, with_nan, without_a_tensor, of_another_shape, empty])
+@pytest.mark.parametrize("damage", [cut, with_nan, without_a_tensor, without_a_bias, of_another_shape, empty])
 @pytest.mark.parametrize("part", ["model.safetensors", "codec/model.safetensors"])
 def test_damaged_weights_are_refused(lite, tmp_path, part, damage):
     folder = shutil.copytree(CHECKPOINT, tmp_path / "damaged", ignore=shutil.ignore_patterns("*.py", "voices"))

@@ -8,7 +8,7 @@ import torch
 
 import smalle
 from smalle.lite.tensors import NeedsPyTorch, read_voice
-from smalle.voices_smalle import Voice, VoiceConverter, load_voice, save_voice
+from smalle.voices_smalle import Voice, VoiceConverter, VoiceConverterConfig, load_voice, save_voice
 
 CHECKPOINT = pathlib.Path(__file__).parents[2] / "checkpoints" / "smalle-mini"
 TEXT = "The weather is fine today."
@@ -115,6 +115,18 @@ def test_damaged_conversions_are_refused(processor, voices, tmp_path):
     fewer = {name: x for name, x in conversion.items() if name != "network.out.bias"}
     with pytest.raises(ValueError, match="another converter"):
         processor.decode(torch.zeros(3, 6, dtype=torch.long), voice=Voice(conversion=fewer))
+
+
+@pytest.mark.parametrize("pitch", ["hot", [5.25], [5.25, 0], [float("nan"), 0.25], ["5", "6"]])
+def test_a_pitch_that_is_none_is_refused_by_name(pitch):
+    with pytest.raises(ValueError, match="source_pitch"):
+        VoiceConverterConfig(source_pitch=pitch)
+
+
+@pytest.mark.parametrize("name, value", [("hidden_size", -1), ("num_layers", 10**9), ("content_size", "8"), ("codec", 5)])
+def test_sizes_that_are_none_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=name):
+        VoiceConverterConfig(**{name: value})
 
 
 def test_recordings_without_a_voice_are_refused(processor):

@@ -17,6 +17,7 @@ NONSENSE = {  # file, what stands in it or which keys change, what the line says
     "configuration of a list": ("config.json", [], "holds []"),
     "configuration of a number": ("config.json", 5, "holds 5"),
     "width of a word": ("config.json", {"hidden_size": "wide"}, "hidden_size='wide'"),
+    "sizes of another model": ("config.json", {"intermediate_size": 64}, "other sizes"),
     "empty tokenizer": ("tokenizer.json", "{}", "added_tokens and model"),
     "tokenizer of a list": ("tokenizer.json", [], "holds []"),
     "tokenizer's settings of a list": ("tokenizer_config.json", [], "holds []"),
@@ -52,6 +53,32 @@ def test_nonsense_gives_one_line_that_names_file_and_key(copied, tmp_path, capsy
     line = capsys.readouterr().err.rpartition("\r")[2].strip()
     assert code == 2 and line.startswith("smalle: ") and "\n" not in line and not (tmp_path / "a.wav").exists()
     assert message in line and file in line
+
+
+def test_sizes_of_another_codec_are_refused(copied):
+    path = copied / "codec" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "codebook_size": 21}))
+    with pytest.raises(ValueError, match="codec/config.json .* other sizes"):
+        assert SmallEProcessor.from_pretrained(copied).codec
+
+
+@pytest.mark.parametrize("part", [".", "codec"])
+def test_weights_are_never_unpickled(copied, part):
+    path = copied / part / "model.safetensors"
+    torch.save(load_file(path), copied / part / "pytorch_model.bin")
+    path.unlink()
+    with pytest.raises(OSError, match="model.safetensors"):
+        SmallEForTextToSpeech.from_pretrained(copied)
+        assert SmallEProcessor.from_pretrained(copied).codec
+
+
+@pytest.mark.parametrize("part", [".", "codec"])
+def test_a_weight_that_is_missing_is_named(copied, tmp_path, capsys, part):
+    tensors = load_file(path := copied / part / "model.safetensors")
+    del tensors[name := sorted(tensors)[-1]]
+    save_file(tensors, path, metadata={"format": "pt"})
+    code = cli.main(["say", "Hello.", "--model", str(copied), "-o", str(tmp_path / "a.wav")])
+    assert code == 2 and name in capsys.readouterr().err and not (tmp_path / "a.wav").exists()
 
 
 def test_an_error_that_no_file_explains_stays_as_it_is(tiny_checkpoint):

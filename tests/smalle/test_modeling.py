@@ -251,6 +251,7 @@ IMPOSSIBLE = [
     dict(expand_v=0.99),
     dict(position_size=0),
     dict(text_layers=-1),
+    dict(text_layers=10**9),
     dict(dropout=1.5),
     dict(max_text_tokens=0),
     dict(hidden_size="large"),
