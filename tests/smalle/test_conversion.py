@@ -123,7 +123,9 @@ def test_a_pitch_that_is_none_is_refused_by_name(pitch):
         VoiceConverterConfig(source_pitch=pitch)
 
 
-@pytest.mark.parametrize("name, value", [("hidden_size", -1), ("num_layers", 10**9), ("content_size", "8"), ("codec", 5)])
+@pytest.mark.parametrize(
+    "name, value", [("hidden_size", -1), ("num_layers", 10**9), ("content_size", "8"), ("codec", 5)]
+)
 def test_sizes_that_are_none_are_refused_by_name(name, value):
     with pytest.raises(ValueError, match=name):
         VoiceConverterConfig(**{name: value})
