@@ -4,7 +4,13 @@ import os
 
 import pytest
 
-from tests.smalle.conftest import make_tiny, processor, tiny_checkpoint, tiny_config, tiny_model  # noqa: F401
+from tests.smalle.conftest import make_tiny, processor, tiny_checkpoint, tiny_config  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_tiny):  # noqa: F811
+    """With a layer of each kind, as crash tests load it thousands of times."""
+    return make_tiny(text_layers=1, audio_decoder_layers=1)
 
 
 @pytest.fixture

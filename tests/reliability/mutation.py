@@ -1,6 +1,6 @@
 """Mutation testing: changes one place of the code at a time and counts the changes that the tests notice.
 
-  python -m tests.reliability.mutation [MODULE ...] [--sample 150] [--seed 0]
+  python -m tests.reliability.mutation [MODULE ...] [--sample 150] [--seed 0] [--again FILE]
 
 cosmic-ray makes the mutants (pip install 'smalle[reliability]'), of the bodies of functions, without those that cannot
 matter: annotations, and `is` for `==`. Each runs its module's tests in a fork of this process, which has imported them,
@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import os
 import random
+import re
 import shlex
 import signal
 import sys
@@ -72,6 +73,7 @@ TESTS = {  # module: its functions (none: all) and the tests that have to notice
         "test_processing.py -k voice",
     ),
 }
+SURVIVOR = re.compile(r"(\w+)\.py:\d+: ([^\r\n]*)  ->  ([^\r\n]*)")  # as it is printed: module, line, changed line
 PATIENCE = 5  # times as long as the tests of the code as it is: what takes longer is killed
 
 
@@ -102,6 +104,24 @@ def mutants(source: str, functions: Sequence[str]) -> list[list[Mutant]]:
                     places.setdefault(start, []).append(Mutant(*start, name, occurrence))
                 occurrence += 1
     return [places[place] for place in sorted(places)]
+
+
+def mutate(source: str, mutant: Mutant) -> str:
+    """The source with one change."""
+    return mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
+
+
+def changed_line(source: str, changed: str, mutant: Mutant) -> tuple[str, str]:
+    """The line of a mutant before and after."""
+    before, after = (text.splitlines()[mutant.line - 1].strip() for text in (source, changed))
+    return before, after
+
+
+def with_changes(source: str, places: Sequence[Sequence[Mutant]], lines: set[tuple[str, str]]) -> list[Mutant]:
+    """Those mutants that change a line as one of `lines` does, wherever it stands."""
+    before = {line for line, _ in lines}
+    there = [x for place in places for x in place if source.splitlines()[x.line - 1].strip() in before]
+    return [x for x in there if changed_line(source, mutate(source, x), x) in lines]
 
 
 def functions_of(module: ModuleType) -> Iterator[FunctionType]:
@@ -165,8 +185,9 @@ def tests_fail(groups: Sequence[str], seconds: float, module: ModuleType, source
         os._exit(code)
 
 
-def check(name: str, sample: int, seed: int) -> tuple[int, list[str]]:
-    """Tests mutants of a module. Returns how many there were, and the survivors in words."""
+def check(name: str, sample: int, seed: int, again: set[tuple[str, str]]) -> tuple[int, list[str]]:
+    """Tests mutants of a module: `sample` places, or with `again` those that change a line so. Returns how many there
+    were, and the survivors in words."""
     functions, *tests = TESTS[name]
     with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
         run_tests(tests, "--collect-only")  # which imports the tests, and what they import
@@ -177,12 +198,15 @@ def check(name: str, sample: int, seed: int) -> tuple[int, list[str]]:
         raise SystemExit(f"{tests}: these fail without a mutant; expected tests that pass.")
     print(f"{name}: its tests compute for {seconds:.1f} s", flush=True)
     places = mutants(source, functions.split())
-    chosen = [random_.choice(each) for each in random_.sample(places, min(sample, len(places)))]
+    if again:
+        chosen = with_changes(source, places, again)
+        print(f"{name}: {len(again)} survivors, {len(chosen)} places that change a line so", flush=True)
+    else:
+        chosen = [random_.choice(each) for each in random_.sample(places, min(sample, len(places)))]
     for number, mutant in enumerate(sorted(chosen), 1):
-        changed = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
+        changed = mutate(source, mutant)
         if not tests_fail(tests, PATIENCE * seconds + 5, module, changed)[0]:
-            before, after = (text.splitlines()[mutant.line - 1].strip() for text in (source, changed))
-            survivors.append(f"{name}.py:{mutant.line}: {before}  ->  {after}")
+            survivors.append(f"{name}.py:{mutant.line}: {'  ->  '.join(changed_line(source, changed, mutant))}")
             print(survivors[-1], flush=True)
         print(f"{name}: {number} of {len(chosen)}, {len(survivors)} survive", end="\r", file=sys.stderr)
     return len(chosen), survivors
@@ -193,15 +217,19 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"some of {', '.join(TESTS)} (default: all)")
     parser.add_argument("--sample", type=int, default=150, help="places of each module, at random (default: 150)")
     parser.add_argument("--seed", type=int, default=0, help="of that choice (default: 0)")
+    parser.add_argument("--again", metavar="FILE", help="try only the survivors that a run printed into this file")
     arguments = parser.parse_args()
+    lived: dict[str, set[tuple[str, str]]] = {}
+    for name, *line in SURVIVOR.findall(Path(arguments.again).read_text() if arguments.again else ""):
+        lived.setdefault(name, set()).add((line[0], line[1]))
     hypothesis.settings.register_profile("few", derandomize=True, max_examples=20)
     os.chdir(ROOT)
     count, alive = 0, 0
-    for name in arguments.modules or TESTS:
-        tested, survivors = check(name, arguments.sample, arguments.seed)
+    for name in arguments.modules or lived or TESTS:
+        tested, survivors = check(name, arguments.sample, arguments.seed, lived.get(name, set()))
         count, alive = count + tested, alive + len(survivors)
         print(f"{name}: {tested - len(survivors)} of {tested} killed", flush=True)
-    print(f"{count - alive} of {count} killed: {100 * (count - alive) / count:.0f} %")
+    print(f"{count - alive} of {count} killed: {100 * (count - alive) / max(1, count):.0f} %")
     return int(alive > 0.1 * count)
 
 

@@ -2,8 +2,9 @@
 
   CRASHES=200 python -m pytest tests/reliability/test_crashes.py      # in place of 5 of each kind, 1 of trainings
 
-prints a row for each command then. Every second process is killed just before one of its own changes of files. SEED: of
-the moments and sizes (0).
+prints a row for each command then, with its processor time. Every second process is killed just before one of its own
+changes of files, the others after a random processor time, and up to five in a row before one may end. SEED: of the
+moments and sizes (0).
 """
 
 import contextlib
@@ -17,7 +18,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from tqdm import tqdm
 import smalle.cli.read  # (imported once: each run is a fork of this process)
 import smalle.cli.say  # noqa: F401
 from smalle.cli import main as cli
+from smalle.native_smalle import load_library
 from tests.reliability.file_operations import FileOperations
 from tests.train.test_whole import MODEL
 
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 SEED = int(os.environ.get("SEED", 0))
 FEW = int(os.environ.get("CRASHES", 1))  # of what takes seconds
 SENTENCES = "Hello you.", "It is a door.", "Nobody asked!", "How are you?", "It is late.", "We go home."
-QUICK = "data.frames_per_batch=150 data.max_seconds=4 data.eval_batches=1 training.max_steps=3 training.warmup_steps=1"
+QUICK = "data.frames_per_batch=150 data.max_seconds=4 data.eval_batches=1 training.max_steps=1 training.warmup_steps=0"
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,14 @@ JOBS = {
 }
 
 
-def spawn(arguments: list[str], folder: Path, limit: int | None = None, last: int | None = None) -> int:
-    """Starts a command in a folder as a forked process; its identifier. limit: bytes that a file may have. last: before
-    which of its changes of files it is killed."""
+def spawn(
+    arguments: list[str], folder: Path, limit: int | None = None, last: int | None = None, seconds: float = 0
+) -> int:
+    """Starts a command in a folder as a forked process; its identifier.
+
+    limit: bytes that a file may have. last: before which of its changes of files it is killed. seconds: of processor
+    time, after which the kernel ends it (SIGPROF, which nothing catches); 0: it does not.
+    """
     child = os.fork()
     if child:
         return child
@@ -118,6 +124,7 @@ def spawn(arguments: list[str], folder: Path, limit: int | None = None, last: in
         torch.cuda.is_available = lambda: False
         tqdm.set_lock(threading.RLock())  # its own lock is shared by processes, and stays locked where one is killed
         operations = FileOperations(last)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         code = cli.main(arguments)
@@ -135,9 +142,15 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def run(arguments: list[str], folder: Path, limit: int | None = None) -> int:
+def run(arguments: list[str], folder: Path, **ends) -> int:
+    """Runs a command in a folder, as spawn() starts it; its exit code, or minus the signal that ended it."""
     shutil.rmtree(folder / "temporary", ignore_errors=True)
-    return wait(spawn(arguments, folder, limit))
+    return wait(spawn(arguments, folder, **ends))
+
+
+def processor_time() -> float:
+    """Seconds that the tests' process and its ended children have computed."""
+    return sum(os.times()[:4])
 
 
 def found(folder: Path, patterns: tuple[str, ...]) -> set[Path]:
@@ -168,12 +181,17 @@ def check_nothing_else(job: Job, folder: Path):
     assert not [path for path in folder.rglob("*.partial") if "temporary" not in path.parts]
 
 
-def check_run_again(job: Job, parts: Path, folder: Path, expected: dict[str, str]):
-    """After a crash: what looks whole is whole, and the command run once more gives the expected results alone."""
+def check_whole(job: Job, folder: Path, expected: dict[str, str]) -> bool:
+    """After a crash: what looks whole is whole. Whether all results are there."""
     found = results(job, folder)
     assert found.items() <= expected.items(), "something half-written was taken for whole"
-    code = run([*job.arguments(parts), *job.again], folder)
-    assert code == 0 or found == expected, output(folder)  # a finished clone is not made again
+    return found == expected
+
+
+def check_end(job: Job, folder: Path, expected: dict[str, str], code: int, whole: bool):
+    """After a command that was run once more, and ended with a code: it gave the expected results alone. whole: they
+    were there before; a finished clone is not made again."""
+    assert code == 0 or whole, f"it ended with {code}: {output(folder)}"
     assert results(job, folder) == expected
     check_nothing_else(job, folder)
 
@@ -189,6 +207,7 @@ def parts(tiny_checkpoint, record, tmp_path_factory):
         (folder / "corpus" / f"{index}.txt").write_text(text)
     record(folder / "long.wav", 2, 140)
     (folder / "book.md").write_text("# One\n\nIt is a door.\n\n# Two\n\nNobody asked!\n")
+    load_library()  # before the forks, one of which would compile it
     assert run(JOBS["prepare"].arguments(folder), folder) == 0, output(folder)
     recipe = {
         "model": MODEL,
@@ -203,7 +222,7 @@ def parts(tiny_checkpoint, record, tmp_path_factory):
             eval_batches=1,
         ),
         "objective": dict(codebook_weights=[1.0] * 3, text_dropout=0.0),
-        "training": dict(output_dir="model", max_steps=6, save_steps=2, learning_rate=1e-3, warmup_steps=1),
+        "training": dict(output_dir="model", max_steps=4, save_steps=2, learning_rate=1e-3, warmup_steps=1),
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder
@@ -211,7 +230,8 @@ def parts(tiny_checkpoint, record, tmp_path_factory):
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What a job gives undisturbed (`results`), in how many seconds and changes of files, and its largest file."""
+    """What a job gives undisturbed (`results`), in how many seconds of processor time and changes of files, and its
+    largest file."""
 
     expected: dict[str, str]
     seconds: float
@@ -224,9 +244,9 @@ def job(request, parts, tmp_path_factory):
     job, folder = JOBS[request.param], tmp_path_factory.mktemp(request.param)
     gc.collect()
     gc.freeze()  # a collection in a fork would copy all memory of this process
-    begun = time.monotonic()
+    begun = processor_time()
     assert run(job.arguments(parts), folder) == 0, output(folder)
-    seconds, expected = time.monotonic() - begun, results(job, folder)
+    seconds, expected = processor_time() - begun, results(job, folder)
     assert expected
     check_nothing_else(job, folder)
     largest = max(path.stat().st_size for path in found(folder, job.results))
@@ -236,31 +256,37 @@ def job(request, parts, tmp_path_factory):
 
 def test_a_killed_command_run_again_ends_as_if_nothing_had_been(job, parts, tmp_path, report):
     job, undisturbed = job
-    moments, seconds, killed = random.Random(SEED), undisturbed.seconds, 0
+    moments, killed, runs, begun = random.Random(SEED), 0, 0, processor_time()
     while killed < job.crashes:
         (folder := tmp_path / "work").mkdir()
-        if killed % 2:
-            child = spawn(job.arguments(parts), folder, last=moments.randrange(undisturbed.changes))
-        else:
-            child = spawn(job.arguments(parts), folder)
-            time.sleep(moments.uniform(0, seconds))
-            os.kill(child, signal.SIGKILL)
-        if wait(child) == -signal.SIGKILL:
-            killed += 1
-            check_run_again(job, parts, folder, undisturbed.expected)
-        else:
-            seconds *= 0.8  # it ends sooner than the first time
+        arguments, whole, code = job.arguments(parts), False, -signal.SIGKILL
+        crashes = min(moments.randint(1, 5), job.crashes - killed)
+        while code in (-signal.SIGKILL, -signal.SIGPROF):
+            if not crashes:
+                ends = {}
+            elif runs % 2:
+                ends = {"last": moments.randrange(undisturbed.changes)}
+            else:
+                ends = {"seconds": moments.uniform(0.001, undisturbed.seconds)}
+            code, runs = run(arguments, folder, **ends), runs + 1
+            if code in (-signal.SIGKILL, -signal.SIGPROF):
+                killed, crashes = killed + 1, crashes - 1
+                arguments, whole = [*job.arguments(parts), *job.again], check_whole(job, folder, undisturbed.expected)
+        check_end(job, folder, undisturbed.expected, code, whole)
         shutil.rmtree(folder)
-    report(f"{killed} times killed, without a finding")
+    report(f"{killed} times killed in {processor_time() - begun:.0f} s of processor time, without a finding")
 
 
 def test_a_command_on_a_full_disk_says_so_and_run_again_ends_as_if_nothing_had_been(job, parts, tmp_path, report):
     job, undisturbed = job
-    sizes = random.Random(SEED)
+    sizes, begun = random.Random(SEED), processor_time()
     for _ in range(job.crashes):
         (folder := tmp_path / "work").mkdir()
-        code = run(job.arguments(parts), folder, sizes.randrange(undisturbed.largest))
+        code = run(job.arguments(parts), folder, limit=sizes.randrange(undisturbed.largest))
         assert code == 2, f"it ended with {code}: {output(folder)}"
-        check_run_again(job, parts, folder, undisturbed.expected)
+        whole = check_whole(job, folder, undisturbed.expected)
+        code = run([*job.arguments(parts), *job.again], folder)
+        check_end(job, folder, undisturbed.expected, code, whole)
         shutil.rmtree(folder)
-    report(f"{job.crashes} times on a full disk, without a finding")
+    seconds = processor_time() - begun
+    report(f"{job.crashes} times on a full disk in {seconds:.0f} s of processor time, without a finding")
