@@ -17,6 +17,7 @@ from .text_tables_smalle import (
     ABBREVIATIONS,
     AMBIGUOUS_STATES,
     CHARACTERS,
+    CITIES,
     COMPARED,
     COMPASS,
     CURRENCIES,
@@ -32,6 +33,8 @@ from .text_tables_smalle import (
     NOT_A_STREET,
     NUMBERED,
     NUMBERED_ROMAN,
+    ROADS,
+    ROMAN,
     RULERS,
     SCALES,
     SHOUTED,
@@ -70,7 +73,6 @@ MONTH = rf"\b(?P<month>{'|'.join(f'{name[:3]}(?:{name[3:]})?' for name in MONTHS
 DAY, YEAR = r"(?P<day>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?", r"(?P<year>1[1-9]\d\d|20\d\d)"
 LAST_DAY = r"(?P<last>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?"
 HALF_DAY = r"(?P<half>[apAP])(?:\.\s?[mM]\.?|[mM]\b\.?)"
-ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?<=[MDCLXVI])"
 SENTENCE_END = re.compile(r"\s*$|\s+(?!(?:[NS][EW]|[A-Z]{1,3}T|UTC|Ltd|Inc|Corp|LLC|Jr|Sr)\b)[A-Z]")
 
 
@@ -153,11 +155,16 @@ def _currency(sign: str) -> tuple[str, str, str, str]:
     return one, plural(one), cent, plural(cent)
 
 
+def _describes(match: re.Match) -> bool:
+    """Whether an amount stands between an article and a noun: a five dollar bill."""
+    return f" {_before(match, 3)}".lower().endswith((" a ", " an ")) and bool(re.match(r"[ -][a-z]", _after(match, 2)))
+
+
 def _money(match: re.Match) -> str:
     """One dollar, two pounds and fifty pence, one point five million euros; a five dollar bill."""
     parts = match.groupdict()
     one, several, cent, cents = _currency(parts.get("code") or parts["sign"])
-    if f" {_before(match, 3)}".lower().endswith((" a ", " an ")) and re.match(r"[ -][a-z]", _after(match, 2)):
+    if _describes(match):
         several, cents = one, cent
     whole, _, part = parts["amount"].replace(",", "").partition(".")
     scale, stop = (parts.get("scale") or "").strip(), _full_stop(match)
@@ -173,13 +180,14 @@ def _money(match: re.Match) -> str:
 
 def _small_money(match: re.Match) -> str:
     """Fifty cents, fifty pence."""
-    return f"{match['amount']} {SMALL_MONEY[match['sign'] or 'p'][match['amount'] != '1']}"
+    several = match["amount"] != "1" and not _describes(match)
+    return f"{match['amount']} {SMALL_MONEY[match['sign'] or 'p'][several]}"
 
 
 def _military_time(match: re.Match) -> str:
     """Oh eight hundred hours."""
     minute = spell_number(int(match[2])) if match[2] != "00" else "hundred"
-    return f"{'oh ' if match[1][0] == '0' else ''}{spell_number(int(match[1]))} {minute} hours"
+    return f"{'oh ' if match[1][0] == '0' else ''}{spell_number(int(match[1]))} {minute} {match[3] or 'hours'}"
 
 
 def _whole_units(match: re.Match) -> str:
@@ -207,7 +215,7 @@ def _code(match: re.Match) -> str:
     """A seven, X nine; Q one to Q three; names such as F-16 and ranges such as 10AM-2PM as they are."""
     groups = match[1].split("-")
     mixed = any(re.match("[A-Z]+\\d", group) for group in groups)
-    if not re.search("[A-Z]", match[1]) or not mixed and len(groups) < 3:
+    if not re.search("[A-Z]", match[1]) or not (mixed or len(groups) > 2 or match[0][0] == "#"):
         return match[0]
     if len(groups) == 2 and groups[0][0] == groups[1][0] and groups[0][0].isalpha():
         return " to ".join(groups)
@@ -238,6 +246,14 @@ def _parts(match: re.Match) -> str:
     return "".join(f" {roman_value(part) if re.fullmatch('[ivx]{2,}', part) else part}" for part in parts)
 
 
+def _postcode(match: re.Match) -> str:
+    """Seven five oh oh one Paris; another number before a name as it is."""
+    street = re.search(rf"\b(?:{ROADS})\b[^.;!?]*, $", _before(match))
+    if not (match["country"] or street or match["city"].upper() in CITIES):
+        return match[0]
+    return (match["country"] or "").replace("-", " ") + spell_digits(match["code"], "oh") + " "
+
+
 def _initials(match: re.Match) -> str:
     """U S, J R R; the full stop of a sentence only behind what may end one."""
     letters = match[0].replace(".", " ").split()
@@ -264,8 +280,11 @@ def _measure(match: re.Match) -> str:
     amount, joint, sign = match.group("amount", "joint", "unit")
     if sign == "s" and amount[-1] == "0" and not joint:  # a decade
         return match[0]
-    if sign == "K" and joint != " ":
+    run = re.match(r" ?(?:run|race)", _after(match)) or re.search(r"\b(?:an?|ran|my|the) $", _before(match, 6))
+    if sign == "K" and (joint != " " or run and int(float(amount.replace(",", ""))) <= 50):
         return match[0]
+    if sign[:2] == "pp" and amount.isdigit() and int(amount) > 20:
+        return f"{amount} pages{_full_stop(match)}"
     if len(sign) == 1 and sign.isupper() and joint == " " and (sign == "A" or re.match(r"\.? [A-Z\d]", _after(match))):
         return match[0]
     if joint == "" and re.search(rf"(?:{PLACES}) $", _before(match, 12)):
@@ -347,6 +366,11 @@ def _decade(words: str) -> str:
     return f"{words[:-1]}ies" if words.endswith("y") else f"{words}s"
 
 
+def _several(match: re.Match) -> str:
+    """M P threes, F-sixteens."""
+    return (match[1] or " ") + _decade(spell_number(match[2])).replace("sixs", "sixes")
+
+
 def _number(match: re.Match) -> str:
     """One thousand two hundred, third, nineteen ninety-nine; in ten sixty-six."""
     amount = match["amount"]
@@ -375,7 +399,11 @@ def _superscript(match: re.Match) -> str:
     digits = unicodedata.normalize("NFKD", match[0]).replace("−", "-")
     base = re.split(r"[\W\d_]", _before(match, 12))[-1]
     number = re.search(rf"\d ?{base}$", _before(match, 12))
-    return digits if len(base) > 2 or number and base + "2" in UNITS else f"^{digits}"
+    return (
+        digits
+        if len(base) > 2 and base not in ("sin", "cos", "tan", "log") or number and base + "2" in UNITS
+        else f"^{digits}"
+    )
 
 
 def _cardinal_roman(match: re.Match) -> str:
@@ -507,6 +535,7 @@ _PHONE_IN_A_ROW = (
     r"(?<= )(?:(?<=[CcFf]a[lx][l:] )|(?<=[DdTt][ie][axl][lt:] )|(?<=phone )|(?<=hone: )|(?<=[Nn]umber ))\d{7,15}"
     r"(?!\d)|(?<=[Tt]ext )\d{5,6}\b|(?<![\w.,$+-])[2-9]\d{9}(?![\w-]|[.,]\d)"
 )
+_POSTCODE = r"(?<![\w.,$#-])(?P<country>[DEFI]-)?(?P<code>\d{5}) (?=(?P<city>[A-Z]\w+))"
 _LONG_CODE = (
     r"\b[A-Z]{2}\d\d(?: [A-Z\d]{4}){2,7}(?: [A-Z\d]{1,3})?(?!\w)"  # of a bank's account
     r"|\b(?=[A-Z\d]{10})(?:[A-Z]++\d++){2}[A-Z\d]*+(?!\w)|\b(?=[A-Z\d]{10})(?:\d++[A-Z]++){2}[A-Z\d]*+(?!\w)"
@@ -564,9 +593,14 @@ _TIME = (
     r"(?<![\d:.])(?P<hour>[01]?\d|2[0-3]):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d)(?:\.\d+)?)?"
     rf"(?:\s?{HALF_DAY}|(?![\d:]))"
 )
-_MILITARY_TIME = r"\b([01]\d|2[0-3])([0-5]\d) ?(?:hours|hrs)\b"
+_MILITARY_TIME = r"\b([01]\d|2[0-3])([0-5]\d)(?: ?(?:hours|hrs)|(Z))\b"
 _MONEY_SIGN_LAST = rf"{START}(?P<amount>{NUMBER}){SCALE}\s?(?P<sign>(?:{_CODES})(?![\w$])|[{_SIGNED}](?!\d))"
 _SMALL_MONEY = rf"{START}(?P<amount>{NUMBER})(?:\s?(?P<sign>¢)|(?P<sign2>p)(?!\w|\.\w))"
+_PRICED = "[Cc]osts?|[Ff]or|[Pp]ay|[Pp]aid|worth|[Ss]aves?|saved|under|over|from|to|tip|charges?|extra"
+_CENTS = (
+    rf"(?<![\w.,$])(?P<before>(?:{_PRICED}) )?(?<![\w.,$])(?P<amount>{NUMBER})c\b"
+    r"(?(before)|(?:(?<=[1-9]9c)|(?=/[a-zA-Z]| (?:each|apiece|off|extra|more|less|a|an|per|coins?|stamps?|change)\b)))"
+)
 _FRACTION = (
     rf"(?<![\d/.,-])(?:(?P<whole>\d{{1,4}})[ -])?(?P<top>\d{{1,2}})/(?P<bottom>\d{{1,2}})(?![\d/]|\.\d)(?:"
     rf"(?P<joint>[ -]?)(?:(?P<unit>{any_of(UNITS)})|(?P<word>{'|'.join(sorted(WORDY_UNITS))}))(?!\w))?"
@@ -574,21 +608,24 @@ _FRACTION = (
 _OUT_OF = rf"{START}(?P<top>{NUMBER})/(?P<bottom>5|10|20|100)(?![\d/\w]|\.\d)"
 _DURATION = r"(?<!\w)(?P<hour>\d{1,2})h ?(?P<minute>\d{1,2})(?:m|min)?(?!\w)"
 _DEGREES_OF_AN_OVEN = r"(?<![\w.,])([1-9]\d\d?(?:\.\d)?) ?([FC])(?=[.,;)]|$| (?:for|and|or|oven|until|in)\b)"
-_MILLIONS = rf"{START}(?P<amount>{NUMBER}) ?(?P<scale>M|bn|mn|m(?= (?:{WORDS})\b))(?!\w)"
+_MILLIONS = rf"{START}(?P<amount>{NUMBER}) ?(?P<scale>M(?!-F)|bn|mn|[mkK](?= (?:{WORDS})\b))(?!\w)"
 _INCH = rf"{START}(?P<amount>{NUMBER})(?:in\b| in(?=[,;)]| (?:tall|wide|long|deep|thick|high|by|x|of (?:rain|snow))\b))"
 _PER = (
     r"(?<=[a-z%])/(?=(?:month|mo|year|yr|week|wk|day|hour|hr|h|min|minute|second|sec|s|kg|lb|person|night|mile"
-    r"|gallon|user|piece|dozen|acre|head|L|dL|mL|ml|mol)\b)"
+    r"|gallon|user|kWh|piece|dozen|acre|head|L|dL|mL|ml|mol)\b)"
 )
-_PER_UNIT = r"(?<= per )(?:mol?|yr|wk|hr|h|min|sec|s|kg|lb|[dm]?L|ml)\b\.?"
+_PER_UNIT = r"(?<= per )(?:mol?|kWh|yr|wk|hr|h|min|sec|s|kg|lb|[dm]?L|ml)\b\.?"
 _STREET_WITHOUT_A_DOT = rf"(?<=[a-z] )(?P<ending>{'|'.join(STREETS)})(?=,|$| (?:Apt|Suite|Unit|[NS][EW]\b))"
-_STATE = rf"(?<=[a-z], )(?P<state>{'|'.join(STATES)})\b(?: (?P<zip>\d{{5}})(?:[- ](?P<more>\d{{4}}))?\b)?"
+_STATE = (
+    rf"(?:(?<=[a-z], )|(?<=[a-z] )(?=[A-Z]{{2}} \d{{5}}))(?P<state>{'|'.join(STATES)})\b"
+    r"(?: (?P<zip>\d{5})(?:[- ](?P<more>\d{4}))?\b)?"
+)
 _TITLE = (
     rf"(?<![\w.])({any_of(word for word in TITLES if word[-1] != '/' and '/' not in word)})(?:(?<=\.)|\.|\b)"
     r"(?!\w)"
 )
 _BEFORE_A_NUMBER = rf"(?<![\w.])({any_of(NUMBERED)}) ?(?=#?\d)"
-_BEFORE_A_NUMERAL = r"(?<![\w.])(Vol|Ch|Pt|Sec|Mk|Fig)\.? (?=[IVXLC]+\b)"
+_BEFORE_A_NUMERAL = r"(?<![\w.])(?:(Vol|Ch|Pt|Sec|Mk|Fig)\.? (?=[IVXLC]+\b)|(pp?)\. (?=[ivx]{2}))"
 _ENDING = rf"(?<![\w.])(?:{any_of(ENDINGS)})(?!\w)"
 _INITIALS = r"\b(?:[A-Za-z]\.){2,}"
 _NUMBERED = (
@@ -610,7 +647,7 @@ _VERSION = (
     r"(?:-(?P<stage>alpha|beta|dev|pre|rc)(?:\.?(?P<number>\d++))?+(?![\w-]))?"
 )
 _DECADE_OF_A_CENTURY = r"\b(1[1-9]\d0|20\d0)'?s\b"
-_COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(-])|(?<![^\s,])([<>]) ?(?=\d)"
+_COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(.-])|(?<![^\s,])([<>]) ?(?=\d)"
 # Applied in this order.
 RULES = (
     # marks of feet and inches, which may be quotation marks
@@ -642,6 +679,7 @@ RULES = (
     ),
     Rule("letter and a row", "H.264", r"\b([A-Z])\.(\d{3,4})\b", lambda match: f"{match[1]} {spell_digits(match[2])}"),
     Rule("postcode", "SW1A 2AA", r"\b[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}\b|\b[A-Z]\d[A-Z] \d[A-Z]\d\b", spell_characters),
+    Rule("postcode before a city", "75001 Paris", _POSTCODE, _postcode),
     Rule("aircraft's letter", "A380", r"\b([A-Z])(\d{3})\b", lambda match: f"{match[1]} {in_pairs(match[2])}"),
     Rule("acronym and a number", "ISO 8601", _ACRONYM_AND_A_NUMBER, lambda match: _year(match[0])),
     Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", spell_tag),
@@ -696,10 +734,11 @@ RULES = (
     Rule("years", "1914-18", _YEARS, _years),
     Rule("equal parts", "50-50", r"(?<![\w.-])50-50(?![\w-])", "50 50"),
     Rule("from noon", "noon-1pm", r"\b([Nn]oon|[Mm]idnight)\s?-\s?(?=\d)", r"\1 to "),
-    Rule("minus with spaces", "7 − 2", r"(?<=\d) − (?=\d)", " minus "),
+    Rule("minus of terms", "x − y", r"(?<=[\w)]) − (?=[\w(])|(?<![\w)])−(?=[a-z]\b)", " minus "),
     Rule("difference", "5 - 3 = 2", rf"(?<=\d)\s?[-−]\s?(?={NUMBER}\s?=)", " minus "),
     Rule("decimal comma", "€2,50", _DECIMAL_COMMA, _whole_units),
     Rule("long ZIP", "MO 63101-1234", r"(?<=\b[A-Z]{2} )(\d{5})-(?=\d{4}(?![\d-]))", r"\1 "),
+    Rule("offset", "09:41 -0500", r"(?<=\d:\d\d )(?=[+-](?:0\d|1[0-4])[0-5]0\b)", "UTC"),
     Rule("range of money", "$5-10", _RANGE_OF_MONEY, _money_range),
     Rule("mixed number", "1-1/2", r"(?<![\d/.,-])(\d{1,3})-(?=[1-9]\d?/\d)(?!\d+/\d+/)", r"\1 "),
     Rule("range", "10am-2pm", _RANGE, r"\g<amount> to "),
@@ -722,6 +761,7 @@ RULES = (
     Rule("money", "US$1.5 million", rf"{MONEY}\s?(?P<amount>{NUMBER}){SCALE}(?: (?P<code>{_CODES})(?![\w$]))?", _money),
     Rule("money, sign last", "5 €", _MONEY_SIGN_LAST, _money),
     Rule("lines of a screen", "1080p", r"(?<![\w.])(4|7|10|14|21)(20|40|60|80)([pi])\b", r"\1 \2 \3"),
+    Rule("cents", "5c each", _CENTS, lambda match: f"{match['before'] or ''}{match['amount']}¢"),
     Rule("small money", "50¢", _SMALL_MONEY, _small_money),
     # fractions, measures, powers
     Rule(
@@ -746,14 +786,17 @@ RULES = (
     Rule("per area", "5/km^2", r"(?<=[a-z\d])/(?=(?:[cdk]?m|mi|ft)\^[23])", " per "),
     Rule("bare unit", "per km^2", r"\b(k?m|[cm]m|ft|mi|yd)\^([23])(?!\w)", _bare_unit),
     Rule("power", "x^y", r"\^\(?(?P<sign>-?)(?P<power>\d++|[a-z]++)\)?", _power),
+    Rule("several with a number", "MP3s", r"(?<=[A-Z])(-?)(\d{1,3})s\b", _several),
     Rule("duration", "2h30m", _DURATION, r"\g<hour> h \g<minute> min"),
     Rule("degrees of an oven", "350F", _DEGREES_OF_AN_OVEN, _degrees),
+    Rule("molar", "0.1 M HCl", r"(?<=\d) ?M (?=(?:HCl|HNO3|H2SO4|NaOH|KOH|NaCl|KCl|EDTA|solution)\b)", " molar "),
     Rule("millions", "5m people", _MILLIONS, lambda match: f"{match['amount']} {SCALES[match['scale'].lower()]}"),
     Rule("feet and inches", "6 ft 2 in", r"(?<=\d)[ -]?(?:ft\.?|feet|foot) (1[01]|\d) ?in\b(?!\.)", r" foot \1 in."),
     Rule("inch", "5in", _INCH, r"\g<amount> in. "),
     Rule("measure", "5 kg", rf"{START}(?P<amount>{NUMBER})(?P<joint>[ -]?)(?P<unit>{UNIT})(?![\w°])", _measure),
     Rule("speed", "in km/h", r"(?<![\w/])km/h\b", "kilometers per hour"),
     Rule("micrometer", "in microm", r"\bmicrom\b", "micrometers"),
+    Rule("each", "dollars/ea", r"(?<=[a-z])/ea\b\.?", " each"),
     Rule("per", "dollars/month", _PER, " per "),
     Rule("per unit", "dollars per hr", _PER_UNIT, _per_unit),
     # abbreviations
@@ -779,9 +822,9 @@ RULES = (
         lambda match: match[1] + in_pairs(match[2]),
     ),
     Rule("born", "(b. 1950)", r"(?<=\()([bd])\. ?(?=\d{4})", lambda match: "born " if match[1] == "b" else "died "),
-    Rule("before a numeral", "Vol. II", _BEFORE_A_NUMERAL, lambda match: f"{NUMBERED[match[1] + '.']} "),
+    Rule("before a numeral", "Vol. II", _BEFORE_A_NUMERAL, lambda match: f"{NUMBERED[(match[1] or match[2]) + '.']} "),
     Rule("ending", "Inc.", _ENDING, lambda match: ENDINGS[match[0]] + _full_stop(match)),
-    Rule("number sign", "No. 1, #2", rf"\b[Nn]o\. ?(?=\d|of |(?:{'|'.join(DIGITS)}) )|#(?=\d)", "number "),
+    Rule("number sign", "No. 1, #2", rf"\b[Nn]o\.:? ?(?=\d|of |(?:{'|'.join(DIGITS)}) )|#(?=\d)", "number "),
     Rule("initials", "U.S.", _INITIALS, _initials),
     Rule("initials of a name", "H. G. Wells", r"\b([A-Z])\. ([A-Z])\. ?(?=[A-Z][a-z])", r"\1 \2 "),
     # Roman numerals, acronyms, formulas
@@ -800,7 +843,7 @@ RULES = (
     Rule(
         "year in Roman numerals", "MCMXCIV", _YEAR_IN_ROMAN_NUMERALS, lambda m: spell_number(roman_value(m[1]), "year")
     ),
-    Rule("special", "PhD", rf"(?<!\w)(?:{any_of(SPECIAL)})(?!\w)", lambda match: SPECIAL[match[0]]),
+    Rule("special", "PhD", rf"(?<![A-Za-z_])(?:{any_of(SPECIAL)})(?!\w)", lambda match: SPECIAL[match[0]]),
     Rule("ion", "Na+", _ION, _ion),
     Rule("formula", "H2SO4", _FORMULA, _formula),
     Rule(
@@ -825,7 +868,7 @@ RULES = (
     Rule("digit and letter", "5x", r"(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", " "),
     Rule("letter and digit", "A4", r"(?<=[^\W\d_])(?=\d)", " "),
     Rule("minus", "-5", r"(?<![\w)])[-−](?=\.?\d)", "minus "),
-    Rule("point", ".5", r"(?<![\w.])\.(?=\d)", "point "),
+    Rule("point", ".5", r"(?<![\w.])\.(\d++(?:\.\d++)*+)", lambda match: f"point {spell_digits(match[1])}"),
     Rule("number", "1,234.5, 3rd, 1999", rf"(?P<amount>{NUMBER})(?P<ending>(?:st|nd|rd|th)\b)?", _number),
 )
 # regex passes quickly over a text without a character that a pattern needs; re is quicker at places that may match,
@@ -904,5 +947,5 @@ def normalize(text: str, known: Collection[str], name: str = "text") -> str:
             stacklevel=2,
         )
     spelled = " ".join(spelled.translate(dict.fromkeys(map(ord, unknown), " ")).split())
-    spelled = re.sub(" (?=[,.;:?!])", "", spelled)
+    spelled = re.sub(r" ?\( ?\)| (?=[,.;:?!])", "", spelled)
     return spelled + "." if spelled[-1:].isalpha() else spelled

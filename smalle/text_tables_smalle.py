@@ -1,5 +1,5 @@
-"""What the normalization of English text knows: tables, layout, numbers, addresses, characters in ASCII, where texts are
-cut, lexicons."""
+"""What the normalization of English text knows: tables, layout, numbers, addresses, characters in ASCII, where texts
+are cut, lexicons."""
 
 import functools
 import html
@@ -81,7 +81,8 @@ UNITS = _table("""
     psi=pound per square inch; dB=decibel; hp=horsepower; cc=cubic centimeter; ohm=ohm; kohm=kilohm; Mohm=megohm;
     ppm=part per million; °C=degree Celsius; °F=degree Fahrenheit; °=degree; mmHg=millimeter of mercury;
     mm Hg=millimeter of mercury; yrs.=year; c.=cup; Nm=newton meter; K=kelvin; dL=deciliter; mol=mole; mmol=millimole;
-    micromol=micromole; mcg=microgram; bps=basis point
+    micromol=micromole; mcg=microgram; bps=basis point; pp=percentage point;
+    pp.=percentage point
 """)
 for _unit in "m km cm mm ft in mi yd".split():
     for _size, _name in ("2", "square"), ("3", "cubic"):
@@ -119,9 +120,23 @@ ENDINGS = _table("""
     etc.=et cetera; Jr.=Junior; Sr.=Senior; St.=Street; Ave.=Avenue; Blvd.=Boulevard; Rd.=Road; Inc.=Incorporated;
     Ltd.=Limited; Corp.=Corporation; Co.=Company; Ln.=Lane; Hwy.=Highway; Pkwy.=Parkway; Bros.=Brothers;
     Terr.=Terrace; Ct.=Court; Sq.=Square; doz.=dozen; pkg.=package; qty.=quantity; Ed.D.=E D D;
-    Univ.=University; Assn.=Association; et al.=et al; Ph.D.=P H D; misc.=miscellaneous; Esq.=Esquire
+    Ctr.=Center; Plz.=Plaza; Pl.=Place; Fl.=Floor; ea.=each; Univ.=University; Assn.=Association; et al.=et al;
+    Ph.D.=P H D; misc.=miscellaneous; Esq.=Esquire
 """)
-STREETS = _table("St=Street; Ave=Avenue; Blvd=Boulevard; Rd=Road; Ln=Lane; Dr=Drive; Hwy=Highway; Pkwy=Parkway")
+STREETS = _table(
+    "St=Street; Ave=Avenue; Blvd=Boulevard; Rd=Road; Ln=Lane; Dr=Drive; Hwy=Highway; Pkwy=Parkway; "
+    "Ctr=Center; Plz=Plaza"
+)
+# Of countries with five digits before a city.
+CITIES = _set("""
+    PARIS LYON MARSEILLE TOULOUSE NICE NANTES STRASBOURG MONTPELLIER BORDEAUX LILLE RENNES REIMS GRENOBLE DIJON ANGERS
+    VERSAILLES CANNES AVIGNON BERLIN HAMBURG MUNICH MUNCHEN KOLN COLOGNE FRANKFURT STUTTGART DUSSELDORF LEIPZIG DRESDEN
+    BREMEN HANNOVER NUREMBERG NURNBERG BONN HEIDELBERG POTSDAM MADRID BARCELONA VALENCIA SEVILLA SEVILLE MALAGA BILBAO
+    ROMA ROME MILANO MILAN NAPOLI NAPLES TORINO TURIN FIRENZE FLORENCE VENEZIA VENICE BOLOGNA HELSINKI CEDEX
+""")
+ROADS = (
+    "[Rr]ue|[Aa]venue|[Bb]oulevard|[Bb]d|[Qq]uai|[Pp]lace|[Vv]ia|[Pp]iazza|[Cc]alle|[Pp]laza|\\w+(?:strasse|platz|weg)"
+)
 COMPASS = _table("N=North; S=South; E=East; W=West")
 # A capital word before "St." or "Dr." that leaves them a saint and a doctor: "Mount St. Helens", "Ask Dr. Who".
 NOT_A_STREET = _set("""
@@ -160,14 +175,16 @@ SPECIAL = _table(
     "WiFi=Wi-Fi; LaTeX=Lay-tech; JPEGs=J pegs; IPv4=I P v 4; IPv6=I P v 6; pH=P H; iOS=i O S; macOS=mac O S; "
     "mRNA=m R N A; MySQL=My S Q L; NoSQL=No S Q L; PostgreSQL=Postgres Q L; SQLite=S Q Lite; OAuth=O Auth; "
     "B.Sc.=B S C; M.Sc.=M S C; BSc=B S C; MSc=M S C; "
-    "WWI=World War one; WWII=World War two; 401(k)=four oh one k; 403(b)=four oh three b; A-Z=A to Z"
+    "WWI=World War one; WWII=World War two; 401(k)=four oh one k; 401(k)s=four oh one k's; 403(b)=four oh three b; "
+    "WW=World War; WW1=World War one; WW2=World War two; Fwd:=Forward:; FW:=Forward:; Fw:=Forward:; c/o=care of; "
+    "A-Z=A to Z; M-F=Monday to Friday"
 )
 # Before a Roman numeral.
-NUMBERED_ROMAN = "World War|Super Bowl|Star Wars|" + "|".join(
+NUMBERED_ROMAN = "World War|WW|Super Bowl|Star Wars|" + "|".join(
     """
     War Chapters? Parts? Volumes? Books? Acts? Scenes? Sections? Titles? Phases? Types? Class Grade Level
     Division Articles? Amendment Appendix Table Figure Mark Episodes? Season Stage Schedule Vatican Category
-    Factor Canto Psalms? Plates? Paragraph Rule Step Unit Lesson Tier Page page Group Series
+    Factor Canto Psalms? Plates? Paragraph Rule Step Unit Lesson Tier Pages? pages? Group Series
 """.split()
 )
 KINGS = _set("""
@@ -237,6 +254,20 @@ def _table_row(match: re.Match) -> str:
     return "\x1e" + ", ".join(cell.strip() for cell in match[1].split("|") if cell.strip()) + "\x1e"
 
 
+ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?<=[MDCLXVI])"
+# A single letter where the line is short and no sentence, for it may be of a name; "C." and "D." are of a list.
+_TITLE = r"[^\n\x1e.!?;,]{2,50}$|[A-Z][\w-]+(?: (?:&|a|and|for|in|of|on|the|to|[A-Z][\w-]*))*\.?$"
+_HEADING = (
+    rf"(?m)(?:^|(?<=\x1e)) ?(?P<numeral>(?=[IVXL]{{2}}){ROMAN}|[ivx]{{2,4}}|[IVX](?=\. [A-Z])(?=\. (?:{_TITLE}))"
+    r"|[ivx](?=\. [a-z]{2}))(?=\. [A-Za-z][a-z])"
+)
+
+
+def _heading(match: re.Match) -> str:
+    """Two of "II" at the beginning of a line."""
+    return f"\x1e{spell_number(roman_value(match['numeral']))}"
+
+
 class Rule(NamedTuple):
     """What a pattern is replaced by, with an example of the text that it reads."""
 
@@ -265,6 +296,7 @@ MARKUP = (
     Rule("code", "`x`", r"`++|~~|\\(?=[*_#\[\]`])", ""),
     Rule("emphasis opens", "**bold", r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<![\w/.@-])_{1,3}(?=[^\W_])(?!\w*\.\w)", ""),
     Rule("emphasis ends", "bold**", r"(?<=[^\s*])\*{1,3}(?![\w*])|(?<=[^\W_])_{1,3}(?!\w)|(?<=[.!?])_{1,3}(?!\w)", ""),
+    Rule("heading in Roman numerals", "I. Introduction", _HEADING, _heading),
     Rule("emoticon", ":-)", r"(?<!\S)(?:[:;=]-?[()DPp/]|:'\(|<3|[xX]D)(?!\S)", ""),
 )
 _MARKUP = [(regex.compile(rule.pattern), rule.spell) for rule in MARKUP]
@@ -481,7 +513,9 @@ def _greek_look_alikes(match: re.Match) -> str:
 def _greek(match: re.Match) -> str:
     """A letter by its name, a word by its sound."""
     if len(match[0]) == 1:
-        return f" {unicodedata.name(match[0], '').split()[-1].lower()} ".replace(" lamda ", " lambda ")
+        name = unicodedata.name(match[0], "").split()[-1].lower().replace("lamda", "lambda")
+        before, after = match.string[: match.start()][-1:], match.string[match.end() :][:1]
+        return " " * before.isalnum() + name + " " * after.isalnum()
     return "".join(GREEK.get(c, c) if c.islower() else GREEK.get(c.lower(), c).capitalize() for c in match[0])
 
 
@@ -498,7 +532,7 @@ def in_ascii(text: str) -> str:
     """A text with the characters of a typewriter and the signs that rules know."""
     text = EMOJI.sub(" ", re.sub(r"(?<=\d) ?[★⭐]", " star ", text))
     text = re.sub("[\ud800-\udfff]", " ", text)
-    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
+    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])|(?<=[①-⑳])(?=[①-⑳])", " ", text)
     text = re.sub(r"(?<=[A-Za-z])[·⋅](?=[A-Za-z])", "", re.sub(r"(?<=\d) ?[·⋅] ?(?=\d)", " × ", text))
     text = re.sub(r"[µμ](?=(?:[mgslLFAVW]|mol)\b)", "micro", re.sub(r"(\d ?[kM]?)[Ωω\u2126](?!\w)", r"\1ohm", text))
     text = re.sub(r"\w{3,}", _greek_look_alikes, _cyrillic(text)) if re.search("[Α-Ωα-ω]", text) else _cyrillic(text)
