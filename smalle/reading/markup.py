@@ -277,17 +277,19 @@ ATTRIBUTES = {  # elements that are supported, and their attributes
 class SSMLReader:
     """The target of an XML parser, which makes segments of SSML.
 
-    stack: of each open element its name, attributes and style. `content` collects what say-as interprets and what sub
-    replaces.
+    stack: of each open element its name, attributes and style. text: pieces of what is said next, one for each entity.
+    `content` collects what say-as interprets and what sub replaces.
     """
 
     def __init__(self, unknown: str, paragraph_pause: float):
         self.unknown, self.paragraph_pause = unknown, paragraph_pause
         self.segments = Segments()
         self.stack: list[tuple[str, Mapping[str, str], Segment]] = []
+        self.text: list[str] = []
         self.content: list[str] | None = None
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        self.flush()
         name = tag.rpartition("}")[2]
         if len(self.stack) == MAX_DEPTH:
             raise ValueError(f"The SSML has elements inside each other, expected at most {MAX_DEPTH}.")
@@ -310,12 +312,16 @@ class SSMLReader:
         self.stack.append((name, attributes, style))
 
     def data(self, text: str) -> None:
-        if self.content is not None:
-            self.content.append(text)
-        else:
-            self.say(text)
+        (self.text if self.content is None else self.content).append(text)
+
+    def flush(self) -> None:
+        """Says the pieces of text that were read."""
+        if self.text:
+            self.say("".join(self.text))
+            self.text = []
 
     def end(self, tag: str) -> None:
+        self.flush()
         name, attributes, _ = self.stack[-1]
         if name in ("sub", "say-as"):
             text, self.content = "".join(self.content or ()), None

@@ -1,5 +1,7 @@
 """Marks in a text become segments; what is not supported is refused, or read plainly."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,6 +140,15 @@ def test_ssml_that_is_not_supported_is_refused_or_read_plainly(content):
 def test_wrong_marks_are_refused(text):
     with pytest.raises(ValueError, match="expected"):
         parse(text, ssml="speak" in text or None)
+
+
+def test_entities_take_time_in_proportion_to_their_number():
+    def seconds(entities: int) -> float:
+        begun = time.process_time()
+        parse(f"<speak>{'a &amp; ' * entities}</speak>")
+        return time.process_time() - begun
+
+    assert seconds(200_000) < 20 * seconds(25_000) + 0.1  # of eight times as many; 64 times where it is quadratic
 
 
 def test_a_lexicon_respells_whole_words(tmp_path):
