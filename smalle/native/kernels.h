@@ -24,6 +24,8 @@ are multiplied) and WIDTH (floats in a vector register). */
 #define single NAME(single)
 #define product NAME(product)
 #define columns_of_product NAME(columns_of_product)
+#define next_product NAME(next_product)
+#define compute NAME(compute)
 #define multiply NAME(multiply)
 #define width_of_next NAME(width_of_next)
 #define feed_forward NAME(feed_forward)
@@ -41,7 +43,7 @@ are multiplied) and WIDTH (floats in a vector register). */
 #define text_layer NAME(text_layer)
 #define read_text NAME(read_text)
 #define folding NAME(folding)
-#define fold_head NAME(fold_head)
+#define fold_rows NAME(fold_rows)
 #define fold NAME(fold)
 #define all_bands NAME(all_bands)
 #define largest NAME(largest)
@@ -250,17 +252,18 @@ static inline __attribute__((always_inline)) void single(
             for (int m = 0; m < count; m++) y[m][p] += *(const floats *)w * x[(size_t)m * in + k];
 }
 
-/* A matrix times x (count, in) -> y (count, stride), or added to that; columns: of each item, a multiple of 16 */
+/* A matrix times x (count, in) -> y (count, stride), or added to that, in items of some tiles of 16 columns */
 struct product {
     const uint8_t *tiles;
     const float *bias;
     struct input x;
     float *y;
-    int in, out, eight, count, stride, add, columns;
+    int in, out, eight, count, stride, add, items, columns;
 };
 
 static void columns_of_product(const void *job, int item) {
     const struct product *p = job;
+    for (; item >= p->items; p++) item -= p->items;
     int in = p->in, first = item * p->columns, end = first + p->columns < p->out ? first + p->columns : p->out;
     size_t tile = to_line(tile_size(in, p->eight));
     for (int n = first; n < end; n += LANES) {
@@ -292,15 +295,27 @@ static void columns_of_product(const void *job, int item) {
     }
 }
 
-/* The next matrix of the stream times x (count, in) -> y (count, stride), or added to that */
-static void multiply(struct team *team, const char **at, struct input x, int count, float *y, int stride, int add) {
+/* The next matrix of the stream times x, still to be computed */
+static struct product next_product(const char **at, struct input x, int count, float *y, int stride, int add) {
     const struct part *part = next_part(at);
     int in = part->in, out = part->out, eight = part->kind == 8;
     size_t tile = to_line(tile_size(in, eight));
     int tiles = up(out, LANES) / LANES, each = (int)(ITEM / (tile * (3 + count)) + 1);
     const float *bias = part->biased ? take(at, 4 * up(out, LANES)) : 0;
-    struct product p = {take(at, tile * tiles), bias, x, y, in, out, eight, count, stride, add, each * LANES};
-    share(team, (tiles + each - 1) / each, columns_of_product, &p);
+    const uint8_t *first = take(at, tile * tiles);
+    int items = (tiles + each - 1) / each;
+    return (struct product){first, bias, x, y, in, out, eight, count, stride, add, items, each * LANES};
+}
+
+static void compute(struct team *team, const struct product *products, int number) {
+    int items = 0;
+    for (int n = 0; n < number; n++) items += products[n].items;
+    share(team, items, columns_of_product, products);
+}
+
+static void multiply(struct team *team, const char **at, struct input x, int count, float *y, int stride, int add) {
+    struct product product = next_product(at, x, count, y, stride, add);
+    compute(team, &product, 1);
 }
 
 static int width_of_next(const char *at) { return ((const struct part *)at)->out; }
@@ -313,8 +328,10 @@ static void feed_forward(struct team *team, const char **at, float *x, int count
     int inner = width_of_next(*at);
     float *gate = room_for(&scratch, sizeof(float) * count * inner);
     float *hidden = room_for(&scratch, sizeof(float) * count * inner);
-    multiply(team, at, input, count, gate, inner, 0);
-    multiply(team, at, input, count, hidden, inner, 0);
+    struct product both[2];
+    both[0] = next_product(at, input, count, gate, inner, 0);
+    both[1] = next_product(at, input, count, hidden, inner, 0);
+    compute(team, both, 2);
     for (int i = 0; i < count * inner; i++) hidden[i] *= silu(gate[i]);
     multiply(team, at, quantised(hidden, count, inner, &scratch), count, x, size, 1);
 }
@@ -379,7 +396,7 @@ static void recur_pending(float *out, const float *q, const float *k, const floa
     add_rows(out, scores + slot, old + slot * values, PENDING - slot, values);
 }
 
-/* The steps of a block in one head of one row: q, k, decay (rows * steps, heads * keys), v, out (..., heads * values) */
+/* The recurrence of a block, head by head: q, k, decay (rows * steps, heads * keys), v, out (..., heads * values) */
 struct recurrence {
     const struct step *s;
     const float *q, *k, *v, *decay;
@@ -394,11 +411,11 @@ static void recur_head(const void *job, int which) {
     for (int t = 0; t < steps; t++) {
         size_t at = ((size_t)row * steps + t) * r->heads + head;
         const float *q = r->q + at * keys, *k = r->k + at * keys, *v = r->v + at * values, *now = r->decay + at * keys;
-        float *out = r->out + at * values;
+        float *out = r->out + at * values, *scaled = r->scaled + which * keys, *state = r->state[0];
         if (r->s->pending)
-            recur_pending(out, q, k, v, now, r->state, which, r->s->room - 1 - t, keys, values, r->scaled + which * keys);
+            recur_pending(out, q, k, v, now, r->state, which, r->s->room - 1 - t, keys, values, scaled);
         else
-            recur(out, q, k, v, now, (float *)r->state[0] + (size_t)which * keys * values, keys, values);
+            recur(out, q, k, v, now, state + (size_t)which * keys * values, keys, values);
     }
 }
 
@@ -411,17 +428,19 @@ static void block(const struct step *s, struct team *team, const char **at, floa
     struct input input = quantised(normed, count, size, &scratch);
     int keys = width_of_next(*at);
     float *q = room_for(&scratch, sizeof(float) * count * keys), *k = room_for(&scratch, sizeof(float) * count * keys);
-    multiply(team, at, input, count, q, keys, 0);
-    multiply(team, at, input, count, k, keys, 0);
+    struct product all[5];
+    all[0] = next_product(at, input, count, q, keys, 0);
+    all[1] = next_product(at, input, count, k, keys, 0);
     int values = width_of_next(*at), deep = keys / heads, broad = values / heads;
     float *v = room_for(&scratch, sizeof(float) * count * values);
     float *gate = room_for(&scratch, sizeof(float) * count * values);
-    multiply(team, at, input, count, v, values, 0);
-    multiply(team, at, input, count, gate, values, 0);
+    all[2] = next_product(at, input, count, v, values, 0);
+    all[3] = next_product(at, input, count, gate, values, 0);
     int rank = width_of_next(*at);
     float *low = room_for(&scratch, sizeof(float) * count * rank);
     float *decay = room_for(&scratch, sizeof(float) * count * keys);
-    multiply(team, at, input, count, low, rank, 0);
+    all[4] = next_product(at, input, count, low, rank, 0);
+    compute(team, all, 5);
     multiply(team, at, quantised(low, count, rank, &scratch), count, decay, keys, 0);
     for (int i = 0; i < count * keys; i++)
         decay[i] = exponential(most(log_sigmoid(decay[i]) / s->normalizer, s->strongest));
@@ -515,10 +534,12 @@ static void text_layer(const struct text *s, struct team *team, const char **at,
     float *normed = room_for(&scratch, sizeof(float) * count * size), *parts[3];
     normalise(at, s->x, normed, count, size, s->eps);
     struct input input = quantised(normed, count, size, &scratch);
+    struct product all[3];
     for (int n = 0; n < 3; n++) {
         parts[n] = room_for(&scratch, sizeof(float) * count * size);
-        multiply(team, at, input, count, parts[n], size, 0);
+        all[n] = next_product(at, input, count, parts[n], size, 0);
     }
+    compute(team, all, 3);
     float *query = room_for(&scratch, sizeof(float) * count * broad);
     float *key = room_for(&scratch, sizeof(float) * count * broad);
     float *value = room_for(&scratch, sizeof(float) * count * broad);
@@ -560,15 +581,16 @@ struct folding {
     uint32_t *bands;
 };
 
-static void fold_head(const void *job, int h) {
+static void fold_rows(const void *job, int item) {
     enum { ROWS = 4, WIDE = WIDTH == 16 ? 4 : 2 }; /* as many sums as there are registers for */
     const struct folding *f = job;
-    int keys = f->keys, values = f->values;
-    size_t size = (size_t)keys * values;
-    const float *state = f->state + h * size, *decay = f->decay + (size_t)h * keys;
+    int keys = f->keys, values = f->values, slices = up(keys, FOLDED) / FOLDED;
+    int h = item / slices, first = item % slices * FOLDED, end = first + FOLDED < keys ? first + FOLDED : keys;
+    size_t size = (size_t)keys * values, start = h * size + (size_t)first * values;
+    const float *state = f->state + start, *decay = f->decay + (size_t)h * keys + first;
     const float *old_keys = f->old_keys + (size_t)h * PENDING * keys, *old = f->old + (size_t)h * PENDING * values;
-    float *out = f->out + h * size;
-    for (int i = 0; i < keys; i += ROWS, state += ROWS * values, out += ROWS * values, decay += ROWS) {
+    float *out = f->out + start;
+    for (int i = first; i < end; i += ROWS, state += ROWS * values, out += ROWS * values, decay += ROWS) {
         for (int j = 0; j < values; j += WIDE * WIDTH) {
             floats sums[ROWS][WIDE];
             for (int r = 0; r < ROWS; r++)
@@ -593,7 +615,7 @@ static void fold_head(const void *job, int h) {
 static void fold(struct team *team, int heads, int keys, int values, const float *state, const float *decay,
                  const float *old_keys, const float *old, float *out, uint32_t *bands) {
     struct folding f = {keys, values, state, decay, old_keys, old, out, bands};
-    share(team, heads, fold_head, &f);
+    share(team, heads * (up(keys, FOLDED) / FOLDED), fold_rows, &f);
 }
 
 /* The bands of a state (heads, K, V) */

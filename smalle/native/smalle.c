@@ -1,6 +1,7 @@
 /* The text encoder and the decode steps of a Small-E of GLA blocks, in 8 bits: what runtime_smalle.py calls. One thread
-   computes, and for large models helpers of threads.h. kernels.h, included once for each set of instructions, holds the computation; the one that suits the processor
-   is chosen when the library is loaded, so that one library serves every processor of an architecture.
+   computes, for large models with the helpers of threads.h. kernels.h, included once for each set of instructions,
+   holds the computation; the one that suits the processor is chosen when the library is loaded, so that one library
+   serves every processor of an architecture.
 
    All weights lie in one stream in the order in which a step reads them, so that a step is little more than one pass
    over memory. Every part of the stream begins at a multiple of 64 bytes with a `struct part` that says what follows.
@@ -42,7 +43,7 @@ static unsigned flush(void) { return 0; }
 #include "threads.h"
 
 enum { LANES = 16, BLOCK = 128, TILE = 4, PENDING = 16, BAND = 64, AHEAD = 4096 };
-enum { ITEM = 1 << 17, LAYER_NORM = 1, RMS_NORM = 2 };
+enum { ITEM = 1 << 16, FOLDED = 64, LAYER_NORM = 1, RMS_NORM = 2 };
 enum { STOP = 2, SPECIALS = 3 }; /* tokens of every codebook before its codes */
 
 /* What a step is; runtime_smalle.py has the same. Rows are texts, N tokens of a text; tensors as in SmallEState */
