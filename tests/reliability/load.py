@@ -2,8 +2,9 @@
 
   python -m tests.reliability.load [--sentences 1000] [--beside 2] [--model CHECKPOINT]
 
-Half of the sentences are spoken beside the endless processes. Exits with 1 where memory grows by more than 5 % after
-the first tenth, a thread or a file is kept, or the speed beside others is less than half of that alone.
+Every second block of sentences is spoken beside the endless processes. Exits with 1 where memory grows by more than 5 %
+after the first tenth, a thread or a file is kept, or the speed beside others is less than three quarters of a fair
+share of the cores: beside two processes on two cores, less than half of that alone.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 
 from smalle.checkpoint import default_checkpoint, load_checkpoint
+from smalle.serving.settings import available_cores
 
 SENTENCES = (
     "The old house stood at the end of a long road.",
@@ -24,6 +26,7 @@ SENTENCES = (
     "In 1984, it cost $5.20.",
     "Why did you not ask?",
 )
+BLOCKS = 10  # in turns, so that what else the machine does slows both halves down
 ENDLESS = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(100_000))"
 
 
@@ -49,14 +52,14 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def speak(processor, model, count: int, first: int) -> tuple[float, list[float]]:
-    """Speaks so many sentences; returns the speed in times real time, and the memory after each."""
+def speak(processor, model, count: int, first: int) -> tuple[float, float, list[float]]:
+    """Speaks so many sentences; returns the seconds of speech, those that it took, and the memory after each."""
     seconds, begun, megabytes = 0.0, time.perf_counter(), []
     for number in range(first, first + count):
         samples = sum(len(wave) for wave in processor.stream(model, SENTENCES[number % len(SENTENCES)], seed=number))
         seconds += samples / processor.sampling_rate
         megabytes.append(memory())
-    return seconds / (time.perf_counter() - begun), megabytes
+    return seconds, time.perf_counter() - begun, megabytes
 
 
 def main() -> int:
@@ -66,19 +69,22 @@ def main() -> int:
     parser.add_argument("--model", default=default_checkpoint(), help="checkpoint (default: the embedded one)")
     arguments = parser.parse_args()
     processor, model = load_checkpoint(arguments.model)
-    half = max(1, arguments.sentences // 2)
     speak(processor, model, len(SENTENCES), 0)  # which loads the codec and packs the weights
-    threads, files = threading.active_count(), descriptors()
-    alone, megabytes = speak(processor, model, half, 0)
-    with endless_processes(arguments.beside):
-        beside, more = speak(processor, model, half, half)
-    megabytes += more
+    threads, files, megabytes = threading.active_count(), descriptors(), []
+    block, totals = -(-arguments.sentences // BLOCKS), [[0.0, 0.0], [0.0, 0.0]]
+    for number in range(BLOCKS):
+        with endless_processes(arguments.beside * (number % 2)):
+            *seconds, more = speak(processor, model, block, block * number)
+        totals[number % 2] = [total + some for total, some in zip(totals[number % 2], seconds)]
+        megabytes += more
+    alone, beside = (speech / taken for speech, taken in totals)
+    share = min(1.0, available_cores() / (1 + arguments.beside))
     early, late = max(megabytes[: max(1, len(megabytes) // 10)]), max(megabytes[-max(1, len(megabytes) // 10) :])
     kept = threading.active_count() - threads, descriptors() - files
-    print(f"{2 * half} sentences: {alone:.2f} times real time alone, {beside:.2f} beside {arguments.beside} processes")
+    print(f"{len(megabytes)} sentences: {alone:.2f} times real time, {beside:.2f} beside {arguments.beside} processes")
     print(f"memory: {early:.0f} MB in the first tenth, {late:.0f} MB in the last")
     print(f"kept: {kept[0]} threads, {kept[1]} files")
-    return int(late > 1.05 * early or any(kept) or beside < alone / 2)
+    return int(late > 1.05 * early or any(kept) or beside < 0.75 * share * alone)
 
 
 if __name__ == "__main__":
