@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NAME = "smalle-ee55007637a1"
+NAME = "smalle-c994985b1a3a"
 FLAGS = "-O3 -fPIC -shared -pthread -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -freciprocal-math"
 SOURCES = {
     "smalle.c": r"""#include <math.h>
@@ -174,20 +174,20 @@ PUBLIC void smalle_steps(const struct step *s) { unsigned before = flush(); stru
 chosen->run_steps(s, team); dismiss(team); unflush(before); } PUBLIC void smalle_text(const struct text *s) { unsigned
 before = flush(); struct team *team = gather(s->threads); chosen->run_text(s, team); dismiss(team); unflush(before); }
 PUBLIC void smalle_fold(int threads, int heads, int keys, int values, const float *state, const float *decay, const
-float *old_keys, const float *old, float *out, uint32_t *bands) { struct team *team = gather(threads);
-chosen->run_fold(team, heads, keys, values, state, decay, old_keys, old, out, bands); dismiss(team); } PUBLIC void
-smalle_bands(int heads, int keys, int values, const float *state, uint32_t *bands) { chosen->run_bands(heads, keys,
-values, state, bands); } PUBLIC void smalle_draw(const struct step *s, const struct drawing *d) { chosen->run_draw(s,
-d); } PUBLIC void smalle_multiply(const char *packed, const float *x, int count, float *y, char *scratch) {
-chosen->run_multiply(packed, x, count, y, scratch); } PUBLIC int smalle_vocos(const struct vocos *v, const float
-*features, int count, int last, char *state, float *out, char *scratch) { unsigned before = flush(); count =
-chosen->run_vocos(v, features, count, last, state, out, scratch); unflush(before); return count; } PUBLIC int64_t
-smalle_pack_norm(int kind, int size, const float *weight, const float *bias, char *to) { size_t each = to_line(4 *
-(size_t)size), all = sizeof(struct part) + (kind ? (bias ? 2 : 1) * each : 0); if (!to) return all; memset(to, 0,
-all); *(struct part *)to = (struct part){.kind = kind, .in = size}; if (kind) memcpy(to += sizeof(struct part),
-weight, 4 * (size_t)size); if (kind && bias) memcpy(to + each, bias, 4 * (size_t)size); return all; } static float
-pack_column(const float *column, int count, float scale, uint8_t *to) { uint8_t bits[BLOCK]; float peak = 0; for (int
-k = 0; k < count; k++) peak = most(peak, fabsf(column[k] * scale)); float factor = peak ? 127 / peak * scale : 0;
+float *old_keys, const float *old, float *out, uint32_t *bands) { unsigned before = flush(); struct team *team =
+gather(threads); chosen->run_fold(team, heads, keys, values, state, decay, old_keys, old, out, bands); dismiss(team);
+unflush(before); } PUBLIC void smalle_bands(int heads, int keys, int values, const float *state, uint32_t *bands) {
+chosen->run_bands(heads, keys, values, state, bands); } PUBLIC void smalle_draw(const struct step *s, const struct
+drawing *d) { chosen->run_draw(s, d); } PUBLIC void smalle_multiply(const char *packed, const float *x, int count,
+float *y, char *scratch) { chosen->run_multiply(packed, x, count, y, scratch); } PUBLIC int smalle_vocos(const struct
+vocos *v, const float *features, int count, int last, char *state, float *out, char *scratch) { unsigned before =
+flush(); count = chosen->run_vocos(v, features, count, last, state, out, scratch); unflush(before); return count; }
+PUBLIC int64_t smalle_pack_norm(int kind, int size, const float *weight, const float *bias, char *to) { size_t each =
+to_line(4 * (size_t)size), all = sizeof(struct part) + (kind ? (bias ? 2 : 1) * each : 0); if (!to) return all;
+memset(to, 0, all); *(struct part *)to = (struct part){.kind = kind, .in = size}; if (kind) memcpy(to += sizeof(struct
+part), weight, 4 * (size_t)size); if (kind && bias) memcpy(to + each, bias, 4 * (size_t)size); return all; } static
+float pack_column(const float *column, int count, float scale, uint8_t *to) { uint8_t bits[BLOCK]; float peak = 0; for
+(int k = 0; k < count; k++) peak = most(peak, fabsf(column[k] * scale)); float factor = peak ? 127 / peak * scale : 0;
 memset(bits, 128, BLOCK); for (int k = 0; k < count; k++) bits[k] = (uint8_t)(lrintf(column[k] * factor) + 128); for
 (int k = 0; k < count; k += 4) memcpy(to + k * LANES, bits + k, 4); return peak / 127; } PUBLIC int64_t
 smalle_pack_matrix(int in, int out, int eight, float scale, const float *weight, const float *bias, char *to) { size_t

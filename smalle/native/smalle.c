@@ -291,9 +291,11 @@ PUBLIC void smalle_text(const struct text *s) {
 
 PUBLIC void smalle_fold(int threads, int heads, int keys, int values, const float *state, const float *decay,
                         const float *old_keys, const float *old, float *out, uint32_t *bands) {
+    unsigned before = flush();
     struct team *team = gather(threads);
     chosen->run_fold(team, heads, keys, values, state, decay, old_keys, old, out, bands);
     dismiss(team);
+    unflush(before);
 }
 
 PUBLIC void smalle_bands(int heads, int keys, int values, const float *state, uint32_t *bands) {

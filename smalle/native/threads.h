@@ -95,7 +95,7 @@ static int sleep_well(void) {
 }
 
 static void *help(void *unused) {
-    flush();
+    flush(); /* which not every system hands on to new threads */
     for (int looks = 0; looks < LOOKS || sleep_well(); looks++) {
         if (looks == LOOKS) looks = 0;
         for (int n; (n = claim(1)) >= 0; looks = 0) {

@@ -1,6 +1,7 @@
 """Several threads compute what one computes, to the last bit, and leave no thread behind."""
 
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from smalle import native_smalle, runtime_smalle
+from smalle.cache_smalle import MAX_PENDING
 from smalle.native_smalle import LARGE_WEIGHTS, choose_kernels, load_library, threads_for
-from smalle.runtime_smalle import encode_text, start_steps
+from smalle.runtime_smalle import encode_text, pointer, start_steps
 
 LIBRARY, REASON = load_library()
 WIDE = dict(hidden_size=512, intermediate_size=744, position_size=64, text_layers=1)  # several items in a product
@@ -74,6 +76,20 @@ def test_helpers_are_started_compute_and_end(wide):
     while tasks() != before and time.monotonic() < deadline:
         time.sleep(0.02)
     assert tasks() == before
+
+
+@needs_library
+def test_every_thread_takes_tiny_numbers_for_zero():
+    """Those of less than single precision's full digits, which x86 computes slowly."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("elsewhere they are fast")
+    heads, keys, values, tiny = 8, 256, 64, 1e-39
+    state, decay = torch.full((heads, keys, values), tiny), torch.ones(heads, keys)
+    old_keys, old = torch.zeros(heads, MAX_PENDING, keys), torch.zeros(heads, MAX_PENDING, values)
+    for threads in (1, *[3] * 200):
+        out, bands = torch.ones_like(state), torch.zeros(heads, keys, values, dtype=torch.int16)
+        LIBRARY.smalle_fold(threads, heads, keys, values, *map(pointer, (state, decay, old_keys, old, out, bands)))
+        assert not out.view(torch.int32).any()
 
 
 def test_large_weights_are_read_by_two_threads_and_one_setting_says_otherwise(monkeypatch):
