@@ -67,8 +67,10 @@ from .text_tables_smalle import (
     without_markup,
 )
 
-NUMBER = r"\d++(?:,\d{3}(?!\d))*+(?:\.\d++)?+"
+# Patterns begin with a character, or look ahead for one, as that rules out most places in the least time.
+NUMBER = r"\d\d*+(?:,\d{3}(?!\d))*+(?:\.\d++)?+"
 START = r"(?<![\w])(?<!\d[.,])"  # of a number
+WHOLE = NUMBER.replace(r"\d", r"\d(?<!\w\d)(?<!\d[.,]\d)", 1)  # a number, from its start
 MONTH = rf"\b(?P<month>{'|'.join(f'{name[:3]}(?:{name[3:]})?' for name in MONTHS)}|Sept)\b\.?"
 DAY, YEAR = r"(?P<day>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?", r"(?P<year>1[1-9]\d\d|20\d\d)"
 LAST_DAY = r"(?P<last>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?"
@@ -143,11 +145,6 @@ def _offset(match: re.Match) -> str:
     return f"{zone} {sign} {spell_number(int(match['hour']))}{minutes}"
 
 
-def _code_number(match: re.Match) -> str:
-    """Number two zero two four, zero zero nine eight."""
-    return ("number " if match[0][0] in "Nn" else "") + spell_groups(match)
-
-
 @functools.cache
 def _currency(sign: str) -> tuple[str, str, str, str]:
     """The singular and the plural of a currency and of its hundredth."""
@@ -182,6 +179,14 @@ def _small_money(match: re.Match) -> str:
     """Fifty cents, fifty pence."""
     several = match["amount"] != "1" and not _describes(match)
     return f"{match['amount']} {SMALL_MONEY[match['sign'] or 'p'][several]}"
+
+
+def _cents(match: re.Match) -> str:
+    """5¢ of a price; an iPhone 5c as it is."""
+    priced = "[Cc]osts?|[Ff]or|[Pp]ay|[Pp]aid|worth|[Ss]aves?|saved|under|over|from|to|tip|charges?|extra"
+    sold = r"/[a-zA-Z]| (?:each|apiece|off|extra|more|less|a|an|per|coins?|stamps?|change)\b"
+    price = re.search(rf"\b(?:{priced}) $", _before(match, 9)) or re.match(sold, _after(match, 10))
+    return f"{match['amount']}¢" if price or re.fullmatch("[1-9]9", match["amount"]) else match[0]
 
 
 def _military_time(match: re.Match) -> str:
@@ -278,7 +283,7 @@ def _money_range(match: re.Match) -> str:
 def _measure(match: re.Match) -> str:
     """5 kilograms, 1 mile per hour, a 10 foot pole."""
     amount, joint, sign = match.group("amount", "joint", "unit")
-    if sign == "s" and amount[-1] == "0" and not joint:  # a decade
+    if not joint and (sign == "s" and amount[-1] == "0" or sign == "c."):  # a decade, or 5c and a full stop
         return match[0]
     run = re.match(r" ?(?:run|race)", _after(match)) or re.search(r"\b(?:an?|ran|my|the) $", _before(match, 6))
     if sign == "K" and (joint != " " or run and int(float(amount.replace(",", ""))) <= 50):
@@ -421,7 +426,8 @@ def _numbered_roman(match: re.Match) -> str:
     pattern = r"\w+" if match["numerals"].islower() else rf"\b{ROMAN}\b"
     numerals = match["numerals"].replace("-", " to ")
     numerals = re.sub(pattern, lambda roman: f" {spell_number(roman_value(roman[0]))}", numerals)
-    return f"{match['noun']} {' '.join(numerals.split())}" + (" point " if match["part"] else "")
+    noun = "World War" if match["noun"] == "WW" else match["noun"]
+    return f"{noun} {' '.join(numerals.split())}" + (" point " if match["part"] else "")
 
 
 def _named_roman(match: re.Match) -> str:
@@ -532,14 +538,15 @@ _PHONE_IN_GROUPS = (
     r"(?<![\w.,+-])(?=\(?0(?:[ )]{0,2}\d){8,10}(?![ \w]\d))\(?0\d{1,4}\)?(?: \d{2,4}){2,4}(?![\w-]|[.,]\d)"
 )
 _PHONE_IN_A_ROW = (
-    r"(?<= )(?:(?<=[CcFf]a[lx][l:] )|(?<=[DdTt][ie][axl][lt:] )|(?<=phone )|(?<=hone: )|(?<=[Nn]umber ))\d{7,15}"
-    r"(?!\d)|(?<=[Tt]ext )\d{5,6}\b|(?<![\w.,$+-])[2-9]\d{9}(?![\w-]|[.,]\d)"
+    r"\d\d{4}(?:(?<= \d{5})(?:(?<=[CcFf]a[lx][l:] \d{5})|(?<=[DdTt][ie][axl][lt:] \d{5})|(?<=phone \d{5})"
+    r"|(?<=hone: \d{5})|(?<=[Nn]umber \d{5}))\d{2,10}(?!\d)|(?<= \d{5})(?<=[Tt]ext \d{5})\d?\b"
+    r"|(?<![\w.,$+-]\d{5})(?<=[2-9]\d{4})\d{5}(?![\w-]|[.,]\d))"
 )
 _POSTCODE = r"(?<![\w.,$#-])(?P<country>[DEFI]-)?(?P<code>\d{5}) (?=(?P<city>[A-Z]\w+))"
 _LONG_CODE = (
-    r"\b[A-Z]{2}\d\d(?: [A-Z\d]{4}){2,7}(?: [A-Z\d]{1,3})?(?!\w)"  # of a bank's account
-    r"|\b(?=[A-Z\d]{10})(?:[A-Z]++\d++){2}[A-Z\d]*+(?!\w)|\b(?=[A-Z\d]{10})(?:\d++[A-Z]++){2}[A-Z\d]*+(?!\w)"
-    r"|\b(?:[0-9A-F]{2}:){3,7}[0-9A-F]{2}(?![\w:])"
+    r"[A-Z\d](?<!\w[A-Z\d])(?:(?<=[A-Z])[A-Z]\d\d(?: [A-Z\d]{4}){2,7}(?: [A-Z\d]{1,3})?(?!\w)"  # a bank's
+    r"|(?=[A-Z\d]{9})(?:(?<=[A-Z])[A-Z]*+\d++[A-Z]++\d++|(?<=\d)\d*+[A-Z]++\d++[A-Z]++)[A-Z\d]*+(?!\w)"
+    r"|(?<=[\dA-F])[\dA-F]:(?:[\dA-F]{2}:){2,6}[\dA-F]{2}(?![\w:]))"
 )
 _DIGITS_OF_A_CODE = (
     r"\b(?P<word>(?:[Cc]ode|PIN|[Pp]asscode|OTP|ZIP|zip|[Ee]rror|HTTP|P\.? ?O\.? [Bb]ox)(?: is|:)? )"
@@ -551,7 +558,9 @@ _EMERGENCY = (
 )
 _SPACES_OF_THOUSANDS = r"(?<![\w.,+)-])(?<!\d )[1-9]\d{0,2}(?:(?: 000)+|(?: \d{3}){2,4})(?![\w-]|[ .,]\d)"
 _ADDRESS_OF_A_NETWORK = r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{2,5}))?(?![\w]|\.\d)"
-_DECIMAL_COMMA = r"(?:(?<=€)|(?<![\w.,])(?=[\d.]{1,12},\d\d ?(?:€|EUR\b)))(\d{1,3}(?:\.\d{3})++|\d++),(\d\d)(?!\d|,\d)"
+_DECIMAL_COMMA = (
+    r"(?=\d)(?:(?<=€)|(?<![\w.,])(?=[\d.]{1,12},\d\d ?(?:€|EUR\b)))(\d{1,3}(?:\.\d{3})++|\d++),(\d\d)(?!\d|,\d)"
+)
 _PRESSURE = r"(?<![\d/.])(\d{2,3})/(\d{2,3})(?: ?(?=mm ?Hg)|(?<=pressure \d\d\d/\d\d)|(?<=BP \d\d\d/\d\d))(?![\d/])"
 _BOOKS = (
     "Genesis|Exodus|Psalms?|Proverbs|Isaiah|Matthew|Mark|Luke|John|Acts|Romans|Corinthians|Hebrews|James|Revelation"
@@ -567,11 +576,11 @@ _DATE_IN_NUMBERS = r"(?<![\d/])(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>1[1-
 _DATE_WITH_DOTS = rf"(?<![\d.])(?P<day>\d{{1,2}})\.(?P<month>0?[1-9]|1[0-2])\.{YEAR}(?![\d])"
 _DATE_WITH_DASHES = rf"(?<![\d-])(?P<month>\d{{1,2}})-(?P<day>\d{{1,2}})-{YEAR}(?![\d-])"
 _MONTH_AND_DAY_IN_NUMBERS = (
-    r"(?:(?<=\bon )|(?<=\bdue )|(?<=\buntil )|(?<=(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun|day) )|"
+    r"(?=\d\d?/\d)(?:(?<=\bon )|(?<=\bdue )|(?<=\buntil )|(?<=(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun|day) )|"
     r"(?<=(?:Mon|ues|Wed|Thu|urs|Fri|Sat|Sun)\. )|(?<![\d/.])(?=0\d/|\d\d/0))"
     r"(?P<month>1[0-2]|0?[1-9])/(?P<day>[12]\d|3[01]|0?[1-9])(?P<year>)(?![\d/])"
 )
-_DAY_AND_MONTH = rf"\b(?P<the>(?:[Tt]he )?){DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?"
+_DAY_AND_MONTH = rf"\b(?=\d|[Tt]he \d)(?P<the>(?:[Tt]he )?){DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?"
 _MONTH_AND_DAYS = rf"{MONTH} {DAY}\s?-\s?{LAST_DAY}\b(?![\d:-]|,\d|\.\d)(?:,? {YEAR}\b(?!\.\d))?"
 _DATES = rf"(?<=[a-z])\s?-\s?(?={MONTH.replace('?P<month>', '?:')} [a-z]+(?:th|st|nd|rd)\b)"
 _MONTHS = rf"\b(?P<name>{ABBREVIATED_MONTH}|{'|'.join(MONTHS)})\.?\s?-\s?(?={MONTH.replace('?P<month>', '?:')})"
@@ -585,7 +594,7 @@ _RANGE_OF_MONEY = (
     r"|trillion|bn|[kKmM]\b)))?(?P<second>\d)"
 )
 _RANGE = (
-    rf"{START}(?P<amount>[{_SIGNED}]?{NUMBER}(?::\d\d)?+(?:\s?(?:[ap]\.?m\.?|[AP]M|%|[¢'\"]|st|nd|rd|th|s|bn"
+    rf"(?=[{_SIGNED}\d]){START}(?P<amount>[{_SIGNED}]?{NUMBER}(?::\d\d)?+(?:\s?(?:[ap]\.?m\.?|[AP]M|%|[¢'\"]|st|nd|rd|th|s|bn"
     rf"|[kKmM]|{UNIT})(?![\w°]))?+)\s?-\s?(?=[{_SIGNED}]?\d)(?!\d++-)"
 )
 _TIME_ZONE = r"\b(?P<zone>UTC|GMT)\s?(?P<sign>[+−-])(?P<hour>\d{1,2})(?::?(?P<minute>\d\d))?\b"
@@ -594,22 +603,18 @@ _TIME = (
     rf"(?:\s?{HALF_DAY}|(?![\d:]))"
 )
 _MILITARY_TIME = r"\b([01]\d|2[0-3])([0-5]\d)(?: ?(?:hours|hrs)|(Z))\b"
-_MONEY_SIGN_LAST = rf"{START}(?P<amount>{NUMBER}){SCALE}\s?(?P<sign>(?:{_CODES})(?![\w$])|[{_SIGNED}](?!\d))"
-_SMALL_MONEY = rf"{START}(?P<amount>{NUMBER})(?:\s?(?P<sign>¢)|(?P<sign2>p)(?!\w|\.\w))"
-_PRICED = "[Cc]osts?|[Ff]or|[Pp]ay|[Pp]aid|worth|[Ss]aves?|saved|under|over|from|to|tip|charges?|extra"
-_CENTS = (
-    rf"(?<![\w.,$])(?P<before>(?:{_PRICED}) )?(?<![\w.,$])(?P<amount>{NUMBER})c\b"
-    r"(?(before)|(?:(?<=[1-9]9c)|(?=/[a-zA-Z]| (?:each|apiece|off|extra|more|less|a|an|per|coins?|stamps?|change)\b)))"
-)
+_MONEY_SIGN_LAST = rf"(?P<amount>{WHOLE}){SCALE}\s?(?P<sign>(?:{_CODES})(?![\w$])|[{_SIGNED}](?!\d))"
+_SMALL_MONEY = rf"(?P<amount>{WHOLE})(?:\s?(?P<sign>¢)|(?P<sign2>p)(?!\w|\.\w))"
+_CENTS = rf"(?P<amount>{WHOLE})c\b(?!\.\w)"
 _FRACTION = (
     rf"(?<![\d/.,-])(?:(?P<whole>\d{{1,4}})[ -])?(?P<top>\d{{1,2}})/(?P<bottom>\d{{1,2}})(?![\d/]|\.\d)(?:"
     rf"(?P<joint>[ -]?)(?:(?P<unit>{any_of(UNITS)})|(?P<word>{'|'.join(sorted(WORDY_UNITS))}))(?!\w))?"
 )
-_OUT_OF = rf"{START}(?P<top>{NUMBER})/(?P<bottom>5|10|20|100)(?![\d/\w]|\.\d)"
+_OUT_OF = rf"(?P<top>{WHOLE})/(?P<bottom>5|10|20|100)(?![\d/\w]|\.\d)"
 _DURATION = r"(?<!\w)(?P<hour>\d{1,2})h ?(?P<minute>\d{1,2})(?:m|min)?(?!\w)"
 _DEGREES_OF_AN_OVEN = r"(?<![\w.,])([1-9]\d\d?(?:\.\d)?) ?([FC])(?=[.,;)]|$| (?:for|and|or|oven|until|in)\b)"
-_MILLIONS = rf"{START}(?P<amount>{NUMBER}) ?(?P<scale>M(?!-F)|bn|mn|[mkK](?= (?:{WORDS})\b))(?!\w)"
-_INCH = rf"{START}(?P<amount>{NUMBER})(?:in\b| in(?=[,;)]| (?:tall|wide|long|deep|thick|high|by|x|of (?:rain|snow))\b))"
+_MILLIONS = rf"(?P<amount>{WHOLE}) ?(?P<scale>M(?!-F)|bn|mn|[mkK](?= (?:{WORDS})\b))(?!\w)"
+_INCH = rf"(?P<amount>{WHOLE})(?:in\b| in(?=[,;)]| (?:tall|wide|long|deep|thick|high|by|x|of (?:rain|snow))\b))"
 _PER = (
     r"(?<=[a-z%])/(?=(?:month|mo|year|yr|week|wk|day|hour|hr|h|min|minute|second|sec|s|kg|lb|person|night|mile"
     r"|gallon|user|kWh|piece|dozen|acre|head|L|dL|mL|ml|mol)\b)"
@@ -617,7 +622,7 @@ _PER = (
 _PER_UNIT = r"(?<= per )(?:mol?|kWh|yr|wk|hr|h|min|sec|s|kg|lb|[dm]?L|ml)\b\.?"
 _STREET_WITHOUT_A_DOT = rf"(?<=[a-z] )(?P<ending>{'|'.join(STREETS)})(?=,|$| (?:Apt|Suite|Unit|[NS][EW]\b))"
 _STATE = (
-    rf"(?:(?<=[a-z], )|(?<=[a-z] )(?=[A-Z]{{2}} \d{{5}}))(?P<state>{'|'.join(STATES)})\b"
+    rf"(?=[A-Z])(?:(?<=[a-z], )|(?<=[a-z] )(?=[A-Z]{{2}} \d{{5}}))(?P<state>{'|'.join(STATES)})\b"
     r"(?: (?P<zip>\d{5})(?:[- ](?P<more>\d{4}))?\b)?"
 )
 _TITLE = (
@@ -637,12 +642,12 @@ _CENTURY = rf"\b({ROMAN})(?= (?:[Cc]entur|Olympi|Winter Olymp|Army|Corps|Legion|
 _NAMED = rf"\b(?P<name>[A-Z][a-z]+) (?P<numeral>(?=[IVXL]+\b){ROMAN})\b(?!\.[A-Z]|'(?!s\b))"
 _YEAR_IN_ROMAN_NUMERALS = rf"\b(?=[MDCLXVI]{{4}})(?P<numeral>M(?=[MCDXLVI]{{3}}){ROMAN[len('(?=[MDCLXVI])') :]})\b"
 _FORMULA = (
-    rf"\b(?=[A-Za-z()]{{1,12}}\d)(?:(?:\((?:(?:{ELEMENTS})\d{{0,2}}){{1,4}}\)|(?:{ELEMENTS}))\d{{0,2}}){{2,12}}"
+    rf"(?=[A-Z(])\b(?=[A-Za-z()]{{1,12}}\d)(?:(?:\((?:(?:{ELEMENTS})\d{{0,2}}){{1,4}}\)|(?:{ELEMENTS}))\d{{0,2}}){{2,12}}"
     r"(?![\w'])|\b(?:O|H|N|Cl|F)2\b"
 )
 _ION = rf"\b(?:(?:{ELEMENTS})\d?(?<!\b[BCFINOPS])|[HK]|NH4|OH|SO4|CO3|NO3|HCO3|PO4)\^?\d?(?P<sign>[+−-])(?=[\s,.;)]|$)"
 _VERSION = (
-    r"(?<!\w)(?<!\d\.)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>version |Version )|(?=\d++(?:\.\d++)++-[abdpr]))"
+    r"(?=[vV\d])(?<!\w)(?<!\d\.)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>[vV]ersion )|(?=\d++(?:\.\d++)++-[abdpr]))"
     r"(?P<numbers>\d++(?:\.\d++)*+)"
     r"(?:-(?P<stage>alpha|beta|dev|pre|rc)(?:\.?(?P<number>\d++))?+(?![\w-]))?"
 )
@@ -674,7 +679,7 @@ RULES = (
     Rule(
         "letters and a number",
         "ABC-1234",
-        r"(?<![\w-])(?!FY|CY|UTC|GMT)(?P<word>(?:[A-Z]{2,5}(?=-)|[A-Z]{3}))-?(?P<number>\d{3,})(?![\w-]|\.\d)",
+        r"(?=[A-Z])(?<![\w-])(?!FY|CY|UTC|GMT)(?P<word>(?:[A-Z]{2,5}(?=-)|[A-Z]{3}))-?(?P<number>\d{3,})(?![\w-]|\.\d)",
         _letters_and_number,
     ),
     Rule("letter and a row", "H.264", r"\b([A-Z])\.(\d{3,4})\b", lambda match: f"{match[1]} {spell_digits(match[2])}"),
@@ -695,7 +700,7 @@ RULES = (
     Rule("phone number", "555-1234", r"(?<![\d-])\d{3}-\d{4}(?![\d-])", spell_phone),
     Rule("phone in a row", "Call 5551234567", _PHONE_IN_A_ROW, spell_phone),
     Rule("aircraft", "747-400", r"(?<![\w-])7([0-8]7)-(?=\d)|(?<=Boeing )7([0-8]7)\b", r"7 \1\2 "),
-    Rule("flight", "BA2490", r"\b(?!FY|CY)([A-Z])([A-Z])(?:(?<=light ..) )?(\d{3,4})\b", _flight),
+    Rule("flight", "BA2490", r"(?=[A-Z])\b(?!FY|CY)([A-Z])([A-Z])(?:(?<=light ..) )?(\d{3,4})\b", _flight),
     Rule("digits of a code", "code 90210", _DIGITS_OF_A_CODE, _digits_of_a_code),
     Rule("emergency", "Call 911", _EMERGENCY, lambda match: spell_digits(match[0])),
     Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, spell_network_address),
@@ -727,7 +732,8 @@ RULES = (
     Rule("weekdays", "Mon-Fri", rf"\b{ANY_WEEKDAY}\.?\s?-\s?(?={ANY_WEEKDAY}\b)", lambda match: _named(match) + " to "),
     Rule("weekday", "Mon.", _WEEKDAY, _named),
     Rule("codes of digits", "123-45-6789", r"(?<![\w-])\d{1,9}(?:-\d{1,9}){2,}+(?![\w-])", spell_groups),
-    Rule("code with a zero", "2024-0098", r"(?:\b[Nn]o\. ?)?(?<![\w-])\d{2,}-0\d++(?![\w-])", _code_number),
+    Rule("number of a code", "no. 2024-0098", r"\b[Nn]o\. ?(?=\d++-0)", "number "),
+    Rule("code with a zero", "2024-0098", r"(?<![\w-])\d{2,}-0\d++(?![\w-])", spell_groups),
     Rule("card", "4111 1111 1111 1111", r"(?<!\d)\d{4}(?: \d{4}){3}(?!\d)", spell_groups),
     # ranges: a dash between two amounts is a "to"
     Rule("circa", "c. 1450", r"(?<![\w.])ca?\. ?(?=\d{3,4}\b)", "circa "),
@@ -747,7 +753,7 @@ RULES = (
     Rule("parts", "1:2", r"(?<![\d:.])(?!(?:16|21):9)(\d{1,2}):(?=\d(?![\d:]))", r"\1 to "),
     Rule("time", "15:30:05", _TIME, _time),
     Rule("time with a dot", "5.30pm", rf"(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\.(?P<minute>[0-5]\d)\s?{HALF_DAY}", _time),
-    Rule("full hour", "3 p.m.", rf"(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\s?{HALF_DAY}", _time),
+    Rule("full hour", "3 p.m.", rf"(?=\d)(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\s?{HALF_DAY}", _time),
     Rule("military time", "0800 hours", _MILITARY_TIME, _military_time),
     # money
     Rule("no cents", "5,-", r"(?<=\d)[.,]-(?!\w)", ""),
@@ -761,7 +767,7 @@ RULES = (
     Rule("money", "US$1.5 million", rf"{MONEY}\s?(?P<amount>{NUMBER}){SCALE}(?: (?P<code>{_CODES})(?![\w$]))?", _money),
     Rule("money, sign last", "5 €", _MONEY_SIGN_LAST, _money),
     Rule("lines of a screen", "1080p", r"(?<![\w.])(4|7|10|14|21)(20|40|60|80)([pi])\b", r"\1 \2 \3"),
-    Rule("cents", "5c each", _CENTS, lambda match: f"{match['before'] or ''}{match['amount']}¢"),
+    Rule("cents", "5c each", _CENTS, _cents),
     Rule("small money", "50¢", _SMALL_MONEY, _small_money),
     # fractions, measures, powers
     Rule(
@@ -782,7 +788,7 @@ RULES = (
     Rule("quotient", "6 / 2", r"(?<=\d) / (?=\d)", " divided by "),
     Rule("product", "3 * 4", r"(?<=\d) ?\* ?(?=\d)", " times "),
     Rule("power of ten", "3.0 x 10^8", r"(?<=\d) ?x ?(?=10\^)", " × "),
-    Rule("scientific", "3.2e-5", rf"{START}({NUMBER})[eE]\+?(-?\d{{1,3}})(?!\w)", r"\1 × 10^\2"),
+    Rule("scientific", "3.2e-5", rf"({WHOLE})[eE]\+?(-?\d{{1,3}})(?!\w)", r"\1 × 10^\2"),
     Rule("per area", "5/km^2", r"(?<=[a-z\d])/(?=(?:[cdk]?m|mi|ft)\^[23])", " per "),
     Rule("bare unit", "per km^2", r"\b(k?m|[cm]m|ft|mi|yd)\^([23])(?!\w)", _bare_unit),
     Rule("power", "x^y", r"\^\(?(?P<sign>-?)(?P<power>\d++|[a-z]++)\)?", _power),
@@ -793,19 +799,19 @@ RULES = (
     Rule("millions", "5m people", _MILLIONS, lambda match: f"{match['amount']} {SCALES[match['scale'].lower()]}"),
     Rule("feet and inches", "6 ft 2 in", r"(?<=\d)[ -]?(?:ft\.?|feet|foot) (1[01]|\d) ?in\b(?!\.)", r" foot \1 in."),
     Rule("inch", "5in", _INCH, r"\g<amount> in. "),
-    Rule("measure", "5 kg", rf"{START}(?P<amount>{NUMBER})(?P<joint>[ -]?)(?P<unit>{UNIT})(?![\w°])", _measure),
+    Rule("measure", "5 kg", rf"(?P<amount>{WHOLE})(?P<joint>[ -]?)(?P<unit>{UNIT})(?![\w°])", _measure),
     Rule("speed", "in km/h", r"(?<![\w/])km/h\b", "kilometers per hour"),
     Rule("micrometer", "in microm", r"\bmicrom\b", "micrometers"),
     Rule("each", "dollars/ea", r"(?<=[a-z])/ea\b\.?", " each"),
     Rule("per", "dollars/month", _PER, " per "),
     Rule("per unit", "dollars per hr", _PER_UNIT, _per_unit),
     # abbreviations
-    Rule("street", "Main St.", r"\b(?P<word>[A-Z][a-z]+|\d+(?:st|nd|rd|th)) (?P<ending>St|Dr)\.", _street),
+    Rule("street", "Main St.", r"(?=[A-Z\d])\b(?P<word>[A-Z][a-z]+|\d+(?:st|nd|rd|th)) (?P<ending>St|Dr)\.", _street),
     Rule("street without a dot", "Baker St", _STREET_WITHOUT_A_DOT, lambda match: STREETS[match["ending"]]),
     Rule(
         "compass",
         "123 N. Main",
-        r"(?:(?<=\d )|\b(?=..? \d+[snrt][tdh]))([NSEW])\.? (?=[A-Z][a-z]|\d)",
+        r"(?=[A-Z])(?:(?<=\d )|\b(?=..? \d+[snrt][tdh]))([NSEW])\.? (?=[A-Z][a-z]|\d)",
         lambda match: f"{COMPASS[match[1]]} ",
     ),
     Rule("state", "Boston, MA", _STATE, _state),
@@ -866,7 +872,7 @@ RULES = (
     Rule("about", "~5", r"(?<!\S)~ ?(?=\d)", "about "),
     Rule("ordinal in capitals", "21ST", r"(?<=\d)(?:ST|ND|RD|TH)\b", lambda match: match[0].lower()),
     Rule("digit and letter", "5x", r"(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", " "),
-    Rule("letter and digit", "A4", r"(?<=[^\W\d_])(?=\d)", " "),
+    Rule("letter and digit", "A4", r"(?=\d)(?<=[^\W\d_])", " "),
     Rule("minus", "-5", r"(?<![\w)])[-−](?=\.?\d)", "minus "),
     Rule("point", ".5", r"(?<![\w.])\.(\d++(?:\.\d++)*+)", lambda match: f"point {spell_digits(match[1])}"),
     Rule("number", "1,234.5, 3rd, 1999", rf"(?P<amount>{NUMBER})(?P<ending>(?:st|nd|rd|th)\b)?", _number),
@@ -875,9 +881,9 @@ RULES = (
 # which these have in any text.
 TRIED = set(
     """host; file; long code; phone; phone in a row; flight; emergency; decimal comma; range of money; range; full hour;
-    day and month; end of months; money, sign last; small money; screen; scientific; degrees of an oven; millions; inch;
-    measure; per unit; state; title; formula; three numbers; digit and letter; letter and digit; number; code; letters;
-    letters and a number; version; minus after a sign""".replace("\n   ", "").split("; ")
+    end of months; money, sign last; small money; screen; scientific; degrees of an oven; millions; inch; measure;
+    per unit; state; title; three numbers; digit and letter; letter and digit; number; code; letters; letters and
+    a number; version; minus after a sign; out of; street""".replace("\n   ", "").split("; ")
 )
 PATTERNS = [
     ((re if rule.name in TRIED else regex).compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example)))

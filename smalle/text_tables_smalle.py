@@ -176,7 +176,7 @@ SPECIAL = _table(
     "mRNA=m R N A; MySQL=My S Q L; NoSQL=No S Q L; PostgreSQL=Postgres Q L; SQLite=S Q Lite; OAuth=O Auth; "
     "B.Sc.=B S C; M.Sc.=M S C; BSc=B S C; MSc=M S C; "
     "WWI=World War one; WWII=World War two; 401(k)=four oh one k; 401(k)s=four oh one k's; 403(b)=four oh three b; "
-    "WW=World War; WW1=World War one; WW2=World War two; Fwd:=Forward:; FW:=Forward:; Fw:=Forward:; c/o=care of; "
+    "WW1=World War one; WW2=World War two; Fwd:=Forward:; FW:=Forward:; Fw:=Forward:; c/o=care of; "
     "A-Z=A to Z; M-F=Monday to Friday"
 )
 # Before a Roman numeral.
