@@ -88,7 +88,8 @@ def clear_leftovers(folder: Path) -> None:
 
 def _temporary_beside(path: Path) -> Path:
     clear_leftovers(path.parent)
-    return path.with_name(f".{path.name[:100]}.{HOST}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    start = os.fsencode(path.name)[:100].decode("utf-8", "ignore")  # a name has at most 255 bytes
+    return path.with_name(f".{start}.{HOST}.{os.getpid()}.{secrets.token_hex(4)}.partial")
 
 
 @contextlib.contextmanager

@@ -198,9 +198,9 @@ class Book:
 
 
 def file_name(title: str) -> str:
-    """A title as a part of a file's name on any system."""
+    """A title as a part of a file's name on any system, of at most 120 bytes."""
     plain = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else " " for c in title)
-    return " ".join(plain.split())[:60].strip(" .")
+    return " ".join(plain.split())[:60].encode()[:120].decode(errors="ignore").strip(" .")
 
 
 def digest(value: Any) -> str:

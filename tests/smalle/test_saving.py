@@ -227,6 +227,13 @@ def test_a_link_stays_a_link_and_a_device_stays_a_device(tmp_path):
     assert not pathlib.Path("/dev/null").is_file()
 
 
+@pytest.mark.parametrize("letter", ["a", "é", "𝐀"])
+def test_the_longest_names_can_be_written(tmp_path, letter):
+    name = letter * (251 // len(letter.encode())) + ".txt"
+    write_text(tmp_path / name, "Hello.")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_json_files_hold_letters_as_they_are(tmp_path):
     write_json(tmp_path / "a.json", {"name": "Zoë"})
     write_jsonl(tmp_path / "a.jsonl", [{"name": "Zoë"}, 2])
