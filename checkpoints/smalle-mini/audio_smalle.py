@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import struct
+import warnings
 import wave
 from collections.abc import Iterable
 from typing import Any
@@ -151,26 +152,44 @@ def to_speech_level(samples: np.ndarray, dbfs: float = SPEECH_LEVEL) -> np.ndarr
 
 def speech_span(samples: np.ndarray, rate: int, longest: float) -> slice:
     """Where a recording (L,) is heard: from its first to its last loud frame and MARGIN around; of a longer one the
-    `longest` seconds with most loud frames."""
+    `longest` seconds with most loud frames, cut at pauses, which a warning tells."""
     hop = rate // 50
-    energies = np.square(samples[: max(1, len(samples) // hop) * hop].reshape(-1, min(hop, len(samples)))).mean(1)
-    loud = energies > 10 ** (-3.0) * np.quantile(energies, 0.95)  # 30 dB below
-    first, last = np.flatnonzero(loud)[[0, -1]]
+    loud = loud_frames(samples, hop)
+    first, last = begin, end = loud[[0, -1]]
     margin, most = round(MARGIN * 50), round(longest * 50)
-    if last + 1 - first > most:
-        heard = np.cumsum(np.concatenate(([0], loud)))
-        first = first + int((heard[first + most : last + 2] - heard[first : last + 2 - most]).argmax())
+    if end + 1 - begin > most:
+        heard = np.cumsum(np.isin(np.arange(end + 2), loud + 1))
+        first = begin + int((heard[begin + most :] - heard[begin : end + 2 - most]).argmax())
         last = first + most - 1
+        before, after = gaps(loud[(loud >= first) & (loud <= last)])
+        near = most // 5  # a pause further away would cost too much of the speech
+        first = next((n for n in after if first > begin and n - first < near), first)
+        last = next((n for n in before[::-1] if last < end and last - n < near), last)
+        warnings.warn(
+            f"audio is {len(samples) / rate:.0f} s long: {first / 50:.1f} to {(last + 1) / 50:.1f} s of it are heard. "
+            "Give 5 to 10 s of speech to choose them.",
+            stacklevel=2,
+        )
     return slice(max(0, first - margin) * hop, (last + 1 + margin) * hop)
+
+
+def loud_frames(samples: np.ndarray, hop: int) -> np.ndarray:
+    """Numbers of the frames of `hop` samples in a recording (L,) that are less than 30 dB below the loudest ones."""
+    hop = min(hop, len(samples))
+    energies = np.square(samples[: len(samples) // hop * hop].reshape(-1, hop)).mean(1)
+    return np.flatnonzero(energies > 10 ** (-3.0) * np.quantile(energies, 0.95))
+
+
+def gaps(loud: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The loud frames before and after each pause of 0.15 s and more; loud: numbers of frames, 50 a second."""
+    places = np.flatnonzero(np.diff(loud) > 0.15 * 50)
+    return loud[places], loud[places + 1]
 
 
 def pauses(samples: np.ndarray, rate: int) -> np.ndarray:
     """The middles, in seconds, of the pauses of 0.15 s and more in a recording (L,)."""
-    hop = rate // 50
-    energies = np.square(samples[: len(samples) // hop * hop].reshape(-1, hop)).mean(1)
-    loud = np.flatnonzero(energies > 10 ** (-3.0) * np.quantile(energies, 0.95))  # 30 dB below
-    gaps = np.flatnonzero(np.diff(loud) > 0.15 * 50)
-    return (loud[gaps] + loud[gaps + 1] + 1) / 2 / 50
+    before, after = gaps(loud_frames(samples, rate // 50))
+    return (before + after + 1) / 2 / 50
 
 
 def cut_prompt(samples: np.ndarray, text: str, rate: int) -> tuple[np.ndarray, str]:

@@ -26,8 +26,8 @@ from transformers import EncodecConfig, EncodecModel, PreTrainedConfig, PreTrain
 from transformers import initialization as init
 from transformers.utils import cached_file
 
-from .saving_smalle import check_kinds, check_positive, errors_name_the_file
-from .validation_smalle import as_tensor, check_finite
+from .saving_smalle import check_kinds, check_layers, check_positive, errors_name_the_file
+from .validation_smalle import as_tensor, check_complete, check_finite
 from .vocos_smalle import (
     ChunkedConv1d,
     ConvNeXtBlock,
@@ -90,8 +90,7 @@ class SmallECodecConfig(PreTrainedConfig):
         check_positive(
             self, [name for name, kind in fields.items() if kind in (int, float) and name != "refiner_num_layers"]
         )
-        if self.refiner_num_layers < 0:
-            raise ValueError(f"refiner_num_layers is {self.refiner_num_layers}; expected 0 or more")
+        check_layers(self, ("vocos_num_layers", "refiner_num_layers"))
         if self.hop_length % self.mel_hop_length:
             raise ValueError(
                 f"hop_length is {self.hop_length}; expected a multiple of mel_hop_length, {self.mel_hop_length}"
@@ -451,9 +450,12 @@ class SmallECodec(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, dtype: torch.dtype = torch.float32, **kwargs) -> "SmallECodec":
-        codec = super().from_pretrained(*args, dtype=dtype, **kwargs).eval()
+        options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **kwargs}
+        codec, info = super().from_pretrained(*args, **options)
+        if not kwargs.get("ignore_mismatched_sizes"):  # which starts a training of another shape
+            check_complete(info)
         check_finite(codec)
-        return codec
+        return codec.eval()
 
     def _init_weights(self, module):
         if isinstance(module, MelAnalysis):
@@ -645,7 +647,7 @@ def load_vocos(name_or_path: str = VOCOS_NAME) -> Vocos:
     The latter is pytorch_model.bin and config.yaml, of which only the head's hop_length and padding are read.
     """
     if cached_file(name_or_path, "config.json", _raise_exceptions_for_missing_entries=False):
-        return Vocos.from_pretrained(name_or_path, dtype=torch.float32).eval()
+        return Vocos.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True).eval()
     with open(find_file(name_or_path, "config.yaml"), encoding="utf-8") as file:
         head = file.read().partition("head:")[2]
     hop_length, padding = re.search(r"hop_length:\s*(\d+)", head), re.search(r"padding:\s*[\"']?(\w+)", head)

@@ -134,7 +134,9 @@ class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers. Raises ValueError for weights that hold NaN or infinity, and for damaged files."""
+        """As in transformers, from safetensors files alone by default (nothing is unpickled). Raises ValueError for
+        weights that hold NaN or infinity, and for damaged files."""
+        kwargs.setdefault("use_safetensors", True)
         with errors_name_the_file(pretrained_model_name_or_path, "", kwargs):
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         check_finite(loaded[0] if isinstance(loaded, tuple) else loaded)

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NAME = "smalle-ad23216d4662"
-FLAGS = "-O3 -fPIC -shared -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -freciprocal-math"
+NAME = "smalle-c994985b1a3a"
+FLAGS = "-O3 -fPIC -shared -pthread -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -freciprocal-math"
 SOURCES = {
     "smalle.c": r"""#include <math.h>
 #include <stdint.h>
@@ -48,25 +48,34 @@ SOURCES = {
 #else
 #define PUBLIC __attribute__((visibility("default")))
 #endif
-enum { LANES = 16, BLOCK = 128, TILE = 4, PENDING = 16, BAND = 64, AHEAD = 4096, LAYER_NORM = 1, RMS_NORM = 2 }; enum
-{ STOP = 2, SPECIALS = 3 }; struct step { int32_t rows, steps, tokens, codebooks, vocabulary, hidden, heads,
-position_size, position_heads, before, after; int32_t pending, room; float eps, normalizer, strongest, gain; const
-char *weights; const float *embedding; const int64_t *codes; const float *text_keys, *text_values, *positions; const
-uint8_t *text_mask; void **states; float *logits, *alignment; char *scratch; }; struct drawing { int32_t guided,
-may_end; float scale; const int32_t *top_k; const float *temperature; const int64_t *random; const int32_t *ended;
-const float *places; int64_t *next; float *positions; }; struct text { int32_t tokens, hidden, heads, layers, turned;
-float eps; const char *weights; float *x; const uint8_t *mask; const float *cosines, *sines; float *keys, *values;
-char *scratch; }; struct part { int32_t kind, in, out, biased; int32_t unused[12]; }; struct input { const float
-*values; int8_t *bits; float *scales; int32_t *sums; }; struct vocos; struct kernels { const char *name; void
-(*run_steps)(const struct step *); void (*run_text)(const struct text *); void (*run_fold)(int, int, int, const float
-*, const float *, const float *, const float *, float *, uint32_t *); void (*run_bands)(int, int, int, const float *,
-uint32_t *); void (*run_draw)(const struct step *, const struct drawing *); void (*run_multiply)(const char *, const
-float *, int, float *, char *); int (*run_vocos)(const struct vocos *, const float *, int, int, char *, float *, char
-*); }; static inline float least(float a, float b) { return a < b ? a : b; } static inline float most(float a, float
-b) { return a > b ? a : b; } static inline int up(int n, int to) { return (n + to - 1) / to * to; } static inline
-size_t to_line(size_t bytes) { return (bytes + 63) / 64 * 64; } static inline size_t tile_size(int in, int eight) {
-return eight ? (size_t)up(in, LANES) * LANES + (size_t)up(in, BLOCK) / BLOCK * 4 * LANES : (size_t)in * 4 * LANES; }
-static inline void fetch(const void *from, int number) { if (number % 16 == 0) __builtin_prefetch((const char *)from +
+#ifdef __x86_64__
+static unsigned flush(void) { unsigned before = _mm_getcsr(); _mm_setcsr(before | 0x8040); return before; }
+#define unflush _mm_setcsr
+#else
+static unsigned flush(void) { return 0; }
+#define unflush (void)
+#endif
+#include "threads.h"
+enum { LANES = 16, BLOCK = 128, TILE = 4, PENDING = 16, BAND = 64, AHEAD = 4096 }; enum { ITEM = 1 << 16, FOLDED = 64,
+LAYER_NORM = 1, RMS_NORM = 2 }; enum { STOP = 2, SPECIALS = 3 }; struct step { int32_t rows, steps, tokens, codebooks,
+vocabulary, hidden, heads, position_size, position_heads, before, after; int32_t pending, room; int32_t threads; float
+eps, normalizer, strongest, gain; const char *weights; const float *embedding; const int64_t *codes; const float
+*text_keys, *text_values, *positions; const uint8_t *text_mask; void **states; float *logits, *alignment; char
+*scratch; }; struct drawing { int32_t guided, may_end; float scale; const int32_t *top_k; const float *temperature;
+const int64_t *random; const int32_t *ended; const float *places; int64_t *next; float *positions; }; struct text {
+int32_t tokens, hidden, heads, layers, turned, threads; float eps; const char *weights; float *x; const uint8_t *mask;
+const float *cosines, *sines; float *keys, *values; char *scratch; }; struct part { int32_t kind, in, out, biased;
+int32_t unused[12]; }; struct input { const float *values; int8_t *bits; float *scales; int32_t *sums; }; struct
+vocos; struct kernels { const char *name; void (*run_steps)(const struct step *, struct team *); void
+(*run_text)(const struct text *, struct team *); void (*run_fold)(struct team *, int, int, int, const float *, const
+float *, const float *, const float *, float *, uint32_t *); void (*run_bands)(int, int, int, const float *, uint32_t
+*); void (*run_draw)(const struct step *, const struct drawing *); void (*run_multiply)(const char *, const float *,
+int, float *, char *); int (*run_vocos)(const struct vocos *, const float *, int, int, char *, float *, char *); };
+static inline float least(float a, float b) { return a < b ? a : b; } static inline float most(float a, float b) {
+return a > b ? a : b; } static inline int up(int n, int to) { return (n + to - 1) / to * to; } static inline size_t
+to_line(size_t bytes) { return (bytes + 63) / 64 * 64; } static inline size_t tile_size(int in, int eight) { return
+eight ? (size_t)up(in, LANES) * LANES + (size_t)up(in, BLOCK) / BLOCK * 4 * LANES : (size_t)in * 4 * LANES; } static
+inline void fetch(const void *from, int number) { if (number % 16 == 0) __builtin_prefetch((const char *)from +
 AHEAD); } static inline const struct part *next_part(const char **at) { const struct part *part = (const struct part
 *)*at; *at += sizeof *part; return part; } static inline const void *take(const char **at, size_t bytes) { const void
 *here = *at; *at += to_line(bytes); return here; } static inline void *room_for(char **scratch, size_t bytes) { void
@@ -161,23 +170,18 @@ static const struct kernels *const fastest_first[] = {
 &kernels_plain, }; static const struct kernels *chosen = &kernels_plain; PUBLIC const char *smalle_choose(const char
 *name) { for (size_t n = 0; n < sizeof fastest_first / sizeof *fastest_first; n++) if ((!*name || !strcmp(name,
 fastest_first[n]->name)) && has(fastest_first[n])) { chosen = fastest_first[n]; return chosen->name; } return 0; }
-#ifdef __x86_64__
-static unsigned flush(void) { unsigned before = _mm_getcsr(); _mm_setcsr(before | 0x8040); return before; }
-#define unflush _mm_setcsr
-#else
-static unsigned flush(void) { return 0; }
-#define unflush (void)
-#endif
-PUBLIC void smalle_steps(const struct step *s) { unsigned before = flush(); chosen->run_steps(s); unflush(before); }
-PUBLIC void smalle_text(const struct text *s) { unsigned before = flush(); chosen->run_text(s); unflush(before); }
-PUBLIC void smalle_fold(int heads, int keys, int values, const float *state, const float *decay, const float
-*old_keys, const float *old, float *out, uint32_t *bands) { chosen->run_fold(heads, keys, values, state, decay,
-old_keys, old, out, bands); } PUBLIC void smalle_bands(int heads, int keys, int values, const float *state, uint32_t
-*bands) { chosen->run_bands(heads, keys, values, state, bands); } PUBLIC void smalle_draw(const struct step *s, const
-struct drawing *d) { chosen->run_draw(s, d); } PUBLIC void smalle_multiply(const char *packed, const float *x, int
-count, float *y, char *scratch) { chosen->run_multiply(packed, x, count, y, scratch); } PUBLIC int smalle_vocos(const
-struct vocos *v, const float *features, int count, int last, char *state, float *out, char *scratch) { unsigned before
-= flush(); count = chosen->run_vocos(v, features, count, last, state, out, scratch); unflush(before); return count; }
+PUBLIC void smalle_steps(const struct step *s) { unsigned before = flush(); struct team *team = gather(s->threads);
+chosen->run_steps(s, team); dismiss(team); unflush(before); } PUBLIC void smalle_text(const struct text *s) { unsigned
+before = flush(); struct team *team = gather(s->threads); chosen->run_text(s, team); dismiss(team); unflush(before); }
+PUBLIC void smalle_fold(int threads, int heads, int keys, int values, const float *state, const float *decay, const
+float *old_keys, const float *old, float *out, uint32_t *bands) { unsigned before = flush(); struct team *team =
+gather(threads); chosen->run_fold(team, heads, keys, values, state, decay, old_keys, old, out, bands); dismiss(team);
+unflush(before); } PUBLIC void smalle_bands(int heads, int keys, int values, const float *state, uint32_t *bands) {
+chosen->run_bands(heads, keys, values, state, bands); } PUBLIC void smalle_draw(const struct step *s, const struct
+drawing *d) { chosen->run_draw(s, d); } PUBLIC void smalle_multiply(const char *packed, const float *x, int count,
+float *y, char *scratch) { chosen->run_multiply(packed, x, count, y, scratch); } PUBLIC int smalle_vocos(const struct
+vocos *v, const float *features, int count, int last, char *state, float *out, char *scratch) { unsigned before =
+flush(); count = chosen->run_vocos(v, features, count, last, state, out, scratch); unflush(before); return count; }
 PUBLIC int64_t smalle_pack_norm(int kind, int size, const float *weight, const float *bias, char *to) { size_t each =
 to_line(4 * (size_t)size), all = sizeof(struct part) + (kind ? (bias ? 2 : 1) * each : 0); if (!to) return all;
 memset(to, 0, all); *(struct part *)to = (struct part){.kind = kind, .in = size}; if (kind) memcpy(to += sizeof(struct
@@ -198,6 +202,66 @@ pack_column(columns + (size_t)j * in + k, rows, scale, at + 4 * j); at += size +
 in; k++) for (int j = 0; j < here; j++) ((float *)to)[(size_t)k * LANES + j] = columns[(size_t)j * in + k] * scale; }
 return all; }
 """,
+    "threads.h": r"""#if defined _WIN32 || defined __STDC_NO_ATOMICS__
+struct team; static struct team *gather(int threads) { return 0; } static void dismiss(struct team *of_call) {} static
+void share(struct team *of_call, int items, void (*item)(const void *, int), const void *job) { for (int n = 0; n <
+items; n++) item(job, n); }
+#else
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <time.h>
+enum { MOST_ITEMS = 0xffff, LOOKS = 1000 }; enum { LATE = 500000, SLEEP = 100000000, SECOND = 1000000000 }; enum {
+STACK = 1 << 19 }; enum { CREDIT = 32, COST = 16, REST = 64 }; struct half { _Alignas(64) _Atomic uint32_t claims; };
+struct team { struct half halves[2]; _Alignas(64) _Atomic uint32_t done; void (*item)(const void *, int); const void
+*job; int late, helped; int credit, rest; atomic_int taken, asleep; int helpers; pthread_mutex_t mutex; pthread_cond_t
+work; };
+#define NEW {.credit = CREDIT, .mutex = PTHREAD_MUTEX_INITIALIZER, .work = PTHREAD_COND_INITIALIZER}
+static const struct team fresh = NEW; static struct team team = NEW; static inline void pause_briefly(void) {
+#if defined __x86_64__
+_mm_pause();
+#elif defined __aarch64__
+__asm__ volatile("isb");
+#endif
+} static int64_t now(void) { struct timespec time; clock_gettime(CLOCK_MONOTONIC, &time); return (int64_t)time.tv_sec
+* SECOND + time.tv_nsec; } static int claim(int half) { for (int n = 0; n < 2; n++, half = !half) { _Atomic uint32_t
+*place = &team.halves[half].claims; uint32_t claims = atomic_load_explicit(place, memory_order_relaxed); while
+((claims & MOST_ITEMS) < claims >> 16) if (atomic_compare_exchange_weak_explicit(place, &claims, claims + 1,
+memory_order_acquire, memory_order_relaxed)) return (int)(claims & MOST_ITEMS); } return -1; } static int
+sleep_well(void) { struct timespec until; clock_gettime(CLOCK_REALTIME, &until); until.tv_nsec += SLEEP; if
+(until.tv_nsec >= SECOND) until.tv_nsec -= SECOND, until.tv_sec++; pthread_mutex_lock(&team.mutex);
+atomic_fetch_add(&team.asleep, 1); int ends = pthread_cond_timedwait(&team.work, &team.mutex, &until) == ETIMEDOUT; if
+(ends) team.helpers--; if (ends && team.asleep) atomic_fetch_sub(&team.asleep, 1); pthread_mutex_unlock(&team.mutex);
+return !ends; } static void *help(void *unused) { flush(); for (int looks = 0; looks < LOOKS || sleep_well(); looks++)
+{ if (looks == LOOKS) looks = 0; for (int n; (n = claim(1)) >= 0; looks = 0) { team.item(team.job, n);
+atomic_fetch_add_explicit(&team.done, 1, memory_order_release); } pause_briefly(); } return 0; } static void
+forget(void) { memcpy(&team, &fresh, sizeof team); } static int start(int helpers) { pthread_attr_t kind; sigset_t
+all, before; pthread_t thread; static int forks; int failed = 0; if (!forks) forks = !pthread_atfork(0, 0, forget);
+pthread_attr_init(&kind); pthread_attr_setdetachstate(&kind, PTHREAD_CREATE_DETACHED);
+pthread_attr_setstacksize(&kind, STACK); sigfillset(&all); pthread_sigmask(SIG_SETMASK, &all, &before); while
+(team.helpers < helpers && !failed) if (!(failed = pthread_create(&thread, &kind, help, 0))) team.helpers++;
+pthread_sigmask(SIG_SETMASK, &before, 0); pthread_attr_destroy(&kind); return !failed; } static struct team
+*gather(int threads) { if (threads < 2 || atomic_exchange(&team.taken, 1)) return 0; if (team.rest > 0) { team.rest--;
+atomic_store(&team.taken, 0); return 0; } if (!pthread_mutex_trylock(&team.mutex)) { if (team.helpers < threads - 1 &&
+!start(threads - 1)) team.rest = REST; pthread_mutex_unlock(&team.mutex); } team.late = team.helped = 0; return &team;
+} static void dismiss(struct team *of_call) { if (!of_call) return; if (team.late && team.credit < COST) team.rest =
+REST; team.credit += team.late ? -COST : team.helped; team.credit = team.credit < 0 ? 0 : team.credit > CREDIT ?
+CREDIT : team.credit; atomic_store(&team.taken, 0); } static void offer(int items, void (*item)(const void *, int),
+const void *job) { team.item = item, team.job = job; atomic_store_explicit(&team.done, 0, memory_order_relaxed);
+atomic_store_explicit(&team.halves[1].claims, (uint32_t)items << 16 | (uint32_t)items / 2, memory_order_release);
+atomic_store_explicit(&team.halves[0].claims, (uint32_t)(items / 2) << 16, memory_order_release); if
+(atomic_load_explicit(&team.asleep, memory_order_relaxed) && !pthread_mutex_trylock(&team.mutex)) {
+atomic_store(&team.asleep, 0); pthread_mutex_unlock(&team.mutex); pthread_cond_broadcast(&team.work); } } static void
+share(struct team *of_call, int items, void (*item)(const void *, int), const void *job) { if (!of_call || items < 2
+|| items > MOST_ITEMS || team.late) { for (int n = 0; n < items; n++) item(job, n); return; } uint32_t own = 0;
+offer(items, item, job); for (int n; (n = claim(0)) >= 0; own++) item(job, n); team.helped |= own < (uint32_t)items;
+int64_t since = 0; for (uint32_t waits = 0; atomic_load_explicit(&team.done, memory_order_acquire) < items - own;
+waits++) { if (team.late) sched_yield(); else if (waits % 64) pause_briefly(); else if (!since) since = now(); else
+team.late = now() - since > LATE; } }
+#endif
+""",
     "kernels.h": r"""#ifndef NAME
 #define PASTE(a, b) a##_##b
 #define EXPAND(a, b) PASTE(a, b)
@@ -217,6 +281,10 @@ return all; }
 #define add_products NAME(add_products)
 #define eight_bits NAME(eight_bits)
 #define single NAME(single)
+#define product NAME(product)
+#define columns_of_product NAME(columns_of_product)
+#define next_product NAME(next_product)
+#define compute NAME(compute)
 #define multiply NAME(multiply)
 #define width_of_next NAME(width_of_next)
 #define feed_forward NAME(feed_forward)
@@ -224,6 +292,8 @@ return all; }
 #define write_bands NAME(write_bands)
 #define add_bands NAME(add_bands)
 #define recur_pending NAME(recur_pending)
+#define recurrence NAME(recurrence)
+#define recur_head NAME(recur_head)
 #define block NAME(block)
 #define attend NAME(attend)
 #define cross_attention NAME(cross_attention)
@@ -231,6 +301,8 @@ return all; }
 #define turn NAME(turn)
 #define text_layer NAME(text_layer)
 #define read_text NAME(read_text)
+#define folding NAME(folding)
+#define fold_rows NAME(fold_rows)
 #define fold NAME(fold)
 #define all_bands NAME(all_bands)
 #define largest NAME(largest)
@@ -319,145 +391,170 @@ x.scales[at]; y[m][p] += __builtin_convertvector(sum, floats) * scales; } } w +=
 __attribute__((always_inline)) void single( int count, const uint8_t *w, const float *bias, const float *x, int in,
 floats (*y)[PARTS]) { for (int m = 0; m < count; m++) for (int p = 0; p < PARTS; p++) y[m][p] = bias ? *(const floats
 *)(bias + p * WIDTH) : (floats){0}; for (int k = 0; k < in; k++) for (int p = 0; p < PARTS; p++, w += 4 * WIDTH) for
-(int m = 0; m < count; m++) y[m][p] += *(const floats *)w * x[(size_t)m * in + k]; } static void multiply(const char
-**at, struct input x, int count, float *y, int stride, int add) { const struct part *part = next_part(at); int in =
-part->in, out = part->out, eight = part->kind == 8; const float *bias = part->biased ? take(at, 4 * up(out, LANES)) :
-0; size_t tile = tile_size(in, eight); for (int n = 0; n < out; n += LANES) { const uint8_t *w = take(at, tile); const
-float *b = bias ? bias + n : 0; int width = out - n < LANES ? out - n : LANES; for (int m = 0, here; m < count; m +=
-here) { floats sums[TILE][PARTS]; int left = count - m; const float *values = x.values + (size_t)m * in; here = left
->= TILE ? TILE : left > 1 ? 2 : 1; if (eight && here == 1) eight_bits(1, w, b, x, in, m, sums); else if (eight && here
-== 2) eight_bits(2, w, b, x, in, m, sums); else if (eight) eight_bits(TILE, w, b, x, in, m, sums); else if (here == 1)
-single(1, w, b, values, in, sums); else if (here == 2) single(2, w, b, values, in, sums); else single(TILE, w, b,
-values, in, sums); for (int i = 0; i < here; i++) { float *to = y + (size_t)(m + i) * stride + n; if (width < LANES) {
-const float *from = (const float *)sums[i]; for (int j = 0; j < width; j++) to[j] = add ? to[j] + from[j] : from[j]; }
-else { for (int p = 0; p < PARTS; p++, to += WIDTH) *(floats *)to = add ? *(floats *)to + sums[i][p] : sums[i][p]; } }
-} } } static int width_of_next(const char *at) { return ((const struct part *)at)->out; } static void
-feed_forward(const char **at, float *x, int count, int size, float eps, char *scratch) { float *normed =
-room_for(&scratch, sizeof(float) * count * size); normalise(at, x, normed, count, size, eps); struct input input =
-quantised(normed, count, size, &scratch); int inner = width_of_next(*at); float *gate = room_for(&scratch,
-sizeof(float) * count * inner); float *hidden = room_for(&scratch, sizeof(float) * count * inner); multiply(at, input,
-count, gate, inner, 0); multiply(at, input, count, hidden, inner, 0); for (int i = 0; i < count * inner; i++)
-hidden[i] *= silu(gate[i]); multiply(at, quantised(hidden, count, inner, &scratch), count, x, size, 1); } static void
-recur(float *out, const float *q, const float *k, const float *v, const float *decay, float *state, int keys, int
-values) { memset(out, 0, 4 * values); for (int i = 0; i < keys; i++, state += values) for (int j = 0; j < values; j++)
-{ state[j] = state[j] * decay[i] + k[i] * v[j]; out[j] += q[i] * state[j]; } } static void write_bands(uint32_t
-*bands, const float *first, const float *second, int row, int keys, int values) { for (int j = 0; j < values; j +=
-BAND) { uint32_t *restrict to = bands + (size_t)j * keys / 2 + (size_t)row / 2 * BAND; for (int n = 0; n < BAND; n++)
-{ uint32_t low, high; memcpy(&low, first + j + n, 4); memcpy(&high, second + j + n, 4); low = (low + 0x8000) >> 16;
-high = (high & 0x7fffffff) >= 0x10000 ? high - low + 0x8000 : 0; to[n] = (high & 0xffff0000) | low; } } } static void
-add_bands(float *out, const float *weights, const uint32_t *bands, int keys, int values) { for (int j = 0; j < values;
-j += BAND) { floats sums[BAND / WIDTH]; for (int i = 0; i < BAND / WIDTH; i++) sums[i] = *(const floats *)(out + j + i
-* WIDTH); for (int k = 0; k < keys; k += 2, bands += BAND) for (int i = 0; i < BAND / WIDTH; i++) { fetch(bands + i *
-WIDTH, i * WIDTH); ints words = *(const ints *)(bands + i * WIDTH); sums[i] += weights[k] * (floats)(words << 16) +
-weights[k + 1] * (floats)words; } for (int i = 0; i < BAND / WIDTH; i++) *(floats *)(out + j + i * WIDTH) = sums[i]; }
-} static void recur_pending(float *out, const float *q, const float *k, const float *v, const float *now, void *const
-*s, size_t head, int slot, int keys, int values, float *scaled) { const uint32_t *bands = (const uint32_t *)s[0] +
-head * keys * values / 2; float *decay = (float *)s[1] + head * keys, *old_keys = (float *)s[2] + head * PENDING *
-keys; float *old = (float *)s[3] + head * PENDING * values, scores[PENDING]; memset(out, 0, 4 * values); for (int i =
-0; i < keys; i++) decay[i] *= now[i], scaled[i] = q[i] * decay[i]; for (int n = slot + 1; n < PENDING; n++) for (int i
-= 0; i < keys; i++) old_keys[n * keys + i] *= now[i]; memcpy(old_keys + slot * keys, k, 4 * keys); memcpy(old + slot *
-values, v, 4 * values); for (int n = slot; n < PENDING; n++) scores[n] = dot(q, old_keys + n * keys, keys);
-add_bands(out, scaled, bands, keys, values); add_rows(out, scores + slot, old + slot * values, PENDING - slot,
-values); } static void block(const struct step *s, const char **at, float *x, int size, int heads, void *const *state,
+(int m = 0; m < count; m++) y[m][p] += *(const floats *)w * x[(size_t)m * in + k]; } struct product { const uint8_t
+*tiles; const float *bias; struct input x; float *y; int in, out, eight, count, stride, add, items, columns; }; static
+void columns_of_product(const void *job, int item) { const struct product *p = job; for (; item >= p->items; p++) item
+-= p->items; int in = p->in, first = item * p->columns, end = first + p->columns < p->out ? first + p->columns :
+p->out; size_t tile = to_line(tile_size(in, p->eight)); for (int n = first; n < end; n += LANES) { const uint8_t *w =
+p->tiles + n / LANES * tile; const float *b = p->bias ? p->bias + n : 0; int width = end - n < LANES ? end - n :
+LANES; for (int m = 0, here; m < p->count; m += here) { floats sums[TILE][PARTS]; int left = p->count - m; const float
+*values = p->x.values + (size_t)m * in; here = left >= TILE ? TILE : left > 1 ? 2 : 1; if (p->eight && here == 1)
+eight_bits(1, w, b, p->x, in, m, sums); else if (p->eight && here == 2) eight_bits(2, w, b, p->x, in, m, sums); else
+if (p->eight) eight_bits(TILE, w, b, p->x, in, m, sums); else if (here == 1) single(1, w, b, values, in, sums); else
+if (here == 2) single(2, w, b, values, in, sums); else single(TILE, w, b, values, in, sums); for (int i = 0; i < here;
+i++) { float *to = p->y + (size_t)(m + i) * p->stride + n; if (width < LANES) { const float *from = (const float
+*)sums[i]; for (int j = 0; j < width; j++) to[j] = p->add ? to[j] + from[j] : from[j]; } else { for (int q = 0; q <
+PARTS; q++, to += WIDTH) *(floats *)to = p->add ? *(floats *)to + sums[i][q] : sums[i][q]; } } } } } static struct
+product next_product(const char **at, struct input x, int count, float *y, int stride, int add) { const struct part
+*part = next_part(at); int in = part->in, out = part->out, eight = part->kind == 8; size_t tile =
+to_line(tile_size(in, eight)); int tiles = up(out, LANES) / LANES, each = (int)(ITEM / (tile * (3 + count)) + 1);
+const float *bias = part->biased ? take(at, 4 * up(out, LANES)) : 0; const uint8_t *first = take(at, tile * tiles);
+int items = (tiles + each - 1) / each; return (struct product){first, bias, x, y, in, out, eight, count, stride, add,
+items, each * LANES}; } static void compute(struct team *team, const struct product *products, int number) { int items
+= 0; for (int n = 0; n < number; n++) items += products[n].items; share(team, items, columns_of_product, products); }
+static void multiply(struct team *team, const char **at, struct input x, int count, float *y, int stride, int add) {
+struct product product = next_product(at, x, count, y, stride, add); compute(team, &product, 1); } static int
+width_of_next(const char *at) { return ((const struct part *)at)->out; } static void feed_forward(struct team *team,
+const char **at, float *x, int count, int size, float eps, char *scratch) { float *normed = room_for(&scratch,
+sizeof(float) * count * size); normalise(at, x, normed, count, size, eps); struct input input = quantised(normed,
+count, size, &scratch); int inner = width_of_next(*at); float *gate = room_for(&scratch, sizeof(float) * count *
+inner); float *hidden = room_for(&scratch, sizeof(float) * count * inner); struct product both[2]; both[0] =
+next_product(at, input, count, gate, inner, 0); both[1] = next_product(at, input, count, hidden, inner, 0);
+compute(team, both, 2); for (int i = 0; i < count * inner; i++) hidden[i] *= silu(gate[i]); multiply(team, at,
+quantised(hidden, count, inner, &scratch), count, x, size, 1); } static void recur(float *out, const float *q, const
+float *k, const float *v, const float *decay, float *state, int keys, int values) { memset(out, 0, 4 * values); for
+(int i = 0; i < keys; i++, state += values) for (int j = 0; j < values; j++) { state[j] = state[j] * decay[i] + k[i] *
+v[j]; out[j] += q[i] * state[j]; } } static void write_bands(uint32_t *bands, const float *first, const float *second,
+int row, int keys, int values) { for (int j = 0; j < values; j += BAND) { uint32_t *restrict to = bands + (size_t)j *
+keys / 2 + (size_t)row / 2 * BAND; for (int n = 0; n < BAND; n++) { uint32_t low, high; memcpy(&low, first + j + n,
+4); memcpy(&high, second + j + n, 4); low = (low + 0x8000) >> 16; high = (high & 0x7fffffff) >= 0x10000 ? high - low +
+0x8000 : 0; to[n] = (high & 0xffff0000) | low; } } } static void add_bands(float *out, const float *weights, const
+uint32_t *bands, int keys, int values) { for (int j = 0; j < values; j += BAND) { floats sums[BAND / WIDTH]; for (int
+i = 0; i < BAND / WIDTH; i++) sums[i] = *(const floats *)(out + j + i * WIDTH); for (int k = 0; k < keys; k += 2,
+bands += BAND) for (int i = 0; i < BAND / WIDTH; i++) { fetch(bands + i * WIDTH, i * WIDTH); ints words = *(const ints
+*)(bands + i * WIDTH); sums[i] += weights[k] * (floats)(words << 16) + weights[k + 1] * (floats)words; } for (int i =
+0; i < BAND / WIDTH; i++) *(floats *)(out + j + i * WIDTH) = sums[i]; } } static void recur_pending(float *out, const
+float *q, const float *k, const float *v, const float *now, void *const *s, size_t head, int slot, int keys, int
+values, float *scaled) { const uint32_t *bands = (const uint32_t *)s[0] + head * keys * values / 2; float *decay =
+(float *)s[1] + head * keys, *old_keys = (float *)s[2] + head * PENDING * keys; float *old = (float *)s[3] + head *
+PENDING * values, scores[PENDING]; memset(out, 0, 4 * values); for (int i = 0; i < keys; i++) decay[i] *= now[i],
+scaled[i] = q[i] * decay[i]; for (int n = slot + 1; n < PENDING; n++) for (int i = 0; i < keys; i++) old_keys[n * keys
++ i] *= now[i]; memcpy(old_keys + slot * keys, k, 4 * keys); memcpy(old + slot * values, v, 4 * values); for (int n =
+slot; n < PENDING; n++) scores[n] = dot(q, old_keys + n * keys, keys); add_bands(out, scaled, bands, keys, values);
+add_rows(out, scores + slot, old + slot * values, PENDING - slot, values); } struct recurrence { const struct step *s;
+const float *q, *k, *v, *decay; float *out, *scaled; void *const *state; int heads, keys, values; }; static void
+recur_head(const void *job, int which) { const struct recurrence *r = job; int steps = r->s->steps, keys = r->keys,
+values = r->values, row = which / r->heads, head = which % r->heads; for (int t = 0; t < steps; t++) { size_t at =
+((size_t)row * steps + t) * r->heads + head; const float *q = r->q + at * keys, *k = r->k + at * keys, *v = r->v + at
+* values, *now = r->decay + at * keys; float *out = r->out + at * values, *scaled = r->scaled + which * keys, *state =
+r->state[0]; if (r->s->pending) recur_pending(out, q, k, v, now, r->state, which, r->s->room - 1 - t, keys, values,
+scaled); else recur(out, q, k, v, now, state + (size_t)which * keys * values, keys, values); } } static void
+block(const struct step *s, struct team *team, const char **at, float *x, int size, int heads, void *const *state,
 char *scratch) { int count = s->rows * s->steps; float *normed = room_for(&scratch, sizeof(float) * count * size);
 normalise(at, x, normed, count, size, s->eps); struct input input = quantised(normed, count, size, &scratch); int keys
 = width_of_next(*at); float *q = room_for(&scratch, sizeof(float) * count * keys), *k = room_for(&scratch,
-sizeof(float) * count * keys); multiply(at, input, count, q, keys, 0); multiply(at, input, count, k, keys, 0); int
-values = width_of_next(*at), deep = keys / heads, broad = values / heads; float *v = room_for(&scratch, sizeof(float)
-* count * values); float *gate = room_for(&scratch, sizeof(float) * count * values); multiply(at, input, count, v,
-values, 0); multiply(at, input, count, gate, values, 0); int rank = width_of_next(*at); float *low =
-room_for(&scratch, sizeof(float) * count * rank); float *decay = room_for(&scratch, sizeof(float) * count * keys);
-multiply(at, input, count, low, rank, 0); multiply(at, quantised(low, count, rank, &scratch), count, decay, keys, 0);
-for (int i = 0; i < count * keys; i++) decay[i] = exponential(most(log_sigmoid(decay[i]) / s->normalizer,
-s->strongest)); float *mixed = room_for(&scratch, sizeof(float) * count * values); float *scaled = room_for(&scratch,
-sizeof(float) * deep); for (int row = 0; row < s->rows; row++) for (int head = 0; head < heads; head++) for (int t =
-0; t < s->steps; t++) { size_t m = (size_t)row * s->steps + t, which = (size_t)row * heads + head; const float *qs = q
-+ m * keys + head * deep, *ks = k + m * keys + head * deep; const float *vs = v + m * values + head * broad, *now =
-decay + m * keys + head * deep; float *out = mixed + m * values + head * broad; if (s->pending) recur_pending(out, qs,
-ks, vs, now, state, which, s->room - 1 - t, deep, broad, scaled); else recur(out, qs, ks, vs, now, (float *)state[0] +
-which * deep * broad, deep, broad); } normalise(at, mixed, mixed, count * heads, broad, s->eps); for (int i = 0; i <
-count * values; i++) mixed[i] *= silu(gate[i]); multiply(at, quantised(mixed, count, values, &scratch), count, x,
-size, 1); feed_forward(at, x, count, size, s->eps, scratch); } static void attend(float *weights, const float *query,
+sizeof(float) * count * keys); struct product all[5]; all[0] = next_product(at, input, count, q, keys, 0); all[1] =
+next_product(at, input, count, k, keys, 0); int values = width_of_next(*at), deep = keys / heads, broad = values /
+heads; float *v = room_for(&scratch, sizeof(float) * count * values); float *gate = room_for(&scratch, sizeof(float) *
+count * values); all[2] = next_product(at, input, count, v, values, 0); all[3] = next_product(at, input, count, gate,
+values, 0); int rank = width_of_next(*at); float *low = room_for(&scratch, sizeof(float) * count * rank); float *decay
+= room_for(&scratch, sizeof(float) * count * keys); all[4] = next_product(at, input, count, low, rank, 0);
+compute(team, all, 5); multiply(team, at, quantised(low, count, rank, &scratch), count, decay, keys, 0); for (int i =
+0; i < count * keys; i++) decay[i] = exponential(most(log_sigmoid(decay[i]) / s->normalizer, s->strongest)); float
+*mixed = room_for(&scratch, sizeof(float) * count * values); struct recurrence r = {s, q, k, v, decay, mixed,
+room_for(&scratch, sizeof(float) * s->rows * keys), state, heads, deep, broad}; share(team, s->rows * heads,
+recur_head, &r); normalise(at, mixed, mixed, count * heads, broad, s->eps); for (int i = 0; i < count * values; i++)
+mixed[i] *= silu(gate[i]); multiply(team, at, quantised(mixed, count, values, &scratch), count, x, size, 1);
+feed_forward(team, at, x, count, size, s->eps, scratch); } static void attend(float *weights, const float *query,
 const float *keys, const uint8_t *mask, int tokens, int size) { float peak = -INFINITY, sum = 0, scale = 1 /
 sqrtf(size); for (int n = 0; n < tokens; n++) { weights[n] = mask[n] ? dot(query, keys + (size_t)n * size, size) *
 scale : -1e30f; peak = most(peak, weights[n]); } for (int n = 0; n < tokens; n++) sum += weights[n] = mask[n] ?
 exponential(weights[n] - peak) : 0; for (int n = 0; n < tokens; n++) weights[n] /= sum ? sum : 1; } static void
-cross_attention(const struct step *s, const char **at, float *x, void *const *state, char *scratch) { int count =
-s->rows * s->steps, size = s->hidden, small = s->position_size, tokens = s->tokens; float *query = room_for(&scratch,
-sizeof(float) * count * size); float *place = room_for(&scratch, sizeof(float) * count * small); float *first =
-room_for(&scratch, sizeof(float) * tokens); multiply(at, quantised(x, count, size, &scratch), count, query, size, 0);
-normalise(at, query, query, count, size, s->eps); memset(place, 0, sizeof(float) * count * small); for (int m = 0; m <
-count; m++) { size_t text = (size_t)(m / s->steps) * tokens; attend(first, query + (size_t)m * size, s->text_keys +
-text * size, s->text_mask + text, tokens, size); add_rows(place + (size_t)m * small, first, s->positions + text *
-small, tokens, small); } block(s, at, place, small, s->position_heads, state, scratch); normalise(at, place, place,
-count, small, s->eps); for (int i = 0; i < count * small; i++) place[i] *= s->gain; for (int m = 0; m < count; m++) {
-size_t text = (size_t)(m / s->steps) * tokens; float *alignment = s->alignment + (size_t)m * tokens; attend(alignment,
-place + (size_t)m * small, s->positions + text * small, s->text_mask + text, tokens, small); add_rows(x + (size_t)m *
-size, alignment, s->text_values + text * size, tokens, size); } } static void take_steps(const struct step *s) { int
-count = s->rows * s->steps, size = s->hidden, each = s->pending ? 4 : 1; char *scratch = s->scratch; const char *at =
-s->weights; void *const *state = s->states; float *x = room_for(&scratch, sizeof(float) * count * size); float *last =
-room_for(&scratch, sizeof(float) * s->rows * size); memset(x, 0, sizeof(float) * count * size); for (int m = 0; m <
-count; m++) for (int q = 0; q < s->codebooks; q++) { const float *from = s->embedding + ((size_t)q * s->vocabulary +
-s->codes[m * s->codebooks + q]) * size; for (int i = 0; i < size; i++) x[(size_t)m * size + i] += from[i]; } for (int
-n = 0; n < s->before; n++, state += each) block(s, &at, x, size, s->heads, state, scratch); normalise(&at, x, x,
-count, size, s->eps); cross_attention(s, &at, x, state, scratch); state += each; for (int n = 0; n < s->after; n++,
-state += each) block(s, &at, x, size, s->heads, state, scratch); for (int row = 0; row < s->rows; row++) memcpy(last +
+cross_attention(const struct step *s, struct team *team, const char **at, float *x, void *const *state, char *scratch)
+{ int count = s->rows * s->steps, size = s->hidden, small = s->position_size, tokens = s->tokens; float *query =
+room_for(&scratch, sizeof(float) * count * size); float *place = room_for(&scratch, sizeof(float) * count * small);
+float *first = room_for(&scratch, sizeof(float) * tokens); multiply(team, at, quantised(x, count, size, &scratch),
+count, query, size, 0); normalise(at, query, query, count, size, s->eps); memset(place, 0, sizeof(float) * count *
+small); for (int m = 0; m < count; m++) { size_t text = (size_t)(m / s->steps) * tokens; attend(first, query +
+(size_t)m * size, s->text_keys + text * size, s->text_mask + text, tokens, size); add_rows(place + (size_t)m * small,
+first, s->positions + text * small, tokens, small); } block(s, team, at, place, small, s->position_heads, state,
+scratch); normalise(at, place, place, count, small, s->eps); for (int i = 0; i < count * small; i++) place[i] *=
+s->gain; for (int m = 0; m < count; m++) { size_t text = (size_t)(m / s->steps) * tokens; float *alignment =
+s->alignment + (size_t)m * tokens; attend(alignment, place + (size_t)m * small, s->positions + text * small,
+s->text_mask + text, tokens, small); add_rows(x + (size_t)m * size, alignment, s->text_values + text * size, tokens,
+size); } } static void take_steps(const struct step *s, struct team *team) { int count = s->rows * s->steps, size =
+s->hidden, each = s->pending ? 4 : 1; char *scratch = s->scratch; const char *at = s->weights; void *const *state =
+s->states; float *x = room_for(&scratch, sizeof(float) * count * size); float *last = room_for(&scratch, sizeof(float)
+* s->rows * size); memset(x, 0, sizeof(float) * count * size); for (int m = 0; m < count; m++) for (int q = 0; q <
+s->codebooks; q++) { const float *from = s->embedding + ((size_t)q * s->vocabulary + s->codes[m * s->codebooks + q]) *
+size; for (int i = 0; i < size; i++) x[(size_t)m * size + i] += from[i]; } for (int n = 0; n < s->before; n++, state
++= each) block(s, team, &at, x, size, s->heads, state, scratch); normalise(&at, x, x, count, size, s->eps);
+cross_attention(s, team, &at, x, state, scratch); state += each; for (int n = 0; n < s->after; n++, state += each)
+block(s, team, &at, x, size, s->heads, state, scratch); for (int row = 0; row < s->rows; row++) memcpy(last +
 (size_t)row * size, x + ((size_t)(row + 1) * s->steps - 1) * size, sizeof(float) * size); normalise(&at, last, last,
-s->rows, size, s->eps); multiply(&at, quantised(last, s->rows, size, &scratch), s->rows, s->logits, s->codebooks *
-s->vocabulary, 0); } static void turn(const struct text *s, const float *x, float *to, int size) { int half =
+s->rows, size, s->eps); multiply(team, &at, quantised(last, s->rows, size, &scratch), s->rows, s->logits, s->codebooks
+* s->vocabulary, 0); } static void turn(const struct text *s, const float *x, float *to, int size) { int half =
 s->turned / 2; for (int n = 0; n < s->tokens; n++, x += s->hidden, to += size) { const float *cosine = s->cosines +
 (size_t)n * half, *sine = s->sines + (size_t)n * half; memcpy(to, x, sizeof(float) * size); for (int i = 0; i < half;
 i++) { to[i] = x[i] * cosine[i] - x[i + half] * sine[i]; to[i + half] = x[i + half] * cosine[i] + x[i] * sine[i]; } }
-} static void text_layer(const struct text *s, const char **at, char *scratch) { int count = s->tokens, size =
-s->hidden, broad = size / s->heads; float *normed = room_for(&scratch, sizeof(float) * count * size), *parts[3];
-normalise(at, s->x, normed, count, size, s->eps); struct input input = quantised(normed, count, size, &scratch); for
-(int n = 0; n < 3; n++) { parts[n] = room_for(&scratch, sizeof(float) * count * size); multiply(at, input, count,
-parts[n], size, 0); } float *query = room_for(&scratch, sizeof(float) * count * broad); float *key =
-room_for(&scratch, sizeof(float) * count * broad); float *value = room_for(&scratch, sizeof(float) * count * broad);
-float *weights = room_for(&scratch, sizeof(float) * count); memset(normed, 0, sizeof(float) * count * size); for (int
-first = 0; first < size; first += broad) { turn(s, parts[0] + first, query, broad); turn(s, parts[1] + first, key,
-broad); for (int n = 0; n < count; n++) memcpy(value + (size_t)n * broad, parts[2] + first + (size_t)n * size,
-sizeof(float) * broad); for (int n = 0; n < count; n++) { attend(weights, query + (size_t)n * broad, key, s->mask,
-count, broad); add_rows(normed + first + (size_t)n * size, weights, value, count, broad); } } multiply(at,
-quantised(normed, count, size, &scratch), count, s->x, size, 1); feed_forward(at, s->x, count, size, s->eps, scratch);
-} static void read_text(const struct text *s) { int count = s->tokens, size = s->hidden; char *scratch = s->scratch;
-const char *at = s->weights; for (int n = 0; n < s->layers; n++) text_layer(s, &at, scratch); normalise(&at, s->x,
-s->x, count, size, s->eps); struct input input = quantised(s->x, count, size, &scratch); multiply(&at, input, count,
-s->keys, size, 0); normalise(&at, s->keys, s->keys, count, size, s->eps); multiply(&at, input, count, s->values, size,
-0); normalise(&at, s->values, s->values, count, size, s->eps); } static void fold(int heads, int keys, int values,
-const float *state, const float *decay, const float *old_keys, const float *old, float *out, uint32_t *bands) { enum {
-ROWS = 4, WIDE = WIDTH == 16 ? 4 : 2 }; for (int h = 0; h < heads; h++, old_keys += PENDING * keys, old += PENDING *
-values, bands += keys * values / 2) for (int i = 0; i < keys; i += ROWS, state += ROWS * values, out += ROWS * values,
-decay += ROWS) { for (int j = 0; j < values; j += WIDE * WIDTH) { floats sums[ROWS][WIDE]; for (int r = 0; r < ROWS;
-r++) for (int c = 0; c < WIDE; c++) sums[r][c] = *(const floats *)(state + r * values + j + c * WIDTH) * decay[r]; for
-(int r = 0; r < ROWS; r++) for (int c = 0; c < WIDE; c++) __builtin_prefetch(state + (ROWS + r) * values + j + c *
-WIDTH, 1); for (int n = 0; n < PENDING; n++) { floats row[WIDE]; for (int c = 0; c < WIDE; c++) row[c] = *(const
-floats *)(old + n * values + j + c * WIDTH); for (int r = 0; r < ROWS; r++) for (int c = 0; c < WIDE; c++) sums[r][c]
-+= old_keys[n * keys + i + r] * row[c]; } for (int r = 0; r < ROWS; r++) for (int c = 0; c < WIDE; c++) *(floats
-*)(out + r * values + j + c * WIDTH) = sums[r][c]; } for (int r = 0; r < ROWS; r += 2) write_bands(bands, out + r *
-values, out + (r + 1) * values, i + r, keys, values); } } static void all_bands(int heads, int keys, int values, const
-float *state, uint32_t *bands) { for (int h = 0; h < heads; h++, bands += keys * values / 2) for (int i = 0; i < keys;
-i += 2, state += 2 * values) write_bands(bands, state, state + values, i, keys, values); } static int32_t
-largest(const float *x, int count, int k) { int32_t found = INT32_MIN; for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
-int32_t tried = (int32_t)((uint32_t)found ^ bit); int above = 0; for (int i = 0; i < count; i++) above +=
-ordered(x[i]) >= tried; if (above >= k) found = tried; } return found; } static int token_of(const float *scores,
-const int64_t *random, int vocabulary, int top_k, float temperature) { int32_t peak = highest(scores, vocabulary, 0),
-low = INT32_MIN; int best = 0; while (ordered(scores[best]) != peak) best++; if (!random) return best; float likeliest
-= scores[best], first = -1; if (top_k > 0 && top_k < vocabulary) low = largest(scores, vocabulary, top_k); for (int v
-= 0; v < vocabulary; v++) { if (ordered(scores[v]) < low) continue; float wait = (float)-log1p(-(double)(random[v] &
-((1LL << 53) - 1)) * 0x1p-53); float chance = exponential((scores[v] - likeliest) / temperature) / wait; if (chance >
-first) best = v, first = chance; } return best; } static void draw(const struct step *s, const struct drawing *d) {
-int rows = s->rows / (d->guided ? 2 : 1), vocabulary = s->vocabulary; size_t every = (size_t)rows * s->codebooks; for
-(int row = 0; row < rows; row++) { const int64_t *random = d->random + (size_t)row * vocabulary; for (int q = 0; q <
-s->codebooks; q++) { size_t at = (size_t)row * s->codebooks + q; float *scores = s->logits + at * vocabulary; if
-(d->guided) for (int v = 0; v < vocabulary; v++) scores[v] += (d->scale - 1) * (scores[v] - scores[v + every *
-vocabulary]); for (int v = 0; v < SPECIALS && v < vocabulary; v++) if (v != STOP || q || !d->may_end) scores[v] =
--INFINITY; int sampled = d->top_k[q] != 1, ended = q < d->ended[row]; d->next[at] = ended ? STOP : token_of(scores,
-sampled ? random : 0, vocabulary, d->top_k[q], d->temperature[q]); if (d->guided) d->next[at + every] = d->next[at];
-if (sampled) random += (size_t)rows * vocabulary; } const size_t text = (size_t)row * s->tokens; d->positions[row] =
-dot(s->alignment + text, d->places + text, s->tokens); } } static void multiply_alone(const char *packed, const float
-*x, int count, float *y, char *scratch) { const struct part *part = (const struct part *)packed; int out = part->out;
-multiply(&packed, quantised(x, count, part->in, &scratch), count, y, out, 0); }
+} static void text_layer(const struct text *s, struct team *team, const char **at, char *scratch) { int count =
+s->tokens, size = s->hidden, broad = size / s->heads; float *normed = room_for(&scratch, sizeof(float) * count *
+size), *parts[3]; normalise(at, s->x, normed, count, size, s->eps); struct input input = quantised(normed, count,
+size, &scratch); struct product all[3]; for (int n = 0; n < 3; n++) { parts[n] = room_for(&scratch, sizeof(float) *
+count * size); all[n] = next_product(at, input, count, parts[n], size, 0); } compute(team, all, 3); float *query =
+room_for(&scratch, sizeof(float) * count * broad); float *key = room_for(&scratch, sizeof(float) * count * broad);
+float *value = room_for(&scratch, sizeof(float) * count * broad); float *weights = room_for(&scratch, sizeof(float) *
+count); memset(normed, 0, sizeof(float) * count * size); for (int first = 0; first < size; first += broad) { turn(s,
+parts[0] + first, query, broad); turn(s, parts[1] + first, key, broad); for (int n = 0; n < count; n++) memcpy(value +
+(size_t)n * broad, parts[2] + first + (size_t)n * size, sizeof(float) * broad); for (int n = 0; n < count; n++) {
+attend(weights, query + (size_t)n * broad, key, s->mask, count, broad); add_rows(normed + first + (size_t)n * size,
+weights, value, count, broad); } } multiply(team, at, quantised(normed, count, size, &scratch), count, s->x, size, 1);
+feed_forward(team, at, s->x, count, size, s->eps, scratch); } static void read_text(const struct text *s, struct team
+*team) { int count = s->tokens, size = s->hidden; char *scratch = s->scratch; const char *at = s->weights; for (int n
+= 0; n < s->layers; n++) text_layer(s, team, &at, scratch); normalise(&at, s->x, s->x, count, size, s->eps); struct
+input input = quantised(s->x, count, size, &scratch); multiply(team, &at, input, count, s->keys, size, 0);
+normalise(&at, s->keys, s->keys, count, size, s->eps); multiply(team, &at, input, count, s->values, size, 0);
+normalise(&at, s->values, s->values, count, size, s->eps); } struct folding { int keys, values; const float *state,
+*decay, *old_keys, *old; float *out; uint32_t *bands; }; static void fold_rows(const void *job, int item) { enum {
+ROWS = 4, WIDE = WIDTH == 16 ? 4 : 2 }; const struct folding *f = job; int keys = f->keys, values = f->values, slices
+= up(keys, FOLDED) / FOLDED; int h = item / slices, first = item % slices * FOLDED, end = first + FOLDED < keys ?
+first + FOLDED : keys; size_t size = (size_t)keys * values, start = h * size + (size_t)first * values; const float
+*state = f->state + start, *decay = f->decay + (size_t)h * keys + first; const float *old_keys = f->old_keys +
+(size_t)h * PENDING * keys, *old = f->old + (size_t)h * PENDING * values; float *out = f->out + start; for (int i =
+first; i < end; i += ROWS, state += ROWS * values, out += ROWS * values, decay += ROWS) { for (int j = 0; j < values;
+j += WIDE * WIDTH) { floats sums[ROWS][WIDE]; for (int r = 0; r < ROWS; r++) for (int c = 0; c < WIDE; c++) sums[r][c]
+= *(const floats *)(state + r * values + j + c * WIDTH) * decay[r]; for (int r = 0; r < ROWS; r++) for (int c = 0; c <
+WIDE; c++) __builtin_prefetch(state + (ROWS + r) * values + j + c * WIDTH, 1); for (int n = 0; n < PENDING; n++) {
+floats row[WIDE]; for (int c = 0; c < WIDE; c++) row[c] = *(const floats *)(old + n * values + j + c * WIDTH); for
+(int r = 0; r < ROWS; r++) for (int c = 0; c < WIDE; c++) sums[r][c] += old_keys[n * keys + i + r] * row[c]; } for
+(int r = 0; r < ROWS; r++) for (int c = 0; c < WIDE; c++) *(floats *)(out + r * values + j + c * WIDTH) = sums[r][c];
+} for (int r = 0; r < ROWS; r += 2) write_bands(f->bands + h * size / 2, out + r * values, out + (r + 1) * values, i +
+r, keys, values); } } static void fold(struct team *team, int heads, int keys, int values, const float *state, const
+float *decay, const float *old_keys, const float *old, float *out, uint32_t *bands) { struct folding f = {keys,
+values, state, decay, old_keys, old, out, bands}; share(team, heads * (up(keys, FOLDED) / FOLDED), fold_rows, &f); }
+static void all_bands(int heads, int keys, int values, const float *state, uint32_t *bands) { for (int h = 0; h <
+heads; h++, bands += keys * values / 2) for (int i = 0; i < keys; i += 2, state += 2 * values) write_bands(bands,
+state, state + values, i, keys, values); } static int32_t largest(const float *x, int count, int k) { int32_t found =
+INT32_MIN; for (uint32_t bit = 1u << 31; bit; bit >>= 1) { int32_t tried = (int32_t)((uint32_t)found ^ bit); int above
+= 0; for (int i = 0; i < count; i++) above += ordered(x[i]) >= tried; if (above >= k) found = tried; } return found; }
+static int token_of(const float *scores, const int64_t *random, int vocabulary, int top_k, float temperature) {
+int32_t peak = highest(scores, vocabulary, 0), low = INT32_MIN; int best = 0; while (ordered(scores[best]) != peak)
+best++; if (!random) return best; float likeliest = scores[best], first = -1; if (top_k > 0 && top_k < vocabulary) low
+= largest(scores, vocabulary, top_k); for (int v = 0; v < vocabulary; v++) { if (ordered(scores[v]) < low) continue;
+float wait = (float)-log1p(-(double)(random[v] & ((1LL << 53) - 1)) * 0x1p-53); float chance = exponential((scores[v]
+- likeliest) / temperature) / wait; if (chance > first) best = v, first = chance; } return best; } static void
+draw(const struct step *s, const struct drawing *d) { int rows = s->rows / (d->guided ? 2 : 1), vocabulary =
+s->vocabulary; size_t every = (size_t)rows * s->codebooks; for (int row = 0; row < rows; row++) { const int64_t
+*random = d->random + (size_t)row * vocabulary; for (int q = 0; q < s->codebooks; q++) { size_t at = (size_t)row *
+s->codebooks + q; float *scores = s->logits + at * vocabulary; if (d->guided) for (int v = 0; v < vocabulary; v++)
+scores[v] += (d->scale - 1) * (scores[v] - scores[v + every * vocabulary]); for (int v = 0; v < SPECIALS && v <
+vocabulary; v++) if (v != STOP || q || !d->may_end) scores[v] = -INFINITY; int sampled = d->top_k[q] != 1, ended = q <
+d->ended[row]; d->next[at] = ended ? STOP : token_of(scores, sampled ? random : 0, vocabulary, d->top_k[q],
+d->temperature[q]); if (d->guided) d->next[at + every] = d->next[at]; if (sampled) random += (size_t)rows *
+vocabulary; } const size_t text = (size_t)row * s->tokens; d->positions[row] = dot(s->alignment + text, d->places +
+text, s->tokens); } } static void multiply_alone(const char *packed, const float *x, int count, float *y, char
+*scratch) { const struct part *part = (const struct part *)packed; int out = part->out; multiply(0, &packed,
+quantised(x, count, part->in, &scratch), count, y, out, 0); }
 #include "vocos.h"
 static const struct kernels NAME(kernels) = { TEXT(KERNELS), take_steps, read_text, fold, all_bands, draw,
 multiply_alone, decode_block, };
@@ -781,13 +878,14 @@ def structure(name: str, **fields: str) -> type[ctypes.Structure]:
 
 Step = structure(
     "Step",
-    int32="rows steps tokens codebooks vocabulary hidden heads position_size position_heads before after pending room",
+    int32="rows steps tokens codebooks vocabulary hidden heads position_size position_heads before after pending room "
+    "threads",
     float32="eps normalizer strongest gain",
     pointer="weights embedding codes text_keys text_values positions text_mask states logits alignment scratch",
 )
 Text = structure(
     "Text",
-    int32="tokens hidden heads layers turned",
+    int32="tokens hidden heads layers turned threads",
     float32="eps",
     pointer="weights x mask cosines sines keys values scratch",
 )
@@ -824,6 +922,8 @@ LARGE_STATE = 2**16  # values of a block's state from which on it has pending up
 STRONGEST_DECAY = -8.0  # `linear_attention_smalle.MIN_LOG_DECAY`
 MAX_VECTORS = 256  # frames times rows of one call, which bounds its working memory
 LAYER_NORM, RMS_NORM = 1, 2  # kinds of norms in packed weights
+
+LARGE_WEIGHTS = 2**24  # bytes that a step reads from which on a second thread makes up for what it costs
 
 Names = Iterable[tuple[str, float]]  # of layers, with what they are multiplied by
 
@@ -879,6 +979,17 @@ def step_names(config: Any) -> Names:
     yield from (("model.audio_norm", 1.0), ("head", 1.0))
 
 
+def threads_for(size: int) -> int:
+    """Threads of calls that read so many bytes of weights: $SMALLE_THREADS; without it one, and for large models two
+    where the process has two cores. Raises ValueError where $SMALLE_THREADS is no number."""
+    if setting := os.environ.get("SMALLE_THREADS"):
+        if not setting.isdecimal():
+            raise ValueError(f"SMALLE_THREADS={setting!r}: expected a whole number of threads")
+        return max(1, int(setting))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 2 if size >= LARGE_WEIGHTS and cores > 1 else 1
+
+
 def rotary_tables(positions: np.ndarray, size: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines (..., size / 2) of rotary positions (...)."""
     angles = positions[..., None] * theta ** (-np.arange(0, size, 2) / size)
@@ -907,7 +1018,9 @@ def working_memory(config: Any, vectors: int, tokens: int) -> int:
     return int(32 * vectors * (widths + 256)) + 16 * tokens + 2**15
 
 
-def step_of(config: Any, rows: int, tokens: int, addresses: Mapping[str, int], pending: bool = False) -> Any:
+def step_of(
+    config: Any, rows: int, tokens: int, addresses: Mapping[str, int], pending: bool = False, threads: int = 1
+) -> Any:
     """The structure of steps of texts (R, N), with the addresses of its arrays by name."""
     return Step(
         rows=rows,
@@ -922,6 +1035,7 @@ def step_of(config: Any, rows: int, tokens: int, addresses: Mapping[str, int], p
         after=config.audio_decoder_layers,
         pending=pending,
         room=-1,
+        threads=threads,
         eps=config.norm_eps,
         normalizer=config.gate_logit_normalizer,
         strongest=STRONGEST_DECAY,
@@ -989,6 +1103,7 @@ def read_text(
     x: np.ndarray,
     mask: np.ndarray,
     scratch: np.ndarray | None = None,
+    threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keys and values (N, D) of a text of embeddings x (N, D), zeros on most of the padding before it; mask (N,).
 
@@ -999,7 +1114,7 @@ def read_text(
     cosines, sines = rotary_tables(np.arange(begin, begin + len(x)), config.rotary_size, config.rope_theta)
     scratch = aligned(working_memory(config, len(x), len(x)), np.uint8) if scratch is None else scratch
     sizes: dict[str, Any] = dict(tokens=len(x), hidden=config.hidden_size, heads=config.num_attention_heads)
-    sizes |= dict(layers=layers, turned=config.rotary_size, eps=config.norm_eps, weights=weights)
+    sizes |= dict(layers=layers, turned=config.rotary_size, threads=threads, eps=config.norm_eps, weights=weights)
     arrays = dict(x=x, mask=mask, cosines=cosines, sines=sines, keys=keys[begin:], values=values[begin:])
     addresses = {name: array.ctypes.data for name, array in (arrays | {"scratch": scratch}).items()}
     library.smalle_text(ctypes.byref(Text(**sizes, **addresses)))

@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import re
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,18 @@ def teacher_forcing(codes: Sequence[Tensor], context: Sequence[Tensor] | None = 
 def as_list(value: Any) -> list:
     """A list or tuple as a list, and anything else as a list of one."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def check_transcript(text: Any, used: bool) -> None:
+    """Raises ValueError unless `text` is None or can be the transcript of a recording; warns where it is not `used`."""
+    if text is not None and (not isinstance(text, str) or not text):
+        raise ValueError(
+            f"audio_text={text!r}: expected the transcript of the recording, or None to take its speaker embedding "
+            "only."
+        )
+    if text and not used:
+        what = "this checkpoint takes the voice from the sound of the recording alone"
+        warnings.warn(f"audio_text is not used: {what}. Leave it out.", stacklevel=2)
 
 
 def named_texts(text: Any, emoji: bool | None = False, lexicon: Lexicon = None) -> list[tuple[str, str]]:
@@ -302,6 +315,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """
         if self.converter_name is None:
             return self.reference_voice(audio, audio_text, sampling_rate, normalize_text)
+        check_transcript(audio_text, used=False)
         base, waveform = self.get_voice(self.default_voice), self.clean_recording(audio, sampling_rate)
         with FewThreads():
             conversion = self.converter.prepare(torch.from_numpy(waveform), progress=progress)
@@ -312,11 +326,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     ) -> Voice:
         """The `Voice` of a recording as the model hears it, with the transcript if that is given. Arguments as in
         `__call__`."""
-        if audio_text is not None and (not isinstance(audio_text, str) or not audio_text):
-            raise ValueError(
-                f"audio_text={audio_text!r}: expected the transcript of the recording, or None to take its speaker "
-                "embedding only."
-            )
+        check_transcript(audio_text, used=not self.clones_by_reference)
         if self.clones_by_reference:
             waveform = torch.from_numpy(self.clean_recording(audio, sampling_rate))
             return Voice(self.codec.encode(waveform[None])[0].T.cpu(), codec=self.codec_id)

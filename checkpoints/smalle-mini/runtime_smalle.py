@@ -1,8 +1,8 @@
 """What reads texts and takes decode steps: the native runtime on a CPU where it can, PyTorch elsewhere.
 
-The native runtime is C, in 8 bits, on one core. Its library (smalle/native) comes with the package; where it is missing
-it is compiled once into the user's cache. Weights are packed in memory when they are first needed. Nothing is loaded
-from a checkpoint.
+The native runtime is C, in 8 bits, with one thread, or two for large models. Its library (smalle/native) comes with
+the package; where it is missing it is compiled once into the user's cache. Weights are packed in memory when they are
+first needed. Nothing is loaded from a checkpoint.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import math
 import mmap
-import os
 import sys
 import threading
 import weakref
@@ -42,6 +41,7 @@ from .native_smalle import (
     step_names,
     step_of,
     text_names,
+    threads_for,
     working_memory,
 )
 from .saving_smalle import MappedWeights
@@ -62,7 +62,7 @@ class FewThreads(contextlib.ContextDecorator):
     """Computes with `count` of PyTorch's threads, one unless $SMALLE_THREADS says more: several wait for each other at
     every operation where other programs run. For steps and for the codec, which a stream computes at the same time."""
 
-    count = max(1, int(os.environ.get("SMALLE_THREADS") or 1))
+    count = threads_for(0)
     lock, inside, outside = threading.Lock(), 0, 1
 
     def __enter__(self):
@@ -307,6 +307,7 @@ class NativeWeights:
         self.step = pack(library, layers_of(model, step_names(model.config)))
         speaker = layers_of(model, speaker_names(model.config)) if model.config.speaker_layers else []
         self.speaker = pack(library, speaker, small=sys.maxsize)
+        self.threads = threads_for(len(self.step))
         self.heard: dict[tuple[bytes, str], np.ndarray] = {}  # embeddings of the last recordings, by their codes
 
     def __deepcopy__(self, memo):
@@ -333,7 +334,7 @@ class NativeWeights:
         scratch = self.memory.tensor(working_memory(config, tokens, tokens)).numpy()
         encoder, places = (self.library, config, config.text_layers, self.text.data_ptr()), mask.numpy()
         texts = zip(model.model.text_embedding(input_ids).numpy(), places)
-        keys, values = zip(*(read_text(*encoder, x, row, scratch) for x, row in texts))
+        keys, values = zip(*(read_text(*encoder, x, row, scratch, self.threads) for x, row in texts))
         positions = position_table(places, config.position_size, config.position_theta)
         parts = {"text_keys": np.stack(keys), "text_values": np.stack(values), "positions": positions}
         return {name: torch.from_numpy(x) for name, x in parts.items()}
@@ -471,7 +472,7 @@ class NativeSteps(TorchSteps):
         used = dict(weights=self.weights.step, embedding=self.embedding, scratch=self.scratch)
         used |= dict(logits=self.logits, alignment=self.alignment, **text_tensors(self.state))
         addresses = pointers(**used) | {"states": ctypes.addressof(self.places)}
-        self.step = step_of(config, rows, tokens, addresses, self.pending)
+        self.step = step_of(config, rows, tokens, addresses, self.pending, self.weights.threads)
 
     def _copy_states(self):
         """Makes `state` a copy, but for large states with pending updates that are not owned, which `_fold` copies.
@@ -501,7 +502,7 @@ class NativeSteps(TorchSteps):
         after = states if self.owns_states else self.weights.memory.like(states)
         blocks = []
         for x, state, bands in zip(self.state.recurrent, after, self.bands):
-            self.library.smalle_fold(*sizes(state), *map(pointer, (*x, state, bands)))
+            self.library.smalle_fold(self.weights.threads, *sizes(state), *map(pointer, (*x, state, bands)))
             x.decay.fill_(1), x.keys.zero_(), x.values.zero_()
             blocks.append(x._replace(state=state))
         self.state, self.owns_states, self.room = replace(self.state, recurrent=tuple(blocks)), True, MAX_PENDING

@@ -88,7 +88,8 @@ def clear_leftovers(folder: Path) -> None:
 
 def _temporary_beside(path: Path) -> Path:
     clear_leftovers(path.parent)
-    return path.with_name(f".{path.name[:100]}.{HOST}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    start = os.fsencode(path.name)[:100].decode("utf-8", "ignore")  # a name has at most 255 bytes
+    return path.with_name(f".{start}.{HOST}.{os.getpid()}.{secrets.token_hex(4)}.partial")
 
 
 @contextlib.contextmanager
@@ -269,9 +270,18 @@ def errors_name_the_file(source: str | os.PathLike, name: str, kwargs: Mapping[s
         if not isinstance(error, (TypeError, ValueError)) or not name or name in str(error):
             raise
         raise ValueError(f"{name} of {source}: {error}") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"{name or 'config.json'} of {source} has other sizes than the weights beside it: download or save the "
+            "checkpoint again."
+        ) from error
 
 
 # --- fields of a configuration
+
+MAX_LAYERS = 256
 
 
 def check_kinds(config: Any, fields: Mapping[str, Any]):
@@ -291,6 +301,13 @@ def check_positive(config: Any, names: Iterable[str]):
             raise ValueError(f"{name}={getattr(config, name)}: expected a positive number.")
 
 
+def check_layers(config: Any, names: Iterable[str]) -> None:
+    """ValueError for a number of layers that no model has, and which would take hours to make."""
+    check_expected(
+        config, {name: (0 <= getattr(config, name) <= MAX_LAYERS, f"0 to {MAX_LAYERS} layers") for name in names}
+    )
+
+
 def check_sizes(config: Any) -> None:
     """ValueError for sizes of a Small-E, fields of its configuration, that do not fit together."""
     sizes = "hidden_size intermediate_size num_attention_heads mixer_heads position_size position_layers position_heads"
@@ -298,9 +315,8 @@ def check_sizes(config: Any) -> None:
     share, center, limits = config.partial_rotary_factor, config.speaker_center, config.speaker_limits
     rotary, pair = int(config.hidden_size // config.num_attention_heads * share), 2 * config.num_attention_heads
     numbers = all(isinstance(x, (int, float)) for x in [*(center or ()), *(limits or ())])
-    layers = "text_layers", "audio_encoder_layers", "audio_decoder_layers", "speaker_layers"
+    check_layers(config, ("text_layers", "audio_encoder_layers", "audio_decoder_layers", "speaker_layers"))
     expected = {  # by field
-        **{name: (getattr(config, name) >= 0, "0 or more") for name in layers},
         "hidden_size": (
             config.hidden_size % pair == 0,
             f"a multiple of 2 * num_attention_heads={pair}, for rotary positions",

@@ -9,16 +9,15 @@ import functools
 import re
 import unicodedata
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import regex  # as in text_tables_smalle
 
 from .text_tables_smalle import (
     ABBREVIATIONS,
-    ADDRESS_LETTERS,
-    ADDRESS_SIGNS,
     AMBIGUOUS_STATES,
     CHARACTERS,
+    CITIES,
     COMPARED,
     COMPASS,
     CURRENCIES,
@@ -34,7 +33,8 @@ from .text_tables_smalle import (
     NOT_A_STREET,
     NUMBERED,
     NUMBERED_ROMAN,
-    PLURALS,
+    ROADS,
+    ROMAN,
     RULERS,
     SCALES,
     SHOUTED,
@@ -46,38 +46,36 @@ from .text_tables_smalle import (
     STATES,
     STREETS,
     TITLES,
-    UNINFLECTED,
     UNITS,
     WEEKDAYS,
     WORDY_UNITS,
     Rule,
+    any_of,
     in_ascii,
+    in_pairs,
     pauses_at_line_ends,
+    plural,
+    roman_value,
+    spell_address,
+    spell_characters,
     spell_digits,
+    spell_groups,
+    spell_network_address,
     spell_number,
+    spell_phone,
+    spell_tag,
     without_markup,
 )
 
-NUMBER = r"\d++(?:,\d{3}(?!\d))*+(?:\.\d++)?+"
+# Patterns begin with a character, or look ahead for one, as that rules out most places in the least time.
+NUMBER = r"\d\d*+(?:,\d{3}(?!\d))*+(?:\.\d++)?+"
 START = r"(?<![\w])(?<!\d[.,])"  # of a number
+WHOLE = NUMBER.replace(r"\d", r"\d(?<!\w\d)(?<!\d[.,]\d)", 1)  # a number, from its start
 MONTH = rf"\b(?P<month>{'|'.join(f'{name[:3]}(?:{name[3:]})?' for name in MONTHS)}|Sept)\b\.?"
 DAY, YEAR = r"(?P<day>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?", r"(?P<year>1[1-9]\d\d|20\d\d)"
 LAST_DAY = r"(?P<last>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?"
 HALF_DAY = r"(?P<half>[apAP])(?:\.\s?[mM]\.?|[mM]\b\.?)"
-ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?<=[MDCLXVI])"
 SENTENCE_END = re.compile(r"\s*$|\s+(?!(?:[NS][EW]|[A-Z]{1,3}T|UTC|Ltd|Inc|Corp|LLC|Jr|Sr)\b)[A-Z]")
-
-
-def _plural(noun: str) -> str:
-    """Miles per hour, square feet, degrees Celsius, yen."""
-    head, per, rest = noun.partition(" per ")
-    if noun in PLURALS:
-        return PLURALS[noun]
-    if head.startswith("degree"):
-        return noun.replace("degree", "degrees", 1)
-    *others, last = head.split()
-    last = last if last in UNINFLECTED else PLURALS.get(last, f"{last}s")
-    return " ".join([*others, last]) + per + rest
 
 
 def _full_stop(match: re.Match) -> str:
@@ -147,52 +145,23 @@ def _offset(match: re.Match) -> str:
     return f"{zone} {sign} {spell_number(int(match['hour']))}{minutes}"
 
 
-def _phone(match: re.Match) -> str:
-    """Five five five, one two three, four five six seven; one eight hundred, ..."""
-    if len(match[0]) < 9 and match[0].startswith("+"):
-        return match[0]
-    words = []
-    for part in re.findall(r"\d+|[A-Za-z]+|\+", match[0]):
-        if part == "+" or part.isalpha():
-            words.append("plus" if part == "+" else "extension" if part.islower() else part)
-        else:
-            hundred = re.fullmatch("(0(?=[358]))?([1-9]00)", part)
-            number = spell_number(hundred[2]) if hundred else spell_digits(part, "oh")
-            words.append(("oh " if hundred and hundred[1] else "") + number + ",")
-    return re.sub(r"\bone, (?=\w+ hundred)", "one ", " ".join(words)).rstrip(",")
-
-
-def _digit_groups(match: re.Match) -> str:
-    """Four one one one, two two two two; ten, two, one of a short row."""
-    groups = re.findall(r"\d+", match[0])
-    short = max(map(len, groups)) < 3 and min(map(len, groups)) == 1
-    return ", ".join(map(spell_number if short else spell_digits, groups))
-
-
-def _characters(match: re.Match) -> str:
-    """D E eight nine, three seven oh four."""
-    return ", ".join(
-        " ".join(spell_digits(c) if c.isdigit() else c for c in group) for group in re.split("[ :]", match[0])
-    )
-
-
-def _code_number(match: re.Match) -> str:
-    """Number two zero two four, zero zero nine eight."""
-    return ("number " if match[0][0] in "Nn" else "") + _digit_groups(match)
-
-
 @functools.cache
 def _currency(sign: str) -> tuple[str, str, str, str]:
     """The singular and the plural of a currency and of its hundredth."""
     one, cent = CURRENCIES[sign].split(",")
-    return one, _plural(one), cent, _plural(cent)
+    return one, plural(one), cent, plural(cent)
+
+
+def _describes(match: re.Match) -> bool:
+    """Whether an amount stands between an article and a noun: a five dollar bill."""
+    return f" {_before(match, 3)}".lower().endswith((" a ", " an ")) and bool(re.match(r"[ -][a-z]", _after(match, 2)))
 
 
 def _money(match: re.Match) -> str:
     """One dollar, two pounds and fifty pence, one point five million euros; a five dollar bill."""
     parts = match.groupdict()
     one, several, cent, cents = _currency(parts.get("code") or parts["sign"])
-    if f" {_before(match, 3)}".lower().endswith((" a ", " an ")) and re.match(r"[ -][a-z]", _after(match, 2)):
+    if _describes(match):
         several, cents = one, cent
     whole, _, part = parts["amount"].replace(",", "").partition(".")
     scale, stop = (parts.get("scale") or "").strip(), _full_stop(match)
@@ -208,20 +177,22 @@ def _money(match: re.Match) -> str:
 
 def _small_money(match: re.Match) -> str:
     """Fifty cents, fifty pence."""
-    return f"{match['amount']} {SMALL_MONEY[match['sign'] or 'p'][match['amount'] != '1']}"
+    several = match["amount"] != "1" and not _describes(match)
+    return f"{match['amount']} {SMALL_MONEY[match['sign'] or 'p'][several]}"
+
+
+def _cents(match: re.Match) -> str:
+    """5¢ of a price; an iPhone 5c as it is."""
+    priced = "[Cc]osts?|[Ff]or|[Pp]ay|[Pp]aid|worth|[Ss]aves?|saved|under|over|from|to|tip|charges?|extra"
+    sold = r"/[a-zA-Z]| (?:each|apiece|off|extra|more|less|a|an|per|coins?|stamps?|change)\b"
+    price = re.search(rf"\b(?:{priced}) $", _before(match, 9)) or re.match(sold, _after(match, 10))
+    return f"{match['amount']}¢" if price or re.fullmatch("[1-9]9", match["amount"]) else match[0]
 
 
 def _military_time(match: re.Match) -> str:
     """Oh eight hundred hours."""
     minute = spell_number(int(match[2])) if match[2] != "00" else "hundred"
-    return f"{'oh ' if match[1][0] == '0' else ''}{spell_number(int(match[1]))} {minute} hours"
-
-
-def _network_address(match: re.Match) -> str:
-    """One nine two dot one six eight dot zero dot one, port eight zero."""
-    return " dot ".join(map(spell_digits, match[1].split("."))) + (
-        f", port {spell_digits(match[2])}" if match[2] else ""
-    )
+    return f"{'oh ' if match[1][0] == '0' else ''}{spell_number(int(match[1]))} {minute} {match[3] or 'hours'}"
 
 
 def _whole_units(match: re.Match) -> str:
@@ -232,7 +203,7 @@ def _whole_units(match: re.Match) -> str:
 def _bare_unit(match: re.Match) -> str:
     """Per square kilometer, in square kilometers."""
     unit = UNITS[match[1] + match[2]]
-    return unit if _before(match, 4) == "per " else _plural(unit)
+    return unit if _before(match, 4) == "per " else plural(unit)
 
 
 def _per_unit(match: re.Match) -> str:
@@ -249,7 +220,7 @@ def _code(match: re.Match) -> str:
     """A seven, X nine; Q one to Q three; names such as F-16 and ranges such as 10AM-2PM as they are."""
     groups = match[1].split("-")
     mixed = any(re.match("[A-Z]+\\d", group) for group in groups)
-    if not re.search("[A-Z]", match[1]) or not mixed and len(groups) < 3:
+    if not re.search("[A-Z]", match[1]) or not (mixed or len(groups) > 2 or match[0][0] == "#"):
         return match[0]
     if len(groups) == 2 and groups[0][0] == groups[1][0] and groups[0][0].isalpha():
         return " to ".join(groups)
@@ -268,13 +239,6 @@ def _letters_and_number(match: re.Match) -> str:
     return f"{' '.join(word) if spelled else word}, {spell_digits(match['number'])}"
 
 
-def _in_pairs(number: str) -> str:
-    """One oh one, three eighty, five hundred of a room, a road, an aircraft."""
-    if number.endswith("00") or len(number) != 3:
-        return spell_number(number)
-    return f"{spell_number(number[0])} {'oh ' if number[1] == '0' else ''}{spell_number(int(number[1:]))}"
-
-
 def _digits_of_a_code(match: re.Match) -> str:
     """Code nine oh two one oh; error five hundred."""
     number = match["number"]
@@ -284,7 +248,15 @@ def _digits_of_a_code(match: re.Match) -> str:
 def _parts(match: re.Match) -> str:
     """Three a two of "3(a)(ii)"."""
     parts = (part for part in match.groups() if part)
-    return "".join(f" {_roman(part) if re.fullmatch('[ivx]{2,}', part) else part}" for part in parts)
+    return "".join(f" {roman_value(part) if re.fullmatch('[ivx]{2,}', part) else part}" for part in parts)
+
+
+def _postcode(match: re.Match) -> str:
+    """Seven five oh oh one Paris; another number before a name as it is."""
+    street = re.search(rf"\b(?:{ROADS})\b[^.;!?]*, $", _before(match))
+    if not (match["country"] or street or match["city"].upper() in CITIES):
+        return match[0]
+    return (match["country"] or "").replace("-", " ") + spell_digits(match["code"], "oh") + " "
 
 
 def _initials(match: re.Match) -> str:
@@ -311,16 +283,19 @@ def _money_range(match: re.Match) -> str:
 def _measure(match: re.Match) -> str:
     """5 kilograms, 1 mile per hour, a 10 foot pole."""
     amount, joint, sign = match.group("amount", "joint", "unit")
-    if sign == "s" and amount[-1] == "0" and not joint:  # a decade
+    if not joint and (sign == "s" and amount[-1] == "0" or sign == "c."):  # a decade, or 5c and a full stop
         return match[0]
-    if sign == "K" and joint != " ":
+    run = re.match(r" ?(?:run|race)", _after(match)) or re.search(r"\b(?:an?|ran|my|the) $", _before(match, 6))
+    if sign == "K" and (joint != " " or run and int(float(amount.replace(",", ""))) <= 50):
         return match[0]
+    if sign[:2] == "pp" and amount.isdigit() and int(amount) > 20:
+        return f"{amount} pages{_full_stop(match)}"
     if len(sign) == 1 and sign.isupper() and joint == " " and (sign == "A" or re.match(r"\.? [A-Z\d]", _after(match))):
         return match[0]
     if joint == "" and re.search(rf"(?:{PLACES}) $", _before(match, 12)):
         return match[0]
     unit = UNITS[sign]
-    noun = unit if match["amount"] == "1" or match["joint"] == "-" else _plural(unit)
+    noun = unit if match["amount"] == "1" or match["joint"] == "-" else plural(unit)
     return f"{match['amount']} {noun}{_full_stop(match)}"
 
 
@@ -337,10 +312,10 @@ def _fraction(match: re.Match) -> str:
     name, unit, word = FRACTIONS[bottom], match["unit"], match["word"]
     if whole:
         article = "an" if name[0] == "e" else "a"
-        part = f"{article} {name}" if top == 1 else f"{spell_number(top)} {_plural(name)}"
+        part = f"{article} {name}" if top == 1 else f"{spell_number(top)} {plural(name)}"
         words = f"{spell_number(whole)} and {'a half' if bottom == 2 else part}"
-        return f"{words} {_plural(UNITS[unit])}" if unit else f"{words}{match['joint']}{word}" if word else words
-    halves = "halves" if bottom == 2 else _plural(name)
+        return f"{words} {plural(UNITS[unit])}" if unit else f"{words}{match['joint']}{word}" if word else words
+    halves = "halves" if bottom == 2 else plural(name)
     words = f"one {name}" if top == 1 else f"{spell_number(top)} {halves}"
     words += " " * (_after(match, 1).isalpha())
     noun = UNITS[unit] if unit else word
@@ -379,7 +354,7 @@ def _feet(match: re.Match) -> str:
 def _coordinate(match: re.Match) -> str:
     """Forty degrees, forty-two minutes north."""
     names = zip(match.group("degree", "minute", "second"), ("degree", "minute", "second"))
-    words = [f"{n} {name if n == '1' else _plural(name)}" for n, name in names if n]
+    words = [f"{n} {name if n == '1' else plural(name)}" for n, name in names if n]
     return ", ".join(words) + f" {COMPASS[match['pole']].lower()}"
 
 
@@ -394,6 +369,11 @@ def _years(match: re.Match) -> str:
 def _decade(words: str) -> str:
     """Nineteen nineties, two thousands."""
     return f"{words[:-1]}ies" if words.endswith("y") else f"{words}s"
+
+
+def _several(match: re.Match) -> str:
+    """M P threes, F-sixteens."""
+    return (match[1] or " ") + _decade(spell_number(match[2])).replace("sixs", "sixes")
 
 
 def _number(match: re.Match) -> str:
@@ -424,62 +404,37 @@ def _superscript(match: re.Match) -> str:
     digits = unicodedata.normalize("NFKD", match[0]).replace("−", "-")
     base = re.split(r"[\W\d_]", _before(match, 12))[-1]
     number = re.search(rf"\d ?{base}$", _before(match, 12))
-    return digits if len(base) > 2 or number and base + "2" in UNITS else f"^{digits}"
-
-
-def _address(match: re.Match) -> str:
-    """Example dot com slash docs, a dot person at example dot org, setup dot p y."""
-    words = []
-    for part in re.findall(r"[A-Za-z]+|\d+|[^A-Za-z]", re.sub(r"^\w+://|/$", "", match[0])):
-        if part.isalpha():
-            letters = part.lower() in ADDRESS_LETTERS or not re.search("[aeiouy]", part, re.I) or part == "py"
-            words.append(" ".join(part) if letters else " ".join(_camel(part)))
-        else:
-            words.append(spell_digits(part) if len(part) > 4 else ADDRESS_SIGNS.get(part, part))
-    return " ".join(words)
-
-
-def _camel(word: str) -> list[str]:
-    """The words of ThrowbackThursday and of throwback_thursday."""
-    return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z_]+", word)
-
-
-def _handle(match: re.Match) -> str:
-    """Hashtag Throwback Thursday, at john underscore doe."""
-    if match[0][0] == "#":
-        return "hashtag " + " ".join(_camel(match[1]))
-    return "at " + re.sub(r"[._]", lambda sign: f" {ADDRESS_SIGNS[sign[0]]} ", match[1]).strip()
-
-
-def _roman(numeral: str) -> int:
-    """The value of a Roman numeral."""
-    values = [dict(zip("IVXLCDM", (1, 5, 10, 50, 100, 500, 1000)))[c] for c in numeral.upper()]
-    return sum(-v if v < following else v for v, following in zip(values, [*values[1:], 0]))
+    return (
+        digits
+        if len(base) > 2 and base not in ("sin", "cos", "tan", "log") or number and base + "2" in UNITS
+        else f"^{digits}"
+    )
 
 
 def _cardinal_roman(match: re.Match) -> str:
     """Two of "II"; in brackets of "(ii)"."""
-    return re.sub(r"\w+", lambda numeral: spell_number(_roman(numeral[0])), match[0])
+    return re.sub(r"\w+", lambda numeral: spell_number(roman_value(numeral[0])), match[0])
 
 
 def _ordinal_roman(match: re.Match) -> str:
     """Eighteenth of "XVIII" or "XVIIIth"."""
-    return spell_number(_roman(match[1]), "ordinal")
+    return spell_number(roman_value(match[1]), "ordinal")
 
 
 def _numbered_roman(match: re.Match) -> str:
     """World War two, Chapters four to six, Books one, two and three."""
     pattern = r"\w+" if match["numerals"].islower() else rf"\b{ROMAN}\b"
     numerals = match["numerals"].replace("-", " to ")
-    numerals = re.sub(pattern, lambda roman: f" {spell_number(_roman(roman[0]))}", numerals)
-    return f"{match['noun']} {' '.join(numerals.split())}" + (" point " if match["part"] else "")
+    numerals = re.sub(pattern, lambda roman: f" {spell_number(roman_value(roman[0]))}", numerals)
+    noun = "World War" if match["noun"] == "WW" else match["noun"]
+    return f"{noun} {' '.join(numerals.split())}" + (" point " if match["part"] else "")
 
 
 def _named_roman(match: re.Match) -> str:
     """Henry the eighth, Apollo thirteen; I the word and initials stay."""
     name, numeral, before = match["name"], match["numeral"], _before(match).split()
     words = {name, *re.findall(r"[A-Z]\w+(?= (?:[A-Z][\w.]* )?$)", _before(match))}
-    value = _roman(numeral)
+    value = roman_value(numeral)
     if words & KINGS or words & RULERS or (name.lower() == name and before[-1:] and before[-1] in KINGS):
         # "When I told Henry I was late": a first is followed by a mark or by what a ruler does
         first = not words & RULERS and numeral == "I"
@@ -535,24 +490,14 @@ def _version(match: re.Match) -> str:
     return f"{name}{' point '.join(match['numbers'].split('.'))}" + (f", {stage} {number}".rstrip() if stage else "")
 
 
-def _any_of(words: Iterable[str]) -> str:
-    """A pattern of any of these words, the longest first."""
-    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-
-
-for _unit in "m km cm mm ft in mi yd".split():
-    for _size, _name in ("2", "square"), ("3", "cubic"):
-        UNITS[_unit + _size] = f"{_name} {UNITS.get(_unit, 'inch')}"
-
-
 _SIGNED = "".join(sign for sign in CURRENCIES if len(sign) == 1)
-_CODES = _any_of(sign for sign in CURRENCIES if len(sign) > 1)
+_CODES = any_of(sign for sign in CURRENCIES if len(sign) > 1)
 MONEY = rf"(?P<sign>(?<![A-Za-z])(?:{_CODES})|[{_SIGNED}])"
 SCALE = r"(?:\s?(?P<scale>thousand|million|billion|trillion|bn|mn|tn|trn|mm|lakh|crore|[kKmMbBtT])\b)?"
 WORDS = (
     "people|users|views|followers|subscribers|downloads|copies|visitors|residents|customers|voters|years|tons|tonnes"
 )
-UNIT = rf"(?=[A-Za-z°])(?:{_any_of(UNITS)})"
+UNIT = rf"(?=[A-Za-z°])(?:{any_of(UNITS)})"
 ABBREVIATED_MONTH = "(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)"
 PLACES = (
     "[Rr]oute|[Hh]ighway|[Gg]ate|[Rr]oom|[Ss]eat|[Rr]ow|[Aa]pt\.?|[Ff]lat|[Ss]uite|[Uu]nit|[Bb]us|[Ll]ine|[Pp]latform"
@@ -581,8 +526,8 @@ _HOST = (
     r"(?::\d++)?(?:/[\w.~%?=&#/-]*[\w/]|/)?"
 )
 LOUD_FILES = "|".join(name.upper() for name in FILES if len(name) > 2)
-_FILE = rf"(?<![\w/.~-])(?:~/|\.{{1,2}}/|\.|/)?(?:[\w-]++[/.])+(?<=\.)(?:{_any_of(FILES)}|{LOUD_FILES})(?![\w/-]|\.\w)"
-_ENDING_OF_FILES = rf"(?<![\w./])\*?\.(?:{_any_of(name for name in FILES if len(name) > 1)})(?![\w/.-])"
+_FILE = rf"(?<![\w/.~-])(?:~/|\.{{1,2}}/|\.|/)?(?:[\w-]++[/.])+(?<=\.)(?:{any_of(FILES)}|{LOUD_FILES})(?![\w/-]|\.\w)"
+_ENDING_OF_FILES = rf"(?<![\w./])\*?\.(?:{any_of(name for name in FILES if len(name) > 1)})(?![\w/.-])"
 _PATH = r"(?<![\w/.~-])(?:(?:~|\.{1,2})/\.?[\w+-]++|/[\w+-]++/[\w+-]++)(?:[/.][\w+-]++)*+/?"
 _PHONE = (
     r"(?<![\w.,+-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-]|[.,]\d)(?:,? ?(?:ext\.?"
@@ -593,13 +538,15 @@ _PHONE_IN_GROUPS = (
     r"(?<![\w.,+-])(?=\(?0(?:[ )]{0,2}\d){8,10}(?![ \w]\d))\(?0\d{1,4}\)?(?: \d{2,4}){2,4}(?![\w-]|[.,]\d)"
 )
 _PHONE_IN_A_ROW = (
-    r"(?<= )(?:(?<=[CcFf]a[lx][l:] )|(?<=[DdTt][ie][axl][lt:] )|(?<=phone )|(?<=hone: )|(?<=[Nn]umber ))\d{7,15}"
-    r"(?!\d)|(?<=[Tt]ext )\d{5,6}\b|(?<![\w.,$+-])[2-9]\d{9}(?![\w-]|[.,]\d)"
+    r"\d\d{4}(?:(?<= \d{5})(?:(?<=[CcFf]a[lx][l:] \d{5})|(?<=[DdTt][ie][axl][lt:] \d{5})|(?<=phone \d{5})"
+    r"|(?<=hone: \d{5})|(?<=[Nn]umber \d{5}))\d{2,10}(?!\d)|(?<= \d{5})(?<=[Tt]ext \d{5})\d?\b"
+    r"|(?<![\w.,$+-]\d{5})(?<=[2-9]\d{4})\d{5}(?![\w-]|[.,]\d))"
 )
+_POSTCODE = r"(?<![\w.,$#-])(?P<country>[DEFI]-)?(?P<code>\d{5}) (?=(?P<city>[A-Z]\w+))"
 _LONG_CODE = (
-    r"\b[A-Z]{2}\d\d(?: [A-Z\d]{4}){2,7}(?: [A-Z\d]{1,3})?(?!\w)"  # of a bank's account
-    r"|\b(?=[A-Z\d]{10})(?:[A-Z]++\d++){2}[A-Z\d]*+(?!\w)|\b(?=[A-Z\d]{10})(?:\d++[A-Z]++){2}[A-Z\d]*+(?!\w)"
-    r"|\b(?:[0-9A-F]{2}:){3,7}[0-9A-F]{2}(?![\w:])"
+    r"[A-Z\d](?<!\w[A-Z\d])(?:(?<=[A-Z])[A-Z]\d\d(?: [A-Z\d]{4}){2,7}(?: [A-Z\d]{1,3})?(?!\w)"  # a bank's
+    r"|(?=[A-Z\d]{9})(?:(?<=[A-Z])[A-Z]*+\d++[A-Z]++\d++|(?<=\d)\d*+[A-Z]++\d++[A-Z]++)[A-Z\d]*+(?!\w)"
+    r"|(?<=[\dA-F])[\dA-F]:(?:[\dA-F]{2}:){2,6}[\dA-F]{2}(?![\w:]))"
 )
 _DIGITS_OF_A_CODE = (
     r"\b(?P<word>(?:[Cc]ode|PIN|[Pp]asscode|OTP|ZIP|zip|[Ee]rror|HTTP|P\.? ?O\.? [Bb]ox)(?: is|:)? )"
@@ -611,7 +558,9 @@ _EMERGENCY = (
 )
 _SPACES_OF_THOUSANDS = r"(?<![\w.,+)-])(?<!\d )[1-9]\d{0,2}(?:(?: 000)+|(?: \d{3}){2,4})(?![\w-]|[ .,]\d)"
 _ADDRESS_OF_A_NETWORK = r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{2,5}))?(?![\w]|\.\d)"
-_DECIMAL_COMMA = r"(?:(?<=€)|(?<![\w.,])(?=[\d.]{1,12},\d\d ?(?:€|EUR\b)))(\d{1,3}(?:\.\d{3})++|\d++),(\d\d)(?!\d|,\d)"
+_DECIMAL_COMMA = (
+    r"(?=\d)(?:(?<=€)|(?<![\w.,])(?=[\d.]{1,12},\d\d ?(?:€|EUR\b)))(\d{1,3}(?:\.\d{3})++|\d++),(\d\d)(?!\d|,\d)"
+)
 _PRESSURE = r"(?<![\d/.])(\d{2,3})/(\d{2,3})(?: ?(?=mm ?Hg)|(?<=pressure \d\d\d/\d\d)|(?<=BP \d\d\d/\d\d))(?![\d/])"
 _BOOKS = (
     "Genesis|Exodus|Psalms?|Proverbs|Isaiah|Matthew|Mark|Luke|John|Acts|Romans|Corinthians|Hebrews|James|Revelation"
@@ -627,11 +576,11 @@ _DATE_IN_NUMBERS = r"(?<![\d/])(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>1[1-
 _DATE_WITH_DOTS = rf"(?<![\d.])(?P<day>\d{{1,2}})\.(?P<month>0?[1-9]|1[0-2])\.{YEAR}(?![\d])"
 _DATE_WITH_DASHES = rf"(?<![\d-])(?P<month>\d{{1,2}})-(?P<day>\d{{1,2}})-{YEAR}(?![\d-])"
 _MONTH_AND_DAY_IN_NUMBERS = (
-    r"(?:(?<=\bon )|(?<=\bdue )|(?<=\buntil )|(?<=(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun|day) )|"
+    r"(?=\d\d?/\d)(?:(?<=\bon )|(?<=\bdue )|(?<=\buntil )|(?<=(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun|day) )|"
     r"(?<=(?:Mon|ues|Wed|Thu|urs|Fri|Sat|Sun)\. )|(?<![\d/.])(?=0\d/|\d\d/0))"
     r"(?P<month>1[0-2]|0?[1-9])/(?P<day>[12]\d|3[01]|0?[1-9])(?P<year>)(?![\d/])"
 )
-_DAY_AND_MONTH = rf"\b(?P<the>(?:[Tt]he )?){DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?"
+_DAY_AND_MONTH = rf"\b(?=\d|[Tt]he \d)(?P<the>(?:[Tt]he )?){DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?"
 _MONTH_AND_DAYS = rf"{MONTH} {DAY}\s?-\s?{LAST_DAY}\b(?![\d:-]|,\d|\.\d)(?:,? {YEAR}\b(?!\.\d))?"
 _DATES = rf"(?<=[a-z])\s?-\s?(?={MONTH.replace('?P<month>', '?:')} [a-z]+(?:th|st|nd|rd)\b)"
 _MONTHS = rf"\b(?P<name>{ABBREVIATED_MONTH}|{'|'.join(MONTHS)})\.?\s?-\s?(?={MONTH.replace('?P<month>', '?:')})"
@@ -645,7 +594,7 @@ _RANGE_OF_MONEY = (
     r"|trillion|bn|[kKmM]\b)))?(?P<second>\d)"
 )
 _RANGE = (
-    rf"{START}(?P<amount>[{_SIGNED}]?{NUMBER}(?::\d\d)?+(?:\s?(?:[ap]\.?m\.?|[AP]M|%|[¢'\"]|st|nd|rd|th|s|bn"
+    rf"(?=[{_SIGNED}\d]){START}(?P<amount>[{_SIGNED}]?{NUMBER}(?::\d\d)?+(?:\s?(?:[ap]\.?m\.?|[AP]M|%|[¢'\"]|st|nd|rd|th|s|bn"
     rf"|[kKmM]|{UNIT})(?![\w°]))?+)\s?-\s?(?=[{_SIGNED}]?\d)(?!\d++-)"
 )
 _TIME_ZONE = r"\b(?P<zone>UTC|GMT)\s?(?P<sign>[+−-])(?P<hour>\d{1,2})(?::?(?P<minute>\d\d))?\b"
@@ -653,32 +602,36 @@ _TIME = (
     r"(?<![\d:.])(?P<hour>[01]?\d|2[0-3]):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d)(?:\.\d+)?)?"
     rf"(?:\s?{HALF_DAY}|(?![\d:]))"
 )
-_MILITARY_TIME = r"\b([01]\d|2[0-3])([0-5]\d) ?(?:hours|hrs)\b"
-_MONEY_SIGN_LAST = rf"{START}(?P<amount>{NUMBER}){SCALE}\s?(?P<sign>(?:{_CODES})(?![\w$])|[{_SIGNED}](?!\d))"
-_SMALL_MONEY = rf"{START}(?P<amount>{NUMBER})(?:\s?(?P<sign>¢)|(?P<sign2>p)(?!\w|\.\w))"
+_MILITARY_TIME = r"\b([01]\d|2[0-3])([0-5]\d)(?: ?(?:hours|hrs)|(Z))\b"
+_MONEY_SIGN_LAST = rf"(?P<amount>{WHOLE}){SCALE}\s?(?P<sign>(?:{_CODES})(?![\w$])|[{_SIGNED}](?!\d))"
+_SMALL_MONEY = rf"(?P<amount>{WHOLE})(?:\s?(?P<sign>¢)|(?P<sign2>p)(?!\w|\.\w))"
+_CENTS = rf"(?P<amount>{WHOLE})c\b(?!\.\w)"
 _FRACTION = (
     rf"(?<![\d/.,-])(?:(?P<whole>\d{{1,4}})[ -])?(?P<top>\d{{1,2}})/(?P<bottom>\d{{1,2}})(?![\d/]|\.\d)(?:"
-    rf"(?P<joint>[ -]?)(?:(?P<unit>{_any_of(UNITS)})|(?P<word>{'|'.join(sorted(WORDY_UNITS))}))(?!\w))?"
+    rf"(?P<joint>[ -]?)(?:(?P<unit>{any_of(UNITS)})|(?P<word>{'|'.join(sorted(WORDY_UNITS))}))(?!\w))?"
 )
-_OUT_OF = rf"{START}(?P<top>{NUMBER})/(?P<bottom>5|10|20|100)(?![\d/\w]|\.\d)"
+_OUT_OF = rf"(?P<top>{WHOLE})/(?P<bottom>5|10|20|100)(?![\d/\w]|\.\d)"
 _DURATION = r"(?<!\w)(?P<hour>\d{1,2})h ?(?P<minute>\d{1,2})(?:m|min)?(?!\w)"
 _DEGREES_OF_AN_OVEN = r"(?<![\w.,])([1-9]\d\d?(?:\.\d)?) ?([FC])(?=[.,;)]|$| (?:for|and|or|oven|until|in)\b)"
-_MILLIONS = rf"{START}(?P<amount>{NUMBER}) ?(?P<scale>M|bn|mn|m(?= (?:{WORDS})\b))(?!\w)"
-_INCH = rf"{START}(?P<amount>{NUMBER})(?:in\b| in(?=[,;)]| (?:tall|wide|long|deep|thick|high|by|x|of (?:rain|snow))\b))"
+_MILLIONS = rf"(?P<amount>{WHOLE}) ?(?P<scale>M(?!-F)|bn|mn|[mkK](?= (?:{WORDS})\b))(?!\w)"
+_INCH = rf"(?P<amount>{WHOLE})(?:in\b| in(?=[,;)]| (?:tall|wide|long|deep|thick|high|by|x|of (?:rain|snow))\b))"
 _PER = (
     r"(?<=[a-z%])/(?=(?:month|mo|year|yr|week|wk|day|hour|hr|h|min|minute|second|sec|s|kg|lb|person|night|mile"
-    r"|gallon|user|piece|dozen|acre|head|L|dL|mL|ml|mol)\b)"
+    r"|gallon|user|kWh|piece|dozen|acre|head|L|dL|mL|ml|mol)\b)"
 )
-_PER_UNIT = r"(?<= per )(?:mol?|yr|wk|hr|h|min|sec|s|kg|lb|[dm]?L|ml)\b\.?"
+_PER_UNIT = r"(?<= per )(?:mol?|kWh|yr|wk|hr|h|min|sec|s|kg|lb|[dm]?L|ml)\b\.?"
 _STREET_WITHOUT_A_DOT = rf"(?<=[a-z] )(?P<ending>{'|'.join(STREETS)})(?=,|$| (?:Apt|Suite|Unit|[NS][EW]\b))"
-_STATE = rf"(?<=[a-z], )(?P<state>{'|'.join(STATES)})\b(?: (?P<zip>\d{{5}})(?:[- ](?P<more>\d{{4}}))?\b)?"
+_STATE = (
+    rf"(?=[A-Z])(?:(?<=[a-z], )|(?<=[a-z] )(?=[A-Z]{{2}} \d{{5}}))(?P<state>{'|'.join(STATES)})\b"
+    r"(?: (?P<zip>\d{5})(?:[- ](?P<more>\d{4}))?\b)?"
+)
 _TITLE = (
-    rf"(?<![\w.])({_any_of(word for word in TITLES if word[-1] != '/' and '/' not in word)})(?:(?<=\.)|\.|\b)"
+    rf"(?<![\w.])({any_of(word for word in TITLES if word[-1] != '/' and '/' not in word)})(?:(?<=\.)|\.|\b)"
     r"(?!\w)"
 )
-_BEFORE_A_NUMBER = rf"(?<![\w.])({_any_of(NUMBERED)}) ?(?=#?\d)"
-_BEFORE_A_NUMERAL = r"(?<![\w.])(Vol|Ch|Pt|Sec|Mk|Fig)\.? (?=[IVXLC]+\b)"
-_ENDING = rf"(?<![\w.])(?:{_any_of(ENDINGS)})(?!\w)"
+_BEFORE_A_NUMBER = rf"(?<![\w.])({any_of(NUMBERED)}) ?(?=#?\d)"
+_BEFORE_A_NUMERAL = r"(?<![\w.])(?:(Vol|Ch|Pt|Sec|Mk|Fig)\.? (?=[IVXLC]+\b)|(pp?)\. (?=[ivx]{2}))"
+_ENDING = rf"(?<![\w.])(?:{any_of(ENDINGS)})(?!\w)"
 _INITIALS = r"\b(?:[A-Za-z]\.){2,}"
 _NUMBERED = (
     rf"\b(?P<noun>{NUMBERED_ROMAN}|(?:act|chapter|part|scene|section|volume)s?(?= [IVXivx]{{2}})) "
@@ -689,17 +642,17 @@ _CENTURY = rf"\b({ROMAN})(?= (?:[Cc]entur|Olympi|Winter Olymp|Army|Corps|Legion|
 _NAMED = rf"\b(?P<name>[A-Z][a-z]+) (?P<numeral>(?=[IVXL]+\b){ROMAN})\b(?!\.[A-Z]|'(?!s\b))"
 _YEAR_IN_ROMAN_NUMERALS = rf"\b(?=[MDCLXVI]{{4}})(?P<numeral>M(?=[MCDXLVI]{{3}}){ROMAN[len('(?=[MDCLXVI])') :]})\b"
 _FORMULA = (
-    rf"\b(?=[A-Za-z()]{{1,12}}\d)(?:(?:\((?:(?:{ELEMENTS})\d{{0,2}}){{1,4}}\)|(?:{ELEMENTS}))\d{{0,2}}){{2,12}}"
+    rf"(?=[A-Z(])\b(?=[A-Za-z()]{{1,12}}\d)(?:(?:\((?:(?:{ELEMENTS})\d{{0,2}}){{1,4}}\)|(?:{ELEMENTS}))\d{{0,2}}){{2,12}}"
     r"(?![\w'])|\b(?:O|H|N|Cl|F)2\b"
 )
 _ION = rf"\b(?:(?:{ELEMENTS})\d?(?<!\b[BCFINOPS])|[HK]|NH4|OH|SO4|CO3|NO3|HCO3|PO4)\^?\d?(?P<sign>[+−-])(?=[\s,.;)]|$)"
 _VERSION = (
-    r"(?<!\w)(?<!\d\.)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>version |Version )|(?=\d++(?:\.\d++)++-[abdpr]))"
+    r"(?=[vV\d])(?<!\w)(?<!\d\.)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>[vV]ersion )|(?=\d++(?:\.\d++)++-[abdpr]))"
     r"(?P<numbers>\d++(?:\.\d++)*+)"
     r"(?:-(?P<stage>alpha|beta|dev|pre|rc)(?:\.?(?P<number>\d++))?+(?![\w-]))?"
 )
 _DECADE_OF_A_CENTURY = r"\b(1[1-9]\d0|20\d0)'?s\b"
-_COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(-])|(?<![^\s,])([<>]) ?(?=\d)"
+_COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(.-])|(?<![^\s,])([<>]) ?(?=\d)"
 # Applied in this order.
 RULES = (
     # marks of feet and inches, which may be quotation marks
@@ -710,44 +663,47 @@ RULES = (
     Rule("feet", "6'", r"(?<![\w.])(?P<feet>\d{1,3})(?P<inches>)'(?![\w'])", _feet),
     Rule("inches", '12"', rf"{START}(?P<feet>)(?P<inches>{NUMBER})\"(?!\w)", _feet),
     # addresses, names of files, tags
-    Rule("e-mail", "a.person@example.org", r"(?<![\w.+-])[\w.+-]++@[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++", _address),
-    Rule("URL", "www.example.com/docs", r"\b(?:(?:https?|ftp|file)://|www\.)[^\s<>\"'()\[\]{}|]*[\w/]", _address),
-    Rule("host", "example.com/docs", _HOST, _address),
-    Rule("file", "src/main.py", _FILE, _address),
-    Rule("ending of files", "*.txt", _ENDING_OF_FILES, lambda match: _address(match).replace("*", "star")),
-    Rule("path", "/usr/local/bin", _PATH, _address),
+    Rule(
+        "e-mail", "a.person@example.org", r"(?<![\w.+-])[\w.+-]++@[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++", spell_address
+    ),
+    Rule("URL", "www.example.com/docs", r"\b(?:(?:https?|ftp|file)://|www\.)[^\s<>\"'()\[\]{}|]*[\w/]", spell_address),
+    Rule("host", "example.com/docs", _HOST, spell_address),
+    Rule("file", "src/main.py", _FILE, spell_address),
+    Rule("ending of files", "*.txt", _ENDING_OF_FILES, lambda match: spell_address(match).replace("*", "star")),
+    Rule("path", "/usr/local/bin", _PATH, spell_address),
     Rule("hidden file", ".gitignore", r"(?<!\S)\.(?=[a-z]{3})", "dot "),
-    Rule("Windows path", r"C:\Users\me", r"\b[A-Za-z]:\\[\w\\.-]*\w", _address),
+    Rule("Windows path", r"C:\Users\me", r"\b[A-Za-z]:\\[\w\\.-]*\w", spell_address),
     Rule("forum", "r/science", r"(?<![\w/])([ru])/(?=\w)", r"\1 slash "),
     Rule("sharp", "C#", r"\b([A-G])#(?!\w)", r"\1 sharp"),
     Rule("code", "A7-X9", r"(?<![\w-])#?(?=[A-Z-]*+\d)((?:[A-Z]++\d*+|\d++[A-Z]++)(?:-[A-Z\d]++)+)(?![\w-])", _code),
     Rule(
         "letters and a number",
         "ABC-1234",
-        r"(?<![\w-])(?!FY|CY|UTC|GMT)(?P<word>(?:[A-Z]{2,5}(?=-)|[A-Z]{3}))-?(?P<number>\d{3,})(?![\w-]|\.\d)",
+        r"(?=[A-Z])(?<![\w-])(?!FY|CY|UTC|GMT)(?P<word>(?:[A-Z]{2,5}(?=-)|[A-Z]{3}))-?(?P<number>\d{3,})(?![\w-]|\.\d)",
         _letters_and_number,
     ),
     Rule("letter and a row", "H.264", r"\b([A-Z])\.(\d{3,4})\b", lambda match: f"{match[1]} {spell_digits(match[2])}"),
-    Rule("postcode", "SW1A 2AA", r"\b[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}\b|\b[A-Z]\d[A-Z] \d[A-Z]\d\b", _characters),
-    Rule("aircraft's letter", "A380", r"\b([A-Z])(\d{3})\b", lambda match: f"{match[1]} {_in_pairs(match[2])}"),
+    Rule("postcode", "SW1A 2AA", r"\b[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}\b|\b[A-Z]\d[A-Z] \d[A-Z]\d\b", spell_characters),
+    Rule("postcode before a city", "75001 Paris", _POSTCODE, _postcode),
+    Rule("aircraft's letter", "A380", r"\b([A-Z])(\d{3})\b", lambda match: f"{match[1]} {in_pairs(match[2])}"),
     Rule("acronym and a number", "ISO 8601", _ACRONYM_AND_A_NUMBER, lambda match: _year(match[0])),
-    Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", _handle),
-    Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", _handle),
+    Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", spell_tag),
+    Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", spell_tag),
     # rows of digits
-    Rule("long code", "DE89 3704 0044", _LONG_CODE, _characters),
+    Rule("long code", "DE89 3704 0044", _LONG_CODE, spell_characters),
     Rule("spaces of thousands", "1 000 000", _SPACES_OF_THOUSANDS, lambda match: match[0].replace(" ", "")),
-    Rule("phone", "(555) 123-4567", _PHONE, _phone),
-    Rule("vanity phone", "1-800-FLOWERS", r"(?<![\w-])(?:1-)?8\d\d-[A-Z]{2,9}(?:-[A-Z]{2,9})?(?!\w)", _phone),
-    Rule("phone abroad", "+44 20 7946 0958", r"(?<![\w+])\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}(?!\w)", _phone),
-    Rule("phone with a zero", "020 7946 0958", _PHONE_WITH_A_ZERO, _phone),
-    Rule("phone in groups", "01 42 68 53 00", _PHONE_IN_GROUPS, _phone),
-    Rule("phone number", "555-1234", r"(?<![\d-])\d{3}-\d{4}(?![\d-])", _phone),
-    Rule("phone in a row", "Call 5551234567", _PHONE_IN_A_ROW, _phone),
+    Rule("phone", "(555) 123-4567", _PHONE, spell_phone),
+    Rule("vanity phone", "1-800-FLOWERS", r"(?<![\w-])(?:1-)?8\d\d-[A-Z]{2,9}(?:-[A-Z]{2,9})?(?!\w)", spell_phone),
+    Rule("phone abroad", "+44 20 7946 0958", r"(?<![\w+])\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}(?!\w)", spell_phone),
+    Rule("phone with a zero", "020 7946 0958", _PHONE_WITH_A_ZERO, spell_phone),
+    Rule("phone in groups", "01 42 68 53 00", _PHONE_IN_GROUPS, spell_phone),
+    Rule("phone number", "555-1234", r"(?<![\d-])\d{3}-\d{4}(?![\d-])", spell_phone),
+    Rule("phone in a row", "Call 5551234567", _PHONE_IN_A_ROW, spell_phone),
     Rule("aircraft", "747-400", r"(?<![\w-])7([0-8]7)-(?=\d)|(?<=Boeing )7([0-8]7)\b", r"7 \1\2 "),
-    Rule("flight", "BA2490", r"\b(?!FY|CY)([A-Z])([A-Z])(?:(?<=light ..) )?(\d{3,4})\b", _flight),
+    Rule("flight", "BA2490", r"(?=[A-Z])\b(?!FY|CY)([A-Z])([A-Z])(?:(?<=light ..) )?(\d{3,4})\b", _flight),
     Rule("digits of a code", "code 90210", _DIGITS_OF_A_CODE, _digits_of_a_code),
     Rule("emergency", "Call 911", _EMERGENCY, lambda match: spell_digits(match[0])),
-    Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, _network_address),
+    Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, spell_network_address),
     Rule("apostrophes of thousands", "10'000", r"(?<=\d)'(?=\d{3}(?!\d))", ""),
     Rule(
         "dots of thousands",
@@ -775,18 +731,20 @@ RULES = (
     Rule("end of months", "January to Mar", rf"(?<= to )(?P<name>{ABBREVIATED_MONTH})\b", _named),
     Rule("weekdays", "Mon-Fri", rf"\b{ANY_WEEKDAY}\.?\s?-\s?(?={ANY_WEEKDAY}\b)", lambda match: _named(match) + " to "),
     Rule("weekday", "Mon.", _WEEKDAY, _named),
-    Rule("codes of digits", "123-45-6789", r"(?<![\w-])\d{1,9}(?:-\d{1,9}){2,}+(?![\w-])", _digit_groups),
-    Rule("code with a zero", "2024-0098", r"(?:\b[Nn]o\. ?)?(?<![\w-])\d{2,}-0\d++(?![\w-])", _code_number),
-    Rule("card", "4111 1111 1111 1111", r"(?<!\d)\d{4}(?: \d{4}){3}(?!\d)", _digit_groups),
+    Rule("codes of digits", "123-45-6789", r"(?<![\w-])\d{1,9}(?:-\d{1,9}){2,}+(?![\w-])", spell_groups),
+    Rule("number of a code", "no. 2024-0098", r"\b[Nn]o\. ?(?=\d++-0)", "number "),
+    Rule("code with a zero", "2024-0098", r"(?<![\w-])\d{2,}-0\d++(?![\w-])", spell_groups),
+    Rule("card", "4111 1111 1111 1111", r"(?<!\d)\d{4}(?: \d{4}){3}(?!\d)", spell_groups),
     # ranges: a dash between two amounts is a "to"
     Rule("circa", "c. 1450", r"(?<![\w.])ca?\. ?(?=\d{3,4}\b)", "circa "),
     Rule("years", "1914-18", _YEARS, _years),
     Rule("equal parts", "50-50", r"(?<![\w.-])50-50(?![\w-])", "50 50"),
     Rule("from noon", "noon-1pm", r"\b([Nn]oon|[Mm]idnight)\s?-\s?(?=\d)", r"\1 to "),
-    Rule("minus with spaces", "7 − 2", r"(?<=\d) − (?=\d)", " minus "),
+    Rule("minus of terms", "x − y", r"(?<=[\w)]) − (?=[\w(])|(?<![\w)])−(?=[a-z]\b)", " minus "),
     Rule("difference", "5 - 3 = 2", rf"(?<=\d)\s?[-−]\s?(?={NUMBER}\s?=)", " minus "),
     Rule("decimal comma", "€2,50", _DECIMAL_COMMA, _whole_units),
     Rule("long ZIP", "MO 63101-1234", r"(?<=\b[A-Z]{2} )(\d{5})-(?=\d{4}(?![\d-]))", r"\1 "),
+    Rule("offset", "09:41 -0500", r"(?<=\d:\d\d )(?=[+-](?:0\d|1[0-4])[0-5]0\b)", "UTC"),
     Rule("range of money", "$5-10", _RANGE_OF_MONEY, _money_range),
     Rule("mixed number", "1-1/2", r"(?<![\d/.,-])(\d{1,3})-(?=[1-9]\d?/\d)(?!\d+/\d+/)", r"\1 "),
     Rule("range", "10am-2pm", _RANGE, r"\g<amount> to "),
@@ -795,7 +753,7 @@ RULES = (
     Rule("parts", "1:2", r"(?<![\d:.])(?!(?:16|21):9)(\d{1,2}):(?=\d(?![\d:]))", r"\1 to "),
     Rule("time", "15:30:05", _TIME, _time),
     Rule("time with a dot", "5.30pm", rf"(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\.(?P<minute>[0-5]\d)\s?{HALF_DAY}", _time),
-    Rule("full hour", "3 p.m.", rf"(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\s?{HALF_DAY}", _time),
+    Rule("full hour", "3 p.m.", rf"(?=\d)(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\s?{HALF_DAY}", _time),
     Rule("military time", "0800 hours", _MILITARY_TIME, _military_time),
     # money
     Rule("no cents", "5,-", r"(?<=\d)[.,]-(?!\w)", ""),
@@ -809,6 +767,7 @@ RULES = (
     Rule("money", "US$1.5 million", rf"{MONEY}\s?(?P<amount>{NUMBER}){SCALE}(?: (?P<code>{_CODES})(?![\w$]))?", _money),
     Rule("money, sign last", "5 €", _MONEY_SIGN_LAST, _money),
     Rule("lines of a screen", "1080p", r"(?<![\w.])(4|7|10|14|21)(20|40|60|80)([pi])\b", r"\1 \2 \3"),
+    Rule("cents", "5c each", _CENTS, _cents),
     Rule("small money", "50¢", _SMALL_MONEY, _small_money),
     # fractions, measures, powers
     Rule(
@@ -829,27 +788,30 @@ RULES = (
     Rule("quotient", "6 / 2", r"(?<=\d) / (?=\d)", " divided by "),
     Rule("product", "3 * 4", r"(?<=\d) ?\* ?(?=\d)", " times "),
     Rule("power of ten", "3.0 x 10^8", r"(?<=\d) ?x ?(?=10\^)", " × "),
-    Rule("scientific", "3.2e-5", rf"{START}({NUMBER})[eE]\+?(-?\d{{1,3}})(?!\w)", r"\1 × 10^\2"),
+    Rule("scientific", "3.2e-5", rf"({WHOLE})[eE]\+?(-?\d{{1,3}})(?!\w)", r"\1 × 10^\2"),
     Rule("per area", "5/km^2", r"(?<=[a-z\d])/(?=(?:[cdk]?m|mi|ft)\^[23])", " per "),
     Rule("bare unit", "per km^2", r"\b(k?m|[cm]m|ft|mi|yd)\^([23])(?!\w)", _bare_unit),
     Rule("power", "x^y", r"\^\(?(?P<sign>-?)(?P<power>\d++|[a-z]++)\)?", _power),
+    Rule("several with a number", "MP3s", r"(?<=[A-Z])(-?)(\d{1,3})s\b", _several),
     Rule("duration", "2h30m", _DURATION, r"\g<hour> h \g<minute> min"),
     Rule("degrees of an oven", "350F", _DEGREES_OF_AN_OVEN, _degrees),
+    Rule("molar", "0.1 M HCl", r"(?<=\d) ?M (?=(?:HCl|HNO3|H2SO4|NaOH|KOH|NaCl|KCl|EDTA|solution)\b)", " molar "),
     Rule("millions", "5m people", _MILLIONS, lambda match: f"{match['amount']} {SCALES[match['scale'].lower()]}"),
     Rule("feet and inches", "6 ft 2 in", r"(?<=\d)[ -]?(?:ft\.?|feet|foot) (1[01]|\d) ?in\b(?!\.)", r" foot \1 in."),
     Rule("inch", "5in", _INCH, r"\g<amount> in. "),
-    Rule("measure", "5 kg", rf"{START}(?P<amount>{NUMBER})(?P<joint>[ -]?)(?P<unit>{UNIT})(?![\w°])", _measure),
+    Rule("measure", "5 kg", rf"(?P<amount>{WHOLE})(?P<joint>[ -]?)(?P<unit>{UNIT})(?![\w°])", _measure),
     Rule("speed", "in km/h", r"(?<![\w/])km/h\b", "kilometers per hour"),
     Rule("micrometer", "in microm", r"\bmicrom\b", "micrometers"),
+    Rule("each", "dollars/ea", r"(?<=[a-z])/ea\b\.?", " each"),
     Rule("per", "dollars/month", _PER, " per "),
     Rule("per unit", "dollars per hr", _PER_UNIT, _per_unit),
     # abbreviations
-    Rule("street", "Main St.", r"\b(?P<word>[A-Z][a-z]+|\d+(?:st|nd|rd|th)) (?P<ending>St|Dr)\.", _street),
+    Rule("street", "Main St.", r"(?=[A-Z\d])\b(?P<word>[A-Z][a-z]+|\d+(?:st|nd|rd|th)) (?P<ending>St|Dr)\.", _street),
     Rule("street without a dot", "Baker St", _STREET_WITHOUT_A_DOT, lambda match: STREETS[match["ending"]]),
     Rule(
         "compass",
         "123 N. Main",
-        r"(?:(?<=\d )|\b(?=..? \d+[snrt][tdh]))([NSEW])\.? (?=[A-Z][a-z]|\d)",
+        r"(?=[A-Z])(?:(?<=\d )|\b(?=..? \d+[snrt][tdh]))([NSEW])\.? (?=[A-Z][a-z]|\d)",
         lambda match: f"{COMPASS[match[1]]} ",
     ),
     Rule("state", "Boston, MA", _STATE, _state),
@@ -863,12 +825,12 @@ RULES = (
         "place",
         "Room 101",
         rf"\b((?:{PLACES}|[Ff]light) )(\d{{3}})\b(?![.,:/-]?\d)",
-        lambda match: match[1] + _in_pairs(match[2]),
+        lambda match: match[1] + in_pairs(match[2]),
     ),
     Rule("born", "(b. 1950)", r"(?<=\()([bd])\. ?(?=\d{4})", lambda match: "born " if match[1] == "b" else "died "),
-    Rule("before a numeral", "Vol. II", _BEFORE_A_NUMERAL, lambda match: f"{NUMBERED[match[1] + '.']} "),
+    Rule("before a numeral", "Vol. II", _BEFORE_A_NUMERAL, lambda match: f"{NUMBERED[(match[1] or match[2]) + '.']} "),
     Rule("ending", "Inc.", _ENDING, lambda match: ENDINGS[match[0]] + _full_stop(match)),
-    Rule("number sign", "No. 1, #2", rf"\b[Nn]o\. ?(?=\d|of |(?:{'|'.join(DIGITS)}) )|#(?=\d)", "number "),
+    Rule("number sign", "No. 1, #2", rf"\b[Nn]o\.:? ?(?=\d|of |(?:{'|'.join(DIGITS)}) )|#(?=\d)", "number "),
     Rule("initials", "U.S.", _INITIALS, _initials),
     Rule("initials of a name", "H. G. Wells", r"\b([A-Z])\. ([A-Z])\. ?(?=[A-Z][a-z])", r"\1 \2 "),
     # Roman numerals, acronyms, formulas
@@ -884,8 +846,10 @@ RULES = (
         _cardinal_roman,
     ),
     Rule("item in Roman numerals", "(ii) second", r"(?<!\S)\((?!x\))[ivx]{1,4}\)(?= )", _cardinal_roman),
-    Rule("year in Roman numerals", "MCMXCIV", _YEAR_IN_ROMAN_NUMERALS, lambda m: spell_number(_roman(m[1]), "year")),
-    Rule("special", "PhD", rf"(?<!\w)(?:{_any_of(SPECIAL)})(?!\w)", lambda match: SPECIAL[match[0]]),
+    Rule(
+        "year in Roman numerals", "MCMXCIV", _YEAR_IN_ROMAN_NUMERALS, lambda m: spell_number(roman_value(m[1]), "year")
+    ),
+    Rule("special", "PhD", rf"(?<![A-Za-z_])(?:{any_of(SPECIAL)})(?!\w)", lambda match: SPECIAL[match[0]]),
     Rule("ion", "Na+", _ION, _ion),
     Rule("formula", "H2SO4", _FORMULA, _formula),
     Rule(
@@ -908,18 +872,18 @@ RULES = (
     Rule("about", "~5", r"(?<!\S)~ ?(?=\d)", "about "),
     Rule("ordinal in capitals", "21ST", r"(?<=\d)(?:ST|ND|RD|TH)\b", lambda match: match[0].lower()),
     Rule("digit and letter", "5x", r"(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", " "),
-    Rule("letter and digit", "A4", r"(?<=[^\W\d_])(?=\d)", " "),
+    Rule("letter and digit", "A4", r"(?=\d)(?<=[^\W\d_])", " "),
     Rule("minus", "-5", r"(?<![\w)])[-−](?=\.?\d)", "minus "),
-    Rule("point", ".5", r"(?<![\w.])\.(?=\d)", "point "),
+    Rule("point", ".5", r"(?<![\w.])\.(\d++(?:\.\d++)*+)", lambda match: f"point {spell_digits(match[1])}"),
     Rule("number", "1,234.5, 3rd, 1999", rf"(?P<amount>{NUMBER})(?P<ending>(?:st|nd|rd|th)\b)?", _number),
 )
 # regex passes quickly over a text without a character that a pattern needs; re is quicker at places that may match,
 # which these have in any text.
 TRIED = set(
     """host; file; long code; phone; phone in a row; flight; emergency; decimal comma; range of money; range; full hour;
-    day and month; end of months; money, sign last; small money; screen; scientific; degrees of an oven; millions; inch;
-    measure; per unit; state; title; formula; three numbers; digit and letter; letter and digit; number; code; letters;
-    letters and a number; version; minus after a sign""".replace("\n   ", "").split("; ")
+    end of months; money, sign last; small money; screen; scientific; degrees of an oven; millions; inch; measure;
+    per unit; state; title; three numbers; digit and letter; letter and digit; number; code; letters; letters and
+    a number; version; minus after a sign; out of; street""".replace("\n   ", "").split("; ")
 )
 PATTERNS = [
     ((re if rule.name in TRIED else regex).compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example)))
@@ -989,5 +953,5 @@ def normalize(text: str, known: Collection[str], name: str = "text") -> str:
             stacklevel=2,
         )
     spelled = " ".join(spelled.translate(dict.fromkeys(map(ord, unknown), " ")).split())
-    spelled = re.sub(" (?=[,.;:?!])", "", spelled)
+    spelled = re.sub(r" ?\( ?\)| (?=[,.;:?!])", "", spelled)
     return spelled + "." if spelled[-1:].isalpha() else spelled

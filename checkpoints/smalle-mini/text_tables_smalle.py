@@ -1,12 +1,12 @@
-"""What the normalization of English text knows: tables, layout, numbers, characters in ASCII, where texts are cut,
-lexicons."""
+"""What the normalization of English text knows: tables, layout, numbers, addresses, characters in ASCII, where texts
+are cut, lexicons."""
 
 import functools
 import html
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,11 @@ def _table(entries: str) -> dict[str, str]:
 
 def _set(words: str) -> set[str]:
     return set(words.split())
+
+
+def any_of(words: Iterable[str]) -> str:
+    """A pattern of any of these words, the longest first."""
+    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
 
 
 # Sign or code, unit and its hundredth; without an "s" in the plural where UNINFLECTED says so.
@@ -76,8 +81,12 @@ UNITS = _table("""
     psi=pound per square inch; dB=decibel; hp=horsepower; cc=cubic centimeter; ohm=ohm; kohm=kilohm; Mohm=megohm;
     ppm=part per million; °C=degree Celsius; °F=degree Fahrenheit; °=degree; mmHg=millimeter of mercury;
     mm Hg=millimeter of mercury; yrs.=year; c.=cup; Nm=newton meter; K=kelvin; dL=deciliter; mol=mole; mmol=millimole;
-    micromol=micromole; mcg=microgram; bps=basis point
+    micromol=micromole; mcg=microgram; bps=basis point; pp=percentage point;
+    pp.=percentage point
 """)
+for _unit in "m km cm mm ft in mi yd".split():
+    for _size, _name in ("2", "square"), ("3", "cubic"):
+        UNITS[_unit + _size] = f"{_name} {UNITS.get(_unit, 'inch')}"
 WORDY_UNITS = set("inch mile cup teaspoon tablespoon pound ounce pint quart gallon hour acre foot yard".split())
 PLURALS = _table(
     "foot=feet; inch=inches; penny=pence; Swedish krona=Swedish kronor; "
@@ -111,9 +120,23 @@ ENDINGS = _table("""
     etc.=et cetera; Jr.=Junior; Sr.=Senior; St.=Street; Ave.=Avenue; Blvd.=Boulevard; Rd.=Road; Inc.=Incorporated;
     Ltd.=Limited; Corp.=Corporation; Co.=Company; Ln.=Lane; Hwy.=Highway; Pkwy.=Parkway; Bros.=Brothers;
     Terr.=Terrace; Ct.=Court; Sq.=Square; doz.=dozen; pkg.=package; qty.=quantity; Ed.D.=E D D;
-    Univ.=University; Assn.=Association; et al.=et al; Ph.D.=P H D; misc.=miscellaneous; Esq.=Esquire
+    Ctr.=Center; Plz.=Plaza; Pl.=Place; Fl.=Floor; ea.=each; Univ.=University; Assn.=Association; et al.=et al;
+    Ph.D.=P H D; misc.=miscellaneous; Esq.=Esquire
 """)
-STREETS = _table("St=Street; Ave=Avenue; Blvd=Boulevard; Rd=Road; Ln=Lane; Dr=Drive; Hwy=Highway; Pkwy=Parkway")
+STREETS = _table(
+    "St=Street; Ave=Avenue; Blvd=Boulevard; Rd=Road; Ln=Lane; Dr=Drive; Hwy=Highway; Pkwy=Parkway; "
+    "Ctr=Center; Plz=Plaza"
+)
+# Of countries with five digits before a city.
+CITIES = _set("""
+    PARIS LYON MARSEILLE TOULOUSE NICE NANTES STRASBOURG MONTPELLIER BORDEAUX LILLE RENNES REIMS GRENOBLE DIJON ANGERS
+    VERSAILLES CANNES AVIGNON BERLIN HAMBURG MUNICH MUNCHEN KOLN COLOGNE FRANKFURT STUTTGART DUSSELDORF LEIPZIG DRESDEN
+    BREMEN HANNOVER NUREMBERG NURNBERG BONN HEIDELBERG POTSDAM MADRID BARCELONA VALENCIA SEVILLA SEVILLE MALAGA BILBAO
+    ROMA ROME MILANO MILAN NAPOLI NAPLES TORINO TURIN FIRENZE FLORENCE VENEZIA VENICE BOLOGNA HELSINKI CEDEX
+""")
+ROADS = (
+    "[Rr]ue|[Aa]venue|[Bb]oulevard|[Bb]d|[Qq]uai|[Pp]lace|[Vv]ia|[Pp]iazza|[Cc]alle|[Pp]laza|\\w+(?:strasse|platz|weg)"
+)
 COMPASS = _table("N=North; S=South; E=East; W=West")
 # A capital word before "St." or "Dr." that leaves them a saint and a doctor: "Mount St. Helens", "Ask Dr. Who".
 NOT_A_STREET = _set("""
@@ -152,14 +175,16 @@ SPECIAL = _table(
     "WiFi=Wi-Fi; LaTeX=Lay-tech; JPEGs=J pegs; IPv4=I P v 4; IPv6=I P v 6; pH=P H; iOS=i O S; macOS=mac O S; "
     "mRNA=m R N A; MySQL=My S Q L; NoSQL=No S Q L; PostgreSQL=Postgres Q L; SQLite=S Q Lite; OAuth=O Auth; "
     "B.Sc.=B S C; M.Sc.=M S C; BSc=B S C; MSc=M S C; "
-    "WWI=World War one; WWII=World War two; 401(k)=four oh one k; 403(b)=four oh three b; A-Z=A to Z"
+    "WWI=World War one; WWII=World War two; 401(k)=four oh one k; 401(k)s=four oh one k's; 403(b)=four oh three b; "
+    "WW1=World War one; WW2=World War two; Fwd:=Forward:; FW:=Forward:; Fw:=Forward:; c/o=care of; "
+    "A-Z=A to Z; M-F=Monday to Friday"
 )
 # Before a Roman numeral.
-NUMBERED_ROMAN = "World War|Super Bowl|Star Wars|" + "|".join(
+NUMBERED_ROMAN = "World War|WW|Super Bowl|Star Wars|" + "|".join(
     """
     War Chapters? Parts? Volumes? Books? Acts? Scenes? Sections? Titles? Phases? Types? Class Grade Level
     Division Articles? Amendment Appendix Table Figure Mark Episodes? Season Stage Schedule Vatican Category
-    Factor Canto Psalms? Plates? Paragraph Rule Step Unit Lesson Tier Page page Group Series
+    Factor Canto Psalms? Plates? Paragraph Rule Step Unit Lesson Tier Pages? pages? Group Series
 """.split()
 )
 KINGS = _set("""
@@ -229,6 +254,20 @@ def _table_row(match: re.Match) -> str:
     return "\x1e" + ", ".join(cell.strip() for cell in match[1].split("|") if cell.strip()) + "\x1e"
 
 
+ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?<=[MDCLXVI])"
+# A single letter where the line is short and no sentence, for it may be of a name; "C." and "D." are of a list.
+_TITLE = r"[^\n\x1e.!?;,]{2,50}$|[A-Z][\w-]+(?: (?:&|a|and|for|in|of|on|the|to|[A-Z][\w-]*))*\.?$"
+_HEADING = (
+    rf"(?m)(?:^|(?<=\x1e)) ?(?P<numeral>(?=[IVXL]{{2}}){ROMAN}|[ivx]{{2,4}}|[IVX](?=\. [A-Z])(?=\. (?:{_TITLE}))"
+    r"|[ivx](?=\. [a-z]{2}))(?=\. [A-Za-z][a-z])"
+)
+
+
+def _heading(match: re.Match) -> str:
+    """Two of "II" at the beginning of a line."""
+    return f"\x1e{spell_number(roman_value(match['numeral']))}"
+
+
 class Rule(NamedTuple):
     """What a pattern is replaced by, with an example of the text that it reads."""
 
@@ -257,6 +296,7 @@ MARKUP = (
     Rule("code", "`x`", r"`++|~~|\\(?=[*_#\[\]`])", ""),
     Rule("emphasis opens", "**bold", r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<![\w/.@-])_{1,3}(?=[^\W_])(?!\w*\.\w)", ""),
     Rule("emphasis ends", "bold**", r"(?<=[^\s*])\*{1,3}(?![\w*])|(?<=[^\W_])_{1,3}(?!\w)|(?<=[.!?])_{1,3}(?!\w)", ""),
+    Rule("heading in Roman numerals", "I. Introduction", _HEADING, _heading),
     Rule("emoticon", ":-)", r"(?<!\S)(?:[:;=]-?[()DPp/]|:'\(|<3|[xX]D)(?!\S)", ""),
 )
 _MARKUP = [(regex.compile(rule.pattern), rule.spell) for rule in MARKUP]
@@ -334,6 +374,94 @@ def spell_number(number: int | str, kind: str = "cardinal") -> str:
     return f"{words} {spell_digits(point + decimals)}" if point else words
 
 
+def plural(noun: str) -> str:
+    """Miles per hour, square feet, degrees Celsius, yen."""
+    head, per, rest = noun.partition(" per ")
+    if noun in PLURALS:
+        return PLURALS[noun]
+    if head.startswith("degree"):
+        return noun.replace("degree", "degrees", 1)
+    *others, last = head.split()
+    last = last if last in UNINFLECTED else PLURALS.get(last, f"{last}s")
+    return " ".join([*others, last]) + per + rest
+
+
+def roman_value(numeral: str) -> int:
+    """The value of a Roman numeral."""
+    values = [dict(zip("IVXLCDM", (1, 5, 10, 50, 100, 500, 1000)))[c] for c in numeral.upper()]
+    return sum(-v if v < following else v for v, following in zip(values, [*values[1:], 0]))
+
+
+# --- rows of digits and letters, addresses
+
+
+def in_pairs(number: str) -> str:
+    """One oh one, three eighty, five hundred of a room, a road, an aircraft."""
+    if number.endswith("00") or len(number) != 3:
+        return spell_number(number)
+    return f"{spell_number(number[0])} {'oh ' if number[1] == '0' else ''}{spell_number(int(number[1:]))}"
+
+
+def spell_phone(match: re.Match) -> str:
+    """Five five five, one two three, four five six seven; one eight hundred, ..."""
+    if len(match[0]) < 9 and match[0].startswith("+"):
+        return match[0]
+    words = []
+    for part in re.findall(r"\d+|[A-Za-z]+|\+", match[0]):
+        if part == "+" or part.isalpha():
+            words.append("plus" if part == "+" else "extension" if part.islower() else part)
+        else:
+            hundred = re.fullmatch("(0(?=[358]))?([1-9]00)", part)
+            number = spell_number(hundred[2]) if hundred else spell_digits(part, "oh")
+            words.append(("oh " if hundred and hundred[1] else "") + number + ",")
+    return re.sub(r"\bone, (?=\w+ hundred)", "one ", " ".join(words)).rstrip(",")
+
+
+def spell_groups(match: re.Match) -> str:
+    """Four one one one, two two two two; ten, two, one of a short row."""
+    groups = re.findall(r"\d+", match[0])
+    short = max(map(len, groups)) < 3 and min(map(len, groups)) == 1
+    return ", ".join(map(spell_number if short else spell_digits, groups))
+
+
+def spell_characters(match: re.Match) -> str:
+    """D E eight nine, three seven oh four."""
+    return ", ".join(
+        " ".join(spell_digits(c) if c.isdigit() else c for c in group) for group in re.split("[ :]", match[0])
+    )
+
+
+def spell_network_address(match: re.Match) -> str:
+    """One nine two dot one six eight dot zero dot one, port eight zero."""
+    return " dot ".join(map(spell_digits, match[1].split("."))) + (
+        f", port {spell_digits(match[2])}" if match[2] else ""
+    )
+
+
+def spell_address(match: re.Match) -> str:
+    """Example dot com slash docs, a dot person at example dot org, setup dot p y."""
+    words = []
+    for part in re.findall(r"[A-Za-z]+|\d+|[^A-Za-z]", re.sub(r"^\w+://|/$", "", match[0])):
+        if part.isalpha():
+            letters = part.lower() in ADDRESS_LETTERS or not re.search("[aeiouy]", part, re.I) or part == "py"
+            words.append(" ".join(part) if letters else " ".join(_camel(part)))
+        else:
+            words.append(spell_digits(part) if len(part) > 4 else ADDRESS_SIGNS.get(part, part))
+    return " ".join(words)
+
+
+def _camel(word: str) -> list[str]:
+    """The words of ThrowbackThursday and of throwback_thursday."""
+    return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z_]+", word)
+
+
+def spell_tag(match: re.Match) -> str:
+    """Hashtag Throwback Thursday, at john underscore doe."""
+    if match[0][0] == "#":
+        return "hashtag " + " ".join(_camel(match[1]))
+    return "at " + re.sub(r"[._]", lambda sign: f" {ADDRESS_SIGNS[sign[0]]} ", match[1]).strip()
+
+
 # --- characters
 
 EMOJI = re.compile("[\u231a-\u23ff\u25a0-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff][\ufe0f\u200d\U0001f3fb-\U0001f3ff]*")
@@ -385,7 +513,9 @@ def _greek_look_alikes(match: re.Match) -> str:
 def _greek(match: re.Match) -> str:
     """A letter by its name, a word by its sound."""
     if len(match[0]) == 1:
-        return f" {unicodedata.name(match[0], '').split()[-1].lower()} ".replace(" lamda ", " lambda ")
+        name = unicodedata.name(match[0], "").split()[-1].lower().replace("lamda", "lambda")
+        before, after = match.string[: match.start()][-1:], match.string[match.end() :][:1]
+        return " " * before.isalnum() + name + " " * after.isalnum()
     return "".join(GREEK.get(c, c) if c.islower() else GREEK.get(c.lower(), c).capitalize() for c in match[0])
 
 
@@ -402,7 +532,7 @@ def in_ascii(text: str) -> str:
     """A text with the characters of a typewriter and the signs that rules know."""
     text = EMOJI.sub(" ", re.sub(r"(?<=\d) ?[★⭐]", " star ", text))
     text = re.sub("[\ud800-\udfff]", " ", text)
-    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
+    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])|(?<=[①-⑳])(?=[①-⑳])", " ", text)
     text = re.sub(r"(?<=[A-Za-z])[·⋅](?=[A-Za-z])", "", re.sub(r"(?<=\d) ?[·⋅] ?(?=\d)", " × ", text))
     text = re.sub(r"[µμ](?=(?:[mgslLFAVW]|mol)\b)", "micro", re.sub(r"(\d ?[kM]?)[Ωω\u2126](?!\w)", r"\1ohm", text))
     text = re.sub(r"\w{3,}", _greek_look_alikes, _cyrillic(text)) if re.search("[Α-Ωα-ω]", text) else _cyrillic(text)

@@ -4,7 +4,7 @@ The values of tensors are checked only with `check_values`: always in generate()
 `values_are_at_hand`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,6 +186,17 @@ def check_finite(model: torch.nn.Module):
         if x.is_floating_point() and not x.is_meta and not x.detach().sum(dtype=torch.float32).isfinite():
             raise ValueError(f"The weight {name} holds NaN or infinity: expected numbers. Train or download it again.")
         mapped.give_back(x)
+
+
+def check_complete(info: Mapping[str, Any]):
+    """ValueError for weights that the file of a checkpoint lacks, which would be random numbers.
+
+    info: of from_pretrained(output_loading_info=True).
+    """
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"{len(missing)} weights are missing, {missing[0]} among them: download or save the checkpoint again."
+        )
 
 
 def check_seed(seed: Any):

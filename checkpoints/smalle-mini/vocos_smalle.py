@@ -20,7 +20,7 @@ from transformers import initialization as init
 from .native_smalle import NOISE_FRAMES, DecoderState, VocosDecoder, block_size, load_library
 from .native_smalle import block_sizes as block_sizes
 from .runtime_smalle import fingerprint
-from .saving_smalle import check_kinds, check_positive
+from .saving_smalle import check_kinds, check_layers, check_positive
 
 MAX_LOG_MAGNITUDE = math.log(1e2)
 
@@ -60,6 +60,7 @@ class VocosConfig(PreTrainedConfig):
         fields = VocosConfig.__annotations__
         check_kinds(self, fields)
         check_positive(self, [name for name, kind in fields.items() if kind is int and name != "num_bandwidths"])
+        check_layers(self, ("num_hidden_layers",))
         if self.padding not in ("same", "center"):
             raise ValueError(f"padding is {self.padding!r}; expected 'same' or 'center'")
         if self.excitation not in HEADS:

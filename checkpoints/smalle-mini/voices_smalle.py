@@ -20,8 +20,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .cache_smalle import STATE_NAME, join_state
 from .codec_smalle import FrameNetwork, MelAnalysis, SmallECodecConfig, mel_of_windows
-from .saving_smalle import atomic_write
-from .validation_smalle import FLOATS, INTEGERS, check_finite
+from .saving_smalle import atomic_write, check_expected, check_kinds, check_layers, check_positive
+from .validation_smalle import FLOATS, INTEGERS, check_complete, check_finite
 from .vocos_smalle import ConvolutionStates, Vocos, VocosState, init_vocos_weights
 
 VERSION = 2  # of files with a conversion, 1 of others; this code reads both
@@ -168,6 +168,16 @@ class VoiceConverterConfig(PreTrainedConfig):
     num_layers: int = 8
     source_pitch: list[float] | tuple[float, float] = (5.25, 0.25)
 
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        fields = VoiceConverterConfig.__annotations__
+        check_kinds(self, fields)
+        check_positive(self, [name for name, kind in fields.items() if kind is int])
+        check_layers(self, ("content_num_layers", "num_layers"))
+        pitch = [x for x in self.source_pitch if isinstance(x, (int, float)) and 0 < x < 10]
+        right = len(pitch) == len(self.source_pitch) == 2
+        check_expected(self, {"source_pitch": (right, "median and deviation of the log f0, above zero")})
+
 
 def has_fast_bfloat16() -> bool:
     """Whether the processor multiplies matrices of bfloat16 in tiles (AMX). With AMX off, a Xeon took twice as long in
@@ -277,9 +287,11 @@ class VoiceConverter(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, dtype: torch.dtype = torch.float32, **kwargs) -> "VoiceConverter":
-        converter = super().from_pretrained(*args, dtype=dtype, **kwargs).eval()
+        options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **kwargs}
+        converter, info = super().from_pretrained(*args, **options)
+        check_complete(info)
         check_finite(converter)
-        return converter
+        return converter.eval()
 
     def _init_weights(self, module):
         init_vocos_weights(module)
