@@ -451,7 +451,8 @@ class SmallECodec(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, dtype: torch.dtype = torch.float32, **kwargs) -> "SmallECodec":
         options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **kwargs}
-        codec, info = super().from_pretrained(*args, **options)
+        loaded: Any = super().from_pretrained(*args, **options)
+        codec, info = loaded
         if not kwargs.get("ignore_mismatched_sizes"):  # which starts a training of another shape
             check_complete(info)
         check_finite(codec)

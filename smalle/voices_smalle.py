@@ -139,14 +139,18 @@ def join_voices(voices: Sequence[Voice]) -> Voice:
 
 # ----------------------------------------------------------------------------------------------------- conversion
 
-CONTENT = 48  # size of the content: the smooth envelope that one voice would have, of two log-mel frames
+CENTROID = 48  # numbers of a class of content: the smooth envelope that one voice would have, of two log-mel frames
+CONTENT = CENTROID + 2  # and the loudness of both
+LOUDNESS_RANGE = -5.0, 2.5  # nepers around the loudness of speech
 PITCH_RANGE = 60.0, 450.0  # Hz
 PITCH_BINS = 40
 SPEAKER_SIZE, SPEAKER_MELS, SPEAKER_WINDOW = 256, 40, 160  # the speaker encoder's embedding, mel bands and frames
 MEAN_CEPSTRA, DEVIATION_CEPSTRA = 20, 10  # of the average frame of a recording, which tell its channel
 BLOCK_FRAMES = 8  # of the codec's, which are converted at once
-TUNING_STEPS = 50  # to a recording: about 12 s of a core
+TUNING_STEPS = 60  # to a recording: about 12 s of a core
 LEARNING_RATE = 1e-3
+CONTENT_NOISE = 0.15  # deviation of what is added to the content that the network is tuned with
+RANK = 32  # of the changes of matrices by tuning, as a voice keeps them
 LOUD_RANGE = 4.5  # nepers below the loudest frame: speech
 
 
@@ -162,6 +166,7 @@ class VoiceConverterConfig(PreTrainedConfig):
     content_size: int = 192
     content_intermediate_size: int = 576
     content_num_layers: int = 7
+    num_content_classes: int = 258
     condition_size: int = 128
     hidden_size: int = 256
     intermediate_size: int = 768
@@ -186,15 +191,48 @@ def has_fast_bfloat16() -> bool:
     return bool(check and check())
 
 
-def standardize(content: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """Content (B, 48, T) with mean 0 and deviation 1, where it has these (B, 48)."""
-    return (content - mean[..., None]) / (deviation + 0.05)[..., None]
-
-
 def loud_frames(frames: Tensor) -> Tensor:
     """Which (T,) of log-mel frames (T, num_mels) are speech."""
-    loudness = frames.float().exp().mean(1).log()
+    loudness = frame_loudness(frames)
     return loudness > loudness.max() - LOUD_RANGE
+
+
+def frame_loudness(frames: Tensor) -> Tensor:
+    """Log of the mean magnitude (...) of log-mel frames (..., num_mels)."""
+    return frames.float().exp().mean(-1).log()
+
+
+class SpeechStatistics(NamedTuple):
+    """What the encoder needs to know of a recording, or of a voice: over its speech, the mean log-mel frame (num_mels,)
+    and the loudness ()."""
+
+    mean: Tensor
+    loudness: Tensor
+
+    @classmethod
+    def of(cls, frames: Tensor) -> "SpeechStatistics":
+        """Of log-mel frames (T, num_mels)."""
+        speech = frames[loud_frames(frames)].float()
+        return cls(speech.mean(0), frame_loudness(speech).mean())
+
+
+def factors(name: str, change: Tensor) -> dict[str, Tensor]:
+    """Tensors that keep the change of a parameter: of a large matrix the factors of its best approximation of RANK."""
+    if change.dim() < 2 or min(change.flatten(1).shape) <= 2 * RANK:
+        return {f"change.{name}": change}
+    left, sizes, right = torch.linalg.svd(change.flatten(1), full_matrices=False)
+    return {f"left.{name}": left[:, :RANK] * sizes[:RANK], f"right.{name}": right[:RANK]}
+
+
+def change_of(name: str, parameter: Tensor, conversion: dict[str, Tensor]) -> Tensor:
+    """The change of a parameter that `factors` kept. Raises ValueError where it is missing or has another shape."""
+    whole = conversion.get(f"change.{name}")
+    left, right = conversion.get(f"left.{name}"), conversion.get(f"right.{name}")
+    if left is not None and right is not None and left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]:
+        whole = left.float() @ right.float()
+    if whole is None or whole.numel() != parameter.numel():
+        raise ValueError(f"The voice has no change of {name}: prepare the voice again from its recording.")
+    return whole.float().view_as(parameter)
 
 
 class SpeakerNetwork(nn.Module):
@@ -219,12 +257,26 @@ class SpeakerNetwork(nn.Module):
         return F.normalize(self.linear(hidden[-1]).relu(), dim=-1)
 
 
+class Recording(NamedTuple):
+    """What a converter knows of a recording of T frames: content (1, 50, T), f0 (1, T, 2) in Hz, log-mel frames
+    (1, T, 2 * num_mels), the embedding (256,) of its speaker, their condition (1, C) and (median, deviation) of log f0.
+    """
+
+    content: Tensor
+    f0: Tensor
+    mel: Tensor
+    speaker: Tensor
+    condition: Tensor
+    pitch: Tensor
+
+
 @dataclass
 class ConverterState:
-    """State of a conversion in chunks, a value: samples (1, W) that wait or that later frames overlap, and the states
-    of the networks."""
+    """State of a conversion in chunks, a value: samples (1, W) that wait or that later frames overlap, the loudness
+    (1, 2, W) of frames that the encoder has not completed, and the states of the networks."""
 
     samples: Tensor
+    loudness: Tensor
     encoder: ConvolutionStates
     network: ConvolutionStates
     vocos: VocosState | None
@@ -233,20 +285,22 @@ class ConverterState:
 class VoiceConverter(PreTrainedModel):
     """Makes the speech of one voice, that of a checkpoint, the speech of a recorded speaker.
 
-    An encoder takes the content of anybody's speech, the spectral envelope that one voice would have, and the
-    pitch. The content is standardized for each recording, so that it tells little about the speaker. A network
-    turns both into the frames of a speaker. The scales and shifts of its norms depend on a recording of the speaker
-    (FiLM, Perez et al. 2017, arXiv 1709.07871). To prepare a speaker, the network is tuned for some seconds to
-    reconstruct the recording from its content. No transcript is needed.
+    The content is the envelope that another voice would have at the same moments, and the loudness, so that it tells
+    little about the speaker. An encoder takes it, and the pitch. Of anybody's speech it classifies the frames into
+    parts of phones, whose envelopes are averaged (phonetic posteriorgrams: Sun et al. 2016, "Phonetic posteriorgrams
+    for many-to-one voice conversion without parallel data training"). Of the one voice that is converted it regresses
+    the envelope, which loses no word. A network turns the content into the frames of a speaker. The scales and shifts
+    of its norms depend on a recording of the speaker (FiLM, Perez et al. 2017, arXiv 1709.07871).
+    To prepare a speaker, the network is tuned for some seconds to reconstruct the recording from its content. No
+    transcript is needed.
     """
 
     config_class = VoiceConverterConfig
     base_model_prefix = "converter"
     main_input_name = "waveform"
     cepstrum: Tensor
-    content_mean: Tensor
-    content_scale: Tensor
     source_mean: Tensor
+    source_loudness: Tensor
     latent_scale: Tensor
 
     def __init__(self, config: VoiceConverterConfig):
@@ -256,11 +310,12 @@ class VoiceConverter(PreTrainedModel):
         self.vocos = Vocos(codec.vocos_config())
         self.encoder = FrameNetwork(
             codec.feature_size,
-            CONTENT + 4,
+            config.num_content_classes + 4 + CENTROID,
             config.content_size,
             config.content_intermediate_size,
             config.content_num_layers,
         )
+        self.centroids = nn.Linear(config.num_content_classes, CENTROID, bias=False)
         self.speaker = SpeakerNetwork(codec.num_mels)
         self.condition = nn.Sequential(
             nn.Linear(SPEAKER_SIZE + MEAN_CEPSTRA + DEVIATION_CEPSTRA + 2, 256),
@@ -279,16 +334,16 @@ class VoiceConverter(PreTrainedModel):
             config.num_layers,
         )
         self.register_buffer("cepstrum", torch.zeros(MEAN_CEPSTRA, codec.num_mels))
-        self.register_buffer("content_mean", torch.zeros(CONTENT))
-        self.register_buffer("content_scale", torch.ones(CONTENT))
         self.register_buffer("source_mean", torch.zeros(codec.num_mels))
+        self.register_buffer("source_loudness", torch.zeros(()))
         self.register_buffer("latent_scale", torch.ones(codec.latent_size))
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, *args, dtype: torch.dtype = torch.float32, **kwargs) -> "VoiceConverter":
         options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **kwargs}
-        converter, info = super().from_pretrained(*args, **options)
+        loaded: Any = super().from_pretrained(*args, **options)
+        converter, info = loaded
         check_complete(info)
         check_finite(converter)
         return converter.eval()
@@ -299,14 +354,37 @@ class VoiceConverter(PreTrainedModel):
     # --- analysis
 
     def encode_content(
-        self, mel: Tensor, mean: Tensor, state: ConvolutionStates = (), last: bool = True
+        self,
+        mel: Tensor,
+        statistics: SpeechStatistics,
+        state: ConvolutionStates = (),
+        last: bool = True,
+        of_source: bool = False,
     ) -> tuple[Tensor, Tensor, ConvolutionStates]:
-        """Content (B, 48, T'), f0 (B, T', 2) in Hz, 0 where it is unvoiced, and the state, of log-mel frames
-        (B, T, 2 * num_mels) whose mean over speech is `mean` (num_mels,)."""
-        y, states = self.encoder.apply_blocks((mel - torch.cat((mean, mean))).transpose(1, 2), state, last)
-        content, pitch, voiced = y.split((CONTENT, 2, 2), 1)
+        """The content's envelope (B, 48, T'), f0 (B, T', 2) in Hz, 0 where it is unvoiced, and the state, of log-mel
+        frames (B, T, 2 * num_mels). of_source: they are of the voice that is converted, whose envelope is regressed."""
+        mean = torch.cat((statistics.mean, statistics.mean))
+        y, states = self.encoder.apply_blocks((mel - mean).transpose(1, 2), state, last)
+        classes, pitch, voiced, envelope = y.split((self.config.num_content_classes, 2, 2, CENTROID), 1)
+        if not of_source:
+            envelope = self.centroids(classes.softmax(1).transpose(1, 2)).transpose(1, 2)
         f0 = torch.where(voiced > 0, 180 * pitch.exp(), torch.zeros_like(pitch))
-        return content, f0.transpose(1, 2), states
+        return envelope, f0.transpose(1, 2), states
+
+    def loudness(self, mel: Tensor, statistics: SpeechStatistics) -> Tensor:
+        """Loudness (B, 2, T) of log-mel frames (B, T, 2 * num_mels), in nepers around that of speech."""
+        frames = mel.unflatten(2, (2, -1))
+        return (frame_loudness(frames) - statistics.loudness).clamp(*LOUDNESS_RANGE).transpose(1, 2)
+
+    def recording_content(self, mel: Tensor, statistics: SpeechStatistics) -> tuple[Tensor, Tensor]:
+        """Content (B, 50, T) and f0 (B, T, 2) of the log-mel frames (B, T, 2 * num_mels) of whole recordings."""
+        envelope, f0, _ = self.encode_content(mel, statistics)
+        return torch.cat((envelope, self.loudness(mel, statistics)), 1), f0
+
+    @property
+    def source(self) -> SpeechStatistics:
+        """Those of the voice that is converted."""
+        return SpeechStatistics(self.source_mean, self.source_loudness)
 
     def recording_mel(self, waveform: Tensor) -> Tensor:
         """Log-mel frames (1, T, 2 * num_mels) of a recording (L,), full-band."""
@@ -323,7 +401,7 @@ class VoiceConverter(PreTrainedModel):
     # --- preparing a speaker
 
     def inputs(self, content: Tensor, f0: Tensor) -> Tensor:
-        """Input (B, 130, T) of the network: content (B, 48, T), and f0 (B, T, 2) as a bump among 40 bins."""
+        """Input (B, 132, T) of the network: content (B, 50, T), and f0 (B, T, 2) as a bump among 40 bins."""
         centres = torch.linspace(math.log(PITCH_RANGE[0]), math.log(PITCH_RANGE[1]), PITCH_BINS, device=f0.device)
         voiced = (f0 > 0).float()[..., None]
         bumps = torch.exp(-0.5 * ((f0.clamp(min=50).log()[..., None] - centres) / 0.05) ** 2) * voiced
@@ -338,21 +416,20 @@ class VoiceConverter(PreTrainedModel):
             norm.weight.data, norm.bias.data = 1 + scale, shift.clone()
         return network
 
-    def analyze_recording(self, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of a recording (L,): the input of the network (1, C, T), log-mel frames (1, T, 2 * num_mels), the condition
-        (1, C) and (median, deviation) of its log f0 (2,)."""
+    def analyze_recording(self, waveform: Tensor) -> Recording:
+        """Of a recording (L,). Raises ValueError where it has hardly any voiced sound."""
         mel = self.recording_mel(waveform)
         frames = mel.reshape(-1, self.codec_config.num_mels)
-        speech = frames[loud_frames(frames)]
-        content, f0, _ = self.encode_content(mel, speech.mean(0))
-        content = standardize(content, content.mean(2), content.std(2, correction=0))
+        speech, speaker = frames[loud_frames(frames)], self.embed_speaker(frames)
+        content, f0 = self.recording_content(mel, SpeechStatistics.of(frames))
         log_f0 = f0[f0 > 0].log()
         if len(log_f0) < 20:
             raise ValueError("audio has hardly any voiced sound: expected a recording of 5 to 10 s of speech.")
         channel = torch.cat((self.cepstrum @ speech.mean(0), (self.cepstrum @ speech.std(0))[:DEVIATION_CEPSTRA])) / 10
         moments = torch.stack((log_f0.mean() - 5.1, log_f0.std()))
-        condition = self.condition(torch.cat((4 * self.embed_speaker(frames), channel, moments))[None])
-        return self.inputs(content, f0), mel, condition, torch.stack((log_f0.median(), log_f0.std().clamp(max=0.35)))
+        condition = self.condition(torch.cat((4 * speaker, channel, moments))[None]).half().float()
+        pitch = torch.stack((log_f0.median(), log_f0.std().clamp(max=0.35)))
+        return Recording(content, f0, mel, speaker, condition, pitch)
 
     def prepare(
         self,
@@ -368,41 +445,48 @@ class VoiceConverter(PreTrainedModel):
         recording without voiced sound.
         """
         with torch.no_grad():
-            inputs, mel, condition, pitch = self.analyze_recording(waveform)
-            network = self.conditioned(condition)
-            speaker = self.embed_speaker(mel.reshape(-1, self.codec_config.num_mels))
+            recording = self.analyze_recording(waveform)
+            network = self.conditioned(recording.condition)
+            before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         steps = TUNING_STEPS if steps is None else steps
-        self._tune(network, inputs, mel, speaker, steps, seed, progress or (lambda done, steps: None))
-        parameters = {f"network.{name}": tensor.detach().half() for name, tensor in network.state_dict().items()}
-        return {**parameters, "pitch": pitch}
+        self._tune(network, recording, steps, seed, progress or (lambda done, steps: None))
+        conversion = {
+            "condition": recording.condition[0].half(),
+            "pitch": recording.pitch,
+            "converter": self.signature(),
+        }
+        for name, tensor in network.state_dict().items():
+            conversion |= {key: x.half() for key, x in factors(name, tensor - before[name]).items()}
+        return conversion
+
+    def signature(self) -> Tensor:
+        """A number () that differs between converters."""
+        return torch.stack([x.double().abs().mean() for x in self.network.parameters()]).sum()
 
     def frames_of(self, network: FrameNetwork, inputs: Tensor) -> Tensor:
         """Log-mel frames (B, T, 2 * num_mels) that a network makes of its inputs (B, C, T)."""
         return self.analysis.restore(network.apply_blocks(inputs)[0] * self.latent_scale[:, None])
 
     def _tune(
-        self,
-        network: FrameNetwork,
-        inputs: Tensor,
-        mel: Tensor,
-        speaker: Tensor,
-        steps: int,
-        seed: int,
-        progress: Callable[[int, int], Any],
+        self, network: FrameNetwork, recording: Recording, steps: int, seed: int, progress: Callable[[int, int], Any]
     ) -> None:
-        """Tunes `network`, in place, to make the frames `mel` (1, T, 2 * num_mels) of `inputs` (1, C, T), whose
-        speaker has the embedding `speaker` (256,)."""
-        generator, size = torch.Generator().manual_seed(seed), min(SPEAKER_WINDOW // 2, inputs.shape[2])
+        """Tunes `network`, in place, to make the frames of a recording of its content and f0.
+
+        The content is disturbed, so that the network does not rely on how the speaker's differs from what it converts.
+        """
+        content, f0, mel, speaker, *_ = recording
+        generator, size = torch.Generator().manual_seed(seed), min(SPEAKER_WINDOW // 2, content.shape[2])
         optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, betas=(0.8, 0.95))
         with torch.inference_mode(False), torch.enable_grad():
             meant = self.analysis.restore(self.analysis.project(mel.clone()))
             for step in range(steps):
                 progress(step, steps)
-                starts = torch.randint(inputs.shape[2] - size + 1, (8,), generator=generator).tolist()
-                given = torch.cat([inputs[..., n : n + size] for n in starts])
-                given = given + 0.1 * torch.randn(given.shape, generator=generator)
+                starts = torch.randint(content.shape[2] - size + 1, (8,), generator=generator).tolist()
+                said = torch.cat([content[..., n : n + size] for n in starts])
+                said = said + CONTENT_NOISE * torch.randn(said.shape, generator=generator)
+                tones = torch.cat([f0[:, n : n + size] for n in starts])
                 with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
-                    frames = self.frames_of(network, given)
+                    frames = self.frames_of(network, self.inputs(said, tones))
                 loss = (frames - torch.cat([meant[:, n : n + size] for n in starts])).abs().mean()
                 if 2 * size == SPEAKER_WINDOW:
                     heard = self.speaker(frames[:4].float().reshape(4, SPEAKER_WINDOW, -1))
@@ -417,14 +501,15 @@ class VoiceConverter(PreTrainedModel):
 
     def network_of(self, conversion: dict[str, Tensor]) -> FrameNetwork:
         """The network of a `conversion`. Raises ValueError where its tensors are not those of this converter."""
-        network = copy.deepcopy(self.network)
-        state = {name.removeprefix("network."): x.float() for name, x in conversion.items() if name != "pitch"}
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
+        made_by, condition = (conversion.get(name, torch.zeros(0)) for name in ("converter", "condition"))
+        known = condition.shape == (self.config.condition_size,) and not made_by.shape
+        if not known or not torch.isclose(made_by.double(), self.signature(), rtol=1e-6):
             raise ValueError(
                 "The voice was prepared by another converter: prepare it again from its recording (encode_voice)."
-            ) from error
+            )
+        network = self.conditioned(condition[None].float())
+        for name, tensor in network.state_dict().items():
+            tensor += change_of(name, tensor, conversion)
         return network
 
     @torch.no_grad()
@@ -443,7 +528,7 @@ class VoiceConverter(PreTrainedModel):
         """
         codec, edge = self.codec_config, (self.codec_config.mel_n_fft - self.codec_config.mel_hop_length) // 2
         if state is None:
-            state = ConverterState(torch.zeros(1, edge), (), (), None)
+            state = ConverterState(torch.zeros(1, edge), torch.zeros(1, 2, 0), (), (), None)
         samples = torch.cat((state.samples, F.pad(waveform, (0, edge if last else 0))), 1)
         overlap, block = codec.mel_n_fft - codec.mel_hop_length, BLOCK_FRAMES * codec.hop_length
         waves = [torch.zeros(1, 0)]
@@ -465,12 +550,14 @@ class VoiceConverter(PreTrainedModel):
         if samples.shape[1] >= codec.mel_n_fft:
             windows = samples.unfold(1, codec.mel_n_fft, codec.mel_hop_length)
             mel = self.analysis.features(mel_of_windows(windows, codec.num_mels, codec.sampling_rate))
-        content, f0, encoder = self.encode_content(mel, self.source_mean, state.encoder, last)
-        content = standardize(content, self.content_mean[None], self.content_scale[None])
+        envelope, f0, encoder = self.encode_content(mel, self.source, state.encoder, last, True)
+        loudness = torch.cat((state.loudness, self.loudness(mel, self.source)), 2)
+        ready = envelope.shape[2]
+        content = torch.cat((envelope, loudness[..., :ready]), 1)
         inputs = self.inputs(content, self.move_pitch(f0, pitch))
         latents, states = network.apply_blocks(inputs, state.network, last)
         wave, vocos = self.vocos.decode_chunk(latents * self.latent_scale[:, None], state.vocos, last)
-        return wave, replace(state, encoder=encoder, network=states, vocos=vocos)
+        return wave, replace(state, loudness=loudness[..., ready:], encoder=encoder, network=states, vocos=vocos)
 
     def move_pitch(self, f0: Tensor, pitch: Tensor) -> Tensor:
         """f0 (B, T, 2) of the checkpoint's voice -> of a speaker with `pitch`, (median, deviation) of its log f0."""

@@ -8,7 +8,17 @@ import torch
 
 import smalle
 from smalle.lite.tensors import NeedsPyTorch, read_voice
-from smalle.voices_smalle import Voice, VoiceConverter, VoiceConverterConfig, load_voice, save_voice
+from smalle.voices_smalle import (
+    RANK,
+    SpeechStatistics,
+    Voice,
+    VoiceConverter,
+    VoiceConverterConfig,
+    change_of,
+    factors,
+    load_voice,
+    save_voice,
+)
 
 CHECKPOINT = pathlib.Path(__file__).parents[2] / "checkpoints" / "smalle-mini"
 TEXT = "The weather is fine today."
@@ -26,7 +36,7 @@ def model():
 
 def median_f0(converter, waveform):
     mel = converter.recording_mel(waveform)
-    _, f0, _ = converter.encode_content(mel, mel.reshape(-1, mel.shape[2] // 2).mean(0))
+    _, f0 = converter.recording_content(mel, SpeechStatistics.of(mel.reshape(-1, mel.shape[2] // 2)))
     return float(f0[f0 > 0].median())
 
 
@@ -87,8 +97,9 @@ def test_tuning_comes_nearer_to_the_recording(processor, recordings):
     for steps in (0, 12):
         network = converter.network_of(converter.prepare(recording, steps))
         with torch.no_grad():
-            inputs, mel, _, _ = converter.analyze_recording(recording)
-            losses.append(float((converter.frames_of(network, inputs) - mel).abs().mean()))
+            known = converter.analyze_recording(recording)
+            frames = converter.frames_of(network, converter.inputs(known.content, known.f0))
+            losses.append(float((frames - known.mel).abs().mean()))
     assert losses[1] < 0.9 * losses[0]
 
 
@@ -98,6 +109,7 @@ def test_voice_files_keep_the_conversion(processor, voices, spoken, tmp_path):
     again = load_voice(path)
     assert torch.equal(*(processor.decode(spoken, voice=x)[0] for x in (voice, again)))
     assert set(again.conversion) == set(voice.conversion) and again.text == voice.text
+    assert path.stat().st_size < 1_800_000
     with pytest.raises(NeedsPyTorch, match="conversion"):  # `smalle say` takes PyTorch then
         read_voice(path)
 
@@ -106,15 +118,34 @@ def test_damaged_conversions_are_refused(processor, voices, tmp_path):
     conversion = voices["emma"].conversion
     broken = {
         "no pitch": {name: x for name, x in conversion.items() if name != "pitch"},
-        "NaN": {**conversion, "network.out.bias": conversion["network.out.bias"] * torch.nan},
+        "NaN": {**conversion, "change.out.bias": conversion["change.out.bias"] * torch.nan},
         "its shape": {**conversion, "pitch": torch.ones(3)},
     }
     for damage in broken.values():
         with pytest.raises(ValueError, match="prepare the voice again"):
             save_voice(tmp_path / "v.safetensors", conversion=damage)
-    fewer = {name: x for name, x in conversion.items() if name != "network.out.bias"}
-    with pytest.raises(ValueError, match="another converter"):
-        processor.decode(torch.zeros(3, 6, dtype=torch.long), voice=Voice(conversion=fewer))
+    left = next(name for name in conversion if name.startswith("left."))
+    wrong = {
+        "has no change": {name: x for name, x in conversion.items() if name != "change.out.bias"},
+        "has no change of": {**conversion, left: conversion[left][:, 1:]},
+        "another converter": {**conversion, "converter": conversion["converter"] * 1.001},
+        "by another converter": {name: conversion[name] for name in ("pitch", "change.out.bias")},
+    }
+    for message, damage in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            processor.decode(torch.zeros(3, 6, dtype=torch.long), voice=Voice(conversion=damage))
+
+
+@torch.no_grad()
+def test_factors_keep_the_largest_part_of_a_change(processor):
+    random = torch.Generator().manual_seed(0)
+    wide = torch.randn(160, RANK, generator=random) @ torch.randn(RANK, 190, generator=random)
+    noisy = wide + 0.01 * torch.randn(160, 190, generator=random)
+    for change, error in ((wide, 1e-5), (noisy, 0.011), (torch.randn(300, 7, generator=random), 0.0)):
+        kept = factors("weight", change)
+        again = change_of("weight", change.flatten(), kept).view_as(change)
+        assert (again - change).square().mean().sqrt() <= error
+    assert sum(x.numel() for x in factors("weight", noisy).values()) == RANK * 350
 
 
 @pytest.mark.parametrize("pitch", ["hot", [5.25], [5.25, 0], [float("nan"), 0.25], ["5", "6"]])

@@ -16,7 +16,7 @@ from torch import Tensor
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import atomic_folder, write_json
-from smalle.voices_smalle import VoiceConverter, loud_frames
+from smalle.voices_smalle import SpeechStatistics, VoiceConverter
 
 from ..assemble import save_half
 
@@ -30,17 +30,15 @@ TEXTS = (
 
 @torch.no_grad()
 def measure_source(converter: VoiceConverter, waveforms: Iterable[Tensor]) -> None:
-    """Sets what the converter knows of the voice that it converts, from its speech (L,): the mean frame, mean and
-    deviation of the content, and the pitch."""
+    """Sets what the converter knows of the voice that it converts, from its speech (L,): the mean frame, the loudness
+    and the pitch."""
     analysis, hop, num_mels = converter.analysis, converter.codec_config.hop_length, converter.codec_config.num_mels
     mels = [analysis.features(analysis.mel(x[None, : len(x) // hop * hop].float())) for x in waveforms]
-    frames = [mel.reshape(-1, num_mels) for mel in mels]
-    converter.source_mean.copy_(torch.stack([x[loud_frames(x)].mean(0) for x in frames]).mean(0))
-    heard = [converter.encode_content(mel, converter.source_mean) for mel in mels]
-    content = torch.cat([content[0] for content, _, _ in heard], 1)
-    converter.content_mean.copy_(content.mean(1))
-    converter.content_scale.copy_(content.std(1))
-    log_f0 = torch.cat([f0[f0 > 0] for _, f0, _ in heard]).log()
+    found = [SpeechStatistics.of(mel.reshape(-1, num_mels)) for mel in mels]
+    converter.source_mean.copy_(torch.stack([x.mean for x in found]).mean(0))
+    converter.source_loudness.copy_(torch.stack([x.loudness for x in found]).mean())
+    f0 = torch.cat([converter.encode_content(mel, converter.source, of_source=True)[1].flatten() for mel in mels])
+    log_f0 = f0[f0 > 0].log()
     converter.config.source_pitch = [round(float(log_f0.median()), 4), round(float(log_f0.std()), 4)]
 
 

@@ -3,13 +3,16 @@
   python -m smalle.train.conversion.converter PAIRS.safetensors ... --start CONTENT --speaker SPEAKER.safetensors \\
       --output OUT [--minutes 35]
 
-CONTENT is the output of smalle.train.conversion.content, SPEAKER that of smalle.train.conversion.speaker or the
-model.safetensors of a converter. The command resumes when it is run again.
+CONTENT is the output of smalle.train.conversion.content of these pairs, beside CONTENT-readings.safetensors. The
+content of most samples is that of the readings, of the others what the encoder takes from the recording, as in tuning.
+SPEAKER is the output of smalle.train.conversion.speaker or the model.safetensors of a converter. The command resumes
+when it is run again.
 """
 
 import collections
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,24 +25,28 @@ from tqdm import tqdm
 
 from smalle.cli.command import command_parser, run_command
 from smalle.voices_smalle import (
+    CENTROID,
     DEVIATION_CEPSTRA,
     MEAN_CEPSTRA,
     SPEAKER_SIZE,
     SPEAKER_WINDOW,
+    SpeechStatistics,
     VoiceConverter,
     loud_frames,
-    standardize,
 )
 
 from ..codec.recipe import StageOptions
 from ..codec.stages import adamw
-from ..codec.timed_run import TimedRun
-from .content import ConversionStage
 from .pairs import Pair, load_pairs
+from .readings import load_readings
+from .stage import ConversionStage, run_stage
 
 FRAMES = 100  # of the codec, of a sample
-BEST = 0.93  # share of the pairs, by the cost of their alignments
 CHANNEL = MEAN_CEPSTRA + DEVIATION_CEPSTRA
+READING_SHARE = 0.6  # of samples whose content is that of the reading
+CONTENT_NOISE = 0.2  # its largest deviation
+BLUR_SHARE, SHRINK_SHARE = 0.4, 0.5  # of those; regression blurs contents and makes them smaller
+BLUR, SHRINK = 0.6, 0.25  # at most
 CHANNEL_DROPOUT = 0.15  # share of samples whose condition tells no channel
 ADVERSARIAL_FROM = 0.25  # of the time
 SPEAKER_WEIGHT, ADVERSARIAL_WEIGHT, MATCHING_WEIGHT = 1.5, 0.15, 1.0
@@ -57,6 +64,16 @@ def conditioned_latents(converter: VoiceConverter, inputs: Tensor, condition: Te
         x = x + (block.gamma * block.pwconv2(F.gelu(block.pwconv1(y)))).transpose(1, 2)
     latents = network.out(network.norm(x.transpose(1, 2))).transpose(1, 2).float()
     return latents * converter.latent_scale[:, None]
+
+
+def imperfect(envelopes: Tensor, random: np.random.Generator) -> Tensor:
+    """Envelopes (T, 48) as a regression would give them: in some samples blurred, in some smaller."""
+    if random.random() < BLUR_SHARE:
+        around = F.pad(envelopes.T[None], (1, 1), mode="replicate")[0].T
+        envelopes = torch.lerp(envelopes, (around[:-2] + around[2:]) / 2, BLUR * random.random())
+    if random.random() < SHRINK_SHARE:
+        envelopes = envelopes * (1 - SHRINK * random.random())
+    return envelopes
 
 
 class FrameDiscriminator(nn.Module):
@@ -84,10 +101,12 @@ class ConverterStage(ConversionStage):
 
     betas = (0.8, 0.98)
 
-    def __init__(self, converter: VoiceConverter, pairs: Sequence[Pair], options: StageOptions):
+    def __init__(
+        self, converter: VoiceConverter, pairs: Sequence[Pair], readings: Sequence[Tensor], options: StageOptions
+    ):
         parts = {name: getattr(converter, name) for name in ("condition", "films", "network")}
         super().__init__(converter, nn.ModuleDict(parts), options)
-        self.pairs = pairs
+        self.pairs, self.readings = pairs, readings
         self.discriminator = FrameDiscriminator(converter.codec_config.feature_size)
         self.discriminator_optimizer = adamw(self.discriminator, 2e-4, (0.5, 0.98))
         self.saved |= {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
@@ -103,12 +122,11 @@ class ConverterStage(ConversionStage):
 
     @torch.no_grad()
     def describe(self, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
-        """Content (48, T), as half, embedding (256,) and channel (30,) of a recording, as `analyze_recording`."""
+        """Content (50, T), as half, embedding (256,) and channel (30,) of a recording, as `analyze_recording`."""
         frames, converter = pair.mel.float(), self.converter
-        speech = frames[loud_frames(frames)]
+        speech, mel = frames[loud_frames(frames)], frames.view(1, -1, 2 * frames.shape[1])
         mean, deviation = converter.cepstrum @ speech.mean(0), converter.cepstrum @ speech.std(0, correction=0)
-        content, _, _ = converter.encode_content(frames.view(1, -1, 2 * frames.shape[1]), speech.mean(0))
-        content = standardize(content, content.mean(2), content.std(2, correction=0))
+        content, _ = converter.recording_content(mel, SpeechStatistics.of(frames))
         channel = torch.cat((mean, deviation[:DEVIATION_CEPSTRA])) / 10
         return content[0].half(), converter.embed_speaker(frames), channel
 
@@ -119,7 +137,7 @@ class ConverterStage(ConversionStage):
         return torch.stack((log_f0.mean() - 5.1, log_f0.std(correction=0)))
 
     def sample(self, random: np.random.Generator) -> tuple[Tensor, ...]:
-        """Content (48, T), f0 (T, 2), frames (T, F) and a mask (T,) of a recording; embedding, channel and moments of
+        """Content (50, T), f0 (T, 2), frames (T, F) and a mask (T,) of a recording; embedding, channel and moments of
         another one of the speaker; embedding of the recording. Recordings and speakers are drawn equally often."""
         index = int(random.integers(len(self.pairs)))
         if random.random() < 0.5:
@@ -127,13 +145,16 @@ class ConverterStage(ConversionStage):
             index = int(random.choice(self.speakers[names[random.integers(len(names))]]))
         pair = self.pairs[index]
         others = [n for n in self.speakers[pair.speaker] if n != index] or [index]
-        other, count = others[random.integers(len(others))], len(pair.places)
+        other, count = others[random.integers(len(others))], len(pair.mel) // 2
         start = int(random.integers(max(1, count - FRAMES + 1)))
         end = min(count, start + FRAMES)
         part, missing = slice(2 * start, 2 * end), FRAMES - (end - start)
         frames = pair.mel[part].float().reshape(end - start, -1)
+        content = self.contents[index][:, start:end].float()
+        if random.random() < READING_SHARE:
+            content[:CENTROID] = imperfect(self.readings[index][start:end].float(), random).T
         return (
-            F.pad(self.contents[index][:, start:end].float(), (0, missing)),
+            F.pad(content, (0, missing)),
             F.pad(pair.f0[part].view(-1, 2), (0, 0, 0, missing)),
             F.pad(frames, (0, 0, 0, missing), value=np.log(self.converter.codec_config.mel_floor)),
             F.pad(torch.ones(end - start), (0, missing)),
@@ -146,7 +167,7 @@ class ConverterStage(ConversionStage):
         random, converter = self.begin(step), self.converter
         samples = zip(*[self.sample(random) for _ in range(self.options.batch_size)])
         content, f0, mel, known, speaker, moments, embedding = (torch.stack(values) for values in samples)
-        content = content + 0.1 * torch.rand(len(content), 1, 1) * torch.randn_like(content)
+        content = content + CONTENT_NOISE * torch.rand(len(content), 1, 1) * torch.randn_like(content)
         told = torch.ones_like(speaker)
         told[:, SPEAKER_SIZE:] = (torch.rand(len(told), 1) > CHANNEL_DROPOUT).float()
         with torch.autocast("cpu", torch.bfloat16):
@@ -200,11 +221,10 @@ def train(pairs: Sequence[str], start: str, speaker: str, options: StageOptions)
     torch.manual_seed(0)
     converter = VoiceConverter.from_pretrained(start)
     fill_speaker(converter, speaker)
-    stage = ConverterStage(converter, load_pairs(pairs, BEST), options)
-    origin = {"stage": "converter", "pairs": str(list(pairs)), "codec": start}
-    run = TimedRun(stage, options, origin, options.batch_size * FRAMES / converter.codec_config.frame_rate)  # type: ignore[arg-type]
-    run.resume()
-    run.run()
+    found = load_pairs(pairs)
+    readings = load_readings(f"{Path(start)}-readings.safetensors", found)
+    stage = ConverterStage(converter, found, readings, options)
+    run_stage(stage, options, {"stage": "converter", "pairs": str(list(pairs)), "codec": start}, FRAMES)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,9 +1,9 @@
-"""Pairs of recordings with the same texts read by one voice: mel frames of both, their alignment and f0.
+"""Pairs of recordings with the same texts read by one voice: mel frames of both, f0, and the phones.
 
   python -m smalle.train.conversion.pairs CORPUS OUT.safetensors --codec CODEC [--max-hours HOURS]
 
 CORPUS is any that `smalle prepare` reads, with transcripts. The voice is hibari's (package hibari-tts, Apache-2.0),
-about 100 times real time on one core.
+about 100 times real time on one core, which also says when it speaks each phone.
 """
 
 import json
@@ -23,82 +23,41 @@ from smalle.audio_smalle import to_speech_level
 from smalle.cli.command import command_parser, run_command
 from smalle.codec_smalle import MelAnalysis, SmallECodec, load_codec
 from smalle.saving_smalle import atomic_write
-from smalle.voices_smalle import loud_frames
 
 from ..codec.data import list_clips
 from ..codec.pitch import find_f0
 from ..data.audio import Problem, QualityGate
 from ..data.prepare import read_ahead
+from .phones import phone_sequence, phones_at
 
 SECONDS = 1.0, 17.0  # of recordings that are taken
-ALIGNED_CEPSTRA = 21
-STEP_PENALTY = 0.3  # of steps in one of the two alone
-FREE_START = 25  # frames of the reading that may be left out at its beginning
+PHRASE_END = "\n"  # among symbols
+COLUMNS = "mel", "source", "f0", "phones", "spoken"
+Reading = tuple[str, Sequence[float], np.ndarray]  # symbols of phones, their starts in seconds, a waveform (L,)
 
 
 @dataclass
 class Pair:
     """One recording and its reading.
 
-    mel (T, num_mels), source (S, num_mels): log-mel frames, float16. f0 (T,): Hz, 0 where unvoiced. places (T / 2,):
-    the codec frame of the reading, with a fraction, that each codec frame of the recording corresponds to. cost: mean
-    distance along the alignment.
+    mel (T, num_mels), source (S, num_mels): log-mel frames, float16. f0 (T,): Hz, 0 where unvoiced. phones (N,): those
+    of the text, with silences that may be left out. spoken (S / 2,): the phone of each codec frame of the reading.
+    symbols: those of the text's phones, stress and punctuation, with PHRASE_END.
     """
 
     speaker: str
+    symbols: str
     mel: Tensor
     source: Tensor
     f0: Tensor
-    places: Tensor
-    cost: float
+    phones: Tensor
+    spoken: Tensor
 
 
 def cosines(count: int, num_mels: int) -> Tensor:
     """Orthonormal cosines (count, num_mels): frames times these are their cepstra."""
     angles = torch.outer(torch.arange(count), torch.arange(num_mels) + 0.5) * (torch.pi / num_mels)
     return angles.cos() * (2 / num_mels) ** 0.5
-
-
-def aligned_features(mel: Tensor) -> np.ndarray:
-    """Cepstra (T / 2, 21) of log-mel frames (T, num_mels), standardized over those of speech, so that speaker and
-    channel matter little."""
-    frames = mel.view(-1, 2, mel.shape[1]).mean(1)
-    cepstra, loud = frames @ cosines(ALIGNED_CEPSTRA, mel.shape[1]).T, loud_frames(frames)
-    cepstra = (cepstra - cepstra[loud].mean(0)) / (cepstra[loud].std(0, correction=0) + 1e-3)
-    cepstra[:, 0] = 1.5 * cepstra[:, 0].clamp(-3, 3)
-    cepstra[:, 8:] *= 0.7
-    return cepstra.clamp(-4, 4).numpy()
-
-
-def align(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
-    """Dynamic time warping of features (N, C) on features (M, C): the place (N,) in b of each frame of a, the mean
-    where there are several, and the mean cost of a frame. The beginning of b may be left out."""
-    n, m = len(a), len(b)
-    distance = torch.cdist(torch.from_numpy(a), torch.from_numpy(b)).numpy()
-    drift = np.abs(np.arange(m) - np.arange(n)[:, None] * (m / n))
-    distance[drift > 0.25 * m + 20] = np.inf
-    total, steps = np.full((n + 1, m + 1), np.inf, np.float32), np.zeros((n, m), np.int8)
-    total[0, : min(m, FREE_START) + 1] = 0
-    for diagonal in range(n + m - 1):  # cells of an anti-diagonal do not depend on each other
-        i = np.arange(max(0, diagonal - m + 1), min(n, diagonal + 1))
-        j = diagonal - i
-        here = distance[i, j]
-        sums = np.stack(
-            (
-                total[i, j] + 1.3 * here,
-                total[i, j + 1] + here + STEP_PENALTY,
-                total[i + 1, j] + 0.5 * here + STEP_PENALTY,
-            )
-        )
-        steps[i, j] = sums.argmin(0)
-        total[i + 1, j + 1] = sums.min(0)
-    places, counts, row, column = np.zeros(n, np.float32), np.zeros(n, np.float32), n - 1, m - 1
-    while row >= 0 and column >= 0:
-        places[row] += column
-        counts[row] += 1
-        step = steps[row, column]
-        row, column = row - int(step != 2), column - int(step != 1)
-    return places / counts.clip(1), float(total[n, m] / n)
 
 
 def mel_frames(analysis: MelAnalysis, waveform: np.ndarray, fill: bool) -> Tensor:
@@ -111,15 +70,16 @@ def mel_frames(analysis: MelAnalysis, waveform: np.ndarray, fill: bool) -> Tenso
 
 
 @torch.no_grad()
-def make_pair(analysis: MelAnalysis, speaker: str, waveform: np.ndarray, reading: np.ndarray) -> Pair:
-    """The pair of a recording (L,) and the reading (L',) of its text, float32 at the codec's sampling rate."""
-    rate = analysis.config.sampling_rate
+def make_pair(analysis: MelAnalysis, speaker: str, waveform: np.ndarray, reading: Reading) -> Pair:
+    """The pair of a recording (L,) and the reading of its text, waveforms float32 at the codec's sampling rate."""
+    rate, (symbols, starts, speech) = analysis.config.sampling_rate, reading
     mel = mel_frames(analysis, waveform, True)
-    source = mel_frames(analysis, to_speech_level(reading).astype(np.float32), False)
-    places, cost = align(aligned_features(mel), aligned_features(source))
+    source = mel_frames(analysis, to_speech_level(speech).astype(np.float32), False)
     f0 = find_f0(np.round(waveform * 32767).astype(np.int16), rate)[1::2]  # at the middles of the frames
     f0 = np.pad(f0, (0, max(0, len(mel) - len(f0))))[: len(mel)]
-    return Pair(speaker, mel.half(), source.half(), torch.from_numpy(f0), torch.from_numpy(places), cost)
+    spoken = phones_at(symbols, starts, len(source) // 2)
+    phones = torch.from_numpy(phone_sequence(symbols)), torch.from_numpy(spoken)
+    return Pair(speaker, symbols, mel.half(), source.half(), torch.from_numpy(f0), *phones)
 
 
 def load_own_codec(path: str) -> SmallECodec:
@@ -131,11 +91,11 @@ def load_own_codec(path: str) -> SmallECodec:
 
 
 def make_pairs(
-    corpus: str, codec: SmallECodec, read: Callable[[str], np.ndarray], max_hours: float = float("inf")
+    corpus: str, codec: SmallECodec, read: Callable[[str], Reading], max_hours: float = float("inf")
 ) -> Iterator[Pair]:
     """Pairs of a corpus in a random order, up to so many hours of recordings.
 
-    read: from a text to a waveform (L,) at 24 kHz.
+    read: speaks a text at 24 kHz.
     """
     rate, gate, spent = codec.sampling_rate, QualityGate(), 0.0
     clips = [clip for clip in list_clips([corpus]) if clip.text]
@@ -145,8 +105,8 @@ def make_pairs(
         if not usable or (waveform := gate(waveform)) is None:
             continue
         reading = read(clip.text or "")
-        if len(reading) >= SECONDS[0] * rate / 2:
-            yield make_pair(codec.analysis, clip.speaker, waveform.astype(np.float32), reading.astype(np.float32))
+        if len(reading[2]) >= SECONDS[0] * rate / 2:
+            yield make_pair(codec.analysis, clip.speaker, waveform.astype(np.float32), reading)
             spent += len(waveform) / rate / 3600
         if spent >= max_hours:
             return
@@ -156,26 +116,41 @@ def save_pairs(path: str, pairs: Sequence[Pair]) -> None:
     """Writes pairs to one safetensors file. Raises ValueError for none."""
     if not pairs:
         raise ValueError(f"There is no pair for {path}: expected recordings of {SECONDS} seconds with transcripts.")
-    tensors = {name: torch.cat([getattr(pair, name) for pair in pairs]) for name in ("mel", "source", "f0", "places")}
-    tensors["lengths"] = torch.tensor([[len(pair.mel), len(pair.source)] for pair in pairs])
-    tensors["costs"] = torch.tensor([pair.cost for pair in pairs])
+    tensors = {name: torch.cat([getattr(pair, name) for pair in pairs]) for name in COLUMNS}
+    tensors["lengths"] = torch.tensor([[len(getattr(pair, name)) for name in COLUMNS] for pair in pairs])
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"speakers": json.dumps([pair.speaker for pair in pairs])})
+        names = {"speakers": [pair.speaker for pair in pairs], "symbols": [pair.symbols for pair in pairs]}
+        save_file(tensors, temporary, metadata={name: json.dumps(values) for name, values in names.items()})
 
 
-def load_pairs(paths: Sequence[str], best: float = 1.0) -> list[Pair]:
-    """Pairs of files; of each file the share `best` whose alignment costs least. Speakers are named by their file."""
+def load_pairs(paths: Sequence[str]) -> list[Pair]:
+    """Pairs of files. Speakers are named by their file."""
     found = []
     for path in paths:
         with safe_open(path, "pt") as file:
-            data, speakers = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["speakers"]
-        lengths = data["lengths"].T.tolist()
-        columns = (data["mel"].split(lengths[0]), data["source"].split(lengths[1]), data["f0"].split(lengths[0]))
-        places, limit = data["places"].split([n // 2 for n in lengths[0]]), data["costs"].quantile(best)
-        for speaker, mel, source, f0, place, cost in zip(json.loads(speakers), *columns, places, data["costs"]):
-            if cost <= limit:
-                found.append(Pair(f"{path}/{speaker}", mel, source, f0, place, float(cost)))
+            data = {name: file.get_tensor(name) for name in file.keys()}
+            speakers, symbols = (json.loads(file.metadata()[name]) for name in ("speakers", "symbols"))
+        columns = [data[name].split(sizes) for name, sizes in zip(COLUMNS, data["lengths"].T.tolist())]
+        found += [Pair(f"{path}/{speaker}", *row) for speaker, *row in zip(speakers, symbols, *columns)]
     return found
+
+
+def hibari_reader() -> Callable[[str], Reading]:
+    """Reads texts by hibari's voice."""
+    from smalle.corpus.fast_synthesizers import RATE, HibariVoice
+
+    voice, random = HibariVoice(0), np.random.default_rng(0)
+
+    def read(text: str) -> Reading:
+        symbols, starts, parts, offset = "", list[float](), [np.zeros(0, np.float32)], 0.0
+        for phrase, begins, wave in voice.phrases(text, "heart", random):
+            symbols += "".join(phrase) + PHRASE_END
+            starts += (offset + begins).tolist()
+            parts.append(wave.astype(np.float32))
+            offset += len(wave) / RATE
+        return symbols, starts, np.concatenate(parts)
+
+    return read
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -186,13 +161,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--codec", required=True, help="folder of the codec, such as checkpoints/smalle-codec")
     parser.add_argument("--max-hours", type=float, default=float("inf"), help="hours of recordings (default: all)")
     arguments = parser.parse_args(argv)
-    from hibari import Hibari
-
     codec = load_own_codec(arguments.codec)
-    pairs = list(make_pairs(arguments.corpus, codec, Hibari(), arguments.max_hours))
+    pairs = list(make_pairs(arguments.corpus, codec, hibari_reader(), arguments.max_hours))
     save_pairs(arguments.out, pairs)
     hours = sum(len(pair.mel) for pair in pairs) / 360000
-    print(f"{arguments.out}: {len(pairs)} pairs, {hours:.2f} hours, cost {np.median([p.cost for p in pairs]):.2f}")
+    print(f"{arguments.out}: {len(pairs)} pairs, {hours:.2f} hours")
 
 
 if __name__ == "__main__":
