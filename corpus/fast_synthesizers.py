@@ -71,18 +71,13 @@ def warp(envelope: np.ndarray, factor: float) -> np.ndarray:
     return envelope[low] * (1 - part) + envelope[high] * part
 
 
-def session_with(path: str | pathlib.Path, tensor: str, given: bool = False) -> Any:
-    """A single-threaded ONNX Runtime session with an inner tensor as its last output; given: as its last input."""
+def session_with(path: str | pathlib.Path, tensor: str) -> Any:
+    """A single-threaded ONNX Runtime session with an inner tensor as its last output."""
     import onnx
     import onnxruntime
 
     model = onnx.load(str(path))
-    if given:
-        for node in model.graph.node:
-            node.output[:] = [f"unused {name}" if name == tensor else name for name in node.output]
-        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, ["phonemes"]))
-    else:
-        model.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    model.graph.output.append(onnx.ValueInfoProto(name=tensor))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -95,10 +90,6 @@ def word_spans(phonemes: list[str], starts: np.ndarray) -> list[tuple[float, flo
     return [(starts[word[0]], starts[word[-1] + 1]) for word in words]
 
 
-HIBARI_FRAMES = "/Clip_output_0"  # tensor of the numbers of frames of each phoneme
-HIBARI_FRAME = 0.025  # seconds of such a frame
-
-
 class HibariVoice:
     """hibari's voice; variants by pitch, vocal tract, tilt of the spectrum, breath and pace."""
 
@@ -106,7 +97,7 @@ class HibariVoice:
         from hibari import Hibari
 
         self.tts, self.speakers = Hibari(), variants("heart", count)
-        self.session = session_with(self.tts.model_path, HIBARI_FRAMES)
+        self.session = session_with(self.tts.model_path, "/Clip_output_0")  # frames of each phoneme
 
     def phrases(self, text: str, speaker: str, rng: np.random.Generator) -> Iterator[Phrase]:
         from hibari import dsp
@@ -123,31 +114,6 @@ class HibariVoice:
             wave = dsp.synth(lh, th, ln + voice.breath, lr, phi, f0 * voice.pitch, rng)
             wave = wave * min(1.0, 0.9 / max(np.abs(wave).max(), 1e-3))
             yield known, np.cumsum(frames)[:-1] * (len(wave) / RATE / frames.sum()), wave  # with a pad at either end
-
-
-class TimedHibariVoice:
-    """hibari's voice at given times."""
-
-    def __init__(self) -> None:
-        from hibari import Hibari
-
-        self.tts = Hibari()
-        self.natural = session_with(self.tts.model_path, HIBARI_FRAMES)
-        self.timed = session_with(self.tts.model_path, HIBARI_FRAMES, given=True)
-
-    def inputs(self, phonemes: Sequence[str]) -> dict[str, np.ndarray]:
-        return {"ids": np.array([self.tts.ids(phonemes)], np.int64), "speed": np.ones(1, np.float32)}
-
-    def frames(self, phonemes: Sequence[str]) -> np.ndarray:
-        """Frames (N + 2,) of known phonemes, and of the pauses at both ends, as the voice would speak them."""
-        return self.natural.run(None, self.inputs(phonemes))[-1]
-
-    def speak(self, phonemes: Sequence[str], frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Waveform of known phonemes (N), with so many frames (N + 2,) for each and for the pauses at both ends."""
-        from hibari import dsp
-
-        outputs = self.timed.run(None, {**self.inputs(phonemes), HIBARI_FRAMES: frames.astype(np.float32)})
-        return dsp.synth(*(part[0] for part in outputs), rng)
 
 
 class JoeVoice:

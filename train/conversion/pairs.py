@@ -28,12 +28,11 @@ from ..codec.data import list_clips
 from ..codec.pitch import find_f0
 from ..data.audio import Problem, QualityGate
 from ..data.prepare import read_ahead
-from .phones import phone_sequence, phones_at
+from .phones import Reading, phone_sequence, phones_at
+from .voice import HibariVoice
 
 SECONDS = 1.0, 17.0  # of recordings that are taken
-PHRASE_END = "\n"  # among symbols
 COLUMNS = "mel", "source", "f0", "phones", "spoken"
-Reading = tuple[str, Sequence[float], np.ndarray]  # symbols of phones, their starts in seconds, a waveform (L,)
 
 
 @dataclass
@@ -135,24 +134,6 @@ def load_pairs(paths: Sequence[str]) -> list[Pair]:
     return found
 
 
-def hibari_reader() -> Callable[[str], Reading]:
-    """Reads texts by hibari's voice."""
-    from smalle.corpus.fast_synthesizers import RATE, HibariVoice
-
-    voice, random = HibariVoice(0), np.random.default_rng(0)
-
-    def read(text: str) -> Reading:
-        symbols, starts, parts, offset = "", list[float](), [np.zeros(0, np.float32)], 0.0
-        for phrase, begins, wave in voice.phrases(text, "heart", random):
-            symbols += "".join(phrase) + PHRASE_END
-            starts += (offset + begins).tolist()
-            parts.append(wave.astype(np.float32))
-            offset += len(wave) / RATE
-        return symbols, starts, np.concatenate(parts)
-
-    return read
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises ValueError for a corpus without usable recordings."""
     parser = command_parser("python -m smalle.train.conversion.pairs", __doc__)
@@ -162,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-hours", type=float, default=float("inf"), help="hours of recordings (default: all)")
     arguments = parser.parse_args(argv)
     codec = load_own_codec(arguments.codec)
-    pairs = list(make_pairs(arguments.corpus, codec, hibari_reader(), arguments.max_hours))
+    pairs = list(make_pairs(arguments.corpus, codec, HibariVoice().read, arguments.max_hours))
     save_pairs(arguments.out, pairs)
     hours = sum(len(pair.mel) for pair in pairs) / 360000
     print(f"{arguments.out}: {len(pairs)} pairs, {hours:.2f} hours")

@@ -10,6 +10,8 @@ MERGED = dict(zip("ᵊᵻQɐʔaɒɚrg", "əɪOətæɑɜɹɡ"))  # of the misaki 
 ALPHABET = "bdfhjklmnpstvwzɡŋðθɹɾʃʒʤʧAIOWYiuæɑɔəɛɜɪʊʌ"
 NUM_PHONES = 1 + len(ALPHABET)
 PAUSE = 0.06  # seconds; shorter ones belong to their neighbours
+PHRASE_END = "\n"  # among symbols
+Reading = tuple[str, Sequence[float], np.ndarray]  # symbols of phones, their starts in seconds, a waveform (L,)
 STRESSES, LONG = "ˈˌ", "ː"  # signs
 DRIFT = 0.3  # share of the phones by which an alignment may leave the diagonal
 

@@ -19,16 +19,18 @@ from smalle.codec_smalle import MelAnalysis
 from smalle.saving_smalle import atomic_write
 
 from .classes import Aligned
-from .pairs import PHRASE_END, Pair, mel_frames
-from .phones import FRAME, SILENCE, STRESSES, phone_of
+from .pairs import Pair, mel_frames
+from .phones import FRAME, PHRASE_END, SILENCE, STRESSES, phone_of
 from .stage import smooth_envelope
+from .voice import FRAME as VOICE_FRAME
+from .voice import HibariVoice
 
 EARLY = 0.008  # seconds by which a reading is spoken before its recording; it lies as much later in its frames
 LEAD, TAIL = 6, 12  # frames of the voice before the first phone and after the last one, at most
 
 
 class TimedVoice(Protocol):
-    """A voice that speaks phonemes at given times, such as `smalle.corpus.fast_synthesizers.TimedHibariVoice`."""
+    """A voice that speaks phonemes at given times, such as `.voice.HibariVoice`."""
 
     def frames(self, phonemes: Sequence[str]) -> np.ndarray:
         """Frames (N + 2,) of phonemes (N), and of the pauses at both ends, as the voice would speak them."""
@@ -119,12 +121,10 @@ def timed_envelopes(analysis: MelAnalysis, voice: TimedVoice, frame: float, row:
 
 def make_readings(path: str, analysis: MelAnalysis, rows: Sequence[Aligned], moments: Tensor) -> list[Tensor]:
     """`timed_envelopes` of rows, standardized by moments (2, 48), as half; of the file, or made and written to it."""
-    from smalle.corpus.fast_synthesizers import HIBARI_FRAME, TimedHibariVoice
-
     if not Path(path).exists():
-        voice, found = TimedHibariVoice(), {}
+        voice, found = HibariVoice(), {}
         for number, row in enumerate(tqdm(rows, "readings", mininterval=2)):
-            envelopes = timed_envelopes(analysis, voice, HIBARI_FRAME, row, number)
+            envelopes = timed_envelopes(analysis, voice, VOICE_FRAME, row, number)
             found[str(number)] = ((envelopes - moments[0]) / moments[1]).half()
         with atomic_write(path) as temporary:
             save_file(found, temporary)

@@ -16,6 +16,7 @@ from smalle.train.conversion.pairs import load_pairs, make_pair, save_pairs
 from smalle.train.conversion.phones import ALPHABET, NUM_PHONES, align, corresponding, phone_sequence, phones_at
 from smalle.train.conversion.readings import load_readings, places_of, read_in_times
 from smalle.train.conversion.stage import new_converter
+from smalle.train.conversion.voice import HibariVoice
 
 import smalle
 from smalle.codec_smalle import load_codec
@@ -106,6 +107,20 @@ def test_readings_are_spoken_at_the_times_of_the_phones(seed):
     assert abs(len(wave) - 480 * len(path)) < 600
     shifted = [np.roll(said, -shift) == phones[path] for shift in (-2, -1, 0, 1, 2)]  # 25 ms frames, and pauses
     assert np.any(shifted, 0)[phones[path] != 0].mean() > 0.97
+
+
+def test_the_voice_speaks_at_given_times():
+    pytest.importorskip("hibari")
+    voice = HibariVoice()
+    symbols, starts, wave = voice.read("Hello there. Good morning.")
+    assert symbols.count("\n") == 2 and len(starts) == len(symbols) and abs(len(wave) / 24000 - starts[-1]) < 0.6
+    first = symbols[: symbols.index("\n")]
+    frames = voice.frames(first)
+    assert len(frames) == len(first) + 2
+    slow = frames.copy()
+    slow[5] += 20  # one phone, half a second longer
+    lengths = [len(voice.speak(first, x, np.random.default_rng(0))) for x in (frames, slow)]
+    assert lengths == [600 * frames.sum(), 600 * slow.sum()]
 
 
 def test_readings_of_other_pairs_are_refused(pairs, tmp_path):
