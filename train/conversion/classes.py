@@ -102,7 +102,7 @@ def align_pair(network: FrameNetwork, pair: Pair) -> Aligned:
         path, fit = align(logs, pair.phones.numpy())
         paths.append(path)
         fits.append(fit)
-    return Aligned(pair, *paths, fits[0])
+    return Aligned(pair, paths[0], paths[1], fits[0])
 
 
 class Classes(NamedTuple):
