@@ -151,6 +151,7 @@ TUNING_STEPS = 60  # to a recording: about 12 s of a core
 LEARNING_RATE = 1e-3
 CONTENT_NOISE = 0.15  # deviation of what is added to the content that the network is tuned with
 RANK = 32  # of the changes of matrices by tuning, as a voice keeps them
+LEAST_VARIETY = 0.28  # deviation of the content over time: a pulsing chord 0.19, speech in noise 0.35 and more
 LOUD_RANGE = 4.5  # nepers below the loudest frame: speech
 
 
@@ -417,7 +418,7 @@ class VoiceConverter(PreTrainedModel):
         return network
 
     def analyze_recording(self, waveform: Tensor) -> Recording:
-        """Of a recording (L,). Raises ValueError where it has hardly any voiced sound."""
+        """Of a recording (L,). Raises ValueError where it has hardly any voiced sound, or no speech."""
         mel = self.recording_mel(waveform)
         frames = mel.reshape(-1, self.codec_config.num_mels)
         speech, speaker = frames[loud_frames(frames)], self.embed_speaker(frames)
@@ -425,6 +426,8 @@ class VoiceConverter(PreTrainedModel):
         log_f0 = f0[f0 > 0].log()
         if len(log_f0) < 20:
             raise ValueError("audio has hardly any voiced sound: expected a recording of 5 to 10 s of speech.")
+        if content[0, :CENTROID].std(1).mean() < LEAST_VARIETY:
+            raise ValueError("audio has hardly any sounds of speech: expected a recording of one person without music.")
         channel = torch.cat((self.cepstrum @ speech.mean(0), (self.cepstrum @ speech.std(0))[:DEVIATION_CEPSTRA])) / 10
         moments = torch.stack((log_f0.mean() - 5.1, log_f0.std()))
         condition = self.condition(torch.cat((4 * speaker, channel, moments))[None]).half().float()

@@ -165,6 +165,11 @@ def test_sizes_that_are_none_are_refused_by_name(name, value):
 def test_recordings_without_a_voice_are_refused(processor):
     with pytest.raises(ValueError, match="voiced"):
         processor.converter.prepare(torch.zeros(48000))
+    times = torch.arange(120000) / 24000
+    chord = sum((2 * torch.pi * f0 * times).sin() for f0 in (220, 277, 330)) * (2 * torch.pi * times).sin().square()
+    noise = 0.02 * torch.randn(len(times), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="sounds of speech"):
+        processor.converter.prepare(0.1 * chord + noise, steps=0)
 
 
 def test_a_saved_converter_is_the_same(processor, voices, spoken, tmp_path):
