@@ -404,10 +404,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     recipe = read_recipe(Recipe, arguments.recipe, arguments.overrides)
     trainer = build_trainer(recipe)
-    if train(trainer, arguments.resume) and trainer.is_world_process_zero():
-        write_recipe(recipe, Path(trainer.args.output_dir, find_recipe(arguments.recipe).name))
-        if trainer.state.best_model_checkpoint:
-            print(f"best checkpoint: {trainer.state.best_model_checkpoint}, {trainer.state.best_metric}")
+    copy = Path(trainer.args.output_dir, find_recipe(arguments.recipe).name)
+    trained = train(trainer, arguments.resume)
+    if trainer.is_world_process_zero() and (trained or not copy.is_file()):  # a run may be killed just before this
+        write_recipe(recipe, copy)
+    if trained and trainer.is_world_process_zero() and trainer.state.best_model_checkpoint:
+        print(f"best checkpoint: {trainer.state.best_model_checkpoint}, {trainer.state.best_metric}")
 
 
 if __name__ == "__main__":
