@@ -290,8 +290,8 @@ class VoiceConverter(PreTrainedModel):
     little about the speaker. An encoder takes it, and the pitch. Of anybody's speech it classifies the frames into
     parts of phones, whose envelopes are averaged (phonetic posteriorgrams: Sun et al. 2016, "Phonetic posteriorgrams
     for many-to-one voice conversion without parallel data training"). Of the one voice that is converted it regresses
-    the envelope, which loses no word. A network turns the content into the frames of a speaker. The scales and shifts
-    of its norms depend on a recording of the speaker (FiLM, Perez et al. 2017, arXiv 1709.07871).
+    the envelope, which loses fewer words. A network turns the content into the frames of a speaker. The scales and
+    shifts of its norms depend on a recording of the speaker (FiLM, Perez et al. 2017, arXiv 1709.07871).
     To prepare a speaker, the network is tuned for some seconds to reconstruct the recording from its content. No
     transcript is needed.
     """

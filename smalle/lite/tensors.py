@@ -121,7 +121,7 @@ def read_voice(path: Path) -> Voice:
         raise ValueError(f"{path} has version {version!r} of a voice file, expected 1: install a newer smalle.")
     if names != {"codes"}:
         raise NeedsPyTorch(f"{path} holds {sorted(names)}: expected codes alone; speak tuned voices by smalle itself.")
-    wrong = codes is None or codes.ndim != 2 or not 0 < len(codes) <= MAX_FRAMES or not codes.size
-    if codes is None or wrong or codes.min() < 0 or codes.max() > MAX_CODE:
+    sized = codes is not None and codes.ndim == 2 and 0 < len(codes) <= MAX_FRAMES and codes.size
+    if codes is None or not sized or codes.min() < 0 or codes.max() > MAX_CODE:
         raise ValueError(f"{path} holds codes of {kind}: expected up to {MAX_FRAMES} frames of integers of 0 or more.")
     return Voice(codes.astype(np.int64), text, metadata.get("codec"))
