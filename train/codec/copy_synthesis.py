@@ -6,7 +6,6 @@ MANIFEST has one JSON object a line, with `file_name` (as the metadata.jsonl of 
 folder, and `text`. Writes OUT/*.wav and OUT/manifest.jsonl, {"audio", "text", "reference"}; reference is the source.
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -20,13 +19,14 @@ from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import write_jsonl
 
 from ..data.audio import read_audio
+from ..data.corpora import read_json_lines
 from ..data.prepare import Codec, load_codec_on
 
 
 def copy_synthesis(codec: Codec, manifest: str | Path, out: str | Path, count: int | None = None) -> Path:
     """Writes copies of the first `count` rows of a manifest and their manifest, whose path is returned."""
     manifest, out = Path(manifest), Path(out)
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()][:count]
+    rows = list(read_json_lines(manifest))[:count]
     if not rows:
         raise ValueError(f"{manifest} has no rows; expected one JSON object a line")
     out.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from smalle.codec_smalle import FrameNetwork
 from smalle.saving_smalle import atomic_write
 from smalle.voices_smalle import CENTROID, VoiceConverter
 
+from ..codec.quantizer import kmeans, nearest
 from ..codec.recipe import StageOptions
 from .pairs import Pair
 from .phones import NUM_PHONES, SILENCE, align
@@ -26,6 +27,7 @@ from .stage import FRAMES, ConversionStage, centred, disguise, smooth_envelope, 
 RECORDED_SHARE = 0.75  # of samples
 LOWEST = -8.0  # log probability of a phone
 CLASSES = 2, 12  # of a phone at least, at most
+SPLIT_FRAMES = 12_000  # frames of a phone that are enough to find its classes
 
 
 class PhoneStage(ConversionStage):
@@ -115,16 +117,11 @@ class Classes(NamedTuple):
     labels: list[Tensor]
 
 
-def split_phone(features: Tensor, count: int, seed: int = 0, iterations: int = 12) -> Tensor:
-    """Centres (count, C) of features (N, C), by k-means."""
-    generator = torch.Generator().manual_seed(seed)
-    features = features[torch.randperm(len(features), generator=generator)[:12000]]
-    centres = features[torch.randint(len(features), (count,), generator=generator)].clone()
-    for _ in range(iterations):
-        nearest = torch.cdist(features, centres).argmin(1)
-        for index in nearest.unique().tolist():
-            centres[index] = features[nearest == index].mean(0)
-    return centres
+def split_phone(features: Tensor, count: int) -> Tensor:
+    """Centres (count, C) of the envelopes (N, C) of a phone, by k-means over at most SPLIT_FRAMES of them."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(features), generator=generator)[:SPLIT_FRAMES]
+    return kmeans(features[chosen], count, 12, generator)
 
 
 def fit_classes(aligned: Sequence[Aligned], count: int) -> Classes:
@@ -148,7 +145,7 @@ def fit_classes(aligned: Sequence[Aligned], count: int) -> Classes:
         chosen = (phones == phone).nonzero()[:, 0]
         if len(chosen):
             centres = split_phone(features[chosen], int(counts[phone]))
-            labels[chosen] = first + torch.cdist(features[chosen], centres).argmin(1)
+            labels[chosen] = first + nearest(features[chosen], centres)
         first += int(counts[phone])
     joined, sizes = torch.cat(standard), labels.bincount(minlength=first).clamp(min=1)
     centroids = torch.zeros(first, CENTROID).index_add_(0, labels, joined) / sizes[:, None]

@@ -5,7 +5,6 @@
 Rows of PLAN need "id" and "text" (smalle.corpus.texts). OUT is a folder of recordings with metadata.jsonl.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.audio_smalle import write_wav
 from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import write_jsonl
+
+from ..data.corpora import read_json_lines
 
 LONGEST = 200  # characters of a text
 
@@ -51,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--hours", type=float, default=4, help="hours of speech to make (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="texts at once (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    rows = [json.loads(line) for line in arguments.plan.read_text(encoding="utf-8").splitlines()]
-    plan = [row for row in rows if len(row["text"]) <= LONGEST]
+    plan = [row for row in read_json_lines(arguments.plan) if len(row["text"]) <= LONGEST]
     arguments.out.mkdir(parents=True, exist_ok=True)
     made = speak(arguments.checkpoint, plan, arguments.out, arguments.hours, arguments.batch_size)
     write_jsonl(arguments.out / "metadata.jsonl", made)
