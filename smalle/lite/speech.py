@@ -17,7 +17,13 @@ from ..alignment_smalle import MAX_UNREAD, SHARP, STOPPED, Reading
 from ..checkpoint import default_checkpoint
 from ..native_smalle import VocosDecoder, bits64, block_sizes, mersenne_twister
 from ..reading.markup import Segment
-from ..saving_smalle import check_positive, check_processor_settings, check_settings, read_object
+from ..saving_smalle import (
+    check_positive,
+    check_processor_settings,
+    check_settings,
+    read_object,
+    sampling_settings,
+)
 from ..text_normalization_smalle import normalize
 from ..text_tables_smalle import MAX_CHARACTERS, PARAGRAPH, split_text
 from .model import EOS, SPECIALS, Model, Sampling, State, Steps, delay
@@ -47,6 +53,7 @@ CODEC_DEFAULTS: dict[str, Any] = dict(  # of `SmallECodecConfig`
 UNUSED = dict(  # values that do nothing
     top_p=1.0, min_p=0.0, repetition_penalty=1.0, best_of=1, num_return_sequences=1, max_time=None
 )
+SAMPLING_DEFAULTS: dict[str, Any] = dict(do_sample=False, top_k=50, temperature=1.0, **UNUSED)  # of transformers
 
 
 class Codec:
@@ -405,18 +412,7 @@ def read_sampling(settings: dict[str, Any], books: int) -> Sampling:
     others = [f"{name}={settings[name]}" for name, x in UNUSED.items() if settings.get(name) not in (None, x)]
     if others:
         raise ValueError(f"{', '.join(others)}: expected top_k and temperature alone.")
-
-    def each(name: str, default: float) -> list:
-        value = settings.get(name)
-        value = default if value is None else value
-        return list(value) if isinstance(value, list) else [value] + [1] * (books - 1)
-
-    top_k, temperature = each("top_k", 50), each("temperature", 1.0)
-    if isinstance(settings.get("temperature"), list) and not isinstance(settings.get("top_k"), list):
-        top_k = [top_k[0]] * books
-    if not settings.get("do_sample"):
-        top_k = [1] * books
-    right = len(top_k) == len(temperature) == books and all(isinstance(k, int) and k >= 0 for k in top_k)
-    if not right or not all(isinstance(x, (int, float)) and x > 0 for x in temperature):
-        raise ValueError(f"top_k={top_k}, temperature={temperature}: expected a number, or one for each codebook.")
-    return Sampling(settings.get("guidance_scale") or 1.0, tuple(top_k), tuple(temperature))
+    given = {name: value for name, value in settings.items() if value is not None}
+    codebooks = sampling_settings(SimpleNamespace(**{**SAMPLING_DEFAULTS, **given}), books)
+    top_k, temperature = zip(*((x.top_k, x.temperature) for x in codebooks))
+    return Sampling(settings.get("guidance_scale") or 1.0, top_k, temperature)
