@@ -98,7 +98,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(copied, file, name, num
     name = name or next(key for key in tensors if tensors[key].is_floating_point() and tensors[key].numel())
     tensors[name].view(-1)[-1] = number
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"{name} holds NaN or infinity: expected numbers"):
+    with pytest.raises(ValueError, match=f"{name} holds NaN or infinity: download"):
         load_codec(str(copied), "codec") if "codec" in file else SmallEForTextToSpeech.from_pretrained(copied)
 
 
