@@ -376,7 +376,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if len(ids) <= len(empty) or sum(i in self.tokenizer.all_special_ids for i in ids) > len(empty):
             unknown = [c for c in text if self.tokenizer.unk_token_id in self.tokenizer(c)["input_ids"]]
             raise ValueError(
-                f"{name}={text!r} with normalize_text=False: expected text without special tokens and "
+                f"{name}={text!r} with normalize_text=False: expected something to speak, without special tokens and "
                 f"without unknown characters (here {unknown}). Spell it out, or leave normalize_text on."
             )
         return text

@@ -17,7 +17,7 @@ NONSENSE = {  # file, what stands in it or which keys change, what the line says
     "configuration of a list": ("config.json", [], "holds []"),
     "configuration of a number": ("config.json", 5, "holds 5"),
     "width of a word": ("config.json", {"hidden_size": "wide"}, "hidden_size='wide'"),
-    "sizes of another model": ("config.json", {"intermediate_size": 64}, "other sizes"),
+    "sizes of another model": ("config.json", {"intermediate_size": 64}, "does not match the shapes"),
     "empty tokenizer": ("tokenizer.json", "{}", "added_tokens and model"),
     "tokenizer of a list": ("tokenizer.json", [], "holds []"),
     "tokenizer's settings of a list": ("tokenizer_config.json", [], "holds []"),
@@ -58,7 +58,7 @@ def test_nonsense_gives_one_line_that_names_file_and_key(copied, tmp_path, capsy
 def test_sizes_of_another_codec_are_refused(copied):
     path = copied / "codec" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "codebook_size": 21}))
-    with pytest.raises(ValueError, match="codec/config.json .* other sizes"):
+    with pytest.raises(ValueError, match="codec/config.json .* does not match the shapes"):
         assert SmallEProcessor.from_pretrained(copied).codec
 
 

@@ -315,8 +315,8 @@ def test_training_batches_equal_those_of_the_training_collator(processor, tiny_m
     [
         ({}, "1 texts"),
         ({"audio": [[0.1] * 4800] * 2}, "1 texts with output_labels"),
-        ({"audio": [0.1] * 4800, "voice": "anna"}, "no voice"),
-        ({"audio": [0.1] * 4800, "audio_text": "Hello."}, "no audio_text"),
+        ({"audio": [0.1] * 4800, "voice": "anna"}, "does not take voice"),
+        ({"audio": [0.1] * 4800, "audio_text": "Hello."}, "or audio_text"),
     ],
 )
 def test_wrong_training_batches_are_refused(processor, asked, message):
