@@ -144,7 +144,7 @@ def check_waveform(waveform: Any, lengths: Any = None) -> Tensor:
     if lengths.shape != waveform.shape[:1]:
         raise ValueError(f"lengths have shape {tuple(lengths.shape)}; expected ({len(waveform)},), one per waveform")
     if not size or lengths.min() < 1 or lengths.max() > size:
-        raise ValueError(f"lengths are {lengths.tolist()}; expected 1 to {size} samples")
+        raise ValueError(f"lengths are {lengths.tolist()}; expected 1 to {size} samples: there is nothing to encode")
     past_end = torch.arange(size, device=waveform.device) >= lengths[:, None]
     waveform = waveform.float().masked_fill(past_end, 0)
     if not waveform.isfinite().all():

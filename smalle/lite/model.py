@@ -1,4 +1,4 @@
-"""A Small-E of GLA blocks by the C library: texts and prompts to a state, steps, tokens. One text at a time."""
+"""A Small-E of GLA blocks, computed with the C library, one text at a time: encoding, decode steps, sampling."""
 
 import ctypes
 from dataclasses import dataclass, replace
@@ -31,9 +31,9 @@ from ..native_smalle import (
 from ..saving_smalle import check_sizes
 from .tensors import Weights, errors_name, read_config, read_weights
 
-PAD, BOS, EOS, SPECIALS = 0, 1, 2, 3  # tokens of every codebook before its codes
-READ_AT_ONCE = 16  # steps of a prompt
-DEFAULTS: dict[str, Any] = dict(  # of `SmallEConfig`, where a value decides what is computed
+PAD, BOS, EOS, SPECIALS = 0, 1, 2, 3  # special tokens of every codebook, before its codes
+READ_AT_ONCE = 16  # steps of a prompt in one call
+DEFAULTS: dict[str, Any] = dict(  # defaults of those fields of `SmallEConfig` that the computation depends on
     architecture="small-e",
     mixer="gla",
     cross_attention="paca",
@@ -72,13 +72,13 @@ DEFAULTS: dict[str, Any] = dict(  # of `SmallEConfig`, where a value decides wha
     pad_token_id=0,
     tie_word_embeddings=False,
 )
-OPTIONAL = dict(  # types of the fields that may be None
+OPTIONAL = dict(  # types of fields that may be None
     position_gain=float | None,
     position_intermediate_size=int | None,
     speaker_center=list | None,
     speaker_limits=list | None,
 )
-FINAL_NORMS = dict(  # by the stack that they end
+FINAL_NORMS = dict(  # layers, by the stack that ends in them
     text="text_norm",
     audio_encoder="audio_encoder_norm",
     position="cross_attention.position_norm",
@@ -88,7 +88,7 @@ COMPUTED = "architecture", "mixer", "cross_attention", "feed_forward", "position
 
 
 def shape_of(name: str, config: Any) -> tuple[int, ...]:
-    """What the weight of a layer must be."""
+    """The expected shape of a layer's weight."""
     size, inner, heads = config.hidden_size, config.intermediate_size, config.mixer_heads
     if "position_" in name:
         size, heads = config.position_size, config.position_heads
@@ -111,7 +111,7 @@ def shape_of(name: str, config: Any) -> tuple[int, ...]:
 
 
 def check_shapes(tensors: Weights, names: Names, config: Any) -> None:
-    """Raises ValueError for a layer that is missing, and weights of another shape than the configuration says."""
+    """Raises ValueError for missing layers, and for weights whose shape does not fit the configuration."""
     rms = {"position"} if config.position_gain else set()  # norms without a bias
     without = {f"model.{FINAL_NORMS[stack]}" for stack in FINAL_NORMS.keys() - {*config.final_norms} - rms}
     for name, _ in names:
@@ -125,10 +125,15 @@ def check_shapes(tensors: Weights, names: Names, config: Any) -> None:
 
 
 def pack(library: ctypes.CDLL, tensors: Weights, names: Names, small: int = SMALL) -> np.ndarray:
-    """Layers as one stream of bytes, as smalle.c reads them; `small`: entries from which on a matrix is in 8 bits."""
+    """Packs layers into one stream of bytes, in the format that smalle.c reads.
+
+    small: matrices with at least so many entries are stored in 8 bits.
+    """
     names = list(names)
     shapes = [tensors.shape(f"{name}.weight") or (0,) for name, _ in names]
-    most = sum(4 * (shape[0] + 16) * (shape[-1] + 2) + 1024 for shape in shapes)  # pages that are not used cost nothing
+    most = sum(
+        4 * (shape[0] + 16) * (shape[-1] + 2) + 1024 for shape in shapes
+    )  # an upper bound; unused pages cost nothing
     stream = aligned(most, np.uint8)
     at = stream.ctypes.data
     for (name, scale), shape in zip(names, shapes):
@@ -146,8 +151,8 @@ def pack(library: ctypes.CDLL, tensors: Weights, names: Names, small: int = SMAL
 
 @dataclass(frozen=True)
 class State:
-    """Where a speech stands, a value: keys, values, positions, mask of R texts of N tokens, and the recurrent state of
-    each block (R, H, K, V). The second text is that of guidance."""
+    """The state of a generation, a value: keys, values, positions and mask of R texts of N tokens, and the recurrent
+    state (R, H, K, V) of each block. The second text is the unconditional one of guidance."""
 
     keys: np.ndarray
     values: np.ndarray
@@ -156,7 +161,7 @@ class State:
     recurrent: tuple[np.ndarray, ...]
 
     def copy(self) -> "State":
-        """A state whose recurrent part steps may write over."""
+        """A copy whose recurrent state may be overwritten by steps."""
         return replace(self, recurrent=tuple(x.copy() for x in self.recurrent))
 
 
@@ -164,7 +169,7 @@ class Model:
     """The weights of a checkpoint, packed. Immutable.
 
     Raises:
-        ValueError: the folder has no such checkpoint, or one that the library does not compute.
+        ValueError: the folder has no checkpoint, or one that the library does not support.
     """
 
     def __init__(self, folder: Path):
@@ -173,15 +178,17 @@ class Model:
             check_sizes(config)
         wrong = [f"{name}={getattr(config, name)!r}" for name in COMPUTED if getattr(config, name) != DEFAULTS[name]]
         if wrong:
-            raise ValueError(f"{folder} has {', '.join(wrong)}: expected GLA with PACA and SwiGLU.")
+            raise ValueError(f"{folder} has {', '.join(wrong)}: smalle.lite supports only GLA with PACA and SwiGLU.")
         head = config.hidden_size // config.num_attention_heads
         config.rotary_size = int(head * config.partial_rotary_factor)
         config.audio_vocab_size = config.codebook_size + SPECIALS
         if config.hidden_size**2 * config.expand_k * config.expand_v / config.mixer_heads >= LARGE_STATE:
-            raise ValueError(f"{folder} has states of {LARGE_STATE} numbers or more: expected a smaller model.")
+            raise ValueError(
+                f"{folder} has recurrent states of {LARGE_STATE} or more values: expected a smaller model."
+            )
         library, reason = load_library()
         if library is None:
-            raise ValueError(f"The C library is not there: {reason}.")
+            raise ValueError(f"The C library is not available: {reason}.")
         self.library, tensors = library, read_weights(folder / "model.safetensors")
         try:
             self._take(tensors)
@@ -208,15 +215,20 @@ class Model:
         self.threads = threads_for(len(self.step))
 
     def encode_speaker(self, codes: np.ndarray) -> np.ndarray | None:
-        """The speaker embedding (D,) of a recording, undelayed codes (P, Q); None without speaker encoder."""
+        """The speaker embedding (D,) of a recording, undelayed codes (P, Q); None without a speaker encoder."""
         if not self.config.speaker_layers:
             return None
         x = embed_codes(self.audio_embedding, codes + SPECIALS, self.config.audio_vocab_size)
         return encode_speaker(self.library, self.config, self.speaker, x)
 
     def read_text(self, ids: list[int], speaker: np.ndarray | None, prompted: bool, guided: bool) -> State:
-        """The state before the first step of a text. speaker (D,); prompted: whether a prompt has the voice; guided:
-        with a second text, an empty one, which has the speaker of a prompt alone."""
+        """The state before the first step of a text.
+
+        Args:
+            speaker: (D,) embedding of the speaker.
+            prompted: whether there is a prompt.
+            guided: add a second, empty text for guidance; it gets the speaker embedding only if there is a prompt.
+        """
         config = self.config
         tokens, rows = max(len(ids), 2), 1 + guided
         texts, mask = np.full((rows, tokens), config.pad_token_id), np.zeros((rows, tokens), np.uint8)
@@ -246,7 +258,7 @@ class Model:
 
 
 class Steps:
-    """Decode steps from a state, which they write over. alignment (R, N), of the last step where it was taken alone."""
+    """Decode steps that overwrite their state. alignment (R, N): that of the last step, if `read` took only one."""
 
     def __init__(self, model: Model, state: State):
         config, (rows, tokens) = model.config, state.mask.shape
@@ -263,7 +275,7 @@ class Steps:
         self.step = step_of(config, rows, tokens, addresses, threads=model.threads)
 
     def read(self, tokens: np.ndarray) -> None:
-        """Takes the steps of delayed tokens (T, Q)."""
+        """Takes one step for each of the delayed tokens (T, Q)."""
         for begin in range(0, len(tokens), READ_AT_ONCE):
             part = np.repeat(tokens[None, begin : begin + READ_AT_ONCE], self.rows, 0).astype(np.int64)
             self.step.codes, self.step.steps = part.ctypes.data, part.shape[1]
@@ -272,21 +284,21 @@ class Steps:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: guidance_scale, 1 for none; top_k, 1: greedy, and temperature of each codebook."""
+    """Settings of sampling: guidance_scale (1: none), and for each codebook top_k (1: greedy) and temperature."""
 
     guidance_scale: float
     top_k: tuple[int, ...]
     temperature: tuple[float, ...]
 
     def sampler(self, steps: Steps) -> Sampler:
-        """What draws the tokens that follow these steps."""
+        """The sampler for these steps."""
         scale = None if steps.rows == 1 else self.guidance_scale
         model = steps.model
         return Sampler(model.library, model.config, steps.state.mask[:1], self.top_k, self.temperature, scale)
 
 
 def delay(codes: np.ndarray) -> np.ndarray:
-    """`generation_smalle.delay` of undelayed codes (T, Q), -1 where tokens follow: (T + Q, Q)."""
+    """`generation_smalle.delay` of undelayed codes (T, Q) -> (T + Q, Q); -1 marks tokens that are to be generated."""
     length, books = codes.shape
     grid = np.full((length + books, books), -1, np.int64)
     for q in range(books):

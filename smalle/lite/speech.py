@@ -1,4 +1,4 @@
-"""From a text and a voice to samples: the same codes as the native runtime behind PyTorch, for the same seed."""
+"""Speech from a text and a voice. For the same seed, the codes equal those of the native runtime with PyTorch."""
 
 import contextlib
 import logging
@@ -32,7 +32,7 @@ from .tensors import Voice, check_files, errors_name, read_config, read_voice, r
 logger = logging.getLogger(__name__)
 
 Seed = int | random.Random | None
-PROCESSOR_DEFAULTS: dict[str, Any] = dict(  # of `SmallEProcessor`
+PROCESSOR_DEFAULTS: dict[str, Any] = dict(  # defaults of `SmallEProcessor`
     codec="codec",
     voices=None,
     default_voice=None,
@@ -41,7 +41,7 @@ PROCESSOR_DEFAULTS: dict[str, Any] = dict(  # of `SmallEProcessor`
     clones_by_reference=False,
     converter=None,
 )
-CODEC_DEFAULTS: dict[str, Any] = dict(  # of `SmallECodecConfig`
+CODEC_DEFAULTS: dict[str, Any] = dict(  # defaults of `SmallECodecConfig`
     sampling_rate=24000,
     hop_length=480,
     num_codebooks=6,
@@ -50,21 +50,23 @@ CODEC_DEFAULTS: dict[str, Any] = dict(  # of `SmallECodecConfig`
     vocos_upsampling=1,
     vocos_excitation="none",
 )
-UNUSED = dict(  # values that do nothing
+UNUSED = dict(  # unsupported settings, with the values that turn them off
     top_p=1.0, min_p=0.0, repetition_penalty=1.0, best_of=1, num_return_sequences=1, max_time=None
 )
-SAMPLING_DEFAULTS: dict[str, Any] = dict(do_sample=False, top_k=50, temperature=1.0, **UNUSED)  # of transformers
+SAMPLING_DEFAULTS: dict[str, Any] = dict(
+    do_sample=False, top_k=50, temperature=1.0, **UNUSED
+)  # defaults of transformers
 
 
 class Codec:
-    """The embedded codec's decoder. Raises ValueError for another codec, and for damaged files."""
+    """The decoder of the embedded codec. Raises ValueError for other codecs and for damaged files."""
 
     def __init__(self, library: Any, folder: Path):
         config = read_config(folder / "config.json", CODEC_DEFAULTS)
         with errors_name(folder / "config.json"):
             check_positive(config, [name for name, x in CODEC_DEFAULTS.items() if isinstance(x, int)])
         if getattr(config, "model_type", None) != "smalle_codec":
-            raise ValueError(f"{folder} is no smalle_codec: expected the codec of an embedded checkpoint.")
+            raise ValueError(f"{folder} is not a smalle_codec: expected the codec of an embedded checkpoint.")
         tensors = read_weights(folder / "model.safetensors")
         settings = dict(hop_length=config.hop_length, sampling_rate=config.sampling_rate, padding="same")
         settings |= {name: getattr(config, f"vocos_{name}") for name in ("n_fft", "upsampling", "excitation")}
@@ -82,7 +84,7 @@ class Codec:
 
 
 class TextToSpeech:
-    """A checkpoint that speaks. `load` makes one; it may be used by several threads."""
+    """A checkpoint that speaks. Create it with `load`. Thread-safe."""
 
     def __init__(self, folder: Path):
         check_files(folder)
@@ -103,20 +105,20 @@ class TextToSpeech:
         self.characters = frozenset(c for token in vocabulary for c in token)
 
     def _check_parts(self) -> None:
-        """Raises ValueError where the model, its codec and its tokenizer do not belong together."""
+        """Raises ValueError if the model, its codec and its tokenizer do not fit together."""
         config, books = self.model.config, self.codec.codebooks.shape
         if books != (config.num_codebooks, config.codebook_size, self.codec.decoder.channels):
-            raise ValueError(f"{self.folder} has a codec of codebooks {books}, which its model does not speak.")
+            raise ValueError(f"{self.folder} has a codec with codebooks of shape {books}, which do not fit its model.")
         tokens, known = self.tokenizer.get_vocab_size(), len(self.model.text_embedding)
         if tokens > known:
-            raise ValueError(f"{self.folder} has a tokenizer of {tokens} tokens, of which its model knows {known}.")
+            raise ValueError(f"{self.folder} has a tokenizer of {tokens} tokens, but its model knows only {known}.")
 
     @classmethod
     def load(cls, checkpoint: str | PathLike | None = None) -> "TextToSpeech":
-        """The checkpoint in a folder; None: the default one.
+        """Loads the checkpoint in a folder; None: the default one.
 
         Raises:
-            ValueError: there is none, its files are damaged, or it needs PyTorch.
+            ValueError: there is no checkpoint, its files are damaged, or it needs PyTorch.
         """
         folder = Path(default_checkpoint() if checkpoint is None else checkpoint)
         if not (folder / "config.json").is_file():
@@ -133,23 +135,23 @@ class TextToSpeech:
         """Yields samples (L,), float32, as soon as they are final.
 
         Args:
-            text: of any length. voice: name of a preset, or path of a voice file; None: the default one.
-            seed: for reproducible speech, an integer, or a generator of native_smalle.mersenne_twister; None: another
-                one each time.
+            text: a text of any length.
+            voice: name of a preset, or path of a voice file; None: the default voice.
+            seed: an integer or a generator of native_smalle.mersenne_twister, for reproducible speech; None: random.
             normalize_text: spell the text out as English (default: True).
-            retry_first: read the first piece again, too, where its reading failed: it is then heard when it is whole
+            retry_first: also repeat the first piece if its reading failed. It is then yielded only when it is complete
                 (default: False).
             progress: called after each step.
 
         Raises:
-            ValueError: the text or the voice cannot be spoken; at once, not with the first samples.
+            ValueError: the text or the voice cannot be spoken. Raised by this call, not with the first samples.
         """
         return self._decode(self.generate(text, voice, seed, **options))
 
     def stream_segments(
         self, segments: Iterable[Segment], voice: str | PathLike | None = None, seed: Seed = None, **options
     ) -> Generator[np.ndarray]:
-        """As `stream`, of segments of a text and the pauses behind them, without voices and rates of their own."""
+        """As `stream`, for segments of a text and the pauses after them. Voices and rates of segments are ignored."""
         segments, generator = list(segments), as_generator(seed)
         spoken = [any(map(str.isalpha, normalize(segment.text, self.characters))) for segment in segments]
         if not any(spoken):
@@ -181,7 +183,7 @@ class TextToSpeech:
         return self._read_pieces(pieces, prompt, generator, retry_first, progress or (lambda: None))
 
     def get_voice(self, name: str | PathLike | None) -> Voice:
-        """The preset of that name or the voice in that file; an empty one for None. Raises ValueError for another."""
+        """The preset with that name, or the voice in that file; None gives an empty voice. Raises ValueError."""
         if name is None:
             return Voice()
         path = self.folder / "voices" / f"{name}.safetensors" if name in self.voices else Path(name)
@@ -201,7 +203,7 @@ class TextToSpeech:
         return voice
 
     def split(self, text: str, prompt: Voice, normalize_text: bool = True) -> list[str]:
-        """Pieces of a text as the tokenizer gets them, as `SmallEProcessor.split_text`."""
+        """Splits a text into pieces for the tokenizer, as `SmallEProcessor.split_text`."""
         limit = self.model.config.max_text_tokens
 
         def fits(piece: str) -> bool:
@@ -227,13 +229,13 @@ class TextToSpeech:
     def _check_spelled(self, text: str) -> None:
         unknown = self.tokenizer.token_to_id("[UNK]")
         if unknown is not None and unknown in self.tokenizer.encode(text).ids:
-            raise ValueError(f"text={text!r} holds characters that the tokenizer does not know: spell it out.")
+            raise ValueError(f"text={text!r} contains characters that the tokenizer does not know: spell it out.")
 
     def _read_pieces(
         self, pieces: list[str], prompt: Voice, generator: random.Random, retry_first: bool, progress: Callable[[], Any]
     ) -> Generator[np.ndarray]:
         sizes, retries = block_sizes(), self.settings.get("max_retries") or 0
-        speaker, spoken_for = None, None  # the speaker's embedding, and the voice whose it is
+        speaker, spoken_for = None, None  # the speaker embedding, and the voice that it belongs to
         for number, piece in enumerate(pieces):
             if spoken_for is not prompt:
                 speaker, spoken_for = self.model.encode_speaker(self._codes(prompt)), prompt
@@ -264,8 +266,10 @@ class TextToSpeech:
 
 
 class PieceOfText:
-    """A piece of a text behind its voice, read once or several times from the same state. reading: before it is read,
-    then how it went."""
+    """A piece of a text after the prompt, read once or several times from the same state.
+
+    reading: the state of the reading, initial or final.
+    """
 
     def __init__(
         self,
@@ -281,7 +285,7 @@ class PieceOfText:
         encoded, begin = speech.tokenizer.encode(joined), len(joined) - len(piece)
         if len(encoded.ids) > model.config.max_text_tokens:
             raise ValueError(f"The text has {len(encoded.ids)} tokens, the limit is {model.config.max_text_tokens}.")
-        before = sum(not end > begin for _, end in encoded.offsets)  # and [EOS], which stands behind
+        before = sum(not end > begin for _, end in encoded.offsets)  # tokens before the piece, and [EOS]
         self.reading = Reading(max(0, before - 1), len(encoded.ids) - 1)
         self.model, self.sampling = model, speech.sampling
         least = speech.settings.get("min_new_tokens")
@@ -296,7 +300,7 @@ class PieceOfText:
         self.unread, self.forced = grid[len(codes)], grid[len(codes) + 1 :]
 
     def best(self, retries: int) -> np.ndarray:
-        """Codes (T, Q) of the best reading; one that failed is read again, at most `retries` times."""
+        """Codes (T, Q) of the best reading; a failed reading is repeated at most `retries` times."""
         codes, reading = self._whole()
         for _ in range(retries if any(k != 1 for k in self.sampling.top_k) else 0):
             if not reading.failed:
@@ -313,7 +317,7 @@ class PieceOfText:
         return np.array(codes, np.int64).reshape(-1, self.model.config.num_codebooks), attempt.reading
 
     def chunks(self, sizes: Iterator[int]) -> Iterator[np.ndarray]:
-        """Codes (T, Q) of one reading, in chunks of these sizes."""
+        """Yields the codes (T, Q) of one reading in chunks of these sizes."""
         frames, size, attempt = [], next(sizes), Attempt(self)
         for frame in attempt:
             frames.append(frame)
@@ -326,7 +330,7 @@ class PieceOfText:
 
 
 class Attempt:
-    """One reading of a piece: an iterator of its frames of codes (Q,). reading: how it goes."""
+    """One reading of a piece: iterate over it for its frames of codes (Q,). reading: its progress."""
 
     def __init__(self, piece: PieceOfText):
         self.piece, self.reading = piece, piece.reading
@@ -363,19 +367,18 @@ class Attempt:
                 yield np.array([tokens[1 + frame + q][q] for q in range(books)]) - SPECIALS
 
     def _check_prompt(self, position: float) -> None:
-        """ValueError where a voice's recording, after which it reads here, ends before its transcript, which would be
-        spoken."""
+        """Raises ValueError if the recording of the voice ends before its transcript; the rest would be spoken."""
         first = self.reading.first or 0
         unread = first - position
         if unread > MAX_UNREAD and self.steps.alignment[0].max() > SHARP:
             raise ValueError(
-                f"The transcript of the voice goes on after its recording, by about {unread:.0f} tokens of {first}: "
-                "make the voice of what is said in the recording, no more."
+                f"The transcript of the voice is longer than its recording, by about {unread:.0f} of {first} tokens: "
+                "make the voice again with a transcript of exactly what the recording says."
             )
 
 
 def read_processor(path: Path) -> dict[str, Any]:
-    """The settings of a processor, as `SmallEProcessor` takes them. Raises ValueError for others."""
+    """The settings of a processor. Raises ValueError for those that `SmallEProcessor` would refuse."""
     values = read_object(path)
     settings = {name: values.get(name, default) for name, default in PROCESSOR_DEFAULTS.items()}
     with errors_name(path):
@@ -384,17 +387,17 @@ def read_processor(path: Path) -> dict[str, Any]:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a file. Raises ValueError where there is none."""
+    """The tokenizer in a file. Raises ValueError if the file cannot be read."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # what tokenizers raises
+    except Exception as error:  # tokenizers raises nothing more specific
         raise ValueError(f"{path} cannot be read, {error}: download or save the checkpoint again.") from error
     tokenizer.no_padding()
     return tokenizer
 
 
 def as_generator(seed: Seed) -> random.Random:
-    """The generator of a seed. Raises ValueError for another value."""
+    """A generator for a seed. Raises ValueError for invalid seeds."""
     if isinstance(seed, random.Random):
         return seed
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
@@ -403,15 +406,15 @@ def as_generator(seed: Seed) -> random.Random:
 
 
 def joined_text(prompt: Voice, text: str) -> str:
-    """What the model reads: the transcript of the prompt, then the text."""
+    """The input of the model: the transcript of the prompt, then the text."""
     return " ".join(filter(None, (prompt.text, text)))
 
 
 def read_sampling(settings: dict[str, Any], books: int) -> Sampling:
-    """How a generation_config.json has tokens drawn. Raises ValueError for settings that need PyTorch's path."""
+    """The sampling settings of a generation_config.json. Raises ValueError for settings that need PyTorch."""
     others = [f"{name}={settings[name]}" for name, x in UNUSED.items() if settings.get(name) not in (None, x)]
     if others:
-        raise ValueError(f"{', '.join(others)}: expected top_k and temperature alone.")
+        raise ValueError(f"{', '.join(others)}: smalle.lite supports only top_k and temperature.")
     given = {name: value for name, value in settings.items() if value is not None}
     codebooks = sampling_settings(SimpleNamespace(**{**SAMPLING_DEFAULTS, **given}), books)
     top_k, temperature = zip(*((x.top_k, x.temperature) for x in codebooks))

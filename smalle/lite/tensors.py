@@ -12,17 +12,17 @@ from safetensors import SafetensorError, deserialize, safe_open
 from ..saving_smalle import OBJECTS, check_kinds, read_object
 
 KINDS = {"F32": np.float32, "F16": np.float16, "I16": np.int16, "I32": np.int32, "I64": np.int64}
-CODE_KINDS = "I64", "I32", "I16", "I8", "U8"  # of a voice, and
-MAX_CODE, MAX_FRAMES = 2**15 - 1, 2**16  # its limits, as in voices_smalle
+CODE_KINDS = "I64", "I32", "I16", "I8", "U8"  # data types of a voice's codes
+MAX_CODE, MAX_FRAMES = 2**15 - 1, 2**16  # limits of a voice, as in voices_smalle
 
 
 class NeedsPyTorch(ValueError):
-    """What smalle speaks by PyTorch alone."""
+    """A voice that needs PyTorch."""
 
 
 @contextlib.contextmanager
 def errors_name(path: Path) -> Iterator[None]:
-    """Makes a ValueError about what a file holds name the file."""
+    """Makes a ValueError about the contents of a file name the file."""
     try:
         yield
     except ValueError as error:
@@ -30,15 +30,18 @@ def errors_name(path: Path) -> Iterator[None]:
 
 
 def check_files(folder: Path) -> None:
-    """Raises ValueError for a JSON file of a checkpoint that holds something else than it should."""
+    """Raises ValueError for a JSON file of a checkpoint that `read_object` refuses."""
     for name in OBJECTS:
         if (folder / name).is_file():
             read_object(folder / name)
 
 
 def read_config(path: Path, defaults: Mapping[str, Any], kinds: Mapping[str, Any] | None = None) -> SimpleNamespace:
-    """A configuration, with defaults for what it leaves out. kinds: by name, the type of a value where it is not that
-    of its default. Raises ValueError for a value of another type."""
+    """A configuration, with defaults for missing fields.
+
+    kinds: types of fields that may differ from the type of their default. Raises ValueError for a value of a wrong
+    type.
+    """
     config = SimpleNamespace(**{**defaults, **read_object(path)})
     with errors_name(path):
         check_kinds(config, {name: type(default) for name, default in defaults.items()} | dict(kinds or {}))
@@ -53,8 +56,8 @@ def as_floats(kind: str, shape: list[int], data: bytes) -> np.ndarray:
 
 
 class Weights(Mapping):
-    """Tensors of a checkpoint by name, as they are stored; each is converted to single precision when it is asked for,
-    so that they need little memory. Raises ValueError for NaN, infinity and kinds that are not known."""
+    """Tensors of a checkpoint by name, in stored form. Each is converted to single precision on access, to save memory;
+    this raises ValueError for NaN, infinity and unknown data types."""
 
     def __init__(self, stored: dict[str, dict[str, Any]]):
         self.stored = stored
@@ -75,15 +78,15 @@ class Weights(Mapping):
         return len(self.stored)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """The shape of a tensor, None where there is none of this name."""
+        """The shape of a tensor; None if there is no tensor of this name."""
         return tuple(self.stored[name]["shape"]) if name in self.stored else None
 
     def under(self, prefix: str) -> "Weights":
-        """Those whose names begin with a prefix, which is left out."""
+        """The tensors whose names start with a prefix, without the prefix."""
         return Weights({name[len(prefix) :]: x for name, x in self.stored.items() if name.startswith(prefix)})
 
     def renamed(self, name: str, new: str) -> "Weights":
-        """These, and one of them under another name as well."""
+        """The same tensors, with one of them also available under another name."""
         return Weights({**self.stored, new: self.stored[name]})
 
 
@@ -96,8 +99,8 @@ def read_weights(path: Path) -> Weights:
 
 
 class Voice(NamedTuple):
-    """A voice to speak with: codes (P, Q) of a recording, its transcript, "" if only the speaker is taken, and the
-    identity of the codec that made the codes, None if unknown."""
+    """A voice: codes (P, Q) of a recording; its transcript, "" to use only its speaker embedding; and the identity of
+    the codec that made the codes, None if unknown."""
 
     codes: np.ndarray | None = None
     text: str = ""
@@ -105,8 +108,8 @@ class Voice(NamedTuple):
 
 
 def read_voice(path: Path) -> Voice:
-    """The voice in a file that `voices_smalle.save_voice` wrote. Raises ValueError if it is none, and for a tuned one,
-    which PyTorch's path speaks."""
+    """The voice in a file that `voices_smalle.save_voice` wrote. Raises ValueError if it is not one, and NeedsPyTorch
+    for tuned and converted voices."""
     try:
         with safe_open(path, "np") as file:
             metadata, names = file.metadata() or {}, set(file.keys())
@@ -116,11 +119,13 @@ def read_voice(path: Path) -> Voice:
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is not a voice file: expected one that save_voice wrote.") from error
     if version == "2":
-        raise NeedsPyTorch(f"{path} has a conversion: speak voices of recordings by smalle itself, with PyTorch.")
+        raise NeedsPyTorch(f"{path} has a conversion, which needs PyTorch: use smalle instead of smalle.lite.")
     if version != "1":
         raise ValueError(f"{path} has version {version!r} of a voice file, expected 1: install a newer smalle.")
     if names != {"codes"}:
-        raise NeedsPyTorch(f"{path} holds {sorted(names)}: expected codes alone; speak tuned voices by smalle itself.")
+        raise NeedsPyTorch(
+            f"{path} holds {sorted(names)}: tuned voices need PyTorch; use smalle instead of smalle.lite."
+        )
     sized = codes is not None and codes.ndim == 2 and 0 < len(codes) <= MAX_FRAMES and codes.size
     if codes is None or not sized or codes.min() < 0 or codes.max() > MAX_CODE:
         raise ValueError(f"{path} holds codes of {kind}: expected up to {MAX_FRAMES} frames of integers of 0 or more.")

@@ -1,9 +1,9 @@
-"""Builds the C library; needs the standard library alone, so that an isolated build of a wheel can call `build`.
+"""Builds the C library. Needs only the standard library, so that an isolated build of a wheel can call `build`.
 
     python smalle/native/build.py            # after a change of the C sources: writes smalle/native_smalle.py
     python smalle/native/build.py FOLDER     # compiles the library into a folder, with $CC or cc
 
-A library found in smalle/native/ is used instead of one that is compiled into the user's cache.
+A library in smalle/native/ takes precedence over one in the user's cache.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import textwrap
 FOLDER = pathlib.Path(__file__).resolve().parent
 MODULE = FOLDER.parent / "native_smalle.py"
 SOURCES = "smalle.c", "threads.h", "kernels.h", "vocos.h"  # the first is compiled and includes the others
-# of -ffast-math what keeps infinities and other code's arithmetic as they are
+# the parts of -ffast-math that preserve infinities and do not affect other code
 FLAGS = (
     "-O3 -fPIC -shared -pthread -fvisibility=hidden -fno-math-errno -fno-trapping-math -fassociative-math "
     "-fno-signed-zeros -freciprocal-math"
@@ -35,7 +35,7 @@ def name() -> str:
 
 
 def joined(source: str, width: int = 118) -> str:
-    """C without comments and indentation, its lines filled: the same program in half of them."""
+    """C source without comments and indentation and with filled lines, to halve the number of lines."""
     source = re.sub(r"/\*.*?\*/", " ", source, flags=re.DOTALL).replace("\\\n", " ")
     lines: list[str] = []
     code: list[str] = []
@@ -66,9 +66,9 @@ def module() -> str:
 
 
 def build(folder: str | os.PathLike) -> pathlib.Path:
-    """Compiles the library into `folder`, under a name that holds a digest of its contents; returns its path.
+    """Compiles the library into `folder`, under a name with a digest of its contents; returns its path.
 
-    Raises OSError without a compiler and subprocess.CalledProcessError where it fails.
+    Raises OSError without a compiler, and subprocess.CalledProcessError if it fails.
     """
     with tempfile.TemporaryDirectory() as work:
         library = pathlib.Path(work, "library")

@@ -1,1 +1,1 @@
-"""Books, captions and control in the text. Nothing here is remote code."""
+"""Books, captions and markup in texts. This package is not remote code."""

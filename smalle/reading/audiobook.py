@@ -1,4 +1,4 @@
-"""A document read aloud: a sound file and captions for each chapter, resumed where a reading was stopped."""
+"""Audiobooks: a sound file and captions for each chapter of a document. An interrupted reading can be resumed."""
 
 import hashlib
 import json
@@ -18,22 +18,22 @@ from .markup import MAX_PAUSE, Segment, check_rate, parse_plain
 from .soundfiles import FORMATS, write_sound
 from .speech import speak
 
-HEADING_PAUSE = 1.0  # seconds behind a heading
-PARTS = ".parts"  # folder of the paragraphs of unfinished chapters
+HEADING_PAUSE = 1.0  # seconds after a heading
+PARTS = ".parts"  # folder for the paragraphs of unfinished chapters
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a document is read.
+    """Settings of a reading.
 
     Attributes:
-        format: of the sound files, one of `FORMATS`.
-        captions: suffixes of the captions, of `captions.WRITERS`.
+        format: format of the sound files, one of `FORMATS`.
+        captions: formats of the captions, from `captions.WRITERS`.
         voice: name of a preset, voice file or `Voice`; None: the default voice.
-        seed: of each paragraph, so that it does not depend on those before it.
+        seed: seed for each paragraph, so that a paragraph does not depend on earlier ones.
         speed: 0.25 to 4.
-        paragraph_pause: seconds of silence behind a paragraph.
-        options: of `streamer.stream`, for all paragraphs.
+        paragraph_pause: seconds of silence after a paragraph.
+        options: arguments of `streamer.stream` for all paragraphs.
     """
 
     format: str = "mp3"
@@ -62,26 +62,25 @@ def read_aloud(
     chapters: Sequence[int] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Iterator[Path]:
-    """Reads a document and yields the sound file of each chapter when it is complete.
+    """Reads a document and yields the path of each chapter's sound file when it is complete.
 
-    `folder` gets a sound file and captions for each chapter and book.json, which lists them. What is complete there for
-    the same text, voice and settings is kept: paragraph by paragraph, so that a reading that was stopped goes on where
-    it stopped, and gives the same files.
+    `folder` gets a sound file and captions for each chapter, and book.json, which lists them. Paragraphs that are
+    already there for the same text, voice and settings are kept, so an interrupted reading continues where it stopped
+    and gives the same files.
 
     Args:
-        chapters: numbers of those to read, from 1; None: all.
-        progress: called with the number of characters that are done, paragraph by paragraph.
+        chapters: numbers of the chapters to read, starting from 1; None: all.
+        progress: called after each paragraph with its number of characters.
 
     Raises:
-        ValueError: a chapter cannot be read, or there is none of that number; the checkpoint has no default voice and
-            none is given.
+        ValueError: a chapter does not exist or cannot be read, or there is neither a voice nor a default voice.
     """
     numbers = range(1, len(document.chapters) + 1) if chapters is None else chapters
     if wrong := [number for number in numbers if not 1 <= number <= len(document.chapters)]:
         raise ValueError(f"There is no chapter {wrong[0]}: expected 1 to {len(document.chapters)}.")
     voice = streamer.processor.prompts(1, reading.voice)[0]
     if voice.codes is None and not voice.state:
-        raise ValueError("The checkpoint has no default voice: name one, so that all paragraphs have the same.")
+        raise ValueError("The checkpoint has no default voice: give a voice, so that all paragraphs have the same one.")
     folder.mkdir(parents=True, exist_ok=True)
     book = Book(document, folder, streamer, replace(reading, voice=voice))
     for number in numbers:
@@ -98,7 +97,7 @@ class Book:
         self.parts, self.index = folder / PARTS, folder / "book.json"
 
     def read_chapter(self, number: int, progress: Callable[[int], Any]) -> Path:
-        """Reads a chapter unless it is there, and returns its sound file."""
+        """Reads a chapter unless it is complete; returns the path of its sound file."""
         chapter = self.document.chapters[number - 1]
         stem = f"{number:0{len(str(len(self.document.chapters)))}} {file_name(chapter.title)}".strip()
         path = self.folder / f"{stem}.{self.reading.format}"
@@ -119,11 +118,11 @@ class Book:
             chapters[str(number)] = {**entry, "seconds": round(samples / self.sampling_rate, 3)}
             about = {"title": self.document.title, "author": self.document.author}
             write_json(self.index, {**about, "chapters": dict(sorted(chapters.items(), key=lambda x: int(x[0])))})
-        self.delete_parts(keys)  # also those that a reading left which was stopped here
+        self.delete_parts(keys)  # including those of a reading that was interrupted here
         return path
 
     def read_index(self) -> dict[str, Any]:
-        """What book.json says of the chapters; nothing where it is missing or damaged."""
+        """The chapters in book.json; {} if it is missing or damaged."""
         try:
             return dict(json.loads(self.index.read_text(encoding="utf-8"))["chapters"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -132,7 +131,7 @@ class Book:
     # --- paragraphs
 
     def key(self, paragraph: Paragraph) -> str:
-        """A name for the sound of a paragraph, which tells whether it is the one that is wanted."""
+        """A key for the sound of a paragraph, which depends on everything that determines it."""
         spoken = self.streamer.processor.spell_out(paragraph.text)
         return digest([self.identity, paragraph.text, paragraph.heading, spoken])
 
@@ -140,7 +139,7 @@ class Book:
         return self.parts / f"{key}.wav"
 
     def segments(self, paragraph: Paragraph) -> list[Segment]:
-        """The segments of a paragraph and the pause behind it; nothing for what cannot be spoken, such as ornaments."""
+        """The segments of a paragraph and the pause after it. Text that cannot be spoken (ornaments) is removed."""
         spell, pause = self.streamer.processor.spell_out, self.reading.paragraph_pause
         segments = [
             segment if any(map(str.isalpha, spell(segment.text))) else replace(segment, text="")
@@ -150,7 +149,7 @@ class Book:
         return [*segments[:-1], replace(segments[-1], pause=max(segments[-1].pause, pause))]
 
     def read_paragraph(self, key: str, paragraph: Paragraph) -> None:
-        """Speaks a paragraph into its two files, of which the sound is there last."""
+        """Writes the two files of a paragraph, the sound file last."""
         self.parts.mkdir(exist_ok=True)
         reading, segments = self.reading, self.segments(paragraph)
         words: list[dict[str, Any]] = []
@@ -178,7 +177,7 @@ class Book:
     # --- chapters
 
     def write_sound(self, path: Path, number: int, chapter: Chapter, keys: Sequence[str]) -> tuple[list[Word], int]:
-        """Puts the paragraphs of a chapter together; returns the words with their times and the number of samples."""
+        """Joins the paragraphs of a chapter; returns the words with their times, and the number of samples."""
         words: list[Word] = []
         samples = 0
 
@@ -198,18 +197,18 @@ class Book:
 
 
 def file_name(title: str) -> str:
-    """A title as a part of a file's name on any system, of at most 120 bytes."""
+    """A title as part of a file name: valid on all systems, at most 120 bytes."""
     plain = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else " " for c in title)
     return " ".join(plain.split())[:60].encode()[:120].decode(errors="ignore").strip(" .")
 
 
 def digest(value: Any) -> str:
-    """A short name for a value of JSON."""
+    """A short digest of a JSON value."""
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
 def identity(model: Any, reading: Reading) -> str:
-    """Names what speaks: the weights, the voice and the settings."""
+    """A digest of everything that determines the speech: weights, voice and settings."""
     weights = hashlib.sha256()
     for tensor in model.state_dict().values():
         weights.update(tensor.detach().float().cpu().numpy().tobytes())

@@ -4,17 +4,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-LINE = 42  # characters of a line of captions; a caption has two
-MAX_SECONDS = 7.0  # of a caption
-MIN_GAP = 0.9  # seconds of silence that end a caption; the pause behind a heading is longer
-WINDOW = 40  # words, in which a number is spoken
+LINE = 42  # characters per line; a caption has at most two lines
+MAX_SECONDS = 7.0  # longest caption
+MIN_GAP = 0.9  # seconds of silence that end a caption; the pause after a heading is longer
+WINDOW = 40  # words to search for the next match; a long number is spoken in many words
 SENTENCE_END = re.compile(r"""\w\w[.!?]["'”’)]*$|[!?]["'”’)]*$""")
 ABBREVIATIONS = frozenset(("Mr.", "Mrs.", "Ms.", "Dr.", "St.", "Prof.", "No.", "Capt.", "Col.", "Gen.", "Rev."))
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
 
 
 class Word(NamedTuple):
-    """A word as it is written, with its punctuation, and when it is said (seconds)."""
+    """A word as written, with punctuation, and its times in seconds."""
 
     text: str
     start: float
@@ -25,18 +25,18 @@ class Word(NamedTuple):
 
 
 def written_words(text: str, spoken: Sequence[Mapping[str, Any]]) -> list[Word]:
-    """The words of a text as it is written, with the times of how it was spoken.
+    """The words of a text as written, with the times of the spoken words.
 
-    Numbers, abbreviations and the like are spoken in other words than they are written in: what stands between two
-    words that agree shares the time between them.
+    Numbers, abbreviations and the like are spoken in other words than they are written. Such words share the time
+    between the matching words around them.
 
     Args:
-        text: as it is written.
-        spoken: {"word", "start", "end"} of the spoken words in their order, in seconds.
+        text: the text as written.
+        spoken: {"word", "start", "end"} of the spoken words in order, in seconds.
 
     Returns:
-        a `Word` for each part of the text between spaces that is spoken; a part without letters and digits, such as a
-        dash, belongs to the one before.
+        A `Word` for each part of the text between spaces. A part without letters and digits, such as a dash, is joined
+        with the part before it.
     """
     parts = text.split()
     keys = [(fold(match[0]), index) for index, part in enumerate(parts) for match in WORD.finditer(part)]
@@ -57,7 +57,7 @@ def fold(word: str) -> str:
 
 
 def spread_times(keys: Sequence[str], spoken: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Seconds (start, end) of each key: those of the spoken word that is alike, or a share of the time between."""
+    """(start, end) in seconds of each key: the times of the matching spoken word, or a share of the time in between."""
     said = [fold(word["word"]) for word in spoken]
     times: list[tuple[float, float]] = []
     begin = 0
@@ -73,7 +73,7 @@ def spread_times(keys: Sequence[str], spoken: Sequence[Mapping[str, Any]]) -> li
 
 
 def common_words(keys: Sequence[str], said: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Pairs of positions at which both say the same, in order; in linear time."""
+    """Yields pairs of positions with equal words, in order; in linear time."""
     i = j = 0
     while i < len(keys) and j < len(said):
         if keys[i] != said[j]:
@@ -83,7 +83,7 @@ def common_words(keys: Sequence[str], said: Sequence[str]) -> Iterator[tuple[int
 
 
 def next_common(keys: Sequence[str], said: Sequence[str], i: int, j: int) -> tuple[int, int]:
-    """The next positions from (i, j) at which both say the same, two words long where possible; (i, j) without any."""
+    """The next positions from (i, j) with equal words, preferably two in a row; (i, j) if there are none."""
     single = None
     for distance in range(1, WINDOW):
         for ahead in range(distance + 1):
@@ -96,7 +96,7 @@ def next_common(keys: Sequence[str], said: Sequence[str], i: int, j: int) -> tup
 
 
 def shares(keys: Sequence[str], start: float, end: float) -> list[tuple[float, float]]:
-    """Seconds of words that are said between `start` and `end`, by their lengths."""
+    """(start, end) in seconds of words between `start` and `end`, in proportion to their lengths."""
     total, done, times = sum(map(len, keys)), 0, []
     for key in keys:
         times.append((start + (end - start) * done / total, start + (end - start) * (done + len(key)) / total))
@@ -108,7 +108,7 @@ def shares(keys: Sequence[str], start: float, end: float) -> list[tuple[float, f
 
 
 def captions(words: Iterable[Word]) -> list[list[Word]]:
-    """Words put together to captions of at most two lines and `MAX_SECONDS`, which end with sentences and pauses."""
+    """Groups words into captions of at most two lines and `MAX_SECONDS`; sentences and pauses end a caption."""
     done: list[list[Word]] = []
     caption: list[Word] = []
     for word in words:
@@ -131,7 +131,7 @@ def fits(caption: Sequence[Word]) -> bool:
 
 
 def best_cut(caption: Sequence[Word]) -> int:
-    """Behind which word a caption that is full is cut: the last comma of its second half, else the last word."""
+    """The number of words after which to cut a full caption: at the last comma in its second half, else at its end."""
     commas = [n for n, word in enumerate(caption, 1) if word.text[-1] in ",;:—" and 2 * n > len(caption)]
     return commas[-1] if commas else len(caption)
 
@@ -141,7 +141,7 @@ def caption_text(caption: Iterable[Word]) -> str:
 
 
 def break_line(text: str) -> str:
-    """A text in two lines about as long as each other, if it is too long for one."""
+    """Breaks a text that is too long for one line into two lines of similar length."""
     spaces = [match.start() for match in re.finditer(" ", text)]
     if len(text) <= LINE or not spaces:
         return text
@@ -150,7 +150,7 @@ def break_line(text: str) -> str:
 
 
 def clock(seconds: float, point: str) -> str:
-    """Seconds as 01:02:03.456, with another point for SRT."""
+    """Seconds as 01:02:03.456; point: the decimal separator, a comma for SRT."""
     milliseconds = round(seconds * 1000)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02}{point}{milliseconds % 1000:03}"
@@ -162,7 +162,7 @@ def span(caption: Sequence[Word], point: str) -> str:
 
 
 def srt(words: Iterable[Word], duration: float = 0.0) -> str:
-    """SubRip captions of words in order. duration: of the sound, not used."""
+    """SubRip captions of words in order. duration is ignored; all writers take it."""
     blocks = [
         f"{number}\n{span(caption, ',')}\n{break_line(caption_text(caption))}\n"
         for number, caption in enumerate(captions(words), 1)
@@ -171,19 +171,19 @@ def srt(words: Iterable[Word], duration: float = 0.0) -> str:
 
 
 def vtt(words: Iterable[Word], duration: float = 0.0) -> str:
-    """WebVTT captions of words in order, with the time of each word. duration: of the sound, not used."""
+    """WebVTT captions of words in order, with the time of each word. duration is ignored; all writers take it."""
     blocks = [f"{span(caption, '.')}\n{timed_text(caption)}\n" for caption in captions(words)]
     return "\n".join(["WEBVTT\n", *blocks])
 
 
 def timed_text(caption: Sequence[Word]) -> str:
-    """The words of a caption with the time at which each begins, as WebVTT writes it."""
+    """The words of a caption with their start times, in WebVTT syntax."""
     lines = break_line(caption_text(caption))
     parts, last, position = [], round(caption[0].start, 3), 0
     for word in caption:
         escaped = word.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         now = round(word.start, 3)
-        later = last < now < round(caption[-1].end, 3)  # the standard wants times that grow
+        later = last < now < round(caption[-1].end, 3)  # the standard requires increasing times
         before = lines[position - 1] if position else ""
         parts.append(f"{before}<{clock(word.start, '.')}>{escaped}" if later else f"{before}{escaped}")
         position += len(word.text) + 1
@@ -192,11 +192,11 @@ def timed_text(caption: Sequence[Word]) -> str:
 
 
 def textgrid(words: Iterable[Word], duration: float) -> str:
-    """A TextGrid for Praat with one tier of words, in a sound of so many seconds."""
+    """A Praat TextGrid with one tier of words. duration: length of the sound in seconds."""
     intervals, end = [], 0.0
     for word in words:
         if word.end <= word.start:
-            continue  # an interval has a length
+            continue  # intervals cannot be empty
         if word.start > end:
             intervals.append((end, word.start, ""))
         intervals.append((max(word.start, end), word.end, word.text))
@@ -219,4 +219,4 @@ def textgrid(words: Iterable[Word], duration: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-WRITERS = {"srt": srt, "vtt": vtt, "TextGrid": textgrid}  # by the suffix of the file
+WRITERS = {"srt": srt, "vtt": vtt, "TextGrid": textgrid}  # by file suffix

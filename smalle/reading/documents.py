@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 
 from .markup import has_words
 
-MAX_BYTES = 64 << 20  # of a document, and of each file in an epub
-MAX_UNPACKED = 256 << 20  # of all files of an epub that are read
+MAX_BYTES = 64 << 20  # limit for a document, and for each file in an epub
+MAX_UNPACKED = 256 << 20  # limit for all files that are read from an epub
 SUFFIXES = {
     ".txt": "text", ".text": "text", ".md": "markdown", ".markdown": "markdown", ".html": "html", ".htm": "html",
     ".xhtml": "html", ".epub": "epub",
@@ -27,14 +27,14 @@ class Paragraph(NamedTuple):
 
 
 class Chapter(NamedTuple):
-    """A chapter; its title is among the paragraphs, too, where the document has it as a heading."""
+    """A chapter. If its title is a heading of the document, it is also one of the paragraphs."""
 
     title: str
     paragraphs: list[Paragraph]
 
 
 class Document(NamedTuple):
-    """title and author are "" where the document does not name them."""
+    """title and author are "" if the document does not contain them."""
 
     title: str
     author: str
@@ -42,19 +42,19 @@ class Document(NamedTuple):
 
 
 def read_document(path: str | os.PathLike, format: str | None = None) -> Document:
-    """The chapters of a file.
+    """Reads the chapters of a file.
 
     Args:
-        path: of the file.
-        format: "text", "markdown", "html" or "epub"; None: by the suffix.
+        path: path of the file.
+        format: "text", "markdown", "html" or "epub"; None: determined by the suffix.
 
     Raises:
-        ValueError: it is none of these, damaged, too large, or has nothing to read.
+        ValueError: the format is unknown, or the file is damaged, too large or empty.
     """
     path = Path(path)
     format = format or SUFFIXES.get(path.suffix.lower())
     if format not in READERS:
-        raise ValueError(f"{path} is no document: expected {', '.join(SUFFIXES)}.")
+        raise ValueError(f"{path} is not a supported document: expected {', '.join(SUFFIXES)}.")
     if not path.is_file():
         raise ValueError(f"{path} does not exist: expected a file.")
     if path.stat().st_size > MAX_BYTES:
@@ -65,12 +65,12 @@ def read_document(path: str | os.PathLike, format: str | None = None) -> Documen
         raise ValueError(f"{path}: {error}") from error
     chapters = merge_headings([chapter for chapter in document.chapters if chapter.paragraphs])
     if not chapters:
-        raise ValueError(f"{path} has nothing to read: expected at least one word.")
+        raise ValueError(f"{path} contains no text: expected at least one word.")
     return document._replace(title=document.title or path.stem, chapters=chapters)
 
 
 def decode(data: bytes, charset: str | None = None) -> str:
-    """The text of bytes: in the charset that is named, else UTF-8 or UTF-16 with its mark, else Windows-1252."""
+    """Decodes bytes: in the given charset, else as UTF-16 with a byte order mark or UTF-8, else as Windows-1252."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         charset = "utf-16"
     try:
@@ -79,11 +79,11 @@ def decode(data: bytes, charset: str | None = None) -> str:
         return data.decode("cp1252", errors="replace")
 
 
-# --- blocks, and the chapters that they make
+# --- blocks and chapters
 
 
 class Block(NamedTuple):
-    """A paragraph (level 0) or a heading (1 to 6), and the names of places in front of it."""
+    """A paragraph (level 0) or a heading (1 to 6), and the anchors before it."""
 
     text: str
     level: int = 0
@@ -91,7 +91,8 @@ class Block(NamedTuple):
 
 
 def cut(blocks: Sequence[Block], starts: Mapping[int, str], title: str) -> list[Chapter]:
-    """Chapters that begin at the blocks of those positions; what is in front of the first has the document's title."""
+    """Splits blocks into chapters. starts: titles by the position of the first block; blocks before the first chapter
+    get the title of the document."""
     chapters = [Chapter(title, [])]
     for position, block in enumerate(blocks):
         if position in starts:
@@ -102,7 +103,7 @@ def cut(blocks: Sequence[Block], starts: Mapping[int, str], title: str) -> list[
 
 
 def cut_at_headings(blocks: Sequence[Block], title: str) -> list[Chapter]:
-    """Chapters that begin at the headings of the highest level that occurs twice, and at those above it."""
+    """Splits blocks into chapters at the headings of the highest level that occurs twice, and at higher ones."""
     levels = [block.level for block in blocks if block.level]
     often = [level for level in sorted(set(levels)) if levels.count(level) > 1]
     deepest = often[0] if often else min(levels, default=0)
@@ -111,7 +112,7 @@ def cut_at_headings(blocks: Sequence[Block], title: str) -> list[Chapter]:
 
 
 def merge_headings(chapters: Sequence[Chapter]) -> list[Chapter]:
-    """The same, but a chapter of headings alone, such as "Part One", belongs to the one behind it."""
+    """Joins a chapter that consists only of headings, such as "Part One", with the next one."""
     merged: list[Chapter] = []
     held: list[Paragraph] = []
     for number, chapter in enumerate(chapters, 1):
@@ -135,7 +136,7 @@ GUTENBERG = re.compile(r"\*\*\* ?(START|END) OF (?:THE|THIS) PROJECT GUTENBERG[^
 
 
 def read_text(path: Path) -> Document:
-    """Paragraphs are set apart by empty lines. A short one such as "Chapter 1" begins a chapter."""
+    """Reads plain text: empty lines separate paragraphs, and one such as "Chapter 1" starts a chapter."""
     text = without_licence(decode(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n"))
     paragraphs = [part.strip() for part in re.split(r"\n[^\S\n]*\n", text)]
     blocks = [Block(" ".join(p.split()), int(bool(HEADING.fullmatch(p)))) for p in paragraphs if p]
@@ -143,7 +144,7 @@ def read_text(path: Path) -> Document:
 
 
 def without_licence(text: str) -> str:
-    """A text of Project Gutenberg without what stands before and behind it."""
+    """A text of Project Gutenberg without its header and licence."""
     start = 0
     for mark in GUTENBERG.finditer(text):
         if mark[1] == "END":
@@ -166,9 +167,9 @@ SKIPPED_TYPES = re.compile(r"(?:doc-)?(?:footnotes?|noteref|pagebreak|toc|rearno
 
 
 class BlockReader(HTMLParser):
-    """Blocks of an HTML document: what a person would read aloud of it.
+    """Extracts the blocks of an HTML document that a person would read aloud.
 
-    Left out are scripts, styles, navigation, asides, media, hidden parts, notes and their numbers in brackets.
+    Skips scripts, styles, navigation, asides, media, hidden parts, notes, and their numbers in brackets.
     """
 
     def __init__(self):
@@ -178,7 +179,7 @@ class BlockReader(HTMLParser):
         self.text: list[str] = []
         self.level = 0
         self.anchors: list[str] = []
-        self.skipped, self.depth = "", 0  # name of the element that is left out, and how many of it are open
+        self.skipped, self.depth = "", 0  # name of the element that is being skipped, and its nesting depth
         self.in_title = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -223,7 +224,7 @@ class BlockReader(HTMLParser):
             self.text.append(re.sub(r"\s+", " ", data))
 
     def flush(self) -> None:
-        text = re.sub(r"\[\d{1,4}\]", "", "".join(self.text))  # a note's number
+        text = re.sub(r"\[\d{1,4}\]", "", "".join(self.text))  # numbers of notes
         text = re.sub(r" *\n[ \n]*", "\n", re.sub(" {2,}", " ", text)).strip().removesuffix(",")
         if has_words(text):
             self.blocks.append(Block(text, self.level, tuple(self.anchors)))
@@ -232,7 +233,7 @@ class BlockReader(HTMLParser):
 
 
 def is_skipped(tag: str, attributes: Mapping[str, str | None]) -> bool:
-    """Whether an element is not read."""
+    """Whether to skip an element."""
     kinds = " ".join(attributes.get(name) or "" for name in ("epub:type", "role", "class")).split()
     hidden = "hidden" in attributes or attributes.get("aria-hidden") == "true"
     return tag in SKIPPED or hidden or any(SKIPPED_TYPES.fullmatch(kind) for kind in kinds)
@@ -254,7 +255,7 @@ def read_html(path: Path) -> Document:
 
 
 def read_markdown(path: Path) -> Document:
-    """CommonMark with tables; a YAML header is left out."""
+    """Reads CommonMark with tables; skips a YAML header."""
     try:
         from markdown_it import MarkdownIt
     except ModuleNotFoundError as error:
@@ -271,13 +272,13 @@ def read_markdown(path: Path) -> Document:
 
 
 class Archive:
-    """The files of an epub by their names, read into memory and never written anywhere."""
+    """Access to the files of an epub by name. They are only read into memory, never unpacked to disk."""
 
     def __init__(self, path: Path):
         try:
             self.zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-            raise ValueError(f"it is no epub: {error}.") from error
+            raise ValueError(f"it is not an epub: {error}.") from error
         self.left = MAX_UNPACKED
 
     def read(self, name: str) -> bytes:
@@ -293,7 +294,7 @@ class Archive:
             raise ValueError(f"{name} unpacks to {info.file_size >> 20} MB: expected at most {limit >> 20}.")
         try:
             data = self.zip.read(name)
-        except Exception as error:  # zipfile and zlib have many
+        except Exception as error:  # zipfile and zlib raise many kinds
             raise ValueError(f"{name} in the epub is damaged: {error}.") from error
         self.left -= len(data)
         return data
@@ -301,7 +302,7 @@ class Archive:
     def xml(self, name: str) -> ElementTree.Element:
         """The root of an XML file."""
         data = self.read(name)
-        if b"<!ENTITY" in data:  # which could unfold into gigabytes
+        if b"<!ENTITY" in data:  # entities could expand to gigabytes
             raise ValueError(f"{name} defines entities: expected plain XML.")
         try:
             return ElementTree.fromstring(data)
@@ -310,7 +311,7 @@ class Archive:
 
 
 def resolve(base: str, link: str) -> tuple[str, str]:
-    """Name in the archive and fragment of a link in the file `base`."""
+    """(name in the archive, fragment) of a link in the file `base`."""
     target, _, fragment = link.partition("#")
     name = posixpath.normpath(posixpath.join(posixpath.dirname(base), urllib.parse.unquote(target))) if target else base
     return name, urllib.parse.unquote(fragment)
@@ -331,7 +332,7 @@ def first_text(root: ElementTree.Element, name: str) -> str:
 
 
 def read_epub(path: Path) -> Document:
-    """EPUB 2 and 3: chapters by the table of contents, else by headings."""
+    """Reads EPUB 2 and 3. Chapters follow the table of contents, or without one the headings."""
     archive = Archive(path)
     with archive.zip:
         rootfiles = find_all(archive.xml("META-INF/container.xml"), "rootfile")
@@ -365,7 +366,7 @@ def read_epub(path: Path) -> Document:
 
 
 def check_protection(archive: Archive, names: Sequence[str]) -> None:
-    """Raises ValueError where texts are encrypted; fonts may be."""
+    """Raises ValueError if texts are encrypted; encrypted fonts are allowed."""
     if "META-INF/encryption.xml" in archive.zip.namelist():
         references = find_all(archive.xml("META-INF/encryption.xml"), "CipherReference")
         if {urllib.parse.unquote(reference.get("URI", "")) for reference in references} & set(names):
@@ -375,7 +376,7 @@ def check_protection(archive: Archive, names: Sequence[str]) -> None:
 def table_of_contents(
     archive: Archive, package_name: str, items: Mapping[str, ElementTree.Element]
 ) -> list[tuple[tuple[str, str], str]]:
-    """((file, fragment), title) of the entries of the contents in their order, without any where there is none."""
+    """((file, fragment), title) of the entries in the table of contents, in order; [] without one."""
     for item in items.values():
         if "nav" in item.get("properties", "").split():
             name = resolve(package_name, item.get("href", ""))[0]

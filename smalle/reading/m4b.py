@@ -1,4 +1,4 @@
-"""Chapters put together to one audiobook file (m4b: AAC in MP4, with chapter marks), by PyAV."""
+"""Joins chapters into one audiobook file (m4b: AAC in MP4, with chapter marks), with PyAV."""
 
 import os
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ def write_m4b(
     author: str = "",
     bit_rate: int = 64_000,
 ) -> None:
-    """Writes one file of several.
+    """Joins several sound files into one.
 
     Args:
-        chapters: title and mono sound file of each, all of the same sampling rate.
-        bit_rate: of the AAC, bits a second.
+        chapters: (title, mono sound file) of each chapter, all with the same sampling rate.
+        bit_rate: bits per second of the AAC stream.
 
     Raises:
         ValueError: PyAV is not installed, or there are no chapters.

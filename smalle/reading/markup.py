@@ -1,6 +1,6 @@
-"""Control in the text: pauses, voices and speeds, marked in plain text or by a part of SSML 1.1.
+"""Markup in texts: pauses, voices and speeds, in plain text or in a subset of SSML 1.1.
 
-`parse` turns a text into segments, each spoken in one way; `smalle.reading.speech.speak` speaks them.
+`parse` splits a text into segments with one style each; `smalle.reading.speech.speak` speaks them.
 """
 
 import re
@@ -28,13 +28,13 @@ PERCENT = re.compile(r"\s*([+-]?)(\d{1,4}(?:\.\d{0,4})?)%\s*")
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a text that is spoken in one way.
+    """A part of a text with one style.
 
     Attributes:
-        text: what to say; "" for silence alone.
-        pause: seconds of silence behind it.
-        voice: name of a voice; None: the voice of the whole.
-        rate: speed, of which 1 is the voice's own.
+        text: the text to speak; "" for silence only.
+        pause: seconds of silence after it.
+        voice: name of a voice; None: the voice of the whole text.
+        rate: relative speed; 1 is the natural speed of the voice.
     """
 
     text: str = ""
@@ -44,7 +44,7 @@ class Segment:
 
 
 def has_words(text: str) -> bool:
-    """Whether more than punctuation and spaces is in a text."""
+    """Whether a text contains more than punctuation and spaces."""
     return any(unicodedata.category(c)[0] in "LNS" for c in text)
 
 
@@ -55,7 +55,7 @@ class Segments:
         self.segments: list[Segment] = []
 
     def say(self, text: str, style: Segment) -> None:
-        """Adds text in the voice and at the rate of `style`, to the last segment where that is spoken so, too."""
+        """Adds text with the voice and the rate of `style`; extends the last segment if it has the same style."""
         last = self.segments[-1] if self.segments else None
         if last is not None and (last.pause, last.voice, last.rate) == (0.0, style.voice, style.rate):
             self.segments[-1] = replace(last, text=last.text + text)
@@ -70,13 +70,13 @@ class Segments:
         self.segments[-1] = replace(last, pause=check_pause(last.pause + seconds))
 
     def end_paragraph(self, seconds: float) -> None:
-        """Makes the silence behind what was said at least so long."""
+        """Makes the pause after the last segment at least `seconds` long."""
         if self.segments and (self.segments[-1].text.strip() or self.segments[-1].pause):
             last = self.segments[-1]
             self.segments[-1] = replace(last, pause=max(last.pause, seconds))
 
     def finish(self) -> list[Segment]:
-        """The segments; text without a word is dropped, its pause goes to the segment before."""
+        """The segments. Text without words is dropped; its pause is added to the segment before."""
         done: list[Segment] = []
         for segment in self.segments:
             segment = replace(segment, text=segment.text.strip() if has_words(segment.text) else "")
@@ -92,20 +92,20 @@ class Segments:
 
 def check_pause(seconds: float) -> float:
     if seconds > MAX_PAUSE:
-        raise ValueError(f"A pause of {seconds:g} s: expected at most {MAX_PAUSE:g} s in one place.")
+        raise ValueError(f"A pause of {seconds:g} s: expected at most {MAX_PAUSE:g} s at one place.")
     return seconds
 
 
 def parse_time(value: str) -> float:
-    """Seconds of "0.5s" or "500ms"."""
+    """Converts "0.5s" or "500ms" to seconds."""
     found = TIME.fullmatch(value)
     if not found:
-        raise ValueError(f"The time {value.strip()!r}: expected a number with its unit, as 0.5s or 500ms.")
+        raise ValueError(f"The time {value.strip()!r}: expected a number with a unit, such as 0.5s or 500ms.")
     return check_pause(float(found[1]) / (1000 if found[2].lower() == "ms" else 1))
 
 
 def parse_rate(value: str) -> float:
-    """The speed of "slow", "80%", "+20%" or "1.2"."""
+    """Converts "slow", "80%", "+20%" or "1.2" to a relative speed."""
     if value in RATES:
         return RATES[value]
     percent = PERCENT.fullmatch(value)
@@ -132,7 +132,7 @@ STRENGTHS = {"none": 0.0, "x-weak": 0.1, "weak": 0.2, "medium": 0.4, "strong": 0
 
 
 def break_seconds(attributes: Mapping[str, str]) -> float:
-    """The silence of a <break>."""
+    """The length of a <break> in seconds."""
     if "time" in attributes:
         return parse_time(attributes["time"])
     strength = attributes.get("strength", "medium")
@@ -162,18 +162,20 @@ def spell_digits(text: str) -> str:
 
 
 def spell_date(text: str, order: str = "") -> str:
-    """A date in words that the text normalization reads. order: `DATE_FORMATS`; "": as it is written."""
+    """A date in a form that the text normalization reads. order: one of `DATE_FORMATS`; "": leave it unchanged."""
     if not order:
         return text
     numbers = re.findall(r"[0-9]+", text)
     if order not in DATE_FORMATS or len(numbers) != len(order):
         raise ValueError(
-            f"say-as date of {text!r} with format={order!r}: expected one of {', '.join(DATE_FORMATS)} and as many "
-            "numbers as it has letters."
+            f"say-as date of {text!r} with format={order!r}: expected one of {', '.join(DATE_FORMATS)} and one "
+            "number for each letter of it."
         )
     parts = dict(zip(order, map(int, numbers)))
     if not 1 <= parts.get("m", 1) <= 12 or not 1 <= parts.get("d", 1) <= 31:
-        raise ValueError(f"say-as date of {text!r} with format={order!r}: expected a month to 12 and a day to 31.")
+        raise ValueError(
+            f"say-as date of {text!r} with format={order!r}: expected a month from 1 to 12 and a day from 1 to 31."
+        )
     month = MONTHS[parts["m"] - 1] if "m" in parts else ""
     day = spell_ordinal(str(parts["d"])) if "d" in parts else ""
     year = str(parts["y"]) if "y" in parts else ""
@@ -195,7 +197,7 @@ SAY_AS: dict[str, Callable[[str, str], str]] = {
     "digits": lambda text, _: spell_digits(text),
     "date": spell_date,
     "ordinal": lambda text, _: spell_ordinal(text),
-    "cardinal": lambda text, _: text,  # which the text normalization does
+    "cardinal": lambda text, _: text,  # the text normalization reads it
     "telephone": lambda text, _: text,
 }
 
@@ -205,22 +207,21 @@ SAY_AS: dict[str, Callable[[str, str], str]] = {
 def parse(
     text: str, ssml: bool | None = None, unknown: str = "refuse", paragraph_pause: float = PARAGRAPH_PAUSE
 ) -> list[Segment]:
-    """The segments of a text.
+    """Splits a text into segments.
 
-    In plain text `[pause 0.5s]` and `<break time="500ms"/>` are silence, and so is an empty line. SSML is described in
-    docs/markup.md.
+    In plain text, `[pause 0.5s]`, `<break time="500ms"/>` and empty lines are pauses. docs/markup.md describes SSML.
 
     Args:
-        text: what to say.
-        ssml: whether `text` is SSML; None: if it begins with <speak.
-        unknown: what to do with SSML that is not supported: "refuse" it, or read its content "plain".
+        text: the text to speak.
+        ssml: whether `text` is SSML; None: if it starts with <speak.
+        unknown: what to do with unsupported SSML: "refuse" it, or read its content as "plain" text.
         paragraph_pause: seconds of silence between paragraphs.
 
     Returns:
-        segments, at least one of them with words.
+        Segments, at least one of them with words.
 
     Raises:
-        ValueError: the markup is damaged or not supported, or there are no words.
+        ValueError: the markup is damaged or unsupported, or there are no words.
     """
     if unknown not in ("refuse", "plain"):
         raise ValueError(f"unknown={unknown!r}: expected 'refuse' or 'plain'.")
@@ -228,12 +229,12 @@ def parse(
         ssml = text.lstrip("\ufeff \t\r\n").startswith("<speak")
     segments = parse_ssml(text, unknown, paragraph_pause) if ssml else parse_plain(text, paragraph_pause)
     if not any(segment.text for segment in segments):
-        raise ValueError(f"text={text[:100]!r} has no words: expected at least one beside pauses and marks.")
+        raise ValueError(f"text={text[:100]!r} has no words: expected at least one word besides pauses and markup.")
     return segments
 
 
 def parse_plain(text: str, paragraph_pause: float = PARAGRAPH_PAUSE) -> list[Segment]:
-    """The segments of a plain text, which may be silence alone."""
+    """The segments of a plain text, which may be only silence."""
     segments, style, end = Segments(), Segment(), 0
     for mark in PAUSE.finditer(text):
         segments.say(text[end : mark.start()], style)
@@ -261,7 +262,7 @@ def break_attributes(mark: re.Match) -> dict[str, str]:
 
 MAX_DEPTH = 32
 NAMESPACE = "{http://www.w3.org/XML/1998/namespace}"
-ATTRIBUTES = {  # elements that are supported, and their attributes
+ATTRIBUTES = {  # supported elements, and their attributes
     "speak": ("version", f"{NAMESPACE}lang", "{http://www.w3.org/2001/XMLSchema-instance}schemaLocation"),
     "p": (f"{NAMESPACE}lang",),
     "s": (f"{NAMESPACE}lang",),
@@ -274,10 +275,10 @@ ATTRIBUTES = {  # elements that are supported, and their attributes
 
 
 class SSMLReader:
-    """The target of an XML parser, which makes segments of SSML.
+    """The target of an XML parser that converts SSML into segments.
 
-    stack: of each open element its name, attributes and style. text: pieces of what is said next, one for each entity.
-    `content` collects what say-as interprets and what sub replaces.
+    stack: name, attributes and style of each open element. text: pieces of the current text, which the parser splits at
+    entities. content: collects the text that say-as interprets or sub replaces.
     """
 
     def __init__(self, unknown: str, paragraph_pause: float):
@@ -291,12 +292,12 @@ class SSMLReader:
         self.flush()
         name = tag.rpartition("}")[2]
         if len(self.stack) == MAX_DEPTH:
-            raise ValueError(f"The SSML has elements inside each other, expected at most {MAX_DEPTH}.")
+            raise ValueError(f"The SSML is nested too deeply: expected at most {MAX_DEPTH} levels.")
         if (name == "speak") == bool(self.stack):
-            raise ValueError(f"<{name}> at depth {len(self.stack)}: expected one <speak> around everything.")
+            raise ValueError(f"<{name}> at depth {len(self.stack)}: expected a single <speak> around everything.")
         name, attributes = self.supported(name, attributes)
         if self.content is not None and name:
-            raise ValueError(f"<{name}> inside of <{self.stack[-1][0]}>: expected text alone.")
+            raise ValueError(f"<{name}> inside <{self.stack[-1][0]}>: expected only text.")
         style = self.stack[-1][2] if self.stack else Segment()
         if name in ("p", "s"):
             self.end_block(name)
@@ -314,7 +315,7 @@ class SSMLReader:
         (self.text if self.content is None else self.content).append(text)
 
     def flush(self) -> None:
-        """Says the pieces of text that were read."""
+        """Adds the collected pieces of text to the segments."""
         if self.text:
             self.say("".join(self.text))
             self.text = []
@@ -344,7 +345,7 @@ class SSMLReader:
             return text
 
     def supported(self, name: str, attributes: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
-        """Name and attributes of an element, without what is not supported; "" for an element that is not."""
+        """Name and supported attributes of an element; ("", {}) for an unsupported element."""
         if name not in ATTRIBUTES:
             self.refuse(f"<{name}>", ATTRIBUTES)
             return "", {}
@@ -365,13 +366,15 @@ class SSMLReader:
     def refuse(self, what: str, expected: Iterable[str]) -> None:
         if self.unknown == "refuse":
             names = ", ".join(name.rpartition("}")[2] for name in expected)
-            raise ValueError(f"{what} is not supported: expected {names}; unknown='plain' reads its content plainly.")
+            raise ValueError(
+                f"{what} is not supported: expected {names}; unknown='plain' reads its content as plain text."
+            )
 
 
 def parse_ssml(text: str, unknown: str = "refuse", paragraph_pause: float = PARAGRAPH_PAUSE) -> list[Segment]:
     """The segments of an SSML document. Arguments and errors as in `parse`."""
-    if re.search(r"<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):  # entities could unfold into gigabytes
-        raise ValueError("The SSML has a DOCTYPE: expected none, and no entities of its own.")
+    if re.search(r"<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):  # entities could expand to gigabytes
+        raise ValueError("The SSML has a DOCTYPE or defines entities: remove them.")
     reader = SSMLReader(unknown, paragraph_pause)
     parser = ElementTree.XMLParser(target=reader)
     try:
@@ -379,4 +382,6 @@ def parse_ssml(text: str, unknown: str = "refuse", paragraph_pause: float = PARA
         parser.close()
         return reader.segments.finish()
     except (ElementTree.ParseError, UnicodeEncodeError) as error:
-        raise ValueError(f"The SSML is damaged, {error}: expected <speak>, with &lt; and &amp; for < and &.") from error
+        raise ValueError(
+            f"The SSML is damaged ({error}): expected <speak>, with &lt; and &amp; for < and &."
+        ) from error

@@ -1,4 +1,4 @@
-"""Sound files of the formats that people play, written while the sound is made."""
+"""Writing sound files in common formats, while the sound is generated."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ import soundfile
 from ..audio_smalle import write_wav
 from ..saving_smalle import atomic_write
 
-FORMATS: dict[str, dict[str, Any]] = {  # by the suffix of the file
+FORMATS: dict[str, dict[str, Any]] = {  # by file suffix
     "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III"},
     "opus": {"format": "OGG", "subtype": "OPUS"},
     "flac": {"format": "FLAC", "subtype": "PCM_16"},
@@ -19,7 +19,7 @@ FORMATS: dict[str, dict[str, Any]] = {  # by the suffix of the file
 
 
 def format_of(path: str | os.PathLike) -> str:
-    """The format of a file by its suffix; wav without one. Raises ValueError for a suffix that is not known."""
+    """The format of a file, from its suffix; wav without one. Raises ValueError for unknown suffixes."""
     suffix = Path(path).suffix.removeprefix(".").lower() or "wav"
     if suffix not in FORMATS:
         raise ValueError(f"{path}: expected a file whose name ends with .{', .'.join(FORMATS)}.")
@@ -29,14 +29,14 @@ def format_of(path: str | os.PathLike) -> str:
 def write_sound(
     path: str | os.PathLike, waves: Iterable[Any], sampling_rate: int, tags: Mapping[str, str] | None = None
 ) -> int:
-    """Writes a mono sound file, in the format that its suffix says.
+    """Writes a mono sound file in the format of its suffix.
 
     Args:
         waves: waveforms (L,) of floats in -1..1, arrays or tensors.
-        tags: "title", "album", "artist", "tracknumber".
+        tags: values for "title", "album", "artist", "tracknumber".
 
     Returns:
-        the number of samples.
+        The number of samples.
     """
     kind, size = FORMATS[format_of(path)], 0
     if not tags and kind["format"] == "WAV":
@@ -47,7 +47,7 @@ def write_sound(
                 if value:
                     setattr(file, name, value)
             for wave in waves:
-                for begin in range(0, len(wave), sampling_rate):  # libsndfile's encoders overflow at long blocks
+                for begin in range(0, len(wave), sampling_rate):  # the encoders of libsndfile overflow on long blocks
                     file.write(wave[begin : begin + sampling_rate])
                 size += len(wave)
     return size

@@ -1,4 +1,4 @@
-"""Segments of a text as one stream of speech with word times. The command line, Python and the server speak by it."""
+"""Speaks segments of a text as one stream with word times. Used by the command line, from Python and by the server."""
 
 import contextlib
 from collections.abc import Generator, Iterable, Mapping
@@ -29,21 +29,21 @@ def speak(
     """Yields the speech of segments (`markup.parse`) as `TimedSpeech`: waveforms (L,) float32 and words.
 
     A word is {"word", "start", "end"}, in seconds from the start of the stream. Closing the generator cancels the
-    generation within a step. One plain segment gives the samples of `streamer.stream`.
+    generation within a step. A single plain segment gives the same samples as `streamer.stream`.
 
     Args:
         streamer: speaks the text of each segment.
-        voice: of segments that name none; as in `streamer.stream`.
+        voice: voice of segments that name none; as in `streamer.stream`.
         seed: integer or torch.Generator for reproducible speech.
-        speed: of everything, 0.25 to 4; the tempo of the finished waveform is changed, not the reading.
-        voices: what the names of voices in segments stand for; None: the presets of the processor. A name never becomes
+        speed: overall speed, 0.25 to 4. It stretches the finished waveform; it does not change the reading.
+        voices: the voices that segments may name, by name; None: the presets of the processor. A name is never used as
             a path.
         lexicon: respellings of words (`text_tables_smalle.read_lexicon`).
-        output_timestamps: also find the times of words; without, `words` is empty.
-        **options: of `streamer.stream`.
+        output_timestamps: also find the times of words; otherwise `words` is empty.
+        **options: arguments of `streamer.stream`.
 
     Raises:
-        ValueError: a segment names an unknown voice, or the text cannot be spoken; the first at once.
+        ValueError: a segment names an unknown voice (raised by this call), or the text cannot be spoken.
     """
     segments = list(segments)
     known = {name: name for name in streamer.processor.voices} if voices is None else voices
@@ -53,7 +53,7 @@ def speak(
             raise ValueError(f"voice={segment.voice!r} in the text is not known: expected one of {list(known)}.")
     options |= {"seed": seeded(seed, streamer.model.device), "output_timestamps": output_timestamps}
 
-    if options.get("audio") is not None:  # prepared once, not for each segment
+    if options.get("audio") is not None:  # prepare the voice once, not for each segment
         given = {name: options.pop(name, None) for name in ("audio", "audio_text", "sampling_rate")}
         (voice,) = streamer.processor.prompts(1, voice, **given, normalize_text=options.get("normalize_text", True))
 
@@ -91,7 +91,7 @@ def _speak(
 
 
 def stream_segment(segment: Segment, streamer: TextToSpeechStreamer, options: dict[str, Any]) -> Generator[TimedSpeech]:
-    """The speech of a segment's text, without words where the options do not ask for them."""
+    """The speech of a segment's text, with words if the options ask for them."""
     if segment.text:
         with contextlib.closing(streamer.stream(segment.text, **options)) as stream:
             for speech in stream:
@@ -99,5 +99,5 @@ def stream_segment(segment: Segment, streamer: TextToSpeechStreamer, options: di
 
 
 def moved(word: dict[str, Any], rate: float, start: float) -> dict[str, Any]:
-    """A word that is said `rate` times as fast in a segment that begins at `start` seconds."""
+    """A word in a segment that starts at `start` seconds and is spoken `rate` times as fast."""
     return {**word, "start": start + word["start"] / rate, "end": start + word["end"] / rate}

@@ -1,32 +1,32 @@
 """Faster and slower speech at the same pitch, by WSOLA (Verhelst and Roelands 1993, waveform similarity overlap-add).
 
-Frames of 40 ms are taken from the speech at `speed` times the rate at which they are put together again; each is moved
-by up to 10 ms to where it continues the one before best. The synthesis itself keeps its pace, so twice as fast speech
-takes as long to compute.
+Frames of 40 ms are read from the speech at `speed` times the rate at which they are written to the output. Each frame
+is shifted by up to 10 ms to the position that continues the previous frame best. The synthesis itself does not change,
+so speech at double speed takes as long to compute.
 """
 
 import numpy as np
 
 
 class TimeStretcher:
-    """Stretches speech in pieces: `stretch` each waveform, then `finish`.
+    """Stretches speech in pieces: call `stretch` for each waveform, then `finish`.
 
     Args:
-        speed: 2 is twice as fast, half as long.
+        speed: 2 means twice as fast and half as long.
     """
 
     def __init__(self, speed: float, sampling_rate: int):
         self.speed = speed
-        self.hop = sampling_rate // 50  # of the output, half a frame
-        self.reach = sampling_rate // 100  # how far a frame is moved
+        self.hop = sampling_rate // 50  # step of the output, half a frame
+        self.reach = sampling_rate // 100  # largest shift of a frame
         self.window = np.hanning(2 * self.hop + 1)[:-1].astype(np.float32)  # two halves add up to 1
-        self.samples = np.zeros(0, np.float32)  # from position `start` of the input on
+        self.samples = np.zeros(0, np.float32)  # the input from position `start` on
         self.start = self.received = self.sent = self.frames = 0
-        self.next = 0  # where the last frame goes on in the input
-        self.tail = np.zeros(self.hop, np.float32)  # second half of the last frame, without its successor
+        self.next = 0  # the position in the input where the last frame would continue
+        self.tail = np.zeros(self.hop, np.float32)  # second half of the last frame, not overlapped yet
 
     def stretch(self, samples: np.ndarray) -> np.ndarray:
-        """The output (L',) that is certain after these samples (L,) float32."""
+        """The output (L',) that is final after these samples (L,) float32."""
         if self.speed == 1:
             return samples
         self.received += len(samples)
@@ -44,12 +44,12 @@ class TimeStretcher:
         return self._output()[:left]
 
     def _output(self) -> np.ndarray:
-        """Puts frames together as long as the input reaches."""
+        """Overlap-adds frames as far as the input reaches."""
         halves = [np.zeros(0, np.float32)]
         while (position := self._next_frame()) is not None:
             frame = self._input(position, 2 * self.hop) * self.window
             if not self.frames:
-                frame[: self.hop] = self._input(position, self.hop)  # nothing before it to fade from
+                frame[: self.hop] = self._input(position, self.hop)  # there is nothing to fade from
             halves.append(self.tail + frame[: self.hop])
             self.tail, self.next = frame[self.hop :], position + self.hop
             self.frames += 1
@@ -58,7 +58,7 @@ class TimeStretcher:
         return np.concatenate(halves)
 
     def _next_frame(self) -> int | None:
-        """Where in the input the next frame begins; None while too little of that is there."""
+        """The position of the next frame in the input; None while there is not enough input."""
         ideal = int(self.frames * self.hop * self.speed)
         if self.start + len(self.samples) < max(ideal + self.reach, self.next) + 2 * self.hop:
             return None

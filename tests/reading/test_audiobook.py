@@ -172,7 +172,7 @@ def test_wrong_readings_are_refused(streamer, tmp_path):
     with pytest.raises(ValueError, match="rate=9: expected 0.25 to 4"):
         Reading(speed=9)
     streamer.processor.default_voice = None
-    with pytest.raises(ValueError, match="no default voice: name one"):
+    with pytest.raises(ValueError, match="no default voice: give a voice"):
         list(read_aloud(BOOK, streamer, tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 

@@ -42,7 +42,7 @@ def test_an_epub_without_contents_is_cut_at_its_headings(make_epub):
         ({"META-INF/container.xml": documents.__doc__}, "damaged XML"),
         ({"OEBPS/package.opf": '<!DOCTYPE x [<!ENTITY a "b">]><package>&a;</package>'}, "defines entities"),
         ({"OEBPS/text/all text.xhtml": None}, "no file 'OEBPS/text/all text.xhtml'"),
-        ({"OEBPS/text/all text.xhtml": "", "OEBPS/cover.xhtml": "<p>...</p>"}, "nothing to read"),
+        ({"OEBPS/text/all text.xhtml": "", "OEBPS/cover.xhtml": "<p>...</p>"}, "contains no text"),
         ({"OEBPS/text/all text.xhtml": b"\0" * (documents.MAX_BYTES + 1)}, "unpacks to 64 MB"),
         (
             {"META-INF/encryption.xml": '<e><CipherReference URI="OEBPS/cover.xhtml"/></e>'},
