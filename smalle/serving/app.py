@@ -28,7 +28,7 @@ PAGE_POLICY = "default-src 'self'; media-src 'self' blob:; img-src 'self' data:;
 
 
 def load_engine(model: str | None = None, lexicon: str | None = None) -> Engine:
-    """The engine of a checkpoint: `CheckpointEngine`, or `LiteEngine` where PyTorch is not installed."""
+    """The engine of a checkpoint: `CheckpointEngine`, or `LiteEngine` if PyTorch is not installed."""
     if importlib.util.find_spec("torch") is not None:
         return CheckpointEngine(model, lexicon)
     from .lite_engine import LiteEngine
@@ -37,7 +37,11 @@ def load_engine(model: str | None = None, lexicon: str | None = None) -> Engine:
 
 
 def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
-    """The application. Without an engine, loads the checkpoint of the settings; without settings, takes the defaults.
+    """Creates the application.
+
+    Args:
+        settings: the settings; None: the defaults.
+        engine: the synthesizer; None: load the checkpoint that the settings name.
 
     Raises:
         ValueError: the checkpoint cannot be loaded.
@@ -60,7 +64,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         summary="Speech from text, with OpenAI's API.",
         version=importlib.metadata.version("smalle"),
         lifespan=lifespan,
-        docs_url=None,  # they load scripts from other hosts
+        docs_url=None,  # these pages load scripts from other hosts
         redoc_url=None,
     )
     app.state.service = service
@@ -78,7 +82,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 
 
 def page_routes(service: SpeechService) -> APIRouter:
-    """The page, and whether the server works: for everyone."""
+    """The page and the health check, which need no API key."""
     router = APIRouter()
 
     @router.get("/health")

@@ -1,4 +1,4 @@
-"""Sound files that are sent while they are made."""
+"""Encoding of sound files that are sent while they are generated."""
 
 import io
 from typing import Any
@@ -23,7 +23,8 @@ BLOCK = 24000  # samples per call: the encoders of libsndfile overflow on long b
 
 
 class SentBytes(io.RawIOBase):
-    """A file of which `take` gives what was appended. What is written into its past is lost: it was sent already."""
+    """A file whose appended bytes are returned by `take`. Writes to earlier positions are dropped: those bytes were
+    already sent."""
 
     def __init__(self):
         self.position = self.size = 0
@@ -59,7 +60,7 @@ class SentBytes(io.RawIOBase):
 
 
 class WholeFile(io.BytesIO):
-    """A file of which `rest` gives everything at its end."""
+    """A file whose whole content is returned by `rest`."""
 
     def take(self) -> bytes:
         return b""
@@ -68,12 +69,12 @@ class WholeFile(io.BytesIO):
 
 
 class Encoder:
-    """Writes a mono sound file in pieces: `encode` each waveform, then `finish`.
+    """Writes a mono sound file in pieces: call `encode` for each waveform, then `finish`.
 
     Args:
         format: one of MEDIA_TYPES: wav, pcm (samples without a header), flac, mp3 or opus (in Ogg).
-        streamed: give each piece as soon as it is encoded. As nobody knows the length of a stream beforehand, the
-            headers of wav and flac then do not name it. Otherwise `finish` gives the whole file.
+        streamed: return each piece as soon as it is encoded. The length of a stream is not known in advance, so the
+            headers of wav and flac do not contain it. Otherwise `finish` returns the whole file.
     """
 
     def __init__(self, format: str, sampling_rate: int, streamed: bool = True):
@@ -86,7 +87,7 @@ class Encoder:
             self.lossless = options["subtype"] == "PCM_16"
 
     def encode(self, samples: np.ndarray) -> bytes:
-        """What is to be sent after these samples (L,) float32 in -1..1; b"" while the encoder collects more."""
+        """The bytes to send after these samples (L,) float32 in -1..1; b"" while the encoder needs more."""
         if self.file is None:
             header, self.header = self.header, b""
             return header + pcm16(samples)

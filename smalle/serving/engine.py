@@ -1,4 +1,4 @@
-"""What speaks behind the server: a protocol, and the engine that runs a checkpoint in this process."""
+"""The synthesizers behind the server: a protocol, and the engine that runs a checkpoint in this process."""
 
 import pathlib
 import threading
@@ -10,11 +10,11 @@ import numpy as np
 
 
 class Cancelled(Exception):
-    """Ends a speech within a step."""
+    """Ends generation within a step."""
 
 
 class Speech(NamedTuple):
-    """A piece of a speech: samples (L,) float32, and the words that became known with it.
+    """A piece of speech: samples (L,) float32, and the words whose times became known with it.
 
     words: {"word", "start", "end"}, in seconds from the start of the speech.
     """
@@ -24,10 +24,10 @@ class Speech(NamedTuple):
 
 
 class Engine(Protocol):
-    """A synthesizer that the server can use. Its methods are called from several threads at once.
+    """A synthesizer for the server. Its methods are called from several threads at once.
 
-    name: of the model, for `GET /v1/models`. voices: names of the presets. default_voice: one of them, or None.
-    knows_words: whether it finds the times of words. clones: whether it makes voices of recordings.
+    name: name of the model for `GET /v1/models`. voices: names of the presets. default_voice: one of them, or None.
+    knows_words: whether it provides word times. clones: whether it can make voices from recordings.
     """
 
     name: str
@@ -47,32 +47,32 @@ class Engine(Protocol):
         uploaded: Mapping[str, Any] | None = None,
         streamed: bool = True,
     ) -> Iterator[Speech]:
-        """Speaks a text. Setting `cancelled` ends it within a step of the model.
+        """Speaks a text. Setting `cancelled` ends this within a step of the model.
 
         Args:
-            text: may name other voices in its marks (docs/markup.md): presets, or keys of `uploaded`.
-            voice: the name of a preset, what `encode_voice` or `load_voice` returned, or None.
-            streamed: somebody listens while it is made; otherwise a reading that failed may be repeated everywhere.
+            text: the text; its markup (docs/markup.md) may name other voices: presets, or keys of `uploaded`.
+            voice: the name of a preset, a result of `encode_voice` or `load_voice`, or None.
+            streamed: the speech is played while it is generated. Otherwise any failed reading may be repeated.
 
         Raises:
-            ValueError: the text cannot be spoken; at once, not with the first piece.
+            ValueError: the text cannot be spoken. Raised by this call, not with the first piece.
         """
 
     def encode_voice(
         self, samples: np.ndarray, sampling_rate: int, transcript: str | None, cancelled: threading.Event
     ) -> Any:
-        """The voice of a recording (channels, L). Setting `cancelled` ends the work soon. Raises ValueError if the
+        """Makes a voice from a recording (channels, L). Setting `cancelled` ends this soon. Raises ValueError if the
         recording cannot be used."""
 
     def save_voice(self, path: pathlib.Path, voice: Any) -> None:
         """Writes a voice to a file."""
 
     def load_voice(self, path: pathlib.Path) -> Any:
-        """Reads a file of `save_voice`. Raises ValueError if it is damaged or of another model."""
+        """Reads a file that `save_voice` wrote. Raises ValueError if it is damaged or belongs to another model."""
 
 
 class CheckpointEngine:
-    """Runs a checkpoint in this process, each speech on one core."""
+    """Runs a checkpoint in this process, with one core for each text."""
 
     knows_words = clones = True
 
@@ -88,11 +88,11 @@ class CheckpointEngine:
         self.lexicon = read_lexicon(lexicon) if lexicon else {}
         source = model or default_checkpoint()
         check_checkpoint(source)
-        import torch  # after the errors that need not wait for it
+        import torch  # imported late, so that errors above are reported without delay
 
         from ..streaming_smalle import TextToSpeechStreamer
 
-        torch.set_num_threads(1)  # several speeches at once share the cores
+        torch.set_num_threads(1)  # texts that are spoken at the same time share the cores
         self.processor, self.model = load_checkpoint(source)
         self.streamer = TextToSpeechStreamer(self.model, self.processor)
         self.name: str = pathlib.PurePath(source).name or "smalle"
@@ -100,7 +100,7 @@ class CheckpointEngine:
         self.voices: Sequence[str] = tuple(self.processor.voices)
         self.default_voice: str | None = self.processor.default_voice
         for _ in self.speak("Ready.", self.default_voice, 0, False, threading.Event()):
-            pass  # loads the codec and packs the weights, which the first listener need not wait for
+            pass  # loads the codec and packs the weights now, so that the first request is not slower
 
     def speak(
         self,

@@ -1,4 +1,4 @@
-"""What stands before the routes: limits of size, and the doors that stay shut for pages of other sites."""
+"""Middleware: a size limit for requests, and protection against requests from pages of other sites."""
 
 import urllib.parse
 
@@ -9,7 +9,7 @@ from .openai import error_answer
 
 
 class BodyLimit:
-    """Refuses the bodies of requests from the byte on that is too much."""
+    """Refuses request bodies as soon as they exceed the limit."""
 
     def __init__(self, app: ASGIApp, most: int):
         self.app, self.most = app, most
@@ -29,7 +29,7 @@ class BodyLimit:
 
 
 class OwnPagesOnly:
-    """Refuses what pages of other sites send: a browser lets them send forms to any server that it can reach."""
+    """Refuses requests from pages of other sites: browsers let them send forms to any server that they can reach."""
 
     def __init__(self, app: ASGIApp, allowed: tuple[str, ...]):
         self.app, self.allowed = app, allowed

@@ -1,4 +1,4 @@
-"""The engine of a server without PyTorch: preset voices of an embedded checkpoint, by `smalle.lite`."""
+"""The engine of a server without PyTorch: preset voices of an embedded checkpoint, with `smalle.lite`."""
 
 import pathlib
 import threading
@@ -14,7 +14,7 @@ from .engine import Cancelled, Speech
 
 
 class LiteEngine:
-    """Runs a checkpoint by `smalle.lite`: without cloning, and without the times of words."""
+    """Runs a checkpoint with `smalle.lite`, without cloning and without word times."""
 
     knows_words = clones = False
 
@@ -43,7 +43,7 @@ class LiteEngine:
         uploaded: Mapping[str, Any] | None = None,
         streamed: bool = True,
     ) -> Iterator[Speech]:
-        """As `Engine.speak`; the words of a speech are not known, whatever `word_times` says."""
+        """As `Engine.speak`; ignores `word_times`, since word times are not available."""
         segments = parse(text)
         for segment in segments:
             if segment.voice is not None and segment.voice not in self.voices:
@@ -72,10 +72,10 @@ class LiteEngine:
     def encode_voice(
         self, samples: np.ndarray, sampling_rate: int, transcript: str | None, cancelled: threading.Event
     ) -> Any:
-        raise ValueError("This server runs without PyTorch, which cloning needs: choose a preset voice.")
+        raise ValueError("Cloning needs PyTorch, which is not installed on this server: choose a preset voice.")
 
     def save_voice(self, path: pathlib.Path, voice: Any) -> None:
-        raise ValueError("This server runs without PyTorch, which uploaded voices need.")
+        raise ValueError("Uploaded voices need PyTorch, which is not installed on this server.")
 
     def load_voice(self, path: pathlib.Path) -> Any:
-        raise ValueError(f"This server runs without PyTorch, which the uploaded voice {path} needs.")
+        raise ValueError(f"The uploaded voice {path} needs PyTorch, which is not installed on this server.")

@@ -1,4 +1,4 @@
-"""Requests, answers and errors of OpenAI's speech API."""
+"""Requests, responses and errors of OpenAI's speech API."""
 
 import base64
 import json
@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from .pool import Busy
 from .voices import UploadedVoice
 
-MODEL_NAMES = "tts-1", "tts-1-hd", "gpt-4o-mini-tts"  # that many clients send; they mean the model of this server
-VOICE_NAMES = {  # OpenAI's voices: the preset of the default checkpoint that stands for each
+MODEL_NAMES = "tts-1", "tts-1-hd", "gpt-4o-mini-tts"  # names that many clients send; all mean the model of this server
+VOICE_NAMES = {  # OpenAI's voices, and the presets of the default checkpoint that replace them
     "alloy": "heart",
     "ash": "fenrir",
     "ballad": "daniel",
@@ -32,7 +32,7 @@ VOICE_NAMES = {  # OpenAI's voices: the preset of the default checkpoint that st
 }
 
 
-SERVER_ERROR = "The server made an error; its log says which."
+SERVER_ERROR = "An internal error occurred; see the log of the server."
 
 
 class VoiceId(BaseModel):
@@ -44,21 +44,21 @@ class VoiceId(BaseModel):
 class SpeechRequest(BaseModel):
     """The body of `POST /v1/audio/speech`. Other fields, such as OpenAI's `instructions`, are ignored."""
 
-    model: str = Field(description="the model's name of `GET /v1/models`, or one of OpenAI's")
-    input: str = Field(description="what to say, English")
+    model: str = Field(description="a model of `GET /v1/models`, or one of OpenAI's")
+    input: str = Field(description="the text to speak, in English")
     voice: str | VoiceId = Field(description="name of a preset, or name or id of an uploaded voice")
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
-    speed: float = Field(1.0, ge=0.25, le=4.0, description="1: as it is; the pitch stays")
+    speed: float = Field(1.0, ge=0.25, le=4.0, description="1: normal speed; the pitch does not change")
     stream_format: Literal["audio", "sse"] = "audio"
-    stream: bool = Field(True, description="false: one file with its length, for which a failed reading is read again")
+    stream: bool = Field(True, description="false: send one complete file; failed readings are repeated")
     timestamp_granularities: list[Literal["word"]] = Field(
-        [], max_length=1, description='["word"]: events with the times of words, where stream_format is sse'
+        [], max_length=1, description='["word"]: events with word times; needs stream_format sse'
     )
-    seed: int = Field(0, ge=0, lt=1 << 63, description="another seed is another reading of the text")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="another seed gives another reading of the text")
 
 
 class Voice(BaseModel):
-    """A voice, as OpenAI describes one; presets are listed with it."""
+    """A voice in OpenAI's format, also used for presets."""
 
     id: str
     object: Literal["audio.voice"] = "audio.voice"
@@ -79,24 +79,24 @@ class Error(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """OpenAI's form of an error."""
+    """An error in OpenAI's format."""
 
     error: Error
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorAnswer, "description": "The request is wrong; the message says what to do."},
+    400: {"model": ErrorAnswer, "description": "The request is invalid; the message says what to do."},
     401: {"model": ErrorAnswer, "description": "The API key is missing or wrong."},
     403: {"model": ErrorAnswer, "description": "A page of another site sent the request."},
-    404: {"model": ErrorAnswer, "description": "There is no such model or voice."},
+    404: {"model": ErrorAnswer, "description": "The model or voice does not exist."},
     413: {"model": ErrorAnswer, "description": "The request is too large."},
-    429: {"model": ErrorAnswer, "description": "The server is busy; the header Retry-After says how long to wait."},
-    507: {"model": ErrorAnswer, "description": "The disk of the server is full."},
+    429: {"model": ErrorAnswer, "description": "The server is busy; the header Retry-After gives the time to wait."},
+    507: {"model": ErrorAnswer, "description": "The server cannot write to its disk."},
 }
 
 
 class ApiError(Exception):
-    """An error that a client gets in OpenAI's form."""
+    """An error that is sent to the client in OpenAI's format."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(message)
@@ -119,7 +119,7 @@ def error_answer(
 
 
 async def answer_exception(_: Request, error: Exception) -> JSONResponse:
-    """The answer to an exception of a route."""
+    """The response to an exception in a route."""
     match error:
         case ApiError():
             headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
@@ -138,7 +138,7 @@ async def answer_exception(_: Request, error: Exception) -> JSONResponse:
 
 
 def event(kind: str, **fields: Any) -> bytes:
-    """A server-sent event of OpenAI's form."""
+    """A server-sent event in OpenAI's format."""
     return b"data: " + json.dumps({"type": kind, **fields}).encode() + b"\n\n"
 
 

@@ -1,4 +1,4 @@
-"""Threads for blocking work: so many at once, so many waiting, and an end when nobody listens any more."""
+"""A pool of threads for blocking work, with a limited queue and cancellation."""
 
 import asyncio
 import math
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Busy(Exception):
-    """All threads work and the queue is full. retry_after: seconds until a place will probably be free."""
+    """All threads are busy and the queue is full. retry_after: estimated seconds until there is room."""
 
     def __init__(self, retry_after: int):
         super().__init__(f"The server is busy: try again in {retry_after} s.")
@@ -22,10 +22,11 @@ class Busy(Exception):
 class WorkPool:
     """Iterates over blocking work in threads, for one event loop.
 
-    The work does not wait for a slow reader: what it made is kept until it is read, and its thread is free again.
+    The work does not wait for a slow reader: its results are kept until they are read, and its thread is free again.
 
     Args:
-        size: how many run at once. queue: how many may wait for their turn.
+        size: number of tasks that run at the same time.
+        queue: number of tasks that may wait.
     """
 
     def __init__(self, size: int, queue: int):
@@ -33,12 +34,12 @@ class WorkPool:
         self.running = self.waiting = 0
         self._free = asyncio.Semaphore(size)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="smalle-speech")
-        self.watch: Callable[[int, int], None] = lambda running, waiting: None  # called when these change
-        self._seconds = 1.0  # that work takes, a running average
+        self.watch: Callable[[int, int], None] = lambda running, waiting: None  # called when one of them changes
+        self._seconds = 1.0  # running average of the duration of a task
 
     async def iterate(self, work: Callable[[threading.Event], Iterable[T]]) -> AsyncGenerator[T]:
-        """Yields what `work(cancelled)` yields in a thread. Closing the generator sets the event `cancelled`, on which
-        the work must end.
+        """Runs `work(cancelled)` in a thread and yields its results. Closing the generator sets the event `cancelled`;
+        the work must then end.
 
         Raises:
             Busy: the queue is full.
@@ -53,7 +54,7 @@ class WorkPool:
                     loop.call_soon_threadsafe(items.put_nowait, item)
                 self._seconds += 0.1 * (time.monotonic() - begun - self._seconds)
             finally:
-                cancelled.set()  # what the work itself started, such as a thread that reads ahead, ends after an error
+                cancelled.set()  # after an error, this ends threads that the work has started
                 loop.call_soon_threadsafe(leave)
 
         def leave():
@@ -62,7 +63,7 @@ class WorkPool:
             items.put_nowait(None)
 
         future = loop.run_in_executor(self._threads, run)
-        future.add_done_callback(asyncio.Future.exception)  # where nobody listens any more, nobody has to know
+        future.add_done_callback(asyncio.Future.exception)  # nobody needs the exception of work that was cancelled
         try:
             while (item := await items.get()) is not None:
                 yield item
@@ -71,8 +72,8 @@ class WorkPool:
             cancelled.set()
 
     async def run(self, function: Callable[[threading.Event], T]) -> T:
-        """The result of a blocking function(cancelled), which runs in a thread when its turn comes. Cancelling the task
-        that waits for it sets the event `cancelled`."""
+        """Runs a blocking function(cancelled) in a thread and returns its result. Cancelling the waiting task sets the
+        event `cancelled`."""
         return [result async for result in self.iterate(lambda cancelled: [function(cancelled)])][0]
 
     async def _wait_for_turn(self):
@@ -92,5 +93,5 @@ class WorkPool:
         self.watch(self.running, self.waiting)
 
     def close(self):
-        """Ends the threads when their work ends."""
+        """Ends the threads after their current work."""
         self._threads.shutdown(wait=False, cancel_futures=True)

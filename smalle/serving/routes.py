@@ -1,4 +1,4 @@
-"""The routes of OpenAI's speech API, and the metrics."""
+"""The routes of OpenAI's speech API, and of the metrics."""
 
 import hmac
 from collections.abc import Awaitable, Callable
@@ -14,12 +14,12 @@ from .streams import ClosingResponse, data_of, following, joined, sse, unless_th
 CONSENT = "yes", "true", "1", "on"
 SOUNDS = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()}
 SPEECH: dict[int | str, dict[str, Any]] = {
-    200: {"content": {**SOUNDS, "text/event-stream": {}}, "description": "The speech, while it is made."}
+    200: {"content": {**SOUNDS, "text/event-stream": {}}, "description": "The speech, sent while it is generated."}
 }
 
 
 def api_routes(service: SpeechService) -> APIRouter:
-    """OpenAI's routes, and the metrics; with API keys, all of them need one."""
+    """OpenAI's routes and the metrics. If there are API keys, all routes require one."""
     router = APIRouter(dependencies=[Depends(key_check(service.settings.api_keys))], responses=ERRORS)
     for add in (add_models, add_voices, add_speech, add_metrics):
         add(router, service)
@@ -27,7 +27,7 @@ def api_routes(service: SpeechService) -> APIRouter:
 
 
 def key_check(keys: tuple[str, ...]) -> Callable[[Request], Awaitable[None]]:
-    """A dependency that raises ApiError unless a request has one of the keys, or there are none."""
+    """A dependency that raises ApiError unless a request has one of the keys or there are no keys."""
 
     async def check_key(request: Request) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -39,15 +39,15 @@ def key_check(keys: tuple[str, ...]) -> Callable[[Request], Awaitable[None]]:
 
 
 def check_model(name: str, own: str) -> None:
-    """Raises ApiError unless a request that names this model means that of the server, `own`."""
+    """Raises ApiError unless `name` stands for the model of the server, `own`."""
     if name not in (own, *MODEL_NAMES):
-        raise ApiError(404, f"model={name[:100]!r} is not here: use {own!r}.", "model", "model_not_found")
+        raise ApiError(404, f"model={name[:100]!r} does not exist: use {own!r}.", "model", "model_not_found")
 
 
 def check_length(name: str, text: str, most: int) -> None:
-    """Raises ApiError where a field of a request is longer than `most` characters."""
+    """Raises ApiError if a field of a request is longer than `most` characters."""
     if len(text) > most:
-        message = f"{name} has {len(text)} characters: expected up to {most}; send it in parts."
+        message = f"{name} has {len(text)} characters: expected at most {most}; send it in parts."
         raise ApiError(400, message, name, "string_above_max_length")
 
 
@@ -82,10 +82,12 @@ def add_voices(router: APIRouter, service: SpeechService) -> None:
         name: Annotated[str, Form()],
         audio_sample: Annotated[UploadFile, File(description="wav, flac, ogg or mp3 of one speaker")],
         consent: Annotated[str, Form(description='"yes": the speaker agrees to this use of the recording')] = "",
-        transcript: Annotated[str, Form(description="what the recording says; the model then continues it")] = "",
+        transcript: Annotated[
+            str, Form(description="transcript of the recording, if the model is to continue it")
+        ] = "",
     ) -> Voice:
         if consent.strip().lower() not in CONSENT:
-            message = 'A voice needs the consent of its speaker: send consent="yes" if the speaker agrees.'
+            message = 'The speaker must consent to this use of the voice: send consent="yes" if that is so.'
             raise ApiError(400, message, "consent", "consent_required")
         transcript = transcript.strip()
         check_length("transcript", transcript, settings.max_characters)
@@ -100,11 +102,11 @@ def add_voices(router: APIRouter, service: SpeechService) -> None:
 
 
 def check_speech(body: SpeechRequest, most_characters: int) -> None:
-    """Raises ApiError for what pydantic lets through."""
+    """Raises ApiError for invalid requests that pydantic accepts."""
     if body.response_format == "aac":
-        raise ApiError(400, "aac cannot be written here: use mp3, opus, flac, wav or pcm.", "response_format")
+        raise ApiError(400, "aac is not supported: use mp3, opus, flac, wav or pcm.", "response_format")
     if body.timestamp_granularities and body.stream_format != "sse":
-        raise ApiError(400, "The times of words are events: send stream_format='sse'.", "timestamp_granularities")
+        raise ApiError(400, "Word times are sent as events: set stream_format='sse'.", "timestamp_granularities")
     check_length("input", body.input, most_characters)
 
 

@@ -1,4 +1,4 @@
-"""What all doors of the server share: speaking with a voice by name, and uploading one."""
+"""The service behind HTTP and Wyoming: speaking with a named voice, and adding uploaded voices."""
 
 import logging
 import threading
@@ -19,30 +19,30 @@ logger = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
-    """Bytes of a sound file, and words of `Speech`, in seconds of the stretched speech."""
+    """Bytes of a sound file, and words as in `Speech`, with times in the stretched speech."""
 
     data: bytes
     words: list[dict[str, Any]]
 
 
 class SpeechService:
-    """An engine, its voices, and the threads in which it works."""
+    """An engine with its voices and threads."""
 
     def __init__(self, engine: Engine, settings: Settings):
         self.engine, self.settings = engine, settings
         self.pool = WorkPool(settings.streams, settings.queue)
-        self.preparing = WorkPool(1, settings.queue)  # of voices, so that no listener waits for one
+        self.preparing = WorkPool(1, settings.queue)  # for voices, so that requests for speech need not wait for them
         self.voices = VoiceStore(engine, settings.voices, settings.max_voices)
         self.metrics = Metrics(self.pool, self.preparing)
 
     def close(self) -> None:
-        """Ends the threads when their work ends."""
+        """Ends the threads after their current work."""
         self.pool.close()
         self.preparing.close()
 
     def find_voice(self, name: str) -> str | None:
-        """The preset, or the id of the uploaded voice, that a name or an id stands for. Raises ApiError if there is
-        none."""
+        """The name of the preset or the id of the uploaded voice that a name or an id stands for. Raises ApiError if
+        there is none."""
         if name in self.engine.voices:
             return name
         if uploaded := self.voices.find(name):
@@ -63,15 +63,16 @@ class SpeechService:
         word_times: bool = False,
         streamed: bool = True,
     ) -> AsyncGenerator[Part]:
-        """Yields a sound file in parts while it is made. Closing the generator ends the work within a step.
+        """Yields a sound file in parts while it is generated. Closing the generator ends the work within a step.
 
         Args:
-            voice: what `find_voice` returned. format: one of `encoding.MEDIA_TYPES`.
-            streamed: somebody listens while it is made; otherwise the file comes at the end, from readings that may be
-                repeated.
+            voice: a result of `find_voice`.
+            format: one of `encoding.MEDIA_TYPES`.
+            streamed: yield the file while it is generated. Otherwise it is yielded at the end, and failed readings may
+                be repeated.
 
         Raises:
-            ApiError, Busy: instead of the first part.
+            ApiError, Busy: raised instead of the first part.
         """
 
         def work(cancelled: threading.Event) -> Iterator[Part]:
@@ -114,10 +115,10 @@ class SpeechService:
             await parts.aclose()
 
     async def add_voice(self, name: str, recording: bytes, transcript: str | None) -> UploadedVoice:
-        """Makes a voice of a recording and keeps it. One is made at a time; cancelling ends the work soon.
+        """Makes a voice from a recording and stores it. One voice is made at a time; cancelling ends the work soon.
 
         Raises:
-            ApiError: it cannot be used. Busy: the queue is full.
+            ApiError: the recording cannot be used. Busy: the queue is full.
         """
 
         def make(cancelled: threading.Event) -> UploadedVoice:
@@ -130,5 +131,5 @@ class SpeechService:
         except ValueError as error:
             raise ApiError(400, str(error)) from error
         except OSError as error:
-            logger.error("A voice cannot be kept: %s", error)
-            raise ApiError(507, "The server cannot write the voice to its disk; its log says why.") from error
+            logger.error("A voice cannot be stored: %s", error)
+            raise ApiError(507, "The server cannot write the voice to its disk; see its log.") from error

@@ -5,28 +5,28 @@ import json
 import os
 from typing import Any
 
-ENVIRONMENT = "SMALLE_SERVE"  # carries the settings to worker processes
+ENVIRONMENT = "SMALLE_SERVE"  # environment variable that passes the settings to worker processes
 LOOPBACK = "127.0.0.1", "localhost", "::1"
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Settings of `smalle.serving.app.create_app`; `smalle serve --help` describes the options behind them.
+    """Settings of `smalle.serving.app.create_app`; `smalle serve --help` describes the corresponding options.
 
     model: checkpoint, a folder or a Hub name; None: the default one.
-    lexicon: file of respellings of names; None: none.
-    host: where the server listens. Without api_keys and `public`, requests must name it or the loopback address.
-    streams: texts that are spoken at once. queue: requests that may wait for their turn.
-    max_characters: of a text. max_seconds: of a speech, which pauses could make endless. max_upload: bytes of a
-        request. max_recording: seconds of a recording.
-    voices: folder of uploaded voices; None: they are kept in memory. max_voices: how many may be uploaded.
+    lexicon: file with respellings of names; None: no lexicon.
+    host: address to listen at. Without api_keys and `public`, requests must use this or the loopback address.
+    streams: number of texts that are spoken at the same time. queue: number of requests that may wait.
+    max_characters: longest text. max_seconds: longest speech; pauses could make it endless otherwise.
+    max_upload: largest request in bytes. max_recording: longest recording in seconds.
+    voices: folder for uploaded voices; None: they are kept in memory. max_voices: maximum number of uploaded voices.
     cors_origins: sites whose pages may use the server.
-    wyoming: URI of a Wyoming server, such as tcp://127.0.0.1:10200; None: none.
+    wyoming: URI for a Wyoming server, such as tcp://127.0.0.1:10200; None: no such server.
     """
 
     model: str | None = None
@@ -57,7 +57,8 @@ class Settings:
 
     @property
     def allowed_hosts(self) -> list[str]:
-        """Names of this server in requests: a page of another site may not reach it under a name of its own."""
+        """Host names that requests may use, so that pages of other sites cannot reach the server under a name of their
+        own (DNS rebinding)."""
         return ["*"] if self.public or self.api_keys else [*LOOPBACK, "[::1]", self.host]
 
     def to_environment(self) -> dict[str, str]:
@@ -65,7 +66,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> "Settings":
-        """The settings that `to_environment` wrote, else the defaults."""
+        """The settings that `to_environment` wrote; otherwise the defaults."""
         values: dict[str, Any] = json.loads(os.environ.get(ENVIRONMENT, "{}"))
         for name in ("api_keys", "cors_origins"):
             values[name] = tuple(values.get(name, ()))

@@ -1,4 +1,4 @@
-"""The bodies of answers that are sent while the speech is made."""
+"""Response bodies that are sent while the speech is generated."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 async def unless_the_client_leaves(request: Request, work: Awaitable[T]) -> T:
-    """The result of the work, which is cancelled if the client leaves before."""
+    """The result of the work. Cancels the work if the client disconnects before."""
 
     async def client_leaves():
         while (await request.receive())["type"] != "http.disconnect":
@@ -26,10 +26,10 @@ async def unless_the_client_leaves(request: Request, work: Awaitable[T]) -> T:
     try:
         await asyncio.wait((result, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not result.done():
-            raise ApiError(499, "The client has left.")  # which nobody reads
+            raise ApiError(499, "The client has disconnected.")  # nobody reads this
         return result.result()
     finally:
-        result.cancel()  # no effect where it is done
+        result.cancel()  # no effect if it is done
         leaving.cancel()
 
 
@@ -40,7 +40,7 @@ async def joined(parts: AsyncGenerator[Part]) -> bytes:
 
 
 async def following(first: Part, parts: AsyncGenerator[Part]) -> AsyncGenerator[Part]:
-    """The first part and the others."""
+    """The first part, then the others."""
     async with contextlib.aclosing(parts):
         yield first
         async for part in parts:
@@ -55,7 +55,7 @@ async def data_of(parts: AsyncGenerator[Part]) -> AsyncGenerator[bytes]:
 
 
 async def sse(parts: AsyncGenerator[Part]) -> AsyncGenerator[bytes]:
-    """Server-sent events of a speech."""
+    """A speech as server-sent events."""
     async with contextlib.aclosing(parts):
         try:
             async for part in parts:
@@ -64,7 +64,7 @@ async def sse(parts: AsyncGenerator[Part]) -> AsyncGenerator[bytes]:
                 if part.data:
                     yield audio_event(part.data)
             yield event("speech.audio.done", usage={"input_tokens": 0, "output_tokens": 0, "total_tokens": 0})
-        except ApiError as error:  # too late for another status
+        except ApiError as error:  # the status was already sent
             yield event("error", error=error_fields(error.status, error.message, error.param, error.code))
         except Exception:
             yield event("error", error=error_fields(500, SERVER_ERROR))
@@ -72,7 +72,7 @@ async def sse(parts: AsyncGenerator[Part]) -> AsyncGenerator[bytes]:
 
 
 class ClosingResponse(StreamingResponse):
-    """Closes its iterator at the end, also when the client has left."""
+    """Closes its iterator at the end, even if the client has disconnected."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with contextlib.aclosing(self.body_iterator):  # type: ignore[type-var]

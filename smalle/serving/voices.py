@@ -1,4 +1,4 @@
-"""Uploaded voices, in memory or in a folder. What a client sends never becomes part of a path."""
+"""Uploaded voices, in memory or in a folder. Input from clients is never used in a path."""
 
 import contextlib
 import dataclasses
@@ -20,15 +20,15 @@ from .engine import Engine
 
 VOICE_ID = re.compile(r"voice_[0-9a-f]{24}")
 MIN_SECONDS = 1.0
-MAX_CHANNELS, MAX_RATE = 8, 192_000  # of a recording, Hz; a small file of more would unpack to gigabytes
+MAX_CHANNELS, MAX_RATE = 8, 192_000  # limits for a recording (rate in Hz); larger ones could expand to gigabytes
 MAX_NAME = 64  # characters
 FILE = "voice.safetensors"
-LOADED = 8  # voices of a folder that are kept in memory, 7 MB each
+LOADED = 8  # voices of the folder that are cached in memory, 7 MB each
 
 
 @dataclasses.dataclass(frozen=True)
 class UploadedVoice:
-    """id: as OpenAI's, "voice_" and 24 hexadecimal digits. created_at: seconds since 1970."""
+    """id: in OpenAI's format, "voice_" and 24 hexadecimal digits. created_at: seconds since 1970."""
 
     id: str
     name: str
@@ -39,7 +39,7 @@ def read_upload(data: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
     """Samples (channels, L) float32 and sampling rate of a sound file. Never decodes more than `max_seconds`.
 
     Raises:
-        ValueError: it is no sound file, or too short or too long.
+        ValueError: it is not a sound file, or too short or too long.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -49,7 +49,7 @@ def read_upload(data: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
             if rate > MAX_RATE:
                 raise ValueError(f"The recording has {rate} samples a second: expected at most {MAX_RATE}.")
             samples = np.zeros((0, file.channels), np.float32)
-            # not in one piece, as the header of a file may promise gigabytes
+            # not in one piece, because the header of a file may claim gigabytes
             for block in file.blocks(rate, dtype="float32", always_2d=True):
                 samples = np.concatenate((samples, block))
                 if len(samples) > most:
@@ -59,14 +59,14 @@ def read_upload(data: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
     if not MIN_SECONDS * rate <= len(samples) <= most:
         length = f"more than {max_seconds:g} s" if len(samples) > most else f"{len(samples) / rate:.1f} s"
         raise ValueError(
-            f"The recording lasts {length}: expected {MIN_SECONDS:g} to {max_seconds:g} s of one speaker, at best 5 "
-            "to 10 s."
+            f"The recording lasts {length}: expected {MIN_SECONDS:g} to {max_seconds:g} s of one speaker; 5 to "
+            "10 s are best."
         )
     return samples.T, rate
 
 
 def check_voice_name(name: str, engine: Engine) -> str:
-    """A name without outer spaces. Raises ValueError if a voice cannot be called so."""
+    """The name without leading and trailing spaces. Raises ValueError if it is not allowed for a voice."""
     name = name.strip()
     if not 0 < len(name) <= MAX_NAME or not name.isprintable() or name in engine.voices:
         raise ValueError(
@@ -77,25 +77,25 @@ def check_voice_name(name: str, engine: Engine) -> str:
 
 
 class VoiceStore(Mapping[str, Any]):
-    """Uploaded voices: what the engine speaks with, by id or name. It may be used by several threads.
+    """Uploaded voices: voices of the engine by id or name. Thread-safe.
 
     Args:
-        folder: where they are kept, each in a folder of its own, which other processes may share; the voices that were
-            used last are kept in memory, too. None: all are kept in memory, and nowhere else.
-        most: how many there may be.
+        folder: folder in which the voices are stored, each in a subfolder. Other processes may share it. Recently used
+            voices are cached in memory. None: all voices are kept only in memory.
+        most: maximum number of voices.
     """
 
     def __init__(self, engine: Engine, folder: str | None = None, most: int = 100):
         self.engine, self.most = engine, most
         self.folder = None if folder is None else pathlib.Path(folder)
         self._about: dict[str, UploadedVoice] = {}  # by id
-        self._loaded: dict[str, Any] = {}  # voices of the engine by id, the last used one last
+        self._loaded: dict[str, Any] = {}  # voices of the engine by id, the most recently used last
         self._lock = threading.RLock()
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.all()  # reads the folder before somebody waits for it
+        self.all()  # reads the folder now, so that the first request is not slower
 
-    # --- what there is
+    # --- access
 
     def all(self) -> list[UploadedVoice]:
         """The voices, the oldest first."""
@@ -109,7 +109,7 @@ class VoiceStore(Mapping[str, Any]):
             return sorted(self._about.values(), key=lambda voice: (voice.created_at, voice.id))
 
     def find(self, name: str) -> UploadedVoice | None:
-        """The voice of that id, or the newest one of that name."""
+        """The voice with that id, or the newest one with that name."""
         voices = self.all()
         return next((x for x in voices if x.id == name), None) or next(
             (x for x in voices[::-1] if x.name == name), None
@@ -135,15 +135,15 @@ class VoiceStore(Mapping[str, Any]):
     # --- changes
 
     def check_room(self, name: str) -> str:
-        """The name that a new voice gets. Raises ValueError if there are too many, or if the name cannot be used."""
+        """The name for a new voice. Raises ValueError if there are too many voices, or if the name is not allowed."""
         if not self.most:
-            raise ValueError("This server takes no recordings: it was started without a place for voices.")
+            raise ValueError("This server does not accept recordings: uploaded voices are turned off (max_voices=0).")
         if len(self.all()) >= self.most:
             raise ValueError(f"There are {self.most} uploaded voices already: delete one first.")
         return check_voice_name(name, self.engine)
 
     def add(self, name: str, voice: Any) -> UploadedVoice:
-        """Keeps a voice. Raises ValueError as `check_room` does."""
+        """Stores a voice. Raises ValueError as `check_room` does."""
         with self._lock:
             name = self.check_room(name)
             uploaded = UploadedVoice(f"voice_{secrets.token_hex(12)}", name, int(time.time()))
@@ -156,18 +156,18 @@ class VoiceStore(Mapping[str, Any]):
         return uploaded
 
     def delete(self, id: str) -> bool:
-        """Deletes a voice; returns whether there was one."""
+        """Deletes a voice; returns whether it existed."""
         with self._lock:
             if id not in {voice.id for voice in self.all()}:
                 return False
             self._forget(id)
             if self.folder is not None:
-                with contextlib.suppress(FileNotFoundError):  # another process deleted it meanwhile
+                with contextlib.suppress(FileNotFoundError):  # another process has deleted it
                     delete_folder(self.folder / id)
         return True
 
     def _keep(self, id: str, voice: Any) -> None:
-        """Keeps a voice in memory; those of a folder only until `LOADED` others were used."""
+        """Caches a voice in memory. If there is a folder, only the last `LOADED` voices are cached."""
         self._loaded.pop(id, None)
         self._loaded[id] = voice
         if self.folder is not None and len(self._loaded) > LOADED:
@@ -178,7 +178,7 @@ class VoiceStore(Mapping[str, Any]):
         self._loaded.pop(id, None)
 
     def _read(self, path: pathlib.Path) -> None:
-        """Takes the voice in a folder, unless it is damaged, of another model, or was deleted meanwhile."""
+        """Reads the voice in a folder, unless it is damaged, belongs to another model, or was deleted meanwhile."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             about = json.loads((path / "about.json").read_text(encoding="utf-8"))
             uploaded = UploadedVoice(path.name, str(about["name"]), int(about["created_at"]))

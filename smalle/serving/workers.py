@@ -1,4 +1,4 @@
-"""A server of several processes, which listen at one address."""
+"""A server with several processes that listen at the same address."""
 
 import os
 import sys
@@ -13,15 +13,15 @@ from .app import create_app
 from .metrics import FOLDER
 from .settings import Settings
 
-PATIENCE = 60  # seconds that a worker may not answer its parent
+PATIENCE = 60  # seconds that a worker may take to answer its parent
 
 
 class Workers(Multiprocess):
-    """uvicorn's processes, of which those that died are replaced. The metrics forget what these were doing."""
+    """uvicorn's supervisor. Replaces processes that died and removes their gauges from the metrics."""
 
     def keep_subprocess_alive(self) -> None:
         if all(process.process.is_alive() for process in self.processes):
-            return  # uvicorn also ends those that do not answer, as one that loads PyTorch on a busy machine
+            return  # uvicorn would also kill workers that are slow to answer, for example while loading PyTorch
         before = {process.pid for process in self.processes}
         super().keep_subprocess_alive()
         for pid in before - {process.pid for process in self.processes}:
@@ -29,22 +29,23 @@ class Workers(Multiprocess):
 
 
 def app_from_environment() -> fastapi.FastAPI:
-    """The application of a worker, with the settings that its parent wrote into the environment."""
+    """The application of a worker, with the settings from the environment variable that its parent set."""
     try:
         return create_app(Settings.from_environment())
     except ValueError as error:
         print(f"smalle: {error}", file=sys.stderr)
-        raise SystemExit(STARTUP_FAILURE) from error  # the next one would fail as well
+        raise SystemExit(STARTUP_FAILURE) from error  # do not restart: the next worker would fail as well
 
 
 def serve(settings: Settings, workers: int, metrics: str, **options) -> None:
     """Runs the workers until SIGTERM or Ctrl-C.
 
     Args:
-        metrics: empty folder, in which they count together. options: of `uvicorn.Config`.
+        metrics: empty folder in which the workers share their metrics.
+        options: options of `uvicorn.Config`.
 
     Raises:
-        ValueError: one of them could not start.
+        ValueError: a worker could not start.
     """
     os.environ.update(settings.to_environment(), **{FOLDER: metrics})
     app = f"{__name__}:{app_from_environment.__name__}"

@@ -1,4 +1,4 @@
-"""The Wyoming protocol, with which Home Assistant and other voice assistants ask for speech."""
+"""The Wyoming protocol, which Home Assistant and other voice assistants use."""
 
 import contextlib
 import functools
@@ -30,14 +30,14 @@ ATTRIBUTION = Attribution(name="Small-E for transformers", url="https://arxiv.or
 
 
 def describe(service: SpeechService) -> Info:
-    """What this server offers: one program whose voices are the presets and the uploaded ones."""
+    """The description of this server: one program with the presets and the uploaded voices."""
     version = importlib.metadata.version("smalle")
 
     def voice(name: str, description: str) -> TtsVoice:
         return TtsVoice(name, ATTRIBUTION, True, description, version, languages=["en"])
 
     names = list(service.engine.voices)
-    if service.engine.default_voice in names:  # clients take the first voice
+    if service.engine.default_voice in names:  # clients use the first voice by default
         names.sort(key=lambda name: name != service.engine.default_voice)
     voices = [voice(name, name.capitalize()) for name in names]
     voices += [voice(uploaded.id, uploaded.name) for uploaded in service.voices.all()]
@@ -47,14 +47,14 @@ def describe(service: SpeechService) -> Info:
 
 
 class WyomingHandler(AsyncEventHandler):
-    """Answers one client: describe, ping, synthesize, and a text that arrives in pieces."""
+    """Serves one client: describe, ping, synthesize, and texts that arrive in pieces."""
 
     def __init__(self, service: SpeechService, *streams):
         super().__init__(*streams)
         self.service = service
-        self.voice: SynthesizeVoice | None = None  # of the text that is arriving
-        self.unread: str | None = None  # its part that is not spoken yet; None: no text is arriving
-        self.started = False  # whether the client has heard that audio begins
+        self.voice: SynthesizeVoice | None = None  # voice of the text that is arriving
+        self.unread: str | None = None  # the part that is not spoken yet; None: no text is arriving
+        self.started = False  # whether AudioStart was sent
 
     async def handle_event(self, event: Event) -> bool:
         try:
@@ -78,13 +78,15 @@ class WyomingHandler(AsyncEventHandler):
             await self._stop()
             await self.write_event(SynthesizeStopped().event())
             self.unread = None
-        elif Synthesize.is_type(event.type) and self.unread is None:  # else it repeats the text that came in pieces
+        elif (
+            Synthesize.is_type(event.type) and self.unread is None
+        ):  # otherwise it repeats the text that came in pieces
             request = Synthesize.from_event(event)
             await self._speak(request.text, request.voice)
             await self._stop()
 
     async def _add(self, text: str):
-        """Speaks the sentences that are complete."""
+        """Speaks the complete sentences."""
         *sentences, self.unread = SENTENCE_END.split((self.unread or "") + text)
         if len(self.unread) > self.service.settings.max_characters:
             waiting, self.unread = self.unread, ""
@@ -109,7 +111,7 @@ class WyomingHandler(AsyncEventHandler):
     def _check_length(self, text: str):
         if len(text) > self.service.settings.max_characters:
             raise ApiError(
-                400, f"The text has {len(text)} characters: send up to {self.service.settings.max_characters}."
+                400, f"The text has {len(text)} characters: expected at most {self.service.settings.max_characters}."
             )
 
     async def _stop(self):
