@@ -1,7 +1,7 @@
 """Small-E: a small codec language model that speaks.
 
-The classes are registered with transformers when that is imported, before or after, or when they are first used:
-`smalle.lite` needs neither transformers nor PyTorch.
+The classes are registered with transformers when both packages have been imported, in any order, or on first use.
+Nothing is imported before, because `smalle.lite` needs neither transformers nor PyTorch.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Any:
 
 
 class RegisterWithTransformers(importlib.abc.MetaPathFinder):
-    """Registers the classes right after transformers is imported, so that the order of imports does not matter."""
+    """Registers the classes as soon as transformers is imported, so that the order of imports does not matter."""
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname != "transformers":

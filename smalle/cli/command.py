@@ -16,12 +16,12 @@ def command_parser(prog: str, description: str | None) -> argparse.ArgumentParse
 
 
 def interrupt(*_):
-    """Makes SIGTERM end a command as Ctrl-C does, so that temporary files are removed."""
+    """A signal handler that makes SIGTERM act like Ctrl-C, so that temporary files are removed."""
     raise KeyboardInterrupt
 
 
 def run_command(name: str, main: Main, argv: Sequence[str] | None = None) -> int:
-    """Runs main(argv); returns the exit code: main's or 0, 2 for wrong input, 130 when it was interrupted."""
+    """Runs main(argv); returns the exit code: that of main or 0, 2 for wrong input, 130 if it was interrupted."""
     handler = signal.signal(signal.SIGTERM, interrupt)
     try:
         return main(argv) or 0

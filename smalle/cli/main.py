@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from .command import run_command
 
-COMMANDS = {  # name: (what it does, the module whose main(argv) runs it)
+COMMANDS = {  # name: (description, the module whose main(argv) runs it)
     "say": ("speak a text into a sound file, a pipe or a player", "smalle.cli.say"),
     "read": ("read a book or an article aloud, with captions", "smalle.cli.read"),
-    "serve": ("serve OpenAI's speech endpoint, a page and Home Assistant", "smalle.cli.serve"),
+    "serve": ("serve OpenAI's speech API, a web page and Home Assistant", "smalle.cli.serve"),
     "prepare": ("encode recordings into training data", "smalle.train.data.prepare"),
     "train": ("train a model from a recipe", "smalle.train.model.trainer"),
     "finetune": ("teach a checkpoint a new voice from a folder of recordings", "smalle.train.adapt.finetune"),
@@ -18,11 +18,11 @@ COMMANDS = {  # name: (what it does, the module whose main(argv) runs it)
     "publish": ("upload a checkpoint to the Hugging Face Hub", "smalle.cli.publish"),
     "evaluate": ("synthesize a list of texts and score the result", "smalle.train.evaluation.evaluate"),
 }
-EXTRAS = {"serve": "serve"}  # what installs the packages that a command needs, where it is not "train"
+EXTRAS = {"serve": "serve"}  # the extras that commands need, if not "train"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the command's name; what follows the name belongs to the command."""
+    """The parser for the name of the command; the arguments after the name are passed on."""
     rows = "\n".join(f"  {name:<10}{what}" for name, (what, _) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="smalle",
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def load_command(name: str):
-    """The main function of a command. Raises ValueError where the packages that it needs are not installed."""
+    """The main function of a command. Raises ValueError if packages that it needs are not installed."""
     module = COMMANDS[name][1]
     try:
         return importlib.import_module(module).main
@@ -51,7 +51,7 @@ def load_command(name: str):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0, 2 for wrong input, 130 when it was interrupted."""
+    """Runs a command; returns its exit code: 0, 2 for wrong input, 130 if it was interrupted."""
     arguments = parser().parse_args(argv)
     return run_command("smalle", lambda argv: load_command(arguments.command)(argv), arguments.arguments)
 

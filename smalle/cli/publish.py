@@ -1,4 +1,4 @@
-"""`smalle publish`: uploads a checkpoint to the Hugging Face Hub: weights, code, voices, codec, card and samples."""
+"""`smalle publish` uploads a checkpoint to the Hugging Face Hub: weights, code, voices, codec, card and samples."""
 
 import argparse
 import re
@@ -19,20 +19,22 @@ SAMPLES = "## Samples"
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="smalle publish", description=__doc__)
-    parser.add_argument("name", help="of the repository: OWNER/NAME")
+    parser.add_argument("name", help="name of the repository: OWNER/NAME")
     parser.add_argument(
         "--model",
         default=default_checkpoint(),
         help="checkpoint to publish: a folder (default: $SMALLE_MODEL, else the embedded one)",
     )
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--sample", default=SAMPLE, metavar="TEXT", help="what the sample of each voice says")
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help="write the repository to a folder, upload nothing")
+    parser.add_argument("--sample", default=SAMPLE, metavar="TEXT", help="text of the sample of each voice")
+    parser.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="write the repository to a folder and do not upload it"
+    )
     return parser.parse_args(argv)
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for arguments that cannot work, before anything slow happens."""
+    """Checks the arguments before anything slow happens. Raises ValueError."""
     if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", arguments.name):
         raise ValueError(f"The name {arguments.name!r}: expected OWNER/NAME.")
     if arguments.to is not None and arguments.to.exists() and any(arguments.to.iterdir()):
@@ -41,7 +43,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def write_samples(folder: Path, processor: Any, model: Any, text: str) -> list[str]:
-    """Writes samples/VOICE.mp3 for each preset voice, or one sample without presets; returns the names."""
+    """Writes samples/VOICE.mp3 for each preset voice, or one sample if there are no presets; returns the names."""
     folder.joinpath("samples").mkdir()
     names = []
     for voice in processor.voices or [None]:
@@ -52,7 +54,7 @@ def write_samples(folder: Path, processor: Any, model: Any, text: str) -> list[s
 
 
 def card_with_samples(card: str, name: str, samples: Sequence[str]) -> str:
-    """The model card with its samples, unless it has a section of that name."""
+    """Adds the samples to a model card, unless it already has a section for them."""
     if SAMPLES in card:
         return card
     rows = [
@@ -63,7 +65,7 @@ def card_with_samples(card: str, name: str, samples: Sequence[str]) -> str:
 
 
 def write_repository(folder: Path, name: str, source: str, text: str) -> None:
-    """Writes what the repository will hold."""
+    """Writes the contents of the repository."""
     processor, model = load_checkpoint(source)
     card = Path(source, "README.md")
     if card.is_file():
@@ -78,7 +80,7 @@ def write_repository(folder: Path, name: str, source: str, text: str) -> None:
 
 
 def upload(folder: Path, name: str, private: bool) -> str:
-    """Uploads a folder as one commit; returns the address of the repository. A card that is there is kept."""
+    """Uploads a folder as one commit; returns the address of the repository. An existing model card is kept."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -92,7 +94,7 @@ def upload(folder: Path, name: str, private: bool) -> str:
         )
     except (HfHubHTTPError, LocalTokenNotFoundError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{name} cannot be uploaded: {reason}. Log in by `hf auth login`.") from error
+        raise ValueError(f"{name} cannot be uploaded: {reason}. Log in with `hf auth login`.") from error
     return str(repository)
 
 

@@ -1,4 +1,4 @@
-"""`smalle read`: reads a book or an article aloud, chapter by chapter, with captions."""
+"""`smalle read` reads a book or an article aloud, chapter by chapter, with captions."""
 
 import argparse
 import re
@@ -19,13 +19,17 @@ from .voice_options import add_voice_arguments, check_voice_arguments, chosen_vo
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="smalle read",
-        description=f"{__doc__} A reading that was stopped goes on where it stopped when it is started again.",
+        description=f"{__doc__} Run the same command again to resume an interrupted reading.",
     )
     parser.add_argument("file", type=Path, help="the document: txt, md, html or epub")
-    parser.add_argument("-o", "--output", type=Path, help="folder to write (default: the file's name without suffix)")
-    parser.add_argument("--format", choices=FORMATS, default="mp3", help="of the sound files (default: %(default)s)")
-    parser.add_argument("--m4b", action="store_true", help="also put the chapters into one audiobook file")
-    parser.add_argument("--list", action="store_true", help="list the chapters and read nothing")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="output folder (default: the name of the file without suffix)"
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, default="mp3", help="format of the sound files (default: %(default)s)"
+    )
+    parser.add_argument("--m4b", action="store_true", help="also join the chapters into one audiobook file")
+    parser.add_argument("--list", action="store_true", help="list the chapters and exit")
     parser.add_argument("--chapters", metavar="1,3-5", help="read only these chapters")
     parser.add_argument("--textgrid", action="store_true", help="also write the word times as TextGrid for Praat")
     parser.add_argument("--speed", type=float, default=1.0, help="0.25 to 4 (default: %(default)s)")
@@ -34,7 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         default=0.5,
         metavar="SECONDS",
-        help="between paragraphs (default: 0.5)",
+        help="pause between paragraphs (default: 0.5)",
     )
     parser.add_argument("--lexicon", metavar="FILE", help="respellings of names: a line WORD = RESPELLING each")
     add_voice_arguments(parser)
@@ -42,14 +46,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chapter_numbers(text: str | None, count: int) -> list[int]:
-    """The numbers of "1,3-5", or of all chapters for None."""
+    """The chapter numbers in "1,3-5"; all chapters for None."""
     if text is None:
         return list(range(1, count + 1))
     numbers: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
         if not found or not 1 <= int(found[1]) <= int(found[2] or found[1]) <= count:
-            raise ValueError(f"--chapters {text}: expected numbers from 1 to {count}, as 1,3-5.")
+            raise ValueError(f"--chapters {text}: expected numbers from 1 to {count}, such as 1,3-5.")
         numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
     return sorted(set(numbers))
 
@@ -62,7 +66,7 @@ def print_chapters(document: Document) -> None:
 
 
 def read(arguments: argparse.Namespace, document: Document) -> tuple[int, float]:
-    """Reads the chapters that are asked for; returns how many, and the seconds that it took."""
+    """Reads the requested chapters; returns their number and the elapsed seconds."""
     from tqdm import tqdm
 
     from ..streaming_smalle import TextToSpeechStreamer
@@ -107,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     arguments.output = arguments.output or arguments.file.with_suffix("")
     if arguments.output.exists() and not arguments.output.is_dir():
-        raise ValueError(f"{arguments.output} is a file: expected a folder, named by -o.")
+        raise ValueError(f"{arguments.output} is a file: name a folder with -o.")
     count, seconds = read(arguments, document)
     print(f"{arguments.output}: {count} chapters in {seconds / 60:.1f} minutes")
     return 0

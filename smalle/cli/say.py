@@ -1,4 +1,4 @@
-"""`smalle say`: speaks a text into a sound file, a pipe or a player."""
+"""`smalle say` speaks a text into a sound file, a pipe or a player."""
 
 import argparse
 import contextlib
@@ -24,7 +24,7 @@ from ..saving_smalle import write_text
 from ..text_tables_smalle import expected_frames, read_lexicon
 from .voice_options import add_voice_arguments, check_voice_arguments, chosen_voice
 
-PLAYERS = (  # commands that play a wav from standard input
+PLAYERS = (  # commands that play a wav file from standard input
     ["aplay", "-q"],
     ["ffplay", "-nodisp", "-autoexit", "-loglevel", "error", "-i", "-"],
     ["play", "-q", "-t", "wav", "-"],
@@ -36,7 +36,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("text", help="the text to speak; - reads it from standard input")
     parser.add_argument("-o", "--output", help="wav, flac, mp3 or opus file to write (default: smalle.wav)")
     parser.add_argument(
-        "--stream", action="store_true", help="write the wav to standard output as it is made; in a terminal, play it"
+        "--stream",
+        action="store_true",
+        help="write a wav to standard output while it is generated; in a terminal, play it",
     )
     for suffix, what in {"srt": "SRT", "vtt": "WebVTT", "TextGrid": "Praat"}.items():
         parser.add_argument(
@@ -52,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="?",
         const="refuse",
         choices=("refuse", "plain"),
-        help="the text is SSML: refuse what is not supported (default), or read its content plainly",
+        help="the text is SSML; refuse unsupported markup (default), or read its content as plain text",
     )
     parser.add_argument("--lexicon", metavar="FILE", help="respellings of names: a line WORD = RESPELLING each")
     parser.add_argument("--speed", type=float, default=1.0, help="0.25 to 4 (default: %(default)s)")
@@ -72,31 +74,31 @@ def check_output(path: str) -> None:
     """Raises ValueError unless a sound file can be written there."""
     output = pathlib.Path(path)
     format_of(output)
-    special = output.exists() and not output.is_file()  # a folder, or a device that a file would replace
+    special = output.exists() and not output.is_file()  # a folder or a device
     if special or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
         raise ValueError(
-            f"{output} cannot be written: expected a file in an existing, writable folder. To write into a pipe, use "
-            "--stream."
+            f"{output} cannot be written: expected a file in an existing, writable folder. Use --stream to write to "
+            "a pipe."
         )
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for arguments that cannot work, before anything slow happens."""
+    """Checks the arguments before anything slow happens. Raises ValueError."""
     if not arguments.stream:
         check_output(arguments.output)
     elif arguments.output is not None:
-        raise ValueError("--stream and -o exclude each other: a stream goes to standard output or to a player.")
+        raise ValueError("--stream and -o cannot be combined: a stream goes to standard output or to a player.")
     elif sys.stdout.isatty() and player() is None:
         names = ", ".join(name for name, *_ in PLAYERS)
         raise ValueError(f"--stream found no player ({names}): pipe the output into one, or write a file with -o.")
     if arguments.stream and arguments.captions:
-        raise ValueError("--stream writes no captions: give a file with -o.")
+        raise ValueError("--stream cannot write captions: use -o instead.")
     check_voice_arguments(arguments)
 
 
 @contextlib.contextmanager
 def stream_target() -> Iterator[IO[bytes]]:
-    """The file that a stream is written to: standard output, or a player where that is a terminal."""
+    """The file to write a stream to: standard output, or a player if standard output is a terminal."""
     command = player() if sys.stdout.isatty() else None
     if command is None:
         yield sys.stdout.buffer
@@ -118,7 +120,7 @@ def write_stream(waves, sampling_rate: int) -> int:
                 size += len(wave)
     except BrokenPipeError:
         waves.close()
-        with contextlib.suppress(OSError):  # or Python complains when it flushes standard output at exit
+        with contextlib.suppress(OSError):  # or Python fails to flush standard output at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return size
 
@@ -135,7 +137,7 @@ Speech = tuple[int, float, Callable[[Callable], Any]]  # Hz; frames a second; a 
 
 
 def lite_speech(arguments: argparse.Namespace, segments: list[Segment]) -> Speech | None:
-    """Speech by `smalle.lite`, which begins sooner, in the same samples; None for what it does not do."""
+    """Speech with `smalle.lite`, which starts faster and gives the same samples; None if the call is not supported."""
     special = arguments.clone or arguments.captions or arguments.lexicon or arguments.speed != 1
     if special or any(segment.voice is not None or segment.rate != 1 for segment in segments):
         return None
@@ -144,7 +146,7 @@ def lite_speech(arguments: argparse.Namespace, segments: list[Segment]) -> Speec
         from ..lite.tensors import NeedsPyTorch
 
         speaker = TextToSpeech.load(arguments.model)
-    except (ImportError, ValueError):  # the other path says what is wrong where it cannot do it either
+    except (ImportError, ValueError):  # if PyTorch fails as well, it reports the error
         return None
     try:
         speaker.get_voice(arguments.voice or speaker.default_voice)
@@ -156,7 +158,7 @@ def lite_speech(arguments: argparse.Namespace, segments: list[Segment]) -> Speec
 
 
 def pytorch_speech(arguments: argparse.Namespace, segments: list[Segment], words: list[dict[str, Any]]) -> Speech:
-    """Speech by PyTorch; adds its words to `words`."""
+    """Speech with PyTorch; appends its words to `words`."""
     from ..reading.speech import speak
     from ..streaming_smalle import TextToSpeechStreamer
 
@@ -181,7 +183,7 @@ def pytorch_speech(arguments: argparse.Namespace, segments: list[Segment], words
 
 @contextlib.contextmanager
 def warnings_at_the_end() -> Iterator[None]:
-    """Holds back what `smalle.lite` warns of until a progress bar is complete."""
+    """Delays warnings of `smalle.lite` until the progress bar is complete."""
     logger = logging.getLogger("smalle.lite")
     held = logging.handlers.MemoryHandler(1000, logging.CRITICAL + 1, logging.StreamHandler())
     logger.addHandler(held)
@@ -189,11 +191,11 @@ def warnings_at_the_end() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(held)
-        held.close()  # writes them
+        held.close()  # emits them
 
 
 def synthesize(arguments: argparse.Namespace) -> tuple[float, float]:
-    """Speaks; returns the seconds of audio and the seconds that it took, without loading."""
+    """Speaks the text; returns the seconds of audio and the elapsed seconds, without loading."""
     from tqdm import tqdm
 
     check(arguments)
@@ -217,7 +219,7 @@ def synthesize(arguments: argparse.Namespace) -> tuple[float, float]:
             samples = write_stream(waves, sampling_rate)
         else:
             samples = write_sound(arguments.output, waves, sampling_rate)
-        bar.total, bar.leave = bar.n, True  # after an error only its message stays
+        bar.total, bar.leave = bar.n, True  # after an error, the bar disappears
         bar.refresh()
     seconds = samples / sampling_rate
     written = written_words(" ".join(segment.text for segment in segments), words)
@@ -227,7 +229,7 @@ def synthesize(arguments: argparse.Namespace) -> tuple[float, float]:
 
 
 def waveforms(speech, words: list[dict[str, Any]]):
-    """The waveforms (L,) of a speech, whose words are added to `words`."""
+    """Yields the waveforms (L,) of a speech and appends its words to `words`."""
     with contextlib.closing(speech):
         for part in speech:
             words += part.words

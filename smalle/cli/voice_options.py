@@ -1,4 +1,4 @@
-"""The options of commands that say which checkpoint speaks, and in which voice."""
+"""Command-line options for the checkpoint and the voice."""
 
 import argparse
 import sys
@@ -8,13 +8,13 @@ from ..checkpoint import check_checkpoint, default_checkpoint, find_checkpoint
 
 
 def add_voice_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which checkpoint speaks, and in which voice."""
+    """Adds the options for the checkpoint and the voice."""
     parser.add_argument("--voice", help="name of a preset voice, or path of a voice file")
-    parser.add_argument("--clone", metavar="AUDIO", help="recording of the voice to speak with, best 5 to 10 seconds")
+    parser.add_argument("--clone", metavar="AUDIO", help="recording of a voice to clone; 5 to 10 seconds are best")
     parser.add_argument(
         "--clone-text",
         metavar="TEXT",
-        help="transcript of that recording, for checkpoints that continue it; the default one ignores it",
+        help="transcript of that recording, for checkpoints that need it; the default checkpoint ignores it",
     )
     parser.add_argument(
         "--model",
@@ -26,16 +26,16 @@ def add_voice_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_voice_arguments(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for options of the voice that exclude each other."""
+    """Raises ValueError for options that contradict each other."""
     if arguments.clone is None and arguments.clone_text is not None:
-        raise ValueError("--clone-text is the transcript of a recording: name the recording with --clone.")
+        raise ValueError("--clone-text is the transcript of a recording: add --clone with the recording.")
     if arguments.clone is not None and arguments.voice is not None:
-        raise ValueError("--voice and --clone exclude each other: give one of them.")
+        raise ValueError("--voice and --clone cannot be combined: use one of them.")
     check_checkpoint(arguments.model)
 
 
 def chosen_voice(arguments: argparse.Namespace, processor: Any) -> Any:
-    """The voice of `--voice`, or of the recording of `--clone`, which is prepared under a progress bar."""
+    """The voice of `--voice`, or of the recording of `--clone`, which is prepared with a progress bar."""
     from tqdm import tqdm
 
     if arguments.clone is None:

@@ -58,7 +58,7 @@ def test_a_lexicon_is_heard_and_not_seen(say, tmp_path):
     "arguments, message",
     [
         (["Hi.", "-o", "a.aac"], "expected a file whose name ends with .mp3, .opus, .flac, .wav"),
-        (["Hi.", "--stream", "--srt"], "--stream writes no captions"),
+        (["Hi.", "--stream", "--srt"], "--stream cannot write captions"),
         (["[pause 99s] Hi."], "expected at most 60 s"),
         (["<speak>x<emphasis>y</emphasis></speak>"], "<emphasis> is not supported"),
         (["Hi.", "--ssml"], "The SSML is damaged"),

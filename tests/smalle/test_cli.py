@@ -109,7 +109,7 @@ def test_a_closed_pipe_ends_the_synthesis(say, monkeypatch):
 
 
 WRONG = {
-    "stream and file": (["Hi.", "--stream", "-o", "a.wav"], "exclude each other"),
+    "stream and file": (["Hi.", "--stream", "-o", "a.wav"], "cannot be combined"),
     "empty text": ([""], "text is empty"),
     "blank text": ([" \n"], "text is empty"),
     "no letters": (["!!!"], "'!!!'"),
