@@ -382,6 +382,11 @@ class VoiceConverter(PreTrainedModel):
         envelope, f0, _ = self.encode_content(mel, statistics)
         return torch.cat((envelope, self.loudness(mel, statistics)), 1), f0
 
+    def source_content(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """As `recording_content`, of the voice that is converted."""
+        envelope, f0, _ = self.encode_content(mel, self.source, of_source=True)
+        return torch.cat((envelope, self.loudness(mel, self.source)), 1), f0
+
     @property
     def source(self) -> SpeechStatistics:
         """Those of the voice that is converted."""

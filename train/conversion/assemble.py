@@ -7,7 +7,7 @@ Writes CHECKPOINT/converter, in half precision, and "converter" in CHECKPOINT/pr
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import atomic_folder, write_json
-from smalle.voices_smalle import SpeechStatistics, VoiceConverter
+from smalle.voices_smalle import VoiceConverter
 
 from ..assemble import save_half
+from .stage import measure_source
 
 TEXTS = (
     "The weather was fine, and we walked along the river until it was dark.",
@@ -29,24 +30,18 @@ TEXTS = (
 
 
 @torch.no_grad()
-def measure_source(converter: VoiceConverter, waveforms: Iterable[Tensor]) -> None:
-    """Sets what the converter knows of the voice that it converts, from its speech (L,): the mean frame, the loudness
-    and the pitch."""
-    analysis, hop, num_mels = converter.analysis, converter.codec_config.hop_length, converter.codec_config.num_mels
-    mels = [analysis.features(analysis.mel(x[None, : len(x) // hop * hop].float())) for x in waveforms]
-    found = [SpeechStatistics.of(mel.reshape(-1, num_mels)) for mel in mels]
-    converter.source_mean.copy_(torch.stack([x.mean for x in found]).mean(0))
-    converter.source_loudness.copy_(torch.stack([x.loudness for x in found]).mean())
-    f0 = torch.cat([converter.encode_content(mel, converter.source, of_source=True)[1].flatten() for mel in mels])
-    log_f0 = f0[f0 > 0].log()
-    converter.config.source_pitch = [round(float(log_f0.median()), 4), round(float(log_f0.std()), 4)]
+def source_frames(converter: VoiceConverter, waveform: Tensor) -> Tensor:
+    """Log-mel frames (1, T, 2 * num_mels) of the speech (L,) of the voice that is converted."""
+    samples = waveform[None, : len(waveform) // converter.codec_config.hop_length * converter.codec_config.hop_length]
+    return converter.analysis.features(converter.analysis.mel(samples.float()))
 
 
 def assemble(converter_folder: str, checkpoint: str) -> None:
     """Writes the converter of a checkpoint."""
     converter, processor = VoiceConverter.from_pretrained(converter_folder), SmallEProcessor.from_pretrained(checkpoint)
     model = SmallEForTextToSpeech.from_pretrained(checkpoint).eval()
-    measure_source(converter, [processor.decode(model.generate(**processor(text), seed=0))[0] for text in TEXTS])
+    waves = [processor.decode(model.generate(**processor(text), seed=0))[0] for text in TEXTS]
+    measure_source(converter, [source_frames(converter, wave) for wave in waves])
     with atomic_folder(Path(checkpoint, "converter")) as folder:
         save_half(converter, folder)
     path = Path(checkpoint, "processor_config.json")

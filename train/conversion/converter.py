@@ -100,12 +100,12 @@ class ConverterStage(ConversionStage):
     """Trains condition, scales and shifts, and network: L1 of the frames, the speaker network, a discriminator."""
 
     betas = (0.8, 0.98)
+    parts = ("condition", "films", "network")
 
     def __init__(
         self, converter: VoiceConverter, pairs: Sequence[Pair], readings: Sequence[Tensor], options: StageOptions
     ):
-        parts = {name: getattr(converter, name) for name in ("condition", "films", "network")}
-        super().__init__(converter, nn.ModuleDict(parts), options)
+        super().__init__(converter, nn.ModuleDict({name: getattr(converter, name) for name in self.parts}), options)
         self.pairs, self.readings = pairs, readings
         self.discriminator = FrameDiscriminator(converter.codec_config.feature_size)
         self.discriminator_optimizer = adamw(self.discriminator, 2e-4, (0.5, 0.98))
@@ -164,30 +164,42 @@ class ConverterStage(ConversionStage):
         )
 
     def step(self, step: int, progress: float) -> dict[str, Tensor]:
-        random, converter = self.begin(step), self.converter
+        loss, values = self.reconstruct(self.begin(step), step, progress)
+        self.update(loss, step, progress)
+        return values
+
+    def reconstruct(self, random: np.random.Generator, step: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of recordings that are made of their contents, and scalars to log."""
+        converter = self.converter
         samples = zip(*[self.sample(random) for _ in range(self.options.batch_size)])
         content, f0, mel, known, speaker, moments, embedding = (torch.stack(values) for values in samples)
         content = content + CONTENT_NOISE * torch.rand(len(content), 1, 1) * torch.randn_like(content)
-        told = torch.ones_like(speaker)
-        told[:, SPEAKER_SIZE:] = (torch.rand(len(told), 1) > CHANNEL_DROPOUT).float()
         with torch.autocast("cpu", torch.bfloat16):
-            condition = converter.condition(torch.cat((speaker * told, moments), 1))
+            condition = self.condition(speaker, moments)
             latents = conditioned_latents(converter, converter.inputs(content, f0), condition)
         frames = converter.analysis.restore(latents.float())
         meant = converter.analysis.restore(converter.analysis.project(mel))
         distance = ((frames - meant).abs().mean(2) * known).sum() / known.sum()
         loss, values = distance, {"l1": distance, "similarity": torch.zeros(())}
         if step % 2:  # of every second step, as it takes as long as all else
-            size, half = SPEAKER_WINDOW // 2, max(1, len(frames) // 2)
-            start = int(random.integers(FRAMES - size + 1))
-            windows = frames[:half, start : start + size].reshape(half, SPEAKER_WINDOW, -1)
-            similarity = (converter.speaker(windows) * embedding[:half]).sum(1).mean()
+            half, start = max(1, len(frames) // 2), int(random.integers(FRAMES - SPEAKER_WINDOW // 2 + 1))
+            similarity = self.similarity(frames[:half, start:], embedding[:half])
             loss, values["similarity"] = loss + SPEAKER_WEIGHT * (1 - similarity), 2 * similarity
         weight = min(1.0, max(0.0, 10 * (progress - ADVERSARIAL_FROM)))
         deceit = self.compete(frames, meant, speaker) if weight else torch.zeros(2)
         loss = loss + weight * (ADVERSARIAL_WEIGHT * deceit[0] + MATCHING_WEIGHT * deceit[1])
-        self.update(loss, step, progress)
-        return {**values, "adversarial": deceit[0], "matching": deceit[1]}
+        return loss, {**values, "adversarial": deceit[0], "matching": deceit[1]}
+
+    def condition(self, speaker: Tensor, moments: Tensor) -> Tensor:
+        """Conditions (B, C') of embeddings with channels (B, 286), some without the channel, and moments of pitch."""
+        told = torch.ones_like(speaker)
+        told[:, SPEAKER_SIZE:] = (torch.rand(len(told), 1) > CHANNEL_DROPOUT).float()
+        return self.converter.condition(torch.cat((speaker * told, moments), 1))
+
+    def similarity(self, frames: Tensor, embedding: Tensor) -> Tensor:
+        """Mean cosine () of the first window of frames (B, T, F) to embeddings (B, 256)."""
+        windows = frames[:, : SPEAKER_WINDOW // 2].reshape(len(frames), SPEAKER_WINDOW, -1)
+        return (self.converter.speaker(windows) * embedding).sum(1).mean()
 
     def compete(self, frames: Tensor, meant: Tensor, speaker: Tensor) -> Tensor:
         """Trains the discriminator by one step; its losses (2,), least squares and feature matching, of the frames."""

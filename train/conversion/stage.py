@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
-from smalle.voices_smalle import CENTROID, MEAN_CEPSTRA, SpeechStatistics, VoiceConverter, VoiceConverterConfig
+from smalle.voices_smalle import (
+    CENTROID,
+    MEAN_CEPSTRA,
+    SpeechStatistics,
+    VoiceConverter,
+    VoiceConverterConfig,
+)
 
 from ..codec.recipe import StageOptions
 from ..codec.stages import adamw, learning_rate_factor
@@ -68,13 +75,13 @@ class ConversionStage:
         raise NotImplementedError
 
     def update(self, loss: Tensor, step: int, progress: float) -> None:
-        """Descends, and averages the weights."""
+        """Descends by the gradients of a loss, and of those that went backward before, and averages the weights."""
         factor = learning_rate_factor(step, progress, self.options.warmup)
         self.optimizer.param_groups[0]["lr"] = factor * self.options.learning_rate
-        self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained.parameters(), self.options.clip)
         self.optimizer.step()
+        self.optimizer.zero_grad()
         self.average.update(step + 1)
 
     def validate(self) -> dict[str, Tensor]:
@@ -114,6 +121,20 @@ def disguise(frames: Tensor, random: np.random.Generator) -> Tensor:
 def centred(frames: Tensor) -> Tensor:
     """Log-mel frames (T, num_mels) without their mean over speech."""
     return frames.float() - SpeechStatistics.of(frames.float()).mean
+
+
+@torch.no_grad()
+def measure_source(converter: VoiceConverter, mels: Sequence[Tensor]) -> None:
+    """Sets what the converter knows of the voice that it converts: mean frame, loudness and pitch.
+
+    mels: log-mel frames (1, T, 2 * num_mels) of its speech.
+    """
+    found = [SpeechStatistics.of(mel.reshape(-1, converter.codec_config.num_mels)) for mel in mels]
+    converter.source_mean.copy_(torch.stack([x.mean for x in found]).mean(0))
+    converter.source_loudness.copy_(torch.stack([x.loudness for x in found]).mean())
+    f0 = torch.cat([converter.source_content(mel)[1].flatten() for mel in mels])
+    log_f0 = f0[f0 > 0].log()
+    converter.config.source_pitch = [round(float(log_f0.median()), 4), round(float(log_f0.std()), 4)]
 
 
 def run_stage(stage: ConversionStage, options: StageOptions, origin: dict[str, str], frames: int = FRAMES) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from smalle.train.codec.recipe import StageOptions
 from smalle.train.codec.timed_run import TimedRun
-from smalle.train.conversion import classes, content, converter
+from smalle.train.conversion import classes, content, converter, joint
 from smalle.train.conversion.pairs import load_pairs, make_pair, save_pairs
 from smalle.train.conversion.phones import ALPHABET, NUM_PHONES, align, corresponding, phone_sequence, phones_at
 from smalle.train.conversion.readings import load_readings, places_of, read_in_times
@@ -287,6 +287,44 @@ def test_a_run_that_was_ended_resumes(codec, aligned, tmp_path):
         assert torch.equal(x, again.trained.state_dict()[name])
     resumed.run()
     assert resumed.step > 3 and resumed.spent >= 1.2
+
+
+@pytest.fixture(scope="module")
+def joint_stage(stage, pairs, tmp_path_factory):
+    """Goes on with `stage`, with the recordings of one speaker as those of the converted voice."""
+    folder = tmp_path_factory.mktemp("joint")
+    stage.save(folder / "start")
+    model = VoiceConverter.from_pretrained(folder / "start")
+    found = load_pairs([pairs])
+    readings = [torch.randn(len(pair.mel) // 2, 48).half() for pair in found]
+    own = slice(0, 2)
+    return joint.JointStage(model, found, readings, found[own], readings[own], options(folder / "out"))
+
+
+def test_conversions_learn_to_say_what_is_converted(joint_stage):
+    judge = {name: x.clone() for name, x in joint_stage.judge.state_dict().items()}
+    rows = [joint_stage.step(step, 0.5) for step in range(30)]
+    for name in ("sounds", "own"):
+        values = [float(row[name]) for row in rows]
+        assert np.mean(values[-5:]) < 0.93 * np.mean(values[:5]), name
+    assert all(torch.equal(x, judge[name]) for name, x in joint_stage.judge.state_dict().items())
+    encoder = joint_stage.converter.encoder.state_dict()
+    assert not torch.equal(encoder["out.weight"], judge["out.weight"])
+
+
+@torch.no_grad()
+def test_the_difference_of_sounds(joint_stage):
+    frames = joint_stage.source_sample(np.random.default_rng(0))[0][None]
+    heard, _ = joint_stage.hear(joint_stage.judge, frames)
+    torch.testing.assert_close(heard.exp().sum(1), torch.ones(1, heard.shape[2]))
+    louder, _ = joint_stage.hear(joint_stage.judge, frames + 0.3)
+    torch.testing.assert_close(louder, heard, atol=0.2, rtol=0.2)
+    assert joint.difference(heard, heard) == 0 < joint.difference(heard.roll(3, 2), heard)
+    known = torch.zeros(1, heard.shape[2])
+    known[:, :5] = 1
+    changed = heard.clone()
+    changed[..., 5:] = changed[..., 5:].roll(3, 2)
+    assert joint.difference(changed, heard, known) == 0
 
 
 def test_the_assembled_checkpoint_speaks(stage, tmp_path, monkeypatch):
