@@ -1,10 +1,10 @@
-"""Finds the times of words in prepared codes, where the corpus does not give them, with a trained model's alignment.
+"""Estimates missing word times in prepared codes, with the alignment of a trained model.
 
   python -m smalle.train.data.align MODEL CODES.parquet OUT.parquet [--batch-size 32]
 
-CODES is a parquet file that `smalle prepare` wrote, or the name that its shards share (train.parquet for
-train-00000.parquet and so on). OUT has the same rows; `words` is filled in where it is empty. A pause belongs to the
-word before it. Prints how far the model's times are from known ones. Training uses the times for the alignment loss and
+CODES is a parquet file that `smalle prepare` wrote, or the common name of its shards (train.parquet for
+train-00000.parquet and so on). OUT has the same rows, with empty `words` filled in. A pause belongs to the word before
+it. Prints the error of the model's times on rows with known times. Training uses the times for the alignment loss and
 for forced_alignment_probability.
 """
 
@@ -30,9 +30,11 @@ from .dataset import CodesDataset, Sample, shards, speaker_frames
 
 @torch.inference_mode()
 def find_times(model: SmallEForTextToSpeech, collator: Collator, samples: Sequence[Sample]) -> list[np.ndarray]:
-    """Times (W, 2) in seconds of the words of each sample, from the model's last alignment."""
+    """Word times (W, 2) in seconds of each sample, from the model's last alignment."""
     batch = collator(samples)
-    frames = batch["decoder_attention_mask"].sum(1) - model.config.num_codebooks  # without the delay's last steps
+    frames = (
+        batch["decoder_attention_mask"].sum(1) - model.config.num_codebooks
+    )  # without the last steps of the delay pattern
     inputs = {name: x for name, x in batch.items() if name not in ("labels", "token_windows")}
     alignments = model(**inputs, output_attentions=True, use_cache=False).attentions[-1]
     times = []
@@ -47,7 +49,7 @@ def find_times(model: SmallEForTextToSpeech, collator: Collator, samples: Sequen
 def align(
     model: SmallEForTextToSpeech, collator: Collator, data: CodesDataset, indices: Sequence[int], batch_size: int = 32
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (index, times (W, 2)) of these utterances, in batches of similar lengths."""
+    """Yields (index, word times (W, 2)) of utterances, in batches of similar length."""
     order = sorted(indices, key=lambda n: data.lengths[n])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     for batch in tqdm.tqdm(batches, desc="aligning", unit="batch"):
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", help="parquet file to write")
     parser.add_argument("--batch-size", type=int, default=32, help="utterances aligned at once (default: %(default)s)")
     parser.add_argument(
-        "--check", type=int, default=500, help="rows with known times to compare with (default: %(default)s)"
+        "--check", type=int, default=500, help="rows with known times to measure the error on (default: %(default)s)"
     )
     arguments = parser.parse_args(argv)
     model = SmallEForTextToSpeech.from_pretrained(arguments.model, dtype=torch.float32).eval()

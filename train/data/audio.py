@@ -1,4 +1,4 @@
-"""Clips and their audio: a clip is one utterance of a corpus, within a file, a tar archive or a parquet file."""
+"""Clips and their audio. A clip is one utterance of a corpus, stored in a file, a tar archive or a parquet file."""
 
 import contextlib
 import dataclasses
@@ -21,12 +21,12 @@ UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError)  # 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Clip:
-    """Seconds `start` to `start + duration` of a recording; without duration, to its end.
+    """Seconds `start` to `start + duration` of a recording, or to its end if duration is None.
 
     id: unique in its corpus. text: None without transcript. words: (start, end) in seconds of each word of
-    text.split(), where known. path: the audio file; or an uncompressed tar archive, with member=(offset, size) in
-    bytes; or a parquet file, with row=(row group, row in it). speed: resampled playback, a factor; start, duration and
-    words are those at speed 1.
+    text.split(), if known. path: the audio file; or an uncompressed tar archive, with member=(offset, size) in bytes;
+    or a parquet file, with row=(row group, row in the group). speed: playback speed, by resampling; start, duration and
+    words refer to speed 1.
     """
 
     id: str
@@ -42,14 +42,14 @@ class Clip:
 
     @property
     def seconds(self) -> float:
-        """Duration at its speed; estimated from the text where unknown."""
+        """Duration at the clip's speed; estimated from the text if unknown."""
         duration = self.duration if self.duration is not None else max(1.0, len(self.text or "") / 15)
         return duration / self.speed
 
     def at_speed(self, speed: float) -> "Clip":
-        """The clip at another speed, and so pitch: a speaker of its own.
+        """The clip at another speed, and thus pitch, as a separate speaker.
 
-        Speed perturbation (Ko et al. 2015); each speed a speaker (Yamamoto et al. 2019).
+        Speed perturbation (Ko et al. 2015); each speed is a separate speaker (Yamamoto et al. 2019).
         """
         if speed == 1:
             return self
@@ -66,7 +66,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Problem:
-    """A clip or file that cannot be used, and why."""
+    """A clip or file that cannot be used, and the reason."""
 
     id: str
     reason: str
@@ -77,7 +77,7 @@ class Problem:
 
 @contextlib.contextmanager
 def open_file(path: str, member: tuple[int, int] | None = None) -> Iterator[IO[bytes]]:
-    """A file, or the member (offset, size) of an uncompressed tar archive, for reading."""
+    """Opens a file, or the member (offset, size) of an uncompressed tar archive, for reading."""
     if member is None:
         with open(path, "rb") as file:
             yield file
@@ -91,16 +91,16 @@ def open_file(path: str, member: tuple[int, int] | None = None) -> Iterator[IO[b
 def read_samples(file: soundfile.SoundFile, start: float = 0.0, duration: float | None = None) -> np.ndarray:
     """Seconds `start` to `start + duration`, or to the end, as float32 (L, channels) at the file's rate.
 
-    Raises ValueError where more than 0.1 s is missing at the end, and for no, NaN or infinite samples.
+    Raises ValueError if more than 0.1 s is missing at the end, and if samples are missing, NaN or infinite.
     """
     file.seek(min(round(start * file.samplerate), file.frames))
     wanted = -1 if duration is None else round(duration * file.samplerate)
     samples = file.read(wanted, dtype="float32", always_2d=True)
     if not len(samples) or len(samples) < wanted - 0.1 * file.samplerate:
         found = len(samples) / file.samplerate
-        raise ValueError(f"holds {found:.2f} s from {start:.2f} s on: expected {duration or 'some'}")
+        raise ValueError(f"has {found:.2f} s of audio after {start:.2f} s: expected {duration or 'some'}")
     if not np.isfinite(samples).all():
-        raise ValueError("holds NaN or infinity: expected finite samples")
+        raise ValueError("contains NaN or infinity: expected finite samples")
     return samples
 
 
@@ -117,14 +117,14 @@ def read_audio(source: Any, sampling_rate: float, start: float = 0.0, duration: 
 
 
 def group_by_file(clips: Iterable[Clip], max_size: int = 16) -> Iterator[list[Clip]]:
-    """Groups of up to `max_size` neighbouring clips of one file or one row group, for `read_clips`."""
+    """Groups consecutive clips of the same file or row group, up to `max_size` each, for `read_clips`."""
     for _, group in itertools.groupby(clips, lambda clip: (clip.path, clip.member, clip.row and clip.row[0])):
         while part := list(itertools.islice(group, max_size)):
             yield part
 
 
 def read_clips(group: list[Clip], read: Callable[[IO[bytes], Clip], Any]) -> list[Any]:
-    """read(file, clip) of each clip of a group of one file; a Problem in place of what cannot be read."""
+    """The results of read(file, clip) for the clips of a group; a Problem for each clip that cannot be read."""
 
     def attempt(clip, open_clip):
         try:
@@ -147,26 +147,26 @@ def read_clips(group: list[Clip], read: Callable[[IO[bytes], Clip], Any]) -> lis
 
 
 def open_parquet_audio(audio: dict | None) -> IO[bytes]:
-    """The file of a value {"bytes", "path"} of a column of audio."""
+    """Opens the value {"bytes", "path"} of an audio column."""
     if not audio or not (audio.get("bytes") or audio.get("path")):
-        raise ValueError("its row holds no audio")
+        raise ValueError("its row contains no audio")
     return io.BytesIO(audio["bytes"]) if audio.get("bytes") else open(audio["path"], "rb")
 
 
 def read_waveform(file: IO[bytes], clip: Clip, sampling_rate: int) -> np.ndarray:
-    """The clip's waveform float32 (L,), at its speed: what `read_clips` reads in preparation."""
+    """The clip's waveform float32 (L,) at its speed, for `read_clips`."""
     return read_audio(file, sampling_rate / clip.speed, clip.start, clip.duration)
 
 
 @dataclasses.dataclass(frozen=True)
 class QualityGate:
-    """Refuses recordings of low quality and brings the others to one level.
+    """Rejects recordings of low quality and scales the others to the same level.
 
     Attributes:
-        level_dbfs: Level of speech that recordings are brought to; less where they would clip.
-        min_level_dbfs: Quietest speech that is taken.
-        min_snr_db: Smallest distance of the loud frames from the quiet ones.
-        max_clipped: Largest share of samples at full scale.
+        level_dbfs: Speech level after scaling; lower if the recording would clip.
+        min_level_dbfs: Lowest accepted speech level.
+        min_snr_db: Smallest accepted distance between loud and quiet frames.
+        max_clipped: Largest accepted share of samples at full scale.
     """
 
     level_dbfs: float = SPEECH_LEVEL
@@ -175,7 +175,7 @@ class QualityGate:
     max_clipped: float = 0.002
 
     def __call__(self, samples: np.ndarray) -> np.ndarray | None:
-        """Samples (L,) in [-1, 1] at the level; None if they are refused."""
+        """Scaled samples (L,) in [-1, 1]; None if they are rejected."""
         level, snr = speech_level(samples)
         if level < self.min_level_dbfs or snr < self.min_snr_db or (np.abs(samples) > 0.99).mean() > self.max_clipped:
             return None

@@ -1,4 +1,4 @@
-"""Batches of `Sample`s of nearly equal length: which utterances share a batch, and how it becomes a model's inputs."""
+"""Batches of `Sample`s of similar length: choosing the utterances of a batch, and collating them."""
 
 import itertools
 import random
@@ -15,14 +15,14 @@ from .dataset import Sample
 
 
 class SpeakerBatchSampler:
-    """Endless batches of samples; a sample is a tuple of utterances of one speaker.
+    """Yields endless batches of samples; a sample is a tuple of utterances of one speaker.
 
-    An epoch takes every utterance once, in a new order: a speaker's utterances are shuffled and joined into samples of
-    up to `max_frames`, except a share `single` of the samples, which are one utterance; samples of similar length share
-    a batch of at most `frames_per_batch` including padding; the batches are shuffled. The seed determines everything,
-    so a resumed run sees the same batches. Process `rank` of `world` takes every world-th batch, so all make the same
-    number of steps. A sample leaves out at least `reserved` of its speaker's utterances, as references for the speaker
-    encoder.
+    An epoch uses every utterance once, in a new order. The utterances of a speaker are shuffled and joined into samples
+    of up to `max_frames`; a share `single` of the samples consists of one utterance. Samples of similar length form
+    batches of at most `frames_per_batch` including padding, in random order. The seed determines everything, so a
+    resumed run gets the same batches. Process `rank` of `world` gets every world-th batch, so all processes make the
+    same number of steps. At least `reserved` utterances of the speaker are not part of a sample; they are references
+    for the speaker encoder.
 
     left_out: number of utterances longer than `max_frames`. Raises ValueError if all are.
     """
@@ -53,7 +53,7 @@ class SpeakerBatchSampler:
             )
 
     def samples(self, rng: random.Random) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """(frames, utterances) of one epoch's samples; joined ones have a random length of 0.2 to 1 of max_frames."""
+        """(frames, utterances) of the samples of an epoch; joined ones have random lengths, 0.2 to 1 of max_frames."""
         for speaker in sorted(self.by_speaker):
             order = rng.sample(self.by_speaker[speaker], len(self.by_speaker[speaker]))
             most = len(order) - self.reserved
@@ -67,7 +67,7 @@ class SpeakerBatchSampler:
                 yield int(frames), tuple(sample)
 
     def epoch(self, number: int) -> list[list[tuple[int, ...]]]:
-        """The batches of one epoch, of all processes."""
+        """The batches of one epoch, for all processes together."""
         rng = random.Random(f"{self.seed}/{number}")
         batches: list[list[tuple[int, ...]]] = []
         rows: list[tuple[int, ...]] = []
@@ -86,14 +86,14 @@ class SpeakerBatchSampler:
 
 
 class Collator:
-    """Turns `Sample`s into a batch of the model: B rows, N tokens, S = T + Q steps of delayed codes.
+    """Collates `Sample`s into model inputs: B rows, N tokens, S = T + Q steps of delayed codes.
 
     input_ids and attention_mask (B, N); decoder_input_ids and labels (B, S, Q), the latter one step ahead;
     decoder_attention_mask (B, S); token_windows (B, N, 2): first and last frame in which each token is read, for the
     alignment loss; with speaker codes, speaker_codes (B, P, Q) and speaker_attention_mask (B, P).
 
-    text_dropout: probability of a sample without text, for classifier-free guidance. speaker_dropout: of one without
-    speaker. The batch's texts seed both, so that a resumed run drops the same.
+    text_dropout: probability of dropping the text of a sample, for classifier-free guidance. speaker_dropout: of
+    dropping its speaker codes. The texts of the batch seed both, so a resumed run drops the same.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Collator:
         return {
             "input_ids": text["input_ids"],
             "attention_mask": text["attention_mask"],
-            "token_windows": torch.stack(windows).masked_fill(padding, torch.inf),  # padding is never read
+            "token_windows": torch.stack(windows).masked_fill(padding, torch.inf),  # padding has no window
             **teacher_forcing([sample.codes for sample in samples], pasts),
             **self._speakers(samples, texts, rng),
         }
@@ -131,7 +131,8 @@ class Collator:
         return torch.from_numpy(token_windows(text, sample.words, offsets.tolist(), self.frame_rate))
 
     def _speakers(self, samples: Sequence[Sample], texts: list[str], rng: random.Random) -> dict[str, torch.Tensor]:
-        """speaker_codes and their mask. A row without text has no speaker either: guidance leads away from both."""
+        """speaker_codes and their mask. A row without text gets no speaker either, as the unconditional rows of
+        guidance."""
         if samples[0].speaker_codes is None:
             return {}
         codes = pad_sequence([sample.speaker_codes for sample in samples], batch_first=True, padding_value=-1)

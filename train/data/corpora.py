@@ -1,8 +1,8 @@
-"""Corpora of speech as a `datasets.Dataset` or `IterableDataset` (`load_corpus`), and the clips in them.
+"""Speech corpora as a `datasets.Dataset` or `IterableDataset` (`load_corpus`), and their clips.
 
-A row holds: id (unique in its corpus), audio ({"bytes", "path"}, undecoded: `soundfile.read(io.BytesIO(bytes) if bytes
-else path)`), text (None without transcript), speaker, duration (s), words ([start, end] in seconds of each word of
-text.split(); empty where unknown). Training prepares codes from the same clips (smalle.train.data.prepare).
+Columns: id (unique in its corpus), audio ({"bytes", "path"}, undecoded: `soundfile.read(io.BytesIO(bytes) if bytes else
+path)`), text (None without transcript), speaker, duration (s), words ([start, end] in seconds of each word of
+text.split(); empty if unknown). Training prepares codes from the same clips (smalle.train.data.prepare).
 """
 
 import csv
@@ -41,16 +41,16 @@ FEATURES = datasets.Features(
 
 
 def load_corpus(path: str | os.PathLike, streaming: bool = False, num_shards: int = 64, **options) -> Corpus:
-    """A corpus of any layout (`layout`) as a dataset; the module says what a row holds.
+    """Loads a corpus of any `layout` as a dataset. See the module for its columns.
 
     Args:
-        streaming: An IterableDataset that reads audio as it is iterated; else a Dataset whose audio `datasets` keeps on
-            disk.
-        num_shards: Of the IterableDataset, fewer for small corpora; `datasets.distributed.split_dataset_by_node` reads
-            least where the number of nodes divides them.
-        **options: As for `corpus_clips`; clips without transcript are taken by default.
+        streaming: Return an IterableDataset that reads audio during iteration; otherwise a Dataset, for which
+            `datasets` stores the audio on disk.
+        num_shards: Number of shards of the IterableDataset, fewer for small corpora. It should be a multiple of the
+            number of nodes, so that `datasets.distributed.split_dataset_by_node` does not read data twice.
+        **options: As for `corpus_clips`; clips without transcript are included by default.
 
-    Clips that cannot be used are left out with a warning. Raises ValueError for none and for an unknown layout.
+    Unusable clips are skipped with a warning. Raises ValueError if there are no clips, and for an unknown layout.
     """
     lines, problems = [], 0
     for clip in corpus_clips(path, **{"untranscribed": True, **options}):
@@ -68,7 +68,7 @@ def load_corpus(path: str | os.PathLike, streaming: bool = False, num_shards: in
 
 
 def read_rows(batch: dict[str, list]) -> dict[str, list]:
-    """Columns of FEATURES of a batch {"clip": lines of JSON}; clips that cannot be read are left out with a warning."""
+    """The columns of FEATURES for a batch {"clip": lines of JSON}; skips clips that cannot be read with a warning."""
     columns: dict[str, list] = {name: [] for name in FEATURES}
     groups = group_by_file(map(Clip.from_json, batch["clip"]))
     for row in itertools.chain.from_iterable(read_clips(group, read_row) for group in groups):
@@ -81,7 +81,7 @@ def read_rows(batch: dict[str, list]) -> dict[str, list]:
 
 
 def read_row(file: IO[bytes], clip: Clip) -> dict:
-    """One row of FEATURES. Whole files stay as they are, parts of files become FLAC of 16 bits."""
+    """One row of FEATURES. Whole files are kept unchanged; parts of files are converted to 16-bit FLAC."""
     with soundfile.SoundFile(file) as sound:
         duration = sound.frames / sound.samplerate
         whole = clip.start == 0 and (clip.duration is None or abs(duration - clip.duration) < 0.1)
@@ -108,18 +108,18 @@ def read_row(file: IO[bytes], clip: Clip) -> dict:
 
 
 def read_json_lines(path: pathlib.Path) -> Iterator[Any]:
-    """The values of a file with one a line. Raises ValueError for a line that is no JSON."""
+    """Yields the values of a JSON Lines file. Raises ValueError for a line that is not JSON."""
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 if line.strip():
                     yield json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{path}:{number}: {error}; expected a JSON object a line") from None
+                raise ValueError(f"{path}:{number}: {error}; expected one JSON object per line") from None
 
 
 def metadata_rows(folder: str | os.PathLike) -> list[dict]:
-    """Rows of metadata.jsonl or metadata.csv, else of text files beside recordings of the same name; maybe none.
+    """Rows of metadata.jsonl or metadata.csv, or else of text files next to recordings of the same name; may be empty.
 
     Raises ValueError for a row without file_name."""
     folder = pathlib.Path(folder)
@@ -141,7 +141,7 @@ def metadata_rows(folder: str | os.PathLike) -> list[dict]:
 
 
 def read_metadata(folder: str | os.PathLike) -> list[dict]:
-    """`metadata_rows` with path, speaker (else the folder's name) and duration (s, else the recording's) in each.
+    """`metadata_rows` with path, speaker (default: the name of the folder) and duration (default: of the file) added.
 
     Raises ValueError for a folder without recordings.
     """
@@ -152,21 +152,21 @@ def read_metadata(folder: str | os.PathLike) -> list[dict]:
     ]
     if not rows:
         raise ValueError(
-            f"{folder} holds no recordings: expected metadata.jsonl (file_name, text a row), or NAME.wav with NAME.txt."
+            f"{folder} has no recordings: expected metadata.jsonl (file_name, text) or NAME.wav with NAME.txt."
         )
     return [row if "duration" in row else {**row, "duration": soundfile.info(row["path"]).duration} for row in rows]
 
 
 def first_of(row: dict, columns: Iterable[str]) -> str | None:
-    """The value of the first of the columns that a row fills."""
+    """The value of the first of these columns that is not empty."""
     return next((row[name] for name in columns if row.get(name) not in (None, "")), None)
 
 
 def check(clip: Clip, untranscribed: bool) -> Clip | Problem:
-    """The clip; a Problem where it has no text and needs one."""
+    """The clip, or a Problem if it has no text and needs one."""
     if clip.text or untranscribed:
         return clip
-    return Problem(clip.id, "has no text: expected a transcript; a recognizer writes one in preparation (--asr)")
+    return Problem(clip.id, "has no text: expected a transcript; `smalle prepare --asr` makes one with a recognizer")
 
 
 def recording_clips(folder: str | os.PathLike, untranscribed: bool = False) -> Iterator[Clip | Problem]:
@@ -190,7 +190,7 @@ def recording_clips(folder: str | os.PathLike, untranscribed: bool = False) -> I
 
 
 def libritts_clips(folder: str | os.PathLike, untranscribed: bool = False) -> Iterator[Clip | Problem]:
-    """Clips of LibriTTS's layout; the speaker is the folder two above the recording."""
+    """Clips in the layout of LibriTTS; the speaker is the second parent folder of a recording."""
     for path in sorted(pathlib.Path(folder).rglob("*.wav")):
         transcript = path.with_suffix(".normalized.txt")
         text = " ".join(transcript.read_text(encoding="utf-8").split()) if transcript.is_file() else None
@@ -198,7 +198,7 @@ def libritts_clips(folder: str | os.PathLike, untranscribed: bool = False) -> It
 
 
 def parquet_clips(path: str | os.PathLike, untranscribed: bool = False) -> Iterator[Clip | Problem]:
-    """Clips of a parquet file, or of all in a folder."""
+    """Clips of a parquet file, or of all parquet files in a folder."""
     path = pathlib.Path(path)
     for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
         with pyarrow.parquet.ParquetFile(file) as table:
@@ -217,7 +217,7 @@ def parquet_clips(path: str | os.PathLike, untranscribed: bool = False) -> Itera
 
 
 def layout(path: str | os.PathLike) -> str:
-    """The layout of a corpus: "recordings", "parquet", "librilight" or "libritts". ValueError for any other."""
+    """The layout of a corpus: "recordings", "parquet", "librilight" or "libritts". Raises ValueError for others."""
     path = pathlib.Path(path)
     if path.is_file():
         kind = {".tar": "librilight", ".parquet": "parquet"}.get(path.suffix)
@@ -232,8 +232,8 @@ def layout(path: str | os.PathLike) -> str:
         if len(pathlib.Path(folder).relative_to(path).parts) > 4:
             break
     raise ValueError(
-        f"{path} is no corpus: expected Libri-light (folder or .tar), LibriTTS, parquet files, or a folder with "
-        "metadata.jsonl or metadata.csv, or with NAME.txt beside each NAME.wav."
+        f"{path} is not a corpus: expected Libri-light (folder or .tar), LibriTTS, parquet files, or a folder with "
+        "metadata.jsonl or metadata.csv, or with NAME.txt next to each NAME.wav."
     )
 
 
@@ -244,8 +244,11 @@ def corpus_clips(
     min_snr: float | None = None,
     max_seconds: float = 25.0,
 ) -> Iterator[Clip | Problem]:
-    """Clips of a corpus of any layout, and Problems of what cannot be used. The options are `librilight_clips`'; the
-    other layouts only know `untranscribed`: also list clips without a transcript."""
+    """Clips of a corpus of any layout, and a Problem for each unusable one.
+
+    The options are those of `librilight_clips`. Other layouts only support `untranscribed`: include clips without a
+    transcript.
+    """
     kind = layout(path)
     if kind == "librilight":
         return librilight_clips(path, cuts, untranscribed, min_snr, max_seconds)

@@ -17,7 +17,7 @@ import torch
 from smalle.saving_smalle import atomic_write
 
 COLUMNS = "text", "speaker", "duration", "words", "codes", "reference"
-Paths = str | os.PathLike | Sequence[str | os.PathLike]  # of one split or of several
+Paths = str | os.PathLike | Sequence[str | os.PathLike]  # one split or several
 
 
 class Sample(NamedTuple):
@@ -26,25 +26,25 @@ class Sample(NamedTuple):
     text: str
     codes: torch.Tensor  # (T, Q)
     words: np.ndarray  # (W, 2): start and end of each word in seconds, NaN where unknown
-    speaker_codes: torch.Tensor | None = None  # (P, Q) of other utterances of the speaker; P may be 0
-    past: torch.Tensor | None = None  # (T, Q): what the decoder reads in place of codes
+    speaker_codes: torch.Tensor | None = None  # (P, Q), other utterances of the speaker; P may be 0
+    past: torch.Tensor | None = None  # (T, Q), decoder inputs if they differ from codes
 
 
 def shards(path: str | os.PathLike) -> list[pathlib.Path]:
-    """The files of a split: PATH.parquet itself or PATH-*.parquet. Raises ValueError for none and for both."""
+    """The files of a split: PATH.parquet or PATH-*.parquet. Raises ValueError if there are none, or both."""
     path = pathlib.Path(path)
     found = sorted(path.parent.glob(f"{path.name.removesuffix('.parquet')}-*.parquet"))
     if path.is_file():
         if found:
-            raise ValueError(f"there are both {path} and {found[0]}: delete what is old, or name another folder")
+            raise ValueError(f"there are both {path} and {found[0]}: delete the old one, or use another folder")
         return [path]
     if not found:
-        raise ValueError(f"{path} does not exist, nor shards of that name: prepare codes with `smalle prepare` first")
+        raise ValueError(f"neither {path} nor shards of that name exist: prepare codes with `smalle prepare` first")
     return found
 
 
 def read_table(path: Paths, cache: str | os.PathLike | None = None) -> pyarrow.Table:
-    """All shards as one table; with a folder `cache`, memory-mapped from Arrow files that are written there."""
+    """All shards as one table. With a folder `cache`, they are converted to Arrow files there and memory-mapped."""
     tables, paths = [], [path] if isinstance(path, (str, os.PathLike)) else path
     for shard in itertools.chain.from_iterable(map(shards, paths)):
         stat = shard.stat()
@@ -64,21 +64,21 @@ def read_table(path: Paths, cache: str | os.PathLike | None = None) -> pyarrow.T
 
 
 def speaker_frames(config: Any, seconds: float = 5.0) -> int:
-    """The number of frames in so many seconds, for the speaker encoder; 0 for a model without one.
+    """The number of frames for the speaker encoder; 0 for a model without one.
 
-    Raises ValueError for a length that no recording has."""
+    Raises ValueError for an impossible length."""
     frames = int(seconds * config.frame_rate) if isinstance(seconds, int | float) else 0
     if not 2 <= frames <= config.max_audio_frames:
-        raise ValueError(f"data.speaker_seconds={seconds!r}: expected a number of seconds; 3 to 10 are usual.")
+        raise ValueError(f"data.speaker_seconds={seconds!r}: expected a number of seconds, usually 3 to 10.")
     return frames if config.speaker_layers else 0
 
 
 def parallel_utterances(texts: Iterable[str], speakers: Iterable[str]) -> dict[int, list[int]]:
     """Groups of utterances with the same words at the same relative times: {index: all indices of its group}.
 
-    Utterances that are alone are left out. Groups are the speeds of one recording (smalle.train.data.prepare --speeds)
-    and the two speakers of a pair of smalle.corpus.speakers.sample_speakers. They share their text and, but for
-    suffixes as in "s0_0001~a x0.91", the name of their speaker.
+    Single utterances are left out. A group consists of the speeds of one recording (smalle.train.data.prepare --speeds)
+    or of a pair of speakers of smalle.corpus.speakers.sample_speakers. Its utterances have the same text and, without
+    suffixes as in "s0_0001~a x0.91", the same speaker name.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for index, (text, speaker) in enumerate(zip(texts, speakers)):
@@ -89,12 +89,12 @@ def parallel_utterances(texts: Iterable[str], speakers: Iterable[str]) -> dict[i
 class CodesDataset(torch.utils.data.Dataset):
     """Prepared codes of a split (`shards`), in memory or, with `cache`, on disk.
 
-    dataset[(index, ...)] is the `Sample` of these utterances, joined: samples of several teach the model to continue a
-    prompt in its voice, and to read long texts. With `speaker_frames` a sample also has speaker_codes, up to so many
-    frames of other utterances of the speaker, and past, what the decoder reads: with `voice_swap_probability` the codes
-    of `parallel_utterances`, so that only speaker_codes tell which voice to generate; else the sample's own codes.
+    dataset[(index, ...)] is the `Sample` of these utterances, joined. Joined samples teach the model to continue a
+    prompt in its voice, and to read long texts. With `speaker_frames`, a sample also has speaker_codes, at most so many
+    frames of other utterances of the speaker, and `past`, the decoder inputs: with `voice_swap_probability` the codes
+    of `parallel_utterances`, so that only speaker_codes determine the voice; otherwise the sample's own codes.
 
-    Raises ValueError where the codes' lengths do not fit `num_codebooks` and `frame_rate`.
+    Raises ValueError if the lengths of the codes do not fit `num_codebooks` and `frame_rate`.
     """
 
     def __init__(
@@ -122,15 +122,15 @@ class CodesDataset(torch.utils.data.Dataset):
         seconds = pyarrow.compute.sum(table.column("duration")).as_py()
         if abs(self.lengths.sum() / frame_rate - seconds) > 0.2 * seconds:
             raise ValueError(
-                f"{path} holds {seconds:.0f} s of audio, but {self.lengths.sum() / frame_rate:.0f} s at {frame_rate} "
-                f"frames/s of {num_codebooks} codes: model.frame_rate and model.num_codebooks have to be the codec's."
+                f"{path} has {seconds:.0f} s of audio, but {self.lengths.sum() / frame_rate:.0f} s with {num_codebooks} "
+                f"codebooks at {frame_rate} frames/s: model.frame_rate and num_codebooks must match the codec."
             )
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def _utterance(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
-        """Text, codes (T, Q) and words (W, 2) of an utterance."""
+        """Text, codes (T, Q) and word times (W, 2) of an utterance."""
         text, times = self.texts[index].as_py(), self.words[index].as_py()
         words = np.array(times, np.float32).reshape(-1, 2) if times else np.full((len(text.split()), 2), np.nan)
         return text, self._codes(index), words.astype(np.float32)
@@ -149,8 +149,8 @@ class CodesDataset(torch.utils.data.Dataset):
         return Sample(" ".join(texts), joined, words, self._speaker_codes(utterances), past)
 
     def _past(self, utterances: Sequence[int], codes: Sequence[np.ndarray], joined: torch.Tensor) -> torch.Tensor:
-        """`joined`, or with `voice_swap_probability` codes of parallel utterances, both (T, Q)."""
-        rng = random.Random(f"past {utterances}")  # the utterances seed it, so that a resumed run reads the same
+        """The decoder inputs (T, Q): `joined`, or with `voice_swap_probability` codes of parallel utterances."""
+        rng = random.Random(f"past {utterances}")  # seeded by the utterances, so that a resumed run gets the same
         if rng.random() >= self.voice_swap_probability:
             return joined
         swapped = []
@@ -160,8 +160,8 @@ class CodesDataset(torch.utils.data.Dataset):
             swapped.append(other[np.arange(len(own)) * len(other) // len(own)])
         return torch.from_numpy(np.concatenate(swapped).astype(np.int64))
 
-    def _heard(self, index: int, rng: random.Random) -> np.ndarray:
-        """Codes (P, Q) of an utterance or, with `home_recording_probability`, of its home recording."""
+    def _reference(self, index: int, rng: random.Random) -> np.ndarray:
+        """Codes (P, Q) of an utterance, or with `home_recording_probability` those of its home recording."""
         share = self.home_recording_probability
         if share and self.references is not None and rng.random() < share:
             if (reference := self.references[index]).is_valid and len(reference):
@@ -169,12 +169,12 @@ class CodesDataset(torch.utils.data.Dataset):
         return self._codes(index)
 
     def _speaker_codes(self, utterances: Sequence[int]) -> torch.Tensor:
-        """A random part (P, Q) of other utterances of the speaker."""
+        """A random part (P, Q) of other utterances of the same speaker."""
         rng, spoken = random.Random(f"heard {utterances}"), self.by_speaker[self.speakers[utterances[0]]]
         drawn = rng.sample(spoken, min(len(spoken), len(utterances) + 3))
-        others = [self._heard(index, rng) for index in drawn if index not in utterances][:3]
-        if not others and self.home_recording_probability:  # better than to be heard in nothing at all
-            others = [self._heard(index, rng) for index in utterances]
+        others = [self._reference(index, rng) for index in drawn if index not in utterances][:3]
+        if not others and self.home_recording_probability:  # its own utterances are better than no reference
+            others = [self._reference(index, rng) for index in utterances]
         codes = np.concatenate([np.zeros((0, self.num_codebooks), np.uint16), *others])
         length = rng.randint(min(len(codes), self.speaker_frames) // 2, min(len(codes), self.speaker_frames))
         begin = rng.randint(0, len(codes) - length)

@@ -1,7 +1,7 @@
-"""Makes recordings as people make them at home out of clean ones, as references of a speaker.
+"""Simulates home recordings from clean ones, as references for the speaker encoder.
 
-A model that is trained with clean references alone continues noise, reverberation or a cut word. With these references
-it learns to ignore them, since its targets stay clean.
+A model that is trained only with clean references imitates noise, reverberation or a cut word. With these references
+and clean targets it learns to ignore such defects.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ BANDWIDTHS = (3400.0, 4000.0, 5500.0, 7000.0, 8000.0)  # Hz: telephone, low-rate
 
 
 def home_acoustics() -> Acoustics:
-    """More reverberation and noise than a codec is trained with."""
+    """Acoustics with more reverberation and noise than in the training of a codec."""
     return Acoustics(
         microphone_share=0.5,
         room_share=0.4,
@@ -28,13 +28,13 @@ def home_acoustics() -> Acoustics:
 
 @dataclass(frozen=True)
 class HomeRecording:
-    """Shares of the recordings that are changed in each way, and by how much.
+    """Simulates home recordings. Each share is the fraction of recordings with a defect.
 
     Attributes:
-        cut_share: Beginnings, and ends, that are cut, by up to max_cut seconds; at least half of a recording stays.
-        pause_share: Recordings with a pause of up to max_pause seconds where they are quietest.
+        cut_share: Beginnings, and ends, that are cut, by up to max_cut seconds; at least half of a recording remains.
+        pause_share: Recordings with a pause of up to max_pause seconds at their quietest point.
         narrow_share: Recordings that are limited to one of BANDWIDTHS.
-        hum_share, clipped_share, offset_share: Recordings with hum of the mains, clipping and a constant offset.
+        hum_share, clipped_share, offset_share: Recordings with mains hum, clipping, and a constant offset.
     """
 
     sampling_rate: int = 24000
@@ -49,7 +49,7 @@ class HomeRecording:
     acoustics: Acoustics = field(default_factory=home_acoustics)
 
     def __call__(self, samples: np.ndarray, seed: int) -> np.ndarray:
-        """A home recording, float32 in [-1, 1], of clean samples (L,); the seed determines which."""
+        """A home recording, float32 in [-1, 1], from clean samples (L,); the seed determines the defects."""
         random = np.random.default_rng(seed)
         samples = self._insert_pause(self._cut(samples, random), random)
         segment = torch.from_numpy(np.ascontiguousarray(samples, np.float32))[None]
@@ -65,7 +65,7 @@ class HomeRecording:
         return samples[begin : len(samples) - end]
 
     def _insert_pause(self, samples: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """With silence where the recording is quietest, at least 0.1 s from both ends."""
+        """Inserts silence at the quietest point, at least 0.1 s from both ends."""
         hop = self.sampling_rate // 50
         frames = samples[: len(samples) // hop * hop].reshape(-1, hop)
         if random.random() >= self.pause_share or len(frames) < 20:

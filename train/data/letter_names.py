@@ -1,10 +1,10 @@
-"""Makes a tokenizer read letters that stand alone by their names: "F B I" as "eff bee I".
+"""Makes a tokenizer replace single letters by their names: "F B I" by "eff bee I".
 
   python -m smalle.train.data.letter_names CHECKPOINT
 
-A model whose training had few letters reads "C" as in "cat". The names are words to it. They are put in front of the
-tokenizer's normalizer, so that texts and word times keep the letters. I stays, and A that is not behind a letter: they
-are words. So do small letters ("p m"). benchmarks/letters.py measures it.
+A model that saw few single letters in training reads "C" as in "cat", but it can read the names as words. The rule is
+added before the tokenizer's normalizer, so texts and word times keep the letters. "I" and an "A" that does not follow a
+letter are words and stay unchanged, as do lower-case letters ("p m"). benchmarks/letters.py measures the effect.
 """
 
 import sys
@@ -26,9 +26,9 @@ NAMES = dict(
 
 
 def name_letters(tokenizer: Tokenizer) -> None:
-    """Puts the names of letters in front of what a tokenizer does. Raises ValueError where they are there."""
+    """Adds the letter names to the normalizer of a tokenizer. Raises ValueError if it already has them."""
     if tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("F") == NAMES["F"]:
-        raise ValueError("The tokenizer names letters: expected one that does not.")
+        raise ValueError("The tokenizer already replaces letters by names.")
     names = [
         normalizers.Replace(Regex(rf"{'(?<=[A-Z] )' * (letter == 'A')}(?<!\w)(?<!\w'){letter}(?!\w|'(?!s\b|\W))"), name)
         for letter, name in NAMES.items()
@@ -38,12 +38,12 @@ def name_letters(tokenizer: Tokenizer) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command_parser("python -m smalle.train.data.letter_names", __doc__)
-    parser.add_argument("checkpoint", type=Path, help="folder with tokenizer.json, which is changed")
+    parser.add_argument("checkpoint", type=Path, help="folder with the tokenizer.json to change")
     file = parser.parse_args(argv).checkpoint / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(file))
     name_letters(tokenizer)
     write_text(file, tokenizer.to_str(pretty=True))
-    print(f"{file} names {len(NAMES)} letters")
+    print(f"{file} replaces {len(NAMES)} letters by names")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Libri-light: subset/speaker/book/file.flac with file.json, in folders or in an uncompressed .tar.
 
 The .json holds speaker, snr (may be NaN), voice_activity ([[onset, offset], ...] in seconds) and book_meta. Transcripts
-come from Libriheavy's cut manifests; recordings that these do not cover are cut by their voice activity, without text.
+come from Libriheavy's cut manifests. Recordings without cuts are split by their voice activity, and have no text.
 Formats: facebookresearch/libri-light, data_preparation; k2-fsa/libriheavy (arXiv 2309.08105).
 """
 
@@ -26,7 +26,7 @@ def join_segments(
 ) -> list[tuple[float, float]]:
     """Joins voiced segments (start, end) in seconds over pauses of up to `max_pause`, to `max_seconds` at most.
 
-    A segment longer than that is cut evenly; results shorter than `min_seconds` are dropped.
+    Longer segments are split evenly; results shorter than `min_seconds` are dropped.
     """
     joined: list[list[float]] = []
     for start, end in sorted(voice_activity):
@@ -41,7 +41,7 @@ def join_segments(
 
 
 class LibriLightFiles:
-    """The .flac and .json files of a folder or .tar by name (subset/speaker/book/file), in the order of storage."""
+    """The .flac and .json files of a folder or .tar, by name (subset/speaker/book/file), in the order of storage."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path).resolve()
@@ -70,8 +70,8 @@ class LibriLightFiles:
                 raise ValueError(
                     f"{self.path} cannot be read as a tar archive: {error}. Unpack compressed archives."
                 ) from error
-            self.flac.popitem()  # may be cut short
-            self.problems.append(Problem(str(self.path), f"{error}: only the files before it are used"))
+            self.flac.popitem()  # it may be truncated
+            self.problems.append(Problem(str(self.path), f"{error}: only the files before this point are used"))
 
     def _index_folders(self) -> None:
         for folder, subfolders, files in os.walk(self.path):
@@ -81,9 +81,9 @@ class LibriLightFiles:
                 self._add(path, (path, None))
 
     def describe(self, name: str) -> dict:
-        """The .json of a recording. Raises ValueError where it is missing or has no voice_activity."""
+        """The .json of a recording. Raises ValueError if it is missing or has no voice_activity."""
         if name not in self.json:
-            raise ValueError("has no .json beside it")
+            raise ValueError("has no .json file")
         with open_file(*self.json[name]) as file:
             description = json.loads(file.read())
         if not isinstance(description.get("voice_activity"), list):
@@ -101,7 +101,7 @@ class LibriLightFiles:
 def read_cuts(manifests: Iterable[str | os.PathLike]) -> Iterator[tuple[str, str, float, float, str | None, str]]:
     """(recording, id, start, duration, speaker, text) of each cut of Libriheavy's .jsonl.gz manifests.
 
-    Raises ValueError for a line of another form."""
+    Raises ValueError for a malformed line."""
     for manifest in manifests:
         with (gzip.open if str(manifest).endswith(".gz") else open)(manifest, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -114,7 +114,7 @@ def read_cuts(manifests: Iterable[str | os.PathLike]) -> Iterator[tuple[str, str
                     recording, duration = supervision["recording_id"], supervision["duration"]
                     yield recording, cut["id"], start, duration, supervision.get("speaker"), text
                 except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-                    raise ValueError(f"{manifest}:{number} is no cut of Libriheavy: {error!r}") from error
+                    raise ValueError(f"{manifest}:{number} is not a cut of Libriheavy: {error!r}") from error
 
 
 def librilight_clips(
@@ -124,16 +124,16 @@ def librilight_clips(
     min_snr: float | None = None,
     max_seconds: float = 25.0,
 ) -> Iterator[Clip | Problem]:
-    """Clips of a Libri-light folder or .tar, and Problems of what cannot be used.
+    """Clips of a Libri-light folder or .tar, and a Problem for each unusable recording.
 
-    cuts: manifests of Libriheavy. untranscribed: also clips, without text, of recordings that these do not cover, of
-    up to `max_seconds`. min_snr: leaves out recordings with a lower signal-to-noise ratio in dB.
+    cuts: manifests of Libriheavy. untranscribed: also yield clips without text, of at most `max_seconds`, from
+    recordings that the manifests do not cover. min_snr: skip recordings with a lower signal-to-noise ratio in dB.
     """
     files, covered = LibriLightFiles(path), set()
     yield from files.problems
     for name, group in itertools.groupby(read_cuts(cuts), lambda cut: cut[0]):
         if name not in files.flac:
-            continue  # of another subset
+            continue  # it belongs to another subset
         covered.add(name)
         file, member = files.flac[name]
         try:

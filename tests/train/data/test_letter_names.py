@@ -44,5 +44,5 @@ def test_a_file_is_changed_once(tokenizer, tmp_path):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     main([str(tmp_path)])
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).normalizer.normalize_str("F") == "eff"
-    with pytest.raises(ValueError, match="names letters"):
+    with pytest.raises(ValueError, match="already replaces"):
         main([str(tmp_path)])

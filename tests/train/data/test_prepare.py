@@ -136,13 +136,13 @@ def test_training_reads_shards_and_keeps_them_on_disk_where_asked(prepared, tmp_
         for index, row in enumerate(found):
             text, codes, *_ = dataset[(index,)]
             assert text == row["text"] and np.array_equal(codes.flatten(), row["codes"])
-    with pytest.raises(ValueError, match="have to be the codec's"):
+    with pytest.raises(ValueError, match="must match the codec"):
         CodesDataset(prepared / "train.parquet", 4, 75.0)
     with pytest.raises(ValueError, match="nor shards of that name"):
         CodesDataset(prepared / "dev.parquet", 3, 50.0)
     for name in "train.parquet", "train-00000.parquet":
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match="delete what is old"):
+    with pytest.raises(ValueError, match="delete the old one"):
         shards(tmp_path / "train.parquet")
 
 
