@@ -122,8 +122,9 @@ class CodesDataset(torch.utils.data.Dataset):
         seconds = pyarrow.compute.sum(table.column("duration")).as_py()
         if abs(self.lengths.sum() / frame_rate - seconds) > 0.2 * seconds:
             raise ValueError(
-                f"{path} has {seconds:.0f} s of audio, but {self.lengths.sum() / frame_rate:.0f} s with {num_codebooks} "
-                f"codebooks at {frame_rate} frames/s: model.frame_rate and num_codebooks must match the codec."
+                f"{path} has {seconds:.0f} s of audio, but {self.lengths.sum() / frame_rate:.0f} s with "
+                f"{num_codebooks} codebooks at {frame_rate} frames/s: model.frame_rate and model.num_codebooks must "
+                "match the codec."
             )
 
     def __len__(self) -> int:

@@ -1,15 +1,15 @@
-"""Encodes corpora into codes for training: shards OUT/train-00000.parquet, OUT/eval-00000.parquet, ...
+"""Encodes corpora into codes for training, written to shards OUT/train-00000.parquet, OUT/eval-00000.parquet, ...
 
   smalle prepare CORPUS... --codec FOLDER --output OUT [options]
-  smalle prepare CORPUS... --codec FOLDER --output OUT --engine ray    # on all cores, GPUs and machines of a cluster
+  smalle prepare CORPUS... --codec FOLDER --output OUT --engine ray    # on all machines of a cluster
 
-CORPUS is Libri-light (folder or .tar), LibriTTS, a folder with metadata.jsonl or metadata.csv or with NAME.txt beside
-NAME.wav, or parquet files. Run the same command again to resume, with any engine. OUT/problems.jsonl lists the clips
-that cannot be used. `datasets.load_dataset(OUT)` reads the result.
+CORPUS is Libri-light (folder or .tar), LibriTTS, a folder with metadata.jsonl or metadata.csv or with NAME.txt next to
+NAME.wav, or parquet files. Run the same command again to resume; the engine may differ. OUT/problems.jsonl lists
+unusable clips. `datasets.load_dataset(OUT)` reads the result.
 
 Columns: id (of the clip in its corpus), text, speaker, duration (s), words (start and end in seconds of each word of
-text.split(), flat; empty where unknown), codes (uint16, flat: frame after frame, num_codebooks values each), reference
-(codes of the clip as a home recording, with --references; else empty).
+text.split(), flat; empty if unknown), codes (uint16, flat: frame by frame, num_codebooks values each), reference (codes
+of the clip as a simulated home recording, with --references; otherwise empty).
 """
 
 import argparse
@@ -60,7 +60,7 @@ configs:
   data_files:
 {files}
 ---
-Codes of {codec}: {hours:.1f} hours. Columns: id, text, speaker, duration, words, codes (frame after frame).
+Codes of {codec}: {hours:.1f} hours. Columns: id, text, speaker, duration, words, codes (frame by frame).
 """
 BAR = "{percentage:3.0f}% of {total:.2f} h of audio |{bar}| {elapsed}, {remaining} left"
 Codec = SmallECodec | EncodecCodec
@@ -68,15 +68,15 @@ Transcribe = Callable[[list[np.ndarray], int], list[str]]
 
 
 def load_codec_on(name: str, device: torch.device | str) -> Codec:
-    """A codec, by folder or Hub name, on a device."""
+    """Loads a codec, by folder or Hub name, to a device."""
     codec = load_codec(name).eval()
-    torch.nn.Module.to(codec, device)  # as codec.to(device), which transformers annotates for no argument
+    torch.nn.Module.to(codec, device)  # codec.to(device); the annotations of transformers lack the argument
     return codec
 
 
 @torch.inference_mode()
 def encode(codec: Codec, waves: list[np.ndarray]) -> list[torch.Tensor]:
-    """Codes (T, Q) of waveforms float32 (L,) of any lengths, in one batch."""
+    """Codes (T, Q) of waveforms float32 (L,) of any lengths, computed as one batch."""
     lengths = torch.tensor([len(wave) for wave in waves])
     batch = torch.zeros(len(waves), int(lengths.max()))
     for row, wave in zip(batch, waves):
@@ -90,7 +90,7 @@ def encode(codec: Codec, waves: list[np.ndarray]) -> list[torch.Tensor]:
 def read_ahead(
     clips: Iterable[Clip], sampling_rate: int, threads: int, ahead: int = 4
 ) -> Iterator[tuple[Clip, np.ndarray | Problem]]:
-    """(clip, waveform or Problem) in the clips' order; threads read a few recordings ahead."""
+    """Yields (clip, waveform or Problem) in the order of the clips; threads read a few recordings ahead."""
     read = functools.partial(read_waveform, sampling_rate=sampling_rate)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         reading: collections.deque = collections.deque()
@@ -105,9 +105,9 @@ def read_ahead(
 def make_batches(
     clips: Iterable[tuple[Any, np.ndarray]], batch_samples: int, buffered: int = 4
 ) -> Iterator[list[tuple[Any, np.ndarray]]]:
-    """Lists of (clip, waveform) of at most `batch_samples` with padding.
+    """Yields lists of (clip, waveform) with at most `batch_samples` samples, including padding.
 
-    Sorts by length within a buffer of `buffered` batches, so memory does not grow with the corpus.
+    Sorts by length within a buffer of `buffered` batches, so memory use does not depend on the size of the corpus.
     """
 
     def cut(buffer):
@@ -145,9 +145,9 @@ def encode_clips(
 
     Args:
         report: called with each Problem.
-        transcribe: (waveforms, sampling rate) -> texts, for clips without one.
+        transcribe: (waveforms, sampling rate) -> texts, for clips without text.
         codebooks: number of codebooks to keep; all by default.
-        gate: levels recordings, and refuses some.
+        gate: scales recordings to one level, and rejects some.
         home: makes the references.
     """
 
@@ -175,7 +175,7 @@ def encode_clips(
         for (clip, wave), codes, reference in zip(batch, encoded(recordings), references):
             text = clip.text or next(transcripts, None)
             if not text:
-                report(Problem(clip.id, "the recognizer hears no words in it" if transcribe else "has no text"))
+                report(Problem(clip.id, "the recognizer found no words in it" if transcribe else "has no text"))
                 continue
             row = {"id": clip.id, "text": text, "speaker": clip.speaker, "duration": len(wave) / codec.sampling_rate}
             row["words"] = [time / clip.speed for word in clip.words for time in word]
@@ -193,9 +193,9 @@ def encode_corpora(
     threads: int = 8,
     gate: QualityGate | None = None,
 ) -> Iterator[dict]:
-    """Yields rows of FEATURES of the corpora, or of one `speaker`; of `max_clips` clips at most, drawn at random.
+    """Yields rows of FEATURES of the corpora, or of one `speaker`, for at most `max_clips` random clips.
 
-    Raises ValueError for a clip that cannot be used, without a gate, and for an unknown speaker.
+    Raises ValueError for an unknown speaker and, if there is no gate, for unusable clips.
     """
 
     def refuse(problem):
@@ -229,7 +229,7 @@ def write_codes(rows: list[dict], path: str | os.PathLike) -> str | os.PathLike:
 
 
 class ShardWriter:
-    """Writes planned shards, with the codec and what else the arguments of the command ask for."""
+    """Writes planned shards with the codec and the other options of the command."""
 
     def __init__(self, arguments: argparse.Namespace):
         self.out: pathlib.Path = arguments.output
@@ -245,9 +245,9 @@ class ShardWriter:
             self.options["transcribe"] = Transcriber(arguments.asr, arguments.device)
 
     def write(self, name: str, hours: float) -> Iterator[float]:
-        """Writes a shard, rows in random order, to OUT/NAME.parquet; before it OUT/plan/NAME.problems.
+        """Writes OUT/plan/NAME.problems and then OUT/NAME.parquet, with rows in random order.
 
-        Yields hours of audio that are done, in all `hours`.
+        Yields hours of finished audio, which add up to `hours`.
         """
         rows: list[dict] = []
         problems: list[Problem] = []
@@ -260,18 +260,18 @@ class ShardWriter:
         random.Random(name).shuffle(rows)
         write_text(self.out / "plan" / f"{name}.problems", "".join(problem.to_json() + "\n" for problem in problems))
         write_codes(rows, self.out / f"{name}.parquet")
-        yield left  # clips may be unreadable, or shorter than planned
+        yield left  # clips may be unreadable or shorter than planned
 
 
 def write_shards(shards: dict[str, float], arguments: argparse.Namespace) -> Iterator[float]:
-    """Writes planned shards, name to hours, in this process; yields hours of audio that are done."""
+    """Writes planned shards, {name: hours}, in this process; yields hours of finished audio."""
     writer = ShardWriter(arguments)
     for name, hours in shards.items():
         yield from writer.write(name, hours)
 
 
 def on_ray() -> Callable[[dict[str, float], argparse.Namespace], Iterator[float]]:
-    """`write_shards` with the workers of a Ray cluster. Raises ValueError where Ray is not installed."""
+    """`write_shards` for the workers of a Ray cluster. Raises ValueError if Ray is not installed."""
     try:
         from .prepare_on_ray import write_shards
     except ModuleNotFoundError as error:
@@ -280,7 +280,7 @@ def on_ray() -> Callable[[dict[str, float], argparse.Namespace], Iterator[float]
 
 
 def finish(out: pathlib.Path, shards: dict[str, float], codec: str) -> None:
-    """Writes OUT/problems.jsonl and a README.md that names each split's shards to `datasets`; prints a summary."""
+    """Writes OUT/problems.jsonl and a README.md from which `datasets` knows the splits; prints a summary."""
     files = [out / "plan" / "problems.jsonl", *(out / "plan" / f"{name}.problems" for name in shards)]
     problems = [line for path in files for line in path.read_text(encoding="utf-8").splitlines()]
     hours = {split: [shards[name] for name in shards if name.startswith(f"{split}-")] for split in SPLITS}
@@ -291,7 +291,7 @@ def finish(out: pathlib.Path, shards: dict[str, float], codec: str) -> None:
     for split, values in hours.items():
         print(f"{split}: {sum(values):.2f} hours in {len(values)} shards, {out}/{split}-*.parquet")
     if problems:
-        print(f"{len(problems)} left out, listed in {out}/problems.jsonl; first {json.loads(problems[0])}")
+        print(f"{len(problems)} clips left out, see {out}/problems.jsonl; the first: {json.loads(problems[0])}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -305,16 +305,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--engine",
         choices=("local", "ray"),
         default="local",
-        help="local: this process; ray: a worker for each core or GPU of a Ray cluster, or of this machine",
+        help="local: this process; ray: one worker for each core or GPU of a Ray cluster or of this machine",
     )
     add("--exclude", nargs="*", default=[], metavar="SPEAKER", help="speakers to leave out")
     add(
         "--eval-clips",
         type=int,
         default=600,
-        help="clips to hold out for evaluation if --eval-speakers is not given (default: %(default)s)",
+        help="clips to hold out for evaluation without --eval-speakers (default: %(default)s)",
     )
-    speakers = "speakers to hold out for {}: names, or how many"
+    speakers = "speakers to hold out for {}: names, or a number"
     add("--eval-speakers", nargs="*", default=[], metavar="SPEAKER", help=speakers.format("evaluation"))
     add("--test-speakers", nargs="*", default=[], metavar="SPEAKER", help=speakers.format("a test split"))
     add(
@@ -323,46 +323,46 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         default=[1.0],
         metavar="SPEED",
-        help="speeds at which the training split is copied, each copy with speakers of its own (default: 1)",
+        help="copy the training split at these speeds, each with its own speakers (default: 1)",
     )
     add(
         "--libriheavy-cuts",
         nargs="*",
         default=[],
         metavar="FILE",
-        help="Libri-light: Libriheavy's manifests with the transcripts",
+        help="Libri-light: manifests of Libriheavy with the transcripts",
     )
     add(
         "--asr",
         metavar="NAME",
-        help="recognizer of transformers, folder or Hub name, that transcribes clips without text",
+        help="transcribe clips without text with this recognizer of transformers: folder or Hub name",
     )
     add(
         "--min-snr",
         type=float,
         metavar="DB",
-        help="Libri-light: leave out recordings with a lower signal-to-noise ratio",
+        help="Libri-light: skip recordings with a lower signal-to-noise ratio",
     )
     add("--max-seconds", type=float, default=25.0, help="Libri-light: longest clip without transcript (default: 25)")
     add("--codebooks", type=int, metavar="N", help="keep the first N codebooks (default: all)")
     add(
         "--gate",
         action="store_true",
-        help="bring speech to -23 dBFS, and leave out quiet, noisy and clipped recordings",
+        help="scale speech to -23 dBFS, and skip quiet, noisy and clipped recordings",
     )
     add(
         "--references",
         action="store_true",
-        help="also encode each clip as a home recording, a reference for the speaker encoder",
+        help="also encode each clip as a simulated home recording, as a reference for the speaker encoder",
     )
-    add("--shard-hours", type=float, default=2.0, help="hours of audio in a shard (default: 2)")
+    add("--shard-hours", type=float, default=2.0, help="hours of audio per shard (default: 2)")
     add(
         "--batch-seconds",
         type=float,
         default=400.0,
         help="seconds of audio encoded at once, padding included (default: 400)",
     )
-    add("--threads", type=int, help="threads that read audio (default: the cores; 1 in each worker of ray)")
+    add("--threads", type=int, help="threads that read audio (default: number of cores; 1 in each worker of ray)")
     return parser.parse_args(argv)
 
 
@@ -370,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     arguments = parse(argv)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("WORLD_SIZE is above 1, and each process would write all shards: use --engine ray instead")
+        raise ValueError("WORLD_SIZE is above 1, but each process would write all shards: use --engine ray instead")
     local = arguments.engine == "local"
     arguments.output = out = arguments.output.absolute()
     arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")

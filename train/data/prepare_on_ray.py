@@ -1,6 +1,6 @@
-"""Preparation by Ray Data: workers of one core, or of one GPU, write shards, on as many machines as the cluster has.
+"""Preparation with Ray Data: workers with one core or one GPU each write shards, on all machines of the cluster.
 
-All machines need the corpora, the codec and the output under the same paths.
+All machines need access to the corpora, the codec and the output under the same paths.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import ray.data
 
 
 class Worker:
-    """Writes shards {"name", "hours"} in a process of Ray's."""
+    """Writes shards {"name", "hours"} in a process of Ray."""
 
     def __init__(self, shard_writer: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace):
         self.writer = shard_writer(arguments)
@@ -25,14 +25,14 @@ class Worker:
 def write_shards(
     shard_writer: Callable[[argparse.Namespace], Any], shards: dict[str, float], arguments: argparse.Namespace
 ) -> Iterator[float]:
-    """Writes planned shards, name to hours; yields the hours of each when it is on disk.
+    """Writes planned shards, {name: hours}; yields the hours of each shard when it is on disk.
 
-    shard_writer: `prepare.ShardWriter`, which each worker makes of the arguments. A shard of a worker that dies is
-    written again by another.
+    shard_writer: `prepare.ShardWriter`, which each worker creates from the arguments. If a worker dies, another one
+    writes its shard.
     """
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    worker: Any = Worker  # Ray makes one in each process, which its annotations do not know
+    worker: Any = Worker  # Ray creates one in each process; its annotations do not cover that
     gpus = int(arguments.device.startswith("cuda"))
     rows = [{"name": name, "hours": hours} for name, hours in shards.items()]
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
@@ -47,7 +47,7 @@ def write_shards(
 
 
 def with_absolute_paths(arguments: argparse.Namespace) -> argparse.Namespace:
-    """The arguments, whose folders a process that runs elsewhere finds as well."""
+    """The arguments with absolute paths, for processes with another working directory."""
     found = {
         name: os.path.abspath(path)
         for name in ("codec", "asr")

@@ -1,4 +1,4 @@
-"""Recombination: makes many samples from few recordings by putting runs of their words in other orders."""
+"""Recombination: makes many samples from few recordings by reordering runs of words."""
 
 import random
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ RUN_WORDS = 2, 6  # shortest and longest run
 
 
 def split_runs(count: int, rng: random.Random) -> list[tuple[int, int]]:
-    """(first, end) of runs of 2 to 6 words that divide `count` words; the last run is not a single word."""
+    """Splits `count` words into runs of 2 to 6 words: (first, end) each. The last run is not a single word."""
     places = [0]
     while places[-1] < count:
         places.append(min(count, places[-1] + rng.randint(*RUN_WORDS)))
@@ -19,9 +19,9 @@ def split_runs(count: int, rng: random.Random) -> list[tuple[int, int]]:
 
 
 def cut(row: dict, begin: int, end: int, frame_rate: float, codes: np.ndarray) -> tuple[list, np.ndarray, np.ndarray]:
-    """Words `begin` to `end` of a row: the words, their times (W, 2) in the part, its codes (T, Q).
+    """Words `begin` to `end` of a row: the words, their times (W, 2) in the part, and its codes (T, Q).
 
-    Frames before the first word and after the last word of the row belong to these words."""
+    Frames before the first and after the last word of the row belong to these words."""
     words, times = row["text"].split(), np.reshape(row["words"], (-1, 2))
     first = 0 if begin == 0 else round(float(times[begin, 0]) * frame_rate)
     last = len(codes) if end == len(words) else max(first + 1, round(float(times[end, 0]) * frame_rate))
@@ -31,10 +31,10 @@ def cut(row: dict, begin: int, end: int, frame_rate: float, codes: np.ndarray) -
 def recombine(
     rows: Sequence[dict], count: int, frame_rate: float, num_codebooks: int, unchanged: float = 0.3, seed: int = 0
 ) -> list[dict]:
-    """Makes `count` rows from rows of codes (smalle.train.data.prepare) whose words have times.
+    """Makes `count` rows from rows of codes (smalle.train.data.prepare) with word times.
 
-    A share `unchanged` of them are the rows themselves; each of the others joins some runs of words of one row,
-    shuffled.
+    A share `unchanged` of them are original rows; each of the others joins some runs of words of one row in random
+    order.
     """
     rng, made = random.Random(seed), []
     for _ in range(count):

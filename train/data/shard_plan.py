@@ -1,8 +1,8 @@
-"""The plan of a preparation: which clips make which shard, written once and kept beside the shards.
+"""The plan of a preparation: the clips of each shard, written once and kept next to the shards.
 
-OUT/plan/plan.json holds the options and the hours of each shard; OUT/plan/train-00000.jsonl and so on hold the clips of
-the shard of that name; problems.jsonl lists what cannot be used. The folder appears complete or not at all, memory does
-not grow with the corpus, and a resumed preparation has the same shards.
+OUT/plan/plan.json contains the options and the hours of each shard; OUT/plan/train-00000.jsonl and so on contain the
+clips of the shard with that name; problems.jsonl lists unusable clips. The folder is written atomically, memory use
+does not depend on the size of the corpus, and a resumed preparation has the same shards.
 """
 
 import collections
@@ -19,20 +19,20 @@ from .audio import Clip, Problem
 from .corpora import corpus_clips
 
 SPLITS = "train", "eval", "test"
-REQUEST = (  # options of the preparation that decide about the plan and the shards
+REQUEST = (  # options that determine the plan and the shards
     *("corpora", "codec", "asr", "libriheavy_cuts", "min_snr", "max_seconds", "exclude", "speeds", "shard_hours"),
     *("eval_clips", "eval_speakers", "test_speakers", "codebooks", "gate", "references"),
 )
 
 
 def choose_speakers(speakers: Iterable[str], wanted: Sequence[str], seed: str) -> set[str]:
-    """The wanted speakers, given by names or as one number. Raises ValueError for unknown names or too many."""
+    """The speakers to hold out, given by name or as a number. Raises ValueError for unknown names or too many."""
     speakers = sorted(speakers)
     if len(wanted) == 1 and wanted[0].isdigit() and wanted[0] not in speakers:
         count = int(wanted[0])
         if count >= len(speakers):
             raise ValueError(
-                f"{count} speakers to hold out, but the corpus has {len(speakers)}: none would be left to train on"
+                f"cannot hold out {count} speakers: the corpus has {len(speakers)}, and none would be left to train on"
             )
         return set(random.Random(seed).sample(speakers, count))
     unknown = sorted(set(wanted) - set(speakers))
@@ -42,9 +42,9 @@ def choose_speakers(speakers: Iterable[str], wanted: Sequence[str], seed: str) -
 
 
 def split_function(counts: dict[str, int], request: dict, seed: int = 0) -> Callable[[int, str], str]:
-    """(index of a clip, its speaker) -> its split; counts: clips of each speaker.
+    """A function (index of a clip, its speaker) -> split. counts: number of clips per speaker.
 
-    The speakers of eval and test are in no other split. Without eval_speakers, eval is `eval_clips` of the rest.
+    Speakers in eval and test are in no other split. Without eval_speakers, eval consists of `eval_clips` random clips.
     """
     test = choose_speakers(counts, request["test_speakers"], f"test {seed}")
     held_out = choose_speakers(counts.keys() - test, request["eval_speakers"], f"eval {seed}")
@@ -58,7 +58,7 @@ def split_function(counts: dict[str, int], request: dict, seed: int = 0) -> Call
 
 
 def list_clips(folder: pathlib.Path, request: dict) -> dict[str, int]:
-    """Writes all clips to folder/all.jsonl, problems to folder/problems.jsonl; returns the clips of each speaker."""
+    """Writes all clips to folder/all.jsonl and problems to folder/problems.jsonl; returns clips per speaker."""
     counts: collections.Counter[str] = collections.Counter()
     options = {"cuts": request["libriheavy_cuts"], "min_snr": request["min_snr"], "max_seconds": request["max_seconds"]}
     with (
@@ -76,10 +76,10 @@ def list_clips(folder: pathlib.Path, request: dict) -> dict[str, int]:
 
 
 def write_shards(folder: pathlib.Path, clips: Iterable[tuple[str, Clip]], shard_hours: float) -> dict[str, float]:
-    """Writes (split, clip) to folder/SPLIT-NUMBER.jsonl, each of about `shard_hours`; returns the hours of each."""
+    """Writes (split, clip) to folder/SPLIT-NUMBER.jsonl, about `shard_hours` each; returns the hours of each shard."""
     hours: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
-        files: dict[str, tuple[str, TextIO]] = {}  # of each split: the shard being written
+        files: dict[str, tuple[str, TextIO]] = {}  # the current shard of each split
         for split, clip in clips:
             if split not in files or hours[files[split][0]] >= shard_hours:
                 if split in files:
@@ -94,16 +94,16 @@ def write_shards(folder: pathlib.Path, clips: Iterable[tuple[str, Clip]], shard_
 
 
 def make_plan(folder: pathlib.Path, request: dict) -> dict[str, float]:
-    """Writes the plan's lists to `folder`; returns the hours of each shard.
+    """Writes the lists of clips to `folder`; returns the hours of each shard.
 
-    Raises ValueError where there is nothing to prepare or nothing would be left to train on.
+    Raises ValueError if there is nothing to prepare, or nothing left to train on.
     """
     if not all(0.5 <= speed <= 2 for speed in request["speeds"]):
-        raise ValueError(f"--speeds {request['speeds']}: expected 0.5 to 2; outside of that no voice sounds human")
+        raise ValueError(f"--speeds {request['speeds']}: expected 0.5 to 2; other speeds do not sound human")
     counts = list_clips(folder, request)
     if not counts:
         problems = (folder / "problems.jsonl").read_text(encoding="utf-8").splitlines()
-        found = f"{len(problems)} cannot be used, first {problems[0]}" if problems else "all of them are excluded"
+        found = f"{len(problems)} cannot be used, the first: {problems[0]}" if problems else "all of them are excluded"
         raise ValueError(f"no clips in {', '.join(request['corpora'])}: {found}")
     split_of = split_function(counts, request)
 
@@ -119,15 +119,15 @@ def make_plan(folder: pathlib.Path, request: dict) -> dict[str, float]:
     if not any(name.startswith("train") for name in hours):
         raise ValueError(
             f"--eval-clips {request['eval_clips']}: the corpus has {sum(counts.values())} clips, and none would be "
-            "left to train on; give fewer"
+            "left to train on; use a smaller number"
         )
     return hours
 
 
 def load_or_make_plan(out: pathlib.Path, request: dict) -> dict[str, float]:
-    """Hours of each shard, of the plan that is there, or of a new one.
+    """The hours of each shard, from the existing plan or from a new one.
 
-    request: the options of the preparation (REQUEST). Raises ValueError if the existing plan was made with others.
+    request: the options of the preparation (REQUEST). Raises ValueError if the existing plan has different options.
     """
     path, request = out / "plan" / "plan.json", json.loads(json.dumps(request))
     if not path.is_file():
@@ -136,7 +136,7 @@ def load_or_make_plan(out: pathlib.Path, request: dict) -> dict[str, float]:
     plan = json.loads(path.read_text(encoding="utf-8"))
     if changed := [key for key in request if plan["request"].get(key) != request[key]]:
         raise ValueError(
-            f"{out} was begun with another {', '.join(changed)}: continue with the same options, or name another folder"
+            f"{out} was started with a different {', '.join(changed)}: use the same options, or another folder"
         )
     return plan["parts"]
 

@@ -2,7 +2,7 @@
 
   python -m smalle.train.data.tokenizer METADATA... --output FOLDER [--vocab-size 256]
 
-METADATA: text files with one sentence per line, .jsonl files whose rows have "text", or shards of prepared codes.
+METADATA: text files with one sentence per line, .jsonl files with "text" in each row, or shards of prepared codes.
 """
 
 import json
@@ -34,7 +34,7 @@ def read_texts(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
 
 
 def wrap_tokenizer(tokenizer: Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model: BOS and EOS around each text, padding on the left, as generation needs it."""
+    """The tokenizer of a model: adds BOS and EOS to each text, and pads on the left, as generation requires."""
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[BOS] $A [EOS]", pair="[BOS] $A $B [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
     )
@@ -71,7 +71,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 256) -> PreTrainedTo
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command_parser("python -m smalle.train.data.tokenizer", __doc__)
-    parser.add_argument("metadata", nargs="+", help="files with texts")
+    parser.add_argument("metadata", nargs="+", help="files with texts to train on")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--vocab-size", type=int, default=256, help="entries (default: %(default)s)")
     arguments = parser.parse_args(argv)

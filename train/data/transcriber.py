@@ -1,4 +1,4 @@
-"""Transcripts of recordings, by a speech recognizer of transformers."""
+"""Transcribes recordings with a speech recognizer of transformers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ class Transcriber:
         self.sampling_rate = self.recognize.feature_extractor.sampling_rate
 
     def __call__(self, waves: Sequence[np.ndarray], sampling_rate: int) -> list[str]:
-        """The transcripts of waveforms float32 (L,); "" where nothing was recognized."""
+        """The transcripts of waveforms float32 (L,); "" if nothing was recognized."""
         inputs = [
             {"raw": soxr.resample(wave, sampling_rate, self.sampling_rate), "sampling_rate": self.sampling_rate}
             for wave in waves

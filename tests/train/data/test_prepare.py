@@ -337,7 +337,7 @@ def test_another_speed_is_another_speaker(work, tmp_path):
     clip = Clip("anna", str(folder / "anna.wav"), "anna").at_speed(1.25)
     ((_, wave),) = read_ahead([clip], 24000, threads=1)
     assert np.abs(np.fft.rfft(wave)).argmax() / (len(wave) / 24000) == pytest.approx(375, abs=2)
-    with pytest.raises(ValueError, match="no voice sounds human"):
+    with pytest.raises(ValueError, match="do not sound human"):
         call(folder, "--codec", work[0] / "codec", "--output", tmp_path / "other", "--speeds", 3)
 
 
