@@ -1,4 +1,4 @@
-"""Audio samples of a training run: at each evaluation the model synthesizes sentences of the evaluation data."""
+"""Audio samples during training: at each evaluation, the model synthesizes sentences of the evaluation data."""
 
 import sys
 from pathlib import Path
@@ -21,12 +21,12 @@ from ..evaluation.report import alignment_picture, png
 from ..evaluation.scoring import score, write_manifest
 from .recipe import SampleOptions
 
-MAX_SECONDS = 12.0  # of a sentence and of its prompt
+MAX_SECONDS = 12.0  # longest sentence, and longest prompt
 SEED = 0
 
 
 def open_board(folder: Path):
-    """A writer for TensorBoard; None if that is not installed."""
+    """A TensorBoard writer; None if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -35,17 +35,17 @@ def open_board(folder: Path):
 
 
 def decode(codec: Codec, codes: Tensor) -> np.ndarray:
-    """The waveform (L,) of codes (T, Q); a tenth of a second of silence for none."""
+    """The waveform (L,) of codes (T, Q); a tenth of a second of silence if there are none."""
     if not len(codes):
         return np.zeros(codec.sampling_rate // 10, np.float32)
     return codec.decode(codes.T[None].to(next(codec.parameters()).device))[0].cpu().numpy()
 
 
 class AudioSamples(TrainerCallback):
-    """Synthesizes sentences of the evaluation data in the voice of another utterance of their speaker.
+    """Synthesizes sentences of the evaluation data, with another utterance of the same speaker as the prompt.
 
-    They go to OUTPUT_DIR/samples/STEP: 0001.wav, 0001.png (the alignment), reference-0001.wav (the recording, decoded
-    from its codes), manifest.jsonl and report.json; also to TensorBoard where it is installed.
+    Writes OUTPUT_DIR/samples/STEP: 0001.wav, 0001.png (the alignment), reference-0001.wav (the recording, decoded from
+    its codes), manifest.jsonl and report.json. Also logs to TensorBoard if it is installed.
 
     Raises:
         ValueError: If no speaker has two utterances of up to MAX_SECONDS.
@@ -77,7 +77,7 @@ class AudioSamples(TrainerCallback):
     def _synthesize(
         self, model: SmallEForTextToSpeech, prompt: int, sentence: int
     ) -> tuple[Tensor, Tensor | None, float | None]:
-        """Codes (T, Q), and their alignment (T, N) and its monotonicity, or None where the model has no alignment."""
+        """Codes (T, Q), their alignment (T, N) and its monotonicity; the last two are None without an alignment."""
         recording, text = self.dataset[(prompt,)], self.dataset[(sentence,)].text
         inputs = self.tokenizer([f"{recording.text} {text}"], return_tensors="pt").to(model.device)
         out = model.generate(
@@ -124,7 +124,7 @@ class AudioSamples(TrainerCallback):
         self._report(folder, rows, values, state)
 
     def _report(self, folder, rows, monotonicities, state) -> None:
-        """Writes report.json, and the numbers in it to the Trainer's history and to TensorBoard."""
+        """Writes report.json, and logs its numbers to the Trainer's history and to TensorBoard."""
         manifest, report = write_manifest(folder, rows), {"rows": rows, "summary": {}}
         if self.options.scorer:
             report = score(manifest, self.options.scorer, self.options.scorer_python or sys.executable)

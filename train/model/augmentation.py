@@ -1,8 +1,8 @@
-"""Changes to the audio context in training, so that the model relies on its text and not on a flawless past.
+"""Augmentation of the audio context in training, so that the model relies on the text.
 
-With recorded frames as context, the next frame is easy to predict without reading the text; in generation the context
-is the model's own output, with its errors. All functions take delayed codes (B, T, Q) with special ids below
-NUM_AUDIO_SPECIALS and return codes of the same shape; `fraction` is the expected fraction of changed frames.
+With recorded frames as context, the next frame is easy to predict without the text; in generation, the context is the
+model's own imperfect output. All functions take delayed codes (B, T, Q) with special ids below NUM_AUDIO_SPECIALS and
+return codes of the same shape; `fraction` is the expected fraction of changed frames.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from .recipe import Objective
 
 
 def scheduled_value(schedule: float | Sequence[Sequence[float]], progress: float) -> float:
-    """The value of a constant or a schedule [[from progress, value], ...] at a `progress` of 0 to 1 in training."""
+    """The value of a constant, or of a schedule [[from progress, value], ...] at a training progress of 0 to 1."""
     if not isinstance(schedule, Sequence):
         return schedule
     return next((value for begin, value in reversed(schedule) if progress >= begin), 0.0)
@@ -54,10 +54,10 @@ def replace_from_other_row(codes: Tensor, fraction: float, span: int = 10) -> Te
 def scheduled_sampling(
     model: Callable, inputs: dict[str, Tensor], fraction: float, temperature: float = 0.8, span: int = 8
 ) -> Tensor:
-    """Replaces spans of inputs["decoder_input_ids"] by predictions of the model, made in parallel from those inputs.
+    """Replaces spans of inputs["decoder_input_ids"] by predictions of the model, computed in parallel from the inputs.
 
-    Scheduled sampling in two passes (Mihaylova and Martins 2019, arXiv 1906.07651). The first codebook is sampled, the
-    others are the most likely ones.
+    Two-pass scheduled sampling (Mihaylova and Martins 2019, arXiv 1906.07651). The first codebook is sampled. The
+    others use the most likely tokens.
     """
     codes = inputs["decoder_input_ids"]
     logits = model(**inputs, use_cache=False).logits[:, :-1, :, NUM_AUDIO_SPECIALS:].float()

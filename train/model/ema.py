@@ -1,4 +1,4 @@
-"""Exponential moving average of weights, on its own and as a callback of the Trainer."""
+"""Exponential moving average of weights, standalone and as a callback of the Trainer."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from smalle.saving_smalle import atomic_write
 
 
 class MovingAverage:
-    """Keeps an average of parameters, in single precision. The decay rises to `decay`, which forgets the first steps.
+    """Maintains an average of parameters in single precision. The decay rises to `decay`, to forget the first steps.
 
     Args:
         parameters: The parameters by name; `update` reads their current values.
-        decay: The highest decay, 0 to 1.
+        decay: The final decay, 0 to 1.
     """
 
     def __init__(self, parameters: dict[str, Tensor], decay: float):
@@ -26,25 +26,25 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the parameters as they are after so many steps."""
+        """Updates the average with the current parameters, after `step` steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
         current = [self.parameters[name].detach().float() for name in self.average]
         torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
 
     def load(self, saved: dict[str, Tensor]) -> None:
-        """Continues from an average that was saved."""
+        """Restores a saved average."""
         self.average = {name: saved[name].to(value.device) for name, value in self.average.items()}
 
     @torch.no_grad()
     def copy_to_parameters(self) -> None:
-        """Writes the average into the parameters."""
+        """Copies the average into the parameters."""
         for name, parameter in self.parameters.items():
             parameter.copy_(self.average[name])
 
     @contextlib.contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
-        """The parameters hold the average inside the block and their own values after it."""
+        """Inside the block, the parameters have the values of the average; after it, their own values again."""
         own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.copy_to_parameters()
         try:
@@ -55,7 +55,7 @@ class MovingAverage:
 
 
 class EMACallback(TrainerCallback):
-    """Averages the trained weights, saves the average with each checkpoint and leaves it in the model at the end."""
+    """Averages the trained weights, saves the average with each checkpoint, and puts it into the model at the end."""
 
     FILE = "ema.safetensors"
 
@@ -80,7 +80,7 @@ class EMACallback(TrainerCallback):
                 save_file(self.average.average, temporary)
 
     def applied(self) -> contextlib.AbstractContextManager:
-        """As `MovingAverage.applied`; before and after training the model keeps its own weights."""
+        """As `MovingAverage.applied`; has no effect before and after training."""
         return self.average.applied() if self.average else contextlib.nullcontext()
 
     def on_train_end(self, args, state, control, **kwargs):

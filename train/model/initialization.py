@@ -1,4 +1,4 @@
-"""The model that a recipe trains: with random weights, or a checkpoint, which may get more layers."""
+"""Creates the model to train, with random weights or from a checkpoint, optionally with more layers."""
 
 import os
 from typing import Any
@@ -10,24 +10,30 @@ from smalle import SmallEConfig, SmallEForTextToSpeech
 from .recipe import Recipe, check_keys
 
 LAYER_COUNTS = {"text_layers", "audio_encoder_layers", "audio_decoder_layers", "decoder_layers", "speaker_layers"}
-FREE_FIELDS = {"dropout", "max_text_tokens", "max_audio_frames", "mixer_kernel", "use_cache"}  # trained weights fit any
+FREE_FIELDS = {
+    "dropout",
+    "max_text_tokens",
+    "max_audio_frames",
+    "mixer_kernel",
+    "use_cache",
+}  # weights do not depend on them
 
 
 def grow(checkpoint: str | os.PathLike, changes: dict[str, Any]) -> SmallEForTextToSpeech:
-    """Loads a checkpoint and adds layers, whose output projections are zero: the model computes what it did before.
+    """Loads a checkpoint and adds layers with zero output projections, so that the outputs of the model do not change.
 
     Args:
         checkpoint: Folder or Hub name.
-        changes: Fields of its configuration: larger numbers of layers, or fields that no weight depends on.
+        changes: Changed fields of its configuration: larger numbers of layers, or fields that do not affect weights.
 
     Raises:
-        ValueError: For other changes.
+        ValueError: For any other change.
     """
     check_keys(changes, SmallEConfig.__annotations__, "model")
     trained = SmallEForTextToSpeech.from_pretrained(checkpoint, dtype=torch.float32)
     config = SmallEConfig(**{**SmallEConfig.from_pretrained(checkpoint).to_dict(), **changes})
     changed = {name for name in changes if getattr(config, name) != getattr(trained.config, name)}
-    if not changed:  # the loaded model knows its path, which an adapter names as its base
+    if not changed:  # keep the loaded model: it knows its path, which adapters refer to
         return trained
     for name in sorted(changed - FREE_FIELDS):
         new, old = getattr(config, name), getattr(trained.config, name)

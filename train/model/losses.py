@@ -1,9 +1,8 @@
-"""Losses on alignments (attention from frames to tokens), and alignments made from the times of words.
+"""Losses on alignments (attention from frames to tokens), and alignments made from word times.
 
-Where the times of words are known, attention outside of them costs (`window_loss`); elsewhere the forward-sum loss is
-the log-likelihood of a monotonic reading, after Badlani et al. 2022 (arXiv 2108.10447), with a prior around the
-diagonal. The attention itself is not normalised over the prior, as it is in CTC: that would hide attention that lies
-off the diagonal.
+If word times are known, `window_loss` penalizes attention outside of them. Otherwise the forward-sum loss maximizes the
+likelihood of monotonic readings, after Badlani et al. 2022 (arXiv 2108.10447), with a prior around the diagonal. Unlike
+in CTC, the product of attention and prior is not normalized, since that would hide attention off the diagonal.
 """
 
 import re
@@ -16,14 +15,14 @@ from torch import Tensor
 def token_windows(
     text: str, words: np.ndarray, offsets, frame_rate: float, slack: float = 0.04, stretch: float = 0.15
 ) -> np.ndarray:
-    """The frames in which each token may be read, (N, 2) float32: the first one and the one after the last.
+    """The window of frames in which each token may be read, (N, 2) float32: first frame, and the one after the last.
 
-    Characters share the time of their word evenly; a pause belongs to the word before it.
+    The time of a word is divided evenly among its characters; a pause belongs to the word before it.
 
     Args:
-        words: (W, 2), begin and end in seconds of each word of text.split(); NaN where unknown.
+        words: (W, 2), start and end in seconds of each word of text.split(); NaN if unknown.
         offsets: (N, 2), the characters of each token in the text; empty for special tokens.
-        slack, stretch: What windows get more on either side: seconds, and a fraction of the word's duration.
+        slack, stretch: Extensions of a window on both sides: in seconds, and as a fraction of the word's duration.
     """
     places = [match.span() for match in re.finditer(r"\S+", text)]
     windows = np.empty((len(offsets), 2), np.float32)
@@ -46,9 +45,9 @@ def token_windows(
 
 
 def window_loss(attention: Tensor, windows: Tensor, audio_mask: Tensor) -> Tensor:
-    """Mean over frames of -log of the attention inside the windows of the tokens.
+    """Mean over frames of -log of the total attention inside the windows of the tokens.
 
-    attention (B, T, N); windows (B, N, 2) in frames, infinite where unknown; audio_mask (B, T).
+    attention (B, T, N); windows (B, N, 2) in frames, infinite if unknown; audio_mask (B, T).
     """
     frames = torch.arange(attention.shape[1], device=attention.device)[:, None] + 0.5
     inside = (frames >= windows[:, None, :, 0]) & (frames < windows[:, None, :, 1])
@@ -57,9 +56,9 @@ def window_loss(attention: Tensor, windows: Tensor, audio_mask: Tensor) -> Tenso
 
 
 def forced_alignments(windows: Tensor, length: int) -> Tensor:
-    """Alignments (B, T, N) from windows (B, N, 2) in frames: each frame reads the tokens in whose windows it lies.
+    """Alignments (B, T, N) from windows (B, N, 2) in frames: each frame reads the tokens whose windows contain it.
 
-    The weight grows towards the middle of a window. Rows without times, and frames outside of all windows, are zero.
+    Weights increase towards the middle of a window. Rows without times, and frames outside all windows, are zero.
     """
     frames = torch.arange(length, device=windows.device)[:, None] + 0.5
     depth = torch.minimum(frames - windows[:, None, :, 0], windows[:, None, :, 1] - frames).clamp(min=0)
@@ -81,7 +80,7 @@ def shift(x: Tensor, steps: int = 1) -> Tensor:
 
 
 class MonotonicPaths(torch.autograd.Function):
-    """Log of the summed probability of all paths from the first token to the last, which stay or advance by one.
+    """The log of the total probability of all paths from the first token to the last that stay or advance by one.
 
     Scores (B, T, N), frames (B,), tokens (B,) -> (B,). The gradient of a score is the posterior of its frame and token.
     """
@@ -121,7 +120,7 @@ class MonotonicPaths(torch.autograd.Function):
 def forward_sum_loss(attention: Tensor, audio_mask: Tensor, text_mask: Tensor, width: float = 0.1) -> Tensor:
     """Mean over rows of -log p(all tokens in order) per frame. attention (B, T, N); masks (B, T), (B, N), right-padded.
 
-    Rows with fewer frames than tokens, and rows without text, are left out. `width` is that of the prior.
+    Rows with fewer frames than tokens, and rows without text, are ignored. width: of the diagonal prior.
     """
     frames, tokens = audio_mask.long().sum(1), text_mask.long().sum(1)
     keep = (frames >= tokens) & (tokens > 2)  # a dropped text has only BOS and EOS

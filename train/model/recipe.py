@@ -1,6 +1,6 @@
-"""Recipes: YAML files read into dataclasses. Unknown keys, missing keys and wrong types are refused by name.
+"""Recipes: YAML files that are read into dataclasses. Errors name unknown keys, missing keys and wrong types.
 
-`read_recipe` serves every recipe of this package; the dataclasses below it are those of a model's training.
+`read_recipe` reads all recipes of this package; the dataclasses in this module are those of a model's training.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ RECIPES = pathlib.Path(__file__).parents[1] / "recipes"
 
 
 def find_recipe(name: str | os.PathLike) -> pathlib.Path:
-    """The path of a recipe: a file, or else the recipe of this package with that name, such as "smalle-mini".
+    """The path of a recipe: a file, or the name of a recipe of this package, such as "smalle-mini".
 
-    Raises ValueError, with the names of the package's recipes, where it is neither.
+    Raises ValueError, with the names of the package's recipes, if it is neither.
     """
     path = pathlib.Path(name)
     known = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
@@ -42,7 +42,7 @@ def find_recipe(name: str | os.PathLike) -> pathlib.Path:
 def read_recipe(kind: type[T], recipe: str | os.PathLike, overrides: Iterable[str] = ()) -> T:
     """Reads a recipe (`find_recipe`), with overrides `key.subkey=value`, as the dataclass `kind`.
 
-    Raises ValueError for an override of another form and for everything that `make_dataclass` refuses.
+    Raises ValueError for malformed overrides, and for everything that `make_dataclass` refuses.
     """
     values = yaml.safe_load(find_recipe(recipe).read_text(encoding="utf-8")) or {}
     for override in overrides:
@@ -54,7 +54,7 @@ def read_recipe(kind: type[T], recipe: str | os.PathLike, overrides: Iterable[st
                 part[parent] = {}
             part = part[parent]
             if not isinstance(part, dict):
-                raise ValueError(f"{override!r}: {parent} is {part!r}, which has no keys.")
+                raise ValueError(f"{override!r}: {parent} is {part!r}, which cannot have keys.")
         if not equals or not last:
             raise ValueError(f"{override!r}: expected key.subkey=value.")
         part[last] = yaml.safe_load(value)
@@ -62,10 +62,10 @@ def read_recipe(kind: type[T], recipe: str | os.PathLike, overrides: Iterable[st
 
 
 def make_dataclass(kind: type[T], values: Mapping[str, Any], name: str = "") -> T:
-    """Makes the dataclass `kind` from a mapping; a field that is a dataclass itself is made from a nested mapping.
+    """Makes the dataclass `kind` from a mapping, and its dataclass fields from nested mappings.
 
-    Numbers, strings and truth values are checked; "1e-3", which YAML takes for a string, is a float. Raises ValueError
-    with the full name of a key, after `name`, that is unknown, missing or of the wrong type.
+    Checks the types of numbers, strings and booleans. "1e-3", which YAML reads as a string, is accepted as a float.
+    Raises ValueError for keys that are unknown, missing or of the wrong type, with their full names after `name`.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{name or kind.__name__}: expected keys and values, got {values!r}.")
@@ -79,14 +79,14 @@ def make_dataclass(kind: type[T], values: Mapping[str, Any], name: str = "") -> 
 
 
 def check_keys(values: Iterable[str], known: Iterable[str], name: str = "") -> None:
-    """Raises ValueError for a key that is not `known`; `name` is that of the mapping."""
+    """Raises ValueError for a key that is not `known`; name: of the mapping, for the error."""
     for key in values:
         if key not in known:
             raise ValueError(f"{name}{'.' if name else ''}{key}: unknown key; expected one of {', '.join(known)}.")
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
-    """A value as its annotation wants it: a dataclass, a scalar of the right type, or anything else as it is."""
+    """Converts a value to its annotated type if that is a dataclass or a scalar; returns other values unchanged."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     choices = typing.get_args(hint) if union else (hint,)
     if value is None and type(None) in choices:
@@ -96,7 +96,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         return make_dataclass(nested[0], value, name)
     scalars = tuple(choice for choice in choices if choice in (bool, int, float, str))
     if len(scalars) < len([choice for choice in choices if choice is not type(None)]) or type(value) in scalars:
-        return value  # lists, mappings and whatever else a field may hold are for the dataclass to check
+        return value  # lists, mappings and other types are checked by the dataclass itself
     if float in scalars and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)
@@ -107,25 +107,25 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
 
 
 def write_recipe(recipe: Any, path: str | os.PathLike) -> None:
-    """Writes a recipe as it was run, overrides and defaults included."""
+    """Writes a recipe including overrides and defaults."""
     write_text(path, yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True))
 
 
 @dataclass
 class DataOptions:
-    """The part `data`: what is trained on.
+    """The section `data`: training and evaluation data.
 
     Attributes:
         tokenizer: Folder or Hub name of the tokenizer.
         train, eval: Prepared codes: a parquet file or the name of its shards (smalle.train.data.prepare), or a list.
-        frames_per_batch: Frames of a batch, padding included.
+        frames_per_batch: Number of frames in a batch, including padding.
         max_seconds: Length of the longest sample; longer utterances are left out.
-        single_utterance_probability: Share of samples that are one utterance; the others join several of one speaker.
-        eval_batches: Number of batches of the evaluation data to evaluate on.
+        single_utterance_probability: Share of samples with a single utterance; others join several of one speaker.
+        eval_batches: Number of batches for evaluation.
         speaker_seconds: Length of the longest reference recording for the speaker encoder.
-        home_recording_probability: Share of the utterances in references that are heard as home recordings, where the
-            codes have them (`smalle prepare --references`).
-        cache_dir: Folder for memory-mapped copies of the codes; None: they are held in memory.
+        home_recording_probability: Share of the utterances in references that are replaced by simulated home
+            recordings, if the data contain them (`smalle prepare --references`).
+        cache_dir: Folder for memory-mapped copies of the codes; None: keep them in memory.
     """
 
     tokenizer: str
@@ -142,24 +142,24 @@ class DataOptions:
 
 @dataclass
 class Objective:
-    """The part `objective`: the losses, what is changed in the inputs, and the averaging of weights.
+    """The section `objective`: losses, augmentation of the inputs, and averaging of the weights.
 
     Attributes:
         codebook_weights: Weight of each codebook's cross-entropy; None: equal.
         alignment_weight: Weight of the loss on attention outside of the words' known times (`losses.window_loss`).
-        forward_sum_weight: Weight of the forward-sum loss, which needs no times (`losses.forward_sum_loss`).
-        forced_alignment_probability: Share of samples that are read by the words' known times in place of the model's
-            own alignment.
-        text_dropout: Share of samples without text, which classifier-free guidance needs.
+        forward_sum_weight: Weight of the forward-sum loss, which needs no word times (`losses.forward_sum_loss`).
+        forced_alignment_probability: Share of samples for which an alignment from known word times replaces the
+            model's own.
+        text_dropout: Share of samples without text, for classifier-free guidance.
         speaker_dropout: Share of samples without reference recording; 0.1 by default in models with a speaker encoder.
-        voice_swap_probability: Share of samples whose past frames are those of the same words in another voice, if the
-            data have one.
-        audio_dropout: Share of past frames that are hidden, in spans.
+        voice_swap_probability: Share of samples whose past frames are the same words in another voice, if the data
+            contain them.
+        audio_dropout: Share of past frames that are masked, in spans.
         span_replacement: Share of past frames that are replaced by earlier ones of the same sample.
         span_replacement_other: Share of past frames that are replaced by those of another sample.
         scheduled_sampling: Share of past frames that are replaced by the model's own predictions, in every second step:
             a number, or a schedule [[from progress, number], ...] with a progress of 0 to 1.
-        ema_decay: Decay of the moving average of the weights, which is what is saved in the end; 0: no average.
+        ema_decay: Decay of the moving average of the weights, which is the final result; 0: no average.
     """
 
     codebook_weights: list[float] | None = None
@@ -178,10 +178,10 @@ class Objective:
 
 @dataclass
 class SampleOptions:
-    """The part `samples`: sentences that are synthesized at each evaluation (`audio_samples.AudioSamples`).
+    """The section `samples`: sentences to synthesize at each evaluation (`audio_samples.AudioSamples`).
 
     Attributes:
-        codec: Folder or Hub name of the codec that decodes them.
+        codec: Folder or Hub name of the codec for decoding.
         count: Number of sentences.
         scorer: Program that scores them (smalle.train.evaluation.scoring), run by scorer_python.
     """
@@ -194,10 +194,10 @@ class SampleOptions:
 
 @dataclass
 class TrainingOptions(TrainingArguments):
-    """The part `training`: TrainingArguments of transformers with other defaults, and a time limit.
+    """The section `training`: TrainingArguments of transformers with other defaults, and a time limit.
 
     Attributes:
-        minutes: Ends training after so many minutes; the learning rate then follows the time (`TimeBudget`).
+        minutes: Training time in minutes; the learning rate then depends on the time (`TimeBudget`).
     """
 
     output_dir: str = "trainer_output"
@@ -206,7 +206,7 @@ class TrainingOptions(TrainingArguments):
     logging_nan_inf_filter: bool = False
     use_cpu: bool = field(default_factory=lambda: not torch.cuda.is_available())
     report_to: str | list[str] | None = "none"
-    fsdp: Any = None  # true, or what transformers takes
+    fsdp: Any = None  # true, or a value for transformers
     disable_tqdm: bool | None = True
     minutes: float | None = None
 
@@ -226,7 +226,7 @@ class Recipe:
     Attributes:
         training: Fields of `TrainingOptions`.
         model: Fields of SmallEConfig.
-        init: Checkpoint to start from; `model` may then ask for more layers than it has (`initialization.grow`).
+        init: Checkpoint to start from; `model` may then specify more layers (`initialization.grow`).
     """
 
     data: DataOptions

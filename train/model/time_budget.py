@@ -1,4 +1,4 @@
-"""Training for a number of minutes: a callback that stops the run, and its learning-rate schedule."""
+"""Training with a time limit: a callback that stops the run, and its learning-rate schedule."""
 
 import json
 import math
@@ -14,13 +14,13 @@ from smalle.saving_smalle import write_json
 
 
 class TimeBudget(TrainerCallback):
-    """Saves and stops after `minutes` of training, and sets the learning rate by the time spent.
+    """Saves and stops after `minutes` of training, and computes the learning rate from the elapsed time.
 
-    As the factor of a LambdaLR: linear warm-up over steps, times a cosine over the time that falls to `floor`. The time
-    spent is saved with each checkpoint, so that a resumed run continues from it.
+    As the factor of a LambdaLR: linear warm-up over steps, times a cosine over time that falls to `floor`. The elapsed
+    time is saved with each checkpoint, so that a resumed run continues from it.
 
     Attributes:
-        progress: Fraction of the time that has passed, 0 to 1.
+        progress: Elapsed fraction of the time, 0 to 1.
     """
 
     FILE = "clock.json"
@@ -34,14 +34,14 @@ class TimeBudget(TrainerCallback):
         return min(1.0, (step + 1) / max(1, self.warmup_steps)) * cosine
 
     def update(self) -> None:
-        """Sets `progress`; all processes take it from the first one, so that they stop at the same step."""
+        """Updates `progress`. All processes use that of the first one, so that they stop at the same step."""
         progress = torch.tensor(min(1.0, (time.time() - self.start) / (60 * self.minutes)), dtype=torch.float64)
         if PartialState().num_processes > 1:
             progress = broadcast(progress.to(PartialState().device))
         self.progress = float(progress)
 
     def resume(self, checkpoint: Path) -> None:
-        """Takes the time spent from a checkpoint's folder, where it is known."""
+        """Restores the elapsed time from the folder of a checkpoint, if it is there."""
         self.start = time.time()
         if (checkpoint / self.FILE).is_file():
             self.start -= 60 * json.loads((checkpoint / self.FILE).read_text(encoding="utf-8"))["minutes"]

@@ -1,9 +1,9 @@
-"""Trains a model as a recipe says, with the Trainer of transformers (smalle.train.model.recipe lists the keys).
+"""Trains a model from a recipe, with the Trainer of transformers. smalle.train.model.recipe documents the keys.
 
   smalle train RECIPE [--resume] [KEY.SUBKEY=VALUE ...]
-  torchrun --nproc-per-node N -m smalle.train.model.trainer ...    # several processes; accelerate launch works as well
+  torchrun --nproc-per-node N -m smalle.train.model.trainer ...    # several processes; accelerate launch also works
 
-training.output_dir gets checkpoints, and in the end the averaged weights, the tokenizer and the recipe.
+Writes checkpoints to training.output_dir, and at the end the averaged weights, the tokenizer and the recipe.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def mean_window_loss(attentions: Sequence[Tensor], windows: Tensor, inputs: dict
 
 
 def mean_forward_sum(attentions: Sequence[Tensor], windows: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-    """`forward_sum_loss`, averaged over the alignments of a model, with one pass over time for all of them."""
+    """`forward_sum_loss`, averaged over the alignments of a model, in a single pass over time."""
     audio_mask = inputs["decoder_attention_mask"].repeat(len(attentions), 1)
     text_mask = inputs["attention_mask"].repeat(len(attentions), 1)
     return forward_sum_loss(torch.cat(list(attentions)), audio_mask, text_mask)
@@ -66,13 +66,13 @@ ALIGNMENT_LOSSES = {"alignment": mean_window_loss, "forward_sum": mean_forward_s
 
 
 class SmallETrainer(Trainer):
-    """Trains on cross-entropy weighted by codebook and on alignment losses, and logs each of them.
+    """Minimizes cross-entropy, weighted by codebook, and alignment losses; logs each of them.
 
     Args:
         sampler: Batches of indices of `train_dataset`.
         eval_sampler: Batches of indices of `eval_dataset`.
         objective: The losses and augmentations; `codebook_weights` must be set.
-        time_budget: Time limit, if there is one; it must also be among the callbacks, like `ema`.
+        time_budget: Time limit, if any. Like `ema`, it must also be one of the callbacks.
         ema: Averaged weights, used by `evaluate`.
     """
 
@@ -93,7 +93,7 @@ class SmallETrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.objective, self.sampler, self.eval_sampler = objective, sampler, eval_sampler
         self.time_budget, self.ema = time_budget, ema
-        self.model_accepts_loss_kwargs = True  # `compute_loss` scales for accumulation and for several processes itself
+        self.model_accepts_loss_kwargs = True  # `compute_loss` handles accumulation and several processes
         self.logged: dict[str, Tensor] = {}  # sums of the parts of the loss since the last log
         self.logged_batches = 0
         weights = {name: getattr(objective, f"{name}_weight") for name in ALIGNMENT_LOSSES}
@@ -118,22 +118,24 @@ class SmallETrainer(Trainer):
         if budget is None:
             return super().create_scheduler(num_training_steps, optimizer)
 
-        def factor(step):  # a scheduler would save the state of a callable object, such as the budget itself
+        def factor(step):  # a function, because a scheduler would save the state of a callable object
             return budget(step)
 
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
 
     def progress(self) -> float:
-        """Fraction of the training that has passed, by the time budget where there is one."""
+        """Elapsed fraction of the training, by the time budget if there is one."""
         if self.time_budget is not None:
             return self.time_budget.progress
         return self.state.global_step / max(1, self.state.max_steps)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of one step, and the number of labels of each codebook (Q,) in them, over all processes."""
+        """The batches of one step, and the number of their labels for each codebook (Q,), over all processes."""
         step = self.state.global_step
-        if step and (step >= self.state.max_steps or self.progress() >= 1):  # resumed: the Trainer would make a step
+        if step and (
+            step >= self.state.max_steps or self.progress() >= 1
+        ):  # resumed at its end: the Trainer would make another step
             self.control.should_training_stop = True
             return [], None
         batches = list(itertools.islice(epoch_iterator, num_batches))
@@ -141,14 +143,14 @@ class SmallETrainer(Trainer):
         return batches, self.accelerator.reduce(counts.to(device)) if batches else None
 
     def _augment(self, model: nn.Module, inputs: dict[str, Tensor], windows: Tensor) -> None:
-        """Changes the inputs of a training batch in place, as the objective says."""
+        """Augments the inputs of a training batch, in place."""
         objective = self.objective
         inputs["decoder_input_ids"] = augment(inputs["decoder_input_ids"], objective)
         if objective.forced_alignment_probability:
             alignments = forced_alignments(windows, inputs["decoder_input_ids"].shape[1])
             rows = torch.rand(len(alignments), 1, 1, device=alignments.device) < objective.forced_alignment_probability
             inputs["forced_alignments"] = alignments * rows
-        if self.state.global_step % 2:  # every second step, which halves the cost
+        if self.state.global_step % 2:  # only in every second step, to halve the cost
             fraction = scheduled_value(objective.scheduled_sampling, self.progress())
             if fraction:
                 inputs["decoder_input_ids"] = scheduled_sampling(functools.partial(self._call, model), inputs, fraction)
@@ -163,7 +165,7 @@ class SmallETrainer(Trainer):
             return forward(**inputs)
 
     def _losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Summed cross-entropy of each codebook (Q,), the number of its labels (Q,), and mean alignment losses."""
+        """Summed cross-entropy (Q,) and number of labels (Q,) of each codebook, and mean alignment losses."""
         labels, windows = inputs.pop("labels"), inputs.pop("token_windows")
         if model.training:
             self._augment(model, inputs, windows)
@@ -174,16 +176,16 @@ class SmallETrainer(Trainer):
         return sums, counts, alignments
 
     def _total(self, codebooks: Tensor, alignments: dict[str, Tensor]) -> Tensor:
-        """The loss of the mean losses of codebooks (Q,) and alignments; the forward sum counts for each alignment."""
+        """The total loss, from mean losses of codebooks (Q,) and alignments; counts the forward sum per alignment."""
         weights = torch.tensor(self.objective.codebook_weights, device=codebooks.device)
         loss = (codebooks * weights).sum() / weights.sum()
         times = {"alignment": 1, "forward_sum": self.num_alignments}
         return loss + sum(self.alignment_weights[name] * times[name] * value for name, value in alignments.items())
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """This batch's part of the loss of a step: the parts of all batches and processes add up to its mean."""
+        """The share of a batch in the loss of a step; its sum over all batches and processes is the mean loss."""
         if return_outputs:
-            raise ValueError("return_outputs=True: expected False; evaluate() computes what this Trainer reports.")
+            raise ValueError("return_outputs=True: expected False; use evaluate().")
         sums, counts, alignments = self._losses(model, inputs)
         totals = counts if num_items_in_batch is None else num_items_in_batch
         codebooks = sums / totals.clamp(min=1)
@@ -191,7 +193,7 @@ class SmallETrainer(Trainer):
         for name, value in {**{f"loss_{q}": loss for q, loss in enumerate(codebooks)}, **alignments}.items():
             self.logged[name] = value.detach() + self.logged.get(name, 0)
         self.logged_batches += 1
-        return self._total(codebooks, alignments) * self.args.world_size  # the mean over processes is taken of it
+        return self._total(codebooks, alignments) * self.args.world_size  # DDP averages over processes
 
     def save_model(self, output_dir: str | None = None, *args, **kwargs):
         with os_errors(Path(output_dir or self.args.output_dir)):
@@ -210,11 +212,11 @@ class SmallETrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _eval_totals(self, dataset) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums over the evaluation of all processes: losses (Q,), labels (Q,), and alignment losses times frames."""
+        """Sums over all processes' evaluation data: losses (Q,), labels (Q,), and alignment losses times frames."""
         batches = self.eval_sampler
         mine, turns = batches[self.args.process_index :: self.args.world_size], -(-len(batches) // self.args.world_size)
         totals = torch.zeros(())
-        # FSDP needs all processes in a turn: one without a batch repeats the last
+        # FSDP needs all processes in every turn: a process without a batch repeats the last one
         for turn, inputs in enumerate(self._loader(dataset, [*mine, batches[-1]][:turns])):
             with self.compute_loss_context_manager():
                 sums, counts, alignments = self._losses(self.model_wrapped, self._prepare_inputs(inputs))
@@ -242,18 +244,18 @@ class SmallETrainer(Trainer):
 
 
 def check_objective(objective: Objective, config: SmallEConfig) -> Objective:
-    """Fills in the defaults that depend on the model. Raises ValueError for what the model does not support."""
+    """Sets defaults that depend on the model. Raises ValueError for options that the model does not support."""
     weights = objective.codebook_weights or [1.0] * config.num_codebooks
     if len(weights) != config.num_codebooks:
         raise ValueError(f"objective.codebook_weights: expected {config.num_codebooks} numbers, one for each codebook.")
     refused = []
     if not config.has_alignment:
-        reason = "a decoder-only model has no alignment unless model.alignment_layer names a layer for it"
+        reason = "a decoder-only model has no alignment unless model.alignment_layer is set"
         refused += [("alignment_weight", reason), ("forward_sum_weight", reason)]
     if config.architecture == "decoder-only":
         refused += [("forced_alignment_probability", "a decoder-only model cannot be given an alignment")]
     if not config.speaker_layers:
-        reason = "the model has no speaker encoder; model.speaker_layers gives it one"
+        reason = "the model has no speaker encoder; set model.speaker_layers"
         refused += [("voice_swap_probability", reason), ("speaker_dropout", reason)]
     for name, reason in refused:
         if getattr(objective, name):
@@ -265,7 +267,7 @@ def check_objective(objective: Objective, config: SmallEConfig) -> Objective:
 def read_data(
     data: DataOptions, config: SmallEConfig, arguments: TrainingOptions, voice_swap_probability: float = 0.0
 ) -> tuple[CodesDataset, CodesDataset, SpeakerBatchSampler, list]:
-    """Training data, evaluation data, the training batches of this process, and the evaluation batches of all."""
+    """Training data, evaluation data, training batches of this process, and evaluation batches of all processes."""
     reference = speaker_frames(config, data.speaker_seconds)
     options = config.num_codebooks, config.frame_rate, data.cache_dir, reference
     train = CodesDataset(data.train, *options, voice_swap_probability, data.home_recording_probability)
@@ -288,12 +290,14 @@ def read_data(
 def build_callbacks(
     recipe: Recipe, model: nn.Module, tokenizer, evaluation: CodesDataset, arguments: TrainingOptions
 ) -> tuple[EMACallback | None, TimeBudget | None, AudioSamples | None]:
-    """Averaged weights, time limit and audio samples, each if the recipe asks for it, else None."""
+    """Averaged weights, time limit and audio samples; None for those that the recipe does not use."""
     decay, samples = recipe.objective.ema_decay, recipe.samples
     if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         for name, value in ("objective.ema_decay", decay), ("samples", samples):
             if value:
-                raise ValueError(f"{name}: expected none with FSDP, where each process holds a shard of the weights.")
+                raise ValueError(
+                    f"{name}: not supported with FSDP, where each process has only a shard of the weights."
+                )
     return (
         EMACallback(model, decay) if decay else None,
         TimeBudget(arguments.minutes, arguments.warmup_steps) if arguments.minutes else None,
@@ -302,20 +306,20 @@ def build_callbacks(
 
 
 def build_trainer(recipe: Recipe, adapt: Callable[[SmallEForTextToSpeech], nn.Module] | None = None) -> SmallETrainer:
-    """The Trainer of a recipe. `adapt` turns the recipe's model into the module to train, such as one with LoRA."""
+    """Builds the Trainer of a recipe. `adapt` converts the model to the module to train, for example by adding LoRA."""
     data, arguments = recipe.data, make_dataclass(TrainingOptions, recipe.training, "training")
     set_seed(arguments.seed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(data.tokenizer)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"data.tokenizer={data.tokenizer!r} cannot be loaded: expected a folder of smalle.train.data.tokenizer, or "
-            "a Hub name."
+            f"data.tokenizer={data.tokenizer!r} cannot be loaded: expected a folder that smalle.train.data.tokenizer "
+            "wrote, or a Hub name."
         ) from error
     base = build_model(recipe, len(tokenizer))
     config = base.config
     model = adapt(base) if adapt else base
-    present = {type(module).__name__ for module in base.modules()}  # layers that FSDP may shard
+    present = {type(module).__name__ for module in base.modules()}  # layers for FSDP to shard
     base._no_split_modules = [name for name in ("TransformerLayer", "LinearAttentionBlock") if name in present]
     objective = check_objective(recipe.objective, config)
     train, evaluation, sampler, eval_batches = read_data(data, config, arguments, objective.voice_swap_probability)
@@ -343,19 +347,19 @@ def build_trainer(recipe: Recipe, adapt: Callable[[SmallEForTextToSpeech], nn.Mo
             tokenizer, config.num_codebooks, config.frame_rate, objective.text_dropout, objective.speaker_dropout or 0.0
         ),
     )
-    if arguments.world_size > 1:  # the weights are the same; dropout must differ
+    if arguments.world_size > 1:  # same weights on all processes, but different dropout
         torch.manual_seed(arguments.seed + arguments.process_index)
     return trainer
 
 
 def last_checkpoint(trainer: SmallETrainer) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
+    """The newest complete checkpoint of a run; None if there is none."""
     files = [STATE_FILE, *(callback.FILE for callback in (trainer.ema, trainer.time_budget) if callback)]
     folders = Path(trainer.args.output_dir).glob("checkpoint-*")
     for folder in sorted(folders, key=lambda folder: int(folder.name.partition("-")[2]), reverse=True):
         try:
             json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # the process was killed while it saved
+        except (OSError, ValueError):  # the process was killed while saving
             continue
         if all((folder / name).is_file() for name in files):
             return folder
@@ -363,7 +367,7 @@ def last_checkpoint(trainer: SmallETrainer) -> Path | None:
 
 
 def is_finished(trainer: SmallETrainer, checkpoint: Path) -> bool:
-    """Whether a run reached its last step, or its limit of time, in a checkpoint, and saved its final weights."""
+    """Whether a run had reached its last step or its time limit at a checkpoint, and has saved its final weights."""
     ended = TrainerState.load_from_json(str(checkpoint / STATE_FILE)).global_step >= trainer.args.max_steps
     if trainer.time_budget:
         trainer.time_budget.resume(checkpoint)
@@ -372,15 +376,15 @@ def is_finished(trainer: SmallETrainer, checkpoint: Path) -> bool:
 
 
 def train(trainer: SmallETrainer, resume: bool = False) -> bool:
-    """Trains and saves the final weights; `resume` continues from the last checkpoint of the run.
+    """Trains and saves the final weights. `resume` continues from the last checkpoint of the run.
 
-    Returns False, and does nothing, where that run is finished.
+    Returns False without training if the run is already finished.
     """
     checkpoint = last_checkpoint(trainer) if resume else None
     if resume and checkpoint is None:
         print(f"{trainer.args.output_dir} has no complete checkpoint: training starts from the beginning.", flush=True)
     if checkpoint and is_finished(trainer, checkpoint):
-        print(f"{checkpoint}: training is finished; a larger training.max_steps or minutes continues it.", flush=True)
+        print(f"{checkpoint}: training is finished; increase training.max_steps or minutes to continue.", flush=True)
         return False
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
@@ -394,7 +398,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue from the last checkpoint in training.output_dir, to the same result as without interruption",
+        help="continue from the last checkpoint in training.output_dir; the result is the same as without interruption",
     )
     return parser.parse_intermixed_args(argv)
 
@@ -406,7 +410,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = build_trainer(recipe)
     copy = Path(trainer.args.output_dir, find_recipe(arguments.recipe).name)
     trained = train(trainer, arguments.resume)
-    if trainer.is_world_process_zero() and (trained or not copy.is_file()):  # a run may be killed just before this
+    if trainer.is_world_process_zero() and (
+        trained or not copy.is_file()
+    ):  # an earlier run may have been killed before this point
         write_recipe(recipe, copy)
     if trained and trainer.is_world_process_zero() and trainer.state.best_model_checkpoint:
         print(f"best checkpoint: {trainer.state.best_model_checkpoint}, {trainer.state.best_metric}")
