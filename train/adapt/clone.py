@@ -1,10 +1,10 @@
-"""Makes a checkpoint that speaks with the voice of one recording of 5 to 10 seconds, in two minutes on one core.
+"""Fine-tunes a checkpoint to the voice of one recording of 5 to 10 seconds, in two minutes on one core.
 
   smalle clone RECORDING "Its transcript." BASE OUT [options] [KEY.SUBKEY=VALUE ...]
 
 BASE is a checkpoint: a folder or Hub name. OUT is the folder of the new checkpoint, whose default voice is the new one.
-First the codec's decoder and refiner are tuned to the recording (by the recipe finetune-codec), then the model, on
-samples with the recording's words in other orders (by finetune-recording, in which KEY.SUBKEY=VALUE changes values).
+The recipe finetune-codec tunes the codec's decoder and refiner to the recording. The recipe finetune-recording then
+tunes the model on samples with the recording's words in other orders. KEY.SUBKEY=VALUE changes values of the latter.
 Use a voice only with the consent of its owner.
 """
 
@@ -14,7 +14,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from smalle import SmallEProcessor
+from tqdm import tqdm
+
+from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.checkpoint import find_checkpoint
 from smalle.cli.command import command_parser, run_command
 from smalle.saving_smalle import atomic_folder
@@ -24,11 +26,12 @@ from ..codec.train import train as train_codec
 from ..model.recipe import RECIPES, read_recipe
 from .finetune import FinetuneRecipe, finetune, write_checkpoint
 
-BEST_OF = 4  # candidates of generate(), of which the most monotonic is taken: one in forty ends at once
+STEPS = 600  # of the converter
+BEST_OF = 4  # candidates of generate(), which takes the most monotonic: one in forty ends at once
 
 
 def tune_codec(base: str, folder: Path, minutes: float) -> Path:
-    """Tunes the decoder and the refiner of a checkpoint's codec to the recordings in FOLDER/recordings.
+    """Tunes the decoder and refiner of a checkpoint's codec to the recordings in FOLDER/recordings.
 
     An interrupted call continues. Returns the folder of the tuned codec, FOLDER/codec.
     """
@@ -46,6 +49,15 @@ def tune_codec(base: str, folder: Path, minutes: float) -> Path:
     return folder / "codec"
 
 
+def clone_by_converter(recording: str | Path, processor: SmallEProcessor, base: str, out: Path, name: str) -> None:
+    """Writes the checkpoint OUT, whose default voice is a conversion of the base's."""
+    with tqdm(total=STEPS, unit="step", desc="tuning") as bar:
+        voice = processor.encode_voice(str(recording), steps=STEPS, progress=lambda *_: bar.update())
+    model = SmallEForTextToSpeech.from_pretrained(base)
+    with atomic_folder(out) as folder:
+        write_checkpoint(model, voice, name, base, folder)
+
+
 def clone(
     recording: str | Path,
     text: str,
@@ -61,17 +73,21 @@ def clone(
         recording: Sound file of the voice.
         text: Its transcript.
         base: Folder or Hub name.
-        codec_minutes: Time to tune the codec; 0: the base's codec stays as it is.
+        codec_minutes: Time to tune the codec; 0 keeps the codec of the base.
         overrides: Changes of finetune-recording.yaml, `key.subkey=value`.
 
     Raises:
-        ValueError: Where OUT exists, or the recording or its transcript are missing.
+        ValueError: If OUT exists, or the recording or its transcript is missing.
     """
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists: name a new folder, or delete it.")
-    if not Path(recording).is_file() or not text.strip():
+    processor = SmallEProcessor.from_pretrained(base)
+    converts = processor.converter_name is not None
+    if not Path(recording).is_file() or not (text.strip() or converts):
         raise ValueError(f"{str(recording)!r}, {text!r}: expected a sound file and its transcript.")
+    if converts:
+        return clone_by_converter(recording, processor, base, out, name)
     recipe = read_recipe(FinetuneRecipe, RECIPES / "finetune-recording.yaml", overrides)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)

@@ -100,7 +100,7 @@ class ConverterStage(ConversionStage):
     """Trains condition, scales and shifts, and network: L1 of the frames, the speaker network, a discriminator."""
 
     betas = (0.8, 0.98)
-    parts = ("condition", "films", "network")
+    parts: tuple[str, ...] = ("condition", "films", "network")
 
     def __init__(
         self, converter: VoiceConverter, pairs: Sequence[Pair], readings: Sequence[Tensor], options: StageOptions

@@ -52,7 +52,7 @@ class JointStage(ConverterStage):
     recordings as it did.
     """
 
-    parts = (*ConverterStage.parts, "encoder")
+    parts = *ConverterStage.parts, "encoder"
 
     def __init__(
         self,
