@@ -5,16 +5,16 @@
 CORPUS is a folder with metadata.jsonl, or with NAME.wav beside NAME.txt. BASE is a checkpoint: a folder, a Hub name, or
 smalle-mini. RECIPE is a YAML file, or finetune-state, finetune-lora or finetune-recording. Its `adapter.method` is
 
-  state  the initial state of the recurrent layers is trained; all weights are frozen
-  lora   LoRA of the audio layers, and with `heads: true` of the heads
-  full   the weights themselves that LoRA would change, and the heads
+  state  trains the initial state of the recurrent layers and freezes all weights
+  lora   trains LoRA of the audio layers, and with `heads: true` of the heads
+  full   trains the weights that LoRA would adapt, and the heads
 
-OUT gets voices/NAME.safetensors, which is used like any other voice file, and with LoRA the adapter in PEFT's format.
---save-checkpoint FOLDER also writes a complete checkpoint, BASE with the trained weights and NAME as its default voice;
-the method `full` needs it.
+OUT receives voices/NAME.safetensors, an ordinary voice file, and with LoRA the adapter in PEFT's format.
+--save-checkpoint FOLDER also writes a complete checkpoint: BASE with the trained weights, and NAME as its default
+voice. The method `full` needs it.
 
-One recording is enough with `data.recombined`, the number of samples to make from it by putting its words in other
-orders. If the recipe needs word times and the recordings come without them, BASE estimates them.
+One recording is enough with `data.recombined`, the number of samples to make from it by reordering its words. If the
+recipe needs word times and the recordings have none, BASE estimates them.
 """
 
 import argparse
@@ -57,14 +57,14 @@ REFERENCE_SECONDS = 6.0  # of the recording that becomes the voice's reference
 
 @dataclass
 class Adapter:
-    """The part `adapter`: which parameters are trained.
+    """The part `adapter`: which parameters to train.
 
     Attributes:
         method: "state", "lora" or "full".
-        rank: Of LoRA; of the state, None for a state of full rank.
-        heads: LoRA of the heads too.
-        scale: Fraction of the change in the weights that is kept, which reads better than all of it (WiSE-FT, Wortsman
-            et al. 2022, arXiv 2109.01903).
+        rank: Rank of LoRA or of the state; None: a state of full rank.
+        heads: Whether LoRA adapts the heads too.
+        scale: Fraction of the change in the weights to keep. A part of it makes fewer word errors than all of it
+            (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903).
     """
 
     method: str
@@ -83,11 +83,11 @@ class Adapter:
 
 @dataclass
 class FinetuneData:
-    """The part `data`; see `DataOptions` for the keys that are not explained here.
+    """The part `data`; `DataOptions` explains the other keys.
 
     Attributes:
         eval_texts: Texts to hold out for the evaluation, at most a fifth of all.
-        recombined: Number of samples made by recombination of the recordings, instead of holding out texts.
+        recombined: Number of samples to make by recombining the recordings, which then holds out no texts.
     """
 
     frames_per_batch: int
@@ -117,7 +117,7 @@ class Finetuned(NamedTuple):
 
 
 class TunedState(nn.Module):
-    """A frozen model with a trainable initial state, whose scale is that of the state after `example`, a recording."""
+    """A frozen model with a trainable initial state, scaled like the state after the recording `example`."""
 
     def __init__(self, model: AdaptedModel, rank: int | None, example: dict[str, Tensor]):
         super().__init__()
@@ -151,7 +151,7 @@ def adapt(model: SmallEForTextToSpeech, adapter: Adapter, example: dict[str, Ten
 
 @torch.no_grad()
 def scale_change(model: nn.Module, before: dict[str, Tensor], scale: float) -> nn.Module:
-    """Keeps `scale` of the change of the weights. `before`: changed parameters by name; LoRA's started from zero."""
+    """Keeps `scale` of the change of the weights. `before`: changed parameters by name; LoRA starts from zero."""
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.mul_(scale)
@@ -161,13 +161,13 @@ def scale_change(model: nn.Module, before: dict[str, Tensor], scale: float) -> n
 
 
 def normalize_row(row: dict, processor: SmallEProcessor) -> dict:
-    """A row of codes with its text as the model reads it; word times stay only where they fit its words."""
+    """A row of codes with the normalized text. Drops word times that do not match its words."""
     text = processor.normalize(row["text"])
     return {**row, "text": text, "words": row["words"] if len(row["words"]) == 2 * len(text.split()) else []}
 
 
 def add_word_times(rows: list[dict], base: str, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> list[dict]:
-    """Rows with the times of their words: those that they have, or those that the base estimates."""
+    """Rows with word times; the base estimates those that are missing."""
     model = SmallEForTextToSpeech.from_pretrained(base, dtype=torch.float32).eval()
     if model.config.architecture == "decoder-only":
         return rows
@@ -179,7 +179,7 @@ def add_word_times(rows: list[dict], base: str, tokenizer: PreTrainedTokenizerBa
 
 
 def split_rows(rows: list[dict], count: int) -> tuple[list[dict], list[dict]]:
-    """Splits rows into those to train on and those of `count` held-out texts, at most a fifth of all."""
+    """Splits rows into training rows and those of `count` held-out texts, at most a fifth of all."""
     texts = sorted({row["text"] for row in rows})
     if len(texts) < 2:
         raise ValueError(f"{len(texts)} different texts: expected two or more, to train and to evaluate on.")
@@ -229,7 +229,7 @@ def finetune(
 
     Args:
         base: Folder or Hub name.
-        speaker: The speaker to learn from, where the corpus has several.
+        speaker: The speaker to learn from, if the corpus has several.
         max_recordings: Number of recordings to take, at random.
     """
     processor, adapter, objective = SmallEProcessor.from_pretrained(base), recipe.adapter, recipe.objective
@@ -278,7 +278,7 @@ def write_adapter(model: AdaptedModel, voice: Voice, name: str, out: str | Path)
 
 
 def load_tuned_codec(folder: str | Path, processor: SmallEProcessor) -> nn.Module:
-    """Loads a codec to replace the processor's. Raises ValueError where its codes have another meaning."""
+    """Loads a codec to replace the processor's. Raises ValueError if its codes have another meaning."""
     codec = load_codec(str(folder))
     if codec.identity != processor.codec.identity:
         raise ValueError(f"--codec {folder}: its codes are not those of the base; train it from the base's codec.")
@@ -298,8 +298,8 @@ def write_checkpoint(
 
     Args:
         codec: Folder of a codec whose decoder was tuned, to replace the base's.
-        weights_changed: The weights of the model itself are not those of the base. Voices with a tuned state are left
-            out then, as they are with an adapter: a state belongs to the weights that it was tuned for.
+        weights_changed: Whether the weights of the model differ from those of the base. If so, or with an adapter,
+            voices with a tuned state are left out, because a state works only with the weights it was tuned for.
     """
     processor = SmallEProcessor.from_pretrained(base)
     if codec:

@@ -1,6 +1,6 @@
-"""Changes segments as microphones, rooms, noise and recording levels do.
+"""Augments segments with microphone responses, reverberation, noise and gain.
 
-A codec is trained to reproduce the changed segment. Delays are zero, so that pitch and words stay where they are.
+The codec is trained to reproduce the augmented segment. Nothing is delayed, so pitch and words keep their positions.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def rms(waveform: Tensor) -> Tensor:
 
 
 def amplitude(decibels: Tensor) -> Tensor:
-    """Factor of an amplitude in dB."""
+    """The amplitude factor of a gain in dB."""
     return 10 ** (decibels / 20)
 
 
@@ -27,30 +27,30 @@ class RowSampler:
         self.batch, self.generator, self.device = batch, generator, generator.device
 
     def uniform(self, span: Sequence[float]) -> Tensor:
-        """(B, 1), between the ends of the span."""
+        """Uniform numbers (B, 1) between the ends of the span."""
         low, high = span
         return low + (high - low) * torch.rand(self.batch, 1, generator=self.generator, device=self.device)
 
     def normal(self, size: int) -> Tensor:
-        """(B, size)."""
+        """Normal numbers (B, size)."""
         return torch.randn(self.batch, size, generator=self.generator, device=self.device)
 
     def choose(self, share: float) -> Tensor:
-        """(B, 1), true for this share of the rows."""
+        """Booleans (B, 1), true for this share of the rows."""
         return self.uniform((0.0, 1.0)) < share
 
 
 @dataclass(frozen=True)
 class Acoustics:
-    """Shares of the segments that are changed, and by how much.
+    """How many segments are augmented, and how strongly.
 
     Attributes:
-        microphone_share: Segments that are filtered by the smooth response of a microphone.
+        microphone_share: Share of the segments that pass through the smooth response of a microphone.
         microphone_ripple: Standard deviation of its widest ripple in nepers.
-        room_share: Segments with reverberation.
+        room_share: Share of the segments with reverberation.
         reverberation_seconds: Range of the time in which reverberation falls by 60 dB.
         direct_to_reverberant_db: Range of the ratio of direct sound to reverberation.
-        noise_share: Segments with noise, between white and brown.
+        noise_share: Share of the segments with noise, whose colour is between white and brown.
         snr_db: Range of the signal-to-noise ratio.
         gain_db: Range of the gain of a segment.
     """
@@ -65,7 +65,7 @@ class Acoustics:
     gain_db: Sequence[float] = (0.0, 0.0)
 
     def __call__(self, segments: Tensor, generator: torch.Generator, sampling_rate: int = 24000) -> Tensor:
-        """Segments (B, L) in [-1, 1] as they might have been recorded; scaled down where they would clip."""
+        """Augments segments (B, L) in [-1, 1]; scales down those that would clip."""
         sampler, length, level = RowSampler(len(segments), generator), segments.shape[1], rms(segments)
         if self.microphone_share or self.room_share:
             size = 2 * length
@@ -85,7 +85,7 @@ class Acoustics:
         return torch.where(sampler.choose(self.microphone_share), curve, 0.0).exp()
 
     def _room(self, sampler: RowSampler, size: int, length: int, sampling_rate: int) -> Tensor:
-        """Frequency response (B, size / 2 + 1) of a direct path followed by decaying noise."""
+        """Frequency response (B, size / 2 + 1) of a direct path with a tail of decaying noise."""
         taps = min(int(0.35 * sampling_rate), length)
         seconds = torch.arange(taps, device=sampler.device) / sampling_rate
         tail = sampler.normal(taps) * torch.exp(-6.9 * seconds / sampler.uniform(self.reverberation_seconds))
@@ -97,7 +97,7 @@ class Acoustics:
         return torch.fft.rfft(tail, size)
 
     def _noise(self, sampler: RowSampler, length: int, sampling_rate: int) -> Tensor:
-        """Noise (B, length), its level relative to the segment's."""
+        """Noise (B, length) at a level relative to the segment's."""
         hertz = torch.linspace(0, sampling_rate / 2, length // 2 + 1, device=sampler.device)
         colour = (hertz + 200) ** -sampler.uniform((0.0, 1.2))
         noise = torch.fft.irfft(torch.fft.rfft(sampler.normal(length)) * colour, length)

@@ -1,9 +1,10 @@
-"""Copy synthesis: speech through a codec and back, to listen to and to score.
+"""Copy synthesis: encodes and decodes speech with a codec, to listen to the result and to score it.
 
   python -m smalle.train.codec.copy_synthesis CODEC MANIFEST OUT [--count N]
 
-MANIFEST has one JSON object a line, with `file_name` (as the metadata.jsonl of a corpus) or `audio`, relative to its
-folder, and `text`. Writes OUT/*.wav and OUT/manifest.jsonl, {"audio", "text", "reference"}; reference is the source.
+Each line of MANIFEST is a JSON object with `text` and with `file_name` (as in the metadata.jsonl of a corpus) or
+`audio`, relative to its folder. Writes OUT/*.wav and OUT/manifest.jsonl, {"audio", "text", "reference"}; the reference
+is the source.
 """
 
 import os
@@ -24,11 +25,11 @@ from ..data.prepare import Codec, load_codec_on
 
 
 def copy_synthesis(codec: Codec, manifest: str | Path, out: str | Path, count: int | None = None) -> Path:
-    """Writes copies of the first `count` rows of a manifest and their manifest, whose path is returned."""
+    """Writes copies of the first `count` rows of a manifest, and a manifest of them. Returns its path."""
     manifest, out = Path(manifest), Path(out)
     rows = list(read_json_lines(manifest))[:count]
     if not rows:
-        raise ValueError(f"{manifest} has no rows; expected one JSON object a line")
+        raise ValueError(f"{manifest} has no rows; expected one JSON object per line")
     out.mkdir(parents=True, exist_ok=True)
     device, copies = next(codec.parameters()).device, []
     for row in tqdm(rows, desc="copying", unit="file"):

@@ -1,4 +1,4 @@
-"""Speech in memory as 16-bit samples, and random segments of it."""
+"""Holds speech in memory as 16-bit samples, and draws random segments from it."""
 
 import json
 import random
@@ -20,10 +20,10 @@ from .pitch import PitchTrack
 
 
 def list_clips(corpora: Iterable[str | Path], exclude_speakers: Iterable[str] = ()) -> list[Clip]:
-    """Clips of the corpora, without the excluded speakers and every blend that they are part of.
+    """Clips of the corpora without the excluded speakers and their blends.
 
-    speakers.json in a corpus names the voices of its blends: {speaker: [[voice, weight], ...]}. Raises ValueError where
-    no clip is left.
+    speakers.json in a corpus names the voices of its blends: {speaker: [[voice, weight], ...]}. Raises ValueError if no
+    clip is left.
     """
     excluded, found = set(exclude_speakers), []
     for corpus in map(Path, corpora):
@@ -49,7 +49,7 @@ def load_audio(
 ) -> list[np.ndarray]:
     """Reads clips in a random order until there are `max_hours` of them: int16 arrays (L,) at sampling_rate.
 
-    Clips that cannot be read or that the gate refuses are reported. Raises ValueError where none is left.
+    Reports clips that cannot be read or that the gate refuses. Raises ValueError if none is left.
     """
     clips = random.Random(seed).sample(clips, len(clips))
     limit = float("inf") if max_hours is None else max_hours * 3600 * sampling_rate
@@ -75,8 +75,8 @@ def load_audio(
 
 
 class Segments(NamedTuple):
-    """waveform (B, L), float32; of each, the number of its recording and its first sample there, both (B,), and the
-    occupied mel bands of the recording (B,), None where the pool does not know them."""
+    """Segments: waveform (B, L) in float32, index of the recording (B,) and of the first sample in it (B,), and
+    occupied mel bands of the recording (B,), or None if the pool has not measured them."""
 
     waveform: Tensor
     recording: Tensor
@@ -85,14 +85,15 @@ class Segments(NamedTuple):
 
 
 class AudioPool:
-    """Recordings on one device, and random segments of them, all with the same probability; recordings that are shorter
-    than a segment are padded with silence.
+    """Recordings on one device, and random segments of them.
+
+    All segments have the same probability. Recordings shorter than a segment are padded with silence.
 
     Args:
         audio: int16 arrays (L,).
-        size: samples of a segment.
+        size: samples per segment.
         augmentation: changes segments (B, L), with the pool's generator.
-        pitch: fundamental frequency of the recordings, for codecs with a harmonic excitation.
+        pitch: fundamental frequency of the recordings, for codecs with harmonic excitation.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class AudioPool:
 
     @torch.no_grad()
     def find_bands(self, analysis: MelAnalysis) -> None:
-        """Finds the occupied mel bands of the recordings, for a codec with a band extension."""
+        """Measures the occupied mel bands of the recordings, for a codec with band extension."""
         counts = [
             analysis.occupied_bands(analysis.mel(waveform), torch.tensor([waveform.shape[1]]))
             for waveform in tqdm(self.recordings(), "bands", len(self.lengths), unit="file", mininterval=2)

@@ -1,5 +1,8 @@
-"""Discriminators of log spectra at several resolutions: the multi-resolution discriminator of EnCodec (Défossez et al.
-2022, arXiv 2210.13438), which sees log magnitudes here, so that it learns within hundreds of steps."""
+"""Discriminators of log spectra at several resolutions.
+
+This is the multi-resolution discriminator of EnCodec (Défossez et al. 2022, arXiv 2210.13438), but on log magnitudes,
+with which it learns within hundreds of steps.
+"""
 
 from collections.abc import Sequence
 
@@ -19,7 +22,7 @@ def convolution(
 
 
 class SpectrumDiscriminator(nn.Module):
-    """Convolves over the log magnitude and the phase of every bin, with leaky ReLUs between the layers."""
+    """Convolutions over the log magnitude and phase of a spectrogram, with leaky ReLUs between them."""
 
     def __init__(self, n_fft: int, width: int = 32):
         super().__init__()
@@ -29,17 +32,19 @@ class SpectrumDiscriminator(nn.Module):
         self.n_fft, self.layers = n_fft, nn.ModuleList(layers)
 
     def picture(self, waveform: Tensor) -> Tensor:
-        """(B, L) -> log magnitude, and the complex value at magnitude^0.3, (B, 3, frames, n_fft / 2 + 1)."""
+        """(B, L) -> log magnitude and complex values compressed to magnitude^0.3: (B, 3, frames, n_fft / 2 + 1)."""
         with torch.autocast(waveform.device.type, enabled=False):
             window = hann_window(self.n_fft, waveform.device)
             frames = waveform.float().unfold(1, self.n_fft, self.n_fft // 4) * (window * (2 / window.sum()))
             spectrum = torch.view_as_real(torch.fft.rfft(frames))
             energy = spectrum.square().sum(-1) + 1e-9
             compressed = spectrum * (energy**-0.35)[..., None]
-            return torch.stack((0.2 * energy.log() + 1.8, *compressed.unbind(-1)), 1)  # all of about the same size
+            return torch.stack(
+                (0.2 * energy.log() + 1.8, *compressed.unbind(-1)), 1
+            )  # all three have about the same scale
 
     def forward(self, waveform: Tensor) -> list[Tensor]:
-        """Waveform (B, L) -> the output of each layer; the last one's are the scores."""
+        """Waveform (B, L) -> the output of each layer; the last one holds the scores."""
         x = self.picture(waveform).contiguous(memory_format=torch.channels_last)
         outputs = []
         for layer in self.layers[:-1]:
@@ -49,7 +54,7 @@ class SpectrumDiscriminator(nn.Module):
 
 
 class Discriminators(nn.Module):
-    """All discriminators on one waveform (B, L): a list of lists of feature maps."""
+    """Applies all discriminators to a waveform (B, L): a list of lists of feature maps."""
 
     def __init__(self, windows: Sequence[int] = (1024, 512, 256), width: int = 32):
         super().__init__()

@@ -13,7 +13,7 @@ SCALES = ((256, 20), (512, 40), (1024, 80), (2048, 100))  # window in samples, m
 
 
 def low_pass(waveform: Tensor, cutoff: Tensor, sampling_rate: int, width: float = 150.0) -> Tensor:
-    """Waveforms (B, L) without what lies above a cutoff (B,) in Hz, each its own; `width`: Hz of the transition."""
+    """Low-pass filters each waveform (B, L) at its own cutoff (B,) in Hz; `width`: transition band in Hz."""
     length = waveform.shape[1]
     hertz = torch.linspace(0, sampling_rate / 2, length // 2 + 1, device=waveform.device)
     gain = ((cutoff[:, None] - hertz) / width + 0.5).clamp(0, 1)
@@ -23,8 +23,8 @@ def low_pass(waveform: Tensor, cutoff: Tensor, sampling_rate: int, width: float 
 class SpectralLoss(nn.Module):
     """Mean over window lengths of L1 on log-mel magnitudes plus `linear` times L1 on magnitudes.
 
-    Magnitudes are not normalized by the window, so that long windows, which resolve the harmonics of loud voiced
-    sounds, weigh most. Hops are a quarter of the window; `floor` is where the logarithm stops.
+    Magnitudes are not normalized by the window length. Long windows, which resolve the harmonics of voiced sounds,
+    therefore have the largest weight. The hop is a quarter of the window. `floor` limits the logarithm from below.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class SpectralLoss(nn.Module):
         self.sampling_rate, self.scales, self.floor, self.linear = sampling_rate, scales, floor, linear
 
     def spectrograms(self, waveform: Tensor, size: int, num_mels: int) -> tuple[Tensor, Tensor]:
-        """Magnitudes (B, T, size / 2 + 1), differentiable at zero, and log-mel ones (B, T, num_mels) of (B, L)."""
+        """(B, L) -> magnitudes (B, T, size / 2 + 1), differentiable at zero, and log-mel ones (B, T, num_mels)."""
         frames = waveform.unfold(1, size, size // 4) * hann_window(size, waveform.device)
         magnitude = (torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1) + self.floor**2).sqrt()
         return magnitude, (magnitude @ mel_filters(size, num_mels, self.sampling_rate, waveform.device).T).log()
 
     def forward(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Scalar log-mel term and scalar linear term of two waveforms (B, L)."""
+        """The log-mel term and the linear term between two waveforms (B, L); both are scalars."""
         log_term = linear_term = output.new_zeros(())
         for size, num_mels in self.scales:
             magnitude, log_mel = self.spectrograms(output, size, num_mels)
@@ -56,9 +56,10 @@ class SpectralLoss(nn.Module):
 
 
 def discriminator_loss(maps: list[list[Tensor]]) -> Tensor:
-    """Hinge loss, where the first half of the batch is real and the second is not; mean over discriminators.
+    """Hinge loss of the discriminators, averaged over them.
 
-    maps: feature maps of each discriminator, its scores last.
+    maps: feature maps of each discriminator, its scores last. The first half of the batch is real, the second half
+        generated.
     """
     loss = maps[0][-1].new_zeros((), dtype=torch.float32)
     for *_, scores in maps:
@@ -70,7 +71,8 @@ def discriminator_loss(maps: list[list[Tensor]]) -> Tensor:
 def generator_loss(maps: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
     """Adversarial loss and feature matching of the same batch: means over discriminators.
 
-    Feature matching: L1 between real and generated feature maps relative to the mean real one, summed over layers.
+    Feature matching is the L1 distance of real and generated feature maps, divided by the mean of the real one and
+    summed over layers.
     """
     adversarial = matching = maps[0][-1].new_zeros((), dtype=torch.float32)
     for *features, scores in maps:

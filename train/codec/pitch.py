@@ -1,8 +1,9 @@
-"""Fundamental frequency of recordings, which codecs with a harmonic excitation learn from.
+"""Estimates the fundamental frequency of recordings, for the training of codecs with harmonic excitation.
 
-By DIO and StoneMask of WORLD (Morise et al. 2009, 2016) through pyworld (MIT). Against Praat's autocorrelation on 20
-recordings of 12 people and 8 synthetic voices: gross errors (over 20 %) in 1.4 % of the frames, voicing the same in
-87 %, median deviation 8 cents, twice as fast; Harvest has 2.0 %, 76 %, 8 cents, and is slower than real time.
+Uses DIO and StoneMask of WORLD (Morise et al. 2009, 2016) through pyworld (MIT). Compared with Praat's autocorrelation
+on 20 recordings of 12 people and 8 synthetic voices, DIO has gross errors (over 20 %) in 1.4 % of the frames, agrees on
+voicing in 87 %, deviates by 8 cents in the median, and takes half the time. Harvest has 2.0 %, 76 % and 8 cents, and is
+slower than real time.
 """
 
 import os
@@ -17,8 +18,8 @@ from tqdm import tqdm
 
 FRAME_SECONDS = 0.005
 FLOOR, CEILING = 60.0, 500.0  # Hz
-MAX_ATTENUATION = 30.0  # dB below the loud frames of a recording; DIO finds voices in quieter noise too
-UNVOICED = 150.0  # Hz, of recordings without any voice
+MAX_ATTENUATION = 30.0  # dB below the loud frames; below that DIO finds voices even in noise
+UNVOICED = 150.0  # Hz, for recordings without a voiced frame
 
 
 def frame_energies(samples: np.ndarray, count: int, hop: int) -> np.ndarray:
@@ -30,7 +31,7 @@ def frame_energies(samples: np.ndarray, count: int, hop: int) -> np.ndarray:
 
 
 def find_f0(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """f0 in Hz every 5 ms of int16 samples (L,): float32 (L // hop + 1,), 0 where there is no voice."""
+    """f0 in Hz every 5 ms of int16 samples (L,): float32 (L // hop + 1,), 0 in unvoiced frames."""
     samples, hop = samples / 32768, round(FRAME_SECONDS * sampling_rate)
     f0, times = pyworld.dio(samples, sampling_rate, FLOOR, CEILING, frame_period=1000 * FRAME_SECONDS, speed=4)
     f0 = pyworld.stonemask(samples, f0, times, sampling_rate)
@@ -40,7 +41,7 @@ def find_f0(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
 
 
 def bridge(f0: np.ndarray) -> np.ndarray:
-    """Fills unvoiced frames of f0 (T,) from the voiced ones around them, linearly in log frequency."""
+    """Fills unvoiced frames of f0 (T,) by linear interpolation of the log frequency between voiced ones."""
     voiced = np.flatnonzero(f0)
     if not len(voiced):
         return np.full_like(f0, UNVOICED)
@@ -48,10 +49,10 @@ def bridge(f0: np.ndarray) -> np.ndarray:
 
 
 class PitchTrack:
-    """Bridged f0 and voicing of recordings at any of their samples.
+    """Interpolated f0 and voicing of recordings, at any sample.
 
     Args:
-        audio: int16 arrays (L,); all cores work on them.
+        audio: int16 arrays (L,), analysed on all cores.
     """
 
     def __init__(self, audio: Sequence[np.ndarray], sampling_rate: int, device: torch.device | str):

@@ -1,4 +1,4 @@
-"""Fits what a codec does not train: principal components of its features, and codebooks by residual k-means."""
+"""Fits the parts of a codec that are not trained by gradients: principal components and codebooks."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from .data import AudioPool
 
 
 def principal_components(features: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Basis (size, C) and standard deviations (size,) of centred features (N, C), largest first."""
+    """Principal components (size, C) of centred features (N, C), largest first, and their deviations (size,)."""
     double = features.double()
     values, vectors = torch.linalg.eigh((double.T @ double / len(double)).cpu())
     order = values.argsort(descending=True)[:size]
@@ -24,7 +24,7 @@ def nearest(points: Tensor, centres: Tensor, rows: int = 32768) -> Tensor:
 
 
 def kmeans(points: Tensor, count: int, iterations: int, generator: torch.Generator) -> Tensor:
-    """Centres (count, D) of points (N, D); a centre that loses all its points moves to a random one."""
+    """Centres (count, D) of points (N, D). A centre without points moves to a random point."""
 
     def random_points():
         return points[torch.randint(len(points), (count,), generator=generator, device=points.device)]
@@ -41,7 +41,7 @@ def kmeans(points: Tensor, count: int, iterations: int, generator: torch.Generat
 def residual_kmeans(
     points: Tensor, num_codebooks: int, codebook_size: int, iterations: int = 20, seed: int = 0
 ) -> tuple[Tensor, list[float]]:
-    """Codebooks (Q, K, D), each by k-means of what those before it left over; and the rms error after each."""
+    """Codebooks (Q, K, D), each by k-means of the residual of those before it, and the rms error after each."""
     generator = torch.Generator(points.device).manual_seed(seed)
     residual, codebooks, errors = points.clone(), [], []
     for _ in range(num_codebooks):
@@ -54,9 +54,9 @@ def residual_kmeans(
 
 @torch.no_grad()
 def fit_band_extension(codec: SmallECodec, extension: BandExtension, pool: AudioPool, segments: int) -> None:
-    """Fits a band extension to the full-band segments among a number of random ones.
+    """Fits a band extension to the full-band segments among random ones.
 
-    Raises ValueError where there is no full-band segment.
+    Raises ValueError if there is no full-band segment.
     """
     batches = [pool.draw(min(256, segments - start)) for start in range(0, segments, 256)]
     full_band = torch.cat([batch.waveform[batch.bands == codec.config.num_mels] for batch in batches])
@@ -71,7 +71,7 @@ def fit_band_extension(codec: SmallECodec, extension: BandExtension, pool: Audio
 
 @torch.no_grad()
 def fit_codec(codec: SmallECodec, pool: AudioPool, segments: int, iterations: int) -> None:
-    """Fits the analysis and the codebooks of a codec to random segments; prints the errors of a log-mel value."""
+    """Fits the analysis and the codebooks of a codec to random segments, and prints their log-mel errors."""
     analysis = codec.analysis
     if analysis.extension is not None:
         fit_band_extension(codec, analysis.extension, pool, segments)

@@ -1,4 +1,4 @@
-"""The recipe of a codec: what each part of the YAML file may hold."""
+"""The recipe of a codec: the keys of each part of the YAML file."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,16 +12,16 @@ from .acoustics import Acoustics
 
 @dataclass
 class DataOptions:
-    """The part `data`: what is trained on.
+    """The part `data`: the training audio.
 
     Attributes:
-        corpus: Folders or files of any layout that `smalle prepare` reads; transcripts are not needed.
-        segment: Length of a training segment in samples, but for the stage `refiner`.
-        exclude_speakers: Speakers that are left out, with every blend that they are part of.
-        max_hours: Hours of audio to load into memory; all by default.
-        validation_files: Number of files that are held out of training for the validation loss.
-        gate: Recordings that are refused, and the level that the others are brought to; null: all as they are.
-        acoustics: Random microphones, rooms, noise and gains of the segments.
+        corpus: Folders or files in any layout that `smalle prepare` reads; transcripts are not needed.
+        segment: Length of a training segment in samples, except in the stage `refiner`.
+        exclude_speakers: Speakers to exclude, with the blends that contain them.
+        max_hours: Hours of audio to load into memory; default: all.
+        validation_files: Number of files held out for the validation loss.
+        gate: Which recordings to refuse, and the level for the others; null: uses all of them unchanged.
+        acoustics: Augmentation of the segments.
     """
 
     corpus: list[str]
@@ -35,17 +35,17 @@ class DataOptions:
 
 @dataclass
 class StageOptions:
-    """Options of every stage.
+    """The options that all stages have.
 
     Attributes:
-        output: Folder of the codec that is written.
-        minutes: Training time; the learning rate follows it.
-        warmup: Number of steps in which the learning rate rises.
-        ema_decay: Decay of the moving average of the weights, which is what is saved.
-        clip: Largest norm of the gradient.
-        start: Folder of the codec to start from; layers of another shape are initialized.
-        codebooks: Numbers of codebooks that are read, one of them in each step; all codebooks by default.
-        narrowed_share: Share of the full-band segments that are analysed as band-limited (codec.band_extension).
+        output: Folder for the codec.
+        minutes: Training time, over which the learning rate decays.
+        warmup: Number of steps of linear warm-up.
+        ema_decay: Decay of the moving average of the weights. The average is what is saved.
+        clip: Norm to clip the gradient to.
+        start: Folder of the codec to start from; layers with other shapes are initialized.
+        codebooks: Numbers of codebooks to decode from; each step uses one of them. Default: all codebooks.
+        narrowed_share: Share of the full-band segments to analyse as if band-limited (codec.band_extension).
         log_seconds, checkpoint_seconds: Seconds between log lines and between checkpoints.
     """
 
@@ -76,9 +76,9 @@ class AdversarialOptions(StageOptions):
     """The part `adversarial`.
 
     Attributes:
-        windows, width: Fourier windows in samples and channels of the discriminators.
+        windows, width: Fourier windows in samples, and channels, of the discriminators.
         bf16: Run the discriminators in bfloat16.
-        initial_share: Share of the decoder's weights before this stage in those that are saved.
+        initial_share: Share of the decoder's weights from before this stage in the saved weights.
     """
 
     discriminator_learning_rate: float = 1e-3
@@ -93,7 +93,7 @@ class AdversarialOptions(StageOptions):
 
 @dataclass
 class RefinerOptions(StageOptions):
-    """The part `refiner`. frames: frames of a segment; bf16: run the refiner in bfloat16."""
+    """The part `refiner`. frames: frames per segment; bf16: run the refiner in bfloat16."""
 
     frames: int = 120
     bf16: bool = True
@@ -104,9 +104,9 @@ class CodecRecipe:
     """The recipe of a codec.
 
     Attributes:
-        codec: Fields of SmallECodecConfig that differ from their defaults, or from the codec of `start`.
+        codec: Fields of SmallECodecConfig to change from their defaults, or from the codec in `start`.
         threads: Threads that read audio.
-        device: "auto": a GPU where there is one.
+        device: Device; "auto" is a GPU if there is one.
     """
 
     data: DataOptions

@@ -1,4 +1,4 @@
-"""The stages of a codec's training: what each trains, its loss, and what it saves."""
+"""The stages of codec training: the parameters, loss and output of each."""
 
 import copy
 import math
@@ -19,7 +19,7 @@ from .recipe import AdversarialOptions, ReconstructionOptions, RefinerOptions, S
 
 
 def learning_rate_factor(step: int, progress: float, warmup: int) -> float:
-    """Linear warm-up over steps, times a cosine over the progress of the time that falls to 0.02."""
+    """Factor of the learning rate: linear warm-up over steps, times a cosine over the time, down to 0.02."""
     return min(1, (step + 1) / max(1, warmup)) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, progress))))
 
 
@@ -30,10 +30,10 @@ def adamw(module: nn.Module, learning_rate: float, betas: tuple[float, float]) -
 
 
 class Stage:
-    """Trains one part of a codec; its averaged weights are validated and saved.
+    """Trains one part of a codec. Validates and saves the average of its weights.
 
     Args:
-        validation: waveform (B, L) of segments that are not trained on.
+        validation: waveform (B, L) of held-out segments.
     """
 
     trained, betas = "vocos", (0.8, 0.99)
@@ -52,24 +52,24 @@ class Stage:
         self.saved: dict[str, Any] = {"codec": codec, "optimizer": self.optimizer}  # what has a state to resume from
 
     def step(self, step: int, progress: float) -> dict[str, Tensor]:
-        """One update; `progress` is the fraction of the time that has passed. Returns scalars to log."""
+        """One update; `progress` is the elapsed fraction of the time. Returns scalars to log."""
         raise NotImplementedError
 
     def analyze(self, waveform: Tensor, bands: Tensor | None) -> Tensor:
-        """Latents (B, D, T) before quantization of a waveform (B, L) with `bands` (B,) occupied mel bands."""
+        """Unquantized latents (B, D, T) of a waveform (B, L) with `bands` (B,) occupied mel bands."""
         analysis = self.codec.analysis
         return analysis.project(analysis.features(analysis.mel(waveform), bands))
 
     def quantize(self, latents: Tensor, num_codebooks: int | None = None) -> Tensor:
-        """Quantized latents (B, D, T), by the first codebooks; all by default."""
+        """Latents (B, D, T) quantized with the first `codebooks`; default: all."""
         return self.codec.quantizer.decode(self.codec.quantizer.encode(latents)[:, :num_codebooks])
 
     @torch.no_grad()
     def draw_latents(self, segments: Segments) -> tuple[Tensor, Tensor]:
-        """Latents (B, D, T) of segments before and after quantization, by one of the options' numbers of codebooks.
+        """Latents (B, D, T) of segments before and after quantization with a random choice of options.codebooks.
 
-        A share of the full-band segments is analysed as if they were band-limited, so that the decoder learns what is
-        above a band.
+        Analyses a share of the full-band segments as if they were band-limited, so that the decoder learns to extend
+        the band.
         """
         bands, full = segments.bands, self.codec.config.num_mels
         if bands is not None:
@@ -81,15 +81,15 @@ class Stage:
         return latents, self.quantize(latents, counts[int(torch.randint(len(counts), ()))])
 
     def decoder_input(self, quantized: Tensor) -> Tensor:
-        """What the decoder reads of quantized latents.
+        """The decoder's input for quantized latents.
 
-        In `reconstruction` it reads them as they are, though a refiner may follow: trained on latents before
-        quantization it sounded worse with a refiner, too.
+        In `reconstruction` these are the quantized latents, even if a refiner is trained later: a decoder trained on
+        unquantized latents sounded worse, with a refiner too.
         """
         return self.codec.refiner(quantized)[0] if self.refined and self.codec.refiner is not None else quantized
 
     def limit_band(self, waveform: Tensor, bands: Tensor | None) -> Tensor:
-        """The part of a waveform (B, L) in its occupied mel bands (B,): the target above them is unknown."""
+        """Low-pass filters a waveform (B, L) to its occupied mel bands (B,); there is no target above them."""
         if bands is None:
             return waveform
         config = self.codec.config
@@ -98,9 +98,9 @@ class Stage:
         return low_pass(waveform, cutoff, config.sampling_rate)
 
     def synthesize(self, segments: Segments) -> tuple[Tensor, Tensor]:
-        """Waveform of quantized segments, in their bands, and the error of the predicted log f0 where they are voiced.
+        """Decodes quantized segments. Returns the waveform in their bands, and the error of the predicted log f0.
 
-        Pulses follow the f0 of the recordings, so that harmonics lie where those of the target are.
+        The excitation follows the f0 of the recordings, so that harmonics coincide with those of the target.
         """
         with torch.no_grad():
             latents = self.decoder_input(self.draw_latents(segments)[1])
@@ -115,7 +115,7 @@ class Stage:
         return self.limit_band(output, segments.bands), error
 
     def update(self, loss: Tensor, step: int, progress: float) -> Tensor:
-        """Updates the module and the average by a loss; returns the norm of the gradient."""
+        """Updates the weights and their average; returns the norm of the gradient."""
         options = self.options
         factor = learning_rate_factor(step, progress, options.warmup)
         self.optimizer.param_groups[0]["lr"] = options.learning_rate * factor
@@ -128,7 +128,7 @@ class Stage:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Spectral distance of the validation segments with the averaged weights."""
+        """Spectral distance on the validation segments, with the averaged weights."""
         self.codec.eval()
         with self.average.applied():
             quantized = self.quantize(self.analyze(self.validation, self.validation_bands))
@@ -153,7 +153,7 @@ class Stage:
 
 
 class Reconstruction(Stage):
-    """Trains the decoder by spectral distance."""
+    """Trains the decoder with the spectral distance."""
 
     options: ReconstructionOptions
 
@@ -166,7 +166,7 @@ class Reconstruction(Stage):
 
 
 class AdversarialDecoder(Stage):
-    """Trains the decoder, behind the refiner, by spectral distance, discriminators and feature matching."""
+    """Trains the decoder, after the refiner, with spectral distance, discriminators and feature matching."""
 
     options: AdversarialOptions
     refined = True
@@ -175,7 +175,7 @@ class AdversarialDecoder(Stage):
         super().__init__(codec, pool, validation, options)
         self.initial = copy.deepcopy(codec.vocos).requires_grad_(False)
         self.discriminators = Discriminators(options.windows, options.width)
-        channels_last: Any = {"memory_format": torch.channels_last}  # which torch's annotations lack
+        channels_last: Any = {"memory_format": torch.channels_last}  # missing in torch's annotations
         self.discriminators.to(codec.device).to(**channels_last)
         rate = options.discriminator_learning_rate
         self.discriminator_optimizer = adamw(self.discriminators, rate, (0.5, 0.9))
@@ -184,8 +184,10 @@ class AdversarialDecoder(Stage):
 
     @torch.no_grad()
     def save(self, folder: Path) -> None:
-        """Writes the codec with weights between the initial and the averaged ones, by initial_share: words stay
-        clearer."""
+        """Writes the codec with weights interpolated between the initial and the averaged ones by initial_share.
+
+        This keeps words clearer than the averaged weights alone.
+        """
         initial = dict(self.initial.named_parameters())
         with self.average.applied():
             for name, parameter in self.module.named_parameters():
@@ -193,7 +195,7 @@ class AdversarialDecoder(Stage):
             self.codec.save_pretrained(folder)
 
     def discriminate(self, real: Tensor, fake: Tensor) -> list[list[Tensor]]:
-        """Feature maps of real and generated waveforms, one batch."""
+        """Feature maps of real and generated waveforms, concatenated to one batch."""
         with torch.autocast(real.device.type, torch.bfloat16, enabled=self.options.bf16):
             return self.discriminators(torch.cat([real, fake]))
 
@@ -232,12 +234,12 @@ class AdversarialDecoder(Stage):
 
 
 def is_trained(refiner: LatentRefiner) -> bool:
-    """Whether the stage `refiner` has fitted the scales of a refiner."""
+    """Whether the stage `refiner` has trained this refiner."""
     return bool((refiner.rest_scale != 1).any())
 
 
 class Refinement(Stage):
-    """Trains the refiner by the square error of latents."""
+    """Trains the refiner with the square error of latents."""
 
     options: RefinerOptions
     trained, betas = "refiner", (0.9, 0.98)

@@ -1,4 +1,4 @@
-"""A training loop for a number of minutes, with a log, checkpoints to resume from, and recovery from NaN."""
+"""A training loop with a time limit, a log, checkpoints to resume from, and recovery from NaN."""
 
 import json
 import math
@@ -16,13 +16,13 @@ from .stages import Stage
 
 
 class TimedRun:
-    """Trains a stage until its `minutes` have passed, over all resumed runs together.
+    """Trains a stage for its `minutes`, which include the time of earlier, resumed runs.
 
     Writes the codec to OUTPUT, state and log to OUTPUT.training.
 
     Args:
-        origin: stage, data and codec of the run; only a run with the same values resumes it.
-        seconds_per_step: seconds of audio in a step, for the log.
+        origin: stage, data and codec of the run. A run resumes only from a checkpoint with the same values.
+        seconds_per_step: seconds of audio per step, for the log.
     """
 
     def __init__(self, stage: Stage, options: StageOptions, origin: dict[str, str], seconds_per_step: float):
@@ -43,7 +43,7 @@ class TimedRun:
         self._log("checkpoint", self.stage.validate())
 
     def resume(self) -> None:
-        """Continues from the checkpoint, if there is one. Raises ValueError where it has another origin."""
+        """Continues from the checkpoint, if there is one. Raises ValueError if it has another origin."""
         if not self.state.is_file():
             return
         state = torch.load(self.state, map_location="cpu", weights_only=True)
@@ -58,7 +58,7 @@ class TimedRun:
         print(f"resumed at step {self.step}, {self.spent / 60:.1f} minutes", flush=True)
 
     def run(self) -> None:
-        """Trains. SIGINT and SIGTERM end the training early, with a checkpoint."""
+        """Trains. SIGINT and SIGTERM write a checkpoint and end the training."""
         handlers = {name: signal.signal(name, self._stop) for name in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._train()
@@ -90,10 +90,10 @@ class TimedRun:
             else:
                 self._recover()
             logged_step, totals = self.step, None
-            before = logged = time.monotonic()  # checkpoints do not count
+            before = logged = time.monotonic()  # does not count checkpoints
 
     def _recover(self):
-        """Returns to the last checkpoint, up to three times; the time that was spent is lost."""
+        """Returns to the last checkpoint, at most three times. The time since then still counts."""
         self.failures += 1
         if self.failures > 3 or not self.state.is_file():
             raise ValueError(f"the loss is not finite at step {self.step}; lower the learning rate")

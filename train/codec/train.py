@@ -2,13 +2,13 @@
 
   python -m smalle.train.codec.train RECIPE [--stage STAGE] [--fresh] [KEY.SUBKEY=VALUE ...]
 
-  reconstruction  fits principal components of log-mel frames and codebooks by residual k-means, unless the recipe names
-                  a codec to start from, and trains the decoder by spectral distance; later stages keep the codes
+  reconstruction  fits principal components of log-mel frames and codebooks (residual k-means), unless the recipe names
+                  a codec to start from; trains the decoder with a spectral distance; later stages keep the codes
   refiner         trains the refiner, which estimates the quantization error (codec.refiner_num_layers above 0)
-  adversarial     trains the decoder, behind the refiner, against discriminators
+  adversarial     trains the decoder, after the refiner, against discriminators
 
-Run the stages in this order, each with a command of its own. A stage runs for its `minutes`, and resumes from its last
-checkpoint when it is started again. KEY.SUBKEY=VALUE changes the recipe, for example reconstruction.minutes=5.
+Run the stages in this order, with one command each. A stage runs for its `minutes` and resumes from its last checkpoint
+if you start it again. KEY.SUBKEY=VALUE changes the recipe, for example reconstruction.minutes=5.
 """
 
 import functools
@@ -32,7 +32,7 @@ from .timed_run import TimedRun
 
 
 def load_pools(recipe: CodecRecipe, codec: SmallECodec, options: StageOptions) -> tuple[AudioPool, Tensor]:
-    """The pool to train on, and segments (B, L) of files that are left out of it; of a single file, its own."""
+    """The training pool, and held-out segments (B, L). A single file serves as both."""
     data, rate = recipe.data, codec.sampling_rate
     frames = options.frames if isinstance(options, RefinerOptions) else data.segment // codec.hop_length
     segment = frames * codec.hop_length
@@ -56,9 +56,9 @@ def load_pools(recipe: CodecRecipe, codec: SmallECodec, options: StageOptions) -
 
 
 def train(recipe: CodecRecipe, stage: str, fresh: bool = False) -> None:
-    """Runs a stage, which writes its codec to its `output`; `fresh`: without resuming from a checkpoint.
+    """Runs a stage, which writes its codec to its `output`; `fresh`: does not resume from a checkpoint.
 
-    Raises ValueError where the recipe lacks what the stage needs.
+    Raises ValueError if the recipe lacks what the stage needs.
     """
     options = getattr(recipe, stage)
     if options is None:

@@ -1,7 +1,7 @@
-"""Classes of the frames of the reading voice of pairs: parts of its phones.
+"""Classifies the frames of the reading voice of pairs into parts of phones.
 
-A network learns the phones of the readings, whose times are known. With it recordings and readings are aligned, and
-the frames of each phone of the readings are divided by their envelopes.
+Trains a network to recognize the phones of the readings, whose times are known. Aligns recordings with readings by it,
+and clusters the frames of each phone of the readings by their envelopes.
 """
 
 import math
@@ -24,15 +24,17 @@ from .pairs import Pair
 from .phones import NUM_PHONES, SILENCE, align
 from .stage import FRAMES, ConversionStage, centred, disguise, smooth_envelope, warp
 
-RECORDED_SHARE = 0.75  # of samples
+RECORDED_SHARE = 0.75  # of the training samples
 LOWEST = -8.0  # log probability of a phone
-CLASSES = 2, 12  # of a phone at least, at most
-SPLIT_FRAMES = 12_000  # frames of a phone that are enough to find its classes
+CLASSES = 2, 12  # fewest and most of a phone
+SPLIT_FRAMES = 12_000  # most frames of a phone to cluster
 
 
 class PhoneStage(ConversionStage):
-    """Trains a network to tell the phones of the readings, whose times are known, however they are warped; and of the
-    half of the recordings that were aligned best, if they were."""
+    """Trains a network to recognize phones in warped readings, whose phone times are known.
+
+    After a first alignment it also learns from the half of the recordings that were aligned best.
+    """
 
     def __init__(
         self,
@@ -78,15 +80,18 @@ class PhoneStage(ConversionStage):
 
 
 def phone_network(converter: VoiceConverter) -> FrameNetwork:
-    """A network as the converter's encoder, for phones."""
+    """A network like the converter's encoder, for phones."""
     config, size = converter.config, converter.codec_config.feature_size
     sizes = config.content_size, config.content_intermediate_size, config.content_num_layers
     return FrameNetwork(size, NUM_PHONES, *sizes)
 
 
 class Aligned(NamedTuple):
-    """A pair with what its alignment says: the place among the phones of each codec frame of the recording (T / 2,)
-    and of the reading (S / 2,), and the mean log probability of the recording's frames."""
+    """A pair with its alignment.
+
+    Holds the index in the phone sequence for each codec frame of the recording (T / 2,) and of the reading (S / 2,),
+    and the mean log probability of the recording's frames.
+    """
 
     pair: Pair
     recorded: np.ndarray
@@ -108,8 +113,11 @@ def align_pair(network: FrameNetwork, pair: Pair) -> Aligned:
 
 
 class Classes(NamedTuple):
-    """Classes of the frames of the reading voice: its phone (K,), its mean standardized envelope (K, 48), what
-    standardizes envelopes, (2, 48), and the class (S / 2,) of each frame of each reading."""
+    """Classes of the frames of the reading voice.
+
+    Holds the phone (K,) and the mean standardized envelope (K, 48) of each class, the moments (2, 48) that standardize
+    envelopes, and the class of each frame of each reading (S / 2,).
+    """
 
     phones: Tensor
     centroids: Tensor
@@ -125,8 +133,10 @@ def split_phone(features: Tensor, count: int) -> Tensor:
 
 
 def fit_classes(aligned: Sequence[Aligned], count: int) -> Classes:
-    """Divides the frames of each phone of the readings by their envelopes, and those around, into about `count` classes
-    altogether, more for frequent phones; silence is one."""
+    """Clusters the frames of each phone of the readings by their envelopes and those of their neighbours.
+
+    Makes about `count` classes in all, more for frequent phones. Silence is one class.
+    """
     envelopes = [smooth_envelope(row.pair.source) for row in aligned]
     joined = torch.cat(envelopes)
     moments = torch.stack((joined.mean(0), joined.std(0) + 1e-3))

@@ -1,9 +1,9 @@
-"""Pairs of recordings with the same texts read by one voice: mel frames of both, f0, and the phones.
+"""Makes pairs of a recording and the same text read by one voice: mel frames of both, f0 and phones.
 
   python -m smalle.train.conversion.pairs CORPUS OUT.safetensors --codec CODEC [--max-hours HOURS]
 
-CORPUS is any that `smalle prepare` reads, with transcripts. The voice is hibari's (package hibari-tts, Apache-2.0),
-about 100 times real time on one core, which also says when it speaks each phone.
+CORPUS is a corpus with transcripts in any layout that `smalle prepare` reads. The reading voice is hibari's (package
+hibari-tts, Apache-2.0). It speaks about 100 times as fast as real time on one core, and reports the time of each phone.
 """
 
 import json
@@ -31,7 +31,7 @@ from ..data.prepare import read_ahead
 from .phones import Reading, phone_sequence, phones_at
 from .voice import HibariVoice
 
-SECONDS = 1.0, 17.0  # of recordings that are taken
+SECONDS = 1.0, 17.0  # duration of the recordings to use
 COLUMNS = "mel", "source", "f0", "phones", "spoken"
 
 
@@ -39,9 +39,9 @@ COLUMNS = "mel", "source", "f0", "phones", "spoken"
 class Pair:
     """One recording and its reading.
 
-    mel (T, num_mels), source (S, num_mels): log-mel frames, float16. f0 (T,): Hz, 0 where unvoiced. phones (N,): those
-    of the text, with silences that may be left out. spoken (S / 2,): the phone of each codec frame of the reading.
-    symbols: those of the text's phones, stress and punctuation, with PHRASE_END.
+    mel (T, num_mels), source (S, num_mels): log-mel frames of the recording and of the reading, float16. f0 (T,): Hz, 0
+    if unvoiced. phones (N,): phones of the text, with optional silences. spoken (S / 2,): the phone of each codec frame
+    of the reading. symbols: phones, stress and punctuation of the text, with PHRASE_END.
     """
 
     speaker: str
@@ -54,13 +54,13 @@ class Pair:
 
 
 def cosines(count: int, num_mels: int) -> Tensor:
-    """Orthonormal cosines (count, num_mels): frames times these are their cepstra."""
+    """Orthonormal cosines (count, num_mels), which map frames to cepstra."""
     angles = torch.outer(torch.arange(count), torch.arange(num_mels) + 0.5) * (torch.pi / num_mels)
     return angles.cos() * (2 / num_mels) ** 0.5
 
 
 def mel_frames(analysis: MelAnalysis, waveform: np.ndarray, fill: bool) -> Tensor:
-    """Log-mel frames (T, num_mels) of a waveform (L,); `fill`: with the bands that the recording lacks."""
+    """Log-mel frames (T, num_mels) of a waveform (L,); `fill`: estimates the bands that the recording lacks."""
     hop = analysis.config.hop_length
     x = torch.from_numpy(waveform[None, : len(waveform) // hop * hop])
     mel = analysis.mel(x)
@@ -70,11 +70,11 @@ def mel_frames(analysis: MelAnalysis, waveform: np.ndarray, fill: bool) -> Tenso
 
 @torch.no_grad()
 def make_pair(analysis: MelAnalysis, speaker: str, waveform: np.ndarray, reading: Reading) -> Pair:
-    """The pair of a recording (L,) and the reading of its text, waveforms float32 at the codec's sampling rate."""
+    """The pair of a recording (L,) and its reading, float32 waveforms at the codec's sampling rate."""
     rate, (symbols, starts, speech) = analysis.config.sampling_rate, reading
     mel = mel_frames(analysis, waveform, True)
     source = mel_frames(analysis, to_speech_level(speech).astype(np.float32), False)
-    f0 = find_f0(np.round(waveform * 32767).astype(np.int16), rate)[1::2]  # at the middles of the frames
+    f0 = find_f0(np.round(waveform * 32767).astype(np.int16), rate)[1::2]  # at the centres of the frames
     f0 = np.pad(f0, (0, max(0, len(mel) - len(f0))))[: len(mel)]
     spoken = phones_at(symbols, starts, len(source) // 2)
     phones = torch.from_numpy(phone_sequence(symbols)), torch.from_numpy(spoken)
@@ -82,17 +82,17 @@ def make_pair(analysis: MelAnalysis, speaker: str, waveform: np.ndarray, reading
 
 
 def load_own_codec(path: str) -> SmallECodec:
-    """The codec of a folder. Raises ValueError where it is not one of this project."""
+    """Loads the codec of a folder. Raises ValueError for a codec of another kind."""
     codec = load_codec(path)
     if not isinstance(codec, SmallECodec):
-        raise ValueError(f"--codec {path}: expected one of this project, such as checkpoints/smalle-codec.")
+        raise ValueError(f"--codec {path}: expected a codec of this project, such as checkpoints/smalle-codec.")
     return codec
 
 
 def make_pairs(
     corpus: str, codec: SmallECodec, read: Callable[[str], Reading], max_hours: float = float("inf")
 ) -> Iterator[Pair]:
-    """Pairs of a corpus in a random order, up to so many hours of recordings.
+    """Pairs of a corpus in a random order, up to `max_hours` of recordings.
 
     read: speaks a text at 24 kHz.
     """
@@ -112,9 +112,9 @@ def make_pairs(
 
 
 def save_pairs(path: str, pairs: Sequence[Pair]) -> None:
-    """Writes pairs to one safetensors file. Raises ValueError for none."""
+    """Writes pairs to one safetensors file. Raises ValueError if there are none."""
     if not pairs:
-        raise ValueError(f"There is no pair for {path}: expected recordings of {SECONDS} seconds with transcripts.")
+        raise ValueError(f"no pairs for {path}: expected recordings of {SECONDS} seconds with transcripts.")
     tensors = {name: torch.cat([getattr(pair, name) for pair in pairs]) for name in COLUMNS}
     tensors["lengths"] = torch.tensor([[len(getattr(pair, name)) for name in COLUMNS] for pair in pairs])
     with atomic_write(path) as temporary:
@@ -123,7 +123,7 @@ def save_pairs(path: str, pairs: Sequence[Pair]) -> None:
 
 
 def load_pairs(paths: Sequence[str]) -> list[Pair]:
-    """Pairs of files. Speakers are named by their file."""
+    """Reads pairs from files. Prefixes speakers with the name of their file."""
     found = []
     for path in paths:
         with safe_open(path, "pt") as file:

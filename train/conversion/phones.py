@@ -1,15 +1,15 @@
-"""Phones of texts, their times in a reading voice's speech, and their alignment with recordings."""
+"""Phones of texts, their times in the speech of a reading voice, and their alignment with recordings."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 FRAME = 0.02  # seconds
-SILENCE = 0  # may stand between any two words
-MERGED = dict(zip("ᵊᵻQɐʔaɒɚrg", "əɪOətæɑɜɹɡ"))  # of the misaki alphabet
+SILENCE = 0  # may occur between any two words
+MERGED = dict(zip("ᵊᵻQɐʔaɒɚrg", "əɪOətæɑɜɹɡ"))  # in the alphabet of misaki
 ALPHABET = "bdfhjklmnpstvwzɡŋðθɹɾʃʒʤʧAIOWYiuæɑɔəɛɜɪʊʌ"
 NUM_PHONES = 1 + len(ALPHABET)
-PAUSE = 0.06  # seconds; shorter ones belong to their neighbours
+PAUSE = 0.06  # seconds; shorter pauses are divided between their neighbours
 PHRASE_END = "\n"  # among symbols
 Reading = tuple[str, Sequence[float], np.ndarray]  # symbols of phones, their starts in seconds, a waveform (L,)
 STRESSES, LONG = "ˈˌ", "ː"  # signs
@@ -17,12 +17,12 @@ DRIFT = 0.3  # share of the phones by which an alignment may leave the diagonal
 
 
 def phone_of(symbol: str) -> int | None:
-    """Number of a phone; SILENCE for spaces and signs of punctuation, None for signs of stress and length."""
+    """Index of a phone; SILENCE for spaces and punctuation, None for stress and length marks."""
     return None if symbol in STRESSES + LONG else 1 + ALPHABET.find(MERGED.get(symbol, symbol))
 
 
 def phone_sequence(symbols: Iterable[str]) -> np.ndarray:
-    """Numbers (N,) of phones with a silence at both ends and between words."""
+    """Indices (N,) of phones, with silences at both ends and between words."""
     numbers = [SILENCE]
     for number in map(phone_of, symbols):
         if number is not None and (number != SILENCE or numbers[-1] != SILENCE):
@@ -31,11 +31,11 @@ def phone_sequence(symbols: Iterable[str]) -> np.ndarray:
 
 
 def phones_at(symbols: Sequence[str], starts: Sequence[float], count: int) -> np.ndarray:
-    """Numbers (count,) of the phones at the middles of frames, by the starts in seconds of symbols.
+    """Indices (count,) of the phones at the centres of frames, from the start times of symbols in seconds.
 
-    Signs of stress and short pauses are shared by their neighbours.
+    The time of stress marks and short pauses is divided between their neighbours.
     """
-    spans: list[list] = [[SILENCE, 0.0]]  # number, start
+    spans: list[list] = [[SILENCE, 0.0]]  # index, start
     for symbol, start, end in zip(symbols, starts, [*starts[1:], count * FRAME]):
         number = phone_of(symbol)
         if number is None or (number == SILENCE and end - start < PAUSE):
@@ -51,8 +51,10 @@ def phones_at(symbols: Sequence[str], starts: Sequence[float], count: int) -> np
 
 
 def align(log_probabilities: np.ndarray, phones: np.ndarray) -> tuple[np.ndarray, float]:
-    """The likeliest path: the place (T,) in a sequence of phones (N,), whose silences may be left out, of each frame;
-    and the mean log probability of a frame. log_probabilities (T, NUM_PHONES)."""
+    """Aligns frames with log_probabilities (T, NUM_PHONES) to a sequence of phones (N,), whose silences are optional.
+
+    Returns the most likely index in the sequence for each frame (T,), and the mean log probability per frame.
+    """
     frames, count = len(log_probabilities), len(phones)
     scores = np.full(count, -np.inf)
     scores[: 1 + (phones[0] == SILENCE)] = log_probabilities[0, phones[: 1 + (phones[0] == SILENCE)]]
@@ -76,8 +78,10 @@ def align(log_probabilities: np.ndarray, phones: np.ndarray) -> tuple[np.ndarray
 
 
 def corresponding(path: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """For each frame of a path (T,), the frame of another path (S,) of the same phones at the same part of the same
-    phone, with a fraction; where the other one leaves a silence out, the frame at its place."""
+    """For each frame of a path (T,), the fractional frame of another path (S,) at the same part of the same phone.
+
+    If the other path lacks a silence, the frame at its position.
+    """
     first = np.searchsorted(path, path, side="left")
     length = np.searchsorted(path, path, side="right") - first
     begin = np.searchsorted(other, path, side="left")

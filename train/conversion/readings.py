@@ -1,6 +1,6 @@
-"""Readings of texts by one voice in the times of recordings: what that voice would have said, frame by frame.
+"""Readings of texts by one voice with the phone times of recordings, frame by frame.
 
-They are parallel to the recordings, and nothing in them tells who spoke those, but the pace.
+They are parallel to the recordings, and carry nothing of their speakers except the pace.
 """
 
 import itertools
@@ -25,25 +25,27 @@ from .stage import smooth_envelope
 from .voice import FRAME as VOICE_FRAME
 from .voice import HibariVoice
 
-EARLY = 0.008  # seconds by which a reading is spoken before its recording; it lies as much later in its frames
-LEAD, TAIL = 6, 12  # frames of the voice before the first phone and after the last one, at most
+EARLY = 0.008  # seconds by which a reading starts before its recording, to make up for the delay of its frames
+LEAD, TAIL = 6, 12  # most frames of the voice before the first phone and after the last one
 
 
 class TimedVoice(Protocol):
-    """A voice that speaks phonemes at given times, such as `.voice.HibariVoice`."""
+    """A voice that speaks phonemes with given durations, such as `.voice.HibariVoice`."""
 
     def frames(self, phonemes: Sequence[str]) -> np.ndarray:
-        """Frames (N + 2,) of phonemes (N), and of the pauses at both ends, as the voice would speak them."""
+        """The voice's own durations (N + 2,) in frames, of phonemes (N) and of the pauses at both ends."""
         ...
 
     def speak(self, phonemes: Sequence[str], frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Waveform with so many frames (N + 2,) of each."""
+        """The waveform for given durations (N + 2,) in frames."""
         ...
 
 
 def places_of(symbols: Sequence[str]) -> list[int]:
-    """The place of each symbol in `phone_sequence`. A sign of stress shares that of the next phone, one of length that
-    of the phone before."""
+    """The index of each symbol in `phone_sequence`.
+
+    A stress mark has the index of the next phone, a length mark that of the previous phone.
+    """
     places, place, silent = [], 0, True
     for symbol in symbols:
         number = phone_of(symbol)
@@ -55,7 +57,7 @@ def places_of(symbols: Sequence[str]) -> list[int]:
 
 
 def bounds_of(places: Sequence[int], natural: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Bounds (N + 1,) of symbols whose places (N) begin and end so; those of one place divide it as `natural` (N,)."""
+    """Bounds (N + 1,) of symbols by the times of their places (N); those of one place divide it like `natural` (N,)."""
     bounds = [starts[places[0]]]
     for place, group in itertools.groupby(range(len(places)), key=places.__getitem__):
         shares = natural[list(group)]
@@ -64,7 +66,7 @@ def bounds_of(places: Sequence[int], natural: np.ndarray, starts: np.ndarray, en
 
 
 def whole_frames(bounds: np.ndarray, first: int) -> np.ndarray:
-    """Frames (N + 1,), at least one of each, from `first` to the bounds (N + 1,), in frames, whole ones."""
+    """Rounds bounds (N + 1,) to durations (N + 1,) in frames from `first`, at least one frame each."""
     ends = [first]
     for bound in bounds:
         ends.append(max(ends[-1] + 1, round(bound)))
@@ -84,9 +86,9 @@ def phrases_of(symbols: Sequence[str]) -> Iterator[slice]:
 def read_in_times(
     voice: TimedVoice, frame: float, rate: int, symbols: Sequence[str], path: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Waveform of symbols at the times of a path (T,): the place among the phones of each codec frame.
+    """Waveform of symbols with the times of a path (T,), the index in the phone sequence for each codec frame.
 
-    frame: seconds of the voice's frames. rate: its sampling rate in Hz.
+    frame: duration of the voice's frames in seconds. rate: its sampling rate in Hz.
     """
     places, count, hop = places_of(symbols), int(path.max()) + 2, round(frame * rate)
     starts, ends = (
@@ -111,16 +113,16 @@ def read_in_times(
 
 @torch.no_grad()
 def timed_envelopes(analysis: MelAnalysis, voice: TimedVoice, frame: float, row: Aligned, seed: int) -> Tensor:
-    """Smooth envelopes (T, 48) of the reading of a pair in the times of its recording."""
+    """Smooth envelopes (T, 48) of the reading of a pair with the times of its recording."""
     rng = np.random.default_rng(seed)
-    path = np.append(row.recorded, row.recorded[-1:])  # one frame more, for the last windows
+    path = np.append(row.recorded, row.recorded[-1:])  # one more frame, for the last windows
     wave = read_in_times(voice, frame, analysis.config.sampling_rate, row.pair.symbols, path, rng)
     frames = mel_frames(analysis, to_speech_level(wave).astype(np.float32), False)
     return smooth_envelope(frames)[: len(row.recorded)]
 
 
 def make_readings(path: str, analysis: MelAnalysis, rows: Sequence[Aligned], moments: Tensor) -> list[Tensor]:
-    """`timed_envelopes` of rows, standardized by moments (2, 48), as half; of the file, or made and written to it."""
+    """`timed_envelopes` of rows, standardized by moments (2, 48), in half; reads the file or creates it."""
     if not Path(path).exists():
         voice, found = HibariVoice(), {}
         for number, row in enumerate(tqdm(rows, "readings", mininterval=2)):
@@ -132,11 +134,11 @@ def make_readings(path: str, analysis: MelAnalysis, rows: Sequence[Aligned], mom
 
 
 def load_readings(path: str, pairs: Sequence[Pair]) -> list[Tensor]:
-    """Readings (T, 48) of pairs, the last ones of a file. Raises ValueError where they are not of these pairs."""
+    """Readings (T, 48) of pairs, the last ones of a file. Raises ValueError if they belong to other pairs."""
     found = load_file(path)
     readings = [found[str(number)] for number in range(len(found))][-len(pairs) :]
     if [len(reading) for reading in readings] != [len(pair.mel) // 2 for pair in pairs]:
         raise ValueError(
-            f"{path} has readings of other pairs: give the pairs that smalle.train.conversion.content got."
+            f"{path} holds readings of other pairs: give the pairs that smalle.train.conversion.content was run on."
         )
     return readings

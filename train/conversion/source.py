@@ -1,4 +1,4 @@
-"""Makes a corpus of the speech of a checkpoint's default voice, which a converter learns to read.
+"""Synthesizes a corpus in a checkpoint's default voice, which a converter learns to convert.
 
   python -m smalle.train.conversion.source CHECKPOINT PLAN.jsonl OUT [--hours 4] [--batch-size 8]
 
@@ -24,7 +24,7 @@ LONGEST = 200  # characters of a text
 
 @torch.no_grad()
 def speak(checkpoint: str, plan: Sequence[dict], out: Path, hours: float, batch_size: int) -> Iterator[dict]:
-    """Speaks rows of a plan in batches of similar length, up to so many hours; yields rows of metadata."""
+    """Synthesizes rows of a plan in batches of similar length, up to `hours`; yields rows of metadata."""
     processor = SmallEProcessor.from_pretrained(checkpoint)
     model = SmallEForTextToSpeech.from_pretrained(checkpoint).eval()
     rate, seconds = processor.sampling_rate, 0.0
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("plan", type=Path, help="rows with id and text, as python -m smalle.corpus.texts writes them")
     parser.add_argument("out", type=Path, help="folder of the corpus to write")
     parser.add_argument("--hours", type=float, default=4, help="hours of speech to make (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="texts at once (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, help="texts per batch (default: %(default)s)")
     arguments = parser.parse_args(argv)
     plan = [row for row in read_json_lines(arguments.plan) if len(row["text"]) <= LONGEST]
     arguments.out.mkdir(parents=True, exist_ok=True)

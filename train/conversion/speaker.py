@@ -1,9 +1,9 @@
-"""Weights of the speaker network from those of Resemblyzer, and the map to its mel bands.
+"""Converts the weights of Resemblyzer to those of the speaker network, and fits the map to its mel bands.
 
   python -m smalle.train.conversion.speaker pretrained.pt CORPUS OUT.safetensors --codec CODEC
 
-pretrained.pt is part of the package resemblyzer (Apache-2.0), which is not imported. CORPUS: recordings, some dozens of
-which scale the map. The `speaker` of another converter serves as well: --speaker CONVERTER/model.safetensors.
+pretrained.pt is part of the package resemblyzer (Apache-2.0), which is not imported. CORPUS holds recordings; a few
+dozen of them scale the map. You can also use the `speaker` of another converter: --speaker CONVERTER/model.safetensors.
 """
 
 import sys
@@ -23,13 +23,15 @@ from smalle.voices_smalle import SPEAKER_MELS
 from ..codec.data import list_clips, load_audio
 from .pairs import load_own_codec, mel_frames
 
-RATE, WINDOW, HOP = 16000, 400, 160  # of Resemblyzer's frames
-LEVEL = -30.0  # dBFS that it raises recordings to
+RATE, WINDOW, HOP = 16000, 400, 160  # Resemblyzer's frames: Hz, samples, samples
+LEVEL = -30.0  # dBFS to which it raises recordings
 
 
 def slaney_filters() -> np.ndarray:
-    """Resemblyzer's triangular filters (40, 201), of equal area on Slaney's mel scale: linear up to 1 kHz, then
-    logarithmic."""
+    """Resemblyzer's triangular filters (40, 201) of equal area on Slaney's mel scale.
+
+    The scale is linear up to 1 kHz, then logarithmic.
+    """
     step = np.log(6.4) / 27
     top = 15 + np.log(RATE / 2 / 1000) / step
     mels = np.linspace(0, top, SPEAKER_MELS + 2)
@@ -50,8 +52,11 @@ def resemblyzer_mel(waveform: np.ndarray, rate: int) -> np.ndarray:
 
 
 def fit_mel_map(analysis: MelAnalysis, waveforms: Iterable[np.ndarray]) -> Tensor:
-    """The map (40, num_mels) from the power of the codec's bands, whose magnitudes it interpolates, to Resemblyzer's;
-    scaled, for each of its bands, to the loud frames of speech (L,)."""
+    """The map (40, num_mels) from the power in the codec's bands to the power in Resemblyzer's.
+
+    Interpolates the magnitudes of the codec's bands, and scales each of Resemblyzer's bands by the loud frames of
+    speech (L,).
+    """
     config = analysis.config
     sums = mel_filters(config.mel_n_fft, config.num_mels, config.sampling_rate, torch.device("cpu")).sum(1)
     centres = mel_frequencies(config.num_mels, config.sampling_rate)[1:-1].numpy()

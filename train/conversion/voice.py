@@ -1,6 +1,6 @@
 """hibari's voice (package hibari-tts, Apache-2.0), which reads texts for the training of a converter.
 
-It speaks about 100 times as fast as real time on one core. It reports the time of each phone, or takes it as an input.
+It speaks about 100 times as fast as real time on one core, and reports the duration of each phone or takes it as input.
 """
 
 import functools
@@ -14,11 +14,11 @@ from .phones import PHRASE_END, Reading
 
 RATE = 24000  # Hz
 FRAME = 0.025  # seconds
-COUNTS = "/Clip_output_0"  # tensor of the numbers of frames of each phoneme
+COUNTS = "/Clip_output_0"  # tensor of the durations of phonemes in frames
 
 
 def session_with(path: str | Path, tensor: str, given: bool = False) -> Any:
-    """A single-threaded ONNX Runtime session with an inner tensor as its last output, or if `given`, its last input."""
+    """A single-threaded ONNX Runtime session whose last output, or if `given` last input, is an inner tensor."""
     import onnx
     import onnxruntime
 
@@ -45,26 +45,26 @@ class HibariVoice:
 
     @functools.cached_property
     def timed(self) -> Any:
-        """The session that takes the number of frames of each phoneme."""
+        """The session that takes the durations of phonemes as input."""
         return session_with(self.tts.model_path, COUNTS, given=True)
 
     def inputs(self, phonemes: Sequence[str], pace: float = 1.0) -> dict[str, np.ndarray]:
-        """The inputs of a session for known phonemes (N); pace: 2 is twice as fast."""
+        """The inputs of a session for known phonemes (N); a pace of 2 is twice as fast."""
         return {"ids": np.array([self.tts.ids(phonemes)], np.int64), "speed": np.array([pace], np.float32)}
 
     def frames(self, phonemes: Sequence[str]) -> np.ndarray:
-        """Frames (N + 2,) of known phonemes, and of the pauses at both ends, as the voice would speak them."""
+        """The voice's own durations (N + 2,) in frames, of known phonemes (N) and of the pauses at both ends."""
         return self.natural.run(None, self.inputs(phonemes))[-1]
 
     def speak(self, phonemes: Sequence[str], frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Waveform of known phonemes (N), with so many frames (N + 2,) for each and for the pauses at both ends."""
+        """Waveform of known phonemes (N) and the pauses at both ends with given durations (N + 2,) in frames."""
         from hibari import dsp
 
         parts = self.timed.run(None, {**self.inputs(phonemes), COUNTS: frames.astype(np.float32)})
         return dsp.synth(*(part[0] for part in parts), rng)
 
     def read(self, text: str) -> Reading:
-        """A text, spoken at the voice's own pace, which varies a little."""
+        """Speaks a text at the voice's own pace, which varies a little."""
         from hibari import dsp
 
         symbols, starts, waves, offset = "", list[float](), [np.zeros(0, np.float32)], 0.0

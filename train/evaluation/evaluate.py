@@ -5,15 +5,15 @@
   smalle evaluate CHECKPOINT SENTENCES.txt OUT --runtime native    # in 8 bits, on a CPU
   smalle evaluate CHECKPOINT PARAGRAPHS.txt OUT --stream           # long texts, sentence by sentence
 
-A row of a .jsonl file is {"text", "audio"?, "audio_text"?, "reference"?}: `audio`, a recording, gives the voice, and
-`audio_text` is its transcript; `reference` is a recording to compare the result with. Paths are relative to the file.
+A row of a .jsonl file is {"text", "audio"?, "audio_text"?, "reference"?}. `audio` is a recording of the voice to use,
+and `audio_text` its transcript. `reference` is a recording to compare the result with. Paths are relative to the file.
 
-The results go to a folder under OUT whose name contains every option that changes a recording: 0001.wav, 0001.png (its
-alignment), ..., manifest.jsonl, report.json and index.html. Recordings that exist are kept: an interrupted run
-continues, and a finished one can be scored later.
+The results go to a folder under OUT whose name contains every option that changes a recording. It holds 0001.wav,
+0001.png (its alignment), ..., manifest.jsonl, report.json and index.html. Existing recordings are kept, so an
+interrupted run continues, and a finished one can be scored later.
 
-Besides the scores, "cut" is the number of utterances that ended only because max_new_tokens was reached, and "run_on"
-the number of those in which two or more words were recognized after the last one of the text.
+Besides the scores, "cut" is the number of utterances that were stopped at max_new_tokens, and "run_on" the number of
+those with two or more recognized words after the end of the text.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from .synthesis import Settings, Utterance, make_recordings, read_cut, wave_path
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises ValueError where it cannot be read."""
+    """The text of a UTF-8 file. Raises ValueError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -46,10 +46,10 @@ def read_text(path: Path) -> str:
 
 
 def read_utterances(path: Path) -> list[Utterance]:
-    """An utterance for each line of a text file, or for each row {"text", "audio"?, "audio_text"?, "reference"?} of a
-    .jsonl file, with paths relative to it.
+    """The utterances of a text file, one per line, or of the rows {"text", "audio"?, "audio_text"?, "reference"?} of a
+    .jsonl file, whose paths are relative to it.
 
-    Raises ValueError, with the number of the line, for other rows and missing files.
+    Raises ValueError with the line number for other rows and missing files.
     """
     utterances = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
@@ -67,7 +67,7 @@ def read_utterances(path: Path) -> list[Utterance]:
                 raise ValueError(f"{path}, line {number}: {file} does not exist")
         utterances.append(utterance)
     if not utterances:
-        raise ValueError(f"{path} holds no text: give a file with one sentence a line")
+        raise ValueError(f"{path} contains no text: give a file with one sentence per line")
     return utterances
 
 
@@ -87,9 +87,9 @@ def digest(files: Iterable[str | Path]) -> str | None:
 
 
 def open_folder(out: Path, settings: Settings, utterances: list[Utterance]) -> Path:
-    """The folder of these settings, which is made where it is missing.
+    """The folder of these settings; creates it if it is missing.
 
-    Raises ValueError where it holds recordings of other weights, texts or voices.
+    Raises ValueError if it holds recordings of other weights, texts or voices.
     """
     folder, prompts = out / settings.name, [u.audio for u in utterances if u.audio]
     voice = [settings.voice] if settings.voice and Path(settings.voice).is_file() else []
@@ -127,20 +127,22 @@ def evaluate(
     threads: int = 1,
     asr: str | None = None,
 ) -> dict:
-    """Synthesizes, scores where a scorer or a recognizer is given, and writes report.json and index.html.
+    """Synthesizes, scores if there is a scorer or recognizer, and writes report.json and index.html.
 
     Returns:
         {"folder", "utterances"}, "audio_seconds", "work_seconds" and "speed" (seconds of audio per second of work)
-        where something was synthesized, and the summary of the scores with "cut" and "run_on".
+        if something was synthesized, and the summary of the scores with "cut" and "run_on".
 
     Raises:
         ValueError: For wrong input.
-        CalledProcessError: When the scorer fails.
+        CalledProcessError: If the scorer fails.
     """
     utterances = read_utterances(settings.texts)
     prompted = any(utterance.audio for utterance in utterances)
     if prompted and settings.voice:
-        raise ValueError(f"--voice {settings.voice}: {settings.texts} names recordings of the voices; leave it out")
+        raise ValueError(
+            f"--voice {settings.voice}: {settings.texts} already names a recording for each voice; remove --voice"
+        )
     if prompted or settings.stream:
         settings = replace(settings, batch_size=1)
     folder = open_folder(out, settings, utterances)
@@ -164,7 +166,7 @@ def evaluate(
 
 
 def option(text: str) -> tuple[str, object]:
-    """KEY=VALUE as a pair; the value is JSON where it can be."""
+    """KEY=VALUE as a pair; the value is parsed as JSON if possible."""
     key, equals, value = text.partition("=")
     if not (equals and key.isidentifier()):
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE, for example temperature=0.8; got {text!r}")
@@ -177,13 +179,13 @@ def option(text: str) -> tuple[str, object]:
 def add_common_options(
     parser: argparse.ArgumentParser, batch_size: int = 8, device: str | None = None, threads: int | None = None
 ) -> None:
-    """Adds the options that the evaluation and the benchmarks over it share."""
+    """Adds the options that the evaluation and the benchmarks built on it share."""
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")
     parser.add_argument(
         "--batch-size",
         type=int,
         default=batch_size,
-        help="texts synthesized at once; 1 for voices of recordings and with --stream (default: %(default)s)",
+        help="number of texts per batch; 1 with recordings as voices and with --stream (default: %(default)s)",
     )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--device", default=device, help="cpu or cuda (default here: %(default)s)")
@@ -191,7 +193,7 @@ def add_common_options(
         "--runtime",
         choices=RUNTIMES,
         default="torch",
-        help="torch: PyTorch; native: C with 8-bit weights; auto: native where it runs (default: torch)",
+        help="torch: PyTorch; native: C with 8-bit weights; auto: native if possible (default: torch)",
     )
     parser.add_argument(
         "--generate",
@@ -205,7 +207,7 @@ def add_common_options(
 
 
 def add_scorer_options(parser: argparse.ArgumentParser, required: bool = False, threads: int | None = None) -> None:
-    """Adds the options that choose what scores recordings."""
+    """Adds the options that choose a scorer."""
     parser.add_argument(
         "--scorer", type=Path, required=required, help="Python program that scores a manifest (docs/evaluation.md)"
     )
@@ -213,18 +215,21 @@ def add_scorer_options(parser: argparse.ArgumentParser, required: bool = False, 
         "--scorer-python", default=sys.executable, help="the Python that runs the scorer (default: this one)"
     )
     if not required:
-        parser.add_argument("--asr", help="score by this speech recognizer of transformers: folder or Hub name")
+        parser.add_argument("--asr", help="score with this transformers speech recognizer: folder or Hub name")
     parser.add_argument("--threads", type=int, default=threads, help="CPU threads of the model and of the scorer")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = command_parser("smalle evaluate", __doc__)
     parser.add_argument("checkpoint", type=find_checkpoint, help="folder, Hub name or smalle-mini")
-    parser.add_argument("texts", type=Path, help="text file, one sentence a line; or .jsonl")
-    parser.add_argument("out", type=Path, help="folder in which the folder of the results is made")
+    parser.add_argument("texts", type=Path, help="text file with one sentence per line, or .jsonl")
+    parser.add_argument("out", type=Path, help="parent folder of the folder of results")
     parser.add_argument("--voice", help="preset voice or voice file (default: the checkpoint's default voice)")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the model (default: float32)"
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="data type of the model (default: float32)",
     )
     parser.add_argument("--stream", action="store_true", help="use the streaming interface, for texts of any length")
     add_common_options(parser)
@@ -239,7 +244,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns 0, or 1 when the scorer fails; raises ValueError for wrong input."""
+    """Runs the command. Returns 0, or 1 if the scorer fails; raises ValueError for wrong input."""
     args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -1,4 +1,4 @@
-"""Evaluation results for people: an HTML page with every utterance, and pictures of alignments."""
+"""An HTML page with every utterance of an evaluation, and pictures of alignments."""
 
 import html
 import os
@@ -21,18 +21,18 @@ BACKGROUND, FOREGROUND = np.array([255, 255, 255.0]), np.array([23, 45, 110.0])
 
 
 def alignment_picture(alignment: np.ndarray, width: int = 600, height: int = 200) -> np.ndarray:
-    """An alignment (T, N) with weights of 0 to 1 as uint8 (H, W, 3): time to the right, the text upwards.
+    """A picture uint8 (H, W, 3) of an alignment (T, N) with weights of 0 to 1: time to the right, text upwards.
 
-    The picture is at least as large as asked for, with cells of the same size.
+    All cells have the same size, and the picture has at least the requested size.
     """
-    cells = np.sqrt(np.clip(np.asarray(alignment, np.float64), 0, 1)).T[::-1]  # makes small weights visible
+    cells = np.sqrt(np.clip(np.asarray(alignment, np.float64), 0, 1)).T[::-1]  # the root makes small weights visible
     rows, columns = (max(1, -(-size // count)) for size, count in zip((height, width), np.maximum(1, cells.shape)))
     shades = np.kron(cells, np.ones((rows, columns)))[..., None]
     return (BACKGROUND + shades * (FOREGROUND - BACKGROUND)).round().astype(np.uint8)
 
 
 def png(picture: np.ndarray) -> bytes:
-    """A picture uint8 (H, W, 3) as a PNG file."""
+    """Encodes a picture uint8 (H, W, 3) as PNG."""
     height, width, _ = picture.shape
 
     def chunk(kind, data):
@@ -86,12 +86,12 @@ def _section(number: int, row: dict, folder: Path) -> str:
 
 
 def results_page(folder: Path, rows: list[dict], report: dict) -> str:
-    """A page with a summary and the utterances, those with the most errors first.
+    """A page with a summary and the utterances, those with most errors first.
 
     Args:
         folder: The folder of the page and the recordings.
-        rows: Rows of the scores, or of the manifest where there are no scores.
-        report: What report.json holds: "summary", "timing", "settings", "scorer".
+        rows: Rows of the scores, or of the manifest if there are no scores.
+        report: The content of report.json: "summary", "timing", "settings", "scorer".
     """
     order = sorted(enumerate(rows, 1), key=lambda pair: -(pair[1].get("wer") or 0))
     summary = {**report.get("summary", {}), **report.get("timing", {})}

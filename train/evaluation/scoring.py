@@ -1,8 +1,8 @@
-"""Scores the recordings of a manifest: by a program of the user's choice, or by a speech recognizer of transformers.
+"""Scores the recordings of a manifest with a program of the user's choice or a transformers speech recognizer.
 
 A manifest is a file of JSON lines {"audio": a path relative to the manifest, "text", "reference"?: a recording of the
 same speaker, "cut"?: whether the recording was cut off}. Scores are {"summary": {name: value}, "rows": the rows of the
-manifest with what was found out about each, such as "heard", the transcript}.
+manifest with their results, such as the recognized text "heard"}.
 """
 
 import json
@@ -33,9 +33,9 @@ def write_manifest(folder: Path, rows: list[dict]) -> Path:
 
 
 def score(manifest: Path, scorer: str | Path, python: str = sys.executable, threads: int = 1) -> dict:
-    """The scores that a program gives, called as PYTHON SCORER MANIFEST --out FILE --threads N.
+    """Runs PYTHON SCORER MANIFEST --out FILE --threads N and returns its scores.
 
-    Raises CalledProcessError where it fails.
+    Raises CalledProcessError if it fails.
     """
     out = manifest.with_name(".scores.json.partial")
     command = [python, str(scorer), str(manifest), "--out", str(out), "--threads", str(threads)]
@@ -46,7 +46,7 @@ def score(manifest: Path, scorer: str | Path, python: str = sys.executable, thre
 
 
 def recognize(manifest: Path, recognizer: str, device: str = "cpu") -> dict:
-    """Word errors by a speech recognizer of transformers: a folder or Hub name."""
+    """Counts word errors with a transformers speech recognizer: a folder or Hub name."""
     transcriber, rows = Transcriber(recognizer, device), read_jsonl(manifest)
     for row in tqdm(rows, desc="recognizing", unit="utterance"):
         wave = read_audio(manifest.parent / row["audio"], transcriber.sampling_rate)
@@ -56,11 +56,11 @@ def recognize(manifest: Path, recognizer: str, device: str = "cpu") -> dict:
 
 
 def count_endings(recordings: list[dict], scored: list[dict]) -> dict[str, int | None]:
-    """The numbers of utterances that were cut off and of those that run on after their text.
+    """Counts utterances that were cut off, and utterances that continue after their text.
 
     Args:
         recordings: Rows of a manifest.
-        scored: Rows of its scores. Where rows lack "cut" or "heard", that number is None.
+        scored: Rows of its scores. If rows lack "cut" or "heard", that count is None.
     """
     cut = run_on = None
     if all("cut" in row for row in recordings):

@@ -18,19 +18,19 @@ from smalle.saving_smalle import write_json
 
 from .report import alignment_picture, png
 
-Processor = Any  # a SmallEProcessor and a SmallEForTextToSpeech by the code of the checkpoint
+Processor = Any  # SmallEProcessor and SmallEForTextToSpeech, from the code of the checkpoint
 Model = Any
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that the result of an evaluation depends on.
+    """Everything that determines the result of an evaluation.
 
     Attributes:
         checkpoint: Folder or Hub name.
         texts: File of sentences (`evaluate.read_utterances`).
-        voice: Name or file of a voice; None for the checkpoint's default.
-        stream: Texts are synthesized one by one by the streaming interface, without pictures of alignments.
+        voice: Name or file of a voice; None: the checkpoint's default.
+        stream: Synthesizes texts one by one with the streaming interface, without pictures of alignments.
         generate: Options of `model.generate`.
     """
 
@@ -68,7 +68,7 @@ class Utterance:
     """A text to synthesize.
 
     Attributes:
-        audio: Recording that gives the voice.
+        audio: Recording of the voice to use.
         audio_text: Transcript of that recording.
         reference: Recording of the speaker to compare the result with.
     """
@@ -81,7 +81,7 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Speech:
-    """A waveform float32 (L,); whether it was cut off before its end; its alignment (T, N) where the model has one."""
+    """A waveform float32 (L,), whether it was cut off, and its alignment (T, N) if the model has one."""
 
     wave: np.ndarray
     cut: bool
@@ -91,7 +91,7 @@ class Speech:
 def load(settings: Settings) -> tuple[Processor, Model]:
     """Loads a checkpoint with the device, data type and runtime of the settings.
 
-    Raises ValueError where it cannot be loaded, or the runtime is not for this device and data type.
+    Raises ValueError if it cannot be loaded or the runtime does not support the device or data type.
     """
     from transformers import AutoModelForTextToWaveform, AutoProcessor
 
@@ -115,7 +115,7 @@ def load(settings: Settings) -> tuple[Processor, Model]:
 
 
 def voice_arguments(utterance: Utterance, voice: str | None) -> dict:
-    """The arguments of the processor that choose the voice of an utterance: a recording, or the name of a voice."""
+    """The processor's arguments for the voice of an utterance: a recording, or the name of a voice."""
     if utterance.audio is None:
         return {"voice": voice} if voice else {}
     wave, sampling_rate = soundfile.read(utterance.audio, dtype="float32", always_2d=True)
@@ -123,7 +123,7 @@ def voice_arguments(utterance: Utterance, voice: str | None) -> dict:
 
 
 def encode(processor: Processor, batch: list[Utterance], voice: str | None) -> BatchFeature:
-    """The model's inputs for a batch; one utterance where its voice is a recording."""
+    """The model's inputs for a batch; a voice from a recording allows only one utterance."""
     texts = batch[0].text if batch[0].audio else [utterance.text for utterance in batch]
     return processor(texts, return_tensors="pt", **voice_arguments(batch[0], voice))
 
@@ -132,14 +132,14 @@ def encode(processor: Processor, batch: list[Utterance], voice: str | None) -> B
 def synthesize(
     processor: Processor, model: Model, inputs: BatchFeature, voice: str | None = None, **options
 ) -> list[Speech]:
-    """The speech of each row of a batch. voice: of all rows, as `decode` takes it; `options`: of `model.generate`."""
+    """Generates the speech of each row. voice: of all rows, for `decode`; `options`: of `model.generate`."""
     aligned = getattr(model.config, "has_alignment", False)
     options |= {"output_alignments": True} if aligned else {}
     try:
         output = model.generate(**inputs.to(model.device), return_dict_in_generate=True, **options)
-    except ValueError as error:  # an error of the model, which needs its traceback, and not of the user
+    except ValueError as error:  # not an error of the user: keep the traceback
         raise RuntimeError(f"generation failed: {error}") from error
-    # Rows are decoded one by one, at their own lengths: the codec gets no padding.
+    # Decodes rows one by one at their own lengths, so that the codec sees no padding.
     lengths = output.lengths.tolist()
     rows = [codes[None, :length] for codes, length in zip(output.sequences, lengths, strict=True)]
     speaker = {"voice": voice} if voice else {}
@@ -152,12 +152,12 @@ def synthesize(
 
 
 def were_cut(output) -> list[bool]:
-    """For each row of the output of `generate` whether its reading was ended, and not by the model."""
+    """For each row of the output of `generate`, whether it was stopped before the model ended it."""
     return [reason not in ("stop", "skipped", "incomplete", None) for reason in output.finish_reason]
 
 
 class CutRecorder:
-    """A model for the streaming interface. `cut` tells of each piece of a text whether it was ended."""
+    """A model for the streaming interface, which records in `cut` for each piece whether it was cut off."""
 
     def __init__(self, model: Model):
         self.model = model
@@ -178,7 +178,7 @@ class CutRecorder:
 
 
 def stream(processor: Processor, model: Model, utterance: Utterance, voice: str | None, seed: int, **options) -> Speech:
-    """The speech of a text of any length, by the streaming interface."""
+    """Synthesizes a text of any length with the streaming interface."""
     recorder = CutRecorder(model)
     waves = processor.stream(recorder, utterance.text, seed=seed, **voice_arguments(utterance, voice), **options)
     return Speech(torch.cat(list(waves)).numpy(), any(recorder.cut))
@@ -190,10 +190,10 @@ def wave_path(folder: Path, index: int) -> Path:
 
 
 def missing_batches(folder: Path, utterances: list[Utterance], size: int) -> list[list[int]]:
-    """Indices of the batches in which a recording is missing.
+    """Indices of the batches with missing recordings.
 
-    The batches themselves do not depend on the folder, so that a resumed run draws the same random numbers. Texts of
-    similar length share a batch.
+    Texts of similar length share a batch. The batches do not depend on the content of the folder, so that a resumed run
+    draws the same random numbers.
     """
     order = sorted(range(len(utterances)), key=lambda i: (len(utterances[i].text), i))
     batches = [order[start : start + size] for start in range(0, len(order), size)]
@@ -201,11 +201,11 @@ def missing_batches(folder: Path, utterances: list[Utterance], size: int) -> lis
 
 
 def make_recordings(settings: Settings, utterances: list[Utterance], folder: Path) -> dict | None:
-    """Synthesizes the recordings that are missing in a folder.
+    """Synthesizes the missing recordings of a folder.
 
     Returns:
-        {"audio_seconds", "work_seconds", "speed"}, or None when nothing was missing. Work is generation and decoding;
-        the first batch, a warm-up, counts only where it is the only one.
+        {"audio_seconds", "work_seconds", "speed"}, or None if nothing was missing. Work is generation and decoding.
+        The first batch is a warm-up and counts only if it is the only one.
     """
     batches = missing_batches(folder, utterances, settings.batch_size)
     if not batches:
@@ -240,7 +240,7 @@ def make_recordings(settings: Settings, utterances: list[Utterance], folder: Pat
 
 
 def save_speeches(folder: Path, speeches: dict[int, Speech], sampling_rate: int) -> None:
-    """Writes the recordings that are missing, pictures of alignments, and to cut.json which recordings were cut off."""
+    """Writes missing recordings, pictures of alignments, and cut.json, which says which ones were cut off."""
     new = {index: speech for index, speech in speeches.items() if not wave_path(folder, index).is_file()}
     cut = {wave_path(folder, index).name: speech.cut for index, speech in new.items()}
     write_json(folder / "cut.json", {**read_cut(folder), **cut})
@@ -252,6 +252,6 @@ def save_speeches(folder: Path, speeches: dict[int, Speech], sampling_rate: int)
 
 
 def read_cut(folder: Path) -> dict[str, bool]:
-    """Whether recordings were cut off, by the names of their files."""
+    """Whether recordings were cut off, by file name."""
     path = folder / "cut.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

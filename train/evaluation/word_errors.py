@@ -1,4 +1,4 @@
-"""Word errors: what was recognized against what should have been said."""
+"""Word errors of recognized text against the intended text."""
 
 import itertools
 import re
@@ -46,13 +46,13 @@ def errors(pairs: Pairs) -> int:
 
 
 def skips(pairs: Pairs) -> bool:
-    """Whether two words in a row are missing, or the last one."""
+    """Whether the last word or two words in a row are missing."""
     missing = [other is None for word, other in pairs if word is not None]
     return any(map(all, zip(missing, missing[1:]))) or bool(missing and missing[-1])
 
 
 def repeats(pairs: Pairs) -> bool:
-    """Whether an inserted word is within two words of the same word."""
+    """Whether an inserted word also occurs within two words of it."""
     heard = [(word, other) for word, other in pairs if other is not None]
     return any(
         word is None and other in [near for _, near in heard[max(0, n - 2) : n] + heard[n + 1 : n + 3]]
@@ -61,7 +61,7 @@ def repeats(pairs: Pairs) -> bool:
 
 
 def runs_on(pairs: Pairs) -> bool:
-    """Whether two words or more were inserted after the last one that is right."""
+    """Whether two or more words were inserted after the last correct one."""
     after = itertools.takewhile(lambda pair: pair[0] != pair[1], reversed(pairs))
     return sum(word is None for word, _ in after) > 1
 
