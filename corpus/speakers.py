@@ -1,4 +1,4 @@
-"""Speakers for Kokoro: its English voices, blends of them, and sampled speakers; and the voices held out from training.
+"""Speakers for Kokoro: its English voices, blends of them and sampled speakers; and held-out voices.
 
 A voice's name begins with its accent (a American, b British, others other languages) and sex (f, m). Its style has two
 halves, sound and prosody; a speaker has weights of voices for each.
@@ -7,7 +7,7 @@ halves, sound and prosody; a speaker has weights of voices for each.
 import random
 from collections.abc import Iterable
 
-# Speakers of listening tests: in no training data, not even as a part of a blend.
+# Speakers of listening tests. They are in no training data, not even as a part of a blend.
 HELD_OUT_VOICES = ("af_sky", "am_puck", "bf_lily", "bm_fable", "af_river", "am_liam", "bf_alice", "bm_lewis")
 # Kokoro's other English voices, and the share of the utterances of each.
 VOICES = dict.fromkeys(
@@ -18,14 +18,14 @@ VOICES = dict.fromkeys(
 VOICES |= dict.fromkeys(("af_heart", "am_michael"), 0.05)
 VOICES |= dict.fromkeys(("af_bella", "bf_emma", "bm_george", "am_fenrir"), 0.03)
 VOICES |= dict.fromkeys(("am_santa", "af_nicole"), 0.005)
-WHISPERING = ("af_nicole",)  # in no blend: half a whisper is noise
-NOISY = ("zf_xiaoyi", "zf_xiaoxiao", "zm_yunxia", "jf_nezumi")  # DistillMOS below 3 with an English prosody
+WHISPERING = ("af_nicole",)  # in no blend, because half a whisper is noise
+NOISY = ("zf_xiaoyi", "zf_xiaoxiao", "zm_yunxia", "jf_nezumi")  # DistillMOS below 3 with English prosody
 BLENDS = 400
 
-MIN_LENGTH, MAX_LENGTH = 30, 80  # characters of a sampled speaker's texts: many speakers rather than many words
+MIN_LENGTH, MAX_LENGTH = 30, 80  # characters of a sampled speaker's texts: short, for more speakers per hour
 BRITISH = 0.4  # share of the sampled speakers
-SPREAD = 1.0  # of the sampled sounds, in standard deviations of the voices'
-NOISE = {"voice": 0.75, "prosody": 0.35}  # length of a random part of the style; voices are 1.5 from their mean
+SPREAD = 1.0  # of the sampled timbres, in standard deviations of the voices
+NOISE = {"voice": 0.75, "prosody": 0.35}  # length of the random part of a style; voices are 1.5 from their mean
 
 
 def blend_voices(rng: random.Random) -> dict[str, float]:
@@ -57,7 +57,7 @@ def make_speakers(seed: int) -> dict[str, dict]:
     known: set = set()
     while len(voices) < len(VOICES) + BLENDS:
         voice = blend_voices(rng)
-        key = frozenset((name, round(weight * 8)) for name, weight in voice.items())  # near duplicates are drawn again
+        key = frozenset((name, round(weight * 8)) for name, weight in voice.items())  # redraws near duplicates
         if key not in known:
             known.add(key)
             voices[f"blend{len(voices) - len(VOICES):03d}"] = voice
@@ -74,7 +74,7 @@ def make_speakers(seed: int) -> dict[str, dict]:
 
 
 def assign(shares: dict[str, float], count: int, rng: random.Random) -> list[str]:
-    """`count` names in these shares, each spread evenly, so that every prefix has the same shares."""
+    """`count` names with these shares, spread evenly, so that every prefix has the same shares."""
     turns = []
     for name, share in shares.items():
         step, phase = 1 / share, rng.random()
@@ -83,15 +83,16 @@ def assign(shares: dict[str, float], count: int, rng: random.Random) -> list[str
 
 
 def rows_by_accent(rows: Iterable[dict]) -> dict[str, list[dict]]:
-    """Rows of a plan whose phonemes are American ("a") or British ("b") throughout."""
+    """Rows of a plan whose voices are all American ("a") or all British ("b")."""
     rows = list(rows)
     return {accent: [row for row in rows if {voice[0] for voice in row["voice"]} == {accent}] for accent in "ab"}
 
 
 def sample_sound(rng: random.Random, by_sex: dict[str, list[str]], sex: str) -> dict[str, float]:
-    """Weights of all voices, summing to 1, of a normally distributed sound around the mean of a sex.
+    """Weights of all voices, summing to 1, for a normally distributed timbre around the mean of a sex.
 
-    It is that mean plus, for each voice, its distance from the mean of its own sex times a normal number."""
+    The timbre is that mean plus, for each voice, its distance from the mean of its own sex times a normal number.
+    """
     count, weights = sum(map(len, by_sex.values())), {}
     for other, names in by_sex.items():
         normal = [rng.gauss(0, SPREAD / count**0.5) for _ in names]
@@ -101,13 +102,13 @@ def sample_sound(rng: random.Random, by_sex: dict[str, list[str]], sex: str) -> 
 
 
 def sample_speakers(rows: list[dict], count: int, texts_each: int, voices: Iterable[str], seed: int = 0) -> list[dict]:
-    """Rows of a plan for `count` new speakers with `texts_each` of its texts; fewer where the texts run out.
+    """Rows of a plan for `count` new speakers with `texts_each` of its texts; fewer if the texts run out.
 
-    Kokoro's 54 voices are few, and blends lie between them: a model generalises to unheard blends better than to
-    unheard voices (dev/training-log.md). So sounds are drawn from a normal distribution as wide as the voices of all
-    languages, plus a random part; prosodies are blends of two English voices of the same sex, plus a smaller one.
+    Kokoro has only 54 voices, and blends lie between them: a model generalizes to new blends better than to new voices
+    (dev/training-log.md). Timbres are therefore drawn from a normal distribution as wide as the voices of all
+    languages, plus a random part. Prosodies are blends of two English voices of the same sex, plus a smaller one.
 
-    Speakers come in pairs, "~a" and "~b", that say the same texts with the same prosody, and so in the same times.
+    Speakers come in pairs, "~a" and "~b", that say the same texts with the same prosody, and so with the same timing.
     """
     left_out = {*HELD_OUT_VOICES, *WHISPERING, *NOISY}
     by_sex = {sex: sorted(name for name in voices if name[1] == sex and name not in left_out) for sex in "fm"}

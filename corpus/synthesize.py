@@ -7,7 +7,7 @@ A row of the plan: {"id": "s1", "text": "Hello.", "phonemes": "həlˈO.", "speak
 "prosody", weights for durations and pitch, if they differ from the voice's; "noise": {"voice": [7, 0.75], "prosody":
 [8, 0.35]}, the seed and the length of a random vector that is added to each half of the style.
 
-Rows are spoken in the plan's order. The same command again resumes: rows whose file exists are skipped.
+Rows are synthesized in the plan's order. To resume, run the same command again: it skips rows whose file exists.
 """
 
 import argparse
@@ -63,14 +63,14 @@ class Sentence:
 
 
 def read_plan(path: Path, voices: dict[str, torch.Tensor]) -> list[dict]:
-    """Rows of the plan. Raises ValueError for a row that cannot be spoken, with its line."""
+    """Rows of the plan. Raises ValueError with the line number for an invalid row."""
     rows, seen = [], set()
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
             check_row(row, voices)
             if file_name(row) in seen:
-                raise ValueError(f"{file_name(row)} was there before; expected another id or speaker")
+                raise ValueError(f"{file_name(row)} occurs twice; expected another id or speaker")
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
         seen.add(file_name(row))
@@ -79,7 +79,7 @@ def read_plan(path: Path, voices: dict[str, torch.Tensor]) -> list[dict]:
 
 
 def check_row(row: dict, voices: dict[str, torch.Tensor]) -> None:
-    """Raises ValueError for a row that cannot be spoken."""
+    """Raises ValueError for an invalid row."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {row!r}")
     for name, kind in FIELDS.items():
@@ -88,7 +88,7 @@ def check_row(row: dict, voices: dict[str, torch.Tensor]) -> None:
     if unknown := (row["voice"].keys() | row.get("prosody", {}).keys()) - voices.keys():
         raise ValueError(f"no voice {', '.join(sorted(unknown))}; expected some of {', '.join(sorted(voices))}")
     if not row["voice"] or not 0.3 <= row["speed"] <= 3:
-        raise ValueError(f"voice {row['voice']}, speed {row['speed']}; expected one voice at least, speed 0.3 to 3")
+        raise ValueError(f"voice {row['voice']}, speed {row['speed']}; expected one or more voices, speed 0.3 to 3")
     noise = row.get("noise", {})
     if not isinstance(noise, dict) or not noise.keys() <= set(STYLE_HALVES) or not all(map(is_noise, noise.values())):
         raise ValueError(f'noise is {noise!r}; expected a seed and a length for each half, as {{"voice": [7, 0.75]}}')

@@ -3,9 +3,9 @@
   python -m smalle.corpus.texts PLAN.jsonl [--lj lj_texts.tsv] [--wordnet DIR] [--sentences FOLDER ...]
            [--exclude FILE ...] [--total 110000] [--seed 0]
 
-Writes a line of JSON for each utterance, {"id", "text", "phonemes", "speaker", "voice": {name: weight}, "speed"}, and
-PLAN.speakers.json with every speaker's voice, accent, speed and share. Every prefix of the plan has the same mixture of
-sources, lengths and speakers, so synthesis may stop anywhere.
+Writes one line of JSON per utterance, {"id", "text", "phonemes", "speaker", "voice": {name: weight}, "speed"}, and
+PLAN.speakers.json with the voice, accent, speed and share of every speaker. Every prefix of the plan has the same
+mixture of sources, lengths and speakers, so synthesis may stop anywhere.
 
 Sources and licences:
 
@@ -17,9 +17,9 @@ Sources and licences:
   CC BY 4.0), or any other folder of sentences.
 - The project's own: sentences of corpus/templates.py, and the most frequent words of all sources, each alone.
 
-Phonemes are in misaki's alphabet, by the G2P of hibari-tts (Apache-2.0), and British for British speakers. A sentence
-with a word that its lexicons lack is left out, because a wrong pronunciation would be learned; only in the LJ texts,
-which have many names, such words are guessed by its network.
+The G2P of hibari-tts (Apache-2.0) makes the phonemes, in misaki's alphabet, and in British English for British
+speakers. Sentences with a word that its lexicons lack are left out, because the model would learn a wrong
+pronunciation. Only in the LJ texts, which have many names, its network guesses such words.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from . import templates
 from .speakers import assign, make_speakers
 
 MIN_LENGTH, MAX_LENGTH = 2, 220  # characters of a text
-SHORT, LONG = 20, 90  # below: a short text; from here: a long one
+SHORT, LONG = 20, 90  # texts below SHORT are short, from LONG on long
 SHORT_SHARE, LONG_SHARE = 0.10, 0.35
 ALLOWED = re.compile(r"""[A-Za-z .,;:?!'"()-]+""")
 FOLD = str.maketrans({"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": ", ", "…": ".", "\t": " "})
@@ -58,7 +58,7 @@ QUESTION = re.compile(
 
 
 def any_word(words: Iterable[str]) -> re.Pattern:
-    """A pattern of any of these words."""
+    """A pattern that matches any of these words."""
     return re.compile(rf"\b({'|'.join(map(re.escape, words))})\b")
 
 
@@ -87,7 +87,7 @@ REPAIRED = any_word(REPAIRS)
 
 
 def clean(text: str) -> str | None:
-    """A text spelled out, in the allowed characters; None for other characters or a length that is not allowed."""
+    """The normalized text; None if it has other than the allowed characters or lengths."""
     text = text.translate(FOLD).replace("--", ", ").replace(" - ", ", ")
     text = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
     text = re.sub(r"\.{2,}", ".", re.sub(r"\s+", " ", spell_out(text))).strip()
@@ -100,7 +100,7 @@ def clean(text: str) -> str | None:
 
 
 def as_sentence(text: str, questions: bool = False) -> str | None:
-    """`clean`, with a capital and a final mark; with `questions`, the first word decides between . and ?"""
+    """`clean` with a capital and a final mark; with `questions`, the first word decides between . and ?"""
     cleaned = clean(re.sub(r"\bi\b(?!\.)", "I", text.strip().rstrip(",;:- ")))
     if not cleaned or cleaned.count('"') % 2 or cleaned.count("(") != cleaned.count(")"):
         return None
@@ -111,8 +111,11 @@ def as_sentence(text: str, questions: bool = False) -> str | None:
 
 
 class Exclusion:
-    """Sentences that must not be trained on. `text in exclusion` also finds near copies: texts of the same words, and
-    those that share five-word runs which cover 60 % of the text or of an excluded sentence."""
+    """Sentences that must not be trained on.
+
+    `text in exclusion` also finds near copies: texts with the same words, and texts whose five-word runs in common with
+    an excluded sentence cover 60 % of either.
+    """
 
     def __init__(self, sentences: Iterable[str], cover: float = 0.6):
         self.sentences = {words for sentence in sentences if (words := self._words(sentence))}
@@ -146,7 +149,7 @@ class Exclusion:
 
 
 def lj_texts(path: Path) -> list[str]:
-    """Texts of lines "id<TAB>text". They often begin and end within a sentence."""
+    """Texts of lines "id<TAB>text". They often start and end within a sentence."""
     return [text for line in path.read_text(encoding="utf-8").splitlines() if (text := clean(line.split("\t")[-1]))]
 
 
@@ -162,7 +165,7 @@ def wordnet_sentences(folder: Path) -> tuple[list[str], list[str]]:
             gloss = line.partition("|")[2].strip()
             if line.startswith("  ") or not gloss or OFFENSIVE.search(gloss):
                 continue
-            examples += re.findall(r'"([^"`]+)"(?!\s*-)', gloss)  # but no quotations: "..."- Shakespeare
+            examples += re.findall(r'"([^"`]+)"(?!\s*-)', gloss)  # without quotations: "..."- Shakespeare
             definition = re.sub(r"\([^)]*\)", "", gloss.split('"')[0]).split(";")[0].strip(" :;,")
             if 12 <= len(definition) <= 150 and not TAXON.search(definition):
                 definitions.append(definition)
@@ -184,7 +187,7 @@ def _json_texts(value) -> Iterator[str]:
 def everyday_sentences(folder: Path) -> list[str]:
     """Sentences of a folder's .json ("text" values or [text, label] pairs), .csv (column text) and .txt files (lines).
 
-    Lower-case texts get their capitals, apostrophes and question marks. Raises ValueError where there are none."""
+    Restores capitals, apostrophes and question marks of lower-case texts. Raises ValueError if there are none."""
     raw: list[str] = []
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".json":
@@ -201,7 +204,7 @@ def everyday_sentences(folder: Path) -> list[str]:
 
 
 def frequent_words(texts: Iterable[str], count: int, rng: random.Random) -> list[str]:
-    """The most frequent words, each as a text of its own: "Window."""
+    """The most frequent words, each as its own text: "Window."""
     counts = Counter(word for text in texts for word in re.findall(r"(?<![\w'-])[a-z]{2,}(?![\w'-])", text))
     return [f"{word.capitalize()}{rng.choice('.......??!')}" for word, _ in counts.most_common(count)]
 
@@ -210,9 +213,9 @@ def frequent_words(texts: Iterable[str], count: int, rng: random.Random) -> list
 
 
 def compose(sentences: Iterable[str], count: int, short: float, long: float, rng: random.Random) -> Iterator[str]:
-    """`count` texts with these shares of short and long ones; joins sentences where long texts are missing.
+    """`count` texts with these shares of short and long ones; joins sentences if there are too few long texts.
 
-    Fewer where the sentences run out.
+    Returns fewer if the sentences run out.
     """
     room = {"short": round(count * short), "long": round(count * long)}
     room["medium"] = count - sum(room.values())
@@ -266,19 +269,19 @@ def collect(args: argparse.Namespace, accept: Callable[[str, bool], bool], rng: 
         made = compose(accepted(texts), count, short, long, rng)
         rows.extend((source, text) for text in tqdm(made, source, total=count, file=sys.stderr))
 
-    if args.wordnet:  # all of the examples, which are the better sentences, before the rest of the definitions
+    if args.wordnet:  # examples are better sentences: takes all of them, then definitions
         drawn, mixed = rng.sample(definitions, min(len(definitions), 2 * len(examples))), len(examples)
         texts = shuffled(examples + drawn[:mixed]) + drawn[mixed:]
         take("wordnet", texts, min(round(args.total * 0.45), left))
     available = sum(map(len, everyday.values()))
-    for source, texts in everyday.items():  # half of the sentences at most: joined texts need two or three of them
+    for source, texts in everyday.items():  # at most half as many: joined texts need two or three sentences
         take(source, shuffled(texts), min(round(args.total * 0.3 * len(texts) / available), len(texts) // 2))
     take("templates", islice(templates.sentences(rng), 20 * args.total), max(args.total - len(rows), 0))
     return rng.sample(rows, min(len(rows), args.total))
 
 
 class Phonemizer:
-    """Phonemes of texts by hibari's G2P, American or British. Raises ValueError where hibari-tts is not installed."""
+    """Phonemes of texts by hibari's G2P, American or British. Raises ValueError if hibari-tts is missing."""
 
     def __init__(self, british: bool):
         try:
@@ -290,7 +293,7 @@ class Phonemizer:
         self._g2p, self._normalize = G2P(british=british, oov=lru_cache(None)(network)), normalize
 
     def __call__(self, text: str, guess: bool = False) -> str | None:
-        """Phonemes of a text; None where a word is in no lexicon, unless `guess` lets the network read it."""
+        """Phonemes of a text; None if a word is in no lexicon, unless `guess` lets the network read it."""
         tokens = self._g2p.phonemize_tokens(self._g2p.tokenize(self._normalize(text)))
         for token in tokens:
             known = token.phonemes and (token.rating or 0) > 2
@@ -316,7 +319,7 @@ def make_plan(args: argparse.Namespace) -> tuple[list[dict], dict[str, dict], Co
     for (source, text), name in tqdm(list(zip(texts, names, strict=True)), "phonemes", file=sys.stderr):
         speaker = speakers[name]
         phonemes = phonemize[speaker["british"]](text, source == "lj")
-        if phonemes is None:  # words may read another way in a joined text
+        if phonemes is None:  # words may have other phonemes in a joined text
             continue
         sources[source] += 1
         row = {"id": f"t{len(rows):06d}", "text": text, "phonemes": phonemes, "speaker": name}

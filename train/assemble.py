@@ -8,10 +8,10 @@ the output folder of the training of a codec. VOICES.yaml (such as train/recipes
   default: NAME
   voices: {NAME: {audio: RECORDING, text: TRANSCRIPT}, ...}
   generation: default options of generate()
-  clones_by_reference: whether recordings are levelled and cleaned, here and where the checkpoint clones
+  clones_by_reference: whether to level and clean recordings, here and when the checkpoint clones
 
-where `audio` and `text` may be lists, `text` may be left out for a model with a speaker encoder, and {file: VOICE}
-names a voice file instead. Weights are stored in half precision and loaded in single precision.
+`audio` and `text` may be lists. A model with a speaker encoder does not need `text`. {file: VOICE} names a voice file
+instead. Weights are stored in half precision and loaded in single precision.
 """
 
 import json
@@ -59,7 +59,7 @@ class VoicesRecipe:
 
 
 def save_half(model: PreTrainedModel, folder: str | os.PathLike) -> None:
-    """Saves a model in float16; its config.json says float32, so that it loads in that."""
+    """Saves a model in float16 with float32 in its config.json, so that it loads in float32."""
     model.half().save_pretrained(folder)
     path = Path(folder, "config.json")
     config = {**json.loads(path.read_text(encoding="utf-8")), "dtype": "float32"}
@@ -72,7 +72,7 @@ def folder_size(folder: str | os.PathLike) -> int:
 
 
 def keep_codebooks(codec: SmallECodec, count: int) -> SmallECodec:
-    """The codec with its first `count` codebooks, which can be decoded alone."""
+    """The codec with only its first `count` codebooks."""
     codec.quantizer.codebooks = codec.quantizer.codebooks[:count].clone()
     codec.config.num_codebooks = count
     return codec
@@ -81,7 +81,7 @@ def keep_codebooks(codec: SmallECodec, count: int) -> SmallECodec:
 def make_voice(
     name: str, source: VoiceSource, processor: SmallEProcessor, config: SmallEConfig, clean: bool = False
 ) -> Voice:
-    """Makes a voice of VOICES.yaml, `clean`: of cleaned recordings. ValueError for one that the model could not use."""
+    """Makes a voice of VOICES.yaml; `clean`: cleans its recordings. Raises ValueError if the model cannot use it."""
     if source.file:
         return load_voice(source.file)
     if not source.audio or not (source.text or config.speaker_layers):

@@ -4,7 +4,7 @@
 
 CHECKPOINT.pt and CONFIG.yaml are what the original's inference.py reads, or a checkpoint of its training that holds
 tensors only. `AutoModelForTextToWaveform` loads OUT. With the original's tokenizer OUT is complete, with EnCodec at
-3 kbps as its codec. Other kinds of checkpoints are refused.
+3 kbps as its codec. Other checkpoints raise ValueError.
 """
 
 import pickle
@@ -66,7 +66,7 @@ RENAMES = [  # applied in this order: the original's names -> ours
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by the original's names, in single precision. Raises ValueError for another kind."""
+    """Tensors of a checkpoint by their original names, in single precision. Raises ValueError for other files."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -89,9 +89,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The arguments of the original's model, from a configuration of Lightning's command line, with ${...} resolved.
+    """The arguments of the original model from a configuration of LightningCLI, with ${...} resolved.
 
-    They include quant_layer, the codebooks of EnCodec, from the part `data`.
+    They include quant_layer (the codebooks of EnCodec) from the part `data`.
     """
     try:
         whole = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -109,7 +109,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def resolve(value: Any, whole: dict) -> Any:
-    """A value with each ${path.to.another} replaced by the value at that path in `whole`."""
+    """Replaces each ${path.to.another} in a value by the value at that path in `whole`."""
     if isinstance(value, dict):
         return {key: resolve(part, whole) for key, part in value.items()}
     if isinstance(value, list):
@@ -131,7 +131,7 @@ def part(settings: dict, name: str) -> tuple[str, dict]:
 
 
 def mixer_settings(kind: str, rnn: dict, size: int) -> dict[str, Any]:
-    """The fields of SmallEConfig in which the three recurrent models of the original differ."""
+    """The fields of SmallEConfig that differ between the original's three recurrent models."""
     heads = rnn["heads"]
     if kind == "AttentiveGLA":
         fields = {"mixer": "gla", "mixer_heads": heads, "position_heads": heads, "final_norms": []}
@@ -162,7 +162,7 @@ def mixer_settings(kind: str, rnn: dict, size: int) -> dict[str, Any]:
 
 
 def make_config(settings: dict, num_codebooks: int) -> SmallEConfig:
-    """The configuration for the original's settings. Raises ValueError for what has no counterpart here."""
+    """The configuration for the original's settings. Raises ValueError for settings without a counterpart here."""
     kind, rnn = part(settings, "attentive_rnn")
     encoder_kind, encoder = part(settings, "txt_encoder")
     size = settings["d_model"]
@@ -196,7 +196,7 @@ def make_config(settings: dict, num_codebooks: int) -> SmallEConfig:
 def reorder_rotary(rows: Tensor, heads: int, rotated: int) -> Tensor:
     """Reorders the channels (D, ...) of heads from interleaved rotary pairs to rotary halves.
 
-    The original rotates neighbouring pairs of the first `rotated` channels of each head, this model their two halves.
+    The original rotates neighbouring pairs of the first `rotated` channels of each head; this model rotates halves.
     """
     order = torch.arange(len(rows) // heads)
     order[:rotated] = torch.cat((order[0:rotated:2], order[1:rotated:2]))
@@ -213,13 +213,13 @@ def split_text_layer(ours: dict[str, Tensor], layer: str, config: SmallEConfig) 
 
 
 def add_identity_projection(ours: dict[str, Tensor], layer: str, config: SmallEConfig) -> None:
-    """Adds an output projection that changes nothing, where the original has none."""
+    """Adds an identity as the output projection if the original has none."""
     ours[f"{layer}.o_proj.weight"] = torch.eye(config.hidden_size)
     ours[f"{layer}.o_proj.bias"] = torch.zeros(config.hidden_size)
 
 
 def join_time_mix(ours: dict[str, Tensor], mixer: str) -> None:
-    """Joins RWKV's parameters, which are one row each, as they are here."""
+    """Stacks RWKV's parameters, which have one row each in the original."""
     names = "wkvrg" if mixer.endswith(".mixer") else "kr"
     ours[f"{mixer}.time_mix"] = torch.stack([ours.pop(f"{mixer}.time_maa_{name}").flatten() for name in names])
     if mixer.endswith(".mixer"):
@@ -229,7 +229,7 @@ def join_time_mix(ours: dict[str, Tensor], mixer: str) -> None:
 
 
 def check_frequencies(name: str, frequencies: Tensor) -> None:
-    """Raises ValueError unless rotary frequencies are the usual ones, which are no parameters here."""
+    """Raises ValueError unless rotary frequencies are the usual ones, because here they are not parameters."""
     usual = 10000.0 ** (-torch.arange(len(frequencies)) / max(1, len(frequencies)))
     if not torch.allclose(frequencies, usual, rtol=1e-2):
         raise ValueError(
@@ -270,9 +270,9 @@ def convert_weights(weights: dict[str, Tensor], config: SmallEConfig) -> dict[st
 
 
 def convert(checkpoint: str | Path, config_file: str | Path) -> SmallEForTextToSpeech:
-    """The model with the weights of a checkpoint of lina-speech beta. Raises ValueError for another kind.
+    """The model with the weights of a lina-speech beta checkpoint. Raises ValueError for other checkpoints.
 
-    Warns if the model was trained on other codebooks of EnCodec than the first ones.
+    Warns if the model was not trained on the first codebooks of EnCodec.
     """
     weights, settings = read_weights(checkpoint), read_settings(config_file)
     try:
@@ -295,7 +295,7 @@ def convert(checkpoint: str | Path, config_file: str | Path) -> SmallEForTextToS
 
 
 def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
-    """The original's tokenizer, with BOS and EOS around each text, as the original's data has them."""
+    """The original's tokenizer, which here adds BOS and EOS to each text, like the original's data."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no other type
@@ -304,7 +304,7 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
 
 
 def save(model: SmallEForTextToSpeech, out: str | Path, tokenizer: PreTrainedTokenizerFast | None = None) -> None:
-    """Writes the checkpoint OUT, complete or not at all."""
+    """Writes the checkpoint OUT as a whole, or not at all."""
     model.generation_config = generation_config(model.config)
     with atomic_folder(out) as folder:
         model.save_pretrained(folder)

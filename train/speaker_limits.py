@@ -1,11 +1,11 @@
-"""Finds where the voices lie that a model learned, and writes it into the configuration of a checkpoint.
+"""Measures the range of the voices that a model was trained on, and writes it to the config of a checkpoint.
 
   python -m smalle.train.speaker_limits CHECKPOINT CODES.parquet
 
-CODES are the prepared codes of its training's speakers, as many of them as there are. The configuration gets their
-`speaker_center` and `speaker_limits`: a recording that is further from the center than 1.25 times the 90 % quantile of
-the speakers is drawn to four fifths of their median. Nearer to the center a model reads better, further from it its
-voice is nearer to the recording's.
+CODES are the prepared codes of all speakers of its training. The configuration receives their `speaker_center` and
+`speaker_limits`: a recording further from the center than 1.25 times the 90 % quantile of the speakers is moved to four
+fifths of their median distance. Nearer to the center, a model makes fewer word errors; further from it, its voice is
+more similar to the recording's.
 """
 
 import json
@@ -24,7 +24,7 @@ from smalle.saving_smalle import write_text
 
 from .data.dataset import shards
 
-CLIPS, FRAMES = 3, 800  # of a speaker
+CLIPS, FRAMES = 3, 800  # most of a speaker
 MARGIN, DRAWN = 1.25, 0.8  # of the 90 % quantile; of the median
 
 
@@ -41,7 +41,7 @@ def references(codes: str | Path, num_codebooks: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def find_limits(model: SmallEForTextToSpeech, recordings: Sequence[Tensor]) -> tuple[Tensor, list[float]]:
-    """`speaker_center` (D,) and `speaker_limits` of a model, from recordings (P, Q) of the speakers it learned."""
+    """`speaker_center` (D,) and `speaker_limits` of a model, from recordings (P, Q) of its training speakers."""
     model.config.speaker_limits = None
     embeddings = torch.stack([model.model.encode_speaker(codes[None])[0] for codes in recordings])
     center = embeddings.mean(0)
@@ -53,7 +53,7 @@ def find_limits(model: SmallEForTextToSpeech, recordings: Sequence[Tensor]) -> t
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = command_parser("python -m smalle.train.speaker_limits", __doc__)
-    parser.add_argument("checkpoint", type=Path, help="folder, whose config.json is changed")
+    parser.add_argument("checkpoint", type=Path, help="folder whose config.json to change")
     parser.add_argument("codes", help="prepared codes: file or shards")
     arguments = parser.parse_args(argv)
     model = SmallEForTextToSpeech.from_pretrained(arguments.checkpoint, dtype=torch.float32).eval()
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config |= {"speaker_center": [round(x, 4) for x in center.tolist()], "speaker_limits": limits}
     write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
-    print(f"{len(recordings)} speakers; drawn from {limits[0]} on to {limits[1]}")
+    print(f"{len(recordings)} speakers; distances above {limits[0]} become {limits[1]}")
 
 
 if __name__ == "__main__":

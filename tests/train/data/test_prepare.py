@@ -234,7 +234,7 @@ def test_unreadable_files_are_listed_with_their_reason_and_skipped(work, tmp_pat
 
 
 def test_other_wishes_for_a_folder_that_was_begun_are_refused(arguments, prepared):
-    with pytest.raises(ValueError, match="another max_seconds"):
+    with pytest.raises(ValueError, match="a different max_seconds"):
         call(*arguments, "--output", prepared, "--max-seconds", 20)
     with pytest.raises(ValueError, match="no speakers named"):
         call(*arguments, "--output", prepared.parent / "other", "--test-speakers", "nobody")
