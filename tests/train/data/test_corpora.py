@@ -289,5 +289,5 @@ def test_a_wrong_line_of_a_manifest_is_named(librilight, tmp_path):
     with gzip.open(manifest, "rt") as lines:
         first = lines.readline()
     (tmp_path / "cuts.jsonl").write_text(first + '{"id": "a", "supervisions": []}\n')
-    with pytest.raises(ValueError, match="cuts.jsonl:2 is no cut of Libriheavy"):
+    with pytest.raises(ValueError, match="cuts.jsonl:2 is not a cut of Libriheavy"):
         load_corpus(folder, cuts=[tmp_path / "cuts.jsonl"])
