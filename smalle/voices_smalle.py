@@ -151,7 +151,9 @@ TUNING_STEPS = 60  # to a recording: about 12 s of a core
 LEARNING_RATE = 1e-3
 CONTENT_NOISE = 0.15  # deviation of what is added to the content that the network is tuned with
 RANK = 32  # of the changes of matrices by tuning, as a voice keeps them
-LEAST_VARIETY = 0.28  # deviation of the content over time: a pulsing chord 0.19, speech in noise 0.35 and more
+LEAST_SPEECH = 1.3  # of `speech_score`: music up to 1.26, people 1.7 and more, 3 s of them or in loud noise 1.1 to 1.3
+ONE_SPEAKER = 0.68  # of `speaker_unity`: one person 0.71 and more, two people less in three of four recordings
+LEAST_SHARE = 0.15  # of a recording's windows, that another speaker has
 LOUD_RANGE = 4.5  # nepers below the loudest frame: speech
 
 
@@ -234,6 +236,19 @@ def change_of(name: str, parameter: Tensor, conversion: dict[str, Tensor]) -> Te
     if whole is None or whole.numel() != parameter.numel():
         raise ValueError(f"The voice has no change of {name}: prepare the voice again from its recording.")
     return whole.float().view_as(parameter)
+
+
+def group_cosine(windows: Tensor, least: float) -> float:
+    """Cosine of the means of the two groups (2-means) of unit vectors (N, D); 1 if one has less than that share."""
+    centred = windows - windows.mean(0)
+    second = centred @ torch.linalg.svd(centred, full_matrices=False)[2][0] > 0
+    for _ in range(10):
+        if not least <= second.float().mean() <= 1 - least:
+            return 1.0
+        means = F.normalize(torch.stack((windows[~second].mean(0), windows[second].mean(0))), dim=1)
+        first, other = (windows @ means.T).unbind(1)
+        second = other > first
+    return float(means[0] @ means[1])
 
 
 class SpeakerNetwork(nn.Module):
@@ -398,11 +413,14 @@ class VoiceConverter(PreTrainedModel):
         mel = self.analysis.mel(waveform[None, : len(waveform) // hop * hop])
         return self.analysis.features(mel, self.analysis.occupied_bands(mel, torch.tensor([len(waveform)])))
 
+    def embed_windows(self, frames: Tensor, hop: int) -> Tensor:
+        """Unit vectors (N, 256) of a speaker in windows, every `hop` frames, of log-mel frames (T, num_mels)."""
+        frames = frames if len(frames) >= SPEAKER_WINDOW else frames.repeat(-(-SPEAKER_WINDOW // len(frames)), 1)
+        return self.speaker(frames.unfold(0, SPEAKER_WINDOW, hop).transpose(1, 2))
+
     def embed_speaker(self, frames: Tensor) -> Tensor:
         """Unit vector (256,) of log-mel frames (T, num_mels) of a speaker."""
-        frames = frames if len(frames) >= SPEAKER_WINDOW else frames.repeat(-(-SPEAKER_WINDOW // len(frames)), 1)
-        windows = frames.unfold(0, SPEAKER_WINDOW, SPEAKER_WINDOW // 2).transpose(1, 2)
-        return F.normalize(self.speaker(windows).mean(0), dim=0)
+        return F.normalize(self.embed_windows(frames, SPEAKER_WINDOW // 2).mean(0), dim=0)
 
     # --- preparing a speaker
 
@@ -422,8 +440,42 @@ class VoiceConverter(PreTrainedModel):
             norm.weight.data, norm.bias.data = 1 + scale, shift.clone()
         return network
 
+    def classify(self, mel: Tensor, statistics: SpeechStatistics) -> Tensor:
+        """Probabilities (B, K, T) of the classes of content of anybody's log-mel frames (B, T, 2 * num_mels)."""
+        y, _ = self.encoder.apply_blocks((mel - statistics.mean.repeat(2)).transpose(1, 2), (), True)
+        return y[:, : self.config.num_content_classes].softmax(1)
+
+    def speech_score(self, recording: Recording) -> float:
+        """How much the content of a recording tells, the mutual information of its frames and the classes in nats, for
+        each neper by which the network, not tuned, misses its frames."""
+        statistics = SpeechStatistics.of(recording.mel.reshape(-1, self.codec_config.num_mels))
+        classes = self.classify(recording.mel, statistics)[0]
+        mean = classes.mean(1)
+        information = torch.special.entr(mean).sum() - torch.special.entr(classes).sum(0).mean()
+        made = self.frames_of(self.conditioned(recording.condition), self.inputs(recording.content, recording.f0))
+        loud = loud_frames(recording.mel[0])
+        return float(information / (made - recording.mel)[0, loud].abs().mean())
+
+    def speaker_unity(self, recording: Recording) -> float:
+        """How alike the two groups of windows are in which a recording's speaker differs most: their cosine."""
+        frames, hop = recording.mel.reshape(-1, self.codec_config.num_mels), SPEAKER_WINDOW // 8
+        if len(frames) < 2 * SPEAKER_WINDOW:
+            return 1.0
+        heard = loud_frames(frames).float().unfold(0, SPEAKER_WINDOW, hop).mean(1) > 0.5
+        windows = self.embed_windows(frames, hop)[heard]
+        return group_cosine(windows, LEAST_SHARE) if len(windows) > 2 else 1.0
+
+    def check_recording(self, recording: Recording) -> None:
+        """Raises ValueError for what is no speech, or that of two people."""
+        if self.speech_score(recording) < LEAST_SPEECH:
+            raise ValueError(
+                "audio has hardly any sounds of speech: expected a recording of one person without music or loud noise."
+            )
+        if self.speaker_unity(recording) < ONE_SPEAKER:
+            raise ValueError("audio holds the voices of two people: expected one. Cut out what one of them says.")
+
     def analyze_recording(self, waveform: Tensor) -> Recording:
-        """Of a recording (L,). Raises ValueError where it has hardly any voiced sound, or no speech."""
+        """Of a recording (L,). Raises ValueError where it has hardly any voiced sound."""
         mel = self.recording_mel(waveform)
         frames = mel.reshape(-1, self.codec_config.num_mels)
         speech, speaker = frames[loud_frames(frames)], self.embed_speaker(frames)
@@ -431,8 +483,6 @@ class VoiceConverter(PreTrainedModel):
         log_f0 = f0[f0 > 0].log()
         if len(log_f0) < 20:
             raise ValueError("audio has hardly any voiced sound: expected a recording of 5 to 10 s of speech.")
-        if content[0, :CENTROID].std(1).mean() < LEAST_VARIETY:
-            raise ValueError("audio has hardly any sounds of speech: expected a recording of one person without music.")
         channel = torch.cat((self.cepstrum @ speech.mean(0), (self.cepstrum @ speech.std(0))[:DEVIATION_CEPSTRA])) / 10
         moments = torch.stack((log_f0.mean() - 5.1, log_f0.std()))
         condition = self.condition(torch.cat((4 * speaker, channel, moments))[None]).half().float()
@@ -450,10 +500,11 @@ class VoiceConverter(PreTrainedModel):
 
         steps: TUNING_STEPS by default; 0: the speaker as the network guesses it. progress: called before each step with
         the number of steps that are done, and of all; what it raises ends the preparation. Raises ValueError for a
-        recording without voiced sound.
+        recording without speech, or with that of two people.
         """
         with torch.no_grad():
             recording = self.analyze_recording(waveform)
+            self.check_recording(recording)
             network = self.conditioned(recording.condition)
             before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         steps = TUNING_STEPS if steps is None else steps
