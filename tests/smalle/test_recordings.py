@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.bad_recordings import KINDS, Material
 from smalle import SmallEProcessor
 from smalle.audio_smalle import clean_reference, load_waveform, speech_level
 
@@ -115,3 +116,23 @@ def test_word_times_of_a_clone_need_no_transcript(speech):
     alignment = torch.eye(inputs["input_ids"].shape[1])[None]
     words = [processor.timestamps(alignment, "Hello.", audio_text=text) for text in ("Not what it says.", "")]
     assert words[0] == words[1] and words[0][0][0]["word"] == "Hello"
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return SmallEProcessor.from_pretrained(CHECKPOINT)
+
+
+@pytest.mark.parametrize("kind", ["pulsing chord", "arpeggio", "beat"])
+def test_music_is_refused(processor, kind):
+    music = KINDS[kind](Material(*[np.zeros(0)] * 3, np.random.default_rng(1))).astype(np.float32)
+    with pytest.raises(ValueError, match="hardly any sounds of speech: expected a recording of one person"):
+        processor.encode_voice(music, sampling_rate=RATE)
+
+
+def test_two_people_are_refused_and_each_of_them_is_not(processor):
+    woman, man = (processor.decode(processor.get_voice(name).codes[:250])[0].numpy() for name in ("emma", "daniel"))
+    for one in (woman, man):
+        assert processor.encode_voice(one, sampling_rate=RATE).conversion
+    with pytest.raises(ValueError, match="two people: expected one. Cut out"):
+        processor.encode_voice(np.concatenate((woman, man)), sampling_rate=RATE)
