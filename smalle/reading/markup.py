@@ -374,7 +374,7 @@ class SSMLReader:
 def parse_ssml(text: str, unknown: str = "refuse", paragraph_pause: float = PARAGRAPH_PAUSE) -> list[Segment]:
     """The segments of an SSML document. Arguments and errors as in `parse`."""
     if re.search(r"<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):  # entities could expand to gigabytes
-        raise ValueError("The SSML has a DOCTYPE or defines entities: remove them.")
+        raise ValueError("The SSML has a DOCTYPE or entity definitions; expected neither.")
     reader = SSMLReader(unknown, paragraph_pause)
     parser = ElementTree.XMLParser(target=reader)
     try:

@@ -66,7 +66,7 @@ def test_an_epub_that_is_cut_short_is_refused(make_epub, cut):
     path = make_epub()
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * cut) if cut == 0.5 else cut])
-    with pytest.raises(ValueError, match="alice.epub: it is no epub"):
+    with pytest.raises(ValueError, match="alice.epub: it is not an epub"):
         read_document(path)
 
 

@@ -66,7 +66,7 @@ def test_what_it_cannot_do_is_refused(lite):
     }.items():
         with pytest.raises(ValueError, match=message):
             lite.speak(text, None, 0, False, threading.Event())
-    with pytest.raises(ValueError, match="without PyTorch"):
+    with pytest.raises(ValueError, match="needs PyTorch"):
         lite.encode_voice(np.zeros((1, 24000), np.float32), 24000, None, threading.Event())
 
 

@@ -217,7 +217,7 @@ def test_fsdp_resumes(recipe, alone, tmp_path):
 
 def test_fsdp_refuses_what_needs_whole_weights(recipe):
     changes = ["training.fsdp=true", "training.output_dir=nowhere"]
-    with mock.patch.dict(os.environ), pytest.raises(ValueError, match="objective.ema_decay: expected none with FSDP"):
+    with mock.patch.dict(os.environ), pytest.raises(ValueError, match="objective.ema_decay: not supported with FSDP"):
         train.build_trainer(read_recipe(Recipe, recipe, changes))
 
 

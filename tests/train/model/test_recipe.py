@@ -64,7 +64,7 @@ def test_a_file_wins_over_a_recipe_of_the_package(tmp_path, monkeypatch):
         ("name: one", "clock.minutes=soon", "clock.minutes='soon': expected float or null"),
         ("name: one", "average=1", "average=1: expected bool"),
         ("name: one", "clock=5", "clock: expected keys and values, got 5"),
-        ("name: one", "name.first=5", "name is 'one', which has no keys"),
+        ("name: one", "name.first=5", "name is 'one', which cannot have keys"),
         ("name: one", "clock.steps", "expected key.subkey=value"),
     ],
 )
