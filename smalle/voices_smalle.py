@@ -151,7 +151,7 @@ TUNING_STEPS = 60  # to a recording: about 12 s of a core
 LEARNING_RATE = 1e-3
 CONTENT_NOISE = 0.15  # deviation of what is added to the content that the network is tuned with
 RANK = 32  # of the changes of matrices by tuning, as a voice keeps them
-LEAST_SPEECH = 1.3  # of `speech_score`: music up to 1.26, people 1.7 and more, 3 s of them or in loud noise 1.1 to 1.3
+LEAST_SPEECH = 1.3, 0.6  # of `speech_scores`; music: up to 1.26, or 0.54; people: 1.7 and 0.7, in loud noise 1.1 and 0.5
 ONE_SPEAKER = 0.68  # of `speaker_unity`: one person 0.71 and more, two people less in three of four recordings
 LEAST_SHARE = 0.15  # of a recording's windows, that another speaker has
 LOUD_RANGE = 4.5  # nepers below the loudest frame: speech
@@ -445,16 +445,19 @@ class VoiceConverter(PreTrainedModel):
         y, _ = self.encoder.apply_blocks((mel - statistics.mean.repeat(2)).transpose(1, 2), (), True)
         return y[:, : self.config.num_content_classes].softmax(1)
 
-    def speech_score(self, recording: Recording) -> float:
-        """How much the content of a recording tells, the mutual information of its frames and the classes in nats, for
-        each neper by which the network, not tuned, misses its frames."""
+    def speech_scores(self, recording: Recording) -> tuple[float, float]:
+        """How much a recording is speech: what its content tells, the mutual information of frames and classes in nats,
+        for each neper by which the network, not tuned, misses the frames; and the correlation of its frames with
+        these."""
         statistics = SpeechStatistics.of(recording.mel.reshape(-1, self.codec_config.num_mels))
         classes = self.classify(recording.mel, statistics)[0]
         mean = classes.mean(1)
         information = torch.special.entr(mean).sum() - torch.special.entr(classes).sum(0).mean()
         made = self.frames_of(self.conditioned(recording.condition), self.inputs(recording.content, recording.f0))
         loud = loud_frames(recording.mel[0])
-        return float(information / (made - recording.mel)[0, loud].abs().mean())
+        made, meant = made[0, loud], recording.mel[0, loud]
+        alike = F.cosine_similarity((made - made.mean(0)).flatten(), (meant - meant.mean(0)).flatten(), dim=0)
+        return float(information / (made - meant).abs().mean()), float(alike)
 
     def speaker_unity(self, recording: Recording) -> float:
         """How alike the two groups of windows are in which a recording's speaker differs most: their cosine."""
@@ -467,7 +470,7 @@ class VoiceConverter(PreTrainedModel):
 
     def check_recording(self, recording: Recording) -> None:
         """Raises ValueError for what is no speech, or that of two people."""
-        if self.speech_score(recording) < LEAST_SPEECH:
+        if any(score < least for score, least in zip(self.speech_scores(recording), LEAST_SPEECH)):
             raise ValueError(
                 "audio has hardly any sounds of speech: expected a recording of one person without music or loud noise."
             )
