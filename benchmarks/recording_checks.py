@@ -2,8 +2,8 @@
 
   python benchmarks/recording_checks.py CHECKPOINT --corpus FOLDER [--group train] [--people N]
 
-Prints quantiles of `VoiceConverter.speech_score` and `speaker_unity` (smalle/voices_smalle.py) of recordings of people,
-of the same spoiled, of music-like sounds and of two people, and which share of them is refused by the limits there.
+Prints quantiles of `speech_scores` and `speaker_unity` (smalle/voices_smalle.py) for recordings of people, for the same
+spoiled, for music-like sounds and for two people, and which share of each is refused by the limits there.
 """
 
 import argparse
@@ -41,15 +41,15 @@ def recordings(materials: Sequence[Material], tunes: int = 5) -> Iterator[tuple[
 
 
 @torch.no_grad()
-def measure(processor: SmallEProcessor, samples: np.ndarray) -> tuple[float, float]:
-    """(speech score, speaker unity) of a recording (L,); NaN where it is refused before."""
+def measure(processor: SmallEProcessor, samples: np.ndarray) -> tuple[float, ...]:
+    """(both speech scores, speaker unity) of a recording (L,); NaN where it is refused before."""
     converter = processor.converter
     try:
         cleaned = processor.clean_recording(samples.astype(np.float32), RATE)
         recording = converter.analyze_recording(torch.from_numpy(cleaned))
     except ValueError:
-        return float("nan"), float("nan")
-    return converter.speech_score(recording), converter.speaker_unity(recording)
+        return (float("nan"),) * 3
+    return *converter.speech_scores(recording), converter.speaker_unity(recording)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         found.setdefault(kind, []).append(measure(processor, samples))
     rows = []
     for kind, values in found.items():
-        known = np.array([pair for pair in values if not np.isnan(pair[0])]).reshape(-1, 2)
-        for name, column, limit in zip(("speech", "one speaker"), known.T, (LEAST_SPEECH, ONE_SPEAKER)):
+        known = np.array([row for row in values if not np.isnan(row[0])]).reshape(-1, 3)
+        for name, column, limit in zip(("speech", "likeness", "one speaker"), known.T, (*LEAST_SPEECH, ONE_SPEAKER)):
             shown = [f"{x:.2f}" for x in np.quantile(column, QUANTILES)] if len(column) else []
             rows.append((kind, len(column), name, *shown, f"{np.mean(column < limit):.0%}" if len(column) else ""))
     print(markdown(("recordings", "number", "measure", *(f"{q:.0%}" for q in QUANTILES), "refused"), rows))

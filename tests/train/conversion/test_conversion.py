@@ -329,7 +329,7 @@ def test_the_difference_of_sounds(joint_stage):
 
 def test_the_assembled_checkpoint_speaks(stage, tmp_path, monkeypatch):
     # forty steps of training do not tell speech from music
-    monkeypatch.setattr(smalle.voices_smalle, "LEAST_SPEECH", 0.0)
+    monkeypatch.setattr(smalle.voices_smalle, "LEAST_SPEECH", (0.0, -1.0))
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(CHECKPOINTS / "smalle-mini", checkpoint, ignore=shutil.ignore_patterns("converter"))
     config = json.loads((checkpoint / "processor_config.json").read_text())
