@@ -121,7 +121,7 @@ def file_name(row: dict) -> str:
 
 
 def style_of(row: dict, voices: dict[str, torch.Tensor], phonemes: int) -> torch.Tensor:
-    """The style (256,) of a row with so many phonemes: the half for the sound, then the one for the prosody."""
+    """The style (256,) of a row with this many phonemes: half for the timbre, half for the prosody."""
 
     def blend(weights):
         return sum(weight * voices[name][phonemes - 1] for name, weight in weights.items())
@@ -316,7 +316,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--minutes",
         type=float,
         default=1e6,
-        help="stop after so many minutes; the same command continues (default: no limit)",
+        help="stop after this many minutes; the same command continues (default: no limit)",
     )
     parser.add_argument(
         "--batch-seconds", type=float, help="seconds of speech decoded at once (default: 240 on a GPU, else 20)"

@@ -920,12 +920,12 @@ def aligned(shape: int | tuple[int, ...], kind: Any = np.float32) -> np.ndarray:
 # --- the model: the order of its weights, its tables, its working memory
 
 SMALL = 2**15  # smaller matrices (gates, positions) stay in single precision: 8 bits would not be faster
-LARGE_STATE = 2**16  # block states with at least so many values have pending updates; smaller ones fit into a CPU cache
+LARGE_STATE = 2**16  # block states of at least this size have pending updates; smaller ones fit into a CPU cache
 STRONGEST_DECAY = -8.0  # `linear_attention_smalle.MIN_LOG_DECAY`
 MAX_VECTORS = 256  # limit for frames times rows of one call, to bound its working memory
 LAYER_NORM, RMS_NORM = 1, 2  # kinds of norms in packed weights
 
-LARGE_WEIGHTS = 2**24  # a second thread pays off if a step reads at least so many bytes
+LARGE_WEIGHTS = 2**24  # a second thread pays off if a step reads at least this many bytes
 
 Names = Iterable[tuple[str, float]]  # (name, factor) of layers
 
@@ -1137,7 +1137,7 @@ def encode_speaker(library: ctypes.CDLL, config: Any, weights: np.ndarray, x: np
 # --- the decoder of a codec: a refiner of latents, then Vocos
 
 COLUMNS = 16  # columns of a matrix that are stored side by side
-NOISE_FRAMES = 1024  # the noise repeats after so many frames
+NOISE_FRAMES = 1024  # the noise repeats after this many frames
 BLOCK_SIZES = (64, 16), (256, 32), (float("inf"), 64)  # (up to frame, block size): small first, for low latency
 
 

@@ -356,7 +356,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     # --- texts
 
     def spell_out(self, text: str, name: str = "text") -> str:
-        """English text as it is spoken, in characters that the tokenizer knows. name: name of the text in warnings."""
+        """Normalized English text in the characters that the tokenizer knows. name: name of the text in warnings."""
         return normalize(text, characters_of(self.tokenizer, len(self.tokenizer)), name)
 
     def normalize(self, text: str, name: str = "text") -> str:

@@ -246,7 +246,7 @@ def layers_of(model: Any, names: Iterable[tuple[str, float]]) -> list[tuple[Any,
 
 def pack_part(library: ctypes.CDLL, layer: Any, scale: float, small: int, to: int | None) -> int:
     """Packs a norm or a linear layer, scaled, to the address `to`; returns its size in bytes. With None as the address
-    it only returns the size. small: matrices with at least so many entries are stored in 8 bits."""
+    it only returns the size. small: matrices with at least this many entries are stored in 8 bits."""
     weight, bias = (
         None if x is None else x.detach().contiguous() for x in (getattr(layer, n, None) for n in ("weight", "bias"))
     )

@@ -144,7 +144,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _replace_folder(new: Path, path: Path) -> None:
-    """Renames the folder `new` to `path`. A folder that is there gets the name `new`, or is deleted."""
+    """Renames the folder `new` to `path`. An existing folder gets the name `new`, or is deleted."""
     if not path.exists():
         new.rename(path)
     elif not _exchange(new, path):

@@ -127,7 +127,7 @@ def check_shapes(tensors: Weights, names: Names, config: Any) -> None:
 def pack(library: ctypes.CDLL, tensors: Weights, names: Names, small: int = SMALL) -> np.ndarray:
     """Packs layers into one stream of bytes, in the format that smalle.c reads.
 
-    small: matrices with at least so many entries are stored in 8 bits.
+    small: matrices with at least this many entries are stored in 8 bits.
     """
     names = list(names)
     shapes = [tensors.shape(f"{name}.weight") or (0,) for name, _ in names]

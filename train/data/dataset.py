@@ -90,7 +90,7 @@ class CodesDataset(torch.utils.data.Dataset):
     """Prepared codes of a split (`shards`), in memory or, with `cache`, on disk.
 
     dataset[(index, ...)] is the `Sample` of these utterances, joined. Joined samples teach the model to continue a
-    prompt in its voice, and to read long texts. With `speaker_frames`, a sample also has speaker_codes, at most so many
+    prompt in its voice, and to read long texts. With `speaker_frames`, a sample has speaker_codes, up to this many
     frames of other utterances of the speaker, and `past`, the decoder inputs: with `voice_swap_probability` the codes
     of `parallel_utterances`, so that only speaker_codes determine the voice; otherwise the sample's own codes.
 
