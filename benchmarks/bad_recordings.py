@@ -4,9 +4,9 @@
       [--people N] [options]
 
 The bad recordings (KINDS) are made of those of several people, from CORPUS as in people.py; "good" is the recording as
-it is. The sentences go round the people, and each is read once in the default voice, which is then converted to every
-voice. OUT/KIND/NUMBER.wav is what was said. Prints a table, which is also written to OUT/table.md, and appends a row to
-benchmarks/results.jsonl.
+it is. The sentences go round the people. Each is read once in the default voice, which is scored, too, and converted to
+every voice. OUT/KIND/NUMBER.wav is what was said. Prints a table, which is also written to OUT/table.md, and appends a
+row to benchmarks/results.jsonl.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from smalle.voices_smalle import Voice  # noqa: E402
 
 RATE = 24000  # Hz, of the recordings that are made
 MOST_ERRORS = 10.0  # percent of the words with which a text counts as read right
+DEFAULT = "default voice"  # that reads, not converted
 WRONG_TRANSCRIPT = "Nothing of this was ever said by anybody."
 
 
@@ -147,6 +148,8 @@ def make_materials(corpus: Path, group: str | None, count: int) -> dict[str, Mat
 
 def prepare(processor: SmallEProcessor, kind: str, material: Material) -> Voice | str:
     """The voice of a bad recording, or the reason why it is refused."""
+    if kind == DEFAULT:
+        return processor.get_voice(processor.default_voice)
     transcript = WRONG_TRANSCRIPT if kind == "wrong transcript" else None
     try:
         with warnings.catch_warnings():
@@ -166,7 +169,7 @@ def speak(
     texts = read_lines(arguments.sentences)[:: arguments.every][: arguments.count]
     codes = [model.generate(**processor(text), seed=number) for number, text in enumerate(texts)]
     rows, refusals = [], {}
-    for kind in arguments.kinds:
+    for kind in (DEFAULT, *arguments.kinds):
         folder = arguments.out / kind.replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
         voices = {name: prepare(processor, kind, material) for name, material in materials.items()}

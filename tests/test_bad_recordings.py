@@ -63,8 +63,9 @@ def test_each_is_refused_by_name_or_read_and_scored(speech, tmp_path, monkeypatc
     words = [str(word) for option in options.items() for word in option]
     out = tmp_path / "out"
     kinds = bad_recordings.main([str(CHECKPOINT), str(out), *words, "--group", "dev", "--kinds", "0.4 s", "good"])
-    assert kinds["0.4 s"]["refused"] == 2 and "expected 1 s of speech" in kinds["0.4 s"]["why"]
+    assert kinds["0.4 s"]["refused"] == 2 and "0.4 s of sound" in kinds["0.4 s"]["why"]
     assert kinds["0.4 s"]["right"] and kinds["0.4 s"]["words"] == 0
+    assert kinds[bad_recordings.DEFAULT]["words"] == kinds["good"]["words"] == 2
     assert kinds["good"]["refused"] == 0 and kinds["good"]["wer"] == 50 and not kinds["good"]["right"]
     assert (out / "good/000.wav").stat().st_size > RATE and "| good | 0 | 2 | 50.0 | 2 |" in (
         out / "table.md"
