@@ -1,4 +1,4 @@
-"""What alignments of text and audio tell: how monotonic they are, when words were said, whether a reading fails."""
+"""What can be read from alignments of text and audio: monotonicity, word times, and whether a reading fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def monotonicity(alignments: torch.Tensor, lengths: torch.Tensor, text_mask: tor
 
         -1 / n * sum over t of  max(0, p_t - p_t+1)  +  max(0, p_t+1 - p_t - 1):
 
-    what is read backwards, and what is skipped: more than one token a frame, or the rest of the text at the end.
+    The first term counts tokens that are read backwards, the second those that are skipped: more than one token per
+    frame, or the rest of the text at the end.
     """
     import torch
 
@@ -38,20 +39,19 @@ def token_positions(text_mask: torch.Tensor) -> torch.Tensor:
 
 
 def expected_positions(alignments: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
-    """Where each frame reads on average, counted in the tokens of its text: alignments (B, T, N), text_mask (B, N) ->
-    (B, T)."""
+    """The mean text position of each frame, in tokens: alignments (B, T, N), text_mask (B, N) -> (B, T)."""
     positions = token_positions(text_mask).to(alignments.dtype)
     expected = (alignments @ positions[..., None])[..., 0]
-    return expected / alignments.sum(-1).clamp(min=1e-6)  # a decoder-only model attends to the audio, too
+    return expected / alignments.sum(-1).clamp(min=1e-6)  # a decoder-only model also attends to the audio
 
 
 def monotonic_path(alignment: np.ndarray | torch.Tensor) -> np.ndarray:
-    """The most likely path that never goes back: alignment (T, N) -> token of each frame (T,).
+    """The most likely non-decreasing path: alignment (T, N) -> token of each frame (T,).
 
     Maximises the sum of log alignment[t, path[t]] over non-decreasing paths, which may skip tokens.
     """
     scores = np.log(np.asarray(alignment, dtype=np.float64).clip(1e-9))
-    previous = np.empty(scores.shape, dtype=np.int64)  # of each frame and token, the token of the frame before
+    previous = np.empty(scores.shape, dtype=np.int64)  # for each frame and token, the token of the previous frame
     best = np.zeros(scores.shape[1])
     for frame, row in enumerate(scores):
         highest = np.maximum.accumulate(best)
@@ -68,7 +68,7 @@ def monotonic_path(alignment: np.ndarray | torch.Tensor) -> np.ndarray:
 def piecewise_path(alignment: np.ndarray, starts: Sequence[int]) -> np.ndarray:
     """`monotonic_path` of a text that is read piece by piece: alignment (T, N), the first token of each piece -> (T,).
 
-    A frame belongs to the piece of which it reads most; the last token, [EOS], stands behind every piece.
+    A frame belongs to the piece that gets most of its attention; the last token, [EOS], follows every piece.
     """
     if len(starts) == 1:
         return monotonic_path(alignment)
@@ -84,7 +84,7 @@ def word_times(
     """Seconds (start, end) of each word.
 
     path (T,): token of each frame, non-decreasing; offsets, words: characters (start, end) of each token and word. A
-    word lasts from the first frame of its tokens to the last; the start of a word that was skipped is its end.
+    word lasts from the first frame of its tokens to the last. A skipped word has equal start and end.
     """
     times: list[tuple[float, float]] = []
     for begin, end in words:
@@ -97,38 +97,41 @@ def word_times(
     return times
 
 
-# While speech is written: how far a row has read, and why it ends.
+# --- following a reading during generation: how far it got, and why it ended
 
-TOKENS_PER_SECOND = 60  # that a reading may pass at most; in read English there are about 7, and 57 for a moment
-MAX_SKIPPED = 3.0  # tokens that a reading may pass faster, or leave unread at its end
-MAX_BACK = 4.0  # tokens that a reading may glance back
-SHARP = 0.4  # weight of one token from which on an alignment says where a frame reads
-MAX_UNREAD = 5.0  # tokens of a prompt's transcript that may be left when its recording ends
-BACK_SECONDS = 0.1  # for which it may do so
-STILL_SECONDS = 2.0  # that may pass without a further token
-END_SECONDS = 1.0  # that may pass after the last token
-SECONDS_PER_TOKEN, MORE_SECONDS = 0.5, 2.0  # the time that a text may take, over three times what it needs
+TOKENS_PER_SECOND = 60  # maximum speed of a reading; read English has about 7 on average, 57 for short moments
+MAX_SKIPPED = 3.0  # tokens that a reading may pass faster than that, or leave unread at its end
+MAX_BACK = 4.0  # tokens that a reading may move back
+BACK_SECONDS = 0.1  # time for which it may stay further back
+SHARP = 0.4  # an alignment locates a frame if one token has at least this weight
+MAX_UNREAD = 5.0  # tokens of a prompt's transcript that may be unread when its recording ends
+STILL_SECONDS = 2.0  # time that may pass without a new token
+END_SECONDS = 1.0  # time that may pass after the last token
+SECONDS_PER_TOKEN, MORE_SECONDS = 0.5, 2.0  # limit for a text: per token, plus a constant; over three times the usual
 FAILURES = {  # reasons that end a failed reading -> what happened
-    "looped": "went back to what was read before, and was stopped",
-    "stalled": "did not get further, and was stopped",
-    "too_long": "took more time than such a text can need, and was stopped",
-    "skipped": "left words out",
-    "incomplete": "ended before the text did",
+    "looped": "went back to words that it had read before, and was stopped",
+    "stalled": "made no progress, and was stopped",
+    "too_long": "took longer than its text can need, and was stopped",
+    "skipped": "skipped words",
+    "incomplete": "ended before its text",
 }
 STOPPED = {**FAILURES, "text_end": "was stopped after its last word"}
 
 
 class Reading(NamedTuple):
-    """How one row reads its text, followed frame by frame. Positions are expected positions of its alignment, in
-    tokens.
+    """The progress of one row through its text, updated with every frame. Positions are in tokens.
 
-    first, last: position of the first and last token that is to be spoken; first is None where it is not known.
-    limit: frames that it may have at most.
-    frames: how many there are. furthest: the furthest position. skipped: tokens that were passed too fast.
-    back: frames in a row that read far behind the furthest. mark: the furthest position when a token was last passed;
-    still: frames since then. moved_back: tokens that were read again, as `monotonicity` counts them.
-    finish: why the reading ended: "stop" where the model ended it; "length": max_new_tokens; "criteria"; "text_end": it
-    was stopped after its last token; a key of FAILURES; "" before it ended.
+    first, last: positions of the first and last token to speak; first is None if it is unknown.
+    limit: maximum number of frames.
+    frames: number of frames so far.
+    furthest: the furthest position so far.
+    skipped: tokens that were passed too fast.
+    back: number of consecutive frames far behind the furthest position.
+    mark: the furthest position when the last token was passed; still: frames since then.
+    moved_back: tokens that were read again, as `monotonicity` counts them.
+    finish: why the reading ended. "stop": the model ended it; "length": max_new_tokens was reached; "criteria": a
+        stopping criterion was met; "text_end": it was stopped after its last token; or a key of FAILURES. "" while it
+        has not ended.
     """
 
     first: int | None = 0
@@ -146,16 +149,16 @@ class Reading(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        """Whether the text was not read as it stands."""
+        """Whether the text was not read correctly."""
         return self.finish in FAILURES
 
     @property
     def score(self) -> tuple[bool, float]:
-        """Which of several readings is the best: the highest."""
+        """A score to compare readings by; the best one has the highest."""
         return not self.failed, -(self.moved_back + self.skipped + self.last - self.furthest)
 
     def follow(self, position: float | None, frame_rate: float, may_stop: bool) -> Reading:
-        """The reading after one more frame at a position, None where the model has no alignment."""
+        """The reading after one more frame at `position`, which is None if the model has no alignment."""
         if position is None:
             reading = self._replace(frames=self.frames + 1)
         else:
@@ -171,7 +174,7 @@ class Reading(NamedTuple):
             return start._move(position, step)
         furthest = max(position, self.furthest)
         passed = position > self.mark + 1
-        return Reading(  # every frame makes one, and _replace takes three times as long
+        return Reading(  # once per frame; _replace is three times slower
             *self[:3],
             self.frames + 1,
             position,
@@ -185,7 +188,7 @@ class Reading(NamedTuple):
         )
 
     def _stopped(self, frame_rate: float) -> str:
-        """Why the reading is to be stopped, or ""."""
+        """The reason to stop the reading, or ""."""
         if self.back >= BACK_SECONDS * frame_rate:
             return "looped"
         if self.position is not None and self.last - self.furthest < 2 and self.still >= END_SECONDS * frame_rate:

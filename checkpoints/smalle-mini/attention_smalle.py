@@ -15,15 +15,15 @@ from .mixers_smalle import ChannelMix, build_mixer
 
 
 def ends_residual_branch(layer: Any, depth: int):
-    """Marks the last nn.Linear of one of the 2 * depth residual branches of a stack: it starts small (GPT-2).
+    """Marks the last nn.Linear of one of the 2 * depth residual branches of a stack: its weights start small (GPT-2).
 
-    `_init_weights` of the model scales it, because transformers initialises modules with weights alone.
+    `_init_weights` of the model scales them, because transformers initialises module by module.
     """
     layer.residual_branches = 2 * max(1, depth)
 
 
 def final_norm(config: SmallEConfig, stack: str, size: int) -> nn.Module:
-    """The norm at the end of a stack, where `final_norms` names it."""
+    """The norm at the end of a stack, or an identity if `final_norms` does not name the stack."""
     return nn.LayerNorm(size, eps=config.norm_eps) if stack in config.final_norms else nn.Identity()
 
 
@@ -42,7 +42,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-    """softmax(queries keys^T / sqrt(width)) over what is unmasked, fp32: (..., T, D), (..., N, D) -> (..., T, N)."""
+    """softmax(queries keys^T / sqrt(width)) over unmasked keys, fp32: (..., T, D), (..., N, D) -> (..., T, N)."""
     scores = (queries @ keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5
     return scores.masked_fill(~mask, torch.finfo(torch.float32).min).softmax(-1)
 
@@ -101,9 +101,11 @@ class TransformerLayer(GradientCheckpointingLayer):
     ) -> tuple[Tensor, ...]:
         """One layer over T new steps after S old ones.
 
-        x (B, T, D); visible, bool, broadcasts to (B, H, T, S + T): True where a step may attend, None: causal, S = 0;
-        cos, sin: `rotary` of the new steps; keys, values (B, H, S, D / H) of the old ones.
-        Returns x, and keys and values of all S + T; on request also the attention (B, T, S + T) of the first head.
+        x (B, T, D); visible, bool, broadcasts to (B, H, T, S + T): where a step may attend, None: causal with S = 0;
+        cos, sin: `rotary` of the new steps; keys, values (B, H, S, D / H) of the old steps.
+
+        Returns x, and the keys and values of all S + T steps; on request also the attention (B, T, S + T) of the first
+        head.
         """
         normed = self.norm1(x)
         q, k, v = (split_heads(layer(normed), self.num_heads) for layer in (self.q_proj, self.k_proj, self.v_proj))
@@ -121,7 +123,7 @@ class TransformerLayer(GradientCheckpointingLayer):
 class LinearAttentionBlock(GradientCheckpointingLayer):
     """A recurrent sequence mixer, then a gated feed-forward layer, pre-norm: one LCLM block of the paper.
 
-    The state is that of the mixer; with RWKV's channel mixing, a tuple of that and the state of the channel mixing.
+    The state is the mixer's; with RWKV's channel mixing, a tuple of the mixer's and that of the channel mixing.
     """
 
     def __init__(self, config: SmallEConfig, hidden_size: int, num_heads: int, intermediate_size: int, index: int = 0):
@@ -154,7 +156,7 @@ class LinearAttentionBlock(GradientCheckpointingLayer):
 
 
 class BlockStack(nn.ModuleList):
-    """Blocks in sequence, called like a single one; the state is a tuple of theirs."""
+    """Blocks in sequence, called like a single one; the state is a tuple of their states."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None, state: Any = None) -> tuple[Tensor, Any]:
         after = []
@@ -168,7 +170,7 @@ class BlockStack(nn.ModuleList):
 
 
 def step_index(mask: Tensor) -> Tensor:
-    """Unmasked steps before each step, (B, T)."""
+    """The number of unmasked steps before each step, (B, T)."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
@@ -179,12 +181,12 @@ def sinusoids(mask: Tensor, size: int, theta: float = 10000.0) -> Tensor:
 
 
 def apply_forced(alignment: Tensor, forced: Tensor | None) -> Tensor:
-    """The alignment, replaced by the forced one in steps where that is not all zeros."""
+    """The alignment, replaced by the forced one except in steps where that is all zeros."""
     return alignment if forced is None else torch.where(forced.sum(-1, keepdim=True) > 0, forced, alignment)
 
 
 class CrossAttention(nn.Module):
-    """Projections of the audio to queries and of the text to keys and values, each with a norm."""
+    """Projections of audio to queries and of text to keys and values, each followed by a norm."""
 
     def __init__(self, config: SmallEConfig):
         super().__init__()
@@ -199,7 +201,7 @@ class CrossAttention(nn.Module):
         return join_heads(rotate(split_heads(x, self.num_heads), cos, sin))
 
     def queries(self, x: Tensor, mask: Tensor | None, state: SmallEState) -> Tensor:
-        """Queries (B, T, D) of the audio x (B, T, D); positions count its unmasked steps, `state.steps` came before."""
+        """Queries (B, T, D) of the audio x (B, T, D). Positions count unmasked steps, starting from `state.steps`."""
         queries = self.q_norm(self.q_proj(x))
         if state.steps is None:  # no rotary positions
             return queries
@@ -213,11 +215,11 @@ class CrossAttention(nn.Module):
 
 
 class PositionAwareCrossAttention(CrossAttention):
-    """PACA (section 3 of the paper): audio attends to text positions, a recurrent block follows them, and the
-    positions that it returns attend to the text.
+    """PACA (section 3 of the paper): audio attends to text positions, a recurrent block processes these positions, and
+    its output attends to the text positions again, which selects the text values.
 
-    Beyond the paper, `position_gain` normalises the output of that block: left free, it grew to norms of 40,000, whose
-    gradients drowned all others.
+    Not in the paper: `position_gain` normalises the output of that block. Without it, the output grew to norms of
+    40,000, whose gradients dominated all others.
     """
 
     def __init__(self, config: SmallEConfig):
@@ -245,19 +247,19 @@ class PositionAwareCrossAttention(CrossAttention):
     ) -> tuple[Tensor, tuple[Tensor, ...], Any]:
         """x (B, T, D) -> attended text (B, T, D), both alignments (B, T, N), the state of the position block."""
         keys, values, positions = state.text_keys, state.text_values, state.positions
-        assert positions is not None  # encode_text made them
+        assert positions is not None  # encode_text sets them
         visible = state.text_mask[:, None]
         first = attention_weights(self.queries(x, mask, state), keys, visible)
         attended = (first @ positions).to(x.dtype)  # eq. 5
         located, recurrent = self.position_block(attended, mask, recurrent)  # eq. 7
         located = self.position_norm(located).float() * (self.gain or 1.0)
-        with torch.autocast(x.device.type, enabled=False):  # neighbouring positions differ by little
+        with torch.autocast(x.device.type, enabled=False):  # neighbouring positions differ only slightly
             last = attention_weights(located, positions, visible)
         return apply_forced(last, forced).to(values.dtype) @ values, (first, last), recurrent  # eq. 8
 
 
 class PlainCrossAttention(CrossAttention):
-    """Multi-head attention to the text, whose keys carry sinusoidal or rotary positions: the paper's ablation."""
+    """Multi-head attention to the text, with sinusoidal or rotary positions in its keys: the paper's ablation."""
 
     def __init__(self, config: SmallEConfig):
         super().__init__(config)
@@ -280,7 +282,7 @@ class PlainCrossAttention(CrossAttention):
         recurrent: Any = None,
         forced: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...], None]:
-        """x (B, T, D) -> attended text (B, T, D), the alignment (B, T, N), mean over heads, and no state."""
+        """x (B, T, D) -> attended text (B, T, D), the alignment (B, T, N) averaged over heads, and no state."""
         parts = self.queries(x, mask, state), state.text_keys, state.text_values
         queries, keys, values = (split_heads(part, self.num_heads) for part in parts)
         alignments = attention_weights(queries, keys, state.text_mask[:, None, None])
@@ -295,7 +297,7 @@ CROSS_ATTENTIONS: dict[str, Any] = {"paca": PositionAwareCrossAttention, "plain"
 
 
 class SpeakerEncoder(nn.Module):
-    """A reference recording to a speaker embedding: transformer layers, the mean over time, a projection."""
+    """Computes a speaker embedding from a reference recording: transformer layers, mean over time, projection."""
 
     def __init__(self, config: SmallEConfig):
         super().__init__()

@@ -26,19 +26,19 @@ except ImportError:
 
 logger = logging.getLogger(__name__)
 
-SAMPLING_RATES = 1000, 1_000_000  # Hz; a number beyond is no sampling rate
-MAX_LEVEL = 16.0  # floats beyond are on another scale, such as that of 16 bits
-MIN_LEVEL = 1e-3  # -60 dB; a recording that stays below is silent
-SPEECH_LEVEL = -23.0  # dBFS, of recordings that are encoded
-REFERENCE_SECONDS = 1.0, 20.0  # shortest and longest reference of a voice; of longer ones a part is heard
-MARGIN = 0.1  # seconds of silence that stay at its ends
-MAX_CLIPPED = 0.02  # share of samples at its peak
-MIN_DEPTH = 9.0  # dB between loud and quiet frames; speech has 20 and more
-MIN_SECONDS = 0.1  # of a prompt
-PROMPT_SECONDS = 10.0, 13.0  # to which a prompt is cut, if it is longer than the second
-MAX_DRIFT = 0.06  # share of a recording by which its speed may vary before a pause
-MAX_SAMPLES = 1 << 28  # of a file; 3 hours at 24 kHz
-UNKNOWN_SIZE = 0xFFFFFFFF  # what players expect in a wav whose end is not known yet
+SAMPLING_RATES = 1000, 1_000_000  # Hz; numbers outside this range are mistakes
+MAX_LEVEL = 16.0  # larger values are on another scale, such as that of 16-bit integers
+MIN_LEVEL = 1e-3  # -60 dB; a recording with a lower peak is silent
+SPEECH_LEVEL = -23.0  # dBFS; recordings are brought to this level before they are encoded
+REFERENCE_SECONDS = 1.0, 20.0  # shortest and longest reference recording; longer ones are cut
+MARGIN = 0.1  # seconds of silence that are kept at both ends of a reference
+MAX_CLIPPED = 0.02  # largest share of samples at the peak of a recording
+MIN_DEPTH = 9.0  # dB between loud and quiet frames; speech has 20 or more
+MIN_SECONDS = 0.1  # shortest prompt
+PROMPT_SECONDS = 10.0, 13.0  # a prompt longer than the second is cut to at most the first
+MAX_DRIFT = 0.06  # largest distance between a pause and the estimated end of a sentence, as a share of a recording
+MAX_SAMPLES = 1 << 28  # longest file, about 3 hours at 24 kHz
+UNKNOWN_SIZE = 0xFFFFFFFF  # the size field of a wav whose length is not known yet
 NUMBERS = int, float, np.number
 FILES = str, os.PathLike, bytes, bytearray, memoryview
 
@@ -56,7 +56,7 @@ def read_sound_file(source: Any) -> tuple[np.ndarray, int]:
         raise ValueError(f"{name} does not exist: expected a sound file.")
     try:
         with soundfile.SoundFile(source) as file:
-            if file.frames * file.channels > MAX_SAMPLES:  # or a damaged header
+            if file.frames * file.channels > MAX_SAMPLES:  # the file is too long, or its header is damaged
                 raise ValueError(f"{name} is too long: {file.frames} samples in {file.channels} channels.")
             return file.read(dtype="float32", always_2d=True).T, file.samplerate
     except (soundfile.SoundFileError, TypeError) as error:
@@ -69,7 +69,7 @@ def read_recording(audio: Any, sampling_rate: float | None = None) -> tuple[Any,
     Args:
         audio: samples as an array, a tensor or a list; the path or the bytes of a sound file, or the open file; a row
             of a data set, {"array", "sampling_rate"} or {"bytes", "path"}.
-        sampling_rate: of samples, Hz; ignored where `audio` itself says it.
+        sampling_rate: sampling rate of an array of samples, in Hz; ignored where `audio` contains its own.
     """
     if isinstance(audio, dict):
         if audio.get("array") is not None:
@@ -79,7 +79,7 @@ def read_recording(audio: Any, sampling_rate: float | None = None) -> tuple[Any,
             raise ValueError("audio is a dict without samples: expected array and sampling_rate, or bytes, or path.")
     if isinstance(audio, FILES) or hasattr(audio, "read"):
         return read_sound_file(audio)
-    if hasattr(audio, "is_floating_point"):  # a tensor; this module does without PyTorch
+    if hasattr(audio, "is_floating_point"):  # a tensor; this module does not import PyTorch
         audio = audio.detach().cpu()
         audio = audio.float() if audio.is_floating_point() else audio
     return audio, sampling_rate
@@ -92,7 +92,7 @@ def is_one_recording(audio: Any) -> bool:
     numbers = [isinstance(part, NUMBERS) for part in audio[:2]]
     if len(audio) == 2 and any(numbers) and not all(numbers):
         raise ValueError(
-            "audio is a pair of samples and a sampling rate: give them apart, audio=samples, sampling_rate=rate."
+            "audio is a pair of samples and a sampling rate: pass them separately, audio=samples, sampling_rate=rate."
         )
     return not audio or numbers[0]
 
@@ -100,7 +100,7 @@ def is_one_recording(audio: Any) -> bool:
 def load_waveform(audio: Any, sampling_rate: float | None, target_rate: int) -> np.ndarray:
     """A recording, as `read_recording` takes it, as mono waveform (L,) float32 at `target_rate`; channels are averaged.
 
-    Raises ValueError for what is no recording, for silence and for samples on another scale than -1..1.
+    Raises ValueError if it is not a recording, if it is silent, and if its samples are not in -1..1.
     """
     audio, sampling_rate = read_recording(audio, sampling_rate)
     try:
@@ -118,7 +118,7 @@ def load_waveform(audio: Any, sampling_rate: float | None, target_rate: int) -> 
     number = isinstance(sampling_rate, NUMBERS) and not isinstance(sampling_rate, bool)
     if sampling_rate is None or not number or not SAMPLING_RATES[0] <= sampling_rate <= SAMPLING_RATES[1]:
         raise ValueError(
-            f"sampling_rate={sampling_rate!r}: expected the waveform's samples a second, {SAMPLING_RATES[0]} to "
+            f"sampling_rate={sampling_rate!r}: expected the waveform's sampling rate in Hz, {SAMPLING_RATES[0]} to "
             f"{SAMPLING_RATES[1]}."
         )
     audio = audio.astype(np.float32) if audio.ndim == 1 else audio.astype(np.float32).mean(0)
@@ -127,16 +127,22 @@ def load_waveform(audio: Any, sampling_rate: float | None, target_rate: int) -> 
     if sampling_rate == target_rate:
         return audio
     if soxr is None:
-        raise ValueError(f"audio has {sampling_rate} samples a second: install soxr, or resample it to {target_rate}.")
+        raise ValueError(
+            f"audio has a sampling rate of {sampling_rate} Hz: install soxr, or resample it to {target_rate} Hz."
+        )
     audio = soxr.resample(audio, sampling_rate, target_rate)
     if not len(audio):
-        raise ValueError(f"audio is too short: nothing of it is left at {target_rate} samples a second.")
+        raise ValueError(
+            f"audio is too short, it has no samples left at {target_rate} Hz: expected a longer recording."
+        )
     return audio
 
 
 def speech_level(samples: np.ndarray, frame: int = 600) -> tuple[float, float]:
-    """Level in dBFS of the frames within 25 dB of the loud ones, and how many dB the loud frames are above the quiet
-    ones, of samples (L,) in [-1, 1]."""
+    """The speech level in dBFS, and the distance between loud and quiet frames in dB, of samples (L,) in [-1, 1].
+
+    The speech level is the mean over the frames that are at most 25 dB below the loud ones.
+    """
     count = max(1, len(samples) // frame)
     energies = np.square(np.resize(samples, (count, frame))).mean(1) + 1e-12
     levels = 10 * np.log10(energies)
@@ -145,14 +151,17 @@ def speech_level(samples: np.ndarray, frame: int = 600) -> tuple[float, float]:
 
 
 def to_speech_level(samples: np.ndarray, dbfs: float = SPEECH_LEVEL) -> np.ndarray:
-    """Samples (L,) with their speech at a level; lower where they would clip."""
+    """Samples (L,) scaled to a speech level, or to a lower one if they would clip."""
     scaled = samples * np.float32(10 ** ((dbfs - speech_level(samples)[0]) / 20))
     return scaled / max(1.0, float(np.abs(scaled).max()))
 
 
 def speech_span(samples: np.ndarray, rate: int, longest: float) -> slice:
-    """Where a recording (L,) is heard: from its first to its last loud frame and MARGIN around; of a longer one the
-    `longest` seconds with most loud frames, cut at pauses, which a warning tells."""
+    """The part of a recording (L,) that holds speech: from its first to its last loud frame, plus MARGIN on both sides.
+
+    If that is longer than `longest` seconds, the part with the most loud frames is used, cut at pauses, and a warning
+    says which.
+    """
     hop = rate // 50
     loud = loud_frames(samples, hop)
     first, last = begin, end = loud[[0, -1]]
@@ -162,46 +171,46 @@ def speech_span(samples: np.ndarray, rate: int, longest: float) -> slice:
         first = begin + int((heard[begin + most :] - heard[begin : end + 2 - most]).argmax())
         last = first + most - 1
         before, after = gaps(loud[(loud >= first) & (loud <= last)])
-        near = most // 5  # a pause further away would cost too much of the speech
+        near = most // 5  # cutting at a pause further away would lose too much speech
         first = next((n for n in after if first > begin and n - first < near), first)
         last = next((n for n in before[::-1] if last < end and last - n < near), last)
         warnings.warn(
-            f"audio is {len(samples) / rate:.0f} s long: {first / 50:.1f} to {(last + 1) / 50:.1f} s of it are heard. "
-            "Give 5 to 10 s of speech to choose them.",
+            f"audio is {len(samples) / rate:.0f} s long: only {first / 50:.1f} to {(last + 1) / 50:.1f} s of it are "
+            "used. Give 5 to 10 s of speech to choose the part yourself.",
             stacklevel=2,
         )
     return slice(max(0, first - margin) * hop, (last + 1 + margin) * hop)
 
 
 def loud_frames(samples: np.ndarray, hop: int) -> np.ndarray:
-    """Numbers of the frames of `hop` samples in a recording (L,) that are less than 30 dB below the loudest ones."""
+    """Indices of the frames of `hop` samples in a recording (L,) that are at most 30 dB below the loudest ones."""
     hop = min(hop, len(samples))
     energies = np.square(samples[: len(samples) // hop * hop].reshape(-1, hop)).mean(1)
     return np.flatnonzero(energies > 10 ** (-3.0) * np.quantile(energies, 0.95))
 
 
 def gaps(loud: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The loud frames before and after each pause of 0.15 s and more; loud: numbers of frames, 50 a second."""
+    """The loud frames before and after each pause of at least 0.15 s; loud: indices of frames, 50 per second."""
     places = np.flatnonzero(np.diff(loud) > 0.15 * 50)
     return loud[places], loud[places + 1]
 
 
 def pauses(samples: np.ndarray, rate: int) -> np.ndarray:
-    """The middles, in seconds, of the pauses of 0.15 s and more in a recording (L,)."""
+    """The middle, in seconds, of each pause of at least 0.15 s in a recording (L,)."""
     before, after = gaps(loud_frames(samples, rate // 50))
     return (before + after + 1) / 2 / 50
 
 
 def cut_prompt(samples: np.ndarray, text: str, rate: int) -> tuple[np.ndarray, str]:
-    """A recording (L,) and its transcript, cut at a pause and the end of a sentence where it is longer than
-    PROMPT_SECONDS. Raises ValueError if it cannot be cut, or is no recording of speech."""
+    """A recording (L,) and its transcript, cut at a pause and the end of a sentence if it is longer than
+    PROMPT_SECONDS. Raises ValueError if it cannot be cut or is too short."""
     seconds = len(samples) / rate
     if seconds < MIN_SECONDS:
         raise ValueError(f"audio is {seconds:.2g} s long: expected a recording of speech, 3 to 10 s are best.")
     if seconds <= PROMPT_SECONDS[1]:
         return samples, text
     ends = [match.end() for match in re.finditer(r"[.!?](?=[\"')]*\s)", text)]
-    places = [  # how far a pause is from where a sentence of this share of the transcript ends
+    places = [  # the distance from each pause to the estimated end of each sentence
         (abs(pause - seconds * end / len(text)), pause, end)
         for pause in pauses(samples, rate)
         for end in ends
@@ -210,18 +219,18 @@ def cut_prompt(samples: np.ndarray, text: str, rate: int) -> tuple[np.ndarray, s
     wrong, pause, end = min(places, default=(seconds, 0.0, 0))
     if wrong > MAX_DRIFT * seconds:
         raise ValueError(
-            f"audio is {seconds:.0f} s long, and its pauses do not tell where a sentence of audio_text ends: expected "
+            f"audio is {seconds:.0f} s long, and no pause in it matches the end of a sentence of audio_text: expected "
             "3 to 10 s with their transcript."
         )
-    logger.warning(f"audio is {seconds:.0f} s long: its first {pause:.1f} s are used, to {text[:end][-30:]!r}.")
+    logger.warning(f"audio is {seconds:.0f} s long: only its first {pause:.1f} s are used, up to {text[:end][-30:]!r}.")
     return samples[: round(pause * rate)], text[:end]
 
 
 def clean_reference(samples: np.ndarray, rate: int) -> np.ndarray:
-    """A recording (L,) in -1..1 as the speaker encoder hears it best: no offset, no silence at the ends, at most
-    REFERENCE_SECONDS[1], at SPEECH_LEVEL.
+    """A recording (L,) in -1..1, prepared for the speaker encoder: without offset, without silence at its ends, at most
+    REFERENCE_SECONDS[1] long, at SPEECH_LEVEL.
 
-    Raises ValueError for a recording that is too short, clipped, or steady like a tone or noise.
+    Raises ValueError if the recording is too short or clipped, or if it has a constant level, as tones and noise have.
     """
     shortest, longest = REFERENCE_SECONDS
     clipped = float((np.abs(samples) >= 0.999 * np.abs(samples).max()).mean())
@@ -229,12 +238,13 @@ def clean_reference(samples: np.ndarray, rate: int) -> np.ndarray:
     samples = samples[speech_span(samples, rate, longest)]
     if len(samples) < shortest * rate:
         raise ValueError(
-            f"audio holds {len(samples) / rate:.1f} s of sound: expected {shortest:g} s of speech; 5 to 10 are best."
+            f"audio holds {len(samples) / rate:.1f} s of sound: expected at least {shortest:g} s of speech; 5 to 10 s "
+            "are best."
         )
     if (depth := speech_level(samples)[1]) < MIN_DEPTH:
         raise ValueError(
-            f"audio is steady, its loudness varies by {depth:.1f} dB: expected a recording of speech, without music or "
-            "loud noise."
+            f"audio has a steady level, which varies by only {depth:.1f} dB: expected a recording of speech, without "
+            "music or loud noise."
         )
     if clipped > MAX_CLIPPED:
         raise ValueError(f"audio is clipped, {clipped:.0%} of its samples: record it again at a lower level.")
@@ -252,7 +262,7 @@ def pcm16(samples: Any) -> bytes:
 
 
 def streaming_wav_header(sampling_rate: int) -> bytes:
-    """The header of a 16-bit mono wav that is written to a pipe and ends with it; `pcm16` samples follow."""
+    """The header of a 16-bit mono wav of unknown length, as a pipe needs it; `pcm16` samples follow."""
     kind = struct.pack("<HHIIHH", 1, 1, sampling_rate, 2 * sampling_rate, 2, 16)
     return struct.pack("<4sI8sI16s4sI", b"RIFF", UNKNOWN_SIZE, b"WAVEfmt ", len(kind), kind, b"data", UNKNOWN_SIZE)
 

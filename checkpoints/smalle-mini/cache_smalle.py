@@ -1,4 +1,4 @@
-"""The states of a model between calls, as values that are never changed in place. Every tensor has B rows."""
+"""The states of a model between calls. They are values, never changed in place; every tensor has B rows."""
 
 import functools
 import re
@@ -16,7 +16,7 @@ from .alignment_smalle import Reading
 
 
 def map_tensors(function: Callable[[Tensor], Any], x: Any) -> Any:
-    """`function` of every tensor in nested tuples, named ones too; None stays None."""
+    """Applies `function` to every tensor in nested (named) tuples; None stays None."""
     if isinstance(x, tuple):
         parts = [map_tensors(function, part) for part in x]
         return x._make(parts) if hasattr(x, "_make") else tuple(parts)
@@ -24,7 +24,7 @@ def map_tensors(function: Callable[[Tensor], Any], x: Any) -> Any:
 
 
 class State:
-    """Base of a dataclass of tensors and tuples of them."""
+    """Base class of dataclasses of tensors and tuples of tensors."""
 
     def map(self, function: Callable[[Tensor], Tensor]):
         """The same state with `function` applied to every tensor (select rows, move to a device)."""
@@ -35,10 +35,10 @@ class State:
 class SmallEState(State):
     """The state of Small-E.
 
-    text_keys, text_values (B, N, D); positions (B, N, d_b), None without PACA; text_mask (B, N) bool, True where there
-    is text; recurrent: the state of each block, audio encoder first, then the position block (None without PACA), then
-    the decoder: (B, H, K, V), or a tuple of tensors if the mixer has more than one; steps (B,): number of audio steps
-    so far, if the cross-attention has rotary positions.
+    text_keys, text_values (B, N, D); positions (B, N, d_b), None without PACA; text_mask (B, N) bool, False on padding;
+    recurrent: the state of each block: of the audio encoder, the position block (None without PACA) and the decoder,
+    each (B, H, K, V), or a tuple of tensors if the mixer has several; steps (B,): number of audio steps so far, if the
+    cross-attention has rotary positions.
     """
 
     text_keys: Tensor
@@ -53,8 +53,9 @@ class SmallEState(State):
 class TransformerState(State):
     """The state of the decoder-only transformer, text and audio in one sequence of S steps.
 
-    keys, values: (B, H, S, D / H) of each layer, keys rotated; mask (B, S) bool, False on padding; text_mask (B, N)
-    bool, that of the text, the first N steps; unread_text: embeddings (B, N, D) of the text until a step reads them.
+    keys, values: (B, H, S, D / H) of each layer, with rotated keys; mask (B, S) bool, False on padding; text_mask
+    (B, N) bool, the mask of the text, which is the first N steps; unread_text: embeddings (B, N, D) of the text, until
+    the first step reads them.
     """
 
     keys: tuple[Tensor | None, ...]
@@ -64,21 +65,22 @@ class TransformerState(State):
     unread_text: Tensor | None = None
 
 
-for _state in (SmallEState, TransformerState):  # torch.export takes and returns them, DDP and FSDP look inside
+for _state in (SmallEState, TransformerState):  # for torch.export, DDP and FSDP
     register_dataclass(_state)
 
 
-# --- Pending updates: the native runtime adds steps to a large recurrent state in groups, to write it less often
+# --- Pending updates: the native runtime adds steps to a large recurrent state in groups, to write to it less often
 
 
 MAX_PENDING = 16  # steps
 
 
 class PendingUpdates(NamedTuple):
-    """A recurrent state and the updates of the last steps, which have not been added to it.
+    """A recurrent state and the updates of the last steps, which have not been added to it yet.
 
-    state (B, H, K, V); decay of it since, (B, H, 1, K); keys and values of the pending updates,
-    (B, H, MAX_PENDING, K or V), the newest last, keys decayed like what they wrote, zeros where there is none.
+    state (B, H, K, V); decay (B, H, 1, K): the decay of the state since the last update; keys, values
+    (B, H, MAX_PENDING, K or V): the pending updates, the newest last; keys include the decay of later steps, and unused
+    places are zero.
     """
 
     state: Tensor
@@ -99,7 +101,7 @@ class PendingUpdates(NamedTuple):
         return state.flatten(0, 1).baddbmm_(*updates).view_as(state)
 
     def room(self) -> int:
-        """How many updates can still be added: a key of zeros wrote nothing and may be dropped."""
+        """The number of updates that can still be added. A key of zeros marks an unused place."""
         empty = (self.keys == 0).transpose(0, 2).flatten(1).all(1)
         return int(empty.long().cumprod(0).sum())
 
@@ -109,17 +111,17 @@ class PendingUpdates(NamedTuple):
 
 @dataclass
 class GenerationState:
-    """Where generate() stopped; `generate(cache=)` goes on from it. A value, never changed in place.
+    """The state in which generate() stopped; `generate(cache=)` continues from it.
 
-    B rows of speech; with guidance B unconditional rows stand behind them, G·B in all.
+    There are B rows of speech. With guidance, B unconditional rows follow them: G·B rows in all.
 
     model: the model's state, G·B rows.
-    grid (G·B, W, Q): the last delayed steps; the model has not read the newest yet.
-    forced (G·B, F, Q): coming steps as far as a prompt determines them, else UNKNOWN.
+    grid (G·B, W, Q): the last delayed steps; the model has not read the newest one yet.
+    forced (G·B, F, Q): future steps that a prompt determines, else UNKNOWN.
     remaining (B,): steps until a row is complete: 0 when finished, -1 before its end is known.
     history (B, H, Q): steps before the grid, for repetition penalties.
-    readings: how far each of B rows has read its text.
-    alignments, scores: (B, N) and (B, Q, V) of the steps whose frames are not complete.
+    readings: the progress of each of B rows through its text.
+    alignments, scores: (B, N) and (B, Q, V) of the steps whose frames are incomplete.
     """
 
     model: Any
@@ -137,7 +139,7 @@ class GenerationState:
         return len(self.grid) > len(self.remaining)
 
     def select(self, rows: Tensor) -> "GenerationState":
-        """The state of these rows (B',), each of 0..B-1 any number of times."""
+        """The state of the given rows (B',), indices 0..B-1 in any order, with repetitions."""
         every = torch.cat((rows, rows + len(self.remaining))) if self.guided else rows
         return GenerationState(
             self.model.map(lambda x: x[every]),
@@ -151,18 +153,18 @@ class GenerationState:
         )
 
     def __getitem__(self, row: int) -> "GenerationState":
-        """The state of one row; pipelines of transformers before 5.24 index every output."""
+        """The state of one row. Pipelines of transformers before 5.24 index every output."""
         return self.select(torch.tensor([row]))
 
 
-# --- A voice as the recurrent state in which speech begins, without a prompt (initial-state tuning, as in Lina-Speech)
+# --- A voice as the initial recurrent state, instead of a prompt (initial-state tuning, as in Lina-Speech)
 
 
-STATE_NAME = re.compile(r"state_\d+(_left|_right)?")  # of its tensors
+STATE_NAME = re.compile(r"state_\d+(_left|_right)?")  # names of its tensors
 
 
 def join_state(tensors: dict[str, Tensor]) -> Tensor:
-    """The row (S,) of an initial state's tensors by name."""
+    """The tensors of an initial state, by name, as a row (S,)."""
     factors: dict[int, list[Tensor]] = {}
     for name in sorted(tensors):  # left before right
         factors.setdefault(int(name.split("_")[1]), []).append(tensors[name])
@@ -170,14 +172,14 @@ def join_state(tensors: dict[str, Tensor]) -> Tensor:
 
 
 def tensors_of(state: Any) -> list[Tensor]:
-    """The tensors of a recurrent state in the order in which a row of an initial state has them."""
+    """The tensors of a recurrent state, in the order of a row of an initial state."""
     tensors: list[Tensor] = []
     map_tensors(tensors.append, state)
     return tensors
 
 
 def split_state(rows: Tensor, like: Any) -> Any:
-    """Rows (B, S) as the recurrent state of a model: shapes, types, device of `like`, one of B rows.
+    """Rows (B, S) as the recurrent state of a model, with the shapes, types and device of `like`, a state of B rows.
 
     Raises ValueError for rows of another model.
     """
@@ -185,20 +187,20 @@ def split_state(rows: Tensor, like: Any) -> Any:
     if rows.ndim != 2 or rows.shape[1] != sum(sizes):
         raise ValueError(
             f"initial_state has shape {tuple(rows.shape)}: expected (batch, {sum(sizes)}), the states of this model's "
-            "blocks. A tuned state works with the model it was tuned for: load that one, or tune it again with this "
-            "one (smalle finetune)."
+            "blocks. A tuned state only works with the model it was tuned for: load that model, or tune the voice "
+            "again with this one (smalle finetune)."
         )
     parts = iter(rows.split(sizes, 1))
     return map_tensors(lambda x: next(parts).reshape(x.shape).to(x), like)
 
 
 class InitialState(nn.Module):
-    """An initial state to be tuned; forward() returns it as a row (S,). It starts at zero, as the model itself does.
+    """A trainable initial state; forward() returns it as a row (S,). It starts at zero, like the state of the model.
 
     Args:
-        like: a recurrent state of the model after some speech. States differ in magnitude between blocks, up to the
-            hundreds; the parameters are relative to the magnitude of each.
-        rank: of the matrices (..., K, V), as products of two where that takes fewer numbers; None: full.
+        like: a recurrent state of the model after some speech. The magnitudes of states differ between blocks by
+            factors of hundreds, so the parameters are relative to them.
+        rank: rank of the matrices (..., K, V), which are stored as products of two if that is smaller; None: full.
 
     Raises:
         ValueError for a rank below 1.

@@ -54,8 +54,8 @@ class SmallECodecConfig(PreTrainedConfig):
     Args:
         hop_length: samples of a frame of codes; a multiple of mel_hop_length.
         latent_size: principal components that are quantized.
-        mel_floor: smallest magnitude that is coded; full scale is about n_fft / 4.
-        band_extension: code recordings that end below the Nyquist frequency as full-band speech.
+        mel_floor: smallest magnitude that is encoded; full scale is about n_fft / 4.
+        band_extension: encode band-limited recordings as full-band speech.
         refiner_num_layers: layers of the refiner; 0: no refiner.
         vocos_*: see `VocosConfig`.
     """
@@ -153,7 +153,7 @@ def check_waveform(waveform: Any, lengths: Any = None) -> Tensor:
 
 
 def check_codes(codes: Any, num_codebooks: int, codebook_size: int) -> Tensor:
-    """Codes (B, Q, T) as int64; Q may be less than num_codebooks, for coarser speech.
+    """Codes (B, Q, T) as int64; Q may be smaller than num_codebooks, for coarser speech.
 
     Raises ValueError on another shape, on floats, on no frames and on ids out of range.
     """
@@ -181,7 +181,7 @@ def mel_frequencies(num_mels: int, sampling_rate: int) -> Tensor:
 def mel_filters(n_fft: int, num_mels: int, sampling_rate: int, device: torch.device) -> Tensor:
     """Triangular filters (num_mels, n_fft / 2 + 1) on the HTK mel scale, peak 1, 0 Hz to Nyquist.
 
-    A triangle narrower than a bin of the transform takes its nearest bin.
+    A triangle that is narrower than a bin of the transform uses its nearest bin.
     """
     with torch.inference_mode(False):
         hertz = mel_frequencies(num_mels, sampling_rate)
@@ -195,7 +195,7 @@ def mel_filters(n_fft: int, num_mels: int, sampling_rate: int, device: torch.dev
 
 
 def mel_magnitudes(waveform: Tensor, n_fft: int, hop_length: int, num_mels: int, sampling_rate: int) -> Tensor:
-    """Mel magnitudes (B, L // hop_length, num_mels) of a waveform (B, L) with silence around it."""
+    """Mel magnitudes (B, L // hop_length, num_mels) of a waveform (B, L), padded with silence."""
     pad = (n_fft - hop_length) // 2
     return mel_of_windows(F.pad(waveform, (pad, pad)).unfold(1, n_fft, hop_length), num_mels, sampling_rate)
 
@@ -207,14 +207,14 @@ def mel_of_windows(windows: Tensor, num_mels: int, sampling_rate: int) -> Tensor
     return torch.fft.rfft(frames).abs() @ mel_filters(n_fft, num_mels, sampling_rate, windows.device).T
 
 
-LOUD_QUANTILE = 0.97  # of a mel band's frames: how loud the band is
-BAND_DEPTH = 7.8  # nepers (68 dB) below the loudest mel band: nothing is there
-FULL_BAND = 0.97  # share of the mel bands from which on a recording counts as full-band
-EDGE_FRAMES = 3  # ignored at either end, where the cut of the recording has a wide spectrum
+LOUD_QUANTILE = 0.97  # the loudness of a mel band is this quantile of its frames
+BAND_DEPTH = 7.8  # nepers (68 dB); a band that is further below the loudest one is empty
+FULL_BAND = 0.97  # a recording is full-band if it occupies at least this share of the mel bands
+EDGE_FRAMES = 3  # frames to ignore at both ends, where the cut of the recording has a wide spectrum
 
 
 def occupied_bands(mel: Tensor) -> int:
-    """Number of mel bands up to the highest that holds sound, of the mel magnitudes (T, num_mels) of a recording."""
+    """Number of mel bands up to the highest one with sound, from the mel magnitudes (T, num_mels) of a recording."""
     frames = mel[EDGE_FRAMES:-EDGE_FRAMES] if len(mel) > 4 * EDGE_FRAMES else mel
     levels, rank = frames.float().clamp(min=1e-5).log().sort(0).values, LOUD_QUANTILE * (len(frames) - 1)
     loudness = torch.lerp(levels[int(rank)], levels[math.ceil(rank)], rank - int(rank))
@@ -223,8 +223,8 @@ def occupied_bands(mel: Tensor) -> int:
 
 
 class BandExtension(nn.Module):
-    """Fills in the log-mel bands above the band of a recording: their expected value given the bands below, under a
-    normal distribution of full-band frames.
+    """Estimates the log-mel bands that a band-limited recording lacks: their expected values given the other bands,
+    under a normal distribution fitted to full-band frames.
 
     Buffers, which `fit` sets: mean and covariance of the log-mel values of a frame.
     """
@@ -238,14 +238,14 @@ class BandExtension(nn.Module):
         self.register_buffer("covariance", torch.zeros(num_mels, num_mels))
 
     def fit(self, mel: Tensor) -> None:
-        """Sets the distribution to that of log-mel frames (N, num_mels) of full-band speech."""
+        """Fits the distribution to log-mel frames (N, num_mels) of full-band speech."""
         mean = mel.mean(0)
         centred = (mel - mean).double()
         self.mean.copy_(mean)
         self.covariance.copy_(centred.T @ centred / len(mel))
 
     def regression(self, known: int) -> Tensor:
-        """Coefficients (num_mels - known, known) of the bands above, given the lowest `known` bands."""
+        """Coefficients (num_mels - known, known) that predict the upper bands from the lowest `known` bands."""
         covariance = self.covariance.double()
         ridge = 1e-2 * torch.eye(known, dtype=torch.float64, device=covariance.device)  # some bands are nearly equal
         return torch.linalg.solve(covariance[:known, :known] + ridge, covariance[:known, known:]).T.float()
@@ -253,7 +253,7 @@ class BandExtension(nn.Module):
     def forward(self, mel: Tensor, bands: Tensor, floor: float) -> Tensor:
         """Full-band log-mel frames (B, T, num_mels) of recordings with `bands` (B,) occupied bands; at least `floor`.
 
-        The highest occupied band is filled in too, as the recording holds only a part of it.
+        The highest occupied band is estimated too, because the recording contains only a part of it.
         """
         mean, full = self.mean.float(), mel.clone()
         for count in set(bands.tolist()) - {mel.shape[2]}:
@@ -282,7 +282,7 @@ class MelAnalysis(nn.Module):
         self.extension = BandExtension(config.num_mels) if config.band_extension else None
 
     def mel(self, waveform: Tensor) -> Tensor:
-        """Mel magnitudes (B, frames, num_mels) of a waveform (B, T * hop_length); silence around it."""
+        """Mel magnitudes (B, frames, num_mels) of a waveform (B, T * hop_length), padded with silence."""
         config = self.config
         return mel_magnitudes(waveform, config.mel_n_fft, config.mel_hop_length, config.num_mels, config.sampling_rate)
 
@@ -294,7 +294,7 @@ class MelAnalysis(nn.Module):
     def features(self, mel: Tensor, bands: Tensor | None = None) -> Tensor:
         """Natural log (B, T, feature_size) of mel magnitudes.
 
-        bands (B,): occupied mel bands of each row, above which the extension fills in; None: nothing is filled in.
+        bands (B,): occupied mel bands of each row; the extension estimates those above. None: no extension.
         """
         log_mel = mel.clamp(min=self.config.mel_floor).log()
         if self.extension is not None and bands is not None:
@@ -306,14 +306,15 @@ class MelAnalysis(nn.Module):
         return F.linear((features - self.mean.float()) / self.scale.float(), self.projection.float()).transpose(1, 2)
 
     def restore(self, latents: Tensor) -> Tensor:
-        """Features (B, T, feature_size) whose latents (B, latent_size, T) are, without what the projection drops."""
+        """The inverse of `project`: features (B, T, feature_size) of latents (B, latent_size, T), up to the dropped
+        components."""
         inverse = torch.linalg.pinv(self.projection.float())
         return F.linear(latents.transpose(1, 2), inverse) * self.scale.float() + self.mean.float()
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Latents (B, latent_size, T), float32, of a waveform (B, T * hop_length) with `lengths` (B,) samples.
 
-        With an extension, the occupied bands of each row are found in its samples up to its length.
+        With an extension, the occupied bands of each row are determined from its samples up to its length.
         """
         mel, bands = self.mel(waveform), None
         if self.extension is not None:
@@ -326,7 +327,7 @@ class MelAnalysis(nn.Module):
 
 
 def identity_of(codebooks: Tensor) -> str:
-    """Identity of a codec, which tells codes of different codecs apart: 16 hexadecimal digits.
+    """Identity of a codec, to distinguish codes of different codecs: 16 hexadecimal digits.
 
     A hash of the codebooks (Q, K, D) in half precision, so that storing a codec in float16 does not change it.
     """
@@ -334,7 +335,7 @@ def identity_of(codebooks: Tensor) -> str:
 
 
 class ResidualQuantizer(nn.Module):
-    """Residual vector quantization: each codebook quantizes what those before it left over."""
+    """Residual vector quantization: each codebook quantizes the error of those before it."""
 
     codebooks: Tensor
 
@@ -359,7 +360,7 @@ class ResidualQuantizer(nn.Module):
 
 
 class FrameNetwork(nn.Module):
-    """ConvNeXt blocks over frames, each of which looks ahead by one frame; of a whole sequence or chunk by chunk."""
+    """ConvNeXt blocks over frames, for a whole sequence or chunk by chunk. Each convolution looks one frame ahead."""
 
     def __init__(self, inputs: int, outputs: int, size: int, intermediate: int, layers: int, kernel: int = 7):
         super().__init__()
@@ -373,8 +374,10 @@ class FrameNetwork(nn.Module):
     def apply_blocks(
         self, x: Tensor, states: ConvolutionStates = (), last: bool = True
     ) -> tuple[Tensor, ConvolutionStates]:
-        """x (B, inputs, T) -> (B, outputs, T') float32 of the frames that are complete, and the state for the next
-        chunk; `last`: no chunk will follow."""
+        """x (B, inputs, T) -> outputs (B, outputs, T') float32 of the complete frames, and the state for later chunks.
+
+        `last`: no chunk will follow.
+        """
         states_now = list(states or (None,) * (1 + len(self.blocks)))
         _, x, states_now[0] = self.embed(x.to(self.embed.weight.dtype), states_now[0], last)
         for n, block in enumerate(self.blocks, 1):
@@ -384,9 +387,9 @@ class FrameNetwork(nn.Module):
 
 @dataclass
 class RefinerState:
-    """State of a refiner, a value: pass it on to continue.
+    """State of a refiner between chunks.
 
-    latents (B, D, W): those that are not refined yet; convolutions: see `ChunkedConv1d`.
+    latents (B, D, W): latents that are not refined yet; convolutions: see `ChunkedConv1d`.
     """
 
     latents: Tensor
@@ -412,16 +415,16 @@ class LatentRefiner(FrameNetwork):
     def rest(
         self, latents: Tensor, state: ConvolutionStates = (), last: bool = True
     ) -> tuple[Tensor, ConvolutionStates]:
-        """Quantization error of latents (B, D, T) in units of rest_scale, of the frames (B, D, T') that are complete;
-        and the states of the convolutions."""
+        """The estimated quantization error of latents (B, D, T) in units of rest_scale, for the complete frames
+        (B, D, T'), and the states of the convolutions."""
         return self.apply_blocks(latents / self.latent_scale.float()[:, None], state, last)
 
     def forward(
         self, latents: Tensor, state: RefinerState | None = None, last: bool = True
     ) -> tuple[Tensor, RefinerState | None]:
-        """Refined latents (B, D, T') that are complete after quantized ones (B, D, T), and the state.
+        """Refined latents (B, D, T') of the frames that are complete after quantized latents (B, D, T), and the state.
 
-        Joined over chunks they are the same whatever the chunks. `last`: no chunk will follow; all are complete then.
+        The joined result does not depend on the chunk sizes. `last`: no chunk will follow, so that all are complete.
         """
         waiting = latents if state is None else torch.cat((state.latents, latents), 2)
         rest, convolutions = self.rest(latents, state.convolutions if state else (), last)
@@ -453,7 +456,7 @@ class SmallECodec(PreTrainedModel):
         options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **kwargs}
         loaded: Any = super().from_pretrained(*args, **options)
         codec, info = loaded
-        if not kwargs.get("ignore_mismatched_sizes"):  # which starts a training of another shape
+        if not kwargs.get("ignore_mismatched_sizes"):  # set to train a codec of another shape
             check_complete(info)
         check_finite(codec)
         return codec.eval()
@@ -485,7 +488,7 @@ class SmallECodec(PreTrainedModel):
     def encode(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Codes (B, Q, T) int64, T = ceil(L / hop_length), of a waveform (B, L), floats in [-1, 1] at sampling_rate.
 
-        lengths (B,): samples of each row; its codes up to ceil(length / hop_length) are those of the row alone, later
+        lengths (B,): samples of each row. Its first ceil(length / hop_length) codes equal those of the row alone; later
         ones are meaningless. Raises ValueError on audio of another shape, integers, NaN, and empty audio.
         """
         waveform = check_waveform(waveform, lengths)
@@ -509,16 +512,16 @@ class SmallECodec(PreTrainedModel):
     def decode_chunk(
         self, codes: Tensor, state: VocosState | None = None, last: bool = False
     ) -> tuple[Tensor, VocosState | None]:
-        """Decodes one chunk of several: codes (B, Q, T), T >= 0 -> waveform (B, L) and the state for the next call.
+        """Decodes one of several chunks: codes (B, Q, T), T >= 0 -> waveform (B, L) and the state for the next call.
 
-        The waveform lags some frames behind the codes; `last` completes it. The joined waveforms are `decode` to
-        the last bit.
+        The waveform lags some frames behind the codes; `last` completes it. The joined waveforms equal `decode`
+        exactly.
         """
         return self.vocos.decode_chunk(chunk_features(self, codes), state, last, refiner=self.refiner)
 
 
 def chunk_features(codec: "SmallECodec | EncodecCodec", codes: Tensor) -> Tensor:
-    """Input of a codec's Vocos of codes (B, Q, T), where T may be 0."""
+    """The input of a codec's Vocos for codes (B, Q, T); T may be 0."""
     if codes.dim() == 3 and not codes.shape[2]:
         return torch.zeros(len(codes), codec.vocos.config.input_channels, 0, device=codec.vocos.device)
     return codec.embed(codes)
@@ -528,7 +531,8 @@ def chunk_features(codec: "SmallECodec | EncodecCodec", codes: Tensor) -> Tensor
 
 
 def load_codebooks(name_or_path: str, bandwidth: float, **kwargs) -> EncodecModel | None:
-    """EnCodec on the meta device but for the codebooks of a bandwidth; None unless its weights are safetensors."""
+    """EnCodec with only the codebooks of a bandwidth loaded and all other weights on the meta device. None if the
+    weights are not stored as safetensors."""
     path = cached_file(name_or_path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **kwargs)
     if path is None:
         return None
@@ -546,9 +550,9 @@ class EncodecCodec(nn.Module):
 
     Args:
         encodec: a mono model.
-        vocos: reads the sum of the codebooks' vectors.
-        bandwidth: of the codes, in kbps; 3.0 makes 4 codebooks of the 24 kHz model.
-        bandwidth_id: of that bandwidth in Vocos; by default by its place in VOCOS_BANDWIDTHS.
+        vocos: a decoder of the summed codebook vectors.
+        bandwidth: bandwidth of the codes in kbps; 3.0 means 4 codebooks with the 24 kHz model.
+        bandwidth_id: the id of that bandwidth in Vocos; by default its index in VOCOS_BANDWIDTHS.
     """
 
     def __init__(self, encodec: EncodecModel, vocos: Vocos, bandwidth: float = 3.0, bandwidth_id: int | None = None):
@@ -556,7 +560,7 @@ class EncodecCodec(nn.Module):
         if vocos.config.hop_length != encodec.config.hop_length:
             raise ValueError(
                 f"hop_length of vocos is {vocos.config.hop_length}, of encodec {encodec.config.hop_length}; "
-                "expected the same: take a Vocos that was trained on this EnCodec"
+                "expected the same: use a Vocos that was trained on this EnCodec"
             )
         if bandwidth not in encodec.config.target_bandwidths:
             raise ValueError(f"bandwidth is {bandwidth}; expected one of {list(encodec.config.target_bandwidths)} kbps")
@@ -565,7 +569,7 @@ class EncodecCodec(nn.Module):
                 raise ValueError(f"bandwidth is {bandwidth}; Vocos knows {list(VOCOS_BANDWIDTHS)} kbps")
             bandwidth_id = VOCOS_BANDWIDTHS.index(bandwidth)
         self.encodec, self.vocos = encodec, vocos
-        self._load: Any = None  # loads all of EnCodec, where `encodec` holds the codebooks alone
+        self._load: Any = None  # loads all of EnCodec, if `encodec` contains only the codebooks
         self.bandwidth, self.bandwidth_id = bandwidth, bandwidth_id
         self.sampling_rate, self.hop_length = encodec.config.sampling_rate, encodec.config.hop_length
         self.frame_rate = self.sampling_rate / self.hop_length
@@ -586,13 +590,13 @@ class EncodecCodec(nn.Module):
         return codec
 
     def complete_encodec(self) -> EncodecModel:
-        """EnCodec with all of its weights, loaded when first needed: decoding needs the codebooks alone."""
+        """EnCodec with all of its weights, which are loaded on first use: decoding needs only the codebooks."""
         if self.encodec.device.type == "meta":
             self.encodec = self._load().eval()
         return self.encodec
 
     def _apply(self, *args, **kwargs):
-        self.complete_encodec()  # .to() another device or dtype applies to all weights
+        self.complete_encodec()  # .to() applies to all weights
         return super()._apply(*args, **kwargs)
 
     @property
@@ -609,7 +613,7 @@ class EncodecCodec(nn.Module):
     def encode(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """As SmallECodec.encode."""
         waveform = check_waveform(waveform, lengths)
-        # in whole frames every convolution is causal, so that a row does not depend on what follows it
+        # padded to whole frames, every convolution is causal, so a row does not depend on what follows it
         waveform = F.pad(waveform, (0, -waveform.shape[1] % self.hop_length))[:, None]
         return self.complete_encodec().encode(waveform, bandwidth=self.bandwidth, return_dict=False)[0][0]
 
@@ -635,17 +639,17 @@ class EncodecCodec(nn.Module):
 
 
 def find_file(name_or_path: str, name: str, **kwargs) -> str:
-    """Path of a file in a folder or Hub repository, which is downloaded. Raises OSError where there is none."""
+    """Path of a file in a folder or (downloaded) in a Hub repository. Raises OSError if it does not exist."""
     path = cached_file(name_or_path, name, **kwargs)
-    if path is None:  # for some missing files
+    if path is None:  # cached_file returns None for some missing files
         raise FileNotFoundError(f"{name_or_path} has no file {name}")
     return path
 
 
 def load_vocos(name_or_path: str = VOCOS_NAME) -> Vocos:
-    """Loads Vocos from a folder or Hub name: in transformers' form (config.json), or as the vocos package publishes it.
+    """Loads Vocos from a folder or Hub name, in the format of transformers (config.json) or of the vocos package.
 
-    The latter is pytorch_model.bin and config.yaml, of which only the head's hop_length and padding are read.
+    The latter consists of pytorch_model.bin and config.yaml, of which only the head's hop_length and padding are read.
     """
     if cached_file(name_or_path, "config.json", _raise_exceptions_for_missing_entries=False):
         return Vocos.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True).eval()
@@ -657,9 +661,9 @@ def load_vocos(name_or_path: str = VOCOS_NAME) -> Vocos:
 
 
 def load_codec(name_or_path: str, subfolder: str = "", **kwargs) -> SmallECodec | EncodecCodec:
-    """Loads the codec of a folder or Hub name; "encodec" is EnCodec at 3 kbps with Vocos.
+    """Loads a codec from a folder or Hub name; "encodec" is EnCodec at 3 kbps with Vocos.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is no codec.
     """
     if name_or_path == "encodec":
         return EncodecCodec.from_pretrained(**kwargs)

@@ -1,4 +1,4 @@
-"""Configuration of Small-E: sizes, special tokens, and the classes that load a checkpoint."""
+"""Configuration of Small-E: sizes, special tokens and auto classes."""
 
 from typing import Any
 
@@ -26,50 +26,50 @@ class SmallEConfig(PreTrainedConfig):
         hidden_size: width of the text encoder, the audio encoder and the audio decoder.
         intermediate_size: width of the gated feed-forward layers.
         text_layers, num_attention_heads, rope_theta: the non-causal text encoder.
-        partial_rotary_factor: share of the channels of a head that are rotated by rotary positions.
-        decoder_layers: layers of the decoder-only transformer. It also uses num_attention_heads and rope_theta, but
-            none of the fields that follow before num_codebooks, except alignment_layer.
+        partial_rotary_factor: share of the channels of a head that rotary positions rotate.
+        decoder_layers: layers of the decoder-only transformer. It also uses num_attention_heads, rope_theta and
+            alignment_layer, but none of the other fields from here to num_codebooks.
         alignment_layer: of the decoder-only transformer, the layer (from 0) whose first head's attention to the text is
-            the model's alignment, to be trained as such (`alignment_weight` of a recipe); None: the model has no
+            the model's alignment, which must be trained (`alignment_weight` of a recipe); None: the model has no
             alignment, as in the paper.
-        final_norms: which stacks end in a LayerNorm, any of "text", "audio_encoder", "position" (without
-            `position_gain`, which has a norm of its own) and "audio_decoder".
+        final_norms: the stacks that end in a LayerNorm, any of "text", "audio_encoder", "position" (only without
+            `position_gain`, which brings its own norm) and "audio_decoder".
         audio_encoder_layers, audio_decoder_layers: linear-attention blocks before and after the cross-attention.
         mixer: sequence mixer of those blocks and of the position block: "gla", "retnet", "rwkv5" (v5.2), "rwkv6",
             "rwkv7", "mamba", "mamba2" or "gated_deltanet".
         mixer_heads: heads of each mixer in the audio encoder and decoder. Mamba has none; RWKV, Mamba-2 and Gated
             DeltaNet were published with narrower heads (64 to 256 channels) than the paper's GLA.
         mixer_kernel: "auto": flash-linear-attention's kernels on a GPU where it is installed, plain PyTorch elsewhere;
-            "torch" or "fla": only that. It may be changed at any time and is not saved.
+            "torch" or "fla": always that one. It can be changed at any time and is not saved.
         expand_k, expand_v: key and value widths of GLA, RetNet and Gated DeltaNet relative to `hidden_size`; expand_v
-            is also the inner width of Mamba and Mamba-2. RWKV uses neither.
+            is also the relative inner width of Mamba and Mamba-2. RWKV uses neither.
         gate_low_rank, gate_logit_normalizer: GLA's decay gate, `logsigmoid(low_rank(x)) / normalizer`.
-        state_size: states of each channel of Mamba (None: 16) and of each head of Mamba-2 (None: 128).
+        state_size: state size per channel of Mamba (None: 16) and per head of Mamba-2 (None: 128).
         feed_forward: what follows the mixer: "swiglu", "rwkv" (channel mixing of RWKV v6, 3.5 times as wide as its
             input), or "none".
-        conv_size: steps that the short convolutions of Mamba, Mamba-2 and Gated DeltaNet see.
+        conv_size: kernel size of the short convolutions of Mamba, Mamba-2 and Gated DeltaNet.
         cross_attention: "paca" (Position-Aware Cross-Attention), or "plain", multi-head attention (an ablation).
         cross_attention_heads: heads of the plain one (None: num_attention_heads).
         cross_rotary_size: channels of each query and key of the cross-attention that are rotated by rotary positions;
-            0: none, and plain cross-attention adds sinusoids to its keys instead.
-        position_size: width d_b of PACA's sinusoidal positions and of the block that runs over them (at most 64 in the
+            0: none; plain cross-attention then adds sinusoids to its keys.
+        position_size: width d_b of PACA's sinusoidal positions and of the block that processes them (at most 64 in the
             paper).
-        position_layers, position_heads, position_intermediate_size: blocks over positions, heads of their mixers and
+        position_layers, position_heads, position_intermediate_size: number of those blocks, heads of their mixers and
             width of their feed-forward layers (None: 2 * position_size).
         position_theta: slowest wavelength of those positions, in units of 2 pi tokens.
-        position_gain: scale of the normalised output of that block; a larger one makes the alignment sharper. None:
-            neither norm nor scale, the paper's equation.
-        speaker_layers: transformer layers of the speaker encoder; 0: no speaker encoder, so that voices are prompts or
+        position_gain: scale of the normalised output of that block; larger values make the alignment sharper. None:
+            neither norm nor scale, as in the paper.
+        speaker_layers: transformer layers of the speaker encoder; 0: no speaker encoder; voices are then prompts or
             tuned states, as in the paper.
-        speaker_center, speaker_limits: mean of the speaker embeddings of the voices that the model learned, and two
-            distances from it: where they end, and where they typically are. A reference recording beyond the first is
-            drawn to the second, so that the model speaks in a voice it knows. None: as it is.
+        speaker_center, speaker_limits: the mean of the speaker embeddings that the model was trained with, and two
+            distances from it: a limit and a typical distance. An embedding beyond the limit is moved towards the mean,
+            to the typical distance, so that the model speaks in a voice similar to those it knows. None: no limit.
         num_codebooks, codebook_size, frame_rate, sampling_rate: the audio codec; frames and samples per second.
-        tie_word_embeddings: the head shares its weight with the audio embedding.
-        max_text_tokens, max_audio_frames: limits of one input.
+        tie_word_embeddings: share the weights of the head and the audio embedding.
+        max_text_tokens, max_audio_frames: limits for one input.
 
     Raises:
-        ValueError for a value of another type, an unknown name, or sizes that do not fit together.
+        ValueError for a value of a wrong type, an unknown name, or sizes that do not fit together.
     """
 
     model_type = "smalle"
@@ -136,7 +136,7 @@ class SmallEConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers. Raises ValueError that names the file."""
+        """As in transformers. Raises ValueError that names the file if it is wrong."""
         with errors_name_the_file(pretrained_model_name_or_path, "config.json", kwargs):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
@@ -182,15 +182,15 @@ class SmallEConfig(PreTrainedConfig):
 
     @property
     def has_alignment(self) -> bool:
-        """Whether the model has an alignment of its speech to the text."""
+        """Whether the model has an alignment of speech and text."""
         return self.architecture == "small-e" or self.alignment_layer is not None
 
     @property
     def rotary_size(self) -> int:
-        """Channels of each head of a transformer that rotary positions rotate."""
+        """The number of channels of each transformer head that rotary positions rotate."""
         return int(self.hidden_size // self.num_attention_heads * self.partial_rotary_factor)
 
     @property
     def audio_vocab_size(self) -> int:
-        """Entries of one codebook with its special tokens."""
+        """The number of entries of one codebook, including special tokens."""
         return self.codebook_size + NUM_AUDIO_SPECIALS

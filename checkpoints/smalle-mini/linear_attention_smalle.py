@@ -3,10 +3,10 @@
     S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T,    o_t = S_t^T q_t;   with a bonus u (RWKV 5 and 6)
     o_t = (S_{t-1} + diag(u) k_t v_t^T)^T q_t
 
-Shapes, in every function here: q, k (B, T, H, K); v (B, T, H, V); log decays g (B, T, H, K), or (B, T, H, 1) for one a
-head; bonus (H, K); state S (B, H, K, V), None for zeros. Each returns outputs (B, T, H, V) and the final state, in at
-least single precision. `naive` is the specification, `recurrent_step` one step of it, `chunk` and `chunk_exact` compute
-all steps in parallel, `fla_kernel` finds a Triton kernel, and `recurrence` chooses among them.
+Shapes in all functions: q, k (B, T, H, K); v (B, T, H, V); log decays g (B, T, H, K), or (B, T, H, 1) for one per head;
+bonus (H, K); state S (B, H, K, V), None for zeros. All functions return outputs (B, T, H, V) and the final state, in at
+least single precision. `naive` is the specification, `recurrent_step` is one step of it, `chunk` and `chunk_exact`
+compute all steps in parallel, `fla_kernel` finds a Triton kernel, and `recurrence` chooses among them.
 """
 
 import functools
@@ -23,8 +23,8 @@ from torch import Tensor
 from .cache_smalle import PendingUpdates
 
 CHUNK, SEGMENT = 64, 64  # steps of a chunk, chunks that are computed side by side
-BLOCK, HALVES = 16, (16, 32)  # how `chunk` divides a chunk: blocks, then halves of each 32 and 64 steps
-MIN_LOG_DECAY = -8.0  # a step, the strongest that `chunk` computes accurately
+BLOCK, HALVES = 16, (16, 32)  # `chunk` divides a chunk into blocks, then into halves of every 32 and 64 steps
+MIN_LOG_DECAY = -8.0  # per step, the strongest decay for which `chunk` is accurate
 KERNEL_CHOICES = ("auto", "torch", "fla")
 
 
@@ -46,7 +46,7 @@ def recurrence(
     kernel: str = "auto",
     bonus: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence by the fastest method available. kernel: see `fla_kernel`."""
+    """The recurrence, with the fastest available method. kernel: see `fla_kernel`."""
     state = state.fold() if isinstance(state, PendingUpdates) else state
     kind = "bonus" if bonus is not None else "head" if log_decay.shape[-1] == 1 else "channel"
     fla = fla_kernel(kind, kernel, k)
@@ -67,7 +67,7 @@ def recurrence(
 def naive(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None, bonus: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence one step after the other: the specification of the other methods."""
+    """The recurrence step by step: the specification of the other methods."""
     state, outputs = zero_state(k, v) if state is None else upcast(state), []
     for now in zip(q.split(1, 1), k.split(1, 1), v.split(1, 1), log_decay.split(1, 1)):
         output, state = recurrent_step(now[0], now[1], now[2], now[3], state, bonus)
@@ -86,11 +86,11 @@ def recurrent_step(
     return (q.unsqueeze(-2) @ read).transpose(1, 2), state
 
 
-# --- In chunks: decays by channel, down to MIN_LOG_DECAY a step. Training spends its time here.
+# --- In chunks: one decay per channel, at least MIN_LOG_DECAY per step. Training spends most of its time here.
 
 
 def chunk(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """All steps in parallel, in chunks of 64. Accurate for log decays of 0 to -8 a step."""
+    """All steps in parallel, in chunks of 64. Accurate for log decays of 0 to -8 per step."""
     return _by_segments(_chunk_segment, (q, k, v, log_decay), state)
 
 
@@ -104,7 +104,7 @@ def _by_segments(function: Callable, inputs: tuple[Tensor, ...], state: Any) -> 
 
 
 def _chunk_segment(q, k, v, g, state):
-    """`chunk` of one segment. Matrix products run in autocast's precision if that is on."""
+    """`chunk` of one segment. Matrix products use the precision of autocast if it is enabled."""
     kind, dtype = q.device.type, torch.promote_types(q.dtype, torch.float32)
     if torch.is_autocast_enabled(kind) and dtype == torch.float32:
         dtype = torch.get_autocast_dtype(kind)
@@ -114,7 +114,7 @@ def _chunk_segment(q, k, v, g, state):
 
 
 class ChunkFunction(torch.autograd.Function):
-    """`chunk` of a segment with a backward pass that keeps less and computes less than autograd's."""
+    """`chunk` of a segment, with a backward pass that needs less memory and time than autograd's."""
 
     @staticmethod
     def forward(context, q, k, v, g, state, dtype):
@@ -135,7 +135,7 @@ class ChunkFunction(torch.autograd.Function):
 
 
 def _run_forward(q, k, v, g, state, dtype):
-    """Outputs, final state, and all that the backward pass needs."""
+    """Outputs, final state, and all tensors that the backward pass needs."""
     length, result = q.shape[1], v.dtype
     with torch.autocast(q.device.type, enabled=False):
         q, k, v, g = (split_chunks(x, CHUNK) for x in (q, k, v, g))
@@ -145,9 +145,9 @@ def _run_forward(q, k, v, g, state, dtype):
 
 
 def _chunk_forward(q, k, v, b, state, dtype):
-    """Of chunks (B, H, N, C, D): outputs, final state, and what the backward pass needs beside q, k, v and b.
+    """Outputs and final state of chunks (B, H, N, C, D), and what the backward pass needs besides q, k, v and b.
 
-    b: running sums of the decays in a chunk, logarithms to the base 2.
+    b: running sums of the decays in a chunk, as base-2 logarithms.
     """
     last = b[:, :, :, -1:]
     k_end, q_begin = (k * (last - b).exp2()).to(dtype), (q * b.exp2()).to(dtype)
@@ -162,7 +162,7 @@ def _chunk_forward(q, k, v, b, state, dtype):
 
 
 def _chunk_backward(q, k, v, b, states, scores, q_begin, k_end, *scaled, d_output, d_final):
-    """Gradients of q, k, v, log decays and state, from those of the outputs (in chunks) and of the final state."""
+    """Gradients of q, k, v, log decays and state, from those of the chunked outputs and of the final state."""
     last = b[:, :, :, -1:]
     decay = last.squeeze(3)
     d_updates, d_state = scan(decay, q_begin.transpose(-1, -2) @ d_output, d_final, backwards=True)
@@ -182,7 +182,7 @@ def _chunk_backward(q, k, v, b, states, scores, q_begin, k_end, *scaled, d_outpu
 
 
 def split_chunks(x: Tensor, size: int) -> Tensor:
-    """(B, T, H, D) -> (B, H, N, size, D), contiguous, filled up with zeros at the end."""
+    """(B, T, H, D) -> (B, H, N, size, D), contiguous, padded with zeros at the end."""
     return F.pad(x.transpose(1, 2), (0, 0, 0, -x.shape[1] % size)).unflatten(2, (-1, size)).contiguous()
 
 
@@ -192,12 +192,12 @@ def _join_chunks(x: Tensor, length: int, dtype: torch.dtype) -> Tensor:
 
 
 def _in_place(x: Tensor) -> bool:
-    """Whether sums over steps are computed sequentially and in place, which is fastest on a CPU without autograd."""
+    """Whether to compute sums over steps sequentially and in place, which is fastest on a CPU without autograd."""
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def running_sum(x: Tensor, backwards: bool = False) -> Tensor:
-    """Sums along the steps of chunks (B, H, N, C, D), from the first or from the last; x may be overwritten."""
+    """Running sums over the steps of chunks (B, H, N, C, D), from the first or from the last; may overwrite x."""
     if not _in_place(x):
         return x.flip(3).cumsum(3).flip(3) if backwards else x.cumsum(3)
     rows, sign = x.unflatten(3, (-1, 8)), -1 if backwards else 1
@@ -211,10 +211,10 @@ def running_sum(x: Tensor, backwards: bool = False) -> Tensor:
 
 
 def scan(decay: Tensor, updates: Tensor, state: Tensor | None, backwards: bool = False) -> tuple[Tensor, Tensor]:
-    """States before each chunk (B, H, N, K, V), as precise as the updates, and the state after the last, in fp32.
+    """The states before each chunk (B, H, N, K, V), in the precision of the updates, and the last state in fp32.
 
-    Of decays (B, H, N, K), logarithms to the base 2, and updates (B, H, N, K, V), from the first chunk to the last or
-    backwards. In parallel, state n is the sum over earlier chunks m of exp2(decay of chunks m + 1 .. n - 1) times
+    decay (B, H, N, K): base-2 logarithms; updates (B, H, N, K, V). `backwards`: from the last chunk to the first. The
+    parallel form uses that state n is the sum over earlier chunks m of exp2(decay of chunks m + 1 .. n - 1) times
     update m.
     """
     if _in_place(decay):
@@ -239,27 +239,27 @@ def scan(decay: Tensor, updates: Tensor, state: Tensor | None, backwards: bool =
 
 
 def _pairs(q: Tensor, k: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Views that cover all pairs of steps in a chunk (B, H, N, C, D): the blocks, then the second and first halves."""
+    """Views that cover all pairs of steps in a chunk (B, H, N, C, D): blocks, then second halves with first halves."""
     yield q.unflatten(3, (-1, BLOCK)), k.unflatten(3, (-1, BLOCK))
     for size in HALVES:
         yield q.unflatten(3, (-1, 2, size))[..., 1, :, :], k.unflatten(3, (-1, 2, size))[..., 0, :, :]
 
 
 def _exponents(b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Exponents of 2 that scale queries and keys of those pairs, relative to a step between them."""
+    """Exponents of 2 that scale the queries and keys of `_pairs`, relative to a step between them."""
     for n, (later, earlier) in enumerate(_pairs(b, b)):
         point = later[..., BLOCK // 2 - 1 : BLOCK // 2, :] if n == 0 else earlier[..., -1:, :]
         yield later - point, point - earlier
 
 
 def _join_halves(first: Tensor, across: Tensor, second: Tensor) -> Tensor:
-    """A lower triangular matrix of two, and of what lies below the one and left of the other."""
+    """A lower triangular matrix of two triangular ones and the square between them."""
     upper = torch.cat((first, torch.zeros_like(first)), -1)
     return torch.cat((upper, torch.cat((across, second), -1)), -2)
 
 
 def _join_pairs(scores: list[Tensor]) -> Tensor:
-    """Scores of those pairs -> (B, H, N, C, C), zero above the diagonal."""
+    """The scores of `_pairs` -> (B, H, N, C, C), zero above the diagonal."""
     joined, *others = scores
     joined = joined.tril()
     for across in others:
@@ -277,15 +277,15 @@ def _split_pairs(joined: Tensor) -> list[Tensor]:
     return [joined.tril(), *reversed(parts)]
 
 
-# --- In chunks: decays of any strength, a bonus, one decay a head
+# --- In chunks: decays of any strength, a bonus, one decay per head
 
 
 def chunk_exact(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None, bonus: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """All steps in parallel, for decays of any strength, also strong and weak ones mixed.
+    """All steps in parallel, for decays of any strength, including mixtures of strong and weak ones.
 
-    No exponent is positive and none is the difference of two long sums, so nothing overflows or cancels.
+    No exponent is positive or the difference of two long sums, so nothing overflows or cancels.
     """
 
     def segment(q, k, v, g, state):
@@ -301,7 +301,7 @@ def chunk_exact(
 
 
 def chunk_size(length: int) -> int:
-    """Steps of a chunk, a power of 2: 64, less for a shorter sequence."""
+    """The number of steps in a chunk, a power of 2: 64, or less for a shorter sequence."""
     return min(CHUNK, 1 << (length - 1).bit_length())
 
 
@@ -313,7 +313,7 @@ def decay_sums(g: Tensor) -> Tensor:
 
 
 def _head_scores(q, k, g):
-    """As `_channel_scores` for one decay a head, (B, H, N, C, 1)."""
+    """As `_channel_scores` for one decay per head, (B, H, N, C, 1)."""
     sums = decay_sums(g.squeeze(-1))
     before = g.cumsum(-2)
     return (q @ k.transpose(-1, -2)) * sums.exp(), before, sums[..., -1, :, None], before[..., -1:, :]
@@ -322,8 +322,8 @@ def _head_scores(q, k, g):
 def _channel_scores(q, k, g, bonus):
     """Weights (B, H, N, C, C) of the values of a chunk in its outputs, by joining halves of 1, 2, 4 ... steps.
 
-    With them, by channel, the log decays from a chunk's start to the reading of each step, from the writing of each
-    step to the chunk's end, and of the whole chunk.
+    Also returns log decays per channel: from the start of the chunk to the read of each step, from the write of each
+    step to the end of the chunk, and of the whole chunk.
     """
     own = k if bonus is None else k * bonus[:, None, None].to(k.dtype)
     scores = (q * own).sum(-1)[..., None, None]
@@ -345,7 +345,7 @@ def _channel_scores(q, k, g, bonus):
 def _exact_scan(total, updates, state):
     """States before each chunk and after the last (B, H, N + 1, K, V).
 
-    Of log decays (B, H, N, 1, K or 1) of chunks and updates (B, H, N, K, V): see `scan`.
+    total: log decays (B, H, N, 1, K or 1) of chunks; updates (B, H, N, K, V): see `scan`.
     """
     total = total.squeeze(3).transpose(2, 3)  # (B, H, K, N)
     weights = decay_sums(total).exp()
@@ -360,21 +360,21 @@ def _exact_scan(total, updates, state):
 
 
 class Kernel(NamedTuple):
-    """path: module and function below fla.ops. names: what it calls our arguments, in our order."""
+    """path: module and function in fla.ops. names: its names for our arguments, in our order."""
 
     path: str
     names: str
-    by_head: bool = False  # decays (B, T, H) instead of (B, T, H, K); wrong on Hopper with some versions of triton
+    by_head: bool = False  # decays (B, T, H) instead of (B, T, H, K); miscompiled on Hopper by some versions of triton
     max_keys: int | None = None  # channels of a head
     half: dict[str, Any] = {}  # settings for half precision
 
 
-# By kind of recurrence: `recurrence` has the first three, `delta_rule` and `gated_delta_rule` the others.
+# By kind of recurrence: `recurrence` uses the first three, `delta_rule` and `gated_delta_rule` the others.
 KERNELS = {
     "channel": Kernel("gla.chunk_gla", "q k v g"),
     "bonus": Kernel("rwkv6.chunk_rwkv6", "r k v w u"),
     "head": Kernel("simple_gla.chunk_simple_gla", "q k v g", by_head=True),
-    "delta": Kernel(  # its fast method solves in half precision, whatever the input
+    "delta": Kernel(  # its fast method always solves in half precision
         "rwkv7.chunk_rwkv7", "r k v a b w", max_keys=256, half={"safe_gate": True, "chunk_size": 64}
     ),
     "gated_delta": Kernel("gated_delta_rule.chunk_gated_delta_rule", "q k v g beta", by_head=True, max_keys=256),
@@ -387,7 +387,7 @@ def _load(path: str) -> Any:
     module, name = path.rsplit(".", 1)
     try:
         return getattr(importlib.import_module(f"fla.ops.{module}"), name)
-    except Exception:  # without triton the submodules of fla raise all kinds of errors
+    except Exception:  # without triton, the submodules of fla raise various errors
         return None
 
 
@@ -400,13 +400,13 @@ def installed(path: str) -> bool:
 @functools.cache
 @torch.compiler.assume_constant_result
 def miscompiled() -> bool:
-    """Whether triton miscompiles the backward pass of the kernels with decays by head, which fla then refuses."""
+    """Whether triton miscompiles the backward pass of kernels with one decay per head; fla then refuses to run them."""
     utils = importlib.import_module("fla.utils")
     return utils.IS_NVIDIA_HOPPER and utils.TRITON_ABOVE_3_4_0 and not utils.TRITON_ABOVE_3_7_1
 
 
 def fla_kernel(kind: str | None, choice: str, k: Tensor) -> Callable | None:
-    """The function that computes a kind of recurrence with flash-linear-attention, or None for plain PyTorch.
+    """The function that computes a kind of recurrence with flash-linear-attention; None: use plain PyTorch.
 
     Args:
         kind: a key of KERNELS; None: a recurrence without a kernel.
@@ -415,10 +415,10 @@ def fla_kernel(kind: str | None, choice: str, k: Tensor) -> Callable | None:
         k: the keys.
 
     Returns:
-        A function of the recurrence's tensors in their order, and `state`, that returns outputs and the final state.
+        A function that takes the recurrence's tensors in their order, and `state`, and returns outputs and final state.
 
     Raises:
-        ValueError for an unknown choice, and where "fla" is impossible.
+        ValueError for an unknown choice, and for "fla" if that is impossible.
     """
     if choice not in KERNEL_CHOICES:
         raise ValueError(f"mixer_kernel={choice!r}: expected one of {', '.join(map(repr, KERNEL_CHOICES))}.")
@@ -441,9 +441,9 @@ def fla_kernel(kind: str | None, choice: str, k: Tensor) -> Callable | None:
     return None
 
 
-@torch.compiler.disable  # as the kernels are
+@torch.compiler.disable  # the kernels are disabled as well
 def _run_fla(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, *others: Tensor, state: Tensor | None = None):
-    """Calls the kernel on tensors of one precision, the lowest of q, k and v; decays and bonus keep theirs."""
+    """Calls the kernel with tensors in one precision, the lowest of q, k and v; decays and bonus keep their own."""
     dtype = min(q.dtype, k.dtype, v.dtype, key=lambda dtype: dtype.itemsize)
     heads = v.shape[:3]
     arguments = dict(zip(kernel.names.split(), (q.expand(*heads, -1), k.expand(*heads, -1), v, *others), strict=True))

@@ -2,8 +2,8 @@
 
     outputs (B, T, D), state = mixer(x (B, T, D), mask (B, T) or None, state or None)
 
-A mixer stores nothing between calls: the state, a tensor or a tuple of tensors of B rows, is passed in and returned.
-Masked steps leave it as it is. Every mixer ends in `o_proj`; `init_parameters` initialises parameters of its own.
+A mixer stores nothing between calls: its state, a tensor or a tuple of tensors of B rows, is passed in and returned.
+Masked steps do not change it. Every mixer ends in `o_proj`; `init_parameters` initialises parameters that need it.
 """
 
 import math
@@ -32,19 +32,19 @@ MixerState = Tensor | tuple[Tensor, Tensor]
 
 
 def head_width(name: str, width: int, num_heads: int) -> int:
-    """Width of one head; ValueError where the heads do not fit."""
+    """Width of one head. Raises ValueError if `width` is not a multiple of the number of heads."""
     if width < num_heads or width % num_heads:
         raise ValueError(f"{name}={width} must be a multiple of the mixer's heads ({num_heads}): change mixer_heads.")
     return width // num_heads
 
 
 def gather_steps(x: Tensor, order: Tensor) -> Tensor:
-    """Steps of x (B, T, D) in the order (B, T) given for each row."""
+    """The steps of x (B, T, D) in the order (B, T) of each row."""
     return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def last_steps(seen: Tensor, mask: Tensor | None, count: int) -> Tensor:
-    """The last `count` unmasked steps of each row, (B, count, D), in fp32: the part of the state that holds inputs.
+    """The last `count` unmasked steps of each row, (B, count, D), in fp32, for the part of a state that holds inputs.
 
     seen (B, count + T, D): `count` steps from the state, then the new ones, masked ones last.
     """
@@ -59,7 +59,7 @@ def zero_masked(mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 class CausalMixer(nn.Module):
-    """A mixer that also uses the last few inputs. `mix` gets rows whose masked steps have been moved to the end."""
+    """A mixer that also uses the last few inputs. `mix` is called with masked steps moved to the end of each row."""
 
     def mix(self, x: Tensor, mask: Tensor | None, state) -> tuple[Tensor, MixerState]:
         raise NotImplementedError
@@ -74,7 +74,7 @@ class CausalMixer(nn.Module):
 
 
 class GatedHeads(nn.Module):
-    """Shared by GLA, RetNet and Gated DeltaNet: projections, and an output that is normalised by head and gated."""
+    """Shared by GLA, RetNet and Gated DeltaNet: projections, and an output that is normalised per head and gated."""
 
     def __init__(self, config: SmallEConfig, hidden_size: int, num_heads: int, index: int = 0):
         super().__init__()
@@ -91,12 +91,12 @@ class GatedHeads(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1))
 
     def output(self, out: Tensor, gate: Tensor) -> Tensor:
-        """Outputs (B, T, H, V) of the heads and their gate (B, T, H V) -> (B, T, D)."""
+        """Outputs (B, T, H, V) of the heads, and their gate (B, T, H V) -> (B, T, D)."""
         return self.o_proj(self.norm(out.to(self.norm.weight.dtype)).flatten(-2) * F.silu(gate))
 
 
 def token_shift(x: Tensor, mask: Tensor | None, last: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The step before each step of x (B, T, D), and the last step (B, D) for the state; `last` is that of the state."""
+    """The previous step of each step of x (B, T, D), and the last step (B, D) for the state; `last`: of the state."""
     last = x.new_zeros(x.shape[0], x.shape[2]) if last is None else last.to(x.dtype)
     seen = torch.cat((last[:, None], x), 1)
     return seen[:, :-1], last_steps(seen, mask, 1)[:, 0]
@@ -133,7 +133,7 @@ def init_time_step(bias: Tensor, shortest: float = 1e-3, longest: float = 0.1):
 
 
 class GatedLinearAttention(GatedHeads):
-    """GLA (Yang et al. 2023, arXiv 2312.06635): decay by channel from a low-rank gate. state: (B, H, K, V)."""
+    """GLA (Yang et al. 2023, arXiv 2312.06635): one decay per channel, from a low-rank gate. state: (B, H, K, V)."""
 
     def __init__(self, config: SmallEConfig, hidden_size: int, num_heads: int, index: int = 0):
         super().__init__(config, hidden_size, num_heads)
@@ -144,7 +144,7 @@ class GatedLinearAttention(GatedHeads):
     def forward(self, x: Tensor, mask: Tensor | None = None, state=None) -> tuple[Tensor, Tensor]:
         q, k, v, gate = self.q_proj(x) * self.scale, self.k_proj(x), self.v_proj(x), self.g_proj(x)
         decay = F.logsigmoid(upcast(self.decay_up_proj(self.decay_down_proj(x))))
-        decay = (decay / self.config.gate_logit_normalizer).clamp(min=MIN_LOG_DECAY)  # forgets all but 3e-4
+        decay = (decay / self.config.gate_logit_normalizer).clamp(min=MIN_LOG_DECAY)  # a factor of 3e-4
         k, decay = zero_masked(mask, k, decay)
         q, k, v, decay = map(self.heads, (q, k, v, decay))
         out, state = recurrence(q, k, v, decay, state, self.config.mixer_kernel)
@@ -155,16 +155,16 @@ class GatedLinearAttention(GatedHeads):
 
 
 def rotate_halves(x: Tensor, angles: Tensor, dim: int) -> Tensor:
-    """Rotates pairs of channels of x, which lie half of dimension `dim` apart, by angles of half its width there."""
+    """Rotates pairs of channels of x, half of dimension `dim` apart; angles have half the size of x in `dim`."""
     first, second = x.chunk(2, dim)
     cos, sin = (part.to(upcast(x).dtype) for part in (angles.cos(), angles.sin()))
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim)
 
 
 class Retention(GatedHeads):
-    """RetNet's multi-scale retention (Sun et al. 2023, arXiv 2307.08621): fixed decays by head, rotated q and k.
+    """RetNet's multi-scale retention (Sun et al. 2023, arXiv 2307.08621): a fixed decay per head, rotated q and k.
 
-    The state (B, H, K, V) is rotated back by the steps taken, so that every call counts positions from 0.
+    The state (B, H, K, V) is rotated back by the number of steps, so that every call counts positions from 0.
     """
 
     def __init__(self, config: SmallEConfig, hidden_size: int, num_heads: int, index: int = 0):
@@ -173,7 +173,7 @@ class Retention(GatedHeads):
             raise ValueError(f"hidden_size * expand_k / heads = {self.head_keys}: must be even to rotate pairs.")
 
     def _frequencies(self, device: torch.device) -> Tensor:
-        """(K / 2,), in double precision where there is one: positions in the thousands cost single its last digits."""
+        """(K / 2,), in double precision if available: with positions in the thousands, single precision is inexact."""
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return 10000.0 ** -torch.linspace(0, 1, self.head_keys // 2, dtype=dtype, device=device)
 
@@ -191,14 +191,14 @@ class Retention(GatedHeads):
         return self.output(out, self.g_proj(x)), state
 
 
-# --- RWKV: keys and values are as wide as the hidden size
+# --- RWKV: keys and values have the width of the hidden size
 
 
-MIX_RANK, DECAY_RANK = 32, 64  # of v6's low-rank maps
+MIX_RANK, DECAY_RANK = 32, 64  # ranks of the low-rank maps of v6
 
 
 class RWKV(CausalMixer):
-    """Shared by the versions: projections, an output norm by head, initial values that depend on depth.
+    """Shared by all versions: projections, an output norm per head, initial values that depend on the depth.
 
     state: (the heads' states (B, H, K, V), the last input (B, D)).
     """
@@ -215,7 +215,7 @@ class RWKV(CausalMixer):
         self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
 
     def _init_time_mix(self, parameter: nn.Parameter, powers, subtract=()):
-        """How much of the step before goes into each input: 1 - (i / D)^(power * rest), minus a constant of a row."""
+        """The share of the previous step in each input: 1 - (i / D)^(power * rest), minus a constant for some rows."""
         place = torch.arange(self.hidden_size, device=parameter.device) / self.hidden_size
         rows = [1 - place ** (power * self.rest) for power in powers]
         for row, amount in subtract:
@@ -226,12 +226,12 @@ class RWKV(CausalMixer):
         return x.unflatten(-1, (self.num_heads, -1))
 
     def _norm(self, x: Tensor) -> Tensor:
-        """(B, T, H, V) -> (B, T, D), normalised in each head."""
+        """(B, T, H, V) -> (B, T, D), normalised per head."""
         return self.norm(x.flatten(0, 1).flatten(1).to(self.norm.weight.dtype)).reshape(x.shape[0], x.shape[1], -1)
 
 
 class RWKV5(RWKV):
-    """RWKV v5.2 (Peng et al. 2024, arXiv 2404.05892): a constant decay by channel, a bonus for the present step."""
+    """RWKV v5.2 (Peng et al. 2024, arXiv 2404.05892): a constant decay per channel, a bonus for the current step."""
 
     inputs = "rkvg"  # order of the rows of time_mix
 
@@ -254,7 +254,7 @@ class RWKV5(RWKV):
         init.constant_(self.norm.weight, self.norm_scale)
 
     def _mix_inputs(self, x: Tensor, change: Tensor) -> tuple[Tensor, ...]:
-        """Inputs of the projections r, k, v, g, and the decay before its two exponentials: broadcasts to (B, T, D)."""
+        """Inputs of the projections r, k, v, g, and the decay before its two exponentials; broadcast to (B, T, D)."""
         r, k, v, g = (x + change * row for row in self.time_mix)
         return r, k, v, g, self.decay
 
@@ -298,9 +298,9 @@ class RWKV6(RWKV5):
 
 
 class RWKV7(RWKV):
-    """RWKV v7 (Peng et al. 2025, arXiv 2503.14456): a delta rule with decays by channel.
+    """RWKV v7 (Peng et al. 2025, arXiv 2503.14456): a delta rule with a decay per channel.
 
-    Without the mixing of the first layer's values into later layers: a mixer sees its own block only.
+    It does not mix the first layer's values into later layers, since a mixer only sees its own block.
     """
 
     def __init__(self, config: SmallEConfig, hidden_size: int, num_heads: int, index: int = 0):
@@ -358,7 +358,7 @@ class RWKV7(RWKV):
 
 
 class ChannelMix(CausalMixer):
-    """Channel mixing of RWKV v6, a feed-forward layer that sees the step before. state: the last input (B, D)."""
+    """Channel mixing of RWKV v6, a feed-forward layer that also sees the previous step. state: last input (B, D)."""
 
     def __init__(self, hidden_size: int, index: int, depth: int):
         super().__init__()
@@ -396,9 +396,10 @@ def delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """S_t = (diag(exp(g_t)) + b_t a_t^T) S_{t-1} + k_t v_t^T,  o_t = S_t^T q_t.
 
-    q, k, a, b (B, T, H, K); v (B, T, H, V); log_decay (B, T, H, K), down to -1 a step, or (B, T, H, 1) of any
-    strength. Returns outputs (B, T, H, V) and the final state (B, H, K, V). In parallel over chunks: what the rows
-    a_t read solves a triangular system (the WY form of Yang et al. 2024, arXiv 2406.06484). kernel: see `fla_kernel`.
+    q, k, a, b (B, T, H, K); v (B, T, H, V); log_decay (B, T, H, K), at least -1 per step, or (B, T, H, 1) of any
+    strength. Returns outputs (B, T, H, V) and the final state (B, H, K, V). Parallel over chunks: what the rows a_t
+    read is the solution of a triangular system (the WY form of Yang et al. 2024, arXiv 2406.06484). kernel: see
+    `fla_kernel`.
     """
     fla = fla_kernel("delta" if log_decay.shape[-1] > 1 else None, kernel, k)
     if fla is not None:
@@ -413,7 +414,7 @@ def delta_rule(
 
 
 def delta_naive(q, k, v, a, b, log_decay, state=None) -> tuple[Tensor, Tensor]:
-    """`delta_rule` one step after the other: its specification."""
+    """`delta_rule` step by step: its specification."""
     state = zero_state(k, v) if state is None else upcast(state)
     outputs = []
     for step in zip(*(x.split(1, 1) for x in (q, k, v, a, b, log_decay))):
@@ -430,8 +431,8 @@ def _delta_step(state, q, k, v, a, b, log_decay):
 
 
 def _delta_chunks(state, q, k, v, a, b, g):
-    """`delta_rule` of chunks (B, H, N, C, D). `read`: what the rows a_t read from the state, the one before the chunk
-    and what the chunk has added to it."""
+    """`delta_rule` of chunks (B, H, N, C, D). `read`: what the rows a_t read from the state, including the updates of
+    the chunk itself."""
     upto = g.cumsum(3)
     before = F.pad(upto[..., :-1, :], (0, 0, 1, 0))
     pairs, after = (_head_pairs if g.shape[-1] == 1 else _channel_pairs)(upto, before, g)
@@ -464,7 +465,7 @@ def _head_pairs(upto, before, g):
 
 
 def _channel_pairs(upto, before, g):
-    """As `_head_pairs` for decays of each channel, taken relative to the chunk's middle."""
+    """As `_head_pairs` for one decay per channel, relative to the chunk's middle."""
     middle = upto[..., (g.shape[3] - 1) // 2, None, :]
 
     def pairs(rows, columns, strict):
@@ -494,7 +495,7 @@ def l2_normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 class GatedDeltaNet(GatedHeads, CausalMixer):
-    """Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464): a decay and a delta rule by head, short convolutions.
+    """Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464): a decay and a delta rule per head, short convolutions.
 
     state: ((B, H, K, V), the last inputs of the convolution (B, W - 1, 2 H K + H V)).
     """
@@ -515,7 +516,9 @@ class GatedDeltaNet(GatedHeads, CausalMixer):
         qkv = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), -1)
         qkv, remembered = self.conv(qkv, mask, remembered)
         q, k, v = map(self.heads, qkv.split((self.key_size, self.key_size, self.value_size), -1))
-        time_step = -F.logsigmoid(-(upcast(self.decay_proj(x)) + self.dt_bias))  # softplus, but torch.compile knows it
+        time_step = -F.logsigmoid(
+            -(upcast(self.decay_proj(x)) + self.dt_bias)
+        )  # softplus in a form that torch.compile supports
         decay = -upcast(self.A_log).exp() * time_step
         decay, beta = zero_masked(mask, decay[..., None], upcast(self.beta_proj(x)).sigmoid()[..., None])
         q, k = l2_normalize(upcast(q)) * self.head_keys**-0.5, l2_normalize(upcast(k))
@@ -534,8 +537,8 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T,  y_t = h_t C_t for every channel.
 
-    x, dt (B, T, D), A (D, N), B and C (B, T, N). Returns y (B, T, D) and the final state (B, D, N). The backward pass
-    of a longer sequence computes segments of 256 steps again, to save memory.
+    x, dt (B, T, D), A (D, N), B and C (B, T, N). Returns y (B, T, D) and the final state (B, D, N). For long sequences,
+    the backward pass recomputes segments of 256 steps to save memory.
     """
     x, dt, A, B, C = (upcast(part) for part in (x, dt, A, B, C))
     state = x.new_zeros(x.shape[0], *A.shape) if state is None else upcast(state)
@@ -555,7 +558,7 @@ def selective_scan(
 
 
 def _scan_segment(A, state, x, dt, B, C):
-    """Chunks of 16 steps in parallel, each from a state of zero; then what its initial state adds to each."""
+    """Computes chunks of 16 steps in parallel from a zero state, then adds the contribution of the initial states."""
     length = x.shape[1]
     size = min(CHUNK, length)
     pad = -length % size
@@ -603,7 +606,7 @@ class Mamba(CausalMixer):
         init_time_step(self.dt_proj.bias)
 
     def mix(self, x, mask, state):
-        fla_kernel(None, self.config.mixer_kernel, x)  # there is none: ValueError for "fla"
+        fla_kernel(None, self.config.mixer_kernel, x)  # raises ValueError for "fla", which has no kernel for it
         state, remembered = state or (None, None)
         x, gate = self.in_proj(x).chunk(2, -1)
         x, remembered = self.conv(x, mask, remembered)
@@ -616,7 +619,7 @@ class Mamba(CausalMixer):
 
 
 class Mamba2(CausalMixer):
-    """Mamba-2 (Dao & Gu 2024, arXiv 2405.21060): one decay a head; all heads share B and C.
+    """Mamba-2 (Dao & Gu 2024, arXiv 2405.21060): one decay per head; all heads share B and C.
 
     state: (those of the heads (B, H, N, D / H), the last inputs of the convolution (B, W - 1, D + 2 N)).
     """
@@ -664,7 +667,7 @@ MIXERS = {
 
 
 def build_mixer(config: SmallEConfig, hidden_size: int, num_heads: int, index: int = 0) -> nn.Module:
-    """The mixer that `config.mixer` names. index: the block's place in the stack, for RWKV's initial values."""
+    """Creates the mixer that `config.mixer` names. index: of the block in the stack, for RWKV's initial values."""
     if config.mixer not in MIXERS:
         raise ValueError(f"mixer={config.mixer!r}: expected one of {sorted(MIXERS)}.")
     return MIXERS[config.mixer](config, hidden_size, num_heads, index)

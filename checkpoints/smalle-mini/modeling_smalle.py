@@ -26,17 +26,17 @@ from .generation_smalle import SmallEGenerationMixin
 from .saving_smalle import HubMixin, errors_name_the_file
 from .validation_smalle import check_finite, check_forward, check_labels
 
-# What LoRA adapts by default: all projections of the audio side, in every mixer and in the decoder-only transformer.
-# The text encoder, the cross-attention and the heads stay, since a voice does not change how text is read.
+# What LoRA adapts by default: all projections of the audio side, in every mixer and in the decoder-only transformer,
+# but not the text encoder, the cross-attention and the heads: how text is read does not depend on the voice.
 LORA_TARGETS = r"(.*\.)?(audio_encoder|audio_decoder|transformer)\..*\.(q|k|v|g|r|o|in|gate|up|down)_proj"
-ROWS = 256  # of logits at a time: what fits into the cache of a CPU core
+ROWS = 256  # rows of logits that are processed at once, to fit into the cache of a CPU core
 IGNORED = -100
 LOG2E = math.log2(math.e)
 
 
 def register_lora_targets(model_type: str = "smalle"):
-    """Adds the targets to PEFT's table of architectures, if PEFT (0.19 or later) is imported: then `LoraConfig()` needs
-    no target_modules."""
+    """Adds the targets to PEFT's table of architectures if PEFT (0.19 or later) is imported, so that `LoraConfig()`
+    needs no target_modules."""
     constants = sys.modules.get("peft.utils.constants")
     table = getattr(constants, "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING", {})
     table.setdefault(model_type, LORA_TARGETS)
@@ -46,10 +46,10 @@ def register_lora_targets(model_type: str = "smalle"):
 
 
 class CrossEntropy(torch.autograd.Function):
-    """`cross_entropy` of logits (N, V) and labels (N,) in two passes over the logits, which take most of its time.
+    """`cross_entropy` of logits (N, V) and labels (N,) in two passes over the logits, where most of the time is spent.
 
-    Keeps the logits and one number a row for the backward pass. In powers of 2, which are faster: `log_sum` is the
-    logarithm to the base 2 of the sum of exp(logits).
+    Keeps the logits and one number per row for the backward pass. Uses powers of 2, which are faster: `log_sum` is the
+    base-2 logarithm of the sum of exp(logits).
     """
 
     @staticmethod
@@ -91,10 +91,10 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 class SmallEModelOutput(ModelOutput):
     """last_hidden_state (B, T, D); cache: `SmallEState`, or `TransformerState` of the decoder-only model.
 
-    attentions: alignments (B, T, N) to the text: PACA's two, of the positions attended to first and last, or the one of
-    plain cross-attention, or that of the decoder-only model's `alignment_layer`, which may attend to the audio too.
-    hidden_states: (B, T, D) each, the audio's embeddings, then after each block and the cross-attention, the last one
-    normed.
+    attentions: alignments (B, T, N) with the text: the two of PACA (before and after its position block), the one of
+    plain cross-attention, or that of the decoder-only model's `alignment_layer`, which may also attend to the audio.
+    hidden_states: (B, T, D) each: the audio embeddings, then the output of each block and of the cross-attention; the
+    last one is normed.
     """
 
     last_hidden_state: Tensor | None = None
@@ -105,7 +105,7 @@ class SmallEModelOutput(ModelOutput):
 
 @dataclass
 class SmallEOutput(ModelOutput):
-    """loss (); logits (B, T, Q, V); the others as in `SmallEModelOutput`."""
+    """loss (); logits (B, T, Q, V); other fields as in `SmallEModelOutput`."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -130,12 +130,14 @@ class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
     _skip_keys_device_placement = ["cache"]
     _supports_sdpa = True
     _is_stateful = True
-    lora_targets = LORA_TARGETS  # for a LoraConfig that is made before a model, which registers them with PEFT
+    lora_targets = (
+        LORA_TARGETS  # to build a LoraConfig before a model, whose constructor registers the targets with PEFT
+    )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers, from safetensors files alone by default (nothing is unpickled). Raises ValueError for
-        weights that hold NaN or infinity, and for damaged files."""
+        """As in transformers, but by default only from safetensors files (nothing is unpickled). Raises ValueError for
+        weights with NaN or infinity, and for damaged files."""
         kwargs.setdefault("use_safetensors", True)
         with errors_name_the_file(pretrained_model_name_or_path, "", kwargs):
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -159,12 +161,12 @@ class SmallEPreTrainedModel(HubMixin, PreTrainedModel):
 
 
 class SmallEModel(SmallEPreTrainedModel):
-    """Text and delayed audio codes to hidden states."""
+    """Computes hidden states of a text and delayed audio codes."""
 
     _auto_class: Any = "AutoModel"
 
     def __new__(cls, config: SmallEConfig | None = None, *args, **kwargs):
-        """`architecture: decoder-only` makes the paper's baseline, behind the same call."""
+        """With `architecture: decoder-only`, creates the paper's baseline, which has the same interface."""
         baseline = cls is SmallEModel and getattr(config, "architecture", None) == "decoder-only"
         return super().__new__(SmallEDecoderOnlyModel if baseline else cls)
 
@@ -205,17 +207,17 @@ class SmallEModel(SmallEPreTrainedModel):
     def encode_speaker(
         self, speaker_codes: Tensor | None, speaker_attention_mask: Tensor | None = None
     ) -> Tensor | None:
-        """Undelayed codes of a reference recording (B, P, Q) and their mask (B, P) to a speaker embedding (B, D).
+        """The speaker embedding (B, D) of a reference recording: undelayed codes (B, P, Q) and their mask (B, P).
 
-        Zero for a row without frames; None without codes. Except in training, a voice that is unlike those that the
-        model learned is drawn to them (`speaker_limits`). Raises ValueError where the model has no speaker encoder.
+        Zero for a row without frames; None without codes. Except in training, embeddings far from those that the model
+        learned are moved closer to them (`speaker_limits`). Raises ValueError if the model has no speaker encoder.
         """
         if speaker_codes is None:
             return None
         if not self.config.speaker_layers:
             raise ValueError(
-                "speaker_codes: this model has no speaker encoder and takes voices from prompts: give the processor "
-                "the recording's transcript (audio_text), also where a voice file is made of it."
+                "speaker_codes: this model has no speaker encoder, so a recording needs its transcript: give it to the "
+                "processor as audio_text, also when you make a voice file."
             )
         mask = torch.ones_like(speaker_codes[..., 0]) if speaker_attention_mask is None else speaker_attention_mask
         embeddings = self.speaker_encoder(self.embed_audio(speaker_codes.long() + NUM_AUDIO_SPECIALS), mask)
@@ -229,9 +231,10 @@ class SmallEModel(SmallEPreTrainedModel):
         return torch.where(unknown, center + offsets * (typical / distances), embeddings)
 
     def add_speaker(self, state: SmallEState, speaker_embeddings: Tensor | None) -> SmallEState:
-        """Adds speaker embeddings (B, D), from `encode_speaker`, to the state of a text; None: no speaker, no change.
+        """Adds speaker embeddings (B, D) of `encode_speaker` to the state of a text; None changes nothing.
 
-        The weights of an alignment add up to 1, so what is added to all values is added to what each step attends to.
+        The embedding is added to all values. Since the weights of an alignment add up to 1, this adds it to what each
+        step attends to.
         """
         if speaker_embeddings is None:
             return state
@@ -297,19 +300,19 @@ class SmallEModel(SmallEPreTrainedModel):
         Args:
             input_ids (B, N), attention_mask (B, N): the text; not needed when `cache` is given.
             decoder_input_ids (B, T, Q): delayed codes with special tokens (`generation_smalle.delay`).
-            decoder_attention_mask (B, T): 0 on padding; a padded step leaves every state as it is.
+            decoder_attention_mask (B, T): 0 on padding; a padded step does not change any state.
             cache: the state of an earlier call, to continue from.
-            use_cache: return the state. None, here and below: as the configuration says; no state in training.
+            use_cache: return the state. None (here and below): as configured; no state in training.
             output_attentions, output_hidden_states: see `SmallEModelOutput`.
             initial_state (B, S): a tuned voice, the recurrent state before the first step (`cache_smalle`).
-            forced_alignments (B, T, N), in training: where in the text each step reads, in place of the model's own
-                alignment, which is used in steps of zeros.
+            forced_alignments (B, T, N), in training: replaces the model's own alignment, except in steps that are all
+                zeros.
             speaker_codes (B, P, Q), speaker_attention_mask (B, P): a reference recording, undelayed codes, for models
                 with a speaker encoder; a row of zeros in the mask: no speaker.
-            return_dict: False gives a tuple of what is not None.
+            return_dict: False returns a tuple of the fields that are not None.
 
         Raises:
-            ValueError for inputs of wrong shape, type or length; on the CPU also for tokens and codes out of range.
+            ValueError for inputs of a wrong shape, type or length; on the CPU also for tokens and codes out of range.
         """
         config = self.config
         use_cache = config.use_cache and not self.training if use_cache is None else use_cache
@@ -344,9 +347,9 @@ class SmallEModel(SmallEPreTrainedModel):
         )
 
     def _read(self, audio, mask, state, forced_alignments=None, output_attentions=False, needs_state=True):
-        """Embedded audio (B, T, D) to hidden states, from the embeddings to the normed output; the state; alignments.
+        """Hidden states of embedded audio (B, T, D), from the embeddings to the normed output; the state; alignments.
 
-        output_attentions, needs_state: whether alignments and state are used; ignored here, since they cost nothing.
+        output_attentions, needs_state: whether alignments and state are needed; ignored here, where they are free.
         """
         x, hidden, after = audio, [audio], []
         blocks = [*self.audio_encoder, self.cross_attention, *self.audio_decoder]
@@ -366,11 +369,11 @@ class SmallEModel(SmallEPreTrainedModel):
         return hidden, replace(state, recurrent=tuple(after), steps=steps), attentions
 
 
-# --- The paper's baseline: a decoder-only transformer, text and then delayed audio frames in one causal sequence
+# --- The paper's baseline: a decoder-only transformer over one causal sequence, text first, then delayed audio frames
 
 
 def causal_mask(mask: Tensor, new: int) -> Tensor:
-    """What the last `new` of S steps attend to: mask (B, S) bool -> (B, 1, new, S).
+    """The attention mask of the last `new` of S steps: mask (B, S) bool -> (B, 1, new, S).
 
     A step attends to itself and to earlier steps, but not to padding; a padded step attends to itself, since a softmax
     needs at least one entry.
@@ -381,7 +384,7 @@ def causal_mask(mask: Tensor, new: int) -> Tensor:
 
 
 class CausalTransformer(nn.Module):
-    """Layers with rotary positions, which count unmasked steps; keys and values of earlier steps come in a state."""
+    """Layers with rotary positions, which count unmasked steps. A state holds the keys and values of earlier steps."""
 
     def __init__(self, config: SmallEConfig):
         super().__init__()
@@ -413,10 +416,10 @@ class CausalTransformer(nn.Module):
         return hidden, TransformerState(tuple(keys), tuple(values), whole, state.text_mask), attentions
 
     def forward_without_state(self, x: Tensor, mask: Tensor) -> list[Tensor]:
-        """As `forward` from the beginning, without a state before or after it: twice as fast.
+        """As `forward` from the beginning, without reading or returning a state: twice as fast.
 
-        Padding moves behind everything else, where causality hides it, so attention needs no mask and its kernels skip
-        half of the work. Hidden states of padded steps are meaningless.
+        Padding is moved to the end, where causality hides it, so attention needs no mask and its kernels skip half of
+        the work. Hidden states of padded steps are meaningless.
         """
 
         def gather(x, order):
@@ -433,8 +436,8 @@ class CausalTransformer(nn.Module):
 
 
 class SmallEDecoderOnlyModel(SmallEModel):
-    """The paper's baseline: what `SmallEModel(config)` makes for that architecture. `SmallEModel` documents its
-    passes."""
+    """The paper's baseline, which `SmallEModel(config)` creates for that architecture. See `SmallEModel` for the
+    methods."""
 
     def _make_layers(self, config: SmallEConfig):
         self.transformer = CausalTransformer(config)
@@ -491,13 +494,13 @@ class SmallEForTextToSpeech(SmallEPreTrainedModel, SmallEGenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs,
     ) -> SmallEOutput:
-        """As `SmallEModel.forward`, whose other arguments it takes, to logits and loss.
+        """As `SmallEModel.forward`, with the same arguments, plus logits and loss.
 
         Args:
-            labels (B, T, Q): what follows each step of decoder_input_ids, -100 where nothing is learned; the loss is
-                the mean cross-entropy over them.
-            num_items_in_batch: divides the summed loss in place of the number of labels, so that accumulated gradients
-                equal those of one large batch.
+            labels (B, T, Q): the code that follows each step of decoder_input_ids, or -100 to ignore a position; the
+                loss is the mean cross-entropy over them.
+            num_items_in_batch: the divisor of the summed loss instead of the number of labels, so that accumulated
+                gradients equal those of one large batch.
         """
         text, audio = (input_ids, attention_mask), (decoder_input_ids, decoder_attention_mask)
         out = self.model(*text, *audio, cache=cache, return_dict=True, **kwargs)

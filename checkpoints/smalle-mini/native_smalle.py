@@ -1,10 +1,10 @@
 # Generated from smalle/native by `python smalle/native/build.py`: change what is there.
 # ruff: noqa
 # fmt: off
-"""The C library, without PyTorch: found or compiled, loaded, the structures that it takes, and its decoder of codecs.
+"""The C library, without PyTorch: finding, compiling and loading it, its structures, and its codec decoder.
 
-The library (smalle/native) comes with the package; where it is missing it is compiled once into the user's cache.
-Nothing is loaded from a checkpoint. Arrays are NumPy's.
+The library (smalle/native) comes with the package; if it is missing, it is compiled once into the user's cache. No
+machine code is loaded from a checkpoint. Arrays are NumPy arrays.
 """
 
 import contextlib
@@ -761,14 +761,14 @@ def user_cache() -> Path:
 
 
 def is_private(path: Path) -> bool:
-    """Whether `path` is no link, belongs to the user and can be written by nobody else."""
+    """Whether `path` is not a link, belongs to the user and is writable by nobody else."""
     status = path.lstat()
     own = not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
     return own and not stat.S_ISLNK(status.st_mode)
 
 
 def compilers() -> list[list[str]]:
-    """Command lines of the C compilers to try, the user's choice ($CC) first."""
+    """Command lines of the C compilers to try, $CC first."""
     named = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else []
     return (
         named
@@ -778,7 +778,7 @@ def compilers() -> list[list[str]]:
 
 
 def compile_library() -> bytes:
-    """The library, compiled here. Raises ValueError where no compiler can."""
+    """Compiles the library. Raises ValueError if no compiler succeeds."""
     with tempfile.TemporaryDirectory() as folder:
         for name, text in SOURCES.items():
             Path(folder, name).write_text(text)
@@ -788,7 +788,7 @@ def compile_library() -> bytes:
             with contextlib.suppress(OSError):  # there is no such program
                 if subprocess.run(command, capture_output=True).returncode == 0:
                     return library.read_bytes()
-    raise ValueError("no C compiler was found that compiles the library: install gcc or clang, or pip install ziglang")
+    raise ValueError("no C compiler was found that can compile it: install gcc or clang, or pip install ziglang")
 
 
 def digest(data: bytes) -> str:
@@ -796,15 +796,15 @@ def digest(data: bytes) -> str:
 
 
 def find_library(folder: Path, name: str) -> Path | None:
-    """The undamaged library of this name in `folder`; its file name ends in a digest of its contents."""
+    """The library of this name in `folder` if it is undamaged: its file name ends with a digest of its contents."""
     files = folder.glob(f"{name}-*.so")
     return next((path for path in files if path.stem == f"{name}-{digest(path.read_bytes())}"), None)
 
 
 def cached_library(folder: Path) -> Path:
-    """The library in the user's cache, compiled if it is missing, damaged or not the user's alone.
+    """The library in the user's cache; compiles it if it is missing, damaged or writable by others.
 
-    Raises ValueError where others can write the folder, and without a compiler.
+    Raises ValueError if others can write to the folder, and without a compiler.
     """
     from .saving_smalle import atomic_write
 
@@ -834,7 +834,7 @@ def cached_library(folder: Path) -> Path:
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """Loads a library, with the kernels of $SMALLE_KERNELS or the fastest that the processor has."""
+    """Loads a library and selects the kernels of $SMALLE_KERNELS, or the fastest ones that the processor supports."""
     library = ctypes.CDLL(str(path))
     library.smalle_choose.restype = ctypes.c_char_p
     for function in ("pack_norm", "pack_matrix", "vocos_begin", "vocos_memory"):
@@ -844,22 +844,24 @@ def open_library(path: Path) -> ctypes.CDLL:
 
 
 def choose_kernels(library: ctypes.CDLL, name: str = "") -> str:
-    """Has a library use the kernels "plain", "avx2", "avx_vnni", "avx512_vnni" or "neon_dot", or without a name the
-    fastest; returns their name. Raises ValueError where the processor or the library has none of this name."""
+    """Selects the kernels of a library: "plain", "avx2", "avx_vnni", "avx512_vnni", "neon_dot", or "" for the fastest.
+
+    Returns their name. Raises ValueError if the processor or the library does not support them.
+    """
     chosen = library.smalle_choose(name.encode())
     if chosen is None:
-        raise ValueError(f"SMALLE_KERNELS={name!r}: this processor, or the library, has no such kernels")
+        raise ValueError(f"SMALLE_KERNELS={name!r}: the processor or the library does not support these kernels")
     return chosen.decode()
 
 
 @functools.cache
 def load_library() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and the reason: the package's own, or that in the user's cache."""
+    """The library of the package, or else of the user's cache; or None and the reason why there is none."""
     try:
         package = Path(__file__).with_name("native") if __package__ == "smalle" else None  # not remote code
         packaged = find_library(package, NAME) if package else None
         if packaged:
-            with contextlib.suppress(OSError):  # made for another system
+            with contextlib.suppress(OSError):  # it was built for another system
                 return open_library(packaged), ""
         return open_library(cached_library(user_cache())), ""
     except (OSError, RuntimeError, ValueError) as error:
@@ -870,7 +872,7 @@ def load_library() -> tuple[ctypes.CDLL | None, str]:
 
 
 def structure(name: str, **fields: str) -> type[ctypes.Structure]:
-    """A structure of C: names of its fields by type."""
+    """A C structure; fields: the names of its fields by type."""
     types = dict(int32=ctypes.c_int32, float32=ctypes.c_float, pointer=ctypes.c_void_p)
     typed = [(field, types[kind]) for kind, names in fields.items() for field in names.split()]
     return type(name, (ctypes.Structure,), {"_fields_": typed})
@@ -908,7 +910,7 @@ def address(array: np.ndarray) -> ctypes.c_void_p:
 
 
 def aligned(shape: int | tuple[int, ...], kind: Any = np.float32) -> np.ndarray:
-    """An uninitialised array that begins at a multiple of 64 bytes."""
+    """An uninitialised array, aligned to 64 bytes."""
     size = int(np.prod(shape)) * np.dtype(kind).itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -917,15 +919,15 @@ def aligned(shape: int | tuple[int, ...], kind: Any = np.float32) -> np.ndarray:
 
 # --- the model: the order of its weights, its tables, its working memory
 
-SMALL = 2**15  # matrices with fewer entries stay in single precision: gates and positions, which gain nothing
-LARGE_STATE = 2**16  # values of a block's state from which on it has pending updates; smaller ones stay in a CPU cache
+SMALL = 2**15  # smaller matrices (gates, positions) stay in single precision: 8 bits would not be faster
+LARGE_STATE = 2**16  # block states of at least this size have pending updates; smaller ones fit into a CPU cache
 STRONGEST_DECAY = -8.0  # `linear_attention_smalle.MIN_LOG_DECAY`
-MAX_VECTORS = 256  # frames times rows of one call, which bounds its working memory
+MAX_VECTORS = 256  # limit for frames times rows of one call, to bound its working memory
 LAYER_NORM, RMS_NORM = 1, 2  # kinds of norms in packed weights
 
-LARGE_WEIGHTS = 2**24  # bytes that a step reads from which on a second thread makes up for what it costs
+LARGE_WEIGHTS = 2**24  # a second thread pays off if a step reads at least this many bytes
 
-Names = Iterable[tuple[str, float]]  # of layers, with what they are multiplied by
+Names = Iterable[tuple[str, float]]  # (name, factor) of layers
 
 
 def feed_forward_names(layer: str) -> list[tuple[str, float]]:
@@ -933,7 +935,7 @@ def feed_forward_names(layer: str) -> list[tuple[str, float]]:
 
 
 def block_names(block: str, key_size: int) -> Names:
-    """Layers of a `LinearAttentionBlock` of GLA, whose queries have `key_size` channels in each head."""
+    """Layers of a GLA `LinearAttentionBlock` whose queries have `key_size` channels per head."""
     yield (f"{block}.norm1", 1.0)
     yield (f"{block}.mixer.q_proj", key_size**-0.5)
     for part in ("k_proj", "v_proj", "g_proj", "decay_down_proj", "decay_up_proj", "norm", "o_proj"):
@@ -949,7 +951,7 @@ def transformer_names(stack: str, layers: int) -> Names:
 
 
 def text_names(config: Any) -> Names:
-    """Layers of the text encoder in the order in which it reads their weights."""
+    """Layers of the text encoder, in the order in which the library reads their weights."""
     yield from transformer_names("model.text_encoder", config.text_layers)
     yield ("model.text_norm", 1.0)
     for part in ("k_proj", "k_norm", "v_proj", "v_norm"):
@@ -957,15 +959,15 @@ def text_names(config: Any) -> Names:
 
 
 def speaker_names(config: Any) -> Names:
-    """Layers of the speaker encoder as the text encoder reads its own: what is projected twice there, to keys and to
-    values with a norm each, is projected once here and has no norm."""
+    """Layers of the speaker encoder, in the format of `text_names`: instead of keys and values with a norm each, the
+    same projection twice, without norms."""
     yield from transformer_names("model.speaker_encoder.layers", config.speaker_layers)
     for part in ("norm", "proj", "none", "proj", "none"):
         yield (f"model.speaker_encoder.{part}", 1.0)
 
 
 def step_names(config: Any) -> Names:
-    """As `text_names`, of a decode step."""
+    """As `text_names`, for a decode step."""
     keys = int(config.hidden_size * config.expand_k) // config.mixer_heads
     for n in range(config.audio_encoder_layers):
         yield from block_names(f"model.audio_encoder.{n}", keys)
@@ -980,8 +982,8 @@ def step_names(config: Any) -> Names:
 
 
 def threads_for(size: int) -> int:
-    """Threads of calls that read so many bytes of weights: $SMALLE_THREADS; without it one, and for large models two
-    where the process has two cores. Raises ValueError where $SMALLE_THREADS is no number."""
+    """The number of threads for calls that read `size` bytes of weights: $SMALLE_THREADS if it is set, else one, or two
+    for large models if the process has two cores. Raises ValueError if $SMALLE_THREADS is not a number."""
     if setting := os.environ.get("SMALLE_THREADS"):
         if not setting.isdecimal():
             raise ValueError(f"SMALLE_THREADS={setting!r}: expected a whole number of threads")
@@ -997,13 +999,13 @@ def rotary_tables(positions: np.ndarray, size: int, theta: float) -> tuple[np.nd
 
 
 def position_table(mask: np.ndarray, size: int, theta: float) -> np.ndarray:
-    """Sinusoidal positions (B, N, size) of texts with this mask (B, N), as `attention_smalle.sinusoids`."""
+    """Sinusoidal positions (B, N, size) of texts with a mask (B, N), as `attention_smalle.sinusoids`."""
     cosines, sines = rotary_tables((mask.astype(np.int64).cumsum(1) - 1).clip(min=0), size, theta)
     return np.concatenate((sines, cosines), -1)
 
 
 def embed_codes(table: np.ndarray, codes: np.ndarray, vocabulary: int) -> np.ndarray:
-    """Sum of the embeddings (P, D) of delayed or special codes (P, Q); table (Q * vocabulary, D)."""
+    """Summed embeddings (P, D) of tokens (P, Q) of the audio vocabulary; table (Q * vocabulary, D)."""
     x = np.zeros((len(codes), table.shape[1]), np.float32)
     for q in range(codes.shape[1]):
         x += table[codes[:, q] + q * vocabulary]
@@ -1011,7 +1013,7 @@ def embed_codes(table: np.ndarray, codes: np.ndarray, vocabulary: int) -> np.nda
 
 
 def working_memory(config: Any, vectors: int, tokens: int) -> int:
-    """Bytes that suffice for so many vectors at once and an alignment to so many tokens."""
+    """An upper bound for the bytes needed to process `vectors` vectors at once, with alignments to `tokens` tokens."""
     inside = config.position_intermediate_size or 2 * config.position_size
     widths = (config.hidden_size + config.position_size) * (1 + config.expand_k + config.expand_v)
     widths += config.intermediate_size + inside + config.gate_low_rank
@@ -1021,7 +1023,7 @@ def working_memory(config: Any, vectors: int, tokens: int) -> int:
 def step_of(
     config: Any, rows: int, tokens: int, addresses: Mapping[str, int], pending: bool = False, threads: int = 1
 ) -> Any:
-    """The structure of steps of texts (R, N), with the addresses of its arrays by name."""
+    """The structure for steps of texts (R, N); addresses: those of its arrays by name."""
     return Step(
         rows=rows,
         tokens=tokens,
@@ -1045,11 +1047,11 @@ def step_of(
 
 
 class Sampler:
-    """Draws the tokens that follow a step of texts with this mask (B, N).
+    """Draws the next tokens after a step of texts with a mask (B, N).
 
-    top_k, 0: all tokens, 1: the likeliest, and temperature of each codebook; scale: of guidance, by as many rows
-    without a text; None: there are none.
-    random (S, B, V) int64: random bits for the codebooks that are sampled, which the caller fills in before each call.
+    top_k (0: all tokens, 1: greedy), temperature: for each codebook. scale: scale of guidance, which needs B additional
+    rows without text; None: no guidance.
+    random (S, B, V) int64: random bits for the sampled codebooks, to be filled in by the caller before each call.
     """
 
     def __init__(
@@ -1073,9 +1075,9 @@ class Sampler:
         self.structure = Drawing(guided=self.guided, scale=scale or 1.0, **addresses)
 
     def __call__(self, step: Any, may_end: bool, remaining: Sequence[int]) -> tuple[np.ndarray, list[float]]:
-        """The tokens (R, Q) after a step, and where in the tokens of its text each of B rows read on average.
+        """The next tokens (R, Q), and for each of B rows its mean position in the text, in tokens.
 
-        may_end: whether rows may. remaining: steps until each is complete, -1 before its end is known.
+        may_end: whether rows may end. remaining: steps until each row is complete, -1 before its end is known.
         """
         tokens, structure = np.empty(((1 + self.guided) * len(remaining), self.books), np.int64), self.structure
         self.ended[:] = [0 if steps < 0 else self.books + 1 - steps for steps in remaining]
@@ -1085,7 +1087,7 @@ class Sampler:
 
 
 def limit_speaker(embedding: np.ndarray, config: Any) -> np.ndarray:
-    """A speaker embedding (D,), drawn to the voices that the model learned if it is unlike them
+    """Moves a speaker embedding (D,) that is far from those the model learned closer to them
     (`SmallEConfig.speaker_limits`)."""
     if config.speaker_limits is None:
         return embedding
@@ -1105,11 +1107,11 @@ def read_text(
     scratch: np.ndarray | None = None,
     threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values (N, D) of a text of embeddings x (N, D), zeros on most of the padding before it; mask (N,).
+    """Keys and values (N, D) of a text, from embeddings x (N, D) and mask (N,); mostly zeros on the padding before it.
 
-    layers: of its encoder, whose packed weights stand at the address `weights`.
+    layers: number of layers of the encoder. weights: address of its packed weights.
     """
-    begin = int(mask.argmax()) // 64 * 64  # sums over tokens are then added up in the same order, whatever the padding
+    begin = int(mask.argmax()) // 64 * 64  # so that the order of summation does not depend on the padding
     x, mask, keys, values = x[begin:].copy(), mask[begin:].astype(np.uint8), np.zeros_like(x), np.zeros_like(x)
     cosines, sines = rotary_tables(np.arange(begin, begin + len(x)), config.rotary_size, config.rope_theta)
     scratch = aligned(working_memory(config, len(x), len(x)), np.uint8) if scratch is None else scratch
@@ -1122,28 +1124,30 @@ def read_text(
 
 
 def encode_speaker(library: ctypes.CDLL, config: Any, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The speaker embedding (D,) of a recording's embedded frames x (P, D), zeros of none. weights: of `speaker_names`,
-    packed in single precision."""
+    """The speaker embedding (D,) of a recording, from embedded frames x (P, D); zeros if there are none.
+
+    weights: the layers of `speaker_names`, packed in single precision.
+    """
     if not len(x):
         return np.zeros(config.hidden_size, np.float32)
     frames, _ = read_text(library, config, config.speaker_layers, weights.ctypes.data, x, np.ones(len(x), np.uint8))
     return limit_speaker(frames.mean(0), config)
 
 
-# --- the decoder of a codec: Vocos, with a refiner of latents before it
+# --- the decoder of a codec: a refiner of latents, then Vocos
 
-COLUMNS = 16  # of a matrix that lie side by side
-NOISE_FRAMES = 1024  # after these the noise repeats
-BLOCK_SIZES = (64, 16), (256, 32), (float("inf"), 64)  # up to this frame, blocks of this size: first soon, then fast
+COLUMNS = 16  # columns of a matrix that are stored side by side
+NOISE_FRAMES = 1024  # the noise repeats after this many frames
+BLOCK_SIZES = (64, 16), (256, 32), (float("inf"), 64)  # (up to frame, block size): small first, for low latency
 
 
 def block_size(frame: int) -> int:
-    """Frames of the block that begins at a frame."""
+    """The number of frames in the block that starts at a frame."""
     return next(size for end, size in BLOCK_SIZES if frame < end)
 
 
 def block_sizes() -> Iterator[int]:
-    """Frames of one block after the other, without end."""
+    """Yields the number of frames of each block, without end."""
     frame = 0
     while True:
         yield block_size(frame)
@@ -1151,7 +1155,7 @@ def block_sizes() -> Iterator[int]:
 
 
 def mersenne_twister(seed: int) -> random.Random:
-    """The 32-bit numbers of a `torch.Generator` of this seed, by getrandbits."""
+    """A generator whose getrandbits(32) gives the same numbers as a `torch.Generator` with this seed."""
     words = [seed & 0xFFFFFFFF]
     for n in range(1, 624):
         words.append((1812433253 * (words[-1] ^ words[-1] >> 30) + n) & 0xFFFFFFFF)
@@ -1166,14 +1170,14 @@ def bits32(generator: random.Random, count: int) -> np.ndarray:
 
 
 def bits64(generator: random.Random, count: int) -> np.ndarray:
-    """The next numbers (count,), int64, of which the upper 32 bits are drawn first."""
+    """The next numbers (count,), int64, drawn upper 32 bits first."""
     return bits32(generator, 2 * count).reshape(-1, 2)[:, ::-1].astype("<u4").view("<i8")[:, 0]
 
 
 @functools.lru_cache(maxsize=2)
 def noise_table(bins: int) -> np.ndarray:
-    """Complex normal noise (NOISE_FRAMES, bins, 2), to rounding that of torch.randn with the seed 0: the transform of
-    Box and Muller over groups of 16 numbers."""
+    """Complex normal noise (NOISE_FRAMES, bins, 2), equal to torch.randn with seed 0 up to rounding: the Box-Muller
+    transform on groups of 16 numbers."""
     uniform = (bits32(mersenne_twister(0), NOISE_FRAMES * bins * 2) & 0xFFFFFF).astype(np.float32) / np.float32(2**24)
     pairs = uniform.reshape(-1, 2, 8)
     radius, angle = np.sqrt(-2 * np.log(1 - pairs[:, 0])), np.float32(2 * np.pi) * pairs[:, 1]
@@ -1181,7 +1185,7 @@ def noise_table(bins: int) -> np.ndarray:
 
 
 def matrix_parts(weight: np.ndarray, bias: np.ndarray) -> Iterator[np.ndarray]:
-    """A linear layer, weight (out, in), 16 columns after the other."""
+    """A linear layer, weight (out, in), in groups of 16 columns."""
     out = len(weight)
     padding = -out % COLUMNS
     yield np.pad(bias, (0, padding))
@@ -1192,20 +1196,20 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def convolution_parts(tensors: Tensors, name: str) -> Iterator[np.ndarray]:
-    """A convolution, weight (out, in, kernel), over `kernel` inputs that lie one after the other."""
+    """A convolution, weight (out, in, kernel), as a linear layer on `kernel` consecutive inputs."""
     weight = tensors[f"{name}.weight"]
     yield from matrix_parts(weight.transpose(0, 2, 1).reshape(len(weight), -1), tensors[f"{name}.bias"])
 
 
 def norm_parts(tensors: Tensors, name: str, condition: int | None = None) -> list[np.ndarray]:
-    """A norm; of one that is conditioned, what it has for a bandwidth id."""
+    """A norm; of a conditioned norm, scale and shift for the bandwidth id `condition`."""
     if f"{name}.weight" in tensors:
         return [tensors[f"{name}.weight"], tensors[f"{name}.bias"]]
     return [tensors[f"{name}.{part}.weight"][condition] for part in ("scale", "shift")]
 
 
 def block_parts(tensors: Tensors, name: str, condition: int | None = None) -> Iterator[np.ndarray]:
-    """A ConvNeXt block; its scale of each channel is made part of its last layer."""
+    """A ConvNeXt block; the scale of each channel is merged into the last layer."""
     yield from (tensors[f"{name}.dwconv.bias"], tensors[f"{name}.dwconv.weight"][:, 0].T)
     yield from norm_parts(tensors, f"{name}.norm", condition)
     yield from matrix_parts(tensors[f"{name}.pwconv1.weight"], tensors[f"{name}.pwconv1.bias"])
@@ -1218,7 +1222,7 @@ def count_blocks(tensors: Tensors, stack: str) -> int:
 
 
 def refiner_parts(tensors: Tensors) -> Iterator[np.ndarray]:
-    """A `LatentRefiner`; its scales are made part of its first and last layers."""
+    """A `LatentRefiner`; its scales are merged into the first and the last layer."""
     embed = {"weight": tensors["embed.weight"] / tensors["latent_scale"][:, None], "bias": tensors["embed.bias"]}
     yield from convolution_parts({f"embed.{name}": x for name, x in embed.items()}, "embed")
     for n in range(count_blocks(tensors, "blocks")):
@@ -1229,7 +1233,7 @@ def refiner_parts(tensors: Tensors) -> Iterator[np.ndarray]:
 
 
 def vocos_parts(tensors: Tensors, condition: int | None) -> Iterator[np.ndarray]:
-    """A `Vocos`, for a bandwidth id where it is conditioned on one."""
+    """A `Vocos`; condition: the bandwidth id, if it is conditioned on one."""
     yield from convolution_parts(tensors, "backbone.embed")
     yield from norm_parts(tensors, "backbone.norm", condition)
     for n in range(count_blocks(tensors, "backbone.convnext")):
@@ -1239,7 +1243,7 @@ def vocos_parts(tensors: Tensors, condition: int | None) -> Iterator[np.ndarray]
 
 
 def rounded(size: int) -> int:
-    """Floats that a part of so many takes in a stream."""
+    """The number of floats that a part of `size` floats occupies in a stream."""
     return -(-size // COLUMNS) * COLUMNS
 
 
@@ -1248,27 +1252,27 @@ def matrix_size(width: int, out: int) -> int:
 
 
 def stack_size(channels: int, size: int, kernel: int, layers: int, inner: int) -> int:
-    """Floats that a convolution, its ConvNeXt blocks and a norm take in a stream."""
+    """The number of floats that a convolution, its ConvNeXt blocks and a norm occupy in a stream."""
     block = 3 * rounded(size) + rounded(kernel * size) + matrix_size(size, inner) + matrix_size(inner, size)
     return matrix_size(channels * kernel, size) + layers * block + 2 * rounded(size)
 
 
 def stream_of(parts: Iterable[np.ndarray], size: int) -> np.ndarray:
-    """Parts one after the other in single precision, each from a multiple of 16 floats on. Raises ValueError where they
-    do not take `size` floats."""
+    """Joins parts in single precision, each aligned to 16 floats. Raises ValueError if the result does not have `size`
+    floats."""
     stream, at = aligned(size), 0
     for part in parts:
         if at + part.size <= size:
             stream[at : at + part.size] = part.reshape(-1)
         at += rounded(part.size)
     if at != size:
-        raise ValueError(f"they take {at} floats, expected {size}")
+        raise ValueError(f"they have {at} floats, expected {size}")
     return stream
 
 
 class DecoderState(NamedTuple):
-    """State of a decoder, a value: features (T, C) that no block contains yet; frames in the blocks so far; what the
-    library keeps."""
+    """State of a decoder between chunks: features (T, C) that are not part of a block yet, the number of frames in the
+    blocks so far, and the state of the library."""
 
     features: np.ndarray
     frames: int
@@ -1276,12 +1280,12 @@ class DecoderState(NamedTuple):
 
 
 class VocosDecoder:
-    """A Vocos by the library, after a refiner of its features. An immutable value.
+    """A refiner of features and a Vocos, computed with the library. Immutable.
 
     Args:
-        vocos, refiner: tensors by the names of `Vocos` and `LatentRefiner`; refiner {}: none.
-        settings: of `VocosConfig`: n_fft, hop_length, upsampling, excitation, padding, sampling_rate.
-        condition: bandwidth id of a Vocos that is conditioned on one.
+        vocos, refiner: tensors by name, as in `Vocos` and `LatentRefiner`; {}: no refiner.
+        settings: fields of `VocosConfig`: n_fft, hop_length, upsampling, excitation, padding, sampling_rate.
+        condition: bandwidth id, if the Vocos is conditioned on one.
 
     Raises:
         ValueError: tensors are missing, or their shapes do not fit together.
@@ -1312,7 +1316,9 @@ class VocosDecoder:
             parts = itertools.chain(refiner_parts(refiner) if refiner else (), vocos_parts(vocos, condition))
             self.weights = stream_of(parts, wanted)
         except (KeyError, ValueError, IndexError) as error:
-            raise ValueError(f"The decoder's tensors do not fit, {error}: download the checkpoint again.") from error
+            raise ValueError(
+                f"The tensors of the decoder do not fit ({error}): download the checkpoint again."
+            ) from error
         self.window = (0.5 - 0.5 * np.cos(turns)).astype(np.float32)
         self.roots = np.stack((np.cos(turns), np.sin(turns)), 1).astype(np.float32)
         self.noise = noise_table(n_fft // 2 + 1) if harmonic else np.zeros(0, np.float32)
@@ -1341,10 +1347,10 @@ class VocosDecoder:
     def decode_chunk(
         self, features: np.ndarray, state: DecoderState | None = None, last: bool = False
     ) -> tuple[np.ndarray, DecoderState | None]:
-        """Samples (L,) that are complete after features (T, C), T >= 0, and the state to continue with.
+        """The samples (L,) that are complete after features (T, C), T >= 0, and the state to continue with.
 
-        The joined chunks are the same to the last bit whatever the chunks, since they are computed in blocks of fixed
-        sizes. `last`: no chunk will follow; the state is None then.
+        The joined result does not depend on the chunk sizes, to the last bit, because it is computed in blocks of fixed
+        sizes. `last`: no chunk will follow; the returned state is None.
         """
         waiting, frames, before = state or DecoderState(features[:0], 0, self.begin)
         features, waves = np.concatenate((waiting, features)).astype(np.float32), [np.zeros(0, np.float32)]
@@ -1358,7 +1364,7 @@ class VocosDecoder:
         return np.concatenate(waves), None if last else DecoderState(features, frames, memory)
 
     def _decode(self, features, memory, last):
-        """Samples (L,) of a block of features (T, C); `memory` is written over."""
+        """The samples (L,) of a block of features (T, C); overwrites `memory`."""
         features, place = np.ascontiguousarray(features), ctypes.byref(self.structure)
         scratch = aligned(self.library.smalle_vocos_memory(place, len(features)), np.uint8)
         stack = self.structure

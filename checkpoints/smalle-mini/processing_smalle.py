@@ -41,7 +41,7 @@ from .validation_smalle import INTEGERS, as_tensor
 from .voices_smalle import ConvertingCodec, Voice, VoiceConverter, load_voice, save_voice
 
 WORD = re.compile(r"\w+(?:['-]\w+)*")
-ENCODEC = "encodec"  # EnCodec of the Hub and no folder of the checkpoint
+ENCODEC = "encodec"  # EnCodec from the Hub, not a folder of the checkpoint
 OTHER_SOUND_FILES = {".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac"}
 TOKENIZER_SETTINGS = {"padding": True, "padding_side": "left"}
 Texts = str | Sequence[str] | None
@@ -51,9 +51,10 @@ VoiceNames = str | os.PathLike | Sequence | None
 
 class SmallETextKwargs(TextKwargs, total=False):
     """Settings of the tokenizer, and
+
     normalize_text: normalize texts as English (`text_normalization_smalle`).
-    emoji: say the names of emoji, which are left out otherwise.
-    lexicon: how names are said, {word: respelling} or the path of a file of lines "word = respelling".
+    emoji: say the names of emoji, which are otherwise left out.
+    lexicon: pronunciations, as {word: respelling} or the path of a file with lines "word = respelling".
     """
 
     normalize_text: bool | None
@@ -79,11 +80,11 @@ def teacher_forcing(codes: Sequence[Tensor], context: Sequence[Tensor] | None = 
 
     Args:
         codes: undelayed codes (T, Q) of each recording.
-        context: codes of the same shapes that the decoder is given in place of `codes`.
+        context: codes of the same shapes that the decoder gets as input instead of `codes`.
 
     Returns:
         decoder_input_ids (B, S, Q), decoder_attention_mask (B, S) and labels (B, S, Q) of S = max(T) + Q steps. Labels
-        are -100 on padding and where the delay pattern leaves no choice but BOS.
+        are -100 on padding and where the delay pattern prescribes BOS.
     """
 
     def grids(rows: Sequence[Tensor], padding: int) -> Tensor:
@@ -103,19 +104,17 @@ def as_list(value: Any) -> list:
 
 
 def check_transcript(text: Any, used: bool) -> None:
-    """Raises ValueError unless `text` is None or can be the transcript of a recording; warns where it is not `used`."""
+    """Raises ValueError unless `text` is None or a possible transcript of a recording; warns if it is not `used`."""
     if text is not None and (not isinstance(text, str) or not text):
         raise ValueError(
-            f"audio_text={text!r}: expected the transcript of the recording, or None to take its speaker embedding "
-            "only."
+            f"audio_text={text!r}: expected the transcript of the recording, or None to use its speaker embedding only."
         )
     if text and not used:
-        what = "this checkpoint takes the voice from the sound of the recording alone"
-        warnings.warn(f"audio_text is not used: {what}. Leave it out.", stacklevel=2)
+        warnings.warn("audio_text is ignored: this checkpoint clones from the audio alone. Leave it out.", stacklevel=2)
 
 
 def named_texts(text: Any, emoji: bool | None = False, lexicon: Lexicon = None) -> list[tuple[str, str]]:
-    """Each text with its name in errors, after the settings of a call that change its words."""
+    """(name in errors, text) of each text, after applying the settings of a call that change its words."""
     if not isinstance(text, str) and (
         not isinstance(text, (list, tuple)) or not text or not all(isinstance(one, str) for one in text)
     ):
@@ -126,7 +125,7 @@ def named_texts(text: Any, emoji: bool | None = False, lexicon: Lexicon = None) 
 
 @functools.lru_cache(maxsize=4)
 def characters_of(tokenizer, size: int) -> frozenset[str]:
-    """The characters that a tokenizer of `size` tokens knows, without its special tokens."""
+    """The characters that a tokenizer of `size` tokens knows, without those of its special tokens."""
     return frozenset(c for token in tokenizer.get_vocab() if not token.startswith("[") for c in token)
 
 
@@ -134,18 +133,18 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     """The tokenizer, the voices and the codec of a checkpoint.
 
     Args:
-        tokenizer: of lower-cased text.
+        tokenizer: tokenizer of lower-cased text.
         codec: folder of the codec in the checkpoint, or its name on the Hub ("owner/name", or "encodec"). It is loaded
             on first use.
         voices: names of the preset voices, each a file voices/NAME.safetensors of the checkpoint.
-        default_voice: the preset of calls that name no voice; None: no prompt.
-        sampling_rate: of the audio, Hz.
-        codec_id: identity of the codec (`codec_smalle.identity_of`), which tells without loading it whether a voice
-            belongs to it; None if unknown.
-        clones_by_reference: whether a recording to clone is cleaned (`clean_recording`) and then a reference of the
-            speaker encoder alone, with or without a transcript; else a transcript makes it a prompt to continue.
-        converter: folder of the `VoiceConverter` in the checkpoint, by which `encode_voice` takes recordings; None:
-            none.
+        default_voice: the preset that is used if a call names no voice; None: no prompt.
+        sampling_rate: sampling rate of the audio, Hz.
+        codec_id: identity of the codec (`codec_smalle.identity_of`), to check that a voice belongs to it without
+            loading it; None if unknown.
+        clones_by_reference: how recordings are cloned. True: the recording is cleaned (`clean_recording`) and used as
+            a reference for the speaker encoder, and a transcript is ignored. False: a recording with a transcript is
+            a prompt that the model continues.
+        converter: folder of the `VoiceConverter` in the checkpoint, which `encode_voice` uses; None: there is none.
     """
 
     _auto_class: Any = "AutoProcessor"
@@ -200,7 +199,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_codec": None, "_converter": None}  # a codec cannot be pickled; they are loaded again
+        return {**self.__dict__, "_codec": None, "_converter": None}  # a codec cannot be pickled; both are loaded again
 
     # --- codec and voices
 
@@ -211,7 +210,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     @property
     def codec(self):
-        """The codec, loaded on first use. A codec that is assigned is saved with the checkpoint."""
+        """The codec, loaded on first use. Assign another codec to save it with the checkpoint."""
         if self._codec is None:
             if self._codec_inside and self.source is not None:
                 options = dict(self._source_options)
@@ -237,7 +236,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """The converter of voices, loaded on first use. Raises ValueError where the checkpoint has none."""
         if self._converter is None:
             if self.converter_name is None or self.source is None:
-                raise ValueError("This checkpoint has no voice converter: take the recording as audio= of a call.")
+                raise ValueError("This checkpoint has no voice converter: pass the recording as audio= to a call.")
             options = dict(self._source_options)
             folder = os.path.join(options.pop("subfolder", ""), self.converter_name)
             with errors_name_the_file(self.source, os.path.join(folder, "config.json"), options):
@@ -245,7 +244,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         return self._converter
 
     def decoder(self, voice: Voice) -> Any:
-        """What decodes codes of a voice: the codec, or with a `conversion` one whose speech is converted."""
+        """The decoder for a voice: the codec, followed by the converter if the voice has a `conversion`."""
         if voice.conversion is None:
             return self.codec
         return ConvertingCodec(self.codec, self.converter, voice.conversion)
@@ -260,7 +259,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         self._default_voice = name
 
     def add_voice(self, name: str, voice: Voice) -> None:
-        """Adds a preset voice, or replaces the one of that name. `save_pretrained` saves it."""
+        """Adds a preset voice, or replaces the one with that name. `save_pretrained` saves it."""
         check_file_name(name, "The name of the voice")
         self._check_voice(name, voice)
         self._loaded_voices[name] = voice
@@ -268,11 +267,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             self.voices.append(name)
 
     def get_voice(self, name: str | os.PathLike | Voice | None) -> Voice:
-        """The preset of that name or the voice in that file; an empty one for None, and a `Voice` as it is."""
+        """The preset with that name, or the voice in that file. None gives an empty voice, a `Voice` itself."""
         if name is None:
             return Voice()
         if isinstance(name, Voice):
-            self._check_voice("that of the call", name)
+            self._check_voice("Voice(...)", name)
             return name
         if not isinstance(name, (str, os.PathLike)):
             raise ValueError(f"voice={name!r}: expected the name of a preset, one of {self.voices}, or a voice file.")
@@ -292,8 +291,8 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     def _check_voice(self, name: str | os.PathLike, voice: Voice) -> None:
         if voice.codec and self.codec_id and voice.codec != self.codec_id:
             raise ValueError(
-                f"voice={name!r} was made with the codec {voice.codec}, expected that of this checkpoint, "
-                f"{self.codec_id}: make it again from its recording (audio=, audio_text=)."
+                f"voice={name!r} was made with the codec {voice.codec}, but this checkpoint has the codec "
+                f"{self.codec_id}: make the voice again from its recording (audio=, audio_text=)."
             )
 
     def encode_voice(
@@ -303,29 +302,34 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         sampling_rate: float | None = None,
         normalize_text: bool = True,
         progress: Callable[[int, int], Any] | None = None,
+        steps: int | None = None,
     ) -> Voice:
         """The `Voice` of a recording. Arguments as in `__call__`.
 
-        With a converter, the text is read by the default voice and made speech of the recorded person. The converter
-        is tuned to the recording for about 12 s of a core, without a transcript; give the result as `voice` to the
-        call and to `decode()`. Without one, it is what the model hears, with the transcript if that is given.
+        With a converter: the model reads the text in its default voice, and the converter turns the speech into that
+        of the recorded person. This method tunes the converter to the recording, which takes about 12 s on one core
+        and needs no transcript. Pass the result as `voice` to the call and to `decode()`.
 
-        progress: called before each step of the tuning with the number of steps that are done, and of all; what it
-        raises ends the tuning. Raises ValueError for what is no recording of speech.
+        Without a converter: the same as `reference_voice`.
+
+        progress: called before each step of the tuning, with the number of finished steps and of all steps. An
+        exception that it raises ends the tuning. steps: of the tuning, 60 by default; with more, the voice resembles
+        the recording more.
+
+        Raises ValueError if `audio` is not a recording of speech.
         """
         if self.converter_name is None:
             return self.reference_voice(audio, audio_text, sampling_rate, normalize_text)
         check_transcript(audio_text, used=False)
         base, waveform = self.get_voice(self.default_voice), self.clean_recording(audio, sampling_rate)
         with FewThreads():
-            conversion = self.converter.prepare(torch.from_numpy(waveform), progress=progress)
+            conversion = self.converter.prepare(torch.from_numpy(waveform), steps, progress=progress)
         return base._replace(conversion=conversion)
 
     def reference_voice(
         self, audio: Any, audio_text: str | None = None, sampling_rate: float | None = None, normalize_text: bool = True
     ) -> Voice:
-        """The `Voice` of a recording as the model hears it, with the transcript if that is given. Arguments as in
-        `__call__`."""
+        """The `Voice` of a recording for the model itself, without a converter. Arguments as in `__call__`."""
         check_transcript(audio_text, used=not self.clones_by_reference)
         if self.clones_by_reference:
             waveform = torch.from_numpy(self.clean_recording(audio, sampling_rate))
@@ -337,10 +341,10 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         return Voice(self._encode(samples, self.sampling_rate), text, codec=self.codec_id)
 
     def clean_recording(self, audio: Any, sampling_rate: float | None = None) -> np.ndarray:
-        """A recording, as in `__call__`, as the speaker encoder hears it: (L,) float32 at `sampling_rate` of this
-        processor, without an offset and silence at its ends, at one level, at most 20 s.
+        """A recording (as in `__call__`) prepared for the speaker encoder: (L,) float32 at the processor's sampling
+        rate, without offset, without silence at its ends, at a fixed level, at most 20 s long.
 
-        Raises ValueError for what is no recording of speech (`audio_smalle.clean_reference`).
+        Raises ValueError if it is not a recording of speech (`audio_smalle.clean_reference`).
         """
         return clean_reference(load_waveform(audio, sampling_rate, self.sampling_rate), self.sampling_rate)
 
@@ -352,11 +356,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     # --- texts
 
     def spell_out(self, text: str, name: str = "text") -> str:
-        """English text as it is spoken, in characters that the tokenizer knows. name: of the text in warnings."""
+        """Normalized English text in the characters that the tokenizer knows. name: name of the text in warnings."""
         return normalize(text, characters_of(self.tokenizer, len(self.tokenizer)), name)
 
     def normalize(self, text: str, name: str = "text") -> str:
-        """As `spell_out`. Raises ValueError, in which the text is called `name`, if nothing is left to speak."""
+        """As `spell_out`. Raises ValueError, which calls the text `name`, if there is nothing left to speak."""
         spelled = self.spell_out(text, name)
         if not any(c.isalpha() for c in spelled):
             raise ValueError(
@@ -365,17 +369,17 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         return spelled
 
     def prepare_text(self, text: str, normalize_text: bool = True, name: str = "text") -> str:
-        """A text as the tokenizer gets it: normalized, or checked and unchanged."""
+        """A text for the tokenizer: normalized, or checked and unchanged."""
         if normalize_text:
             return self.normalize(text, name)
         if re.search("[\ud800-\udfff]", text):
-            raise ValueError(f"{name}={text!r} holds half of a character: expected text, leave out its surrogates.")
+            raise ValueError(f"{name}={text!r} contains unpaired surrogates: expected valid Unicode text; remove them.")
         ids, empty = (self.tokenizer(x)["input_ids"] for x in (text, ""))
         if len(ids) <= len(empty) or sum(i in self.tokenizer.all_special_ids for i in ids) > len(empty):
             unknown = [c for c in text if self.tokenizer.unk_token_id in self.tokenizer(c)["input_ids"]]
             raise ValueError(
-                f"{name}={text!r} with normalize_text off: expected something to speak, without special tokens "
-                f"and unknown characters, here {unknown}: spell it out, or leave normalize_text on."
+                f"{name}={text!r} with normalize_text=False: expected something to speak, without special tokens and "
+                f"without unknown characters (here {unknown}). Spell it out, or leave normalize_text on."
             )
         return text
 
@@ -388,12 +392,13 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         max_characters: int = MAX_CHARACTERS,
         max_tokens: int | None = None,
     ) -> list[str]:
-        """Pieces of a text as the tokenizer gets them, cut at the ends of sentences where that is possible.
+        """Splits a text into pieces for the tokenizer, at the ends of sentences if possible.
 
         Args:
-            prompt: the voice, behind whose transcript each piece is read.
-            name: of the text in errors.
-            max_characters: of a piece. max_tokens: of the transcript and a piece; None: the tokenizer's own limit.
+            prompt: the voice; each piece is read after its transcript.
+            name: name of the text in errors.
+            max_characters: limit for a piece.
+            max_tokens: limit for the transcript and a piece together; None: the tokenizer's own limit.
         """
         limit = self.tokenizer.model_max_length if max_tokens is None else max_tokens
 
@@ -429,20 +434,21 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             text: what to say, one string or a list.
             voice: name of a preset voice, path of a voice file, or a `Voice`; or a list with one for each text.
             audio: recording of a voice to clone: samples (L,) or (channels, L), path or bytes of a sound file, or a row
-                of a data set (`audio_smalle.read_recording`); or a list with one for each text. The model takes it as
-                a reference at once; `encode_voice` prepares a voice that is more like it.
-            audio_text: transcript of `audio`, with which the model continues the recording; None: only the speaker
-                embedding is taken (models with a speaker encoder). One, or one for each recording.
+                of a data set (`audio_smalle.read_recording`); or a list with one for each text. The model uses it as a
+                reference directly; `encode_voice` takes longer and makes a voice that is more similar.
+            audio_text: transcript of `audio`, if the model is to continue the recording; None: use only the speaker
+                embedding (models with a speaker encoder). One, or one for each recording.
             output_labels: return a training batch; `audio` is then the recording of each text.
             **kwargs: sampling_rate of samples in `audio`, Hz; normalize_text=False for texts that are already spelled
-                out or in another language; emoji=True to say their names; lexicon, how names are said (`respell`);
+                out or in another language; emoji=True to say the names of emoji; lexicon, pronunciations (`respell`);
                 settings of the tokenizer. Flat, or in text_kwargs and audio_kwargs.
 
         Returns:
             input_ids, attention_mask (B, N), padded on the left; piece_ids (B, N), the piece of the text that each
-            token belongs to (`split_text`), 0 for other tokens; and, depending on the voice, undelayed codes:
-            audio_codes (B, P, Q), audio_attention_mask (B, P) of a recording with transcript, speaker_codes (B, P, Q),
-            speaker_attention_mask (B, P) of one without; initial_state (B, S) of a tuned voice, zeros for other rows.
+            token belongs to (`split_text`), 0 for other tokens. Depending on the voice also: audio_codes (B, P, Q) and
+            audio_attention_mask (B, P), the undelayed codes of a recording with a transcript; speaker_codes (B, P, Q)
+            and speaker_attention_mask (B, P), those of a recording without one; initial_state (B, S) of a tuned voice,
+            zeros for other rows.
             With output_labels: input_ids, attention_mask and the result of `teacher_forcing`.
         """
         settings = self._settings(kwargs)
@@ -454,7 +460,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if output_labels:
             texts = [self.prepare_text(one, normalize_text, name) for name, one in named]
             if voice is not None or audio_text is not None:
-                raise ValueError("output_labels takes no voice and no audio_text: give text and audio, its recording.")
+                raise ValueError("output_labels does not take voice or audio_text: give text and its recording, audio.")
             recordings = [audio] if is_one_recording(audio) else audio
             if audio is None or len(recordings) != len(texts):
                 raise ValueError(f"{len(texts)} texts with output_labels: expected audio, one recording for each text.")
@@ -474,7 +480,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         settings = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)
         wanted = settings["text_kwargs"]["return_tensors"]
         if wanted != "pt":
-            raise ValueError(f"return_tensors={wanted!r}: this processor returns 'pt', nothing else.")
+            raise ValueError(f"return_tensors={wanted!r}: expected 'pt', PyTorch tensors.")
         return settings
 
     def prompts(
@@ -487,11 +493,11 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         normalize_text: bool = True,
         convert: bool = True,
     ) -> list[Voice]:
-        """The `Voice` of each of `count` texts. Arguments as in `__call__`. convert: take recordings as `encode_voice`
-        does, else as `reference_voice`."""
+        """The `Voice` of each of `count` texts. Arguments as in `__call__`. convert: make voices of recordings by
+        `encode_voice`; otherwise by `reference_voice`."""
         encode = self.encode_voice if convert else self.reference_voice
         if audio is None:
-            if isinstance(voice, Voice):  # a tuple, but no list of voices
+            if isinstance(voice, Voice):  # a named tuple, not a list of voices
                 voice = [voice] * count
             names = as_list(self.default_voice if voice is None else voice)
             names = names if isinstance(voice, (list, tuple)) else names * count
@@ -507,7 +513,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         if not len(audio) == len(said) == count:
             raise ValueError(
                 f"{len(audio)} recordings (audio) and {len(said)} transcripts (audio_text) for {count} texts: expected "
-                "one of each for all, or as many as texts."
+                "one of each for all texts, or one for each text."
             )
         return [encode(one, text, sampling_rate, normalize_text) for one, text in zip(audio, said)]
 
@@ -524,7 +530,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         joined = [self.prompted_text(prompt, " ".join(text)) for prompt, text in zip(prompts, pieces)]
         details = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
         data = self._tokens(joined, {**text_kwargs, **details})
-        lasts = (data.pop("offset_mapping")[..., 1] - 1).clamp(min=0)  # characters at which tokens end
+        lasts = (data.pop("offset_mapping")[..., 1] - 1).clamp(min=0)  # the last character of each token
         data["piece_ids"] = torch.zeros_like(data["input_ids"])
         for ids, last, text, whole in zip(data["piece_ids"], lasts, pieces, joined):
             sizes = torch.tensor([len(piece) + 1 for piece in text])  # with the space before it
@@ -566,9 +572,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     @torch.no_grad()
     def decode(self, codes: Any, voice: VoiceNames = None, **kwargs) -> list[Tensor]:
-        """Waveforms (L,) float32 on the CPU of codes (B, T, Q) or (T, Q), which are negative after the end of a row.
+        """Waveforms (L,) float32 on the CPU, from codes (B, T, Q) or (T, Q) that are negative after the end of a row.
 
-        voice: that of the call, where it is one with a converter (`encode_voice`); one, or one for each row.
+        voice: the voice of the call, if `encode_voice` made it with a converter; one, or one for each row.
         """
         codes = as_tensor("codes", codes)
         if codes.ndim not in (2, 3) or codes.dtype not in INTEGERS:
@@ -603,12 +609,14 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         paths = [Path(path) for path in as_list(saving_path)]
         for path in paths:
             if path.suffix.lower() in OTHER_SOUND_FILES:
-                raise ValueError(f"saving_path={str(path)!r}: expected .wav, the format that is written, or a folder.")
+                raise ValueError(f"saving_path={str(path)!r}: only wav can be written; expected .wav or a folder.")
         if not isinstance(saving_path, (list, tuple)) and paths[0].suffix != ".wav":
             paths[0].mkdir(parents=True, exist_ok=True)
             paths = [paths[0] / f"{index}.wav" for index in range(len(waves))]
         if len(paths) != len(waves):
-            raise ValueError(f"saving_path names {len(paths)} files for {len(waves)} waveforms: name a folder or each.")
+            raise ValueError(
+                f"saving_path names {len(paths)} files for {len(waves)} waveforms: name one each, or a folder."
+            )
         for path, wave in zip(paths, waves):
             write_wav(path, wave.detach().float().cpu(), self.sampling_rate)
         return paths
@@ -616,9 +624,9 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
     # --- streaming
 
     def stream(self, model: Any, text: str, **options) -> Iterator[Tensor]:
-        """Yields waveforms (L,) of a text of any length while it is spoken.
+        """Yields waveforms (L,) of a text of any length while it is generated.
 
-        Options of `TextToSpeechStreamer` and of its `stream`, and emoji and lexicon of the call.
+        **options: those of `TextToSpeechStreamer` and of its `stream`, and emoji and lexicon as in the call.
         """
         streamer, options = self._streamer(model, options)
         return streamer.stream(self._reworded(text, options), **options)
@@ -630,7 +638,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     @staticmethod
     def _reworded(text: str, options: dict[str, Any]) -> str:
-        """The text of a stream after the options that change its words, which are taken out."""
+        """The text of a stream, after applying the options that change its words; removes them from `options`."""
         wording = [options.pop(name, default) for name, default in (("emoji", False), ("lexicon", None))]
         return named_texts(text, *wording)[0][1] if isinstance(text, str) else text
 
@@ -660,12 +668,12 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
         Returns:
             for each row, {"word", "start", "end"} of the words of the normalized text, in seconds from the start of the
-            new speech, in order and not overlapping. The start of a word that was not read is its end.
+            new speech, in order and without overlap. A word that was skipped has equal start and end.
         """
         alignments = output if torch.is_tensor(output) else getattr(output, "alignments", None)
         if alignments is None or alignments.ndim != 3:
             raise ValueError(
-                f"output={type(output).__name__} has no alignments (B, T, N): give what generate() returns with "
+                f"output={type(output).__name__} has no alignments (B, T, N): pass the output of generate() with "
                 "output_alignments=True and return_dict_in_generate=True."
             )
         batch, steps, _ = alignments.shape
@@ -675,7 +683,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             said = [prompt.text for prompt in self.prompts(len(texts), voice)]
         else:
             given = as_list(audio_text)
-            given = [None if self.clones_by_reference else one for one in given]  # the recording is not continued
+            given = [None if self.clones_by_reference else one for one in given]  # the recording is not a prompt
             said = [self.prepare_text(one, normalize_text, "audio_text") if one else "" for one in given]
             said = said * len(texts) if len(said) == 1 else said
         if len(said) != len(texts):
@@ -683,7 +691,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
                 f"{len(said)} transcripts (audio_text) for {len(texts)} texts: expected one, or one per text."
             )
         if not batch or batch % len(texts):
-            raise ValueError(f"{batch} rows of alignments for {len(texts)} texts: give the texts that were spoken.")
+            raise ValueError(f"{batch} rows of alignments for {len(texts)} texts: pass the texts that were spoken.")
         pairs = [
             (words, self.split_text(one, Voice(text=words), normalize_text, name))
             for words, (name, one) in zip(said, texts)
@@ -702,7 +710,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         padding = alignment.shape[1] - len(offsets)
         if padding < 0 or alignment[:, :padding].any():
             raise ValueError(
-                f"The alignments are of {alignment.shape[1]} tokens, text and prompt have {len(offsets)}: give the "
+                f"The alignments have {alignment.shape[1]} tokens, but text and prompt have {len(offsets)}: pass the "
                 "same text and voice as to the processor."
             )
         begins = [begin + len(" ".join(pieces[:n])) for n in range(len(pieces))]

@@ -1,8 +1,8 @@
-"""What reads texts and takes decode steps: the native runtime on a CPU where it can, PyTorch elsewhere.
+"""The runtimes that encode texts and take decode steps: native on a CPU if possible, otherwise PyTorch.
 
-The native runtime is C, in 8 bits, with one thread, or two for large models. Its library (smalle/native) comes with
-the package; where it is missing it is compiled once into the user's cache. Weights are packed in memory when they are
-first needed. Nothing is loaded from a checkpoint.
+The native runtime is written in C. It uses 8-bit weights and one thread, or two for large models. Its library
+(smalle/native) comes with the package; if it is missing, it is compiled once into the user's cache. Weights are packed
+in memory when they are first needed. No machine code is loaded from a checkpoint.
 """
 
 import contextlib
@@ -48,9 +48,9 @@ from .saving_smalle import MappedWeights
 from .validation_smalle import check_finite
 
 RUNTIMES = "auto", "torch", "native"
-BAND = 64  # a state with pending updates has a multiple of so many columns
-KEPT_VOICES = 16  # whose embeddings are kept
-HUGE_PAGE = 2**21  # bytes of a large page of memory, in which weights are read a third faster
+BAND = 64  # the number of columns of a state with pending updates must be a multiple of this
+KEPT_VOICES = 16  # speaker embeddings that are cached
+HUGE_PAGE = 2**21  # bytes of a large memory page; weights in large pages are read a third faster
 
 logger = logging.get_logger(__name__)
 
@@ -59,15 +59,18 @@ logger = logging.get_logger(__name__)
 
 
 class FewThreads(contextlib.ContextDecorator):
-    """Computes with `count` of PyTorch's threads, one unless $SMALLE_THREADS says more: several wait for each other at
-    every operation where other programs run. For steps and for the codec, which a stream computes at the same time."""
+    """Limits PyTorch to `count` threads: one, unless $SMALLE_THREADS is set.
+
+    Several threads wait for each other after every operation when other programs are running. Used for decode steps
+    and for the codec, which a stream runs at the same time.
+    """
 
     count = threads_for(0)
     lock, inside, outside = threading.Lock(), 0, 1
 
     def __enter__(self):
         with self.lock:
-            before = torch.get_num_threads()  # a thread that never asked would take what another one sets
+            before = torch.get_num_threads()  # must be called in each thread, or it inherits the value of another
             FewThreads.outside = FewThreads.outside if self.inside else before
             FewThreads.inside += 1
             torch.set_num_threads(self.count)
@@ -78,22 +81,25 @@ class FewThreads(contextlib.ContextDecorator):
             torch.set_num_threads(self.outside)
 
 
-# --- choice
+# --- choice of the runtime
 
 
 def obstacle(model: Any) -> str:
-    """Why the native runtime cannot run a model, in words; "" where it can."""
+    """The reason why the native runtime cannot run a model, in words; "" if it can."""
     if model.training or model.device.type != "cpu" or model.dtype != torch.float32:
         return f"it runs models in eval mode, in float32, on the CPU, not in {model.dtype} on {model.device}"
     if "forward" in vars(model) or any(x._forward_hooks or x._forward_pre_hooks for x in model.modules()):
-        return "it would ignore the model's forward hooks, or its replaced forward()"
+        return "it would ignore the model's forward hooks or its replaced forward()"
     wrong = unsupported(model.config)
-    return f"it runs GLA with PACA and SwiGLU alone, not {wrong}" if wrong else ""
+    return f"it runs only GLA with PACA and SwiGLU, not {wrong}" if wrong else ""
 
 
 def native_weights(model: Any, unchanged: bool = False) -> "NativeWeights | None":
-    """The packed weights of a model, or None where PyTorch is to run it. They are packed anew when the model's weights
-    have changed since; unchanged: they have not. Raises ValueError where `step_runtime` cannot be had."""
+    """The packed weights of a model, or None if PyTorch is to run it.
+
+    Weights are packed again if the model's weights have changed since; `unchanged` skips this check. Raises ValueError
+    if `step_runtime` is unknown, or "native" and impossible.
+    """
     wanted = model.step_runtime
     if wanted not in RUNTIMES:
         raise ValueError(f"step_runtime={wanted!r}: expected one of {', '.join(map(repr, RUNTIMES))}.")
@@ -110,7 +116,7 @@ def native_weights(model: Any, unchanged: bool = False) -> "NativeWeights | None
             model.native_weights = NativeWeights(library, model)
             return model.native_weights
         logger.warning_once(
-            f"Speech is computed by PyTorch, several times slower than by the native runtime: {reason}."
+            f"Speech is computed by PyTorch, which is several times slower than the native runtime: {reason}."
         )
     if wanted == "native":
         raise ValueError(f"step_runtime='native': {reason}.")
@@ -121,7 +127,7 @@ def native_weights(model: Any, unchanged: bool = False) -> "NativeWeights | None
 def encode_text(
     model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, initial_state: Tensor | None = None
 ) -> Any:
-    """As `SmallEModel.encode_text`, by the runtime of the model."""
+    """As `SmallEModel.encode_text`, with the runtime of the model."""
     weights = native_weights(model)
     if weights is None:
         return model.model.encode_text(input_ids, attention_mask, initial_state)
@@ -134,10 +140,10 @@ def encode_text(
 
 @FewThreads()
 def encode_speakers(model: Any, recordings: list[Tensor], unchanged: bool = False) -> Tensor:
-    """Speaker embeddings (B, D) of recordings (P, Q), undelayed codes, by the runtime of the model. unchanged: see
+    """Speaker embeddings (B, D) of recordings, undelayed codes (P, Q), with the runtime of the model. unchanged: see
     `native_weights`."""
     weights = native_weights(model, unchanged)
-    if weights is None or not model.config.speaker_layers:  # which refuses recordings
+    if weights is None or not model.config.speaker_layers:  # without layers, encode_speaker raises the error
         padded = pad_sequence(recordings, batch_first=True, padding_value=-1)
         return model.model.encode_speaker(padded.clamp(min=0), padded[..., 0] != -1)
     table = model.model.audio_embedding.weight.detach().numpy()
@@ -145,7 +151,7 @@ def encode_speakers(model: Any, recordings: list[Tensor], unchanged: bool = Fals
 
 
 def start_steps(model: Any, state: Any, alignments: bool, unchanged: bool = False) -> "TorchSteps":
-    """Decode steps from a state by the runtime of the model. alignments: also return alignments. unchanged: see
+    """Decode steps from a state, with the runtime of the model. alignments: also return alignments. unchanged: see
     `native_weights`."""
     weights = native_weights(model, unchanged)
     if weights is None:
@@ -157,9 +163,9 @@ def start_steps(model: Any, state: Any, alignments: bool, unchanged: bool = Fals
 
 
 class TorchSteps:
-    """Decode steps by the model itself, from a state that is replaced after each call.
+    """Decode steps with PyTorch. Each call replaces `state`.
 
-    alignments: also return where in the text each step reads.
+    alignments: also return the alignment of each step with the text.
     """
 
     def __init__(self, model: Any, state: Any, alignments: bool):
@@ -171,7 +177,7 @@ class TorchSteps:
         return out.logits, out.attentions[-1] if self.alignments else None
 
     def keep(self) -> None:
-        """Has further steps leave the tensors of `state` alone."""
+        """Protects the tensors of `state`: later steps do not overwrite them."""
 
     def read(self, codes: Tensor, mask: Tensor) -> None:
         """Reads a prompt: codes (B, T, Q), mask (B, T), False on padding."""
@@ -196,8 +202,8 @@ class TorchSteps:
 
 
 class MemoryPool:
-    """Memory in large pages, where the system has them, that is used again when nothing refers to it any more: new
-    memory costs time, page by page."""
+    """Memory in large pages, if the system has them. Reuses memory that is no longer referenced, since the first use of
+    each new page takes time."""
 
     def __init__(self):
         self.free = []
@@ -206,20 +212,20 @@ class MemoryPool:
         """A tensor (size,) of uninitialised bytes."""
         memory = self._reused(size) or self._new(size)
         whole = torch.frombuffer(memory, dtype=torch.uint8)
-        weakref.finalize(whole.untyped_storage(), self.free.append, memory)  # lives as long as the last view of it
+        weakref.finalize(whole.untyped_storage(), self.free.append, memory)  # after the last view of it is gone
         start = -whole.data_ptr() % HUGE_PAGE
         return whole[start : start + size]
 
     def like(self, tensors: list[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        """Uninitialised tensors of the shapes of others, side by side."""
-        sizes = [-(-x.numel() // 64) * 64 for x in tensors]  # each begins at a line of the CPU's cache
+        """Uninitialised tensors with the shapes of others, in one block of memory."""
+        sizes = [-(-x.numel() // 64) * 64 for x in tensors]  # each starts on a cache line
         parts = self.tensor(sum(sizes) * dtype.itemsize).view(dtype).split(sizes)
         return [part[: x.numel()].view(x.shape) for part, x in zip(parts, tensors)]
 
     def _reused(self, size):
         """The smallest free memory that is large enough, or None."""
         for memory in sorted((x for x in self.free if len(x) >= size + HUGE_PAGE), key=len):
-            with contextlib.suppress(ValueError):  # another thread took it
+            with contextlib.suppress(ValueError):  # another thread has taken it
                 self.free.remove(memory)
                 return memory
         return None
@@ -234,13 +240,13 @@ class MemoryPool:
 
 
 def layers_of(model: Any, names: Iterable[tuple[str, float]]) -> list[tuple[Any, float]]:
-    """Layers by their names, with what they are multiplied by; one that is not there is an identity."""
+    """(layer, factor) for (name, factor); a name that ends in "none" is an identity."""
     return [(model.get_submodule(name) if not name.endswith("none") else nn.Identity(), x) for name, x in names]
 
 
 def pack_part(library: ctypes.CDLL, layer: Any, scale: float, small: int, to: int | None) -> int:
-    """Packs a norm or a linear layer, times a number, to an address, or nowhere; returns the bytes that it takes.
-    small: entries from which on a matrix is in 8 bits."""
+    """Packs a norm or a linear layer, scaled, to the address `to`; returns its size in bytes. With None as the address
+    it only returns the size. small: matrices with at least this many entries are stored in 8 bits."""
     weight, bias = (
         None if x is None else x.detach().contiguous() for x in (getattr(layer, n, None) for n in ("weight", "bias"))
     )
@@ -254,7 +260,7 @@ def pack_part(library: ctypes.CDLL, layer: Any, scale: float, small: int, to: in
 
 
 def pack(library: ctypes.CDLL, parts: Iterable[tuple], small: int | None = None) -> Tensor:
-    """Layers as one stream of bytes, as smalle.c reads them."""
+    """Packs layers into one stream of bytes, in the format that smalle.c reads."""
     small = SMALL if small is None else small
     scaled = [(layer, scale[0] if scale else 1.0) for layer, *scale in parts]
     stream = MemoryPool().tensor(sum(pack_part(library, layer, scale, small, None) for layer, scale in scaled))
@@ -267,16 +273,16 @@ def pack(library: ctypes.CDLL, parts: Iterable[tuple], small: int | None = None)
 
 
 def changed_layers(model: Any) -> str:
-    """What else keeps a model from being packed, such as adapters or quantised layers; "" where nothing does."""
+    """Other reasons why a model cannot be packed, such as adapters or quantised layers; "" if there are none."""
     for layer, _ in layers_of(model, (*text_names(model.config), *step_names(model.config))):
         if type(layer) not in (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identity):
-            return f"it runs plain layers, not {type(layer).__name__}: merge adapters first (merge_and_unload)"
+            return f"it runs only plain layers, not {type(layer).__name__}: merge adapters first (merge_and_unload)"
     kinds = {(x.device.type, x.dtype) for x in model.parameters()}
-    return "" if kinds == {("cpu", torch.float32)} else f"all weights have to be float32 on the CPU, not {kinds}"
+    return "" if kinds == {("cpu", torch.float32)} else f"all weights must be float32 on the CPU, not {kinds}"
 
 
 def fingerprint(model: Any) -> str:
-    """A digest of the names, shapes and first values of all weights: other training, another digest."""
+    """A digest of the names, shapes and first values of all weights, which changes when the model is trained."""
     sums, values = hashlib.sha256(), []
     for name, parameter in model.named_parameters():
         sums.update(f"{name} {tuple(parameter.shape)}".encode())
@@ -286,7 +292,7 @@ def fingerprint(model: Any) -> str:
 
 
 def unsupported(config: Any) -> str:
-    """What keeps a model of this shape from the native runtime, in words; "" where nothing does."""
+    """The settings of a configuration that the native runtime does not support, in words; "" if there are none."""
     right: dict[str, Any] = dict(architecture="small-e", mixer="gla", cross_attention="paca", feed_forward="swiglu")
     right |= dict(position_layers=1, cross_rotary_size=0)
     wrong = [f"{name}={getattr(config, name)!r}" for name, value in right.items() if getattr(config, name) != value]
@@ -297,18 +303,18 @@ def unsupported(config: Any) -> str:
 
 
 class NativeWeights:
-    """A model's weights as the library reads them. An immutable value: copies of a model share it, and it is not
-    pickled with a model, which packs it again."""
+    """A model's weights, packed for the library. Immutable: copies of a model share it. It is not pickled; an unpickled
+    model packs its weights again."""
 
     def __init__(self, library: ctypes.CDLL, model: Any):
-        check_finite(model)  # in 8 bits it would be a number like others
+        check_finite(model)  # 8-bit integers cannot represent NaN or infinity
         self.library, self.made_from, self.memory = library, fingerprint(model), MemoryPool()
         self.text = pack(library, layers_of(model, text_names(model.config)))
         self.step = pack(library, layers_of(model, step_names(model.config)))
         speaker = layers_of(model, speaker_names(model.config)) if model.config.speaker_layers else []
         self.speaker = pack(library, speaker, small=sys.maxsize)
         self.threads = threads_for(len(self.step))
-        self.heard: dict[tuple[bytes, str], np.ndarray] = {}  # embeddings of the last recordings, by their codes
+        self.heard: dict[tuple[bytes, str], np.ndarray] = {}  # cached speaker embeddings, by codes
 
     def __deepcopy__(self, memo):
         return self
@@ -317,8 +323,8 @@ class NativeWeights:
         return type(None), ()
 
     def encode_speaker(self, config: Any, table: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """The speaker embedding (D,) of a recording, undelayed codes (P, Q); a voice speaks many texts, so that the
-        last ones are kept. table: the embeddings of codes."""
+        """The speaker embedding (D,) of a recording, undelayed codes (P, Q). Cached, because a voice speaks many
+        texts. table: the embeddings of codes."""
         key = codes.tobytes(), repr(config.speaker_limits)
         embedding = self.heard.get(key)
         if embedding is None:
@@ -329,7 +335,7 @@ class NativeWeights:
 
     @torch.no_grad()
     def encode_text(self, model: Any, input_ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Tensors of a `SmallEState`, by name, of a text (B, N) and its mask."""
+        """The tensors of a `SmallEState` by name, for a text (B, N) and its mask."""
         config, tokens = model.config, input_ids.shape[1]
         scratch = self.memory.tensor(working_memory(config, tokens, tokens)).numpy()
         encoder, places = (self.library, config, config.text_layers, self.text.data_ptr()), mask.numpy()
@@ -344,18 +350,18 @@ class NativeWeights:
 
 
 def text_tensors(state: SmallEState) -> dict[str, Tensor]:
-    """Tensors of a state that steps leave as they are, by name."""
+    """The tensors of a state that decode steps do not change, by name."""
     return {name: getattr(state, name) for name in ("text_keys", "text_values", "positions", "text_mask")}
 
 
 def keeps_pending(config: Any) -> bool:
-    """Whether the recurrent states of a model have pending updates."""
+    """Whether the recurrent states of a model are large enough to use pending updates."""
     sizes = config.hidden_size * config.expand_k, config.hidden_size * config.expand_v
     return math.prod(sizes) / config.mixer_heads >= LARGE_STATE
 
 
 def zero_states(config: Any, rows: int) -> tuple[Tensor, ...]:
-    """Recurrent states (B, H, K, V) of each block of a supported model that has read nothing: views of one zero."""
+    """The initial recurrent states (B, H, K, V) of the blocks of a supported model: views of a single zero."""
 
     def zeros(size, heads):
         widths = int(size * config.expand_k) // heads, int(size * config.expand_v) // heads
@@ -367,8 +373,8 @@ def zero_states(config: Any, rows: int) -> tuple[Tensor, ...]:
 
 
 def first_state(state: SmallEState, config: Any) -> SmallEState:
-    """The state as the library reads it: with recurrent states before the first step, and pending updates where the
-    model has some."""
+    """The state in the form that the library reads: with initial recurrent states if there are none, and with pending
+    updates if the model uses them."""
     recurrent: Any = zero_states(config, len(state.text_mask)) if state.recurrent is None else state.recurrent
     if keeps_pending(config):
         recurrent = [x if isinstance(x, PendingUpdates) else PendingUpdates.begin(x) for x in recurrent]
@@ -376,7 +382,7 @@ def first_state(state: SmallEState, config: Any) -> SmallEState:
     return replace(state, recurrent=tuple(recurrent), **text)
 
 
-# --- decode steps by the library
+# --- decode steps with the library
 
 
 def pointer(tensor: Tensor) -> ctypes.c_void_p:
@@ -395,9 +401,12 @@ def sizes(state: Tensor) -> tuple[int, int, int]:
 
 
 class NativeSteps(TorchSteps):
-    """Decode steps by the library. Rows that have ended are computed, too, and their results not used; prompts with
-    padding are read by the model itself. `state` is valid until the next call, which may write over its tensors; those
-    that were given stay as they are."""
+    """Decode steps with the library.
+
+    Rows that have ended are computed as well, but their results are not used. Prompts with padding are read with
+    PyTorch. `state` is valid until the next call, which may overwrite its tensors, but never those of the state that
+    was passed in.
+    """
 
     def __init__(self, model: Any, state: SmallEState, alignments: bool, weights: NativeWeights):
         super().__init__(model, state, alignments)
@@ -416,22 +425,25 @@ class NativeSteps(TorchSteps):
         may_end: bool,
         remaining: list[int],
     ) -> tuple[Tensor, Tensor, list[float]]:
-        """Takes a step with codes (G·B, Q). Returns the tokens (G·B, Q) that follow, as `guide` and `draw` of
-        generation_smalle make them of the same random numbers; alignments (G·B, 1, N), which the next step writes over;
-        and where in their texts B rows read. See `Sampler`."""
+        """Takes a step with codes (G·B, Q). See `Sampler` for the arguments.
+
+        Returns the next tokens (G·B, Q), the same as those of `guide` and `draw` of generation_smalle for the same
+        random numbers; alignments (G·B, 1, N), which the next step overwrites; and the positions of B rows in their
+        texts.
+        """
         self._take(codes[:, None], 1)
         torch.from_numpy(sampler.random).random_(generator=generator)
         tokens, positions = sampler(self.step, may_end, remaining)
         return torch.from_numpy(tokens), self._first(), positions
 
     def _first(self):
-        """The alignments (B, 1, N) of a single step; there may be room for more."""
+        """The alignments (B, 1, N) of a single step; the buffer may be larger."""
         rows, _, tokens = self.alignment.shape
         return self.alignment.view(-1)[: rows * tokens].view(rows, 1, tokens)
 
     def read(self, codes: Tensor, mask: Tensor) -> None:
         if not mask.all():
-            self.step = None  # the model replaces `state`: begin from that
+            self.step = None  # PyTorch replaces `state`: start again from that
             return super().read(codes, mask)
         size = max(1, min(MAX_PENDING, MAX_VECTORS // len(codes)))
         while codes.shape[1]:
@@ -452,7 +464,7 @@ class NativeSteps(TorchSteps):
 
     @FewThreads()
     def _begin(self, rows, size):
-        """Makes the tensors that up to `size` steps at once write, and the structure that says where everything is."""
+        """Allocates the tensors that up to `size` steps at once write to, and the structure with all addresses."""
         config, memory = self.model.config, self.weights.memory
         self.owns_states = self.state.recurrent is None
         self.state = first_state(self.state, config)
@@ -475,8 +487,10 @@ class NativeSteps(TorchSteps):
         self.step = step_of(config, rows, tokens, addresses, self.pending, self.weights.threads)
 
     def _copy_states(self):
-        """Makes `state` a copy, but for large states with pending updates that are not owned, which `_fold` copies.
-        Returns the addresses of its tensors, those of the blocks one after the other."""
+        """Copies `state`, except large states with pending updates that are not owned, which `_fold` copies.
+
+        Returns the addresses of its tensors, block by block.
+        """
         size = len(PendingUpdates._fields) if self.pending else 1
         given = [x for part in self.state.recurrent for x in (part if self.pending else (part,))]
         kept = range(0, len(given), size) if self.pending and not self.owns_states else ()
@@ -497,7 +511,7 @@ class NativeSteps(TorchSteps):
                 self.places[n] = place
 
     def _fold(self):
-        """Adds the pending updates to the states: the first time to copies, for those were given."""
+        """Adds the pending updates to the states; the first time to copies, because the caller owns the originals."""
         states = [x.state for x in self.state.recurrent]
         after = states if self.owns_states else self.weights.memory.like(states)
         blocks = []

@@ -1,8 +1,8 @@
-"""Saving: files written whole or not at all, and the save_pretrained and push_to_hub of models and processors; and
-what is wrong with the files of a checkpoint that cannot be loaded. Importing it needs neither PyTorch nor transformers.
+"""Atomic writing of files, save_pretrained and push_to_hub of models and processors, and checks of the files of a
+checkpoint and of the settings in them. Importing this module needs neither PyTorch nor transformers.
 
-Classes name their auto class (`_auto_class`), so transformers saves the remote code with them. Added here: a model
-card, and one upload of the whole folder.
+Classes name their auto class (`_auto_class`), so transformers saves the remote code with them. `HubMixin` adds a model
+card, and uploads the whole folder at once.
 """
 
 import contextlib
@@ -19,20 +19,24 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 # --- weights in files
 
-MAPPED_WEIGHTS = re.compile(  # of /proc/self/smaps: weights that nothing has written to since they were mapped
+MAPPED_WEIGHTS = re.compile(  # entries of /proc/self/smaps: weights that were not written to since they were mapped
     r"^(\w+)-(\w+) ...p .*\.safetensors\n(?:\w+: .*\n)*?Anonymous: +0 kB", re.MULTILINE
 )
 
 
 class MappedWeights:
-    """The weights of this process that are still where safetensors maps them, in their file: their memory may be given
-    back, and comes again from the file when it is needed. A look at the process; on Linux, elsewhere there are none."""
+    """The weights of this process that are still mapped from their safetensors file.
+
+    Their memory can be released: it is read from the file again when it is needed. A snapshot, which is empty on
+    systems other than Linux.
+    """
 
     def __init__(self):
         smaps = Path("/proc/self/smaps")
@@ -40,7 +44,7 @@ class MappedWeights:
         self.ranges = [tuple(int(x, 16) for x in found.groups()) for found in MAPPED_WEIGHTS.finditer(text)]
 
     def give_back(self, tensor: Any) -> None:
-        """Gives back the memory of a tensor, if it is among them. Nothing may write to it meanwhile."""
+        """Releases the memory of a tensor if it is one of them. Nothing may write to it at the same time."""
         start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
         if any(first <= start and end <= last for first, last in self.ranges):
             start -= start % mmap.PAGESIZE
@@ -54,7 +58,7 @@ HOST = platform.node().partition(".")[0]
 
 
 def check_file_name(name: Any, what: str) -> None:
-    """Raises ValueError unless `name` is the name of a file or folder, and no path. `what` says whose name it is."""
+    """Raises ValueError unless `name` is a plain name of a file or folder. `what` describes it in the error."""
     if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
         raise ValueError(f"{what} is {name!r}: expected a plain name, without a slash, and not '..'.")
 
@@ -69,17 +73,19 @@ def _is_running(process: int) -> bool:
     return True
 
 
-@functools.cache  # one look at a folder is enough
+@functools.cache  # each folder is checked once
 def clear_leftovers(folder: Path) -> None:
-    """Deletes the unfinished files that killed processes of this machine left in `folder`. A folder that was to be
-    replaced, and is gone, gets its name back."""
-    if os.name != "posix":  # elsewhere os.kill(process, 0) would end the process
+    """Deletes the unfinished files that killed processes of this machine left in `folder`.
+
+    Restores the name of a folder that was being replaced.
+    """
+    if os.name != "posix":  # on Windows, os.kill(process, 0) ends the process
         return
     for path in folder.glob(".*.*"):
         left = LEFTOVER.fullmatch(path.name)
         if not left or left["host"] != HOST or _is_running(int(left["process"])):
             continue
-        with contextlib.suppress(OSError):  # another process clears, too
+        with contextlib.suppress(OSError):  # another process may clear the folder at the same time
             if left["kind"] == "replaced" and not (folder / left["name"]).exists():
                 path.rename(folder / left["name"])
             else:
@@ -94,7 +100,8 @@ def _temporary_beside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def os_errors(path: Path) -> Iterator[None]:
-    """Makes an OSError that names the file of what safetensors, soundfile and torch.save raise, as on a full disk."""
+    """Turns the errors that safetensors, soundfile and torch.save raise on a full disk into an OSError that names the
+    file."""
     try:
         yield
     except Exception as error:
@@ -108,9 +115,8 @@ def os_errors(path: Path) -> Iterator[None]:
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary path beside `path`, which replaces `path` when the block ends without an exception.
 
-    The file gets the permissions of the one that it replaces; those of a new one follow from the umask. A link stays a
-    link. A device or a pipe is written directly. What a killed process left behind is deleted by the next call for a
-    file in the same folder.
+    The file gets the permissions of the file that it replaces, or those of the umask. A link stays a link. A device or
+    a pipe is written directly. The next call for a file in the same folder deletes what a killed process left behind.
     """
     path = Path(path).resolve()
     if path.exists() and not path.is_file():
@@ -129,20 +135,20 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges the names of two folders at one moment. False where the system or the file system cannot do that."""
+    """Exchanges the names of two folders atomically. False if the system or the file system does not support that."""
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
     try:
         return ctypes.CDLL(None).renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
-    except (AttributeError, OSError, TypeError):  # there is no renameat2; on Windows there is no CDLL(None)
+    except (AttributeError, OSError, TypeError):  # no renameat2, or on Windows no CDLL(None)
         return False
 
 
 def _replace_folder(new: Path, path: Path) -> None:
-    """Gives a folder the name `path`; the one that had it gets the name `new`, or is deleted."""
+    """Renames the folder `new` to `path`. An existing folder gets the name `new`, or is deleted."""
     if not path.exists():
         new.rename(path)
     elif not _exchange(new, path):
-        old = new.with_suffix(".replaced")  # `clear_leftovers` gives it its name back where a process dies here
+        old = new.with_suffix(".replaced")  # if the process dies here, `clear_leftovers` restores its name
         path.rename(old)
         try:
             new.rename(path)
@@ -168,7 +174,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def delete_folder(path: str | os.PathLike) -> None:
-    """Deletes a folder whole or not at all: it gets the name of an unfinished one first. Raises FileNotFoundError."""
+    """Deletes a folder atomically: renames it to an unfinished one first. Raises FileNotFoundError."""
     path = Path(path)
     temporary = _temporary_beside(path)
     path.rename(temporary)
@@ -181,9 +187,9 @@ def _modes(folder: Path) -> dict[Path, int]:
 
 @contextlib.contextmanager
 def readable_weights(folder: str | os.PathLike) -> Iterator[None]:
-    """Gives safetensors files that are written to `folder` the permissions that `atomic_write` gives.
+    """Gives the safetensors files that the block writes to `folder` the permissions that `atomic_write` would give.
 
-    safetensors itself makes files that their owner alone can read.
+    safetensors itself makes files that only their owner can read.
     """
     folder = Path(folder)
     before = _modes(folder)
@@ -214,7 +220,7 @@ def write_jsonl(path: str | os.PathLike, values: Iterable[Any]) -> None:
 
 # --- files of a checkpoint
 
-OBJECTS: dict[str, tuple[str, ...]] = {  # files that hold one JSON object, and what must be in it
+OBJECTS: dict[str, tuple[str, ...]] = {  # files that hold one JSON object, and the keys that it must have
     "config.json": (),
     "generation_config.json": (),
     "processor_config.json": (),
@@ -224,18 +230,18 @@ OBJECTS: dict[str, tuple[str, ...]] = {  # files that hold one JSON object, and 
 
 
 def source_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those arguments of a from_pretrained() that say where a file is, as transformers' `cached_file` takes them."""
+    """The arguments of from_pretrained() that `cached_file` of transformers takes as well."""
     names = "revision", "token", "cache_dir", "local_files_only", "subfolder"
     return {name: kwargs[name] for name in names if name in kwargs}
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint. Raises ValueError where it holds something else than it should."""
+    """The JSON object in a file of a checkpoint. Raises ValueError if the file is damaged or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        what = "cannot be read" if isinstance(error, OSError) else "is no JSON file"
-        raise ValueError(f"{path} {what}, {error}: download or save the checkpoint again.") from error
+        what = "cannot be read" if isinstance(error, OSError) else "is not a JSON file"
+        raise ValueError(f"{path} {what} ({error}): download or save the checkpoint again.") from error
     keys = OBJECTS.get(path.name, ())
     if not isinstance(value, dict) or not value.keys() >= set(keys):
         wanted = f"with {' and '.join(keys)}" if keys else "of settings"
@@ -244,7 +250,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def check_objects(source: str | os.PathLike, **options) -> None:
-    """Raises ValueError for a JSON file of a checkpoint that holds something else than it should."""
+    """Raises ValueError for a JSON file of a checkpoint that `read_object` refuses."""
     from transformers.utils import cached_file
 
     missing = dict.fromkeys(("missing_entries", "gated_repo", "connection_errors"), False)
@@ -258,10 +264,11 @@ def check_objects(source: str | os.PathLike, **options) -> None:
 
 @contextlib.contextmanager
 def errors_name_the_file(source: str | os.PathLike, name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Loads from a checkpoint: the error of a wrong value names the file `name`, one of a damaged file names that file.
+    """Makes errors that occur while a checkpoint is loaded name the file: a damaged file, or else `name`.
 
     Args:
-        source: folder, or name on the Hub. kwargs: of from_pretrained().
+        source: folder, or name on the Hub.
+        kwargs: arguments of from_pretrained().
     """
     try:
         yield
@@ -274,7 +281,7 @@ def errors_name_the_file(source: str | os.PathLike, name: str, kwargs: Mapping[s
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise ValueError(
-            f"{name or 'config.json'} of {source} has other sizes than the weights beside it: download or save the "
+            f"{name or 'config.json'} of {source} does not match the shapes of the weights: download or save the "
             "checkpoint again."
         ) from error
 
@@ -285,7 +292,7 @@ MAX_LAYERS = 256
 
 
 def check_kinds(config: Any, fields: Mapping[str, Any]):
-    """ValueError for a field whose value is not of the annotated type; an integer counts as a float."""
+    """ValueError for a field whose value does not have the annotated type; integers are accepted as floats."""
     for name, annotation in fields.items():
         value, kinds = getattr(config, name), get_args(annotation) or (annotation,)
         kinds = tuple(get_origin(kind) or kind for kind in (*kinds, *((int,) if float in kinds else ())))
@@ -295,21 +302,21 @@ def check_kinds(config: Any, fields: Mapping[str, Any]):
 
 
 def check_positive(config: Any, names: Iterable[str]):
-    """ValueError for a field that is not above zero."""
+    """ValueError for a field that is not positive."""
     for name in names:
         if getattr(config, name) <= 0:
             raise ValueError(f"{name}={getattr(config, name)}: expected a positive number.")
 
 
 def check_layers(config: Any, names: Iterable[str]) -> None:
-    """ValueError for a number of layers that no model has, and which would take hours to make."""
+    """ValueError for a number of layers out of range; huge ones would take hours to build."""
     check_expected(
         config, {name: (0 <= getattr(config, name) <= MAX_LAYERS, f"0 to {MAX_LAYERS} layers") for name in names}
     )
 
 
 def check_sizes(config: Any) -> None:
-    """ValueError for sizes of a Small-E, fields of its configuration, that do not fit together."""
+    """ValueError for sizes in the configuration of a Small-E that do not fit together."""
     sizes = "hidden_size intermediate_size num_attention_heads mixer_heads position_size position_layers position_heads"
     check_positive(config, [*sizes.split(), "num_codebooks", "codebook_size", "frame_rate", "max_text_tokens"])
     share, center, limits = config.partial_rotary_factor, config.speaker_center, config.speaker_limits
@@ -323,13 +330,13 @@ def check_sizes(config: Any) -> None:
         ),
         "partial_rotary_factor": (
             0 < share <= 1 and rotary % 2 == 0,
-            f"above 0, up to 1, and an even number of channels, not {rotary}",
+            f"above 0, at most 1, and an even number of channels, not {rotary}",
         ),
         "position_size": (config.position_size % 2 == 0, "an even number: half sines, half cosines"),
         "speaker_center": (numbers and (center is None or len(center) == config.hidden_size), "hidden_size numbers"),
         "speaker_limits": (
             limits is None or numbers and center is not None and len(limits) == 2 and limits[0] >= limits[1] > 0,
-            "two distances, the larger one first, and speaker_center",
+            "two distances, the larger one first, together with speaker_center",
         ),
     }
     for name in ("expand_k", "expand_v"):
@@ -339,7 +346,7 @@ def check_sizes(config: Any) -> None:
 
 
 def check_expected(config: Any, expected: Mapping[str, tuple[bool, str]]) -> None:
-    """ValueError for the first field that is wrong. expected: by field, whether it is right and what it should be."""
+    """ValueError for the first wrong field. expected: for each field, whether it is right and what it should be."""
     for name, (right, wanted) in expected.items():
         if not right:
             raise ValueError(f"{name}={getattr(config, name)!r}: expected {wanted}.")
@@ -363,7 +370,7 @@ def check_processor_settings(
     clones_by_reference: Any,
     converter: Any,
 ) -> None:
-    """ValueError for a value that `SmallEProcessor` does not take."""
+    """ValueError for a value that `SmallEProcessor` does not accept."""
     if converter is not None:
         check_file_name(converter, f"converter={converter!r}")
     for part in codec.split("/", 1) if isinstance(codec, str) else [codec]:
@@ -373,7 +380,7 @@ def check_processor_settings(
     for name in voices or ():
         check_file_name(name, "A name in voices")
     if not isinstance(sampling_rate, int) or sampling_rate < 1:
-        raise ValueError(f"sampling_rate={sampling_rate!r}: expected samples a second.")
+        raise ValueError(f"sampling_rate={sampling_rate!r}: expected samples per second.")
     if not isinstance(codec_id, (str, type(None))):
         raise ValueError(f"codec_id={codec_id!r}: expected the identity of a codec, a string, or None.")
     if not isinstance(clones_by_reference, bool):
@@ -381,11 +388,11 @@ def check_processor_settings(
     check_default_voice(default_voice, list(voices or ()))
 
 
-# --- settings of generate(): what a checkpoint and one call may ask for
+# --- settings of generate(), of a checkpoint or of one call
 
 PER_CODEBOOK = "temperature", "top_k", "top_p", "min_p", "repetition_penalty"  # a number, or a list
-MAX_CANDIDATES = 256  # rows that one call makes of a text
-SETTINGS: dict[str, tuple[Any, ...]] = {  # type, least, greatest, what is expected
+MAX_CANDIDATES = 256  # rows that one call may generate for a text
+SETTINGS: dict[str, tuple[Any, ...]] = {  # type, minimum, maximum, and the expectation in words
     "do_sample": (bool, False, True, "True or False"),
     "temperature": (Real, 1e-3, 1e3, "a number of 0.001..1000 (do_sample=False is greedy)"),
     "top_k": (Integral, 0, math.inf, "an integer of 0 or more (0: no limit)"),
@@ -402,13 +409,13 @@ SETTINGS: dict[str, tuple[Any, ...]] = {  # type, least, greatest, what is expec
     "output_scores": (bool, False, True, "True or False"),
     "return_dict_in_generate": (bool, False, True, "True or False"),
 }
-REPLACED = {  # settings of other models -> what does it here
+REPLACED = {  # settings of other models -> what to use here
     "max_length": "max_new_tokens, which counts new frames",
     "min_length": "min_new_tokens, which counts new frames",
     "output_attentions": "output_alignments",
     "streamer": "stream()",
 }
-UNSUPPORTED = {  # settings of other decoding modes -> the value, beside None, that turns them off
+UNSUPPORTED = {  # settings of other decoding modes -> the value, besides None, that turns them off
     **dict.fromkeys(("num_beams", "num_beam_groups", "typical_p", "encoder_repetition_penalty"), 1),
     **dict.fromkeys(("constraints", "force_words_ids", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens"), 0),
     **dict.fromkeys(("assistant_early_exit", "use_mtp", "top_h", "epsilon_cutoff", "eta_cutoff", "stop_strings"), 0),
@@ -420,14 +427,14 @@ UNSUPPORTED = {  # settings of other decoding modes -> the value, beside None, t
 
 
 def check_settings(config: Any):
-    """ValueError for settings of a wrong type or out of range, and for those that it would be wrong to ignore."""
+    """ValueError for settings of a wrong type or out of range, and for unsupported ones, which must not be ignored."""
     values = {name: getattr(config, name, None) for name in UNSUPPORTED}
     asked = [f"{name}={value!r}" for name, value in values.items() if value not in (None, UNSUPPORTED[name])]
     if asked:
         raise ValueError(
             f"{', '.join(asked)}: generate() is greedy (do_sample=False) or samples ({', '.join(PER_CODEBOOK)}), with "
-            "guidance_scale, num_return_sequences and best_of; for more, give logits_processor= or stopping_criteria= "
-            "of transformers."
+            "guidance_scale, num_return_sequences and best_of; for anything else, pass logits_processor= or "
+            "stopping_criteria= of transformers."
         )
     for name, (kind, least, greatest, expected) in SETTINGS.items():
         value = getattr(config, name, None)
@@ -441,6 +448,46 @@ def check_settings(config: Any):
     best_of, returned = getattr(config, "best_of", None) or 1, getattr(config, "num_return_sequences", None) or 1
     if 1 < best_of < returned:
         raise ValueError(f"best_of={best_of}: expected num_return_sequences={returned} or more.")
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How one codebook is sampled.
+
+    top_k: number of most likely tokens to keep, 0: all, 1: greedy; temperature; top_p: keep the most likely tokens
+    until their probabilities add up to it; min_p: keep tokens that have at least this share of the highest probability;
+    repetition_penalty: divides positive scores of the last 50 frames' tokens and multiplies negative ones.
+    """
+
+    top_k: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+GREEDY = SamplingSettings()
+
+
+def sampling_settings(config: Any, num_codebooks: int) -> list[SamplingSettings]:
+    """Settings of each codebook, from a GenerationConfig; all are greedy with do_sample=False.
+
+    A number sets the first codebook and leaves the others greedy; a list sets each. Raises ValueError for a list of
+    another length.
+    """
+    names = PER_CODEBOOK if config.do_sample else ("repetition_penalty",)
+    values = {name: getattr(config, name) for name in names}
+    if any(isinstance(values.get(name), (list, tuple)) for name in ("temperature", "top_p", "min_p")):
+        top_k = values["top_k"]  # with one of these lists, every codebook is sampled, even if top_k is one number
+        values["top_k"] = top_k if isinstance(top_k, (list, tuple)) else [top_k] * num_codebooks
+    for name, value in values.items():
+        if not isinstance(value, (list, tuple)):
+            values[name] = [value] + [getattr(GREEDY, name)] * (num_codebooks - 1)
+        elif len(value) != num_codebooks:
+            raise ValueError(
+                f"{name}={value!r}: expected a number, or a list of {num_codebooks}, one for each codebook."
+            )
+    return [SamplingSettings(**dict(zip(values, row))) for row in zip(*values.values())]
 
 
 # --- model cards and uploads
@@ -486,7 +533,7 @@ def write_card(folder: str | os.PathLike, name: str) -> None:
 
 
 def _merge_card(api: Any, repo_id: str, folder: str, tags: list[str] | None, revision: str | None) -> None:
-    """Takes over the model card of the repository, if it has one, and adds `tags`."""
+    """Replaces the model card in `folder` by that of the repository, if it has one, and adds `tags`."""
     from huggingface_hub import ModelCard
 
     path = Path(folder, "README.md")
@@ -503,7 +550,7 @@ class HubMixin:
         """As in transformers; also writes a model card unless the folder has one.
 
         Args:
-            push_to_hub: also upload; its options are those of `push_to_hub`.
+            push_to_hub: also upload. The options are those of `push_to_hub`.
         """
         upload = {name: kwargs.pop(name) for name in UPLOAD_OPTIONS if name in kwargs}
         name = os.path.basename(os.path.abspath(save_directory))

@@ -21,11 +21,11 @@ from .text_tables_smalle import split_text as split_text
 from .vocos_smalle import block_sizes
 from .voices_smalle import Voice
 
-KEPT_DECODERS = 4  # of voices of recordings; 14 MB each
+KEPT_DECODERS = 4  # decoders of converted voices that are cached, 14 MB each
 
 
 class TimedSpeech(NamedTuple):
-    """A waveform (L,) of a stream, and the words that became known with it.
+    """A waveform (L,) of a stream, and the words whose times became known with it.
 
     words: {"word", "start", "end"} of the normalized text, in seconds from the start of the stream.
     """
@@ -37,27 +37,27 @@ class TimedSpeech(NamedTuple):
 class TextToSpeechStreamer:
     """Speaks texts of any length as a stream of waveforms.
 
-    A long text is read piece by piece, cut at the ends of sentences. Every piece starts from the same prompt, so that
-    the voice does not drift; the codec goes on from piece to piece, so that the audio is one sound. The samples do not
-    depend on the sizes of chunks, and memory does not grow. While the codec decodes a chunk, a thread generates the
-    next one.
+    A long text is split at the ends of sentences and read piece by piece. Every piece starts from the same prompt, so
+    the voice does not drift. The codec keeps its state between pieces, so the audio is continuous. The samples do not
+    depend on the chunk sizes, and memory use is constant. While the codec decodes a chunk, a thread generates the next
+    one.
 
     Args:
         model: `SmallEForTextToSpeech`.
         processor: `SmallEProcessor` of the same checkpoint.
-        chunk_frames: frames of a chunk. None: as many as the codec decodes at once, few at the beginning, so that the
-            first audio comes soon.
-        max_characters: of a piece.
+        chunk_frames: frames of a chunk. None: as many as the codec decodes at once; the first chunks are small, so
+            that the first audio comes early.
+        max_characters: characters of the longest piece.
     """
 
     def __init__(
         self, model: Any, processor: Any, chunk_frames: int | None = None, max_characters: int = MAX_CHARACTERS
     ):
         if max_characters < 1:
-            raise ValueError(f"max_characters={max_characters}: expected at least 1 in a piece.")
+            raise ValueError(f"max_characters={max_characters}: expected at least 1.")
         self.model, self.processor = model, processor
         self.chunk_frames, self.max_characters = chunk_frames, max_characters
-        self._decoders: list[tuple[Any, Any]] = []  # pairs of conversion and decoder, the last one first
+        self._decoders: list[tuple[Any, Any]] = []  # (conversion, decoder), the most recent first
 
     def stream(
         self,
@@ -78,18 +78,19 @@ class TextToSpeechStreamer:
         Closing the generator, or setting the event `cancelled`, cancels generation within a step.
 
         Args:
-            text: one string. voice, audio, audio_text, sampling_rate, normalize_text: as in the processor's call.
-                Without a voice, the speech of the first piece is the prompt of the others.
+            text: one string.
+            voice, audio, audio_text, sampling_rate, normalize_text: as in the processor's call. Without a voice, the
+                speech of the first piece is the prompt of the others.
             seed: integer or torch.Generator for reproducible speech.
-            output_timestamps: yield `TimedSpeech` in place of waveforms. The times of a word are known when its piece
+            output_timestamps: yield `TimedSpeech` instead of waveforms. The times of a word are known once its piece
                 has been generated.
-            progress, **settings: of `generate()`, except num_return_sequences and max_time; max_new_tokens is that of
-                one piece. best_of is 1 unless it is given here; with more, a piece is one chunk. max_retries: if it is
-                given here, for all pieces, which are then one chunk each; None: that of the checkpoint, for all pieces
-                but the first, which is heard while it is spoken.
+            progress, **settings: arguments of `generate()`, except num_return_sequences and max_time. max_new_tokens
+                limits one piece. best_of defaults to 1; with more, each piece is yielded as one chunk. max_retries
+                applies to all pieces, which are then yielded as one chunk each; by default, the checkpoint's value
+                applies to all pieces except the first, which is played while it is generated.
 
         Raises:
-            ValueError: the text or the voice cannot be spoken; at once, not with the first waveform.
+            ValueError: the text or the voice cannot be spoken. Raised by this call, not with the first waveform.
         """
         if not isinstance(text, str):
             raise ValueError(f"text={text!r}: a stream takes one string.")
@@ -121,27 +122,29 @@ class TextToSpeechStreamer:
         finally:
             cancelled.set()
             if chunks is not None:
-                worker.submit(chunks.close)  # after the chunk in work, even where the loop has ended
+                worker.submit(chunks.close)  # after the current chunk, even if the event loop has ended
             worker.shutdown(wait=False)
 
     def split(self, text: str, prompt: Voice, normalize_text: bool = True) -> list[str]:
-        """Pieces of a text as the tokenizer gets them, each short enough to be read behind the prompt's transcript."""
+        """Splits a text into pieces for the tokenizer, each short enough to follow the prompt's transcript."""
         limits = {"max_characters": self.max_characters, "max_tokens": self.model.config.max_text_tokens}
         return self.processor.split_text(text, prompt, normalize_text, **limits)
 
     def _generate(
         self, pieces: list[str], prompt: Voice, seed: int | torch.Generator | None, settings: dict[str, Any]
     ) -> Generator[tuple[Tensor, list[dict[str, Any]]]]:
-        """Yields codes (T, Q) of the pieces, chunk by chunk, and with output_alignments words behind each piece."""
+        """Yields codes (T, Q) of the pieces, chunk by chunk, and with output_alignments the words after each piece."""
         model, generator, embeddings = self.model, seeded(seed, self.model.device), None
         begun = 0  # frames before the piece
         defaults = settings.get("generation_config") or model.generation_config
         settings = {**settings, "seed": generator}
         retries = settings.pop("max_retries", None)
-        later = getattr(defaults, "max_retries", None) or 0  # the first piece is heard while it is spoken
+        later = (
+            getattr(defaults, "max_retries", None) or 0
+        )  # not of the first piece, which is played while it is generated
         for number, piece in enumerate(pieces):
             inputs = self.processor.model_inputs([piece], [prompt]).to(model.device)
-            if "speaker_codes" in inputs:  # long, and the same for all pieces
+            if "speaker_codes" in inputs:  # all pieces have the same reference: encode it once
                 reference = inputs.pop("speaker_codes"), inputs.pop("speaker_attention_mask", None)
                 embeddings = model.encode_speaker(*reference) if embeddings is None else embeddings
                 inputs["speaker_embeddings"] = embeddings
@@ -149,7 +152,7 @@ class TextToSpeechStreamer:
             outputs = self._generate_piece({**inputs, **settings})
             without_voice, spoken = prompt.codes is None and not prompt.state, []
             alignments: list[Any] = []
-            # in an expression, so that no state outlives its piece
+            # a generator expression, so that no state is kept longer than its piece
             for codes, alignment in (spoken_part(output) for output in outputs):
                 if without_voice:
                     spoken.append(codes.cpu())
@@ -164,7 +167,7 @@ class TextToSpeechStreamer:
                 prompt = Voice(torch.cat(spoken), piece)
 
     def _generate_piece(self, call: dict[str, Any]) -> Iterator[Any]:
-        """Outputs of the model for one piece: in chunks, or at once where the best of several readings is chosen."""
+        """Outputs of the model for one piece: in chunks, or as a whole if the best of several readings is chosen."""
         if call.get("best_of", 1) == 1 and not call["max_retries"]:
             yield from self.model.stream(**call)
         else:
@@ -172,7 +175,7 @@ class TextToSpeechStreamer:
             yield self.model.generate(**{"best_of": 1, **call}, return_dict_in_generate=True)
 
     def _words(self, alignment: Tensor, piece: str, prompt: Voice, begun: int) -> list[dict[str, Any]]:
-        """The words of a piece that begins after `begun` frames, by its alignment (T, N)."""
+        """The words of a piece that starts after `begun` frames, from its alignment (T, N)."""
         (words,) = self.processor.timestamps(alignment[None], piece, voice=prompt, normalize_text=False)
         start = begun / self.model.config.frame_rate
         return [{**word, "start": word["start"] + start, "end": word["end"] + start} for word in words]
@@ -196,8 +199,8 @@ class TextToSpeechStreamer:
             yield TimedSpeech(wave[0].float().cpu(), words)
 
     def _decoder(self, voice: Voice) -> Any:
-        """The processor's decoder of a voice. Those of the last voices of recordings are kept, as building one takes
-        longer than a step. Threads may use it together."""
+        """The processor's decoder for a voice. Decoders of converted voices are cached, because building one takes
+        longer than a step. Thread-safe."""
         if voice.conversion is None:
             return self.processor.decoder(voice)
         codec, kept = self.processor.codec, self._decoders
@@ -208,7 +211,7 @@ class TextToSpeechStreamer:
 
 
 def spoken_part(output: Any) -> tuple[Tensor, Tensor | None]:
-    """Codes (T, Q) and alignment (T, N), if there is one, of an output for one text."""
+    """Codes (T, Q) and, if there is one, alignment (T, N) of an output for one text."""
     length = int(output.lengths[0])
     return output.sequences[0, :length], None if output.alignments is None else output.alignments[0, :length]
 
@@ -225,7 +228,8 @@ class Cancelled(Exception):
 
 
 def prefetch(chunks: Generator[Any], cancelled: threading.Event) -> Generator[Any]:
-    """The same chunks; while one is used, a thread makes the next. Closing the generator sets `cancelled`."""
+    """The same chunks; a thread makes the next one while the caller uses the current one. Closing the generator sets
+    `cancelled`."""
     try:
         with ThreadPoolExecutor(1) as worker:
             try:

@@ -1,4 +1,4 @@
-"""English text as it is spoken: dates, times, money, numbers, units, addresses and abbreviations become words.
+"""Normalizes English text: dates, times, money, numbers, units, addresses and abbreviations become words.
 
 num2words spells the numbers; without it, digits are read one by one. Ambiguous dates and times are read the American
 way. Every rule takes time in proportion to the length of the text: a pattern starts where a number or a word starts,
@@ -67,7 +67,7 @@ from .text_tables_smalle import (
     without_markup,
 )
 
-# Patterns begin with a character, or look ahead for one, as that rules out most places in the least time.
+# Patterns start with a character or a look-ahead for one, which rules out most positions quickly.
 NUMBER = r"\d\d*+(?:,\d{3}(?!\d))*+(?:\.\d++)?+"
 START = r"(?<![\w])(?<!\d[.,])"  # of a number
 WHOLE = NUMBER.replace(r"\d", r"\d(?<!\w\d)(?<!\d[.,]\d)", 1)  # a number, from its start
@@ -79,7 +79,7 @@ SENTENCE_END = re.compile(r"\s*$|\s+(?!(?:[NS][EW]|[A-Z]{1,3}T|UTC|Ltd|Inc|Corp|
 
 
 def _full_stop(match: re.Match) -> str:
-    """The full stop of a sentence that ends with an abbreviation's dot."""
+    """A full stop, if an abbreviation's dot also ends a sentence."""
     return "." if match[0].endswith(".") and SENTENCE_END.match(match.string, match.end()) else ""
 
 
@@ -153,7 +153,7 @@ def _currency(sign: str) -> tuple[str, str, str, str]:
 
 
 def _describes(match: re.Match) -> bool:
-    """Whether an amount stands between an article and a noun: a five dollar bill."""
+    """Whether an amount is between an article and a noun: a five dollar bill."""
     return f" {_before(match, 3)}".lower().endswith((" a ", " an ")) and bool(re.match(r"[ -][a-z]", _after(match, 2)))
 
 
@@ -182,7 +182,7 @@ def _small_money(match: re.Match) -> str:
 
 
 def _cents(match: re.Match) -> str:
-    """5¢ of a price; an iPhone 5c as it is."""
+    """5¢ for a price; an iPhone 5c stays unchanged."""
     priced = "[Cc]osts?|[Ff]or|[Pp]ay|[Pp]aid|worth|[Ss]aves?|saved|under|over|from|to|tip|charges?|extra"
     sold = r"/[a-zA-Z]| (?:each|apiece|off|extra|more|less|a|an|per|coins?|stamps?|change)\b"
     price = re.search(rf"\b(?:{priced}) $", _before(match, 9)) or re.match(sold, _after(match, 10))
@@ -217,7 +217,7 @@ def _flight(match: re.Match) -> str:
 
 
 def _code(match: re.Match) -> str:
-    """A seven, X nine; Q one to Q three; names such as F-16 and ranges such as 10AM-2PM as they are."""
+    """A seven, X nine; Q one to Q three; names such as F-16 and ranges such as 10AM-2PM stay unchanged."""
     groups = match[1].split("-")
     mixed = any(re.match("[A-Z]+\\d", group) for group in groups)
     if not re.search("[A-Z]", match[1]) or not (mixed or len(groups) > 2 or match[0][0] == "#"):
@@ -252,7 +252,7 @@ def _parts(match: re.Match) -> str:
 
 
 def _postcode(match: re.Match) -> str:
-    """Seven five oh oh one Paris; another number before a name as it is."""
+    """Seven five oh oh one Paris; another number before a name stays unchanged."""
     street = re.search(rf"\b(?:{ROADS})\b[^.;!?]*, $", _before(match))
     if not (match["country"] or street or match["city"].upper() in CITIES):
         return match[0]
@@ -260,7 +260,7 @@ def _postcode(match: re.Match) -> str:
 
 
 def _initials(match: re.Match) -> str:
-    """U S, J R R; the full stop of a sentence only behind what may end one."""
+    """U S, J R R; a full stop only after what may end a sentence."""
     letters = match[0].replace(".", " ").split()
     return " ".join(letters) + (_full_stop(match) if "".join(letters).upper() in ABBREVIATIONS else "")
 
@@ -300,7 +300,7 @@ def _measure(match: re.Match) -> str:
 
 
 def _degrees(match: re.Match) -> str:
-    """350 °F; seats and rooms as they are."""
+    """350 °F; seats and rooms stay unchanged."""
     return match[0] if re.search(rf"(?:{PLACES}) $", _before(match, 12)) else f"{match[1]} °{match[2]}"
 
 
@@ -327,7 +327,7 @@ def _fraction(match: re.Match) -> str:
 
 
 def _dimension(match: re.Match) -> str:
-    """Three by four; three times four, where no unit follows the sign of multiplication."""
+    """Three by four; three times four, if no unit follows the multiplication sign."""
     measure = rf" ?{NUMBER}[ -]?(?:(?:{UNIT})(?!\w)|inch|feet|pixel)"
     by = match["sign"] == "x" or re.match(measure, _after(match))
     return " by " if by else " times "
@@ -341,7 +341,7 @@ def _screen(match: re.Match) -> str:
 
 
 def _feet(match: re.Match) -> str:
-    """Five foot ten, six feet, twelve inches; a quotation mark after a number stays one."""
+    """Five foot ten, six feet, twelve inches; a quotation mark after a number stays unchanged."""
     feet, inches = match["feet"], match["inches"]
     if feet and inches:
         return f"{feet} foot {inches}"
@@ -400,7 +400,7 @@ def _power(match: re.Match) -> str:
 
 
 def _superscript(match: re.Match) -> str:
-    """A superscript as the power of a number or of a variable; of units and words, the digits as they are."""
+    """A superscript as the power of a number or of a variable; after units and words, the plain digits."""
     digits = unicodedata.normalize("NFKD", match[0]).replace("−", "-")
     base = re.split(r"[\W\d_]", _before(match, 12))[-1]
     number = re.search(rf"\d ?{base}$", _before(match, 12))
@@ -450,7 +450,7 @@ def _named_roman(match: re.Match) -> str:
 
 
 def _letters(match: re.Match) -> str:
-    """B B C, T V's, F B I; words in capitals as they are."""
+    """B B C, T V's, F B I; words in capitals stay unchanged."""
     word, ending = match["word"], match["ending"] or ""
     code = re.match(r"\d" if len(word) == 3 else r"-?\d", _after(match, 2)) and len(word) < 4  # MI6, AK-47
     if word in SOUNDS or (word not in SPELLED and re.search("[AEIOUY]", word) and not code):
@@ -473,7 +473,7 @@ def _ion(match: re.Match) -> str:
 
 
 def _street(match: re.Match) -> str:
-    """Main Street, Mulholland Drive; a saint or a doctor as they are."""
+    """Main Street, Mulholland Drive; a saint or a doctor stays unchanged."""
     word, following = match["word"], re.match(r" ([A-Z]\w*)", _after(match))
     numbered = re.search(r"\d ?(?:[NSEW]\.? |[A-Z]\w+ ){0,3}$", _before(match, 30))
     if word in NOT_A_STREET or word in TITLES.values():
@@ -877,8 +877,8 @@ RULES = (
     Rule("point", ".5", r"(?<![\w.])\.(\d++(?:\.\d++)*+)", lambda match: f"point {spell_digits(match[1])}"),
     Rule("number", "1,234.5, 3rd, 1999", rf"(?P<amount>{NUMBER})(?P<ending>(?:st|nd|rd|th)\b)?", _number),
 )
-# regex passes quickly over a text without a character that a pattern needs; re is quicker at places that may match,
-# which these have in any text.
+# regex quickly skips text without a character that a pattern needs. re is faster at positions that may match, and any
+# text has many of these for the following rules.
 TRIED = set(
     """host; file; long code; phone; phone in a row; flight; emergency; decimal comma; range of money; range; full hour;
     end of months; money, sign last; small money; screen; scientific; degrees of an oven; millions; inch; measure;
@@ -889,19 +889,19 @@ PATTERNS = [
     ((re if rule.name in TRIED else regex).compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example)))
     for rule in RULES
 ]
-FAR, GROUP = 4, 34  # rules that look far back; rules that are applied between two looks for digits
+FAR, GROUP = 4, 34  # number of rules with a long look-behind; number of rules to apply between two searches for digits
 PLAIN_WORDS = re.compile(r"(?<=[a-z]{3})(?<!lion)(?<!\bper) (?![ivx]+\b)(?=[a-z]{3})")
-NOISE = re.compile(r"[^\w\s\x1e]{5,}")  # signs in a row that nobody reads
+NOISE = re.compile(r"[^\w\s\x1e]{5,}")  # signs in a row, which are not read aloud
 SUPERSCRIPT = re.compile(r"(?<=[\w)])[⁻⁺]?[⁰¹²³⁴-⁹]+")
 
 
 def _mark(match: re.Match) -> str:
-    """The mark of a sentence in a row of signs."""
+    """The sentence mark in a row of signs."""
     return next((c for c in match[0] if c in ".!?,"), " ") + " "
 
 
 def _apply(text: str, rules: list) -> str:
-    """Applies rules; those whose example has a digit, to the words around digits only, for most text has none."""
+    """Applies rules, those with a digit in their example only around digits, because most text has none."""
     parts = PLAIN_WORDS.split(text)
     digits = [bool(re.search(r"\d", part)) for part in parts]
     for with_digits in (True, False):
@@ -916,11 +916,11 @@ def _apply(text: str, rules: list) -> str:
 
 
 def spell_out(text: str, markup: bool = False) -> str:
-    """A text whose digits, signs and abbreviations are words.
+    """Spells out the digits, signs and abbreviations of a text.
 
     Args:
-        text: a line's end is a pause where the line is short, an item or a heading.
-        markup: leave out the signs of Markdown and HTML.
+        text: The text. Ends of short lines, list items and headings become pauses.
+        markup: Whether to remove Markdown and HTML.
     """
     text = re.sub("[^\\S\n]+", " ", text.translate(CHARACTERS))
     if markup:
@@ -938,9 +938,9 @@ def spell_out(text: str, markup: bool = False) -> str:
 
 
 def normalize(text: str, known: Collection[str], name: str = "text") -> str:
-    """A text spelled out and ended by a mark; characters that are not `known`, in lower case, become spaces.
+    """Spells out a text, and adds a final mark if there is none. Characters not in `known` become spaces.
 
-    Letters and digits that have no reading in English are named by a warning, in which the text is called `name`.
+    known: lower-case characters. name: what a warning about letters without a reading in English calls the text.
     """
     text = text.strip()
     spelled = spell_out(text + "." if text and text[-1].isalnum() else text, markup=True)
@@ -948,7 +948,7 @@ def normalize(text: str, known: Collection[str], name: str = "text") -> str:
     left_out = sorted(filter(str.isalnum, unknown))
     if left_out:
         warnings.warn(
-            f"{name}: {' '.join(left_out[:20])} are not spoken, for they have no reading in English. Write them in "
+            f"{name}: {' '.join(left_out[:20])} are not spoken, because they have no reading in English. Write them in "
             "Latin letters, or give a lexicon.",
             stacklevel=2,
         )

@@ -1,5 +1,4 @@
-"""What the normalization of English text knows: tables, layout, numbers, addresses, characters in ASCII, where texts
-are cut, lexicons."""
+"""Tables and helpers of text normalization: layout, numbers, addresses, ASCII, splitting of texts, lexicons."""
 
 import functools
 import html
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import regex  # finds the patterns of rules in half the time of re
+import regex  # needs half the time of re for the patterns of rules
 
 try:
     from num2words import num2words
@@ -18,11 +17,11 @@ except ImportError:
     num2words = None
 
 Lexicon = Mapping[str, str] | str | os.PathLike | None
-MAX_ENTRIES = 100_000  # of a lexicon
+MAX_ENTRIES = 100_000  # most entries of a lexicon
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 THOUSANDS = "thousand million billion trillion".split()
-MAX_DIGITS = 15  # of a number; longer ones, and those that begin with a zero, are read digit by digit
+MAX_DIGITS = 15  # longer numbers, and numbers with a leading zero, are read digit by digit
 MONTHS = "January February March April May June July August September October November December".split()
 WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
@@ -37,11 +36,11 @@ def _set(words: str) -> set[str]:
 
 
 def any_of(words: Iterable[str]) -> str:
-    """A pattern of any of these words, the longest first."""
+    """A pattern that matches any of these words, the longest first."""
     return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
 
 
-# Sign or code, unit and its hundredth; without an "s" in the plural where UNINFLECTED says so.
+# Sign or code = unit, hundredth. Plurals of UNINFLECTED have no "s".
 CURRENCIES = _table("""
     $=dollar,cent; €=euro,cent; £=pound,penny; ₹=rupee,paisa; ¥=yen,sen; ₽=ruble,kopeck; ₩=won,jeon; ₺=lira,kurus;
     ₪=shekel,agora; ₫=dong,xu; ₴=hryvnia,kopiyka; ฿=baht,satang; ₱=peso,centavo; ₦=naira,kobo; ₿=bitcoin,satoshi;
@@ -60,7 +59,7 @@ SCALES = _table(
     "k=thousand; m=million; mm=million; mn=million; mio=million; b=billion; bn=billion; t=trillion; "
     "tn=trillion; trn=trillion; lakh=lakh; crore=crore"
 )
-# After a number; capitals matter.
+# After a number, case-sensitive.
 UNITS = _table("""
     kg=kilogram; g=gram; mg=milligram; microg=microgram; km=kilometer; m=meter; cm=centimeter; mm=millimeter;
     microm=micrometer; nm=nanometer; l=liter; L=liter; ml=milliliter; mL=milliliter; cl=centiliter; dl=deciliter;
@@ -97,7 +96,7 @@ PLURALS = _table(
 UNINFLECTED = set(
     "yen sen won jeon yuan fen baht rand kelvin gwei hertz kilohertz megahertz gigahertz horsepower".split()
 )
-# Before a name or a word; their dot does not end a sentence.
+# Before a name or a word. Their dot does not end a sentence.
 TITLES = _table("""
     Mr=Mister; Mrs=Missus; Ms=Miz; Dr=Doctor; Prof=Professor; vs=versus; e.g.=for example; e.g=for example;
     i.e.=that is; i.e=that is; approx.=approximately; dept.=department; Dept.=Department; Mt.=Mount; Gen.=General;
@@ -115,7 +114,7 @@ NUMBERED = _table("""
     Mk=Mark; Mk.=Mark; Rm.=Room; Bldg.=Building; v=version; v.=version; ver.=version; §=section; §§=sections;
     lat.=latitude; long.=longitude
 """)
-# After a name or a word; their dot may end a sentence.
+# After a name or a word. Their dot may end a sentence.
 ENDINGS = _table("""
     etc.=et cetera; Jr.=Junior; Sr.=Senior; St.=Street; Ave.=Avenue; Blvd.=Boulevard; Rd.=Road; Inc.=Incorporated;
     Ltd.=Limited; Corp.=Corporation; Co.=Company; Ln.=Lane; Hwy.=Highway; Pkwy.=Parkway; Bros.=Brothers;
@@ -127,7 +126,7 @@ STREETS = _table(
     "St=Street; Ave=Avenue; Blvd=Boulevard; Rd=Road; Ln=Lane; Dr=Drive; Hwy=Highway; Pkwy=Parkway; "
     "Ctr=Center; Plz=Plaza"
 )
-# Of countries with five digits before a city.
+# Cities of countries with a five-digit code before the city.
 CITIES = _set("""
     PARIS LYON MARSEILLE TOULOUSE NICE NANTES STRASBOURG MONTPELLIER BORDEAUX LILLE RENNES REIMS GRENOBLE DIJON ANGERS
     VERSAILLES CANNES AVIGNON BERLIN HAMBURG MUNICH MUNCHEN KOLN COLOGNE FRANKFURT STUTTGART DUSSELDORF LEIPZIG DRESDEN
@@ -138,7 +137,7 @@ ROADS = (
     "[Rr]ue|[Aa]venue|[Bb]oulevard|[Bb]d|[Qq]uai|[Pp]lace|[Vv]ia|[Pp]iazza|[Cc]alle|[Pp]laza|\\w+(?:strasse|platz|weg)"
 )
 COMPASS = _table("N=North; S=South; E=East; W=West")
-# A capital word before "St." or "Dr." that leaves them a saint and a doctor: "Mount St. Helens", "Ask Dr. Who".
+# Capitalized words before "St." or "Dr." that mean a saint or a doctor: "Mount St. Helens", "Ask Dr. Who".
 NOT_A_STREET = _set("""
     A An And As Ask At Both But By Call Did Does Dear East For Fort From Has He Her His I If In Is It Lake Like
     Mount My Near No Not Of Old On Or Our Port Said Saw See She So That The Then They This To Tell Thank Visit Was
@@ -152,9 +151,9 @@ STATES = _table("""
     OH=Ohio; OK=Oklahoma; OR=Oregon; PA=Pennsylvania; RI=Rhode Island; SC=South Carolina; SD=South Dakota; TN=Tennessee;
     TX=Texas; UT=Utah; VT=Vermont; VA=Virginia; WA=Washington; WV=West Virginia; WI=Wisconsin; WY=Wyoming; DC=D C
 """)
-AMBIGUOUS_STATES = _set("HI IN ME OH OK OR")  # words, too
+AMBIGUOUS_STATES = _set("HI IN ME OH OK OR")  # also words
 INTERJECTIONS = _set("Ah All Alright Fine Hey No Now Oh Okay So Sure Thanks Well Wow Yeah Yes")
-# Said letter by letter though they have vowels; those without a vowel always are, but for SOUNDS.
+# Spelled although they have vowels. Words without a vowel are always spelled, except SOUNDS.
 SPELLED = _set("""
     AAA ABC ABS AC ACLU AD AFK AI AKA AM API APA APR ATM AWS BA BCE BMI CAD CE CEO CFO CIA CIO COO CPU CTO DA DIY
     DNA DOI DOJ EC ECB ECG EDT EEA EKG EPA ER ESL ESP ESPN EST ET ETA EU EUR EV FAA FAQ FBI FDA FIA FYI GPA GPU GUI
@@ -168,7 +167,7 @@ SPELLED = _set("""
 """)
 ABBREVIATIONS = _set("US UK UN EU USA USSR UAE DC LA NY AM PM AD BC BCE CE PHD MD BA MA BSC MBA AKA ASAP RIP")
 SOUNDS = set("HMM SHH PSST GRR BRR ZZZ PFFT TSK MR MRS DR ST VS NTH PHD".split())
-SHOUTED = set("IT US AM AS IS OR AD LA MA PA".split())  # words, where a word beside them has capitals, too
+SHOUTED = set("IT US AM AS IS OR AD LA MA PA".split())  # words if a word next to them is in capitals too
 SPECIAL = _table(
     "PhD=P H D; PhDs=P H D's; AT&T=A T and T; NaCl=N A C L; NaOH=N A O H; HCl=H C L; KCl=K C L; "
     "JPEG=J peg; NAACP=N double A C P; IEEE=I triple E; AAA=triple A; OK=okay; OK'd=okayed; .NET=dot net; "
@@ -228,7 +227,7 @@ GREEK_LOOK_ALIKES = str.maketrans("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧαικνορυ", 
 GREEK = dict(zip("αβγδεζηθικλμνξοπρσςτυφχψω", "a b g d e z i th i k l m n x o p r s s t y f ch ps o".split()))
 HEARTS = {"❤": "heart", "♥": "heart", "☺": "smiling face", "✅": "check mark", "✔": "check mark"}
 
-# Of HTML, in a line and around one; ends of addresses and of names of files; chemical elements.
+# Inline and block tags of HTML; endings of addresses and file names; chemical elements.
 TAGS = """
     a abbr b big center cite code del dfn em font i img ins kbd label mark q s samp small span strike strong sub sup tt
     u var wbr
@@ -255,7 +254,7 @@ def _table_row(match: re.Match) -> str:
 
 
 ROMAN = r"(?=[MDCLXVI])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?<=[MDCLXVI])"
-# A single letter where the line is short and no sentence, for it may be of a name; "C." and "D." are of a list.
+# A single letter only in a short line that is no sentence, as it may be an initial; "C." and "D." are list items.
 _TITLE = r"[^\n\x1e.!?;,]{2,50}$|[A-Z][\w-]+(?: (?:&|a|and|for|in|of|on|the|to|[A-Z][\w-]*))*\.?$"
 _HEADING = (
     rf"(?m)(?:^|(?<=\x1e)) ?(?P<numeral>(?=[IVXL]{{2}}){ROMAN}|[ivx]{{2,4}}|[IVX](?=\. [A-Z])(?=\. (?:{_TITLE}))"
@@ -264,12 +263,12 @@ _HEADING = (
 
 
 def _heading(match: re.Match) -> str:
-    """Two of "II" at the beginning of a line."""
+    """Two of "II" at the start of a line."""
     return f"\x1e{spell_number(roman_value(match['numeral']))}"
 
 
 class Rule(NamedTuple):
-    """What a pattern is replaced by, with an example of the text that it reads."""
+    """A pattern and its replacement, with an example of a text that it matches."""
 
     name: str
     example: str
@@ -277,7 +276,7 @@ class Rule(NamedTuple):
     spell: Callable[[re.Match], str] | str
 
 
-# Markdown and HTML as text. \x1e, which no text has at this point, is a pause.
+# Markdown and HTML as text. \x1e, which no text contains at this point, is a pause.
 MARKUP = (
     Rule("fence", "```python", r"(?m)^ ?(?:```|~~~).*$", "\x1e"),
     Rule("comment", "<!-- x -->", r"<!--[^<>]*-->", ""),
@@ -301,18 +300,18 @@ MARKUP = (
 )
 _MARKUP = [(regex.compile(rule.pattern), rule.spell) for rule in MARKUP]
 LINE_END = re.compile(r" ?[\n\x1e][ \n\x1e]*")
-LONG_LINE = 55  # a line as long as this one was broken by its width
+LONG_LINE = 55  # a line of this length was wrapped at its width
 
 
 def without_markup(text: str) -> str:
-    """A text without the signs of Markdown and HTML."""
+    """Removes Markdown and HTML from a text."""
     for pattern, spell in _MARKUP:
         text = pattern.sub(spell, text)
     return html.unescape(text).translate(CHARACTERS | {0x1E: 0x1E}) if "&" in text else text
 
 
 def _line_end(match: re.Match) -> str:
-    """A pause at the end of a list's item, of a heading, of a paragraph and of a short line."""
+    """Adds pauses at the ends of list items, headings, paragraphs and short lines."""
     text, start, end = match.string, match.start(), match.end()
     if not start or end == len(text):
         return " "
@@ -332,7 +331,7 @@ def _line_end(match: re.Match) -> str:
 
 
 def pauses_at_line_ends(text: str) -> str:
-    """One line of the lines of a text."""
+    """Joins the lines of a text."""
     return LINE_END.sub(_line_end, text)
 
 
@@ -346,7 +345,7 @@ def spell_digits(digits: str, zero: str = "zero") -> str:
 
 @functools.lru_cache(maxsize=16384)
 def _words(number: int, kind: str) -> str:
-    """A number in words, by num2words; one of many digits by its parts below a thousand, which is ten times as fast."""
+    """A number in words, by num2words; long ones in groups of three digits, which is ten times as fast."""
     if kind == "year" or number < 1000:
         return num2words(number, to=kind).replace(",", "")
     rest = number % 100
@@ -469,7 +468,7 @@ EMOJI = re.compile("[\u231a-\u23ff\u25a0-\u27bf\u2b00-\u2bff\U0001f000-\U0001faf
 
 @functools.lru_cache(maxsize=4096)
 def _plain(character: str) -> str:
-    """A character in ASCII if it is a sign, a digit or a Latin or Greek letter; nothing for what cannot be seen."""
+    """Signs, digits, Latin and Greek letters in ASCII; nothing for an invisible character."""
     if character in SIGNS or character in CURRENCIES or character in "°¢":
         return character
     plain = ""
@@ -487,7 +486,7 @@ def _plain(character: str) -> str:
 
 
 def _cyrillic(text: str) -> str:
-    """Cyrillic letters in Latin ones: by their look in Latin words, else by their sound."""
+    """Cyrillic letters as Latin ones: by their shape in Latin words, otherwise by their sound."""
     letters = set(re.findall("[\u0400-\u052f]", text))
     if not letters:
         return text
@@ -504,14 +503,14 @@ def _cyrillic(text: str) -> str:
 
 
 def _greek_look_alikes(match: re.Match) -> str:
-    """A Latin word in which a few letters are Greek ones of the same look."""
+    """A Latin word, with look-alike Greek letters replaced."""
     latin = match[0].translate(GREEK_LOOK_ALIKES)
     mixed = re.search("[A-Za-z]{2}", match[0]) and latin.isascii() and latin.isalpha()
     return latin if mixed else match[0]
 
 
 def _greek(match: re.Match) -> str:
-    """A letter by its name, a word by its sound."""
+    """The name of a single letter, or the sound of a word."""
     if len(match[0]) == 1:
         name = unicodedata.name(match[0], "").split()[-1].lower().replace("lamda", "lambda")
         before, after = match.string[: match.start()][-1:], match.string[match.end() :][:1]
@@ -520,7 +519,7 @@ def _greek(match: re.Match) -> str:
 
 
 def name_emoji(text: str) -> str:
-    """A text with the names of its emoji."""
+    """Replaces emoji by their names."""
     return EMOJI.sub(_emoji, text)
 
 
@@ -529,7 +528,7 @@ def _emoji(match: re.Match) -> str:
 
 
 def in_ascii(text: str) -> str:
-    """A text with the characters of a typewriter and the signs that rules know."""
+    """Reduces a text to ASCII and the signs that the rules know."""
     text = EMOJI.sub(" ", re.sub(r"(?<=\d) ?[★⭐]", " star ", text))
     text = re.sub("[\ud800-\udfff]", " ", text)
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])|(?<=[①-⑳])(?=[①-⑳])", " ", text)
@@ -542,7 +541,7 @@ def in_ascii(text: str) -> str:
 
 # --- where texts are cut
 
-MAX_CHARACTERS = 100  # of a piece, about 6 seconds: models are trained on utterances, not on chapters
+MAX_CHARACTERS = 100  # of a piece, about 6 seconds, because models are trained on utterances
 PARAGRAPH = re.compile(r"\n\s*\n")
 _NO_END = "".join(rf"(?<!\b{title}\.)" for title in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "[A-Z]"))
 BREAKS = (
@@ -554,7 +553,7 @@ BREAKS = (
 
 
 def split_text(text: str, fits: Callable[[str], bool], breaks: tuple[re.Pattern, ...] = BREAKS) -> list[str]:
-    """Cuts a text into few pieces that fit, at the best possible breaks. Raises ValueError where no character fits."""
+    """Splits a text into few pieces that fit, at the best breaks. Raises ValueError if no character fits."""
     if fits(text):
         return [text]
     if len(text) < 2:
@@ -577,7 +576,7 @@ CHARACTERS_PER_SECOND = 15  # of read English
 
 
 def expected_frames(text: str, frame_rate: float) -> int:
-    """About how many frames reading a text takes."""
+    """The approximate number of frames of a text."""
     return int(len(text) / CHARACTERS_PER_SECOND * frame_rate) + 1
 
 
@@ -585,7 +584,7 @@ def expected_frames(text: str, frame_rate: float) -> int:
 
 
 def read_lexicon(path: str | os.PathLike) -> dict[str, str]:
-    """The entries of a lexicon file: a line `WORD = RESPELLING` each; `#` begins a comment.
+    """Entries of a lexicon file with one `WORD = RESPELLING` per line; `#` starts a comment.
 
     Raises:
         ValueError: the file cannot be read, or a line is something else.
@@ -600,7 +599,7 @@ def read_lexicon(path: str | os.PathLike) -> dict[str, str]:
             continue
         word, equals, respelling = (part.strip() for part in line.partition("="))
         if not (word and equals and respelling):
-            raise ValueError(f"{path}, line {number}: {line!r}: expected WORD = RESPELLING, as Siobhan = shivawn.")
+            raise ValueError(f"{path}, line {number}: {line!r}: expected WORD = RESPELLING, such as Siobhan = shivawn.")
         entries[word] = respelling
     if len(entries) > MAX_ENTRIES:
         raise ValueError(f"The lexicon {path} has {len(entries)} entries: expected at most {MAX_ENTRIES}.")
@@ -608,8 +607,10 @@ def read_lexicon(path: str | os.PathLike) -> dict[str, str]:
 
 
 def respell(text: str, lexicon: Lexicon) -> str:
-    """A text with the words of a lexicon, {word: respelling} or the path of its file, respelled, in capitals or not;
-    longer entries go before shorter ones. Raises ValueError for another lexicon."""
+    """Respells the words of a lexicon, {word: respelling} or the path of its file, in a text. Ignores case.
+
+    Longer entries take precedence. Raises ValueError for an invalid lexicon.
+    """
     entries = read_lexicon(lexicon) if isinstance(lexicon, str | os.PathLike) else {} if lexicon is None else lexicon
     if not isinstance(entries, Mapping) or not all(isinstance(x, str) and x for pair in entries.items() for x in pair):
         raise ValueError(f"lexicon={lexicon!r}: expected {{word: respelling}}, or the path of such a file.")

@@ -1,19 +1,19 @@
-"""Checks of inputs: ValueErrors that name the value, what was expected and what to do.
+"""Checks of inputs. Each raises ValueError that names the value, what was expected and what to do.
 
-The values of tensors are checked only with `check_values`: always in generate(), once per call, and in forward() if
+Values inside tensors are checked only with `check_values`: once per call of generate(), and in forward() if
 `values_are_at_hand`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from .configuration_smalle import SmallEConfig
-from .saving_smalle import PER_CODEBOOK, MappedWeights
+from .saving_smalle import MappedWeights
+from .saving_smalle import SamplingSettings as SamplingSettings
+from .saving_smalle import sampling_settings as sampling_settings
 
 INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 FLOATS = torch.float32, torch.float64, torch.float16, torch.bfloat16
@@ -21,12 +21,12 @@ DELAYED = "codes + 3 and special tokens, as smalle.generation_smalle.delay makes
 
 
 def values_are_at_hand(*tensors: Any) -> bool:
-    """Whether values can be read without cost: not while a graph is recorded, nor on a GPU, which would synchronize."""
+    """Whether reading values is free: not while a graph is recorded, and not on a GPU, which would synchronize."""
     return not torch.compiler.is_compiling() and all(not torch.is_tensor(x) or x.is_cpu for x in tensors)
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """A tensor of a caller's value; ValueError where that cannot be one."""
+    """Converts a caller's value to a tensor. Raises ValueError if that is impossible."""
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -42,7 +42,7 @@ def check_tensor(
     meaning: str,
     hint: str = " The processor makes it.",
 ):
-    """ValueError unless x is a tensor of one of the dtypes; shape: what each dimension must be, None: anything."""
+    """ValueError unless x is a tensor of one of the dtypes and of this shape, where None matches any size."""
     right = torch.is_tensor(x) and x.dtype in dtypes and x.ndim == len(shape)
     if not right or any(size is not None and size != there for size, there in zip(shape, x.shape)):
         got = f"{x.dtype} of shape {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
@@ -57,12 +57,12 @@ def check_range(name: str, values: Tensor, size: int, hint: str):
 
 
 def check_mask(name: str, mask: Any, like: Tensor, check_values: bool = True):
-    """ValueError unless mask, where it is given, has the shape (B, N) of what it masks and holds 0 and 1 alone."""
+    """ValueError unless mask is None, or has the shape (B, N) of `like` and holds only 0 and 1."""
     if mask is None:
         return
-    check_tensor(name, mask, like.shape[:2], (*INTEGERS, *FLOATS, torch.bool), "1 where there is something, else 0")
+    check_tensor(name, mask, like.shape[:2], (*INTEGERS, *FLOATS, torch.bool), "1 for tokens or frames, 0 for padding")
     if check_values and ((mask != 0) & (mask != 1)).any():
-        raise ValueError(f"{name} holds {mask.min()}..{mask.max()}: expected 1 and, on padding, 0.")
+        raise ValueError(f"{name} holds {mask.min()}..{mask.max()}: expected 1 for tokens or frames, 0 for padding.")
 
 
 def check_text(ids: Any, mask: Any, config: SmallEConfig, check_values: bool = True):
@@ -70,9 +70,9 @@ def check_text(ids: Any, mask: Any, config: SmallEConfig, check_values: bool = T
     check_tensor("input_ids", ids, (None, None), INTEGERS[:2], "token ids")
     check_mask("attention_mask", mask, ids, check_values)
     if not ids.numel() or check_values and mask is not None and not mask.any(1).all():
-        raise ValueError(f"input_ids of shape {tuple(ids.shape)} holds a text without a token: leave that row out.")
+        raise ValueError(f"input_ids of shape {tuple(ids.shape)} contains a text without tokens: leave that row out.")
     if ids.shape[1] > config.max_text_tokens:
-        raise ValueError(f"The text has {ids.shape[1]} tokens, the limit is {config.max_text_tokens}: split the text.")
+        raise ValueError(f"The text has {ids.shape[1]} tokens; the limit is {config.max_text_tokens}: split the text.")
     if check_values:
         check_range("input_ids", ids, config.vocab_size, "tokens of the processor of this model")
 
@@ -83,7 +83,9 @@ def check_pieces(ids: Any, mask: Any, piece_ids: Any):
     check_mask("attention_mask", mask, ids)
     check_tensor("piece_ids", piece_ids, ids.shape, INTEGERS, "the piece of each token")
     if piece_ids.min() < 0 or not (piece_ids == 1).any(1).all():
-        raise ValueError(f"piece_ids hold {piece_ids.tolist()}: expected 0, and 1, 2, ... for the pieces of each text.")
+        raise ValueError(
+            f"piece_ids hold {piece_ids.tolist()}: expected 1, 2, ... for the pieces of each text, else 0."
+        )
 
 
 def _check_audio(name, mask_name, codes, mask, batch, config, meaning, check_values):
@@ -92,7 +94,7 @@ def _check_audio(name, mask_name, codes, mask, batch, config, meaning, check_val
     check_tensor(name, codes, shape, INTEGERS, f"{meaning}, (batch, frames, {config.num_codebooks})")
     check_mask(mask_name, mask, codes, check_values)
     if codes.shape[1] > config.max_audio_frames:
-        raise ValueError(f"{name} has {codes.shape[1]} frames, the limit is {config.max_audio_frames}: shorten it.")
+        raise ValueError(f"{name} has {codes.shape[1]} frames; the limit is {config.max_audio_frames}: shorten it.")
 
 
 def check_recording(
@@ -112,7 +114,7 @@ def check_initial_state(rows: Any, batch: int, check_values: bool = True):
         return
     check_tensor("initial_state", rows, (batch, None), FLOATS, "a tuned voice for each text")
     if check_values and not rows.isfinite().all():
-        raise ValueError("initial_state holds NaN or infinity: the tuning of this voice went wrong, tune it again.")
+        raise ValueError("initial_state holds NaN or infinity: the tuning of this voice failed, tune it again.")
 
 
 def check_forward(
@@ -129,28 +131,30 @@ def check_forward(
     speaker_attention_mask: Any,
     output_attentions: bool,
 ):
-    """The ValueErrors of `SmallEModel.forward`."""
+    """Raises the ValueErrors of `SmallEModel.forward`."""
     if decoder_input_ids is None or (input_ids is None) == (cache is None):
-        raise ValueError("Give decoder_input_ids and either input_ids (a new text) or cache (its state).")
+        raise ValueError(
+            "Pass decoder_input_ids and either input_ids (a new text) or cache (the state of an earlier call)."
+        )
     if speaker_codes is None and speaker_attention_mask is not None:
-        raise ValueError("speaker_attention_mask without speaker_codes: give both, or neither.")
+        raise ValueError("speaker_attention_mask without speaker_codes: pass both, or neither.")
     for name, value in {"initial_state": initial_state, "speaker_codes": speaker_codes}.items():
         if value is not None and cache is not None:
-            raise ValueError(f"{name}= is for a new text, cache= continues one: give one of them.")
+            raise ValueError(f"{name}= belongs to a new text, but cache= continues one: pass only one of them.")
     if output_attentions and not config.has_alignment:
         raise ValueError(
-            "output_attentions=True: a decoder-only transformer without alignment_layer has no alignment. Leave it out "
-            "(and in generate() output_alignments and best_of, which need it)."
+            "output_attentions=True: a decoder-only transformer without alignment_layer has no alignment. Leave it "
+            "out, and output_alignments and best_of of generate() as well, which need it."
         )
     if forced_alignments is not None and config.architecture == "decoder-only":
-        raise ValueError("forced_alignments: a decoder-only transformer takes none: leave them out.")
+        raise ValueError("forced_alignments: a decoder-only transformer does not take them: leave them out.")
     if cache is None:
         check_text(input_ids, attention_mask, config, values_are_at_hand(input_ids, attention_mask))
         check_initial_state(initial_state, len(input_ids), values_are_at_hand(initial_state))
     elif not torch.is_tensor(getattr(cache, "text_mask", None)):
         raise ValueError(
-            f"cache is {type(cache).__name__}: expected that of an output of this model's forward() (that of "
-            "generate() continues in generate())."
+            f"cache is {type(cache).__name__}: expected the cache that this model's forward() returned. (Pass that of "
+            "generate() to generate().)"
         )
     text = input_ids if cache is None else cache.text_mask
     codes, mask, meaning = decoder_input_ids, decoder_attention_mask, f"delayed codes, {DELAYED}"
@@ -167,10 +171,10 @@ def check_forward(
 
 
 def check_labels(labels: Any, codes: Any, config: SmallEConfig):
-    """ValueError unless labels (B, T, Q) are what follows codes (B, T, Q): tokens, or -100 where nothing is learned."""
+    """ValueError unless labels (B, T, Q) fit codes (B, T, Q) and are tokens, or -100 for positions to ignore."""
     check_tensor("labels", labels, codes.shape, INTEGERS, "the codes that follow decoder_input_ids", "")
     if values_are_at_hand(labels):
-        check_range("labels", labels[labels != -100], config.audio_vocab_size, "or -100 where nothing is learned")
+        check_range("labels", labels[labels != -100], config.audio_vocab_size, "or -100 for positions to ignore")
 
 
 def check_callables(name: str, value: Any):
@@ -180,22 +184,24 @@ def check_callables(name: str, value: Any):
 
 
 def check_finite(model: torch.nn.Module):
-    """ValueError for a weight that holds NaN or infinity: the training went wrong, or the file is damaged."""
+    """ValueError if a weight holds NaN or infinity: the training failed, or the file is damaged."""
     mapped = MappedWeights()
     for name, x in (*model.named_parameters(), *model.named_buffers()):
         if x.is_floating_point() and not x.is_meta and not x.detach().sum(dtype=torch.float32).isfinite():
-            raise ValueError(f"The weight {name} holds NaN or infinity: expected numbers. Train or download it again.")
+            raise ValueError(
+                f"The weight {name} holds NaN or infinity: download the checkpoint again, or train it again."
+            )
         mapped.give_back(x)
 
 
 def check_complete(info: Mapping[str, Any]):
-    """ValueError for weights that the file of a checkpoint lacks, which would be random numbers.
+    """ValueError if the file of a checkpoint lacks weights, which would be random numbers.
 
-    info: of from_pretrained(output_loading_info=True).
+    info: the second result of from_pretrained(output_loading_info=True).
     """
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
-            f"{len(missing)} weights are missing, {missing[0]} among them: download or save the checkpoint again."
+            f"{len(missing)} weights are missing, for example {missing[0]}: download or save the checkpoint again."
         )
 
 
@@ -205,43 +211,3 @@ def check_seed(seed: Any):
         return
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r}: expected an integer of 0 or more, or None.")
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How one codebook is sampled.
-
-    top_k: number of most likely tokens that are kept, 0: all, 1: greedy; temperature; top_p: the most likely tokens are
-    kept until their probabilities add up to it; min_p: tokens are kept that have at least this share of the highest
-    probability; repetition_penalty: divides positive scores of the last 50 frames' tokens and multiplies negative ones.
-    """
-
-    top_k: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-
-GREEDY = SamplingSettings()
-
-
-def sampling_settings(config: GenerationConfig, num_codebooks: int) -> list[SamplingSettings]:
-    """Settings of each codebook; all are greedy with do_sample=False.
-
-    A number sets the first codebook and leaves the others greedy; a list sets each. Raises ValueError for a list of
-    another length.
-    """
-    names = PER_CODEBOOK if config.do_sample else ("repetition_penalty",)
-    values = {name: getattr(config, name) for name in names}
-    if any(isinstance(values.get(name), (list, tuple)) for name in ("temperature", "top_p", "min_p")):
-        top_k = values["top_k"]  # a list of these samples every codebook, also where top_k is one number
-        values["top_k"] = top_k if isinstance(top_k, (list, tuple)) else [top_k] * num_codebooks
-    for name, value in values.items():
-        if not isinstance(value, (list, tuple)):
-            values[name] = [value] + [getattr(GREEDY, name)] * (num_codebooks - 1)
-        elif len(value) != num_codebooks:
-            raise ValueError(
-                f"{name}={value!r}: expected a number, or a list of {num_codebooks}, one for each codebook."
-            )
-    return [SamplingSettings(**dict(zip(values, row))) for row in zip(*values.values())]

@@ -1,9 +1,9 @@
 """Vocos: features to a waveform by a ConvNeXt backbone, a head that predicts spectra, and the inverse STFT.
 
 Siuzdak 2023, "Vocos: Closing the gap between time-domain and Fourier-based neural vocoders" (arXiv 2306.00814).
-Parameters have the names of the vocos package. `FourierHead` is the head of the paper; `HarmonicHead` filters a pulse
-train, which follows a predicted fundamental frequency, and noise. Every part takes and returns a state, so that a
-waveform can be decoded in chunks.
+Parameters are named as in the vocos package. `FourierHead` is the head of the paper; `HarmonicHead` filters noise and a
+pulse train that follows a predicted fundamental frequency. Every part takes and returns a state, so that a waveform can
+be decoded in chunks.
 """
 
 import functools
@@ -32,12 +32,12 @@ class VocosConfig(PreTrainedConfig):
     """Sizes of a Vocos decoder.
 
     Args:
-        hop_length: samples of a feature frame.
-        upsampling: spectral frames of a feature frame.
+        hop_length: samples per feature frame.
+        upsampling: spectral frames per feature frame.
         excitation: "none": the head predicts magnitude and phase of each bin, as in the paper; "harmonic": it predicts
             the fundamental frequency, the complex filter of its pulses and the magnitude of noise.
-        padding: "same" gives T * hop_length samples of T frames, "center" (T - 1) * hop_length.
-        num_bandwidths: above 0, every norm but the last is conditioned on a bandwidth id.
+        padding: "same": T frames give T * hop_length samples; "center": (T - 1) * hop_length.
+        num_bandwidths: if above 0, every norm except the last is conditioned on a bandwidth id.
     """
 
     model_type = "smalle_vocos"
@@ -85,22 +85,22 @@ class VocosConfig(PreTrainedConfig):
 
 @functools.lru_cache(maxsize=32)
 def hann_window(length: int, device: torch.device) -> Tensor:
-    """Periodic Hann window (length,), float32. Cached, not a buffer: exact in whatever dtype the weights are stored."""
+    """Periodic Hann window (length,), float32. Cached instead of a buffer, to be exact whatever the weights' dtype."""
     with torch.inference_mode(False):
         return torch.hann_window(length, device=device, dtype=torch.float32)
 
 
 def pad_chunk(kept: Tensor | None, new: Tensor, edge: int, last: bool, mode: str = "constant") -> Tensor:
-    """Joins kept (B, ..., K) and new (B, ..., L) values; pads `edge` values before the first chunk and after the last.
+    """Joins kept (B, ..., K) and new (B, ..., L) values; pads by `edge` before the first chunk and after the last.
 
-    kept: None in the first chunk.
+    kept: None for the first chunk.
     """
     joined = new if kept is None else torch.cat((kept, new), -1)
     return F.pad(joined, (edge if kept is None else 0, edge if last else 0), mode)
 
 
 def split_windows(x: Tensor, size: int, step: int = 1) -> tuple[int, Tensor]:
-    """Number of windows that fit into x (..., L), and the end of x that later windows need."""
+    """The number of windows that fit into x (..., L), and the end of x that later windows need."""
     count = max(0, (x.shape[-1] - size) // step + 1)
     return count, x[..., count * step :]
 
@@ -133,18 +133,18 @@ def inverse_stft(
     frame: int = 0,
     last: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Waveform (B, L) of a complex spectrum (B, T, n_fft / 2 + 1), of a whole one or chunk by chunk.
+    """Waveform (B, L) of a complex spectrum (B, T, n_fft / 2 + 1), whole or chunk by chunk.
 
-    torch.istft offers neither padding "same" nor chunks.
+    torch.istft supports neither padding "same" nor chunks.
 
     Args:
-        sums: what the chunk before returned.
-        frame: spectral frames before this chunk.
+        sums: the sums that the previous chunk returned.
+        frame: number of spectral frames before this chunk.
         last: whether this is the last chunk.
 
     Returns:
-        The samples that are complete, and the sums (B + 1, n_fft - hop_length) of the frames and, in the last row, of
-        the squared windows on the samples that are not.
+        The complete samples, and the sums (B + 1, n_fft - hop_length) for the incomplete ones: of the frames and, in
+        the last row, of the squared windows.
     """
     frames = spectrum.shape[1]
     window = hann_window(n_fft, spectrum.device)
@@ -161,23 +161,23 @@ def inverse_stft(
 
 
 def pulse_train(f0: Tensor, hop_length: int, sampling_rate: int, phase: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Pulses (B, T * hop_length) of T frames and a neighbour on each side: f0 (B, T + 2) in Hz.
+    """Pulses (B, T * hop_length) of T frames, from the f0 of these and of one neighbour on each side, (B, T + 2) in Hz.
 
-    The sum of a cosine of amplitude 1 for each harmonic below 0.46 of the sampling rate. f0[:, t] holds in the middle
-    of a frame; between the middles it is interpolated. phase (B,), float64: cycles, 0 to 1, at the end of the frames
-    before; 0 by default. Returns the pulses and the phase at their end.
+    A pulse train is the sum of one cosine of amplitude 1 for each harmonic below 0.46 of the sampling rate. f0[:, t]
+    applies to the middle of a frame and is interpolated between the middles. phase (B,), float64: the phase in cycles,
+    0 to 1, at the end of the previous frames; 0 by default. Returns the pulses and the phase at their end.
     """
     before, now, after = (part.float()[..., None] for part in (f0[:, :-2], f0[:, 1:-1], f0[:, 2:]))
     place = (torch.arange(hop_length, device=f0.device) + 0.5) / hop_length - 0.5  # frames from the frame's middle
     f0 = (now + place.clamp(max=0) * (now - before) + place.clamp(min=0) * (after - now)).clamp(min=20.0)
     cycles = (f0 / sampling_rate).cumsum(2)
-    ends = cycles[..., -1].cpu().double().cumsum(1)  # single precision would lose the phase of high harmonics
+    ends = cycles[..., -1].cpu().double().cumsum(1)  # in single precision, high harmonics would lose their phase
     starts = F.pad(ends, (1, 0)) + (0.0 if phase is None else phase[:, None])
     starts = starts % 1.0
     cycles = (cycles + starts[:, :-1, None].to(cycles)).flatten(1)
-    phase = 2 * math.pi * (cycles - cycles.round())  # around 0, where the quotient below needs every digit
+    phase = 2 * math.pi * (cycles - cycles.round())  # around 0, where the quotient below needs full precision
     harmonics = (0.46 * sampling_rate / f0).floor().flatten(1)
-    # the sum of cos(h * phase) over h = 1 ... harmonics in closed form, and its limit where the phase passes zero
+    # the sum of cos(h * phase) over h = 1 ... harmonics in closed form, and its limit at phase 0
     half = (phase / 2).sin()
     summed = ((harmonics + 0.5) * phase).sin() / (2 * torch.where(half.abs() < 1e-6, torch.ones_like(half), half)) - 0.5
     return torch.where(half.abs() < 1e-6, harmonics, summed), starts[:, -1]
@@ -225,9 +225,9 @@ def layer_norm(size: int, num_conditions: int) -> nn.Module:
 
 
 class ChunkedConv1d(nn.Conv1d):
-    """A convolution that keeps the length, of a whole sequence or chunk by chunk.
+    """A convolution that keeps the length, for a whole sequence or chunk by chunk.
 
-    lookahead: inputs after its own that an output depends on; half of the kernel by default.
+    lookahead: number of later inputs that an output depends on; half of the kernel by default.
     """
 
     def __init__(
@@ -237,7 +237,7 @@ class ChunkedConv1d(nn.Conv1d):
         self.lookahead = kernel_size // 2 if lookahead is None else lookahead
 
     def forward(self, x: Tensor, state: Tensor | None = None, last: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, C, T) -> inputs (B, C, T') and outputs (B, C', T') of the positions that are complete, and the state.
+        """x (B, C, T) -> inputs (B, C, T') and outputs (B, C', T') of the complete positions, and the state.
 
         state: the inputs (B, C, < kernel_size) that later outputs depend on; `last`: no chunk will follow.
         """
@@ -273,7 +273,7 @@ class ConvNeXtBlock(nn.Module):
     def forward(
         self, x: Tensor, condition: Tensor | None = None, state: Tensor | None = None, last: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """x (B, C, T) -> (B, C, T') of the positions that are complete, and the state of the convolution."""
+        """x (B, C, T) -> (B, C, T') for the complete positions, and the state of the convolution."""
         x, y, state = self.dwconv(x, state, last)
         y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y.transpose(1, 2), condition))))
         return x + (self.gamma * y).transpose(1, 2), state
@@ -300,7 +300,7 @@ class VocosBackbone(nn.Module):
         state: ConvolutionStates = (),
         last: bool = True,
     ) -> tuple[Tensor, ConvolutionStates]:
-        """Hidden states (B, T', D) that are complete, and the state of each convolution."""
+        """Hidden states (B, T', D) of the complete frames, and the state of each convolution."""
         states = list(state or (None,) * (1 + len(self.convnext)))
         _, x, states[0] = self.embed(features.to(self.embed.weight.dtype), states[0], last)
         x = self.norm(x.transpose(1, 2), condition).transpose(1, 2)
@@ -310,7 +310,7 @@ class VocosBackbone(nn.Module):
 
 
 def init_vocos_weights(module: nn.Module) -> None:
-    """Initializes one module as Vocos does; shared by every model that is built of these blocks."""
+    """Initializes one module as Vocos does; used by every model that is built from these blocks."""
     if isinstance(module, nn.Conv1d | nn.Linear):
         init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -339,7 +339,7 @@ class FourierHead(nn.Module):
     def forward(
         self, x: Tensor, f0: None = None, state: None = None, frame: int = 0, last: bool = True
     ) -> tuple[Tensor, None, None]:
-        """x (B, T, D) -> spectrum (B, T * upsampling, n_fft / 2 + 1); neither f0 nor a state."""
+        """x (B, T, D) -> spectrum (B, T * upsampling, n_fft / 2 + 1), no f0, no state."""
         magnitude, phase = self.out(x).unflatten(-1, (self.upsampling, -1)).flatten(1, 2).float().chunk(2, dim=-1)
         # clamped before exp: the same values as clipping at 1e2 after it, and no inf * 0 in the gradient
         return torch.polar(torch.exp(magnitude.clamp(max=MAX_LOG_MAGNITUDE)), phase), None, None
@@ -349,8 +349,8 @@ class FourierHead(nn.Module):
 class HarmonicState:
     """State of a HarmonicHead.
 
-    pulse_filter, noise_magnitude (B, W, bins): of spectral frames whose pulses are not complete; f0 (B, 1, <= 2) and
-    pulses (B, < n_fft): the last ones, which later frames overlap; phase (B,): cycles at their end.
+    pulse_filter, noise_magnitude (B, W, bins): those of spectral frames with incomplete pulses; f0 (B, 1, <= 2) and
+    pulses (B, < n_fft): the last ones, which overlap with later frames; phase (B,): cycles at their end.
     """
 
     pulse_filter: Tensor
@@ -370,8 +370,8 @@ class HarmonicHead(nn.Module):
         self.out = nn.Linear(config.hidden_size, config.upsampling * (3 * self.bins + 1))
 
     def filters(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D) -> filter of pulses (complex) and magnitude of noise, both (B, T * upsampling, n_fft / 2 + 1),
-        and f0 (B, T * upsampling) in Hz."""
+        """x (B, T, D) -> complex pulse filter and noise magnitude, both (B, T * upsampling, n_fft / 2 + 1), and f0
+        (B, T * upsampling) in Hz."""
         x = self.out(x).unflatten(-1, (self.upsampling, -1)).flatten(1, 2).float()
         magnitude, phase, noise_magnitude, f0 = x.split((self.bins, self.bins, self.bins, 1), -1)
         pulse_filter = torch.polar(torch.exp(magnitude.clamp(max=MAX_LOG_MAGNITUDE)), phase)
@@ -386,10 +386,10 @@ class HarmonicHead(nn.Module):
         frame: int = 0,
         last: bool = True,
     ) -> tuple[Tensor, Tensor, HarmonicState]:
-        """x (B, T, D) -> spectrum (B, T', n_fft / 2 + 1) of the frames whose pulses are complete, f0 predicted
+        """x (B, T, D) -> spectrum (B, T', n_fft / 2 + 1) of the frames with complete pulses, the predicted f0
         (B, T * upsampling) in Hz, and the state.
 
-        f0: what the pulses follow instead of the prediction, as in training; frame: spectral frames before.
+        f0: replaces the prediction, as in training; frame: number of spectral frames before this chunk.
         """
         pulse_filter, noise_magnitude, predicted = self.filters(x)
         f0 = predicted if f0 is None else f0
@@ -418,10 +418,10 @@ HEADS = {"none": FourierHead, "harmonic": HarmonicHead}
 
 @dataclass
 class VocosState:
-    """State of a decoder, a value: pass it on to continue.
+    """State of a decoder between chunks.
 
-    features (B, C, < 64): those that no block contains yet; feature_frames: frames in the blocks so far;
-    refiner, backbone, head: states of these; sums: see `inverse_stft`; frame: spectral frames so far.
+    features (B, C, < 64): features that are not part of a block yet; feature_frames: frames in the blocks so far;
+    refiner, backbone, head: their states; sums: see `inverse_stft`; frame: spectral frames so far.
     """
 
     features: Tensor
@@ -436,7 +436,7 @@ class VocosState:
 def decode_rows(
     decoder: VocosDecoder, features: Tensor, states: tuple[DecoderState, ...] | None, last: bool
 ) -> tuple[Tensor, tuple[DecoderState, ...] | None]:
-    """`Vocos.decode_chunk` of features (B, C, T) by the C library, row by row; a state of each."""
+    """`Vocos.decode_chunk` of features (B, C, T) with the C library, row by row. Returns a state for each row."""
     rows = [
         decoder.decode_chunk(row.T.numpy(), state, last)
         for row, state in zip(features, states or [None] * len(features))
@@ -448,7 +448,7 @@ def decode_rows(
 class Vocos(PreTrainedModel):
     """Features (B, input_channels, T) to a waveform.
 
-    runtime: of `decode_chunk`: "auto", the C library on a CPU where it can, or "torch".
+    runtime: runtime of `decode_chunk`: "auto", the C library if it supports the call, or "torch".
     """
 
     runtime = "auto"
@@ -470,20 +470,20 @@ class Vocos(PreTrainedModel):
     def forward(self, features: Tensor, bandwidth_id: int | Tensor | None = None) -> Tensor:
         """Waveform (B, T * hop_length), float32, of features (B, C, T); with padding "center" (T - 1) * hop_length.
 
-        bandwidth_id: int, or int64 (B,); needed if and only if the checkpoint is conditioned on it.
+        bandwidth_id: int, or int64 (B,); required if and only if the checkpoint is conditioned on it.
         """
         return self.synthesize(features, bandwidth_id)[0]
 
     def synthesize(
         self, features: Tensor, bandwidth_id: int | Tensor | None = None, f0: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """As `forward`, and the predicted f0 (B, T * upsampling) in Hz; None without a harmonic excitation.
+        """As `forward`, but also returns the predicted f0 (B, T * upsampling) in Hz; None without harmonic excitation.
 
-        f0 (B, T * upsampling): what the pulses follow instead of the prediction.
+        f0 (B, T * upsampling): replaces the prediction.
         """
         condition = self._check_inputs(features, bandwidth_id)
         if not features.shape[2]:
-            raise ValueError(f"features have shape {tuple(features.shape)}: there is no frame to decode")
+            raise ValueError(f"features have shape {tuple(features.shape)}: expected at least one frame")
         waveform, predicted, _ = self._advance(features, VocosState(features[..., :0]), condition, True, f0=f0)
         return waveform, predicted
 
@@ -496,11 +496,12 @@ class Vocos(PreTrainedModel):
         bandwidth_id: int | Tensor | None = None,
         refiner: nn.Module | None = None,
     ) -> tuple[Tensor, Any]:
-        """Waveform (B, L) that is complete after features (B, C, T), T >= 0, and the state to continue with.
+        """The waveform (B, L) that is complete after features (B, C, T), T >= 0, and the state to continue with.
 
-        The joined chunks are the same to the last bit whatever the chunks, one or many, since they are computed in
-        blocks of fixed sizes; they are `forward` of all features up to rounding. `last`: no chunk will follow; the
-        state is None then.
+        The joined result does not depend on the chunk sizes, to the last bit, because it is computed in blocks of
+        fixed sizes. It equals `forward` of all features up to rounding.
+
+        last: no chunk will follow; the returned state is None.
         refiner: applied to the features first (`codec_smalle.LatentRefiner`).
         """
         condition = self._check_inputs(features, bandwidth_id)
@@ -517,7 +518,7 @@ class Vocos(PreTrainedModel):
         return torch.cat(waves, 1), None if last else replace(state, features=features)
 
     def _native_decoder(self, features, condition, refiner) -> VocosDecoder | None:
-        """The decoder of the C library, where it computes what is asked."""
+        """The decoder of the C library, or None if it does not support the call."""
         modules, config = [self] if refiner is None else [self, refiner], self.config
         kinds = {(x.device.type, x.dtype) for module in modules for x in module.parameters()}
         mixed = condition is not None and bool((condition != condition[0]).any())
@@ -538,7 +539,7 @@ class Vocos(PreTrainedModel):
         return self._native[1]
 
     def _advance(self, features, state, condition, last, refiner=None, f0=None):
-        """Waveform (B, L) that is complete after a block of features (B, C, T), the f0 predicted, and the state."""
+        """The waveform (B, L) that is complete after a block of features (B, C, T), the predicted f0, and the state."""
         nothing = torch.zeros(len(features), 0, device=features.device)
         state = replace(state, feature_frames=state.feature_frames + features.shape[2])
         if refiner is not None:
@@ -567,7 +568,9 @@ class Vocos(PreTrainedModel):
         bandwidths = self.config.num_bandwidths
         if not bandwidths:
             if bandwidth_id is not None:
-                raise ValueError(f"bandwidth_id is {bandwidth_id}, but this Vocos is not conditioned; leave it out")
+                raise ValueError(
+                    f"bandwidth_id is {bandwidth_id}, but this Vocos is not conditioned on one; leave it out"
+                )
             return None
         if bandwidth_id is None:
             raise ValueError(f"this Vocos needs a bandwidth_id, 0 to {bandwidths - 1}")
@@ -581,10 +584,10 @@ class Vocos(PreTrainedModel):
 
 
 def convert_original(state: dict[str, Tensor], hop_length: int | None = None, padding: str | None = None) -> Vocos:
-    """Converts a state dict of the vocos package; sizes are read from the shapes.
+    """Converts a state dict of the vocos package; sizes are derived from the shapes.
 
-    hop_length: n_fft / 4 by default; padding: by default "same" for conditioned checkpoints, else "center", as in the
-    two that are published.
+    hop_length: n_fft / 4 by default; padding: by default "same" for conditioned checkpoints and "center" for others, as
+    in the two published ones.
     """
     weights = {name: x for name, x in state.items() if name.startswith(("backbone.", "head.out."))}
     if "backbone.embed.weight" not in weights or "head.out.weight" not in weights:

@@ -147,11 +147,16 @@ PITCH_BINS = 40
 SPEAKER_SIZE, SPEAKER_MELS, SPEAKER_WINDOW = 256, 40, 160  # the speaker encoder's embedding, mel bands and frames
 MEAN_CEPSTRA, DEVIATION_CEPSTRA = 20, 10  # of the average frame of a recording, which tell its channel
 BLOCK_FRAMES = 8  # of the codec's, which are converted at once
+EXAMPLE_FRAMES = 500  # of the codec's: speech of the voice that is converted
 TUNING_STEPS = 60  # to a recording: about 12 s of a core
 LEARNING_RATE = 1e-3
+RECORDED_WINDOWS, CONVERTED_WINDOWS = 5, 3  # of a step of tuning
 CONTENT_NOISE = 0.15  # deviation of what is added to the content that the network is tuned with
+SOUNDS_WEIGHT = 0.5
 RANK = 32  # of the changes of matrices by tuning, as a voice keeps them
-LEAST_VARIETY = 0.28  # deviation of the content over time: a pulsing chord 0.19, speech in noise 0.35 and more
+LEAST_SPEECH = 1.3, 0.6  # of `speech_scores`; music: up to 1.26 or 0.54; people: 1.7 and 0.7, in loud noise 1.1 and 0.5
+ONE_SPEAKER = 0.68  # of `speaker_unity`: one person 0.71 and more, two people less in three of four recordings
+LEAST_SHARE = 0.15  # of a recording's windows, that another speaker has
 LOUD_RANGE = 4.5  # nepers below the loudest frame: speech
 
 
@@ -226,14 +231,39 @@ def factors(name: str, change: Tensor) -> dict[str, Tensor]:
 
 
 def change_of(name: str, parameter: Tensor, conversion: dict[str, Tensor]) -> Tensor:
-    """The change of a parameter that `factors` kept. Raises ValueError where it is missing or has another shape."""
+    """The change of a parameter that `factors` kept; a matrix of which nothing was kept has none. Raises ValueError
+    where the change is missing or has another shape."""
     whole = conversion.get(f"change.{name}")
     left, right = conversion.get(f"left.{name}"), conversion.get(f"right.{name}")
+    if whole is left is right is None and parameter.dim() > 1:
+        return torch.zeros_like(parameter)
     if left is not None and right is not None and left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]:
         whole = left.float() @ right.float()
     if whole is None or whole.numel() != parameter.numel():
         raise ValueError(f"The voice has no change of {name}: prepare the voice again from its recording.")
     return whole.float().view_as(parameter)
+
+
+def group_cosine(windows: Tensor, least: float) -> float:
+    """Cosine of the means of the two groups (2-means) of unit vectors (N, D); 1 if one has less than that share."""
+    centred = windows - windows.mean(0)
+    second = centred @ torch.linalg.svd(centred, full_matrices=False)[2][0] > 0
+    for _ in range(10):
+        if not least <= second.float().mean() <= 1 - least:
+            return 1.0
+        means = F.normalize(torch.stack((windows[~second].mean(0), windows[second].mean(0))), dim=1)
+        first, other = (windows @ means.T).unbind(1)
+        second = other > first
+    return float(means[0] @ means[1])
+
+
+def random_windows(sequences: Sequence[Tensor], count: int, generator: torch.Generator) -> list[Tensor]:
+    """The same `count` random windows, of the speaker network's length or all, of content (1, C, T) and what is
+    (1, T, ...)."""
+    size = min(SPEAKER_WINDOW // 2, sequences[0].shape[2])
+    starts = torch.randint(sequences[0].shape[2] - size + 1, (count,), generator=generator).tolist()
+    axes = [2] + [1] * (len(sequences) - 1)
+    return [torch.cat([x.narrow(axis, n, size) for n in starts]) for x, axis in zip(sequences, axes)]
 
 
 class SpeakerNetwork(nn.Module):
@@ -302,6 +332,8 @@ class VoiceConverter(PreTrainedModel):
     cepstrum: Tensor
     source_mean: Tensor
     source_loudness: Tensor
+    example_content: Tensor
+    example_f0: Tensor
     latent_scale: Tensor
 
     def __init__(self, config: VoiceConverterConfig):
@@ -337,6 +369,8 @@ class VoiceConverter(PreTrainedModel):
         self.register_buffer("cepstrum", torch.zeros(MEAN_CEPSTRA, codec.num_mels))
         self.register_buffer("source_mean", torch.zeros(codec.num_mels))
         self.register_buffer("source_loudness", torch.zeros(()))
+        self.register_buffer("example_content", torch.zeros(1, CONTENT, EXAMPLE_FRAMES))
+        self.register_buffer("example_f0", torch.zeros(1, EXAMPLE_FRAMES, 2))
         self.register_buffer("latent_scale", torch.ones(codec.latent_size))
         self.post_init()
 
@@ -382,6 +416,11 @@ class VoiceConverter(PreTrainedModel):
         envelope, f0, _ = self.encode_content(mel, statistics)
         return torch.cat((envelope, self.loudness(mel, statistics)), 1), f0
 
+    def source_content(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """As `recording_content`, of the voice that is converted."""
+        envelope, f0, _ = self.encode_content(mel, self.source, of_source=True)
+        return torch.cat((envelope, self.loudness(mel, self.source)), 1), f0
+
     @property
     def source(self) -> SpeechStatistics:
         """Those of the voice that is converted."""
@@ -393,11 +432,14 @@ class VoiceConverter(PreTrainedModel):
         mel = self.analysis.mel(waveform[None, : len(waveform) // hop * hop])
         return self.analysis.features(mel, self.analysis.occupied_bands(mel, torch.tensor([len(waveform)])))
 
+    def embed_windows(self, frames: Tensor, hop: int) -> Tensor:
+        """Unit vectors (N, 256) of a speaker in windows, every `hop` frames, of log-mel frames (T, num_mels)."""
+        frames = frames if len(frames) >= SPEAKER_WINDOW else frames.repeat(-(-SPEAKER_WINDOW // len(frames)), 1)
+        return self.speaker(frames.unfold(0, SPEAKER_WINDOW, hop).transpose(1, 2))
+
     def embed_speaker(self, frames: Tensor) -> Tensor:
         """Unit vector (256,) of log-mel frames (T, num_mels) of a speaker."""
-        frames = frames if len(frames) >= SPEAKER_WINDOW else frames.repeat(-(-SPEAKER_WINDOW // len(frames)), 1)
-        windows = frames.unfold(0, SPEAKER_WINDOW, SPEAKER_WINDOW // 2).transpose(1, 2)
-        return F.normalize(self.speaker(windows).mean(0), dim=0)
+        return F.normalize(self.embed_windows(frames, SPEAKER_WINDOW // 2).mean(0), dim=0)
 
     # --- preparing a speaker
 
@@ -417,8 +459,39 @@ class VoiceConverter(PreTrainedModel):
             norm.weight.data, norm.bias.data = 1 + scale, shift.clone()
         return network
 
+    def speech_scores(self, recording: Recording) -> tuple[float, float]:
+        """How much a recording is speech: what its content tells, the mutual information of frames and classes in nats,
+        for each neper by which the network, not tuned, misses the frames; and the correlation of its frames with
+        these."""
+        classes = self.heard_classes(recording.mel)[0].exp()
+        mean = classes.mean(1)
+        information = torch.special.entr(mean).sum() - torch.special.entr(classes).sum(0).mean()
+        made = self.frames_of(self.conditioned(recording.condition), self.inputs(recording.content, recording.f0))
+        loud = loud_frames(recording.mel[0])
+        made, meant = made[0, loud], recording.mel[0, loud]
+        alike = F.cosine_similarity((made - made.mean(0)).flatten(), (meant - meant.mean(0)).flatten(), dim=0)
+        return float(information / (made - meant).abs().mean()), float(alike)
+
+    def speaker_unity(self, recording: Recording) -> float:
+        """How alike the two groups of windows are in which a recording's speaker differs most: their cosine."""
+        frames, hop = recording.mel.reshape(-1, self.codec_config.num_mels), SPEAKER_WINDOW // 8
+        if len(frames) < 2 * SPEAKER_WINDOW:
+            return 1.0
+        heard = loud_frames(frames).float().unfold(0, SPEAKER_WINDOW, hop).mean(1) > 0.5
+        windows = self.embed_windows(frames, hop)[heard]
+        return group_cosine(windows, LEAST_SHARE) if len(windows) > 2 else 1.0
+
+    def check_recording(self, recording: Recording) -> None:
+        """Raises ValueError for what is no speech, or that of two people."""
+        if any(score < least for score, least in zip(self.speech_scores(recording), LEAST_SPEECH)):
+            raise ValueError(
+                "audio has hardly any sounds of speech: expected a recording of one person without music or loud noise."
+            )
+        if self.speaker_unity(recording) < ONE_SPEAKER:
+            raise ValueError("audio holds the voices of two people: expected one. Cut out what one of them says.")
+
     def analyze_recording(self, waveform: Tensor) -> Recording:
-        """Of a recording (L,). Raises ValueError where it has hardly any voiced sound, or no speech."""
+        """Of a recording (L,). Raises ValueError where it has hardly any voiced sound."""
         mel = self.recording_mel(waveform)
         frames = mel.reshape(-1, self.codec_config.num_mels)
         speech, speaker = frames[loud_frames(frames)], self.embed_speaker(frames)
@@ -426,8 +499,6 @@ class VoiceConverter(PreTrainedModel):
         log_f0 = f0[f0 > 0].log()
         if len(log_f0) < 20:
             raise ValueError("audio has hardly any voiced sound: expected a recording of 5 to 10 s of speech.")
-        if content[0, :CENTROID].std(1).mean() < LEAST_VARIETY:
-            raise ValueError("audio has hardly any sounds of speech: expected a recording of one person without music.")
         channel = torch.cat((self.cepstrum @ speech.mean(0), (self.cepstrum @ speech.std(0))[:DEVIATION_CEPSTRA])) / 10
         moments = torch.stack((log_f0.mean() - 5.1, log_f0.std()))
         condition = self.condition(torch.cat((4 * speaker, channel, moments))[None]).half().float()
@@ -440,17 +511,22 @@ class VoiceConverter(PreTrainedModel):
         steps: int | None = None,
         seed: int = 0,
         progress: Callable[[int, int], Any] | None = None,
+        only_vectors: bool = False,
     ) -> dict[str, Tensor]:
         """The `conversion` of a `Voice`, tuned to a clean recording (L,) of 5 to 10 s at the codec's sampling rate.
 
         steps: TUNING_STEPS by default; 0: the speaker as the network guesses it. progress: called before each step with
-        the number of steps that are done, and of all; what it raises ends the preparation. Raises ValueError for a
-        recording without voiced sound.
+        the number of steps that are done, and of all; what it raises ends the preparation. only_vectors: scales, shifts
+        and biases alone are tuned, and the voice takes a thirtieth of the space. Raises ValueError for a recording
+        without speech, or with that of two people.
         """
         with torch.no_grad():
             recording = self.analyze_recording(waveform)
+            self.check_recording(recording)
             network = self.conditioned(recording.condition)
             before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        for parameter in network.parameters():
+            parameter.requires_grad_(parameter.dim() < 2 or not only_vectors)
         steps = TUNING_STEPS if steps is None else steps
         self._tune(network, recording, steps, seed, progress or (lambda done, steps: None))
         conversion = {
@@ -458,8 +534,10 @@ class VoiceConverter(PreTrainedModel):
             "pitch": recording.pitch,
             "converter": self.signature(),
         }
-        for name, tensor in network.state_dict().items():
-            conversion |= {key: x.half() for key, x in factors(name, tensor - before[name]).items()}
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                change = parameter.detach() - before[name]
+                conversion |= {key: x.half() for key, x in factors(name, change).items()}
         return conversion
 
     def signature(self) -> Tensor:
@@ -473,32 +551,54 @@ class VoiceConverter(PreTrainedModel):
     def _tune(
         self, network: FrameNetwork, recording: Recording, steps: int, seed: int, progress: Callable[[int, int], Any]
     ) -> None:
-        """Tunes `network`, in place, to make the frames of a recording of its content and f0.
-
-        The content is disturbed, so that the network does not rely on how the speaker's differs from what it converts.
-        """
-        content, f0, mel, speaker, *_ = recording
-        generator, size = torch.Generator().manual_seed(seed), min(SPEAKER_WINDOW // 2, content.shape[2])
-        optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, betas=(0.8, 0.95))
+        """Tunes `network`, in place, to make the frames of a recording of its content and f0, and to convert the
+        example to the speaker, with the sounds that are heard in its conversion by the network as it was."""
+        generator, before = torch.Generator().manual_seed(seed), copy.deepcopy(network).requires_grad_(False)
+        tuned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(tuned, LEARNING_RATE, betas=(0.8, 0.95))
         with torch.inference_mode(False), torch.enable_grad():
-            meant = self.analysis.restore(self.analysis.project(mel.clone()))
+            recording = Recording(*(tensor.clone() for tensor in recording))
             for step in range(steps):
                 progress(step, steps)
-                starts = torch.randint(content.shape[2] - size + 1, (8,), generator=generator).tolist()
-                said = torch.cat([content[..., n : n + size] for n in starts])
-                said = said + CONTENT_NOISE * torch.randn(said.shape, generator=generator)
-                tones = torch.cat([f0[:, n : n + size] for n in starts])
                 with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
-                    frames = self.frames_of(network, self.inputs(said, tones))
-                loss = (frames - torch.cat([meant[:, n : n + size] for n in starts])).abs().mean()
-                if 2 * size == SPEAKER_WINDOW:
-                    heard = self.speaker(frames[:4].float().reshape(4, SPEAKER_WINDOW, -1))
-                    loss = loss + 0.5 * (1 - (heard @ speaker).mean())
+                    loss = self._reconstruction_loss(network, recording, generator)
+                    loss = loss + self._conversion_loss(network, before, recording, generator)
                 optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 10)
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                nn.utils.clip_grad_norm_(tuned, 1.0)
                 optimizer.step()
+
+    def _reconstruction_loss(self, network: FrameNetwork, recording: Recording, generator: torch.Generator) -> Tensor:
+        """Distance of frames that are made of the content of a recording, which is disturbed, so that the network does
+        not rely on how the speaker's differs from what it converts."""
+        content, f0, mel, *_ = recording
+        said, tones, meant = random_windows((content, f0, mel), RECORDED_WINDOWS, generator)
+        said = said + CONTENT_NOISE * torch.randn(said.shape, generator=generator)
+        meant = self.analysis.restore(self.analysis.project(meant))
+        return (self.frames_of(network, self.inputs(said, tones)).float() - meant).abs().mean()
+
+    def _conversion_loss(
+        self, network: FrameNetwork, before: FrameNetwork, recording: Recording, generator: torch.Generator
+    ) -> Tensor:
+        """How little conversions of the example resemble the speaker, and how different the classes of content are that
+        the encoder hears in them now (Kullback-Leibler divergence)."""
+        said, f0 = random_windows((self.example_content, self.example_f0), CONVERTED_WINDOWS, generator)
+        inputs = self.inputs(said, self.move_pitch(f0, recording.pitch))
+        frames = self.frames_of(network, inputs).float()
+        now = self.heard_classes(frames)
+        with torch.no_grad():
+            then = self.heard_classes(self.frames_of(before, inputs).float())
+        sounds = (then.exp() * (then - now)).sum(1).mean()
+        likeness = self.speaker(frames.reshape(len(frames), SPEAKER_WINDOW, -1)) @ recording.speaker
+        return SOUNDS_WEIGHT * sounds + 1 - likeness.mean()
+
+    def heard_classes(self, frames: Tensor) -> Tensor:
+        """Log-probabilities (B, K, T) of the classes of content in log-mel frames (B, T, 2 * num_mels) of anybody."""
+        mels = frames.detach().unflatten(2, (2, -1)).flatten(1, 2)
+        means = torch.stack([SpeechStatistics.of(mel).mean.repeat(2) for mel in mels])
+        y, _ = self.encoder.apply_blocks((frames - means[:, None]).transpose(1, 2))
+        return y[:, : self.config.num_content_classes].float().log_softmax(1)
 
     # --- speaking
 
