@@ -147,12 +147,9 @@ PITCH_BINS = 40
 SPEAKER_SIZE, SPEAKER_MELS, SPEAKER_WINDOW = 256, 40, 160  # the speaker encoder's embedding, mel bands and frames
 MEAN_CEPSTRA, DEVIATION_CEPSTRA = 20, 10  # of the average frame of a recording, which tell its channel
 BLOCK_FRAMES = 8  # of the codec's, which are converted at once
-EXAMPLE_FRAMES = 500  # of the codec's: speech of the voice that is converted
-TUNING_STEPS = 60  # to a recording: about 12 s of a core
+TUNING_STEPS = 60  # to a recording: about 10 s of a core
 LEARNING_RATE = 1e-3
-RECORDED_WINDOWS, CONVERTED_WINDOWS = 5, 3  # of a step of tuning
 CONTENT_NOISE = 0.15  # deviation of what is added to the content that the network is tuned with
-SOUNDS_WEIGHT = 0.5
 RANK = 32  # of the changes of matrices by tuning, as a voice keeps them
 LEAST_SPEECH = 1.3, 0.6  # of `speech_scores`; music: up to 1.26 or 0.54; people: 1.7 and 0.7, in loud noise 1.1 and 0.5
 ONE_SPEAKER = 0.68  # of `speaker_unity`: one person 0.71 and more, two people less in three of four recordings
@@ -257,15 +254,6 @@ def group_cosine(windows: Tensor, least: float) -> float:
     return float(means[0] @ means[1])
 
 
-def random_windows(sequences: Sequence[Tensor], count: int, generator: torch.Generator) -> list[Tensor]:
-    """The same `count` random windows, of the speaker network's length or all, of content (1, C, T) and what is
-    (1, T, ...)."""
-    size = min(SPEAKER_WINDOW // 2, sequences[0].shape[2])
-    starts = torch.randint(sequences[0].shape[2] - size + 1, (count,), generator=generator).tolist()
-    axes = [2] + [1] * (len(sequences) - 1)
-    return [torch.cat([x.narrow(axis, n, size) for n in starts]) for x, axis in zip(sequences, axes)]
-
-
 class SpeakerNetwork(nn.Module):
     """Embeds a speaker by recurrent layers over mel frames: Wan et al. 2018, "Generalized end-to-end loss for speaker
     verification" (arXiv 1710.10467), of the shape of Resemblyzer, whose weights it takes.
@@ -332,8 +320,6 @@ class VoiceConverter(PreTrainedModel):
     cepstrum: Tensor
     source_mean: Tensor
     source_loudness: Tensor
-    example_content: Tensor
-    example_f0: Tensor
     latent_scale: Tensor
 
     def __init__(self, config: VoiceConverterConfig):
@@ -369,8 +355,6 @@ class VoiceConverter(PreTrainedModel):
         self.register_buffer("cepstrum", torch.zeros(MEAN_CEPSTRA, codec.num_mels))
         self.register_buffer("source_mean", torch.zeros(codec.num_mels))
         self.register_buffer("source_loudness", torch.zeros(()))
-        self.register_buffer("example_content", torch.zeros(1, CONTENT, EXAMPLE_FRAMES))
-        self.register_buffer("example_f0", torch.zeros(1, EXAMPLE_FRAMES, 2))
         self.register_buffer("latent_scale", torch.ones(codec.latent_size))
         self.post_init()
 
@@ -458,6 +442,13 @@ class VoiceConverter(PreTrainedModel):
             scale, shift = film(condition)[0].detach().chunk(2)
             norm.weight.data, norm.bias.data = 1 + scale, shift.clone()
         return network
+
+    def heard_classes(self, frames: Tensor) -> Tensor:
+        """Log-probabilities (B, K, T) of the classes of content in log-mel frames (B, T, 2 * num_mels) of anybody."""
+        mels = frames.detach().unflatten(2, (2, -1)).flatten(1, 2)
+        means = torch.stack([SpeechStatistics.of(mel).mean.repeat(2) for mel in mels])
+        y, _ = self.encoder.apply_blocks((frames - means[:, None]).transpose(1, 2))
+        return y[:, : self.config.num_content_classes].float().log_softmax(1)
 
     def speech_scores(self, recording: Recording) -> tuple[float, float]:
         """How much a recording is speech: what its content tells, the mutual information of frames and classes in nats,
@@ -551,54 +542,33 @@ class VoiceConverter(PreTrainedModel):
     def _tune(
         self, network: FrameNetwork, recording: Recording, steps: int, seed: int, progress: Callable[[int, int], Any]
     ) -> None:
-        """Tunes `network`, in place, to make the frames of a recording of its content and f0, and to convert the
-        example to the speaker, with the sounds that are heard in its conversion by the network as it was."""
-        generator, before = torch.Generator().manual_seed(seed), copy.deepcopy(network).requires_grad_(False)
+        """Tunes `network`, in place, to make the frames of a recording of its content and f0.
+
+        The content is disturbed, so that the network does not rely on how the speaker's differs from what it converts.
+        """
+        content, f0, mel, speaker, *_ = recording
+        generator, size = torch.Generator().manual_seed(seed), min(SPEAKER_WINDOW // 2, content.shape[2])
         tuned = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(tuned, LEARNING_RATE, betas=(0.8, 0.95))
         with torch.inference_mode(False), torch.enable_grad():
-            recording = Recording(*(tensor.clone() for tensor in recording))
+            meant = self.analysis.restore(self.analysis.project(mel.clone()))
             for step in range(steps):
                 progress(step, steps)
+                starts = torch.randint(content.shape[2] - size + 1, (8,), generator=generator).tolist()
+                said = torch.cat([content[..., n : n + size] for n in starts])
+                said = said + CONTENT_NOISE * torch.randn(said.shape, generator=generator)
+                tones = torch.cat([f0[:, n : n + size] for n in starts])
                 with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
-                    loss = self._reconstruction_loss(network, recording, generator)
-                    loss = loss + self._conversion_loss(network, before, recording, generator)
+                    frames = self.frames_of(network, self.inputs(said, tones))
+                loss = (frames - torch.cat([meant[:, n : n + size] for n in starts])).abs().mean()
+                if 2 * size == SPEAKER_WINDOW:
+                    heard = self.speaker(frames[:4].float().reshape(4, SPEAKER_WINDOW, -1))
+                    loss = loss + 0.5 * (1 - (heard @ speaker).mean())
                 optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 10)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(tuned, 1.0)
                 optimizer.step()
-
-    def _reconstruction_loss(self, network: FrameNetwork, recording: Recording, generator: torch.Generator) -> Tensor:
-        """Distance of frames that are made of the content of a recording, which is disturbed, so that the network does
-        not rely on how the speaker's differs from what it converts."""
-        content, f0, mel, *_ = recording
-        said, tones, meant = random_windows((content, f0, mel), RECORDED_WINDOWS, generator)
-        said = said + CONTENT_NOISE * torch.randn(said.shape, generator=generator)
-        meant = self.analysis.restore(self.analysis.project(meant))
-        return (self.frames_of(network, self.inputs(said, tones)).float() - meant).abs().mean()
-
-    def _conversion_loss(
-        self, network: FrameNetwork, before: FrameNetwork, recording: Recording, generator: torch.Generator
-    ) -> Tensor:
-        """How little conversions of the example resemble the speaker, and how different the classes of content are that
-        the encoder hears in them now (Kullback-Leibler divergence)."""
-        said, f0 = random_windows((self.example_content, self.example_f0), CONVERTED_WINDOWS, generator)
-        inputs = self.inputs(said, self.move_pitch(f0, recording.pitch))
-        frames = self.frames_of(network, inputs).float()
-        now = self.heard_classes(frames)
-        with torch.no_grad():
-            then = self.heard_classes(self.frames_of(before, inputs).float())
-        sounds = (then.exp() * (then - now)).sum(1).mean()
-        likeness = self.speaker(frames.reshape(len(frames), SPEAKER_WINDOW, -1)) @ recording.speaker
-        return SOUNDS_WEIGHT * sounds + 1 - likeness.mean()
-
-    def heard_classes(self, frames: Tensor) -> Tensor:
-        """Log-probabilities (B, K, T) of the classes of content in log-mel frames (B, T, 2 * num_mels) of anybody."""
-        mels = frames.detach().unflatten(2, (2, -1)).flatten(1, 2)
-        means = torch.stack([SpeechStatistics.of(mel).mean.repeat(2) for mel in mels])
-        y, _ = self.encoder.apply_blocks((frames - means[:, None]).transpose(1, 2))
-        return y[:, : self.config.num_content_classes].float().log_softmax(1)
 
     # --- speaking
 

@@ -126,7 +126,7 @@ def processor():
 @pytest.mark.parametrize("kind", ["pulsing chord", "arpeggio", "beat"])
 def test_music_is_refused(processor, kind):
     music = KINDS[kind](Material(*[np.zeros(0)] * 3, np.random.default_rng(1))).astype(np.float32)
-    with pytest.raises(ValueError, match="hardly any sounds of speech: expected a recording of one person"):
+    with pytest.raises(ValueError, match="hardly any (voiced sound|sounds of speech): expected a recording of"):
         processor.encode_voice(music, sampling_rate=RATE)
 
 

@@ -1,9 +1,13 @@
-"""Fine-tunes a checkpoint to the voice of one recording of 5 to 10 seconds, in two minutes on one core.
+"""Makes a checkpoint that speaks with the voice of one recording of 5 to 10 seconds, in at most two minutes of a core.
 
   smalle clone RECORDING "Its transcript." BASE OUT [options] [KEY.SUBKEY=VALUE ...]
 
 BASE is a checkpoint: a folder or Hub name. OUT is the folder of the new checkpoint, whose default voice is the new one.
-The recipe finetune-codec tunes the codec's decoder and refiner to the recording. The recipe finetune-recording then
+
+If BASE has a voice converter, such as smalle-mini, the converter is tuned to the recording, for more than twice as long
+as by `say --clone`. The transcript is not needed then, and may be "".
+
+Without a converter, the recipe finetune-codec tunes the codec's decoder and refiner to the recording. The recipe finetune-recording then
 tunes the model on samples with the recording's words in other orders. KEY.SUBKEY=VALUE changes values of the latter.
 Use a voice only with the consent of its owner.
 """
@@ -26,7 +30,7 @@ from ..codec.train import train as train_codec
 from ..model.recipe import RECIPES, read_recipe
 from .finetune import FinetuneRecipe, finetune, write_checkpoint
 
-STEPS = 600  # of the converter
+STEPS = 150  # of the converter: with more, words are lost
 BEST_OF = 4  # candidates of generate(), which takes the most monotonic: one in forty ends at once
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from smalle.codec_smalle import SmallECodec, SmallECodecConfig
 from smalle.voices_smalle import (
     CENTROID,
-    EXAMPLE_FRAMES,
     MEAN_CEPSTRA,
     SpeechStatistics,
     VoiceConverter,
@@ -126,19 +125,16 @@ def centred(frames: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure_source(converter: VoiceConverter, mels: Sequence[Tensor]) -> None:
-    """Sets what the converter knows of the voice that it converts: mean frame, loudness, pitch, an example.
+    """Sets what the converter knows of the voice that it converts: mean frame, loudness and pitch.
 
     mels: log-mel frames (1, T, 2 * num_mels) of its speech.
     """
     found = [SpeechStatistics.of(mel.reshape(-1, converter.codec_config.num_mels)) for mel in mels]
     converter.source_mean.copy_(torch.stack([x.mean for x in found]).mean(0))
     converter.source_loudness.copy_(torch.stack([x.loudness for x in found]).mean())
-    spoken = [converter.source_content(mel) for mel in mels]
-    content, f0 = torch.cat([x for x, _ in spoken], 2), torch.cat([x for _, x in spoken], 1)
+    f0 = torch.cat([converter.source_content(mel)[1].flatten() for mel in mels])
     log_f0 = f0[f0 > 0].log()
     converter.config.source_pitch = [round(float(log_f0.median()), 4), round(float(log_f0.std()), 4)]
-    size = min(EXAMPLE_FRAMES, content.shape[2])
-    converter.example_content[..., :size], converter.example_f0[:, :size] = content[..., :size], f0[:, :size]
 
 
 def run_stage(stage: ConversionStage, options: StageOptions, origin: dict[str, str], frames: int = FRAMES) -> None:
