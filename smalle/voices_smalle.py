@@ -526,7 +526,7 @@ class VoiceConverter(PreTrainedModel):
             "converter": self.signature(),
         }
         for name, parameter in network.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and steps:
                 change = parameter.detach() - before[name]
                 conversion |= {key: x.half() for key, x in factors(name, change).items()}
         return conversion
@@ -581,8 +581,9 @@ class VoiceConverter(PreTrainedModel):
                 "The voice was prepared by another converter: prepare it again from its recording (encode_voice)."
             )
         network = self.conditioned(condition[None].float())
-        for name, tensor in network.state_dict().items():
-            tensor += change_of(name, tensor, conversion)
+        if conversion.keys() != {"condition", "pitch", "converter"}:  # it was tuned
+            for name, tensor in network.state_dict().items():
+                tensor += change_of(name, tensor, conversion)
         return network
 
     @torch.no_grad()
