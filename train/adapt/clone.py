@@ -4,11 +4,11 @@
 
 BASE is a checkpoint: a folder or Hub name. OUT is the folder of the new checkpoint, whose default voice is the new one.
 
-If BASE has a voice converter, such as smalle-mini, the converter is tuned to the recording, for more than twice as long
-as by `say --clone`. The transcript is not needed then, and may be "".
-
-Without a converter, the recipe finetune-codec tunes the codec's decoder and refiner to the recording. The recipe finetune-recording then
+The recipe finetune-codec tunes the codec's decoder and refiner to the recording. The recipe finetune-recording then
 tunes the model on samples with the recording's words in other orders. KEY.SUBKEY=VALUE changes values of the latter.
+Without a transcript, which is "" then, the voice converter of BASE is tuned, for more than twice as long as by
+`say --clone`.
+
 Use a voice only with the consent of its owner.
 """
 
@@ -75,7 +75,7 @@ def clone(
 
     Args:
         recording: Sound file of the voice.
-        text: Its transcript.
+        text: Its transcript; "": the converter is tuned.
         base: Folder or Hub name.
         codec_minutes: Time to tune the codec; 0 keeps the codec of the base.
         overrides: Changes of finetune-recording.yaml, `key.subkey=value`.
@@ -87,10 +87,9 @@ def clone(
     if out.exists():
         raise ValueError(f"{out} exists: name a new folder, or delete it.")
     processor = SmallEProcessor.from_pretrained(base)
-    converts = processor.converter_name is not None
-    if not Path(recording).is_file() or not (text.strip() or converts):
+    if not Path(recording).is_file() or not (text.strip() or processor.converter_name):
         raise ValueError(f"{str(recording)!r}, {text!r}: expected a sound file and its transcript.")
-    if converts:
+    if not text.strip():
         return clone_by_converter(recording, processor, base, out, name)
     recipe = read_recipe(FinetuneRecipe, RECIPES / "finetune-recording.yaml", overrides)
     with tempfile.TemporaryDirectory() as temporary:
@@ -109,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = command_parser("smalle clone", __doc__)
     parser.add_argument("recording", help="sound file of 5 to 10 seconds")
-    parser.add_argument("text", help="its transcript")
+    parser.add_argument("text", help='its transcript; "": tune the voice converter instead')
     parser.add_argument("base", type=find_checkpoint, help="checkpoint: folder, Hub name or smalle-mini")
     parser.add_argument("out", help="folder of the new checkpoint")
     parser.add_argument(
