@@ -64,7 +64,13 @@ TESTS = {  # module: its functions (none: all) and the tests that have to notice
         "test_speaker.py -k no_sense",
     ),
     "text_tables_smalle": ("spell_digits _words spell_number", "test_text.py -k 'not proportional and not second'"),
-    "validation_smalle": ("", "test_wrong_input.py"),
+    "validation_smalle": (
+        "",
+        "test_wrong_input.py",
+        "test_modeling.py -k wrong_inputs",
+        "test_speaker.py -k mask_without",
+        "test_damaged_checkpoint.py -k numbers_alone",
+    ),
     "voices_smalle": (
         "",
         "test_wrong_input.py -k 'voice_file or parts_of_a_voice or another_codec'",

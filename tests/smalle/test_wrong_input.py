@@ -1,5 +1,7 @@
 """Any input to the processor, forward() and generate(): a right output, or a ValueError that says what to do."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,20 @@ from hypothesis.extra import numpy as arrays
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from smalle import SmallEProcessor
+from smalle import SmallEConfig, SmallEProcessor
+from smalle.validation_smalle import (
+    INTEGERS,
+    check_complete,
+    check_finite,
+    check_forward,
+    check_initial_state,
+    check_labels,
+    check_pieces,
+    check_range,
+    check_seed,
+    check_tensor,
+    check_text,
+)
 from smalle.voices_smalle import load_voice, save_voice
 
 SAYS_WHAT_TO_DO = (
@@ -36,6 +51,97 @@ def result_or_value_error(call):
     except ValueError as error:
         assert any(word in str(error) for word in SAYS_WHAT_TO_DO), error
 
+
+# --- each check takes what is just right, and refuses what is just wrong
+
+CONFIG = SmallEConfig(vocab_size=8, num_codebooks=3, codebook_size=20)  # 23 audio tokens
+DECODER_ONLY = SmallEConfig(num_codebooks=3, codebook_size=20, architecture="decoder-only", decoder_layers=1)
+IDS, CODES, ONES = torch.full((2, 3), 7), torch.full((2, 4, 3), 22), torch.ones(2, 3).long()
+RECORDING, HEARD = CODES - 3, torch.ones(2, 4)
+GOES_ON = {"input_ids": None, "cache": SimpleNamespace(text_mask=ONES)}
+INFINITE = torch.nn.Linear(2, 2)
+torch.nn.init.constant_(INFINITE.bias, torch.inf)
+CHECKS = [
+    (
+        check_tensor,
+        ("x", IDS, (None, 3), INTEGERS, "ids"),
+        ("x", IDS[0], (None, 3), INTEGERS, "ids"),
+        r"x is torch.int64 of shape \(3,\): expected ids, a tensor of shape \(any, 3\)",
+    ),
+    (check_range, ("x", torch.tensor([0, 19]), 20, ""), ("x", torch.tensor([0, 20]), 20, ""), r"0\.\.20: .* 0\.\.19"),
+    (check_range, ("x", ONES[:0], 20, ""), ("x", torch.tensor([0, 22]), 20, ""), r"0\.\.22: .* 0\.\.19"),
+    (check_range, ("x", ONES, 20, ""), ("x", torch.tensor([-1, 19]), 20, ""), r"-1\.\.19: .* 0\.\.19"),
+    (check_text, (IDS, None, CONFIG), (IDS[:, :0], None, CONFIG), r"input_ids of shape \(2, 0\)"),
+    (
+        check_text,
+        (IDS, torch.tensor([[1, 1, 0], [1, 0, 0]]), CONFIG),
+        (IDS, torch.tensor([[1, 1, 0], [0, 0, 0]]), CONFIG),
+        "a text without tokens: leave",
+    ),
+    (check_pieces, (IDS.int(), None, ONES), (IDS.short(), None, ONES), "input_ids is torch.int16"),
+    (check_pieces, (IDS, None, ONES), (IDS, None, torch.tensor([[1, 1, 1], [0, 2, 2]])), "piece_ids hold"),
+    (
+        check_pieces,
+        (IDS, None, torch.tensor([[0, 1, 2], [0, 0, 1]])),
+        (IDS, None, torch.tensor([[0, 1, 2], [0, -1, 1]])),
+        "piece_ids hold",
+    ),
+    (check_initial_state, (ONES.float(), 2), (ONES / 0, 2), "initial_state holds NaN or infinity"),
+    (check_initial_state, (None, 2), (ONES[:1].float(), 2), r"initial_state is .* \(2, any\)"),
+    (check_labels, (CODES, CODES, CONFIG), (CODES + 1, CODES, CONFIG), r"labels holds 23\.\.23"),
+    (check_labels, (CODES * 0 - 100, CODES, CONFIG), (CODES * 0 - 101, CODES, CONFIG), "labels holds -101"),
+    (check_finite, (torch.nn.Linear(2, 2),), (INFINITE,), "weight bias holds NaN or infinity"),
+    (check_complete, ({"missing_keys": []},), ({"missing_keys": ["b", "a"]},), "2 weights are missing, .* a: "),
+    (check_seed, (2**63 - 1,), (2**63,), "seed=9223372036854775808"),
+    (check_seed, (0,), (-1,), "seed=-1"),
+    (check_seed, (None,), (True,), "seed=True"),
+    (check_seed, (torch.Generator(),), (1.0,), r"seed=1\.0"),
+]
+FORWARDS = [
+    ({}, {"decoder_input_ids": None}, "Pass decoder_input_ids"),
+    (GOES_ON, {**GOES_ON, "input_ids": IDS}, "either input_ids"),
+    ({}, {"input_ids": None}, "either input_ids"),
+    (GOES_ON, {"input_ids": None, "cache": 5}, "cache is int"),
+    (
+        {"speaker_codes": RECORDING, "speaker_attention_mask": HEARD},
+        {"speaker_attention_mask": HEARD},
+        "without speaker",
+    ),
+    ({"initial_state": HEARD}, {**GOES_ON, "initial_state": HEARD}, "initial_state= belongs to a new text"),
+    ({"speaker_codes": RECORDING}, {**GOES_ON, "speaker_codes": RECORDING}, "speaker_codes= belongs to a new text"),
+    ({"output_attentions": True}, {"output_attentions": True, "config": DECODER_ONLY}, "output_attentions=True"),
+    (
+        {"forced_alignments": torch.zeros(2, 4, 3)},
+        {"forced_alignments": torch.zeros(2, 4, 3), "config": DECODER_ONLY},
+        "forced_alignments: a decoder-only",
+    ),
+    (
+        {"forced_alignments": torch.zeros(2, 4, 3)},
+        {"forced_alignments": torch.zeros(2, 4, 2)},
+        "forced_alignments is .* expected where",
+    ),
+    ({"config": DECODER_ONLY}, {"speaker_codes": RECORDING + 1}, r"speaker_codes holds 20\.\.20"),
+]
+
+
+@pytest.mark.parametrize("check, right, wrong, message", CHECKS)
+def test_each_check_refuses_what_is_just_wrong(check, right, wrong, message):
+    check(*right)
+    with pytest.raises(ValueError, match=message):
+        check(*wrong)
+
+
+@pytest.mark.parametrize("right, wrong, message", FORWARDS)
+def test_inputs_of_forward_that_do_not_belong_together_are_refused(right, wrong, message):
+    names = "attention_mask decoder_attention_mask cache initial_state forced_alignments speaker_codes"
+    call = dict.fromkeys([*names.split(), "speaker_attention_mask"])
+    call |= {"config": CONFIG, "input_ids": IDS, "decoder_input_ids": CODES, "output_attentions": False}
+    check_forward(**{**call, **right})
+    with pytest.raises(ValueError, match=message):
+        check_forward(**{**call, **wrong})
+
+
+# --- any input
 
 anything = st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=4) | st.just(object())
 texts = st.text("ab C.5", max_size=8)
