@@ -72,6 +72,7 @@ CHECKS = [
     (check_range, ("x", ONES[:0], 20, ""), ("x", torch.tensor([0, 22]), 20, ""), r"0\.\.22: .* 0\.\.19"),
     (check_range, ("x", ONES, 20, ""), ("x", torch.tensor([-1, 19]), 20, ""), r"-1\.\.19: .* 0\.\.19"),
     (check_text, (IDS, None, CONFIG), (IDS[:, :0], None, CONFIG), r"input_ids of shape \(2, 0\)"),
+    (check_text, (IDS.int(), None, CONFIG), (IDS.short(), None, CONFIG), "input_ids is torch.int16"),
     (
         check_text,
         (IDS, torch.tensor([[1, 1, 0], [1, 0, 0]]), CONFIG),
