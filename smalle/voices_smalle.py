@@ -219,6 +219,12 @@ class SpeechStatistics(NamedTuple):
         return cls(speech.mean(0), frame_loudness(speech).mean())
 
 
+def speech_means(frames: Tensor) -> Tensor:
+    """Mean log-mel frame of the speech in each row of frames (B, T, 2 * num_mels), twice: (B, 1, 2 * num_mels)."""
+    mels = frames.detach().unflatten(2, (2, -1)).flatten(1, 2)
+    return torch.stack([SpeechStatistics.of(mel).mean.repeat(2) for mel in mels])[:, None]
+
+
 def factors(name: str, change: Tensor) -> dict[str, Tensor]:
     """Tensors that keep the change of a parameter: of a large matrix the factors of its best approximation of RANK."""
     if change.dim() < 2 or min(change.flatten(1).shape) <= 2 * RANK:
@@ -445,9 +451,7 @@ class VoiceConverter(PreTrainedModel):
 
     def heard_classes(self, frames: Tensor) -> Tensor:
         """Log-probabilities (B, K, T) of the classes of content in log-mel frames (B, T, 2 * num_mels) of anybody."""
-        mels = frames.detach().unflatten(2, (2, -1)).flatten(1, 2)
-        means = torch.stack([SpeechStatistics.of(mel).mean.repeat(2) for mel in mels])
-        y, _ = self.encoder.apply_blocks((frames - means[:, None]).transpose(1, 2))
+        y, _ = self.encoder.apply_blocks((frames - speech_means(frames)).transpose(1, 2))
         return y[:, : self.config.num_content_classes].float().log_softmax(1)
 
     def speech_scores(self, recording: Recording) -> tuple[float, float]:

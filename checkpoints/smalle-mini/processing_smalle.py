@@ -307,14 +307,14 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         """The `Voice` of a recording. Arguments as in `__call__`.
 
         With a converter: the model reads the text in its default voice, and the converter turns the speech into that
-        of the recorded person. This method tunes the converter to the recording, which takes about 12 s on one core
-        and needs no transcript. Pass the result as `voice` to the call and to `decode()`.
+        of the recorded person. This method tunes the converter to the recording, which takes 10 to 14 s on one core
+        (Xeon with AMX) and needs no transcript. Pass the result as `voice` to the call and to `decode()`.
 
         Without a converter: the same as `reference_voice`.
 
         progress: called before each step of the tuning, with the number of finished steps and of all steps. An
         exception that it raises ends the tuning. steps: of the tuning, 60 by default; with more, the voice resembles
-        the recording more.
+        the recording more and loses words.
 
         Raises ValueError if `audio` is not a recording of speech.
         """

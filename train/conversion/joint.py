@@ -20,7 +20,7 @@ from torch import Tensor
 
 from smalle.cli.command import command_parser, run_command
 from smalle.codec_smalle import FrameNetwork
-from smalle.voices_smalle import CENTROID, SpeechStatistics, VoiceConverter
+from smalle.voices_smalle import CENTROID, VoiceConverter, speech_means
 
 from ..codec.recipe import StageOptions
 from .converter import ADVERSARIAL_WEIGHT, FRAMES, ConverterStage, conditioned_latents
@@ -36,12 +36,6 @@ def difference(heard: Tensor, meant: Tensor, known: Tensor | None = None) -> Ten
     """Kullback-Leibler divergence () from log-probabilities (B, K, T) that are meant, over known (B, T) frames."""
     found = (meant.exp() * (meant - heard)).sum(1)
     return found.mean() if known is None else (found * known).sum() / known.sum()
-
-
-def speech_means(frames: Tensor) -> Tensor:
-    """Mean log-mel frames (B, 1, F) of the speech in frames (B, T, F), twice in a row."""
-    mels = frames.detach().unflatten(2, (2, -1)).flatten(1, 2)
-    return torch.stack([SpeechStatistics.of(mel).mean.repeat(2) for mel in mels])[:, None]
 
 
 class JointStage(ConverterStage):
