@@ -15,25 +15,22 @@ import regex  # as in text_tables_smalle
 
 from .text_tables_smalle import (
     ABBREVIATIONS,
+    ADDRESS_RULES,
     AMBIGUOUS_STATES,
     CHARACTERS,
-    CITIES,
     COMPARED,
     COMPASS,
     CURRENCIES,
     DIGITS,
     ELEMENTS,
     ENDINGS,
-    FILES,
     FRACTIONS,
-    HOSTS,
     INTERJECTIONS,
     KINGS,
     MONTHS,
     NOT_A_STREET,
     NUMBERED,
     NUMBERED_ROMAN,
-    ROADS,
     ROMAN,
     RULERS,
     SCALES,
@@ -53,17 +50,14 @@ from .text_tables_smalle import (
     any_of,
     in_ascii,
     in_pairs,
+    left_of,
     pauses_at_line_ends,
     plural,
+    right_of,
     roman_value,
-    spell_address,
-    spell_characters,
     spell_digits,
     spell_groups,
-    spell_network_address,
     spell_number,
-    spell_phone,
-    spell_tag,
     without_markup,
 )
 
@@ -81,16 +75,6 @@ SENTENCE_END = re.compile(r"\s*$|\s+(?!(?:[NS][EW]|[A-Z]{1,3}T|UTC|Ltd|Inc|Corp|
 def _full_stop(match: re.Match) -> str:
     """A full stop, if an abbreviation's dot also ends a sentence."""
     return "." if match[0].endswith(".") and SENTENCE_END.match(match.string, match.end()) else ""
-
-
-def _before(match: re.Match, length: int = 40) -> str:
-    """The text before a match."""
-    return match.string[max(0, match.start() - length) : match.start()]
-
-
-def _after(match: re.Match, length: int = 40) -> str:
-    """The text after a match."""
-    return match.string[match.end() : match.end() + length]
 
 
 def _month(name: str) -> str:
@@ -154,7 +138,9 @@ def _currency(sign: str) -> tuple[str, str, str, str]:
 
 def _describes(match: re.Match) -> bool:
     """Whether an amount is between an article and a noun: a five dollar bill."""
-    return f" {_before(match, 3)}".lower().endswith((" a ", " an ")) and bool(re.match(r"[ -][a-z]", _after(match, 2)))
+    return f" {left_of(match, 3)}".lower().endswith((" a ", " an ")) and bool(
+        re.match(r"[ -][a-z]", right_of(match, 2))
+    )
 
 
 def _money(match: re.Match) -> str:
@@ -185,7 +171,7 @@ def _cents(match: re.Match) -> str:
     """5¢ for a price; an iPhone 5c stays unchanged."""
     priced = "[Cc]osts?|[Ff]or|[Pp]ay|[Pp]aid|worth|[Ss]aves?|saved|under|over|from|to|tip|charges?|extra"
     sold = r"/[a-zA-Z]| (?:each|apiece|off|extra|more|less|a|an|per|coins?|stamps?|change)\b"
-    price = re.search(rf"\b(?:{priced}) $", _before(match, 9)) or re.match(sold, _after(match, 10))
+    price = re.search(rf"\b(?:{priced}) $", left_of(match, 9)) or re.match(sold, right_of(match, 10))
     return f"{match['amount']}¢" if price or re.fullmatch("[1-9]9", match["amount"]) else match[0]
 
 
@@ -203,7 +189,7 @@ def _whole_units(match: re.Match) -> str:
 def _bare_unit(match: re.Match) -> str:
     """Per square kilometer, in square kilometers."""
     unit = UNITS[match[1] + match[2]]
-    return unit if _before(match, 4) == "per " else plural(unit)
+    return unit if left_of(match, 4) == "per " else plural(unit)
 
 
 def _per_unit(match: re.Match) -> str:
@@ -211,52 +197,10 @@ def _per_unit(match: re.Match) -> str:
     return {"mo": "month", **UNITS}[match[0].rstrip(".")] + _full_stop(match)
 
 
-def _flight(match: re.Match) -> str:
-    """B A two four nine oh."""
-    return f"{match[1]} {match[2]} {spell_digits(match[3], 'oh')}"
-
-
-def _code(match: re.Match) -> str:
-    """A seven, X nine; Q one to Q three; names such as F-16 and ranges such as 10AM-2PM stay unchanged."""
-    groups = match[1].split("-")
-    mixed = any(re.match("[A-Z]+\\d", group) for group in groups)
-    if not re.search("[A-Z]", match[1]) or not (mixed or len(groups) > 2 or match[0][0] == "#"):
-        return match[0]
-    if len(groups) == 2 and groups[0][0] == groups[1][0] and groups[0][0].isalpha():
-        return " to ".join(groups)
-    return ", ".join(
-        spell_number(group)
-        if re.fullmatch(r"[1-9]0?00", group)
-        else " ".join(DIGITS[int(c)] if c.isdigit() else c for c in group)
-        for group in groups
-    )
-
-
-def _letters_and_number(match: re.Match) -> str:
-    """A B C, one two three four; JIRA, one two three four."""
-    word = match.group("word")
-    spelled = len(word) < 4 or word in SPELLED or not re.search("[AEIOU]", word)
-    return f"{' '.join(word) if spelled else word}, {spell_digits(match['number'])}"
-
-
-def _digits_of_a_code(match: re.Match) -> str:
-    """Code nine oh two one oh; error five hundred."""
-    number = match["number"]
-    return match["word"] + (spell_number(number) if re.fullmatch("[1-9]00", number) else spell_digits(number, "oh"))
-
-
 def _parts(match: re.Match) -> str:
     """Three a two of "3(a)(ii)"."""
     parts = (part for part in match.groups() if part)
     return "".join(f" {roman_value(part) if re.fullmatch('[ivx]{2,}', part) else part}" for part in parts)
-
-
-def _postcode(match: re.Match) -> str:
-    """Seven five oh oh one Paris; another number before a name stays unchanged."""
-    street = re.search(rf"\b(?:{ROADS})\b[^.;!?]*, $", _before(match))
-    if not (match["country"] or street or match["city"].upper() in CITIES):
-        return match[0]
-    return (match["country"] or "").replace("-", " ") + spell_digits(match["code"], "oh") + " "
 
 
 def _initials(match: re.Match) -> str:
@@ -267,7 +211,7 @@ def _initials(match: re.Match) -> str:
 
 def _state(match: re.Match) -> str:
     """Massachusetts oh two one three four."""
-    word = re.search(r"(\w+), $", _before(match))
+    word = re.search(r"(\w+), $", left_of(match))
     plain = word is not None and (word[1].islower() or word[1] in INTERJECTIONS)
     if match["state"] in AMBIGUOUS_STATES and plain and not match["zip"]:
         return match[0]
@@ -285,14 +229,19 @@ def _measure(match: re.Match) -> str:
     amount, joint, sign = match.group("amount", "joint", "unit")
     if not joint and (sign == "s" and amount[-1] == "0" or sign == "c."):  # a decade, or 5c and a full stop
         return match[0]
-    run = re.match(r" ?(?:run|race)", _after(match)) or re.search(r"\b(?:an?|ran|my|the) $", _before(match, 6))
+    run = re.match(r" ?(?:run|race)", right_of(match)) or re.search(r"\b(?:an?|ran|my|the) $", left_of(match, 6))
     if sign == "K" and (joint != " " or run and int(float(amount.replace(",", ""))) <= 50):
         return match[0]
     if sign[:2] == "pp" and amount.isdigit() and int(amount) > 20:
         return f"{amount} pages{_full_stop(match)}"
-    if len(sign) == 1 and sign.isupper() and joint == " " and (sign == "A" or re.match(r"\.? [A-Z\d]", _after(match))):
+    if (
+        len(sign) == 1
+        and sign.isupper()
+        and joint == " "
+        and (sign == "A" or re.match(r"\.? [A-Z\d]", right_of(match)))
+    ):
         return match[0]
-    if joint == "" and re.search(rf"(?:{PLACES}) $", _before(match, 12)):
+    if joint == "" and re.search(rf"(?:{PLACES}) $", left_of(match, 12)):
         return match[0]
     unit = UNITS[sign]
     noun = unit if match["amount"] == "1" or match["joint"] == "-" else plural(unit)
@@ -301,7 +250,7 @@ def _measure(match: re.Match) -> str:
 
 def _degrees(match: re.Match) -> str:
     """350 °F; seats and rooms stay unchanged."""
-    return match[0] if re.search(rf"(?:{PLACES}) $", _before(match, 12)) else f"{match[1]} °{match[2]}"
+    return match[0] if re.search(rf"(?:{PLACES}) $", left_of(match, 12)) else f"{match[1]} °{match[2]}"
 
 
 def _fraction(match: re.Match) -> str:
@@ -317,7 +266,7 @@ def _fraction(match: re.Match) -> str:
         return f"{words} {plural(UNITS[unit])}" if unit else f"{words}{match['joint']}{word}" if word else words
     halves = "halves" if bottom == 2 else plural(name)
     words = f"one {name}" if top == 1 else f"{spell_number(top)} {halves}"
-    words += " " * (_after(match, 1).isalpha())
+    words += " " * (right_of(match, 1).isalpha())
     noun = UNITS[unit] if unit else word
     if noun and match["joint"] == "-":
         return f"{spell_number(top)} {name} {noun}"
@@ -329,7 +278,7 @@ def _fraction(match: re.Match) -> str:
 def _dimension(match: re.Match) -> str:
     """Three by four; three times four, if no unit follows the multiplication sign."""
     measure = rf" ?{NUMBER}[ -]?(?:(?:{UNIT})(?!\w)|inch|feet|pixel)"
-    by = match["sign"] == "x" or re.match(measure, _after(match))
+    by = match["sign"] == "x" or re.match(measure, right_of(match))
     return " by " if by else " times "
 
 
@@ -345,7 +294,7 @@ def _feet(match: re.Match) -> str:
     feet, inches = match["feet"], match["inches"]
     if feet and inches:
         return f"{feet} foot {inches}"
-    if len(re.findall(r"(?<!\d)\"" if inches else " '", _before(match, 200))) % 2:
+    if len(re.findall(r"(?<!\d)\"" if inches else " '", left_of(match, 200))) % 2:
         return match[0]
     noun = ("inch" if inches == "1" else "inches") if inches else "foot" if feet == "1" else "feet"
     return f"{inches or feet} {noun}"
@@ -383,7 +332,7 @@ def _number(match: re.Match) -> str:
         return spell_number(amount, "cardinal" if "." in amount else "ordinal")
     if len(amount) != 4 or not amount.isdigit():
         return spell_number(amount)
-    before, after = _before(match, 3), _after(match)
+    before, after = left_of(match, 3), right_of(match)
     year = before[-1:] not in (*",.-",) and not re.match(r"%|[,.-]\d", after)
     if year and not re.fullmatch(r"1[1-9]\d\d|20\d\d", amount):
         before_a_year = before.lower() == "in " or before[-1:] == "(" and after[:1] == ")"
@@ -393,7 +342,7 @@ def _number(match: re.Match) -> str:
 
 def _power(match: re.Match) -> str:
     """X squared, ten to the power of six."""
-    sign, digits, space = match["sign"], match["power"], " " if _after(match, 1).isalnum() else ""
+    sign, digits, space = match["sign"], match["power"], " " if right_of(match, 1).isalnum() else ""
     if not sign and digits in ("2", "3"):
         return (" squared" if digits == "2" else " cubed") + space
     return f" to the power of {'minus ' if sign else ''}{digits}{space}"
@@ -402,8 +351,8 @@ def _power(match: re.Match) -> str:
 def _superscript(match: re.Match) -> str:
     """A superscript as the power of a number or of a variable; after units and words, the plain digits."""
     digits = unicodedata.normalize("NFKD", match[0]).replace("−", "-")
-    base = re.split(r"[\W\d_]", _before(match, 12))[-1]
-    number = re.search(rf"\d ?{base}$", _before(match, 12))
+    base = re.split(r"[\W\d_]", left_of(match, 12))[-1]
+    number = re.search(rf"\d ?{base}$", left_of(match, 12))
     return (
         digits
         if len(base) > 2 and base not in ("sin", "cos", "tan", "log") or number and base + "2" in UNITS
@@ -432,14 +381,14 @@ def _numbered_roman(match: re.Match) -> str:
 
 def _named_roman(match: re.Match) -> str:
     """Henry the eighth, Apollo thirteen; I the word and initials stay."""
-    name, numeral, before = match["name"], match["numeral"], _before(match).split()
-    words = {name, *re.findall(r"[A-Z]\w+(?= (?:[A-Z][\w.]* )?$)", _before(match))}
+    name, numeral, before = match["name"], match["numeral"], left_of(match).split()
+    words = {name, *re.findall(r"[A-Z]\w+(?= (?:[A-Z][\w.]* )?$)", left_of(match))}
     value = roman_value(numeral)
     if words & KINGS or words & RULERS or (name.lower() == name and before[-1:] and before[-1] in KINGS):
         # "When I told Henry I was late": a first is followed by a mark or by what a ruler does
         first = not words & RULERS and numeral == "I"
         of_ruler = r" (?!and [A-Z]|of |in |was (?:born|crowned|king|queen|executed)|ruled|reigned|died|became)"
-        if first and re.match(of_ruler, _after(match)):
+        if first and re.match(of_ruler, right_of(match)):
             return match[0]
         if len(numeral) == 1 and numeral not in "IVX" or value > 39:
             return match[0]
@@ -452,10 +401,12 @@ def _named_roman(match: re.Match) -> str:
 def _letters(match: re.Match) -> str:
     """B B C, T V's, F B I; words in capitals stay unchanged."""
     word, ending = match["word"], match["ending"] or ""
-    code = re.match(r"\d" if len(word) == 3 else r"-?\d", _after(match, 2)) and len(word) < 4  # MI6, AK-47
+    code = re.match(r"\d" if len(word) == 3 else r"-?\d", right_of(match, 2)) and len(word) < 4  # MI6, AK-47
     if word in SOUNDS or (word not in SPELLED and re.search("[AEIOUY]", word) and not code):
         return match[0]
-    around = re.findall(r"[A-Z]{2,}(?=\W*$)", _before(match, 16)) + re.findall(r"^\W*([A-Z]{2,})\b", _after(match, 16))
+    around = re.findall(r"[A-Z]{2,}(?=\W*$)", left_of(match, 16)) + re.findall(
+        r"^\W*([A-Z]{2,})\b", right_of(match, 16)
+    )
     if word in SHOUTED and any(other not in SPELLED and re.search("[AEIOUY]", other) for other in around):
         return match[0]
     return " ".join(word) + ("'s" if ending else "")
@@ -474,8 +425,8 @@ def _ion(match: re.Match) -> str:
 
 def _street(match: re.Match) -> str:
     """Main Street, Mulholland Drive; a saint or a doctor stays unchanged."""
-    word, following = match["word"], re.match(r" ([A-Z]\w*)", _after(match))
-    numbered = re.search(r"\d ?(?:[NSEW]\.? |[A-Z]\w+ ){0,3}$", _before(match, 30))
+    word, following = match["word"], re.match(r" ([A-Z]\w*)", right_of(match))
+    numbered = re.search(r"\d ?(?:[NSEW]\.? |[A-Z]\w+ ){0,3}$", left_of(match, 30))
     if word in NOT_A_STREET or word in TITLES.values():
         return match[0]
     if following and not numbered and not word[0].isdigit() and following[1] not in NOT_A_STREET:
@@ -512,52 +463,10 @@ def _named(match: re.Match) -> str:
     return names[0] + _full_stop(match)
 
 
-_ACRONYM_AND_A_NUMBER = (
-    r"(?<=\b[A-Z]{3} )(?<!(?:FAX|TEL|"
-    rf"{'|'.join(code for code in CURRENCIES if re.fullmatch('[A-Z]{3}', code))}) )"
-    r"[1-9]\d(?:0[1-9]|[1-9]\d)\b(?![.,:/%-]?\d|%| [a-z])"
-)
 _COORDINATE = (
     r"(?<![\w.])(?P<degree>\d{1,3}(?:\.\d++)?)° ?(?:(?P<minute>\d{1,2})' ?)?(?:(?P<second>\d{1,2}(?:\.\d+)?)\"? ?)?"
     r"(?P<pole>[NSEW])\b"
 )
-_HOST = (
-    rf"(?<![\w@./-])(?:(?:[A-Za-z0-9-]++\.)+(?:{HOSTS})(?![\w-]|\.\w)|localhost(?=[:/]))"
-    r"(?::\d++)?(?:/[\w.~%?=&#/-]*[\w/]|/)?"
-)
-LOUD_FILES = "|".join(name.upper() for name in FILES if len(name) > 2)
-_FILE = rf"(?<![\w/.~-])(?:~/|\.{{1,2}}/|\.|/)?(?:[\w-]++[/.])+(?<=\.)(?:{any_of(FILES)}|{LOUD_FILES})(?![\w/-]|\.\w)"
-_ENDING_OF_FILES = rf"(?<![\w./])\*?\.(?:{any_of(name for name in FILES if len(name) > 1)})(?![\w/.-])"
-_PATH = r"(?<![\w/.~-])(?:(?:~|\.{1,2})/\.?[\w+-]++|/[\w+-]++/[\w+-]++)(?:[/.][\w+-]++)*+/?"
-_PHONE = (
-    r"(?<![\w.,+-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-]|[.,]\d)(?:,? ?(?:ext\.?"
-    r"|x) ?\d{1,5}\b)?"
-)
-_PHONE_WITH_A_ZERO = r"(?<![\w.,+-])(?:\(0\)\d{1,4}|\(?0\d{2,4}\)?)[ /-]\d{3,7}(?:[ -]\d{3,4})?(?![\w-]|[.,]\d)"
-_PHONE_IN_GROUPS = (
-    r"(?<![\w.,+-])(?=\(?0(?:[ )]{0,2}\d){8,10}(?![ \w]\d))\(?0\d{1,4}\)?(?: \d{2,4}){2,4}(?![\w-]|[.,]\d)"
-)
-_PHONE_IN_A_ROW = (
-    r"\d\d{4}(?:(?<= \d{5})(?:(?<=[CcFf]a[lx][l:] \d{5})|(?<=[DdTt][ie][axl][lt:] \d{5})|(?<=phone \d{5})"
-    r"|(?<=hone: \d{5})|(?<=[Nn]umber \d{5}))\d{2,10}(?!\d)|(?<= \d{5})(?<=[Tt]ext \d{5})\d?\b"
-    r"|(?<![\w.,$+-]\d{5})(?<=[2-9]\d{4})\d{5}(?![\w-]|[.,]\d))"
-)
-_POSTCODE = r"(?<![\w.,$#-])(?P<country>[DEFI]-)?(?P<code>\d{5}) (?=(?P<city>[A-Z]\w+))"
-_LONG_CODE = (
-    r"[A-Z\d](?<!\w[A-Z\d])(?:(?<=[A-Z])[A-Z]\d\d(?: [A-Z\d]{4}){2,7}(?: [A-Z\d]{1,3})?(?!\w)"  # a bank's
-    r"|(?=[A-Z\d]{9})(?:(?<=[A-Z])[A-Z]*+\d++[A-Z]++\d++|(?<=\d)\d*+[A-Z]++\d++[A-Z]++)[A-Z\d]*+(?!\w)"
-    r"|(?<=[\dA-F])[\dA-F]:(?:[\dA-F]{2}:){2,6}[\dA-F]{2}(?![\w:]))"
-)
-_DIGITS_OF_A_CODE = (
-    r"\b(?P<word>(?:[Cc]ode|PIN|[Pp]asscode|OTP|ZIP|zip|[Ee]rror|HTTP|P\.? ?O\.? [Bb]ox)(?: is|:)? )"
-    r"(?P<number>\d{3,8})\b(?![.,-]\d)"
-)
-_EMERGENCY = (
-    r"(?<= )(?:(?<=[Cc]all )|(?<=[Dd]ial )|(?<=[ai]ling )|(?<=called )|(?<=11 or )|(?<=99 or )|(?<=12 or ))"
-    r"(?:\d11|999|112)\b"
-)
-_SPACES_OF_THOUSANDS = r"(?<![\w.,+)-])(?<!\d )[1-9]\d{0,2}(?:(?: 000)+|(?: \d{3}){2,4})(?![\w-]|[ .,]\d)"
-_ADDRESS_OF_A_NETWORK = r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{2,5}))?(?![\w]|\.\d)"
 _DECIMAL_COMMA = (
     r"(?=\d)(?:(?<=€)|(?<![\w.,])(?=[\d.]{1,12},\d\d ?(?:€|EUR\b)))(\d{1,3}(?:\.\d{3})++|\d++),(\d\d)(?!\d|,\d)"
 )
@@ -662,55 +571,7 @@ RULES = (
     Rule("height", "5'10\"", r"(?<![\w.])(?P<feet>\d)' ?(?P<inches>1[01]|\d)(?:\"|''|(?!\w))", _feet),
     Rule("feet", "6'", r"(?<![\w.])(?P<feet>\d{1,3})(?P<inches>)'(?![\w'])", _feet),
     Rule("inches", '12"', rf"{START}(?P<feet>)(?P<inches>{NUMBER})\"(?!\w)", _feet),
-    # addresses, names of files, tags
-    Rule(
-        "e-mail", "a.person@example.org", r"(?<![\w.+-])[\w.+-]++@[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++", spell_address
-    ),
-    Rule("URL", "www.example.com/docs", r"\b(?:(?:https?|ftp|file)://|www\.)[^\s<>\"'()\[\]{}|]*[\w/]", spell_address),
-    Rule("host", "example.com/docs", _HOST, spell_address),
-    Rule("file", "src/main.py", _FILE, spell_address),
-    Rule("ending of files", "*.txt", _ENDING_OF_FILES, lambda match: spell_address(match).replace("*", "star")),
-    Rule("path", "/usr/local/bin", _PATH, spell_address),
-    Rule("hidden file", ".gitignore", r"(?<!\S)\.(?=[a-z]{3})", "dot "),
-    Rule("Windows path", r"C:\Users\me", r"\b[A-Za-z]:\\[\w\\.-]*\w", spell_address),
-    Rule("forum", "r/science", r"(?<![\w/])([ru])/(?=\w)", r"\1 slash "),
-    Rule("sharp", "C#", r"\b([A-G])#(?!\w)", r"\1 sharp"),
-    Rule("code", "A7-X9", r"(?<![\w-])#?(?=[A-Z-]*+\d)((?:[A-Z]++\d*+|\d++[A-Z]++)(?:-[A-Z\d]++)+)(?![\w-])", _code),
-    Rule(
-        "letters and a number",
-        "ABC-1234",
-        r"(?=[A-Z])(?<![\w-])(?!FY|CY|UTC|GMT)(?P<word>(?:[A-Z]{2,5}(?=-)|[A-Z]{3}))-?(?P<number>\d{3,})(?![\w-]|\.\d)",
-        _letters_and_number,
-    ),
-    Rule("letter and a row", "H.264", r"\b([A-Z])\.(\d{3,4})\b", lambda match: f"{match[1]} {spell_digits(match[2])}"),
-    Rule("postcode", "SW1A 2AA", r"\b[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}\b|\b[A-Z]\d[A-Z] \d[A-Z]\d\b", spell_characters),
-    Rule("postcode before a city", "75001 Paris", _POSTCODE, _postcode),
-    Rule("aircraft's letter", "A380", r"\b([A-Z])(\d{3})\b", lambda match: f"{match[1]} {in_pairs(match[2])}"),
-    Rule("acronym and a number", "ISO 8601", _ACRONYM_AND_A_NUMBER, lambda match: _year(match[0])),
-    Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", spell_tag),
-    Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", spell_tag),
-    # rows of digits
-    Rule("long code", "DE89 3704 0044", _LONG_CODE, spell_characters),
-    Rule("spaces of thousands", "1 000 000", _SPACES_OF_THOUSANDS, lambda match: match[0].replace(" ", "")),
-    Rule("phone", "(555) 123-4567", _PHONE, spell_phone),
-    Rule("vanity phone", "1-800-FLOWERS", r"(?<![\w-])(?:1-)?8\d\d-[A-Z]{2,9}(?:-[A-Z]{2,9})?(?!\w)", spell_phone),
-    Rule("phone abroad", "+44 20 7946 0958", r"(?<![\w+])\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}(?!\w)", spell_phone),
-    Rule("phone with a zero", "020 7946 0958", _PHONE_WITH_A_ZERO, spell_phone),
-    Rule("phone in groups", "01 42 68 53 00", _PHONE_IN_GROUPS, spell_phone),
-    Rule("phone number", "555-1234", r"(?<![\d-])\d{3}-\d{4}(?![\d-])", spell_phone),
-    Rule("phone in a row", "Call 5551234567", _PHONE_IN_A_ROW, spell_phone),
-    Rule("aircraft", "747-400", r"(?<![\w-])7([0-8]7)-(?=\d)|(?<=Boeing )7([0-8]7)\b", r"7 \1\2 "),
-    Rule("flight", "BA2490", r"(?=[A-Z])\b(?!FY|CY)([A-Z])([A-Z])(?:(?<=light ..) )?(\d{3,4})\b", _flight),
-    Rule("digits of a code", "code 90210", _DIGITS_OF_A_CODE, _digits_of_a_code),
-    Rule("emergency", "Call 911", _EMERGENCY, lambda match: spell_digits(match[0])),
-    Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, spell_network_address),
-    Rule("apostrophes of thousands", "10'000", r"(?<=\d)'(?=\d{3}(?!\d))", ""),
-    Rule(
-        "dots of thousands",
-        "1.000.000",
-        r"(?<![\w.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.,]\d)",
-        lambda m: m[0].replace(".", ""),
-    ),
+    *ADDRESS_RULES,
     # dates and times
     Rule("ISO date", "2026-11-20", _ISO_DATE, _date),
     Rule("ISO time", "twenty twenty-sixT15:30Z", _ISO_TIME, _iso_time),

@@ -394,6 +394,16 @@ def roman_value(numeral: str) -> int:
 # --- rows of digits and letters, addresses
 
 
+def left_of(match: re.Match, length: int = 40) -> str:
+    """The text before a match."""
+    return match.string[max(0, match.start() - length) : match.start()]
+
+
+def right_of(match: re.Match, length: int = 40) -> str:
+    """The text after a match."""
+    return match.string[match.end() : match.end() + length]
+
+
 def in_pairs(number: str) -> str:
     """One oh one, three eighty, five hundred of a room, a road, an aircraft."""
     if number.endswith("00") or len(number) != 3:
@@ -459,6 +469,144 @@ def spell_tag(match: re.Match) -> str:
     if match[0][0] == "#":
         return "hashtag " + " ".join(_camel(match[1]))
     return "at " + re.sub(r"[._]", lambda sign: f" {ADDRESS_SIGNS[sign[0]]} ", match[1]).strip()
+
+
+def _flight(match: re.Match) -> str:
+    """B A two four nine oh."""
+    return f"{match[1]} {match[2]} {spell_digits(match[3], 'oh')}"
+
+
+def _code(match: re.Match) -> str:
+    """A seven, X nine; Q one to Q three; names such as F-16 and ranges such as 10AM-2PM stay unchanged."""
+    groups = match[1].split("-")
+    mixed = any(re.match("[A-Z]+\\d", group) for group in groups)
+    if not re.search("[A-Z]", match[1]) or not (mixed or len(groups) > 2 or match[0][0] == "#"):
+        return match[0]
+    if len(groups) == 2 and groups[0][0] == groups[1][0] and groups[0][0].isalpha():
+        return " to ".join(groups)
+    return ", ".join(
+        spell_number(group)
+        if re.fullmatch(r"[1-9]0?00", group)
+        else " ".join(DIGITS[int(c)] if c.isdigit() else c for c in group)
+        for group in groups
+    )
+
+
+def _letters_and_number(match: re.Match) -> str:
+    """A B C, one two three four; JIRA, one two three four."""
+    word = match.group("word")
+    spelled = len(word) < 4 or word in SPELLED or not re.search("[AEIOU]", word)
+    return f"{' '.join(word) if spelled else word}, {spell_digits(match['number'])}"
+
+
+def _digits_of_a_code(match: re.Match) -> str:
+    """Code nine oh two one oh; error five hundred."""
+    number = match["number"]
+    return match["word"] + (spell_number(number) if re.fullmatch("[1-9]00", number) else spell_digits(number, "oh"))
+
+
+def _postcode(match: re.Match) -> str:
+    """Seven five oh oh one Paris; another number before a name stays unchanged."""
+    street = re.search(rf"\b(?:{ROADS})\b[^.;!?]*, $", left_of(match))
+    if not (match["country"] or street or match["city"].upper() in CITIES):
+        return match[0]
+    return (match["country"] or "").replace("-", " ") + spell_digits(match["code"], "oh") + " "
+
+
+_ACRONYM_AND_A_NUMBER = (
+    r"(?<=\b[A-Z]{3} )(?<!(?:FAX|TEL|"
+    rf"{'|'.join(code for code in CURRENCIES if re.fullmatch('[A-Z]{3}', code))}) )"
+    r"[1-9]\d(?:0[1-9]|[1-9]\d)\b(?![.,:/%-]?\d|%| [a-z])"
+)
+_HOST = (
+    rf"(?<![\w@./-])(?:(?:[A-Za-z0-9-]++\.)+(?:{HOSTS})(?![\w-]|\.\w)|localhost(?=[:/]))"
+    r"(?::\d++)?(?:/[\w.~%?=&#/-]*[\w/]|/)?"
+)
+LOUD_FILES = "|".join(name.upper() for name in FILES if len(name) > 2)
+_FILE = rf"(?<![\w/.~-])(?:~/|\.{{1,2}}/|\.|/)?(?:[\w-]++[/.])+(?<=\.)(?:{any_of(FILES)}|{LOUD_FILES})(?![\w/-]|\.\w)"
+_ENDING_OF_FILES = rf"(?<![\w./])\*?\.(?:{any_of(name for name in FILES if len(name) > 1)})(?![\w/.-])"
+_PATH = r"(?<![\w/.~-])(?:(?:~|\.{1,2})/\.?[\w+-]++|/[\w+-]++/[\w+-]++)(?:[/.][\w+-]++)*+/?"
+_PHONE = (
+    r"(?<![\w.,+-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-]|[.,]\d)(?:,? ?(?:ext\.?"
+    r"|x) ?\d{1,5}\b)?"
+)
+_PHONE_WITH_A_ZERO = r"(?<![\w.,+-])(?:\(0\)\d{1,4}|\(?0\d{2,4}\)?)[ /-]\d{3,7}(?:[ -]\d{3,4})?(?![\w-]|[.,]\d)"
+_PHONE_IN_GROUPS = (
+    r"(?<![\w.,+-])(?=\(?0(?:[ )]{0,2}\d){8,10}(?![ \w]\d))\(?0\d{1,4}\)?(?: \d{2,4}){2,4}(?![\w-]|[.,]\d)"
+)
+_PHONE_IN_A_ROW = (
+    r"\d\d{4}(?:(?<= \d{5})(?:(?<=[CcFf]a[lx][l:] \d{5})|(?<=[DdTt][ie][axl][lt:] \d{5})|(?<=phone \d{5})"
+    r"|(?<=hone: \d{5})|(?<=[Nn]umber \d{5}))\d{2,10}(?!\d)|(?<= \d{5})(?<=[Tt]ext \d{5})\d?\b"
+    r"|(?<![\w.,$+-]\d{5})(?<=[2-9]\d{4})\d{5}(?![\w-]|[.,]\d))"
+)
+_POSTCODE = r"(?<![\w.,$#-])(?P<country>[DEFI]-)?(?P<code>\d{5}) (?=(?P<city>[A-Z]\w+))"
+_LONG_CODE = (
+    r"[A-Z\d](?<!\w[A-Z\d])(?:(?<=[A-Z])[A-Z]\d\d(?: [A-Z\d]{4}){2,7}(?: [A-Z\d]{1,3})?(?!\w)"  # a bank's
+    r"|(?=[A-Z\d]{9})(?:(?<=[A-Z])[A-Z]*+\d++[A-Z]++\d++|(?<=\d)\d*+[A-Z]++\d++[A-Z]++)[A-Z\d]*+(?!\w)"
+    r"|(?<=[\dA-F])[\dA-F]:(?:[\dA-F]{2}:){2,6}[\dA-F]{2}(?![\w:]))"
+)
+_DIGITS_OF_A_CODE = (
+    r"\b(?P<word>(?:[Cc]ode|PIN|[Pp]asscode|OTP|ZIP|zip|[Ee]rror|HTTP|P\.? ?O\.? [Bb]ox)(?: is|:)? )"
+    r"(?P<number>\d{3,8})\b(?![.,-]\d)"
+)
+_EMERGENCY = (
+    r"(?<= )(?:(?<=[Cc]all )|(?<=[Dd]ial )|(?<=[ai]ling )|(?<=called )|(?<=11 or )|(?<=99 or )|(?<=12 or ))"
+    r"(?:\d11|999|112)\b"
+)
+_SPACES_OF_THOUSANDS = r"(?<![\w.,+)-])(?<!\d )[1-9]\d{0,2}(?:(?: 000)+|(?: \d{3}){2,4})(?![\w-]|[ .,]\d)"
+_ADDRESS_OF_A_NETWORK = r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{2,5}))?(?![\w]|\.\d)"
+# Applied in this order.
+ADDRESS_RULES = (
+    # addresses, names of files, tags
+    Rule(
+        "e-mail", "a.person@example.org", r"(?<![\w.+-])[\w.+-]++@[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++", spell_address
+    ),
+    Rule("URL", "www.example.com/docs", r"\b(?:(?:https?|ftp|file)://|www\.)[^\s<>\"'()\[\]{}|]*[\w/]", spell_address),
+    Rule("host", "example.com/docs", _HOST, spell_address),
+    Rule("file", "src/main.py", _FILE, spell_address),
+    Rule("ending of files", "*.txt", _ENDING_OF_FILES, lambda match: spell_address(match).replace("*", "star")),
+    Rule("path", "/usr/local/bin", _PATH, spell_address),
+    Rule("hidden file", ".gitignore", r"(?<!\S)\.(?=[a-z]{3})", "dot "),
+    Rule("Windows path", r"C:\Users\me", r"\b[A-Za-z]:\\[\w\\.-]*\w", spell_address),
+    Rule("forum", "r/science", r"(?<![\w/])([ru])/(?=\w)", r"\1 slash "),
+    Rule("sharp", "C#", r"\b([A-G])#(?!\w)", r"\1 sharp"),
+    Rule("code", "A7-X9", r"(?<![\w-])#?(?=[A-Z-]*+\d)((?:[A-Z]++\d*+|\d++[A-Z]++)(?:-[A-Z\d]++)+)(?![\w-])", _code),
+    Rule(
+        "letters and a number",
+        "ABC-1234",
+        r"(?=[A-Z])(?<![\w-])(?!FY|CY|UTC|GMT)(?P<word>(?:[A-Z]{2,5}(?=-)|[A-Z]{3}))-?(?P<number>\d{3,})(?![\w-]|\.\d)",
+        _letters_and_number,
+    ),
+    Rule("letter and a row", "H.264", r"\b([A-Z])\.(\d{3,4})\b", lambda match: f"{match[1]} {spell_digits(match[2])}"),
+    Rule("postcode", "SW1A 2AA", r"\b[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}\b|\b[A-Z]\d[A-Z] \d[A-Z]\d\b", spell_characters),
+    Rule("postcode before a city", "75001 Paris", _POSTCODE, _postcode),
+    Rule("aircraft's letter", "A380", r"\b([A-Z])(\d{3})\b", lambda match: f"{match[1]} {in_pairs(match[2])}"),
+    Rule("acronym and a number", "ISO 8601", _ACRONYM_AND_A_NUMBER, lambda match: spell_number(match[0], "year")),
+    Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", spell_tag),
+    Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", spell_tag),
+    # rows of digits
+    Rule("long code", "DE89 3704 0044", _LONG_CODE, spell_characters),
+    Rule("spaces of thousands", "1 000 000", _SPACES_OF_THOUSANDS, lambda match: match[0].replace(" ", "")),
+    Rule("phone", "(555) 123-4567", _PHONE, spell_phone),
+    Rule("vanity phone", "1-800-FLOWERS", r"(?<![\w-])(?:1-)?8\d\d-[A-Z]{2,9}(?:-[A-Z]{2,9})?(?!\w)", spell_phone),
+    Rule("phone abroad", "+44 20 7946 0958", r"(?<![\w+])\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}(?!\w)", spell_phone),
+    Rule("phone with a zero", "020 7946 0958", _PHONE_WITH_A_ZERO, spell_phone),
+    Rule("phone in groups", "01 42 68 53 00", _PHONE_IN_GROUPS, spell_phone),
+    Rule("phone number", "555-1234", r"(?<![\d-])\d{3}-\d{4}(?![\d-])", spell_phone),
+    Rule("phone in a row", "Call 5551234567", _PHONE_IN_A_ROW, spell_phone),
+    Rule("aircraft", "747-400", r"(?<![\w-])7([0-8]7)-(?=\d)|(?<=Boeing )7([0-8]7)\b", r"7 \1\2 "),
+    Rule("flight", "BA2490", r"(?=[A-Z])\b(?!FY|CY)([A-Z])([A-Z])(?:(?<=light ..) )?(\d{3,4})\b", _flight),
+    Rule("digits of a code", "code 90210", _DIGITS_OF_A_CODE, _digits_of_a_code),
+    Rule("emergency", "Call 911", _EMERGENCY, lambda match: spell_digits(match[0])),
+    Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, spell_network_address),
+    Rule("apostrophes of thousands", "10'000", r"(?<=\d)'(?=\d{3}(?!\d))", ""),
+    Rule(
+        "dots of thousands",
+        "1.000.000",
+        r"(?<![\w.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.,]\d)",
+        lambda m: m[0].replace(".", ""),
+    ),
+)
 
 
 # --- characters
