@@ -25,7 +25,7 @@ def list_clips(corpora: Iterable[str | Path], exclude_speakers: Iterable[str] = 
     speakers.json in a corpus names the voices of its blends: {speaker: [[voice, weight], ...]}. Raises ValueError if no
     clip is left.
     """
-    excluded, found = set(exclude_speakers), []
+    excluded, found = set(map(str, exclude_speakers)), []  # YAML reads a speaker 1867 as a number
     for corpus in map(Path, corpora):
         blends = {}
         if (corpus / "speakers.json").is_file():

@@ -58,7 +58,7 @@ class TimedRun:
         print(f"resumed at step {self.step}, {self.spent / 60:.1f} minutes", flush=True)
 
     def run(self) -> None:
-        """Trains. SIGINT and SIGTERM write a checkpoint and end the training."""
+        """Trains. SIGINT and SIGTERM write a checkpoint and raise KeyboardInterrupt: what comes next needs the end."""
         handlers = {name: signal.signal(name, self._stop) for name in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._train()
@@ -66,6 +66,8 @@ class TimedRun:
             for name, handler in handlers.items():
                 signal.signal(name, handler)
         self.save_checkpoint()
+        if self.stopped:
+            raise KeyboardInterrupt
 
     def _stop(self, *_):
         self.stopped = True
