@@ -24,6 +24,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from tqdm import tqdm
 
 from smalle.cli.command import command_parser, run_command
+from smalle.codec_smalle import MelAnalysis
 from smalle.voices_smalle import (
     CENTROID,
     DEVIATION_CEPSTRA,
@@ -96,6 +97,33 @@ class FrameDiscriminator(nn.Module):
         return [*outputs, self.out(x)[:, 0] + (x * self.project(speaker)[..., None]).mean(1)]
 
 
+class Adversary:
+    """A discriminator of frames, and its training.
+
+    saved: what has a state to resume from.
+    """
+
+    def __init__(self, analysis: MelAnalysis):
+        self.analysis, self.discriminator = analysis, FrameDiscriminator(2 * analysis.config.num_mels)
+        self.optimizer = adamw(self.discriminator, 2e-4, (0.5, 0.98))
+        self.saved = {"discriminator": self.discriminator, "discriminator_optimizer": self.optimizer}
+
+    def compete(self, frames: Tensor, meant: Tensor, speaker: Tensor) -> Tensor:
+        """Trains the discriminator by one step; its losses (2,), least squares and feature matching, of the frames."""
+        made, true = ((x - self.analysis.mean) / self.analysis.scale / 3 for x in (frames, meant))
+        self.discriminator.requires_grad_(True)
+        scores = [self.discriminator(x.detach(), speaker)[-1] for x in (true, made)]
+        self.optimizer.zero_grad()
+        ((scores[0] - 1).square().mean() + scores[1].square().mean()).backward()
+        nn.utils.clip_grad_norm_(self.discriminator.parameters(), 5.0)
+        self.optimizer.step()
+        self.discriminator.requires_grad_(False)
+        *heard, score = self.discriminator(made, speaker)
+        *wanted, _ = self.discriminator(true, speaker)
+        matching = torch.stack([(a - b).abs().mean() for a, b in zip(heard, wanted)]).mean()
+        return torch.stack(((score - 1).square().mean(), matching))
+
+
 class ConverterStage(ConversionStage):
     """Trains condition, scales and shifts, and network: L1 of the frames, the speaker network, a discriminator."""
 
@@ -107,9 +135,8 @@ class ConverterStage(ConversionStage):
     ):
         super().__init__(converter, nn.ModuleDict({name: getattr(converter, name) for name in self.parts}), options)
         self.pairs, self.readings = pairs, readings
-        self.discriminator = FrameDiscriminator(converter.codec_config.feature_size)
-        self.discriminator_optimizer = adamw(self.discriminator, 2e-4, (0.5, 0.98))
-        self.saved |= {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
+        self.adversary = Adversary(converter.analysis)
+        self.saved |= self.adversary.saved
         self.speakers: dict[str, list[int]] = collections.defaultdict(list)
         for index, pair in enumerate(pairs):
             self.speakers[pair.speaker].append(index)
@@ -186,7 +213,7 @@ class ConverterStage(ConversionStage):
             similarity = self.similarity(frames[:half, start:], embedding[:half])
             loss, values["similarity"] = loss + SPEAKER_WEIGHT * (1 - similarity), 2 * similarity
         weight = min(1.0, max(0.0, 10 * (progress - ADVERSARIAL_FROM)))
-        deceit = self.compete(frames, meant, speaker) if weight else torch.zeros(2)
+        deceit = self.adversary.compete(frames, meant, speaker) if weight else torch.zeros(2)
         loss = loss + weight * (ADVERSARIAL_WEIGHT * deceit[0] + MATCHING_WEIGHT * deceit[1])
         return loss, {**values, "adversarial": deceit[0], "matching": deceit[1]}
 
@@ -200,22 +227,6 @@ class ConverterStage(ConversionStage):
         """Mean cosine () of the first window of frames (B, T, F) to embeddings (B, 256)."""
         windows = frames[:, : SPEAKER_WINDOW // 2].reshape(len(frames), SPEAKER_WINDOW, -1)
         return (self.converter.speaker(windows) * embedding).sum(1).mean()
-
-    def compete(self, frames: Tensor, meant: Tensor, speaker: Tensor) -> Tensor:
-        """Trains the discriminator by one step; its losses (2,), least squares and feature matching, of the frames."""
-        analysis = self.converter.analysis
-        made, true = ((x - analysis.mean) / analysis.scale / 3 for x in (frames, meant))
-        self.discriminator.requires_grad_(True)
-        scores = [self.discriminator(x.detach(), speaker)[-1] for x in (true, made)]
-        self.discriminator_optimizer.zero_grad()
-        ((scores[0] - 1).square().mean() + scores[1].square().mean()).backward()
-        nn.utils.clip_grad_norm_(self.discriminator.parameters(), 5.0)
-        self.discriminator_optimizer.step()
-        self.discriminator.requires_grad_(False)
-        *heard, score = self.discriminator(made, speaker)
-        *wanted, _ = self.discriminator(true, speaker)
-        matching = torch.stack([(a - b).abs().mean() for a, b in zip(heard, wanted)]).mean()
-        return torch.stack(((score - 1).square().mean(), matching))
 
 
 def fill_speaker(converter: VoiceConverter, path: str) -> None:

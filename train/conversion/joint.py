@@ -111,7 +111,7 @@ class JointStage(ConverterStage):
             own = converter.analysis.restore(converter.analysis.project(frames[count:]))
         sounds = difference(heard, meant, known[:count])
         similarity = self.similarity(made[:count], embedding)
-        deceit, _ = self.compete(made[:count], real, speaker)
+        deceit, _ = self.adversary.compete(made[:count], real, speaker)
         distance = ((made[count:] - own).abs().mean(2) * known[count:]).sum() / known[count:].sum()
         gaps = F.smooth_l1_loss(content[:, :CENTROID].transpose(1, 2), reading, beta=0.3, reduction="none").mean(2)
         regression = (gaps * known).sum() / known.sum()

@@ -1,0 +1,73 @@
+"""A codec's decoder learns from the voice converter, on some seconds of the embedded checkpoint's voices."""
+
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from smalle.train.codec.recipe import StageOptions
+from smalle.train.conversion import decoder
+
+import smalle
+from smalle.audio_smalle import write_wav
+from smalle.codec_smalle import load_codec
+
+CHECKPOINT = pathlib.Path(__file__).parents[3] / "checkpoints" / "smalle-mini"
+TEXTS = ["The old bridge was closed for the winter.", "Nobody had seen the letter before."]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return smalle.SmallEProcessor.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def converted(processor):
+    model = smalle.SmallEForTextToSpeech.from_pretrained(CHECKPOINT).eval()
+    return list(decoder.converted_examples(processor, model, "heart-hd", TEXTS))
+
+
+@pytest.fixture(scope="module")
+def recorded(processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    wave = processor.decode(processor.get_voice("daniel").codes)[0][:96000].float().numpy()
+    write_wav(folder / "a.wav", wave, 24000)
+    (folder / "a.txt").write_text("The text does not matter.")
+    return list(decoder.recorded_examples(processor, [str(folder)]))
+
+
+def test_examples_are_codes_and_the_latents_of_better_speech(processor, converted, recorded):
+    """The converter's Vocos makes of the latents what `decode` makes of a voice that is converted."""
+    converter, voice = processor.converter, processor.get_voice("heart-hd")
+    for codes, latents in converted:
+        wave, _ = converter.vocos.decode_chunk(latents[None].float(), None, True)
+        meant = processor.decode(codes.T, voice=voice)[0]
+        alike = [converter.analysis.mel(x[None, : min(len(wave[0]), len(meant))].float()) for x in (wave[0], meant)]
+        assert (alike[0] - alike[1]).abs().mean() < 0.3, "the latents are not those of the conversion"
+    for codes, latents in recorded:
+        assert codes.shape == (6, latents.shape[1]) and latents.shape[0] == 64
+
+
+def test_the_decoder_learns_and_keeps_the_codes(processor, converted, recorded, tmp_path):
+    options = StageOptions(str(tmp_path / "codec"), 1.0, 6, 3e-3, 5, 0.9)
+    stage = decoder.DecoderStage(processor.codec, processor.converter, converted, recorded, options)
+    first = float(stage.step(0, 0.0)["l1"])
+    for step in range(1, 12):
+        last = float(stage.step(step, step / 12)["l1"])
+    assert last < 0.8 * first
+    stage.save(tmp_path / "codec")
+    codec = load_codec(str(tmp_path / "codec"))
+    assert codec.identity == processor.codec.identity
+    assert codec.decode(converted[0][0][None].long()).shape == (1, converted[0][0].shape[1] * codec.hop_length)
+    assert all(parameter.dtype == torch.float32 for parameter in stage.codec.parameters()), "saving changed the stage"
+
+
+def test_a_voice_that_is_not_converted_is_refused(processor):
+    with pytest.raises(ValueError, match="heart"):
+        next(decoder.converted_examples(processor, None, "heart", TEXTS))
+
+
+def test_short_speech_is_refused():
+    short = np.zeros((6, 20)), np.zeros((64, 20))
+    with pytest.raises(ValueError, match="longer texts"):
+        decoder.take(iter([tuple(map(torch.from_numpy, short))]), 1.0, 50.0, "recorded")
