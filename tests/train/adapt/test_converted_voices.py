@@ -52,3 +52,14 @@ def test_a_preset_takes_little_space(recording, tmp_path):
     waves = [speech(checkpoint, "me"), speech(untuned, "me"), speech(checkpoint)]
     size = min(map(len, waves))
     assert not any(torch.allclose(a[:size], waves[0][:size], atol=0.02) for a in waves[1:])
+
+
+def test_a_preset_takes_the_recordings_of_a_speaker_of_a_corpus(recording, tmp_path):
+    rows = [{"file_name": str(recording), "text": "Yes.", "speaker": name} for name in ("emma", "ben", "emma")]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert preset.recordings_of("emma", tmp_path) == [str(recording)] * 2
+    with pytest.raises(ValueError, match="no recordings of 'anna'"):
+        preset.main([str(CHECKPOINT), "anna", "--corpus", str(tmp_path)])
+    for recordings in [], [str(recording), "--corpus", str(tmp_path)]:
+        with pytest.raises(SystemExit):
+            preset.main([str(CHECKPOINT), "emma", *recordings])
