@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoint import load_checkpoint, quality_settings
-from ..reading.audiobook import Reading, file_name, read_aloud
 from ..reading.documents import Document, read_document
 from ..reading.m4b import write_m4b
 from ..reading.soundfiles import FORMATS
@@ -69,6 +68,7 @@ def read(arguments: argparse.Namespace, document: Document) -> tuple[int, float]
     """Reads the requested chapters; returns their number and the elapsed seconds."""
     from tqdm import tqdm
 
+    from ..reading.audiobook import Reading, file_name, read_aloud  # imports torch, which takes seconds
     from ..streaming_smalle import TextToSpeechStreamer
 
     numbers = chapter_numbers(arguments.chapters, len(document.chapters))

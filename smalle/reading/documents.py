@@ -383,7 +383,7 @@ def table_of_contents(
             reader = ContentsReader()
             reader.feed(decode(archive.read(name)))
             if reader.entries:
-                return [(resolve(name, link), title) for link, title in reader.entries]
+                return [(resolve(name, link), title.rstrip()) for link, title in reader.entries]
     for item in items.values():
         if item.get("media-type") == "application/x-dtbncx+xml":
             name = resolve(package_name, item.get("href", ""))[0]
@@ -410,6 +410,8 @@ class ContentsReader(HTMLParser):
         elif tag == "a" and self.in_contents and attributes.get("href"):
             self.in_link = True
             self.entries.append((attributes["href"] or "", ""))
+        elif tag == "br":
+            self.handle_data(" ")
 
     def handle_endtag(self, tag: str) -> None:
         self.in_link = self.in_link and tag != "a"
@@ -418,7 +420,7 @@ class ContentsReader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.in_link:
             link, title = self.entries[-1]
-            self.entries[-1] = link, " ".join(f"{title} {data}".split())
+            self.entries[-1] = link, re.sub(r"\s+", " ", title + data).lstrip()
 
 
 READERS = {"text": read_text, "markdown": read_markdown, "html": read_html, "epub": read_epub}

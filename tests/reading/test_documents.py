@@ -28,6 +28,12 @@ def test_an_epub_has_the_chapters_of_its_contents_and_no_notes(make_epub, versio
     ]
 
 
+def test_titles_in_the_contents_have_the_spaces_of_their_text(make_epub):
+    contents = """<nav epub:type="toc"><a href="text/all%20text.xhtml#one">
+    <span>I</span>: Down<br/>the <i>Rabbit</i>-Hole </a></nav>"""
+    assert read_document(make_epub(**{"OEBPS/nav.xhtml": contents})).chapters[1].title == "I: Down the Rabbit-Hole"
+
+
 def test_an_epub_without_contents_is_cut_at_its_headings(make_epub):
     no_contents = {"OEBPS/nav.xhtml": "<html></html>", "OEBPS/toc.ncx": "<ncx/>"}
     titles = [chapter.title for chapter in read_document(make_epub(**no_contents)).chapters]
