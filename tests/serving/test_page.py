@@ -91,6 +91,15 @@ def test_typed_text_is_heard_and_highlighted_and_saved(page, engine, tmp_path):
     assert saved["srt"].read_text().startswith("1\n00:00:00,") and SENTENCE in saved["srt"].read_text()
 
 
+def test_captions_end_at_the_ends_of_sentences(page):
+    text = "“Hello!” said Dr. J. Smith of London. It was late, and nobody had opened the window for a very long time."
+    words = [{"word": word, "start": n, "end": n + 1} for n, word in enumerate(text.split())]
+    srt = page.evaluate("async (words) => (await import('./static/captions.js')).toSrt(words)", words)
+    captions = [block.splitlines()[2] for block in srt.split("\n\n")]
+    assert " ".join(captions) == text and max(map(len, captions)) <= 42
+    assert captions[:2] == ["“Hello!”", "said Dr. J. Smith of London."]
+
+
 def test_a_file_becomes_a_voice_and_a_bad_one_gets_a_clear_message(page, recording, tmp_path, monkeypatch):
     monkeypatch.setattr(voices_smalle, "TUNING_STEPS", 8)  # long enough to be seen
     (tmp_path / "bad.wav").write_text("This is no sound.")

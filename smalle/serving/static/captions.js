@@ -60,19 +60,22 @@ export class Captions {
 }
 
 const LONGEST = { characters: 42, pause: 0.6 };
+const SENTENCE_END = /(?:[\p{L}\p{N}]{2}\.|[!?])["'”’)]*$/u; // not "J."
+const ABBREVIATION = /^(?:Mrs?|Ms|Dr|St|Prof|No|Capt|Col|Gen|Rev)\.$/;
 
-// A SubRip file of words {word, start, end}.
+// A SubRip file of words {word, start, end}; sentences end a caption.
 export function toSrt(words) {
   const lines = [];
   for (const word of words) {
     const line = lines.at(-1);
     const fits = line && line.text.length + word.word.length < LONGEST.characters;
-    if (fits && word.start - line.end < LONGEST.pause) {
+    if (fits && !line.ended && word.start - line.end < LONGEST.pause) {
       line.text += ` ${word.word}`;
       line.end = word.end;
     } else {
       lines.push({ text: word.word, start: word.start, end: word.end });
     }
+    lines.at(-1).ended = SENTENCE_END.test(word.word) && !ABBREVIATION.test(word.word);
   }
   return lines.map((x, n) => `${n + 1}\n${stamp(x.start)} --> ${stamp(x.end)}\n${x.text}\n`).join("\n");
 }
