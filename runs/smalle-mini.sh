@@ -72,7 +72,7 @@ codec() {
     python -m smalle.train.codec.train codec-people --stage "$1" "$1.output=$WORK/codec-$1" "$1.minutes=$(minutes "$2")" \
         "data.corpus=[$WORK/people, $WORK/kokoro, $WORK/heart]" "${@:3}"
 }
-step codec codec reconstruction 0.0625
+step codec codec reconstruction 0.0625 "reconstruction.fitting_segments=$(count 190)"
 step codec-refiner codec refiner 0.017 "refiner.start=$WORK/codec-reconstruction"
 step codec-adversarial codec adversarial 0.05 "adversarial.start=$WORK/codec-refiner" data.segment=12000
 codec=$WORK/codec-adversarial
