@@ -157,8 +157,9 @@ def without_licence(text: str) -> str:
 
 BLOCKS = frozenset(
     "address article aside blockquote body caption center dd details div dl dt fieldset figcaption figure footer form "
-    "h1 h2 h3 h4 h5 h6 header hr legend li main ol p pre section summary table tbody tfoot thead tr ul".split()
+    "h1 h2 h3 h4 h5 h6 header hgroup hr legend li main ol p pre section summary table tbody tfoot thead tr ul".split()
 )
+GROUPED = frozenset("h1 h2 h3 h4 h5 h6 p".split())
 VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())
 SKIPPED = frozenset(
     "script style template noscript nav aside svg math button select textarea iframe audio video object canvas".split()
@@ -169,7 +170,8 @@ SKIPPED_TYPES = re.compile(r"(?:doc-)?(?:footnotes?|noteref|pagebreak|toc|rearno
 class BlockReader(HTMLParser):
     """Extracts the blocks of an HTML document that a person would read aloud.
 
-    Skips scripts, styles, navigation, asides, media, hidden parts, notes, and their numbers in brackets.
+    Skips scripts, styles, navigation, asides, media, hidden parts, notes, and their numbers in brackets. An hgroup, which
+    holds a heading and its subtitles, is one heading.
     """
 
     def __init__(self):
@@ -180,7 +182,7 @@ class BlockReader(HTMLParser):
         self.level = 0
         self.anchors: list[str] = []
         self.skipped, self.depth = "", 0  # name of the element that is being skipped, and its nesting depth
-        self.in_title = False
+        self.in_title = self.in_group = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if self.skipped:
@@ -193,8 +195,12 @@ class BlockReader(HTMLParser):
                 self.flush()
             return
         self.in_title = tag == "title"
-        if tag in BLOCKS:
+        if self.in_group and tag in GROUPED:
+            self.text.append("\n")
+            self.level = self.level or (int(tag[1]) if tag != "p" else 0)
+        elif tag in BLOCKS:
             self.flush()
+            self.in_group = tag == "hgroup"
             self.level = int(tag[1]) if re.fullmatch("h[1-6]", tag) else self.level * (tag not in ("p", "li"))
         elif tag == "br":
             self.text.append("\n")
@@ -213,9 +219,9 @@ class BlockReader(HTMLParser):
             self.in_title = False
         elif tag in ("td", "th"):
             self.text.append(", ")
-        elif tag in BLOCKS:
+        elif tag in BLOCKS and not (self.in_group and tag in GROUPED):
             self.flush()
-            self.level = 0
+            self.level, self.in_group = 0, False
 
     def handle_data(self, data: str) -> None:
         if self.in_title and not self.skipped:

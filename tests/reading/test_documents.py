@@ -156,8 +156,22 @@ def test_html_is_read_as_a_person_would(tmp_path):
     assert outline(document) == {"Head": ["Head", "One two\nthree", "café", "end"]}
 
 
+def test_a_heading_with_a_subtitle_is_one_heading():
+    blocks = parse_html(
+        "<p>before<hgroup><h2>I</h2><p>Down the <i>Hole</i></p></hgroup><p>Alice.</p>"
+        "<hgroup><p>Part</p><h3>Two</h3></hgroup>end"
+    ).blocks
+    assert [(block.text, block.level) for block in blocks] == [
+        ("before", 0), ("I\nDown the Hole", 2), ("Alice.", 0), ("Part\nTwo", 3), ("end", 0),
+    ]  # fmt: skip
+
+
 @given(
-    st.lists(st.sampled_from("<p> <div> </p> </div> <h1> </h1> <br> <nav> </nav> <b> text &amp; <!-- --> <".split()))
+    st.lists(
+        st.sampled_from(
+            "<p> <div> </p> </div> <h1> </h1> <hgroup> </hgroup> <br> <nav> </nav> <b> text &amp; <!-- --> <".split()
+        )
+    )
 )
 def test_html_in_any_disorder_gives_its_words_at_most_once(parts):
     blocks = parse_html(" ".join(parts)).blocks
