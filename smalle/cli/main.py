@@ -1,6 +1,7 @@
 """The `smalle` command: `smalle say` speaks a text, the other commands train, adapt and measure checkpoints."""
 
 import argparse
+import functools
 import importlib
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ COMMANDS = {  # name: (description, the module whose main(argv) runs it)
     "publish": ("upload a checkpoint to the Hugging Face Hub", "smalle.cli.publish"),
     "evaluate": ("synthesize a list of texts and score the result", "smalle.train.evaluation.evaluate"),
 }
-EXTRAS = {"serve": "serve"}  # the extras that commands need, if not "train"
+PACKAGES = {"say": "smalle", "read": "smalle", "publish": "smalle", "serve": "smalle[serve]"}  # others: smalle[train]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,24 +37,23 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load_command(name: str):
-    """The main function of a command. Raises ValueError if packages that it needs are not installed."""
-    module = COMMANDS[name][1]
+def run(name: str, argv: Sequence[str]) -> int | None:
+    """Runs a command. Raises ValueError if packages that it needs are not installed."""
     try:
-        return importlib.import_module(module).main
+        return importlib.import_module(COMMANDS[name][1]).main(argv)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("smalle"):
             raise
-        extra = EXTRAS.get(name, "train")
+        package = PACKAGES.get(name, "smalle[train]")
         raise ValueError(
-            f"`smalle {name}` needs the package {error.name}: run pip install 'smalle[{extra}]'."
+            f"`smalle {name}` needs the package {error.name} for this: run pip install '{package}'."
         ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 2 for wrong input, 130 if it was interrupted."""
     arguments = parser().parse_args(argv)
-    return run_command("smalle", lambda argv: load_command(arguments.command)(argv), arguments.arguments)
+    return run_command("smalle", functools.partial(run, arguments.command), arguments.arguments)
 
 
 if __name__ == "__main__":

@@ -170,8 +170,8 @@ SKIPPED_TYPES = re.compile(r"(?:doc-)?(?:footnotes?|noteref|pagebreak|toc|rearno
 class BlockReader(HTMLParser):
     """Extracts the blocks of an HTML document that a person would read aloud.
 
-    Skips scripts, styles, navigation, asides, media, hidden parts, notes, and their numbers in brackets. An hgroup, which
-    holds a heading and its subtitles, is one heading.
+    Skips scripts, styles, navigation, asides, media, hidden parts, notes, and their numbers in brackets. An hgroup (a
+    heading and its subtitles) is one heading.
     """
 
     def __init__(self):

@@ -221,3 +221,13 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys):
     monkeypatch.setattr(cli.importlib, "import_module", missing)
     assert cli.main(["train", "recipe.yaml"]) == 2
     assert "smalle[train]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["read", "book.txt"], ["say", "Hello.", "--srt"]])
+def test_what_needs_pytorch_says_so_where_there_is_none(tmp_path, arguments):
+    (tmp_path / "book.txt").write_text("Hello.")
+    program = f"import sys; sys.modules['torch'] = None; import smalle.cli.main as cli; sys.exit(cli.main({arguments}))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    message = f"smalle: `smalle {arguments[0]}` needs the package torch for this: run pip install 'smalle'."
+    assert done.stderr.splitlines()[-1:] == [message] and "Traceback" not in done.stderr
