@@ -29,6 +29,8 @@ COPY --from=build /opt/smalle /opt/smalle
 RUN useradd --create-home --uid 1000 smalle
 USER 1000
 WORKDIR /home/smalle
+# a new volume for uploaded voices takes over the owner of this folder
+RUN mkdir voices
 ENV PATH=/opt/smalle/bin:$PATH HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \

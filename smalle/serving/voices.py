@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import re
 import secrets
@@ -23,7 +24,7 @@ MIN_SECONDS = 1.0
 MAX_CHANNELS, MAX_RATE = 8, 192_000  # limits for a recording (rate in Hz); larger ones could expand to gigabytes
 MAX_NAME = 64  # characters
 FILE = "voice.safetensors"
-LOADED = 8  # voices of the folder that are cached in memory, 7 MB each
+LOADED = 8  # voices of the folder that are cached in memory, 1.2 MB each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,9 @@ class VoiceStore(Mapping[str, Any]):
         folder: folder in which the voices are stored, each in a subfolder. Other processes may share it. Recently used
             voices are cached in memory. None: all voices are kept only in memory.
         most: maximum number of voices.
+
+    Raises:
+        ValueError: the folder cannot be written.
     """
 
     def __init__(self, engine: Engine, folder: str | None = None, most: int = 100):
@@ -93,6 +97,8 @@ class VoiceStore(Mapping[str, Any]):
         self._lock = threading.RLock()
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK):
+                raise ValueError(f"{folder} cannot be written: expected a folder of the server's user for voices.")
         self.all()  # reads the folder now, so that the first request is not slower
 
     # --- access

@@ -111,6 +111,12 @@ def test_voices_of_a_folder_are_read_when_they_are_used(tmp_path):
         [one.add("Anna", "voice") for _ in range(2)]
 
 
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(ValueError, match="cannot be written"):
+        VoiceStore(None, str(tmp_path))
+
+
 def test_damaged_and_strange_folders_are_not_voices(serve, recording, tmp_path):
     with serve(voices=str(tmp_path)) as server:
         voice = upload(connect(server), recording)
