@@ -96,8 +96,9 @@ class VoiceStore(Mapping[str, Any]):
         self._loaded: dict[str, Any] = {}  # voices of the engine by id, the most recently used last
         self._lock = threading.RLock()
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.folder, os.W_OK):
+            with contextlib.suppress(OSError):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.folder.is_dir() or not os.access(self.folder, os.W_OK):
                 raise ValueError(f"{folder} cannot be written: expected a folder of the server's user for voices.")
         self.all()  # reads the folder now, so that the first request is not slower
 

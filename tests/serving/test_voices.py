@@ -112,8 +112,11 @@ def test_voices_of_a_folder_are_read_when_they_are_used(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file cannot be written: expected a folder"):
+        VoiceStore(None, str(tmp_path / "file"))
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(ValueError, match="cannot be written"):
+    with pytest.raises(ValueError, match="cannot be written: expected a folder"):
         VoiceStore(None, str(tmp_path))
 
 
