@@ -1,12 +1,12 @@
 """Trains a checkpoint's codec to speak as its voice converter does, at the cost of the codec alone.
 
-  python -m smalle.train.conversion.decoder CHECKPOINT PLAN.jsonl CORPUS ... --voice VOICE --output OUT [--minutes 25]
+  python -m smalle.train.conversion.decoder CHECKPOINT PLAN.jsonl CORPUS ... --output OUT [--minutes 40]
 
-The speech of the converter sounds more natural than that of the codec that it converts. VOICE is a preset that the
-converter makes of the default voice. The model reads texts of PLAN (smalle.corpus.texts), and a new refiner learns to
-make of the codes what the converter makes of the speech: latents. From recordings of CORPUS it learns to make of their
-codes their own latents, so that it decodes other voices, too. OUT is the checkpoint's codec, with the same codebooks,
-with this refiner and with the converter's Vocos. The command resumes when it is run again.
+The speech of the converter sounds more natural than that of the codec that it converts, also in the voice that it
+converts. The model reads texts of PLAN (smalle.corpus.texts) in its default voice. The converter turns the speech into
+that of the same voice, and a new refiner learns to make the same latents of the codes. From recordings of CORPUS it
+learns to make of their codes their own latents, so that it decodes other voices, too. OUT is the checkpoint's codec,
+with the same codebooks, with this refiner and with the converter's Vocos. The command resumes when it is run again.
 """
 
 import copy
@@ -31,39 +31,45 @@ from ..codec.recipe import StageOptions
 from ..data.audio import Problem, QualityGate
 from ..data.corpora import read_json_lines
 from ..data.prepare import read_ahead
+from .assemble import source_frames
 from .converter import CHANNEL, SPEAKER_SIZE, Adversary
 from .source import LONGEST
-from .stage import ConversionStage, run_stage
+from .stage import ConversionStage, difference, run_stage
 
 FRAMES = 100  # of the codec, of a sample
 CONVERTED_SHARE = 0.6  # of the samples
-CHANGE_WEIGHT, LATENT_WEIGHT, ADVERSARIAL_WEIGHT, MATCHING_WEIGHT = 0.5, 0.3, 0.1, 1.0
+CHANGE_WEIGHT, LATENT_WEIGHT, SOUNDS_WEIGHT, ADVERSARIAL_WEIGHT, MATCHING_WEIGHT = 0.5, 0.3, 0.5, 0.1, 1.0
 ADVERSARIAL_STEPS = 1500  # until the discriminator counts in full
 LAYERS = 6  # of the refiner
 
-Example = tuple[Tensor, Tensor]  # codes (Q, T), and the latents (D, T) that they should become, as half
+# codes (Q, T), the latents (D, T) that they should become, and log-mel frames (T, F) of the same sounds; both as half
+Example = tuple[Tensor, Tensor, Tensor]
+
+
+@torch.no_grad()
+def converted_latents(converter: VoiceConverter, mel: Tensor, conversion: dict[str, Tensor]) -> Tensor:
+    """Latents (1, D, T) that a converter makes of log-mel frames (1, T, F) of the voice that it converts."""
+    content, f0 = converter.source_content(mel)
+    inputs = converter.inputs(content, converter.move_pitch(f0, conversion["pitch"]))
+    return converter.network_of(conversion).apply_blocks(inputs)[0] * converter.latent_scale[:, None]
 
 
 @torch.no_grad()
 def converted_examples(
-    processor: SmallEProcessor, model: SmallEForTextToSpeech, voice: str, texts: Sequence[str], batch_size: int = 8
+    processor: SmallEProcessor, model: SmallEForTextToSpeech, texts: Sequence[str], batch_size: int = 8
 ) -> Iterator[Example]:
     """Examples of texts that the model reads in its default voice."""
-    converter, conversion = processor.converter, processor.get_voice(voice).conversion
-    if conversion is None:
-        raise ValueError(f"--voice {voice!r} is not made by the converter: expected one such as heart-hd.")
-    network = converter.network_of(conversion)
+    conversion = None
     for first in range(0, len(texts), batch_size):
         inputs = processor(list(texts[first : first + batch_size]), return_tensors="pt", padding=True)
         output = model.generate(**inputs, return_dict_in_generate=True, seed=first)
-        for codes, wave in zip(output.sequences, processor.decode(output.sequences)):
-            hop = converter.codec_config.hop_length
-            count = len(wave) // hop
-            mel = converter.analysis.features(converter.analysis.mel(wave[None, : count * hop].float()))
-            content, f0 = converter.source_content(mel)
-            made = converter.inputs(content, converter.move_pitch(f0, conversion["pitch"]))
-            latents = network.apply_blocks(made)[0] * converter.latent_scale[:, None]
-            yield codes[:count].T, latents[0].half()
+        waves = processor.decode(output.sequences)
+        if conversion is None:
+            conversion = processor.converter.prepare(torch.cat(waves).float(), 0)
+        for codes, wave in zip(output.sequences, waves):
+            mel = source_frames(processor.converter, wave)
+            latents = converted_latents(processor.converter, mel, conversion)
+            yield codes[: mel.shape[1]].T, latents[0].half(), mel[0].half()
 
 
 @torch.no_grad()
@@ -78,16 +84,16 @@ def recorded_examples(processor: SmallEProcessor, corpora: Sequence[str]) -> Ite
         samples = torch.from_numpy(waveform.astype(np.float32))
         samples = samples[: len(samples) // codec.hop_length * codec.hop_length]
         mel = converter.recording_mel(samples)
-        yield codec.encode(samples[None])[0], converter.analysis.project(mel)[0].half()
+        yield codec.encode(samples[None])[0], converter.analysis.project(mel)[0].half(), mel[0].half()
 
 
 def take(examples: Iterator[Example], hours: float, frame_rate: float, name: str) -> list[Example]:
     """The first examples that are long enough, up to `hours`. Raises ValueError if there are none."""
     found, total = [], 0.0
     with tqdm(total=hours, desc=name, unit="h", mininterval=2) as bar:
-        for codes, latents in examples:
+        for codes, latents, mel in examples:
             if codes.shape[1] >= FRAMES:
-                found.append((codes.to(torch.int16), latents))
+                found.append((codes.to(torch.int16), latents, mel))
                 total += codes.shape[1] / frame_rate / 3600
                 bar.update(codes.shape[1] / frame_rate / 3600)
             if total >= hours:
@@ -100,7 +106,8 @@ def take(examples: Iterator[Example], hours: float, frame_rate: float, name: str
 
 
 class DecoderStage(ConversionStage):
-    """Trains a refiner: L1 of frames, of their changes and of latents, and a discriminator."""
+    """Trains a refiner: L1 of frames, of their changes and of latents, a discriminator, and what the converter's
+    encoder hears (Kullback-Leibler divergence from what it hears in frames of the same sounds)."""
 
     betas = (0.8, 0.98)
 
@@ -124,27 +131,29 @@ class DecoderStage(ConversionStage):
         self.adversary = Adversary(converter.analysis)
         self.saved |= self.adversary.saved
         with torch.no_grad():
-            codes, latents = self.samples(np.random.default_rng(0), 200, 200)
+            codes, latents, _ = self.samples(np.random.default_rng(0), 200, 200)
             quantized = codec.quantizer.decode(codes)
             for scale, values in (("latent_scale", quantized), ("rest_scale", latents - quantized)):
                 getattr(self.refiner, scale).copy_(values.transpose(0, 1).flatten(1).std(1))
             self.latent_size = latents.transpose(0, 1).flatten(1).std(1)[:, None]
 
-    def samples(self, random: np.random.Generator, count: int, converted: int) -> tuple[Tensor, Tensor]:
-        """Codes (B, Q, T) and latents (B, D, T) of parts of examples, the first `converted` of them of conversions."""
+    def samples(self, random: np.random.Generator, count: int, converted: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes (B, Q, T), latents (B, D, T) and frames (B, T, F) of parts of examples, the first `converted` of them
+        of conversions."""
         parts = []
         for number in range(count):
             rows = self.converted if number < converted else self.recorded
-            codes, latents = rows[int(random.integers(len(rows)))]
+            codes, latents, mel = rows[int(random.integers(len(rows)))]
             start = int(random.integers(codes.shape[1] - FRAMES + 1))
-            parts.append([x[:, start : start + FRAMES] for x in (codes.long(), latents.float())])
-        codes, latents = (torch.stack(x) for x in zip(*parts))
-        return codes, latents
+            part = slice(start, start + FRAMES)
+            parts.append((codes[:, part].long(), latents[:, part].float(), mel[part].float()))
+        codes, latents, frames = (torch.stack(values) for values in zip(*parts))
+        return codes, latents, frames
 
     def step(self, step: int, progress: float) -> dict[str, Tensor]:
         count = self.options.batch_size
         converted = round(CONVERTED_SHARE * count)
-        codes, meant = self.samples(self.begin(step), count, converted)
+        codes, meant, spoken = self.samples(self.begin(step), count, converted)
         quantized, restore = self.codec.quantizer.decode(codes), self.converter.analysis.restore
         with torch.autocast("cpu", torch.bfloat16):
             rest, _ = self.refiner.rest(quantized)
@@ -153,14 +162,23 @@ class DecoderStage(ConversionStage):
         distance = (frames - wanted).abs().mean()
         change = (frames.diff(dim=1) - wanted.diff(dim=1)).abs().mean()
         gap = ((latents - meant) / self.latent_size).abs().mean()
+        sounds = self.sounds(frames, spoken)
         kinds = torch.zeros(count, SPEAKER_SIZE + CHANNEL)
         kinds[:converted, 0] = 1
         deceit, matching = self.adversary.compete(frames, wanted, kinds)
         weight = min(1.0, step / ADVERSARIAL_STEPS)
-        loss = distance + CHANGE_WEIGHT * change + LATENT_WEIGHT * gap
+        loss = distance + CHANGE_WEIGHT * change + LATENT_WEIGHT * gap + SOUNDS_WEIGHT * sounds
         loss = loss + weight * (ADVERSARIAL_WEIGHT * deceit + MATCHING_WEIGHT * matching)
         self.update(loss, step, progress)
-        return {"l1": distance, "change": change, "latents": gap, "adversarial": deceit, "matching": matching}
+        return {"l1": distance, "change": change, "sounds": sounds, "adversarial": deceit, "matching": matching}
+
+    def sounds(self, frames: Tensor, spoken: Tensor) -> Tensor:
+        """How much the converter's encoder hears other sounds in frames (B, T, F) than in those of the speech."""
+        with torch.autocast("cpu", torch.bfloat16):
+            heard = self.converter.heard_classes(frames)
+            with torch.no_grad():
+                meant = self.converter.heard_classes(spoken)
+        return difference(heard, meant)
 
     def save(self, folder: Path) -> None:
         """Writes the codec, in half precision, with the averaged weights."""
@@ -168,17 +186,17 @@ class DecoderStage(ConversionStage):
             save_half(copy.deepcopy(self.codec), folder)
 
 
-def train(checkpoint: str, plan: Path, corpora: Sequence[str], voice: str, hours: float, options: StageOptions) -> None:
+def train(checkpoint: str, plan: Path, corpora: Sequence[str], hours: float, options: StageOptions) -> None:
     """Trains the codec of a checkpoint, or goes on with it; hours: of speech of either kind."""
     torch.manual_seed(0)
     processor = SmallEProcessor.from_pretrained(checkpoint)
     model = SmallEForTextToSpeech.from_pretrained(checkpoint).eval()
     texts = [row["text"] for row in read_json_lines(plan) if len(row["text"]) <= LONGEST]
     rate = processor.codec.frame_rate
-    converted = take(converted_examples(processor, model, voice, texts), hours, rate, "converted")
+    converted = take(converted_examples(processor, model, texts), hours, rate, "converted")
     recorded = take(recorded_examples(processor, corpora), hours, rate, "recorded")
     stage = DecoderStage(processor.codec, processor.converter, converted, recorded, options)
-    run_stage(stage, options, {"stage": "decoder", "voice": voice, "codec": checkpoint}, FRAMES)
+    run_stage(stage, options, {"stage": "decoder", "codec": checkpoint}, FRAMES)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -187,13 +205,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="folder of the checkpoint")
     parser.add_argument("plan", type=Path, help="rows with text, as python -m smalle.corpus.texts writes them")
     parser.add_argument("corpora", nargs="+", help="recordings of other voices")
-    parser.add_argument("--voice", required=True, help="preset that the converter makes of the default voice")
     parser.add_argument("--output", required=True, help="folder of the codec to write")
     parser.add_argument("--hours", type=float, default=4, help="of speech of either kind (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=25, help="training time (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=40, help="training time (default: %(default)s)")
     arguments = parser.parse_args(argv)
     options = StageOptions(arguments.output, arguments.minutes, 24, 1.5e-3, 100, 0.998, checkpoint_seconds=240)
-    train(arguments.checkpoint, arguments.plan, arguments.corpora, arguments.voice, arguments.hours, options)
+    train(arguments.checkpoint, arguments.plan, arguments.corpora, arguments.hours, options)
 
 
 if __name__ == "__main__":

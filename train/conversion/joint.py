@@ -26,16 +26,10 @@ from ..codec.recipe import StageOptions
 from .converter import ADVERSARIAL_WEIGHT, FRAMES, ConverterStage, conditioned_latents
 from .pairs import Pair, load_pairs
 from .readings import load_readings
-from .stage import measure_source, run_stage
+from .stage import difference, measure_source, run_stage
 
 OWN = 2  # samples of a step that are converted to the voice itself
 SOUNDS_WEIGHT, CONVERTED_WEIGHT, OWN_WEIGHT, READING_WEIGHT, KEPT_WEIGHT = 0.5, 0.5, 0.3, 1.0, 0.5
-
-
-def difference(heard: Tensor, meant: Tensor, known: Tensor | None = None) -> Tensor:
-    """Kullback-Leibler divergence () from log-probabilities (B, K, T) that are meant, over known (B, T) frames."""
-    found = (meant.exp() * (meant - heard)).sum(1)
-    return found.mean() if known is None else (found * known).sum() / known.sum()
 
 
 class JointStage(ConverterStage):
