@@ -44,6 +44,7 @@ from .text_tables_smalle import (
     STREETS,
     TITLES,
     UNITS,
+    UNSAYABLE,
     WEEKDAYS,
     WORDY_UNITS,
     Rule,
@@ -105,12 +106,13 @@ def _time(match: re.Match) -> str:
     """Three oh five p m, fifteen thirty, ten o'clock."""
     parts = match.groupdict()
     hour, minute, second, half = int(parts["hour"]), parts.get("minute") or "00", parts.get("second"), parts["half"]
+    second = None if second == "00" else second
     words = [spell_number(hour)]
     if minute != "00" or second:
         words += ["oh", spell_number(minute[1])] if minute[0] == "0" else [spell_number(minute)]
     elif not half:
         words = ["midnight"] if hour == 0 else [*words, "hundred"] if hour > 12 else [*words, "o'clock"]
-    if second and second != "00":
+    if second:
         words += ["and", spell_number(int(second)), "second" if second == "01" else "seconds"]
     return " ".join([*words, *([half.lower(), "m"] if half else [])]) + _full_stop(match)
 
@@ -129,6 +131,29 @@ def _offset(match: re.Match) -> str:
     return f"{zone} {sign} {spell_number(int(match['hour']))}{minutes}"
 
 
+def _verse(match: re.Match) -> str:
+    """John three two, first Corinthians thirteen four."""
+    book = match["book"]
+    if book[-1] == ".":
+        names = "Genesis Exodus Psalm Proverbs Isaiah Matthew Romans Corinthians Hebrews Revelation".split()
+        book = next(name for name in names if name.startswith(book[:-1]))
+    part = spell_number(int(match["part"]), "ordinal").capitalize() + " " if match["part"] else ""
+    return f"{part}{book} {match['chapter']} "
+
+
+def _time_of_a_race(match: re.Match) -> str:
+    """One oh five point three two."""
+    minute, second, part = match.groups()
+    second = f"oh {spell_digits(second[1], 'oh')}" if second[0] == "0" else spell_number(second)
+    return f"{spell_number(int(minute))} {second} point {spell_digits(part)}"
+
+
+def _iso_month(match: re.Match) -> str:
+    """May 2024; a range such as 2004-05 stays unchanged."""
+    month, year = match["month"], match["year"]
+    return match[0] if month > year[2:] else f"{MONTHS[int(month) - 1]} {year}"
+
+
 @functools.cache
 def _currency(sign: str) -> tuple[str, str, str, str]:
     """The singular and the plural of a currency and of its hundredth."""
@@ -137,10 +162,9 @@ def _currency(sign: str) -> tuple[str, str, str, str]:
 
 
 def _describes(match: re.Match) -> bool:
-    """Whether an amount is between an article and a noun: a five dollar bill."""
-    return f" {left_of(match, 3)}".lower().endswith((" a ", " an ")) and bool(
-        re.match(r"[ -][a-z]", right_of(match, 2))
-    )
+    """Whether an amount is between an article and a noun: a five dollar bill, a forty-five degree angle."""
+    noun = r"[ -](?!(?:of|to|in|at|for|and|or|from|per|on|with|by|is|was|above|below|away|each|than|as)\b)[A-Za-z]"
+    return f" {left_of(match, 3)}".lower().endswith((" a ", " an ")) and bool(re.match(noun, right_of(match, 7)))
 
 
 def _money(match: re.Match) -> str:
@@ -244,7 +268,7 @@ def _measure(match: re.Match) -> str:
     if joint == "" and re.search(rf"(?:{PLACES}) $", left_of(match, 12)):
         return match[0]
     unit = UNITS[sign]
-    noun = unit if match["amount"] == "1" or match["joint"] == "-" else plural(unit)
+    noun = unit if match["amount"] == "1" or match["joint"] == "-" or _describes(match) else plural(unit)
     return f"{match['amount']} {noun}{_full_stop(match)}"
 
 
@@ -256,9 +280,12 @@ def _degrees(match: re.Match) -> str:
 def _fraction(match: re.Match) -> str:
     """One half, five eighths of an inch, two and a half cups, eight out of ten."""
     whole, top, bottom = match["whole"], int(match["top"]), int(match["bottom"])
-    if not 0 < top < bottom or bottom not in FRACTIONS or (bottom == 10 and top > 1 and not whole):
+    unit, word = match["unit"], match["word"]
+    one_of_many = top == 1 and bottom > 31 and (bottom != 100 or unit or match["th"])
+    out_of = bottom == 10 and top > 1 and not whole and not match["th"]
+    if not 0 < top < bottom or bottom not in FRACTIONS and not one_of_many or out_of:
         return match[0]
-    name, unit, word = FRACTIONS[bottom], match["unit"], match["word"]
+    name = FRACTIONS.get(bottom) or spell_number(bottom, "ordinal")
     if whole:
         article = "an" if name[0] == "e" else "a"
         part = f"{article} {name}" if top == 1 else f"{spell_number(top)} {plural(name)}"
@@ -270,7 +297,7 @@ def _fraction(match: re.Match) -> str:
     noun = UNITS[unit] if unit else word
     if noun and match["joint"] == "-":
         return f"{spell_number(top)} {name} {noun}"
-    if noun and top > 1:
+    if noun and (top > 1 or bottom > 31):
         return f"{words} of {'an' if noun[0] in 'aeio' or noun == 'hour' else 'a'} {noun}"
     return f"{words} {noun}" if noun else words
 
@@ -278,7 +305,8 @@ def _fraction(match: re.Match) -> str:
 def _dimension(match: re.Match) -> str:
     """Three by four; three times four, if no unit follows the multiplication sign."""
     measure = rf" ?{NUMBER}[ -]?(?:(?:{UNIT})(?!\w)|inch|feet|pixel)"
-    by = match["sign"] == "x" or re.match(measure, right_of(match))
+    times = re.match(rf" ?{NUMBER} ?(?:k?g|ml|mL|cl|l|L|oz|lb|[GT]B|mg)\b", right_of(match))
+    by = not times and match["sign"] == "x" or re.match(measure, right_of(match)) and not times
     return " by " if by else " times "
 
 
@@ -296,8 +324,15 @@ def _feet(match: re.Match) -> str:
         return f"{feet} foot {inches}"
     if len(re.findall(r"(?<!\d)\"" if inches else " '", left_of(match, 200))) % 2:
         return match[0]
-    noun = ("inch" if inches == "1" else "inches") if inches else "foot" if feet == "1" else "feet"
+    one, several = ("inch", "inches") if inches else ("foot", "feet")
+    noun = one if "1" in (feet, inches) or _describes(match) else several
     return f"{inches or feet} {noun}"
+
+
+def _coordinates(match: re.Match) -> str:
+    """40.7 degrees north, 73.9 degrees west."""
+    latitude, pole, longitude, side = match.groups()
+    return f"{latitude} degrees {COMPASS[pole].lower()}, {longitude} degrees {COMPASS[side].lower()}"
 
 
 def _coordinate(match: re.Match) -> str:
@@ -312,6 +347,7 @@ def _years(match: re.Match) -> str:
     first, last = match["first"], match["last"]
     if len(last) == 2 and int(last) <= int(first[2:]):
         return match[0]
+    last = f"oh {last[1]}" if len(last) == 2 and last[0] == "0" else last
     return f"{spell_number(first, 'year')} to {spell_number(last, 'year') if last.isdigit() else last}"
 
 
@@ -320,9 +356,15 @@ def _decade(words: str) -> str:
     return f"{words[:-1]}ies" if words.endswith("y") else f"{words}s"
 
 
+def _hundreds(match: re.Match) -> str:
+    """Hundreds, five hundreds, thousands."""
+    words = spell_number(match[0][:-1])
+    return f"{words.removeprefix('one ')}s"
+
+
 def _several(match: re.Match) -> str:
     """M P threes, F-sixteens."""
-    return (match[1] or " ") + _decade(spell_number(match[2])).replace("sixs", "sixes")
+    return (match[1] or " ") + _decade(in_pairs(match[2])).replace("sixs", "sixes")
 
 
 def _number(match: re.Match) -> str:
@@ -331,7 +373,7 @@ def _number(match: re.Match) -> str:
     if match["ending"]:
         return spell_number(amount, "cardinal" if "." in amount else "ordinal")
     if len(amount) != 4 or not amount.isdigit():
-        return spell_number(amount)
+        return spell_digits(amount) if amount.isdigit() and len(amount) > 10 else spell_number(amount)
     before, after = left_of(match, 3), right_of(match)
     year = before[-1:] not in (*",.-",) and not re.match(r"%|[,.-]\d", after)
     if year and not re.fullmatch(r"1[1-9]\d\d|20\d\d", amount):
@@ -365,6 +407,11 @@ def _cardinal_roman(match: re.Match) -> str:
     return re.sub(r"\w+", lambda numeral: spell_number(roman_value(numeral[0])), match[0])
 
 
+def _numeral_and_letter(match: re.Match) -> str:
+    """Part two b, Stage three A."""
+    return f"{match[1]} {spell_number(roman_value(match[2]))} {match[3]}"
+
+
 def _ordinal_roman(match: re.Match) -> str:
     """Eighteenth of "XVIII" or "XVIIIth"."""
     return spell_number(roman_value(match[1]), "ordinal")
@@ -372,7 +419,7 @@ def _ordinal_roman(match: re.Match) -> str:
 
 def _numbered_roman(match: re.Match) -> str:
     """World War two, Chapters four to six, Books one, two and three."""
-    pattern = r"\w+" if match["numerals"].islower() else rf"\b{ROMAN}\b"
+    pattern = r"\b[xvi]+\b" if match["numerals"].islower() else rf"\b{ROMAN}\b"
     numerals = match["numerals"].replace("-", " to ")
     numerals = re.sub(pattern, lambda roman: f" {spell_number(roman_value(roman[0]))}", numerals)
     noun = "World War" if match["noun"] == "WW" else match["noun"]
@@ -398,29 +445,45 @@ def _named_roman(match: re.Match) -> str:
     return f"{name} {spell_number(value)}"
 
 
+def _named_twice(match: re.Match) -> str:
+    """The seventh and eighth."""
+    return f"{match[1]} {spell_number(roman_value(match[2]), 'ordinal')}"
+
+
 def _letters(match: re.Match) -> str:
     """B B C, T V's, F B I; words in capitals stay unchanged."""
     word, ending = match["word"], match["ending"] or ""
     code = re.match(r"\d" if len(word) == 3 else r"-?\d", right_of(match, 2)) and len(word) < 4  # MI6, AK-47
-    if word in SOUNDS or (word not in SPELLED and re.search("[AEIOUY]", word) and not code):
+    sayable = re.search("[AEIOUY]", word) and not UNSAYABLE.match(word)
+    if word in SOUNDS or (word not in SPELLED and sayable and not code):
         return match[0]
     around = re.findall(r"[A-Z]{2,}(?=\W*$)", left_of(match, 16)) + re.findall(
         r"^\W*([A-Z]{2,})\b", right_of(match, 16)
     )
     if word in SHOUTED and any(other not in SPELLED and re.search("[AEIOUY]", other) for other in around):
         return match[0]
-    return " ".join(word) + ("'s" if ending else "")
+    return " ".join(word) + (ending if ending == "'d" else "'s" if ending else "")
 
 
 def _formula(match: re.Match) -> str:
     """H two O, C six H twelve O six."""
-    return " ".join(re.findall(r"[A-Z]|[a-z]|\d+", match[0].replace("(", "").replace(")", ""))).upper()
+    return " ".join(re.findall(r"[A-Z]|[a-z]|\d+", match[0])).upper()
 
 
 def _ion(match: re.Match) -> str:
     """N A plus, C A two plus."""
     letters = re.findall("[A-Z]|[a-z]|\\d", match[0])
     return " ".join(letters).upper() + (" plus" if match["sign"] == "+" else " minus")
+
+
+def _compass(match: re.Match) -> str:
+    """South of "S. Korea", Northern of "N. Ireland"."""
+    return COMPASS[match[1]] + "ern" * right_of(match).startswith(" Ireland")
+
+
+def _direction(match: re.Match) -> str:
+    """I-405 North."""
+    return f"{match[1]} {COMPASS[match[2]]}"
 
 
 def _street(match: re.Match) -> str:
@@ -434,6 +497,22 @@ def _street(match: re.Match) -> str:
     return f"{word} {STREETS[match['ending']]}{_full_stop(match)}"
 
 
+def _saint(match: re.Match) -> str:
+    """Saint of "St. Paul" or "in St Andrews"; "Baker St London" stays unchanged."""
+    name = re.search(r"\b([A-Z]\w*) $", left_of(match))
+    return match[0] if match[0] == "St" and name and name[1] not in NOT_A_STREET else "Saint"
+
+
+def _junior(match: re.Match) -> str:
+    """Senior of "a Sr. Engineer"; "John Smith Sr." stays unchanged."""
+    return match[0] if re.search(r"\b[A-Z][\w.]*,? $", left_of(match)) else {"Sr": "Senior", "Jr": "Junior"}[match[1]]
+
+
+def _dotted_state(match: re.Match) -> str:
+    """Massachusetts of "Boston, Mass."."""
+    return next(name for name in STATES.values() if name.startswith(match[1])) + _full_stop(match)
+
+
 def _version(match: re.Match) -> str:
     """Two point one point three, beta two."""
     name = match["name"] or ("version " if match[0][0] in "vV" else "")
@@ -441,12 +520,19 @@ def _version(match: re.Match) -> str:
     return f"{name}{' point '.join(match['numbers'].split('.'))}" + (f", {stage} {number}".rstrip() if stage else "")
 
 
+LIVES = {"b": "born ", "d": "died ", "r": "reigned ", "fl": "flourished "}
 _SIGNED = "".join(sign for sign in CURRENCIES if len(sign) == 1)
 _CODES = any_of(sign for sign in CURRENCIES if len(sign) > 1)
+_THREE_LETTERS = "|".join(code for code in CURRENCIES if re.fullmatch("[A-Z]{3}", code))
+_PAIR_OF_CURRENCIES = rf"\b({_THREE_LETTERS})/({_THREE_LETTERS})\b"
 MONEY = rf"(?P<sign>(?<![A-Za-z])(?:{_CODES})|[{_SIGNED}])"
 SCALE = r"(?:\s?(?P<scale>thousand|million|billion|trillion|bn|mn|tn|trn|mm|lakh|crore|[kKmMbBtT])\b)?"
 WORDS = (
     "people|users|views|followers|subscribers|downloads|copies|visitors|residents|customers|voters|years|tons|tonnes"
+)
+INGREDIENTS = (
+    "baking|butter|chopped|cinnamon|cocoa|cornstarch|cumin|dried|flour|fresh|garlic|ginger|ground|honey|lemon|milk|oil|olive"
+    "|paprika|pepper|salt|soy|sugar|vanilla|vinegar|water|yeast"
 )
 UNIT = rf"(?=[A-Za-z°])(?:{any_of(UNITS)})"
 ABBREVIATED_MONTH = "(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)"
@@ -460,9 +546,10 @@ ANY_WEEKDAY = rf"(?:{'|'.join(WEEKDAYS)}|{WEEKDAY})"
 def _named(match: re.Match) -> str:
     """January of "Jan.", Monday of "Mon"."""
     names = [name for name in MONTHS + WEEKDAYS if name.startswith(match[0][:3])]
-    return names[0] + _full_stop(match)
+    return names[0] + ("" if re.match(f" (?:{'|'.join(MONTHS)})", right_of(match)) else _full_stop(match))
 
 
+_COORDINATES = r"(?<![\w.])(\d{1,2}(?:\.\d++)?) ?([NS]),? ?(?=\d)(\d{1,3}(?:\.\d++)?) ?([EW])\b"
 _COORDINATE = (
     r"(?<![\w.])(?P<degree>\d{1,3}(?:\.\d++)?)° ?(?:(?P<minute>\d{1,2})' ?)?(?:(?P<second>\d{1,2}(?:\.\d+)?)\"? ?)?"
     r"(?P<pole>[NSEW])\b"
@@ -472,9 +559,13 @@ _DECIMAL_COMMA = (
 )
 _PRESSURE = r"(?<![\d/.])(\d{2,3})/(\d{2,3})(?: ?(?=mm ?Hg)|(?<=pressure \d\d\d/\d\d)|(?<=BP \d\d\d/\d\d))(?![\d/])"
 _BOOKS = (
-    "Genesis|Exodus|Psalms?|Proverbs|Isaiah|Matthew|Mark|Luke|John|Acts|Romans|Corinthians|Hebrews|James|Revelation"
+    "Genesis|Exodus|Psalms?|Proverbs|Isaiah|Matthew|Mark|Luke|John|Acts|Romans|Corinthians|Hebrews|James|Revelation|Peter|"
+    "Samuel|Kings|Chronicles|Timothy|Thessalonians|(?:Gen|Exod?|Ps|Prov|Isa|Matt|Rom|Cor|Heb|Rev)\\."
 )
-_ISO_DATE = rf"\b{YEAR}(?P<joint>[-/])(?P<month>0[1-9]|1[0-2])(?P=joint)(?P<day>0[1-9]|[12]\d|3[01])(?!\d)"
+_ISO_DATE = (
+    rf"\b{YEAR}(?P<joint>[-/])(?P<month>0[1-9]|1[0-2]|(?<=/)[1-9])(?P=joint)"
+    r"(?P<day>0[1-9]|[12]\d|3[01]|(?<=/)[1-9])(?!\d)"
+)
 _DAY_MONTH_YEAR = rf"(?<![\w-])(\d{{1,2}})-({ABBREVIATED_MONTH})-(?=\d\d(?:\d\d)?\b)"
 _SHORT_YEAR = rf"\b({ABBREVIATED_MONTH}|{'|'.join(MONTHS)})\.? '(?=\d\d\b)"
 _ISO_TIME = (
@@ -504,35 +595,44 @@ _RANGE_OF_MONEY = (
 )
 _RANGE = (
     rf"(?=[{_SIGNED}\d]){START}(?P<amount>[{_SIGNED}]?{NUMBER}(?::\d\d)?+(?:\s?(?:[ap]\.?m\.?|[AP]M|%|[¢'\"]|st|nd|rd|th|s|bn"
-    rf"|[kKmM]|{UNIT})(?![\w°]))?+)\s?-\s?(?=[{_SIGNED}]?\d)(?!\d++-)"
+    rf"|[kKmM]|{UNIT})(?![\w°]))?+)\s?-\s?(?=[{_SIGNED}]?\d)(?!\d++-(?!(?:year|month|week|day|hour|minute|mile|foot|inch)))"
 )
 _TIME_ZONE = r"\b(?P<zone>UTC|GMT)\s?(?P<sign>[+−-])(?P<hour>\d{1,2})(?::?(?P<minute>\d\d))?\b"
 _TIME = (
     r"(?<![\d:.])(?P<hour>[01]?\d|2[0-3]):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d)(?:\.\d+)?)?"
-    rf"(?:\s?{HALF_DAY}|(?![\d:]))"
+    rf"(?:\s?{HALF_DAY}|h\b|(?![\d:]))"
 )
 _MILITARY_TIME = r"\b([01]\d|2[0-3])([0-5]\d)(?: ?(?:hours|hrs)|(Z))\b"
 _MONEY_SIGN_LAST = rf"(?P<amount>{WHOLE}){SCALE}\s?(?P<sign>(?:{_CODES})(?![\w$])|[{_SIGNED}](?!\d))"
 _SMALL_MONEY = rf"(?P<amount>{WHOLE})(?:\s?(?P<sign>¢)|(?P<sign2>p)(?!\w|\.\w))"
 _CENTS = rf"(?P<amount>{WHOLE})c\b(?!\.\w)"
 _FRACTION = (
-    rf"(?<![\d/.,-])(?:(?P<whole>\d{{1,4}})[ -])?(?P<top>\d{{1,2}})/(?P<bottom>\d{{1,2}})(?![\d/]|\.\d)(?:"
-    rf"(?P<joint>[ -]?)(?:(?P<unit>{any_of(UNITS)})|(?P<word>{'|'.join(sorted(WORDY_UNITS))}))(?!\w))?"
+    rf"(?<![\d/.,-])(?:(?P<whole>\d{{1,4}})[ -])?(?P<top>\d{{1,2}})/(?P<bottom>\d{{1,4}})"
+    rf"(?P<th>(?:th|rd|nd)s?\b)?(?![\d/]|\.\d)(?:(?P<joint>[ -]?)(?:"
+    rf"(?P<unit>{any_of(UNITS)})|(?P<word>{'|'.join(sorted(WORDY_UNITS))}))(?!\w))?"
 )
 _OUT_OF = rf"(?P<top>{WHOLE})/(?P<bottom>5|10|20|100)(?![\d/\w]|\.\d)"
 _DURATION = r"(?<!\w)(?P<hour>\d{1,2})h ?(?P<minute>\d{1,2})(?:m|min)?(?!\w)"
-_DEGREES_OF_AN_OVEN = r"(?<![\w.,])([1-9]\d\d?(?:\.\d)?) ?([FC])(?=[.,;)]|$| (?:for|and|or|oven|until|in)\b)"
+_DEGREES_OF_AN_OVEN = r"(?<![\w.,])([1-9]\d\d?(?:\.\d)?) ?([FC])(?=[.,;)/]|$| (?:for|and|or|oven|until|in|fan)\b)"
 _MILLIONS = rf"(?P<amount>{WHOLE}) ?(?P<scale>M(?!-F)|bn|mn|[mkK](?= (?:{WORDS})\b))(?!\w)"
 _INCH = rf"(?P<amount>{WHOLE})(?:in\b| in(?=[,;)]| (?:tall|wide|long|deep|thick|high|by|x|of (?:rain|snow))\b))"
 _PER = (
     r"(?<=[a-z%])/(?=(?:month|mo|year|yr|week|wk|day|hour|hr|h|min|minute|second|sec|s|kg|lb|person|night|mile"
-    r"|gallon|user|kWh|piece|dozen|acre|head|L|dL|mL|ml|mol)\b)"
+    r"|gallon|gal|bbl|user|kWh|piece|dozen|acre|head|ha|oz|L|dL|mL|ml|mol|100 kilometers)\b)"
 )
-_PER_UNIT = r"(?<= per )(?:mol?|kWh|yr|wk|hr|h|min|sec|s|kg|lb|[dm]?L|ml)\b\.?"
+_PER_UNIT = r"(?<= per )(?:mol?|kWh|yr|wk|hr|h|min|sec|s|kg|lb|[dm]?L|ml|gal|ha|oz|bbl)\b\.?"
 _STREET_WITHOUT_A_DOT = rf"(?<=[a-z] )(?P<ending>{'|'.join(STREETS)})(?=,|$| (?:Apt|Suite|Unit|[NS][EW]\b))"
+_COMPASS_OF_A_NAME = (
+    r"\b([NSEW])(?:\.(?= (?:Korea|Ireland|Africa|America|Carolina|Dakota|Yorkshire|Virginia)\b)"
+    r"|\.?(?= [A-Z][a-z]+ (?:Street|Avenue|Ave\b|Boulevard|Blvd\b|Road|Rd\b|Drive)))"
+)
 _STATE = (
-    rf"(?=[A-Z])(?:(?<=[a-z], )|(?<=[a-z] )(?=[A-Z]{{2}} \d{{5}}))(?P<state>{'|'.join(STATES)})\b"
+    rf"(?=[A-Z])(?:(?<=[a-z], )|(?<=[a-z] )(?=[A-Z]{{2}} \d{{5}}))(?P<state>{'|'.join(STATES)})\b(?!')"
     r"(?: (?P<zip>\d{5})(?:[- ](?P<more>\d{4}))?\b)?"
+)
+_DOTTED_STATE = (
+    r"(?<=[a-z], )(Ala|Ariz|Ark|Colo|Conn|Del|Ill|Ind|Kan|Mass|Mich|Minn|Miss|Neb|Nev|Okla|Ore|Penn|Tenn|Tex|Wash"
+    r"|Wis)\."
 )
 _TITLE = (
     rf"(?<![\w.])({any_of(word for word in TITLES if word[-1] != '/' and '/' not in word)})(?:(?<=\.)|\.|\b)"
@@ -545,20 +645,21 @@ _INITIALS = r"\b(?:[A-Za-z]\.){2,}"
 _NUMBERED = (
     rf"\b(?P<noun>{NUMBERED_ROMAN}|(?:act|chapter|part|scene|section|volume)s?(?= [IVXivx]{{2}})) "
     rf"(?P<numerals>{ROMAN}\b(?:(?:, |,? (?:and|or|to) |-){ROMAN}\b)*|"
-    rf"(?=[xvi]{{2}})[xvi]{{2,6}}\b)(?P<part>\.(?=\d))?"
+    rf"(?=[xvi]{{2}})[xvi]{{2,6}}\b(?:-[xvi]{{1,6}}\b)?)(?P<part>\.(?=\d))?"
 )
-_CENTURY = rf"\b({ROMAN})(?= (?:[Cc]entur|Olympi|Winter Olymp|Army|Corps|Legion|Congress|Dynasty))"
+_NUMERAL_AND_LETTER = rf"\b({NUMBERED_ROMAN}) ({ROMAN})([a-f]|(?<=[IVX]{{2}})[A-F]|(?<=I)[AB])\b"
+_CENTURY = rf"\b({ROMAN})(?= (?:[Cc]entur|Olympi|Winter Olymp|Army|Corps|Airborne|Legion|Congress|Dynasty))"
 _NAMED = rf"\b(?P<name>[A-Z][a-z]+) (?P<numeral>(?=[IVXL]+\b){ROMAN})\b(?!\.[A-Z]|'(?!s\b))"
 _YEAR_IN_ROMAN_NUMERALS = rf"\b(?=[MDCLXVI]{{4}})(?P<numeral>M(?=[MCDXLVI]{{3}}){ROMAN[len('(?=[MDCLXVI])') :]})\b"
 _FORMULA = (
-    rf"(?=[A-Z(])\b(?=[A-Za-z()]{{1,12}}\d)(?:(?:\((?:(?:{ELEMENTS})\d{{0,2}}){{1,4}}\)|(?:{ELEMENTS}))\d{{0,2}}){{2,12}}"
+    rf"(?=[A-Z(])(?<!\w)(?=[A-Za-z()]{{1,12}}\d)(?:(?:\((?:(?:{ELEMENTS})\d{{0,2}}){{1,4}}\)|(?:{ELEMENTS}))\d{{0,2}}){{2,12}}"
     r"(?![\w'])|\b(?:O|H|N|Cl|F)2\b"
 )
 _ION = rf"\b(?:(?:{ELEMENTS})\d?(?<!\b[BCFINOPS])|[HK]|NH4|OH|SO4|CO3|NO3|HCO3|PO4)\^?\d?(?P<sign>[+−-])(?=[\s,.;)]|$)"
 _VERSION = (
-    r"(?=[vV\d])(?<!\w)(?<!\d\.)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>[vV]ersion )|(?=\d++(?:\.\d++)++-[abdpr]))"
-    r"(?P<numbers>\d++(?:\.\d++)*+)"
-    r"(?:-(?P<stage>alpha|beta|dev|pre|rc)(?:\.?(?P<number>\d++))?+(?![\w-]))?"
+    r"(?=[vVPDRNKk\d])(?<!\w)(?<!\d\.)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>(?:[vV]ersion|Python|Django|Rust|Ruby|Node|Kubernetes"
+    r"|kernel) )|(?=\d++(?:\.\d++)++(?:-[abdpr]|rc\d|[ab]\d)))(?P<numbers>\d++(?:\.\d++)*+)"
+    r"(?:-?(?P<stage>alpha|beta|dev|pre|rc|[ab](?=\d))(?:\.?(?P<number>\d++))?+(?![\w-]))?"
 )
 _DECADE_OF_A_CENTURY = r"\b(1[1-9]\d0|20\d0)'?s\b"
 _COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(.-])|(?<![^\s,])([<>]) ?(?=\d)"
@@ -566,9 +667,17 @@ _COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(.-])|(?<![^\s,])([<>]) ?(?=\d)"
 RULES = (
     # marks of feet and inches, which may be quotation marks
     Rule("coordinate", "40°42'46\"N", _COORDINATE, _coordinate),
+    Rule("coordinates", "40.7N, 73.9W", _COORDINATES, _coordinates),
     Rule("inches of a fraction", '7/8"', r"(?<=\d/\d)\"(?!\w)|(?<=\d/\d\d)\"(?!\w)", " in."),
+    Rule("inches by inches", "1/2 in. x 3/4 in.", r"(?<=in\.) ?[x×] ?(?=\d)", " by "),
     Rule("minutes and seconds", "2'30\"", r"(?<![\w.])(\d{1,2})' ?(1[2-9]|[2-5]\d|0\d)\"(?!\w)", r"\1 min \2 s"),
     Rule("height", "5'10\"", r"(?<![\w.])(?P<feet>\d)' ?(?P<inches>1[01]|\d)(?:\"|''|(?!\w))", _feet),
+    Rule(
+        "ends of DNA",
+        "5'-ATG-3'",
+        r"(?<![\w.-])[35](')(?=-[A-Z])|(?<=[A-Z]-)[35](')",
+        lambda match: f"{match[0][0]} prime",
+    ),
     Rule("feet", "6'", r"(?<![\w.])(?P<feet>\d{1,3})(?P<inches>)'(?![\w'])", _feet),
     Rule("inches", '12"', rf"{START}(?P<feet>)(?P<inches>{NUMBER})\"(?!\w)", _feet),
     *ADDRESS_RULES,
@@ -581,6 +690,8 @@ RULES = (
     Rule("month and day in numbers", "on 12/25", _MONTH_AND_DAY_IN_NUMBERS, _date),
     Rule("day, month and year", "1-Apr-2024", _DAY_MONTH_YEAR, r"\1 \2 "),
     Rule("short year", "Apr '24", _SHORT_YEAR, r"\1 20"),
+    Rule("years without a century", "'68-'72", r"(?<!\w)'(\d\d)\s?-\s?'?(?=\d\d(?![\w']))", r"\1 to "),
+    Rule("year below ten", "in '04", r"(?<=[a-z] )'0(?=\d(?![\w']))", "oh "),
     Rule("year without a century", "class of '98", r"(?<=[a-z] )'(?=\d\d(?![\w']))", ""),
     Rule("days and month", "5-7 May", rf"\b{DAY}\s?-\s?{LAST_DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?", _date),
     Rule("day and month", "the 20th of May", _DAY_AND_MONTH, _date),
@@ -594,33 +705,47 @@ RULES = (
     Rule("weekday", "Mon.", _WEEKDAY, _named),
     Rule("codes of digits", "123-45-6789", r"(?<![\w-])\d{1,9}(?:-\d{1,9}){2,}+(?![\w-])", spell_groups),
     Rule("number of a code", "no. 2024-0098", r"\b[Nn]o\. ?(?=\d++-0)", "number "),
-    Rule("code with a zero", "2024-0098", r"(?<![\w-])\d{2,}-0\d++(?![\w-])", spell_groups),
+    Rule("ISO month", "2024-05", r"(?<![\w:-])(?P<year>(?:19|20)\d\d)-(?P<month>0[1-9])(?![\w:-]|[.,]\d)", _iso_month),
+    Rule("code with a zero", "2024-0098", r"(?<![\w:-])(?!(?:19|20)\d\d-0\d\b)\d{2,}-0\d++(?![\w:-])", spell_groups),
     Rule("card", "4111 1111 1111 1111", r"(?<!\d)\d{4}(?: \d{4}){3}(?!\d)", spell_groups),
     # ranges: a dash between two amounts is a "to"
     Rule("circa", "c. 1450", r"(?<![\w.])ca?\. ?(?=\d{3,4}\b)", "circa "),
     Rule("years", "1914-18", _YEARS, _years),
     Rule("equal parts", "50-50", r"(?<![\w.-])50-50(?![\w-])", "50 50"),
     Rule("from noon", "noon-1pm", r"\b([Nn]oon|[Mm]idnight)\s?-\s?(?=\d)", r"\1 to "),
-    Rule("minus of terms", "x − y", r"(?<=[\w)]) − (?=[\w(])|(?<![\w)])−(?=[a-z]\b)", " minus "),
+    Rule("minus of terms", "x − y", r"(?<=[\w)°%]) − (?=[\w(])|(?<![\w)])−(?=[a-z]\b)", " minus "),
     Rule("difference", "5 - 3 = 2", rf"(?<=\d)\s?[-−]\s?(?={NUMBER}\s?=)", " minus "),
     Rule("decimal comma", "€2,50", _DECIMAL_COMMA, _whole_units),
+    Rule("ZIP of Washington", "D.C. 20001", r"(?<=D\.C\. )\d{5}\b", lambda match: spell_digits(match[0], "oh")),
     Rule("long ZIP", "MO 63101-1234", r"(?<=\b[A-Z]{2} )(\d{5})-(?=\d{4}(?![\d-]))", r"\1 "),
     Rule("offset", "09:41 -0500", r"(?<=\d:\d\d )(?=[+-](?:0\d|1[0-4])[0-5]0\b)", "UTC"),
     Rule("range of money", "$5-10", _RANGE_OF_MONEY, _money_range),
     Rule("mixed number", "1-1/2", r"(?<![\d/.,-])(\d{1,3})-(?=[1-9]\d?/\d)(?!\d+/\d+/)", r"\1 "),
+    Rule("plus or minus", "+/- 5", r"\+/-(?= ?\d)", "±"),
     Rule("range", "10am-2pm", _RANGE, r"\g<amount> to "),
     Rule("time zone", "UTC+5:30", _TIME_ZONE, _offset),
-    Rule("verse", "John 3:2", rf"\b({_BOOKS}) (\d{{1,3}}):(?=\d)", r"\1 \2 "),
+    Rule("verse", "John 3:2", rf"\b(?:(?P<part>[123]) )?(?P<book>{_BOOKS}) (?P<chapter>\d{{1,3}}):(?=\d)", _verse),
+    Rule(
+        "time of a race",
+        "1:05.32",
+        r"(?<![\d:.])(\d{1,2}):([0-5]\d)\.(\d{1,3})(?![\w:]|\.\d| ?[ap]\.?m)",
+        _time_of_a_race,
+    ),
     Rule("parts", "1:2", r"(?<![\d:.])(?!(?:16|21):9)(\d{1,2}):(?=\d(?![\d:]))", r"\1 to "),
     Rule("time", "15:30:05", _TIME, _time),
     Rule("time with a dot", "5.30pm", rf"(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\.(?P<minute>[0-5]\d)\s?{HALF_DAY}", _time),
     Rule("full hour", "3 p.m.", rf"(?=\d)(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\s?{HALF_DAY}", _time),
     Rule("military time", "0800 hours", _MILITARY_TIME, _military_time),
     # money
+    Rule("each after a price", "$5ea", r"(?<=\d)ea\b\.?", " each"),
+    Rule("several for a price", "2/$5", r"(?<=\b\d)/(?=[$£€]\d)", " for "),
     Rule("no cents", "5,-", r"(?<=\d)[.,]-(?!\w)", ""),
     Rule("pence twice", "£5.50p", r"(£\d++\.\d\d)p\b", r"\1"),
     Rule(
         "Indian thousands", "1,50,000", r"(?<![\w.,])\d{1,2}(?:,\d\d)+,\d{3}(?!\d|,\d)", lambda m: m[0].replace(",", "")
+    ),
+    Rule(
+        "pair of currencies", "EUR/USD", _PAIR_OF_CURRENCIES, lambda match: f"{' '.join(match[1])} {' '.join(match[2])}"
     ),
     Rule("minus money", "-$5, $-5", rf"(?<![\w)])[-−](?={MONEY}\s?\d)", "minus "),
     Rule("minus after a sign", "$-5", rf"([{_SIGNED}])[-−](?=\d)", r"minus \1"),
@@ -634,25 +759,32 @@ RULES = (
     Rule(
         "spoons",
         "3 T. oil",
-        r"(?<=\d )([tT])\. ?(?=[a-z])",
-        lambda match: f"{match[1]}{'sp' if match[1] == 't' else 'bsp'} ",
+        r"(?<=\d )([tT])\. ?(?=[a-z])"
+        rf"|(?<=\b\d )[tT] (?=(?:{INGREDIENTS})\b)",
+        lambda match: "tsp " if match[0][0] == "t" else "Tbsp ",
     ),
     Rule("degrees with a space", "12° C", r"(?<=\d) ?° (?=[CF]\b)", "°"),
     Rule("pressure", "120/80 mmHg", _PRESSURE, r"\1 over \2 "),
     Rule("vision", "20/20 vision", r"\b20/(\d\d)(?= vision)", r"20 \1"),
+    Rule("time of music", "6/8 time", r"(?<![\w/.])([2-9]|12)/([248]|16)(?= (?:time|meter)\b)", r"\1 \2"),
+    Rule("stars", "3/5 stars", r"(?<![\w/.])(\d)/(?=(?:5|10) stars)", r"\1 out of "),
+    Rule("odds", "100/1 odds", r"(?<=\d)/(?=\d{1,2} (?:odds|shot|outsider)\b)", " to "),
+    Rule("wickets", "287/6", r"(?<![\w/.,-])(3[2-9]|[4-9]\d|\d{3})/(?=(?:\d|10)\b(?!/|\.\d| ?[=%x×*+]))", r"\1 for "),
     Rule("fraction", "2 1/2 cups", _FRACTION, _fraction),
     Rule("out of", "7.5/10", _OUT_OF, r"\g<top> out of \g<bottom>"),
     Rule("screen", "1920x1080", r"(?<![\w.,])(?P<width>\d{3,4}) ?[x×] ?(?P<height>\d{3,4})(?![\w]|[.,]\d)", _screen),
     Rule("dimension", "3 x 4", r"(?<=[\dmtnhs])(?<!\b0) ?(?P<sign>[x×]) ?(?=\d)", _dimension),
+    Rule("ratio of a variable", "1/x", r"(?<=\b\d)/(?=[nxyz]\b)|(?<=\b[nxyz])/(?=\d\b)", " over "),
     Rule("function", "f(x)", r"\b([fgh])\(([a-z])\)", r"\1 of \2"),
     Rule("factorial", "5! = 120", r"(?<=\d)!(?= ?[=+*/×÷-]|\))|(?<=\b[nk])!(?= ?=)", " factorial"),
     Rule("quotient", "6 / 2", r"(?<=\d) / (?=\d)", " divided by "),
     Rule("product", "3 * 4", r"(?<=\d) ?\* ?(?=\d)", " times "),
     Rule("power of ten", "3.0 x 10^8", r"(?<=\d) ?x ?(?=10\^)", " × "),
     Rule("scientific", "3.2e-5", rf"({WHOLE})[eE]\+?(-?\d{{1,3}})(?!\w)", r"\1 × 10^\2"),
-    Rule("per area", "5/km^2", r"(?<=[a-z\d])/(?=(?:[cdk]?m|mi|ft)\^[23])", " per "),
+    Rule("per area", "5/km^2", r"(?<=[A-Za-z\d])/(?=(?:[cdk]?m|mi|ft)\^[23])", " per "),
     Rule("bare unit", "per km^2", r"\b(k?m|[cm]m|ft|mi|yd)\^([23])(?!\w)", _bare_unit),
-    Rule("power", "x^y", r"\^\(?(?P<sign>-?)(?P<power>\d++|[a-z]++)\)?", _power),
+    Rule("ion", "Na+", _ION, _ion),
+    Rule("power", "x^y", r"\^(?P<open>\()?(?P<sign>-?)(?P<power>\d++|[a-z]++)(?(open)\)?)", _power),
     Rule("several with a number", "MP3s", r"(?<=[A-Z])(-?)(\d{1,3})s\b", _several),
     Rule("duration", "2h30m", _DURATION, r"\g<hour> h \g<minute> min"),
     Rule("degrees of an oven", "350F", _DEGREES_OF_AN_OVEN, _degrees),
@@ -660,6 +792,11 @@ RULES = (
     Rule("millions", "5m people", _MILLIONS, lambda match: f"{match['amount']} {SCALES[match['scale'].lower()]}"),
     Rule("feet and inches", "6 ft 2 in", r"(?<=\d)[ -]?(?:ft\.?|feet|foot) (1[01]|\d) ?in\b(?!\.)", r" foot \1 in."),
     Rule("inch", "5in", _INCH, r"\g<amount> in. "),
+    Rule(
+        "direction of a road", "I-405 N", r"\b((?:I-|US-|[Hh]ighway |[Rr]oute )\d{1,3}) ([NSEW])\b(?!\.\w)", _direction
+    ),
+    Rule("number of a name", "F-150", r"(?<=[A-Za-z]-)\d{3}(?![\w:-]|[.,]\d)", lambda match: in_pairs(match[0])),
+    Rule("airliners", "747s", r"(?<![\w.,$-])7([0-8]7)s\b", lambda match: "seven " + _decade(spell_number(match[1]))),
     Rule("measure", "5 kg", rf"(?P<amount>{WHOLE})(?P<joint>[ -]?)(?P<unit>{UNIT})(?![\w°])", _measure),
     Rule("speed", "in km/h", r"(?<![\w/])km/h\b", "kilometers per hour"),
     Rule("micrometer", "in microm", r"\bmicrom\b", "micrometers"),
@@ -672,15 +809,24 @@ RULES = (
     Rule(
         "compass",
         "123 N. Main",
-        r"(?=[A-Z])(?:(?<=\d )|\b(?=..? \d+[snrt][tdh]))([NSEW])\.? (?=[A-Z][a-z]|\d)",
+        r"(?=[A-Z])(?:(?<=\d )|\b(?=..? \d+[snrt][tdh]))"
+        r"([NSEW])\.? (?=[A-Z][a-z]|\d)",
         lambda match: f"{COMPASS[match[1]]} ",
     ),
+    Rule("compass of a name", "S. Korea", _COMPASS_OF_A_NAME, _compass),
     Rule("state", "Boston, MA", _STATE, _state),
-    Rule("saint", "St. Paul", r"\bSt\.(?= [A-Z][a-z])", "Saint"),
+    Rule("dotted state", "Boston, Mass.", _DOTTED_STATE, _dotted_state),
+    Rule("saint", "St. Paul", r"\bSt\b\.?(?= [A-Z][a-z])", _saint),
+    Rule("Junior before a name", "Sr. Garcia", r"\b([SJ]r)\.(?= [A-Z][a-z])", _junior),
     Rule("title", "Dr. Smith", _TITLE, lambda match: TITLES[match[1]]),
     Rule("against", "Roe v. Wade", r"(?<=[a-z.] )v\. ?(?=[A-Z][a-z])", "versus "),
     Rule("minimum", "min. 3", r"(?<!\d )(?<![\w.])[Mm]in\. ?(?=\d)", "minimum "),
-    Rule("with", "w/o", r"(?<![\w/])w/(o\b)?", lambda match: "without" if match[1] else "with "),
+    Rule(
+        "with",
+        "w/o",
+        r"(?<![\w/])w/(o\b|out\b|in\b)?",
+        lambda match: {"o": "without", "out": "without", "in": "within"}.get(match[1], "with "),
+    ),
     Rule("before a number", "p. 12", _BEFORE_A_NUMBER, lambda match: f"{NUMBERED[match[1]]} "),
     Rule(
         "place",
@@ -688,18 +834,30 @@ RULES = (
         rf"\b((?:{PLACES}|[Ff]light) )(\d{{3}})\b(?![.,:/-]?\d)",
         lambda match: match[1] + in_pairs(match[2]),
     ),
-    Rule("born", "(b. 1950)", r"(?<=\()([bd])\. ?(?=\d{4})", lambda match: "born " if match[1] == "b" else "died "),
+    Rule("born", "(b. 1950)", r"(?:(?<=[(,;])|(?<=[,;] ))(b|d|r|fl)\. ?(?=\d{3,4}\b)", lambda match: LIVES[match[1]]),
     Rule("before a numeral", "Vol. II", _BEFORE_A_NUMERAL, lambda match: f"{NUMBERED[(match[1] or match[2]) + '.']} "),
     Rule("ending", "Inc.", _ENDING, lambda match: ENDINGS[match[0]] + _full_stop(match)),
-    Rule("number sign", "No. 1, #2", rf"\b[Nn]o\.:? ?(?=\d|of |(?:{'|'.join(DIGITS)}) )|#(?=\d)", "number "),
+    Rule("number sign", "No. 1, #2", rf"\b[Nn]o\.:? ?(?=\d|of |(?:{'|'.join(DIGITS)})\b)|#(?=\d)", "number "),
     Rule("initials", "U.S.", _INITIALS, _initials),
-    Rule("initials of a name", "H. G. Wells", r"\b([A-Z])\. ([A-Z])\. ?(?=[A-Z][a-z])", r"\1 \2 "),
+    Rule(
+        "initials of a name",
+        "H. G. Wells",
+        r"\b[A-Z]\.(?: [A-Z]\.){1,3} ?(?=[A-Z][a-z])",
+        lambda match: " ".join(match[0].replace(".", " ").split()) + " ",
+    ),
     # Roman numerals, acronyms, formulas
+    Rule("numeral and a letter", "Part IIb", _NUMERAL_AND_LETTER, _numeral_and_letter),
     Rule("numbered", "Chapter IV", _NUMBERED, _numbered_roman),
     Rule("century after a number", "20th c.", r"(?<=\d(?:th|st|nd|rd) )[cC]\.", "century"),
     Rule("century", "XIX century", _CENTURY, _ordinal_roman),
     Rule("ordinal in Roman numerals", "XVIIIth", rf"\b(?=[XV]|I[XVI])({ROMAN})(?:st|nd|rd|th)\b", _ordinal_roman),
     Rule("named", "Henry VIII", _NAMED, _named_roman),
+    Rule(
+        "named twice",
+        "Edward the seventh and VIII",
+        r"\b(the [a-z-]+(?:st|nd|rd|th) (?:and|or|to)) ([IVX]+)\b",
+        _named_twice,
+    ),
     Rule(
         "heading in Roman numerals",
         "II. Methods",
@@ -711,10 +869,12 @@ RULES = (
         "year in Roman numerals", "MCMXCIV", _YEAR_IN_ROMAN_NUMERALS, lambda m: spell_number(roman_value(m[1]), "year")
     ),
     Rule("special", "PhD", rf"(?<![A-Za-z_])(?:{any_of(SPECIAL)})(?!\w)", lambda match: SPECIAL[match[0]]),
-    Rule("ion", "Na+", _ION, _ion),
     Rule("formula", "H2SO4", _FORMULA, _formula),
     Rule(
-        "letters", "BBC, TVs", r"(?<![A-Za-z0-9_'])(?P<word>[A-Z]{2,6})(?P<ending>'s|s'?|'S)?(?![A-Za-z_'])", _letters
+        "letters",
+        "BBC, TVs",
+        r"(?<![A-Za-z0-9_'])(?P<word>[A-Z]{2,6})(?P<ending>'s|s'?|'S|'d)?(?![A-Za-z_'])",
+        _letters,
     ),
     Rule("dash of letters", "U S B-C", r"(?<=\b[A-Z])-(?=[A-Z]\b)", " "),
     # versions, ratios, decades, ordinals and the numbers that are left
@@ -724,12 +884,17 @@ RULES = (
     Rule("ratio", "3:1 ratio", r"(?<=\d):(?=\d++ (?:ratio|odds|scale|mix))", " to "),
     Rule("colon", "13:13", r"(?<=\d):(?=\d)", " "),
     Rule("decade of a century", "1990s", _DECADE_OF_A_CENTURY, lambda match: _decade(spell_number(match[1], "year"))),
-    Rule("hundreds", "100s", r"\b(?:100|1,?000)s\b", lambda match: "hundreds" if len(match[0]) == 4 else "thousands"),
+    Rule("hundreds", "100s", r"\b(?:[1-9]00|1,?000)s\b", _hundreds),
     Rule("decade", "'90s", r"'?\b([2-9]0)'?s\b", lambda match: _decade(spell_number(match[1]))),
     Rule("grade", "B-", r"\b([A-D])-(?= |[.,;)]|$)", r"\1 minus"),
-    Rule("part in brackets", "3(a)", r"(?<=\d)\(([a-z]|\d\d?|[ivx]{1,4})\)(?:\(([a-z]|[ivx]{1,4})\))?", _parts),
+    Rule(
+        "part in brackets",
+        "3(a)",
+        r"(?<=\d)\(([a-z]|\d\d?|[ivx]{1,4})\)(?:\(([a-z]|[ivx]{1,4}|\d\d?)\)){0,1}(?:\((\d\d?|[ivx]{1,4}|[A-Z])\))?",
+        _parts,
+    ),
     Rule("comparison", "a < b", _COMPARISON, lambda match: " less than " if "<" in match[0] else " greater than "),
-    Rule("signs in a row", "a >= b", r"[<>=!]=|->", lambda match: COMPARED[match[0]]),
+    Rule("signs in a row", "a >= b", r"[<>=!]=|->|=>|&&|(?<= )(?:\|\||-=)(?= )", lambda match: COMPARED[match[0]]),
     Rule("about", "~5", r"(?<!\S)~ ?(?=\d)", "about "),
     Rule("ordinal in capitals", "21ST", r"(?<=\d)(?:ST|ND|RD|TH)\b", lambda match: match[0].lower()),
     Rule("digit and letter", "5x", r"(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", " "),
@@ -750,9 +915,9 @@ PATTERNS = [
     ((re if rule.name in TRIED else regex).compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example)))
     for rule in RULES
 ]
-FAR, GROUP = 4, 34  # number of rules with a long look-behind; number of rules to apply between two searches for digits
-PLAIN_WORDS = re.compile(r"(?<=[a-z]{3})(?<!lion)(?<!\bper) (?![ivx]+\b)(?=[a-z]{3})")
-NOISE = re.compile(r"[^\w\s\x1e]{5,}")  # signs in a row, which are not read aloud
+FAR, GROUP = 6, 34  # number of rules with a long look-behind; number of rules to apply between two searches for digits
+PLAIN_WORDS = re.compile(r"(?<=[a-z]{3})(?<!lion)(?<!\bper)(?<!I was) (?![ivx]+\b)(?=[a-z]{3})")
+NOISE = re.compile(r"[^\w\s\x1e★☆]{5,}")  # signs in a row, which are not read aloud
 SUPERSCRIPT = re.compile(r"(?<=[\w)])[⁻⁺]?[⁰¹²³⁴-⁹]+")
 
 

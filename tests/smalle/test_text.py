@@ -240,7 +240,7 @@ PROSE = {
     "5 μm, 10 µg, 5kΩ": "five micrometers, ten micrograms, five kilohms.",
     "3 x 4, 1920x1080, 10x12 ft": "three by four, nineteen twenty by ten eighty, ten by twelve feet.",
     "5in wide": "five inches wide.",
-    "a 100 m race, 5m people": "a one hundred meters race, five million people.",
+    "a 100 m race, 5m people": "a one hundred meter race, five million people.",
     "-5°C": "minus five degrees Celsius.",
     "60 W bulb, 5 W. Main St.": "sixty watts bulb, five West Main Street.",
     "1500 mAh, 230V, 5A, 50dB": (
