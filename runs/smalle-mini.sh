@@ -69,8 +69,8 @@ step sampled kokoro "$WORK/plan.jsonl" sampled --sampled-speakers "$(count 40)"
 step people python -m smalle.train.data.select "$PEOPLE" "$WORK/people" --exclude $HELD_OUT --max-hours "$(hours 0.5)"
 
 codec() {
-    python -m smalle.train.codec.train codec-people --stage "$1" "$1.output=$WORK/codec-$1" "$1.minutes=$(minutes "$2")" \
-        "data.corpus=[$WORK/people, $WORK/kokoro, $WORK/heart]" "${@:3}"
+    python -m smalle.train.codec.train codec-people --stage "$1" "$1.output=$WORK/codec-$1" \
+        "$1.minutes=$(minutes "$2")" "data.corpus=[$WORK/people, $WORK/kokoro, $WORK/heart]" "${@:3}"
 }
 step codec codec reconstruction 0.0625 "reconstruction.fitting_segments=$(count 190)"
 step codec-refiner codec refiner 0.017 "refiner.start=$WORK/codec-reconstruction"
@@ -78,7 +78,9 @@ step codec-adversarial codec adversarial 0.05 "adversarial.start=$WORK/codec-ref
 codec=$WORK/codec-adversarial
 
 # A first model learns to read by the words' times, and finds those of Kokoro's words for the second one.
-codes() { smalle prepare "${@:2}" --output "$WORK/$1" --codec "$codec" --codebooks 6 --gate --eval-clips "$(count 10)"; }
+codes() {
+    smalle prepare "${@:2}" --codec "$codec" --output "$WORK/$1" --codebooks 6 --gate --eval-clips "$(count 10)"
+}
 train() {
     smalle train smalle-mini --resume "training.output_dir=$WORK/$1" "training.minutes=$(minutes "$2")" \
         "data.tokenizer=$WORK/tokenizer" "data.train=[$3]" "data.eval=[$4]" "${@:5}"
@@ -107,11 +109,12 @@ step limits python -m smalle.train.speaker_limits "$out" "$WORK/codes-kokoro/tra
 
 # The converter. Its speaker network is that of the package resemblyzer (Apache-2.0).
 conversion() { python -m "smalle.train.conversion.$1" "${@:2}"; }
-pairs=("$WORK/people.safetensors" "$WORK/kokoro.safetensors")
 step source conversion source "$out" "$WORK/plan.jsonl" "$WORK/own" --hours "$(hours 0.2)"
-for corpus in own people kokoro; do
-    step "pairs-$corpus" conversion pairs "$WORK/$corpus" "$WORK/$corpus.safetensors" --codec "$codec"
-done
+pairs() { conversion pairs "$WORK/$1" "$WORK/$1.safetensors" --codec "$codec" "${@:2}"; }
+step pairs-own pairs own --min-snr 0 # or a model that was trained for minutes would be refused as noise
+step pairs-kokoro pairs kokoro --min-snr 0
+step pairs-people pairs people
+pairs=("$WORK/people.safetensors" "$WORK/kokoro.safetensors")
 step resemblyzer python -m pip install -q --no-deps --target "$WORK/resemblyzer" resemblyzer==0.1.4
 step speaker conversion speaker "$WORK/resemblyzer/resemblyzer/pretrained.pt" "$WORK/people" \
     "$WORK/speaker.safetensors" --codec "$codec"
@@ -123,8 +126,8 @@ step joint conversion joint "${pairs[@]}" --source "$WORK/own.safetensors" --sta
     --readings "$WORK/content-readings.safetensors" --output "$WORK/joint" --minutes "$(minutes 0.067)"
 step conversion conversion assemble "$WORK/joint" "$out"
 
-# Presets by the converter: the default voice itself and people, all of whom it was trained with.
-files=("$WORK/own"/*.wav)
+# Presets by the converter: the default voice, from recordings of its synthesizer, and people whom it was trained with.
+files=("$WORK/heart/heart"/*.wav)
 step heart-hd conversion preset "$out" heart-hd "${files[@]:0:6}" --steps 0
 for name in $PRESETS; do
     step "preset-$name" conversion preset "$out" "$name" --corpus "$WORK/people" --steps 0

@@ -60,7 +60,7 @@ class ContentStage(ConversionStage):
     ):
         parts = {"encoder": converter.encoder, "centroids": converter.centroids}
         super().__init__(converter, nn.ModuleDict(parts), options)
-        limit = np.quantile([row.fit for row in rows], 1 - BEST)
+        limit = np.quantile([row.fit for row in rows], 1 - BEST, method="lower")  # some are -inf
         self.sources = [n for n in sources if rows[n].fit >= limit]
         self.others = [n for n, row in enumerate(rows) if row.fit >= limit and n not in sources]
         self.aligned, self.envelopes, self.classes = rows, envelopes, classes

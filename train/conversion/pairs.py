@@ -1,6 +1,6 @@
 """Makes pairs of a recording and the same text read by one voice: mel frames of both, f0 and phones.
 
-  python -m smalle.train.conversion.pairs CORPUS OUT.safetensors --codec CODEC [--max-hours HOURS]
+  python -m smalle.train.conversion.pairs CORPUS OUT.safetensors --codec CODEC [--max-hours HOURS] [--min-snr DB]
 
 CORPUS is a corpus with transcripts in any layout that `smalle prepare` reads. The reading voice is hibari's (package
 hibari-tts, Apache-2.0). It speaks about 100 times as fast as real time on one core, and reports the time of each phone.
@@ -90,13 +90,17 @@ def load_own_codec(path: str) -> SmallECodec:
 
 
 def make_pairs(
-    corpus: str, codec: SmallECodec, read: Callable[[str], Reading], max_hours: float = float("inf")
+    corpus: str,
+    codec: SmallECodec,
+    read: Callable[[str], Reading],
+    max_hours: float = float("inf"),
+    min_snr: float = QualityGate.min_snr_db,
 ) -> Iterator[Pair]:
     """Pairs of a corpus in a random order, up to `max_hours` of recordings.
 
-    read: speaks a text at 24 kHz.
+    read: speaks a text at 24 kHz. min_snr: dB, see `QualityGate`.
     """
-    rate, gate, spent = codec.sampling_rate, QualityGate(), 0.0
+    rate, gate, spent = codec.sampling_rate, QualityGate(min_snr_db=min_snr), 0.0
     clips = [clip for clip in list_clips([corpus]) if clip.text]
     random.Random(0).shuffle(clips)
     for clip, waveform in tqdm(read_ahead(clips, rate, 1), "pairs", len(clips), unit="file"):
@@ -114,7 +118,10 @@ def make_pairs(
 def save_pairs(path: str, pairs: Sequence[Pair]) -> None:
     """Writes pairs to one safetensors file. Raises ValueError if there are none."""
     if not pairs:
-        raise ValueError(f"no pairs for {path}: expected recordings of {SECONDS} seconds with transcripts.")
+        raise ValueError(
+            f"no pairs for {path}: expected transcripts, and recordings of {SECONDS[0]:g} to {SECONDS[1]:g} s that are "
+            "neither quiet, noisy nor clipped; --min-snr accepts noisier ones."
+        )
     tensors = {name: torch.cat([getattr(pair, name) for pair in pairs]) for name in COLUMNS}
     tensors["lengths"] = torch.tensor([[len(getattr(pair, name)) for name in COLUMNS] for pair in pairs])
     with atomic_write(path) as temporary:
@@ -141,9 +148,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", help="file to write")
     parser.add_argument("--codec", required=True, help="folder of the codec, such as checkpoints/smalle-codec")
     parser.add_argument("--max-hours", type=float, default=float("inf"), help="hours of recordings (default: all)")
+    parser.add_argument(
+        "--min-snr",
+        type=float,
+        default=QualityGate.min_snr_db,
+        help="smallest distance between loud and quiet frames in dB (default: %(default)s); 0 for synthesizers",
+    )
     arguments = parser.parse_args(argv)
     codec = load_own_codec(arguments.codec)
-    pairs = list(make_pairs(arguments.corpus, codec, HibariVoice().read, arguments.max_hours))
+    read = HibariVoice().read
+    pairs = list(make_pairs(arguments.corpus, codec, read, arguments.max_hours, arguments.min_snr))
     save_pairs(arguments.out, pairs)
     hours = sum(len(pair.mel) for pair in pairs) / 360000
     print(f"{arguments.out}: {len(pairs)} pairs, {hours:.2f} hours")

@@ -101,6 +101,8 @@ def read_in_times(
         known, natural = symbols[phrase], voice.frames(symbols[phrase])
         bounds = bounds_of([min(place, count - 1) for place in places[phrase]], natural[1:-1], starts, ends)
         begin = max(written, round(max(bounds[0], written)) - LEAD)
+        if begin * hop >= len(wave):  # the recording is too short for its text
+            break
         frames = whole_frames(bounds, begin)
         end = begin + frames.sum()
         limit = total if following is None else starts[min(places[following.start], count - 1)]

@@ -109,6 +109,13 @@ def test_readings_are_spoken_at_the_times_of_the_phones(seed):
     assert np.any(shifted, 0)[phones[path] != 0].mean() > 0.97
 
 
+def test_a_recording_that_is_too_short_for_its_text_has_a_reading():
+    symbols = "ðə wˈɛðə ɪz fIn.\n" * 20
+    path = np.arange(25)  # half a second
+    wave = read_in_times(Speller(), 0.025, 24000, symbols, path, np.random.default_rng(0))
+    assert len(wave) == 12000 and wave.any()
+
+
 def test_the_voice_speaks_at_given_times():
     pytest.importorskip("hibari")
     voice = HibariVoice()
