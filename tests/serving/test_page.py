@@ -172,6 +172,7 @@ def test_everything_has_a_name_and_fits_on_a_phone(page):
     )
     assert not unnamed
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("document.querySelector('#voices').scrollWidth <= document.querySelector('#voices').clientWidth")
     page.focus("#text")
     order = []
     for _ in range(4):
