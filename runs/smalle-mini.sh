@@ -128,8 +128,8 @@ step conversion conversion assemble "$WORK/joint" "$out"
 
 # Presets by the converter: the default voice, from recordings of its synthesizer, and people whom it was trained with.
 files=("$WORK/heart/heart"/*.wav)
-step heart-hd conversion preset "$out" heart-hd "${files[@]:0:6}" --steps 0
+step heart-hd conversion preset "$out" heart-hd "${files[@]:0:6}" --steps 0 --unchecked
 for name in $PRESETS; do
-    step "preset-$name" conversion preset "$out" "$name" --corpus "$WORK/people" --steps 0
+    step "preset-$name" conversion preset "$out" "$name" --corpus "$WORK/people" --steps 0 --unchecked
 done
 step evaluation smalle evaluate "$out" "${EVAL%% *}" "$WORK/evaluation" ${SCORER:+--scorer "$SCORER"}

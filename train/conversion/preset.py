@@ -37,10 +37,12 @@ def recordings_of(speaker: str, corpus: str) -> list[str]:
     return found
 
 
-def add_preset(checkpoint: str, name: str, recordings: Sequence[str], steps: int) -> None:
+def add_preset(checkpoint: str, name: str, recordings: Sequence[str], steps: int, unchecked: bool = False) -> None:
     """Writes CHECKPOINT/voices/NAME.safetensors, and the name in processor_config.json. Raises ValueError where a
-    recording is no speech."""
+    recording is no speech; unchecked: not where only the converter does not hear it as such."""
     processor = SmallEProcessor.from_pretrained(checkpoint)
+    if unchecked:
+        processor.converter.check_recording = lambda recording: None
     joined = np.concatenate([processor.clean_recording(path) for path in recordings])
     with tqdm(total=steps, unit="step") as bar:
         conversion = processor.converter.prepare(
@@ -61,11 +63,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("recordings", nargs="*", help="sound files of one speaker")
     parser.add_argument("--corpus", help="corpus with recordings of a speaker NAME, in place of RECORDING")
     parser.add_argument("--steps", type=int, default=200, help="steps of tuning (default: %(default)s)")
+    parser.add_argument(
+        "--unchecked",
+        action="store_true",
+        help="accept recordings that the converter does not hear as speech of one person: limits are chosen for the "
+        "default checkpoint's, and a converter that was trained for less time hears less",
+    )
     arguments = parser.parse_args(argv)
     if bool(arguments.recordings) == bool(arguments.corpus):
         parser.error("expected either recordings or --corpus")
     recordings = arguments.recordings or recordings_of(arguments.name, arguments.corpus)
-    add_preset(arguments.checkpoint, arguments.name, recordings, arguments.steps)
+    add_preset(arguments.checkpoint, arguments.name, recordings, arguments.steps, arguments.unchecked)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from smalle.train.adapt import clone
 from smalle.train.conversion import preset
 
 import smalle
+from smalle.voices_smalle import VoiceConverter
 
 CHECKPOINT = pathlib.Path(__file__).parents[3] / "checkpoints" / "smalle-mini"
 
@@ -40,7 +41,11 @@ def test_clone_tunes_the_converter_without_a_transcript(recording, tmp_path, mon
         clone.main([str(recording), "", str(CHECKPOINT), str(tmp_path / "emma")])
 
 
-def test_a_preset_takes_little_space(recording, tmp_path):
+def refuse(*_):
+    raise ValueError("no speech")
+
+
+def test_a_preset_takes_little_space(recording, tmp_path, monkeypatch):
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(CHECKPOINT, checkpoint)
     preset.main([str(checkpoint), "me", str(recording), str(recording), "--steps", "3"])
@@ -48,7 +53,10 @@ def test_a_preset_takes_little_space(recording, tmp_path):
     assert "me" in json.loads((checkpoint / "processor_config.json").read_text())["voices"]
     untuned = tmp_path / "untuned"
     shutil.copytree(CHECKPOINT, untuned)
-    preset.main([str(untuned), "me", str(recording), "--steps", "0"])
+    monkeypatch.setattr(VoiceConverter, "check_recording", refuse)
+    with pytest.raises(ValueError, match="no speech"):
+        preset.main([str(untuned), "me", str(recording), "--steps", "0"])
+    preset.main([str(untuned), "me", str(recording), "--steps", "0", "--unchecked"])
     waves = [speech(checkpoint, "me"), speech(untuned, "me"), speech(checkpoint)]
     size = min(map(len, waves))
     assert not any(torch.allclose(a[:size], waves[0][:size], atol=0.02) for a in waves[1:])
