@@ -53,7 +53,8 @@ def read_sound_file(source: Any) -> tuple[np.ndarray, int]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         source, name = io.BytesIO(source), f"audio, {len(source)} bytes,"
     elif not hasattr(source, "read") and not os.path.isfile(source):
-        raise ValueError(f"{name} does not exist: expected a sound file.")
+        problem = "is a folder" if os.path.isdir(source) else "does not exist"
+        raise ValueError(f"{name} {problem}: expected a sound file.")
     try:
         with soundfile.SoundFile(source) as file:
             if file.frames * file.channels > MAX_SAMPLES:  # the file is too long, or its header is damaged

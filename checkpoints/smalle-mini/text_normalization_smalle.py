@@ -15,25 +15,22 @@ import regex  # as in text_tables_smalle
 
 from .text_tables_smalle import (
     ABBREVIATIONS,
+    ADDRESS_RULES,
     AMBIGUOUS_STATES,
     CHARACTERS,
-    CITIES,
     COMPARED,
     COMPASS,
     CURRENCIES,
     DIGITS,
     ELEMENTS,
     ENDINGS,
-    FILES,
     FRACTIONS,
-    HOSTS,
     INTERJECTIONS,
     KINGS,
     MONTHS,
     NOT_A_STREET,
     NUMBERED,
     NUMBERED_ROMAN,
-    ROADS,
     ROMAN,
     RULERS,
     SCALES,
@@ -47,23 +44,21 @@ from .text_tables_smalle import (
     STREETS,
     TITLES,
     UNITS,
+    UNSAYABLE,
     WEEKDAYS,
     WORDY_UNITS,
     Rule,
     any_of,
     in_ascii,
     in_pairs,
+    left_of,
     pauses_at_line_ends,
     plural,
+    right_of,
     roman_value,
-    spell_address,
-    spell_characters,
     spell_digits,
     spell_groups,
-    spell_network_address,
     spell_number,
-    spell_phone,
-    spell_tag,
     without_markup,
 )
 
@@ -81,16 +76,6 @@ SENTENCE_END = re.compile(r"\s*$|\s+(?!(?:[NS][EW]|[A-Z]{1,3}T|UTC|Ltd|Inc|Corp|
 def _full_stop(match: re.Match) -> str:
     """A full stop, if an abbreviation's dot also ends a sentence."""
     return "." if match[0].endswith(".") and SENTENCE_END.match(match.string, match.end()) else ""
-
-
-def _before(match: re.Match, length: int = 40) -> str:
-    """The text before a match."""
-    return match.string[max(0, match.start() - length) : match.start()]
-
-
-def _after(match: re.Match, length: int = 40) -> str:
-    """The text after a match."""
-    return match.string[match.end() : match.end() + length]
 
 
 def _month(name: str) -> str:
@@ -121,12 +106,13 @@ def _time(match: re.Match) -> str:
     """Three oh five p m, fifteen thirty, ten o'clock."""
     parts = match.groupdict()
     hour, minute, second, half = int(parts["hour"]), parts.get("minute") or "00", parts.get("second"), parts["half"]
+    second = None if second == "00" else second
     words = [spell_number(hour)]
     if minute != "00" or second:
         words += ["oh", spell_number(minute[1])] if minute[0] == "0" else [spell_number(minute)]
     elif not half:
         words = ["midnight"] if hour == 0 else [*words, "hundred"] if hour > 12 else [*words, "o'clock"]
-    if second and second != "00":
+    if second:
         words += ["and", spell_number(int(second)), "second" if second == "01" else "seconds"]
     return " ".join([*words, *([half.lower(), "m"] if half else [])]) + _full_stop(match)
 
@@ -145,6 +131,29 @@ def _offset(match: re.Match) -> str:
     return f"{zone} {sign} {spell_number(int(match['hour']))}{minutes}"
 
 
+def _verse(match: re.Match) -> str:
+    """John three two, first Corinthians thirteen four."""
+    book = match["book"]
+    if book[-1] == ".":
+        names = "Genesis Exodus Psalm Proverbs Isaiah Matthew Romans Corinthians Hebrews Revelation".split()
+        book = next(name for name in names if name.startswith(book[:-1]))
+    part = spell_number(int(match["part"]), "ordinal").capitalize() + " " if match["part"] else ""
+    return f"{part}{book} {match['chapter']} "
+
+
+def _time_of_a_race(match: re.Match) -> str:
+    """One oh five point three two."""
+    minute, second, part = match.groups()
+    second = f"oh {spell_digits(second[1], 'oh')}" if second[0] == "0" else spell_number(second)
+    return f"{spell_number(int(minute))} {second} point {spell_digits(part)}"
+
+
+def _iso_month(match: re.Match) -> str:
+    """May 2024; a range such as 2004-05 stays unchanged."""
+    month, year = match["month"], match["year"]
+    return match[0] if month > year[2:] else f"{MONTHS[int(month) - 1]} {year}"
+
+
 @functools.cache
 def _currency(sign: str) -> tuple[str, str, str, str]:
     """The singular and the plural of a currency and of its hundredth."""
@@ -153,8 +162,9 @@ def _currency(sign: str) -> tuple[str, str, str, str]:
 
 
 def _describes(match: re.Match) -> bool:
-    """Whether an amount is between an article and a noun: a five dollar bill."""
-    return f" {_before(match, 3)}".lower().endswith((" a ", " an ")) and bool(re.match(r"[ -][a-z]", _after(match, 2)))
+    """Whether an amount is between an article and a noun: a five dollar bill, a forty-five degree angle."""
+    noun = r"[ -](?!(?:of|to|in|at|for|and|or|from|per|on|with|by|is|was|above|below|away|each|than|as)\b)[A-Za-z]"
+    return f" {left_of(match, 3)}".lower().endswith((" a ", " an ")) and bool(re.match(noun, right_of(match, 7)))
 
 
 def _money(match: re.Match) -> str:
@@ -185,7 +195,7 @@ def _cents(match: re.Match) -> str:
     """5¢ for a price; an iPhone 5c stays unchanged."""
     priced = "[Cc]osts?|[Ff]or|[Pp]ay|[Pp]aid|worth|[Ss]aves?|saved|under|over|from|to|tip|charges?|extra"
     sold = r"/[a-zA-Z]| (?:each|apiece|off|extra|more|less|a|an|per|coins?|stamps?|change)\b"
-    price = re.search(rf"\b(?:{priced}) $", _before(match, 9)) or re.match(sold, _after(match, 10))
+    price = re.search(rf"\b(?:{priced}) $", left_of(match, 9)) or re.match(sold, right_of(match, 10))
     return f"{match['amount']}¢" if price or re.fullmatch("[1-9]9", match["amount"]) else match[0]
 
 
@@ -203,7 +213,7 @@ def _whole_units(match: re.Match) -> str:
 def _bare_unit(match: re.Match) -> str:
     """Per square kilometer, in square kilometers."""
     unit = UNITS[match[1] + match[2]]
-    return unit if _before(match, 4) == "per " else plural(unit)
+    return unit if left_of(match, 4) == "per " else plural(unit)
 
 
 def _per_unit(match: re.Match) -> str:
@@ -211,52 +221,10 @@ def _per_unit(match: re.Match) -> str:
     return {"mo": "month", **UNITS}[match[0].rstrip(".")] + _full_stop(match)
 
 
-def _flight(match: re.Match) -> str:
-    """B A two four nine oh."""
-    return f"{match[1]} {match[2]} {spell_digits(match[3], 'oh')}"
-
-
-def _code(match: re.Match) -> str:
-    """A seven, X nine; Q one to Q three; names such as F-16 and ranges such as 10AM-2PM stay unchanged."""
-    groups = match[1].split("-")
-    mixed = any(re.match("[A-Z]+\\d", group) for group in groups)
-    if not re.search("[A-Z]", match[1]) or not (mixed or len(groups) > 2 or match[0][0] == "#"):
-        return match[0]
-    if len(groups) == 2 and groups[0][0] == groups[1][0] and groups[0][0].isalpha():
-        return " to ".join(groups)
-    return ", ".join(
-        spell_number(group)
-        if re.fullmatch(r"[1-9]0?00", group)
-        else " ".join(DIGITS[int(c)] if c.isdigit() else c for c in group)
-        for group in groups
-    )
-
-
-def _letters_and_number(match: re.Match) -> str:
-    """A B C, one two three four; JIRA, one two three four."""
-    word = match.group("word")
-    spelled = len(word) < 4 or word in SPELLED or not re.search("[AEIOU]", word)
-    return f"{' '.join(word) if spelled else word}, {spell_digits(match['number'])}"
-
-
-def _digits_of_a_code(match: re.Match) -> str:
-    """Code nine oh two one oh; error five hundred."""
-    number = match["number"]
-    return match["word"] + (spell_number(number) if re.fullmatch("[1-9]00", number) else spell_digits(number, "oh"))
-
-
 def _parts(match: re.Match) -> str:
     """Three a two of "3(a)(ii)"."""
     parts = (part for part in match.groups() if part)
     return "".join(f" {roman_value(part) if re.fullmatch('[ivx]{2,}', part) else part}" for part in parts)
-
-
-def _postcode(match: re.Match) -> str:
-    """Seven five oh oh one Paris; another number before a name stays unchanged."""
-    street = re.search(rf"\b(?:{ROADS})\b[^.;!?]*, $", _before(match))
-    if not (match["country"] or street or match["city"].upper() in CITIES):
-        return match[0]
-    return (match["country"] or "").replace("-", " ") + spell_digits(match["code"], "oh") + " "
 
 
 def _initials(match: re.Match) -> str:
@@ -267,7 +235,7 @@ def _initials(match: re.Match) -> str:
 
 def _state(match: re.Match) -> str:
     """Massachusetts oh two one three four."""
-    word = re.search(r"(\w+), $", _before(match))
+    word = re.search(r"(\w+), $", left_of(match))
     plain = word is not None and (word[1].islower() or word[1] in INTERJECTIONS)
     if match["state"] in AMBIGUOUS_STATES and plain and not match["zip"]:
         return match[0]
@@ -285,31 +253,39 @@ def _measure(match: re.Match) -> str:
     amount, joint, sign = match.group("amount", "joint", "unit")
     if not joint and (sign == "s" and amount[-1] == "0" or sign == "c."):  # a decade, or 5c and a full stop
         return match[0]
-    run = re.match(r" ?(?:run|race)", _after(match)) or re.search(r"\b(?:an?|ran|my|the) $", _before(match, 6))
+    run = re.match(r" ?(?:run|race)", right_of(match)) or re.search(r"\b(?:an?|ran|my|the) $", left_of(match, 6))
     if sign == "K" and (joint != " " or run and int(float(amount.replace(",", ""))) <= 50):
         return match[0]
     if sign[:2] == "pp" and amount.isdigit() and int(amount) > 20:
         return f"{amount} pages{_full_stop(match)}"
-    if len(sign) == 1 and sign.isupper() and joint == " " and (sign == "A" or re.match(r"\.? [A-Z\d]", _after(match))):
+    if (
+        len(sign) == 1
+        and sign.isupper()
+        and joint == " "
+        and (sign == "A" or re.match(r"\.? [A-Z\d]", right_of(match)))
+    ):
         return match[0]
-    if joint == "" and re.search(rf"(?:{PLACES}) $", _before(match, 12)):
+    if joint == "" and re.search(rf"(?:{PLACES}) $", left_of(match, 12)):
         return match[0]
     unit = UNITS[sign]
-    noun = unit if match["amount"] == "1" or match["joint"] == "-" else plural(unit)
+    noun = unit if match["amount"] == "1" or match["joint"] == "-" or _describes(match) else plural(unit)
     return f"{match['amount']} {noun}{_full_stop(match)}"
 
 
 def _degrees(match: re.Match) -> str:
     """350 °F; seats and rooms stay unchanged."""
-    return match[0] if re.search(rf"(?:{PLACES}) $", _before(match, 12)) else f"{match[1]} °{match[2]}"
+    return match[0] if re.search(rf"(?:{PLACES}) $", left_of(match, 12)) else f"{match[1]} °{match[2]}"
 
 
 def _fraction(match: re.Match) -> str:
     """One half, five eighths of an inch, two and a half cups, eight out of ten."""
     whole, top, bottom = match["whole"], int(match["top"]), int(match["bottom"])
-    if not 0 < top < bottom or bottom not in FRACTIONS or (bottom == 10 and top > 1 and not whole):
+    unit, word = match["unit"], match["word"]
+    one_of_many = top == 1 and bottom > 31 and (bottom != 100 or unit or match["th"])
+    out_of = bottom == 10 and top > 1 and not whole and not match["th"]
+    if not 0 < top < bottom or bottom not in FRACTIONS and not one_of_many or out_of:
         return match[0]
-    name, unit, word = FRACTIONS[bottom], match["unit"], match["word"]
+    name = FRACTIONS.get(bottom) or spell_number(bottom, "ordinal")
     if whole:
         article = "an" if name[0] == "e" else "a"
         part = f"{article} {name}" if top == 1 else f"{spell_number(top)} {plural(name)}"
@@ -317,11 +293,11 @@ def _fraction(match: re.Match) -> str:
         return f"{words} {plural(UNITS[unit])}" if unit else f"{words}{match['joint']}{word}" if word else words
     halves = "halves" if bottom == 2 else plural(name)
     words = f"one {name}" if top == 1 else f"{spell_number(top)} {halves}"
-    words += " " * (_after(match, 1).isalpha())
+    words += " " * (right_of(match, 1).isalpha())
     noun = UNITS[unit] if unit else word
     if noun and match["joint"] == "-":
         return f"{spell_number(top)} {name} {noun}"
-    if noun and top > 1:
+    if noun and (top > 1 or bottom > 31):
         return f"{words} of {'an' if noun[0] in 'aeio' or noun == 'hour' else 'a'} {noun}"
     return f"{words} {noun}" if noun else words
 
@@ -329,7 +305,8 @@ def _fraction(match: re.Match) -> str:
 def _dimension(match: re.Match) -> str:
     """Three by four; three times four, if no unit follows the multiplication sign."""
     measure = rf" ?{NUMBER}[ -]?(?:(?:{UNIT})(?!\w)|inch|feet|pixel)"
-    by = match["sign"] == "x" or re.match(measure, _after(match))
+    times = re.match(rf" ?{NUMBER} ?(?:k?g|ml|mL|cl|l|L|oz|lb|[GT]B|mg)\b", right_of(match))
+    by = not times and match["sign"] == "x" or re.match(measure, right_of(match)) and not times
     return " by " if by else " times "
 
 
@@ -345,10 +322,17 @@ def _feet(match: re.Match) -> str:
     feet, inches = match["feet"], match["inches"]
     if feet and inches:
         return f"{feet} foot {inches}"
-    if len(re.findall(r"(?<!\d)\"" if inches else " '", _before(match, 200))) % 2:
+    if len(re.findall(r"(?<!\d)\"" if inches else " '", left_of(match, 200))) % 2:
         return match[0]
-    noun = ("inch" if inches == "1" else "inches") if inches else "foot" if feet == "1" else "feet"
+    one, several = ("inch", "inches") if inches else ("foot", "feet")
+    noun = one if "1" in (feet, inches) or _describes(match) else several
     return f"{inches or feet} {noun}"
+
+
+def _coordinates(match: re.Match) -> str:
+    """40.7 degrees north, 73.9 degrees west."""
+    latitude, pole, longitude, side = match.groups()
+    return f"{latitude} degrees {COMPASS[pole].lower()}, {longitude} degrees {COMPASS[side].lower()}"
 
 
 def _coordinate(match: re.Match) -> str:
@@ -363,6 +347,7 @@ def _years(match: re.Match) -> str:
     first, last = match["first"], match["last"]
     if len(last) == 2 and int(last) <= int(first[2:]):
         return match[0]
+    last = f"oh {last[1]}" if len(last) == 2 and last[0] == "0" else last
     return f"{spell_number(first, 'year')} to {spell_number(last, 'year') if last.isdigit() else last}"
 
 
@@ -371,9 +356,15 @@ def _decade(words: str) -> str:
     return f"{words[:-1]}ies" if words.endswith("y") else f"{words}s"
 
 
+def _hundreds(match: re.Match) -> str:
+    """Hundreds, five hundreds, thousands."""
+    words = spell_number(match[0][:-1])
+    return f"{words.removeprefix('one ')}s"
+
+
 def _several(match: re.Match) -> str:
     """M P threes, F-sixteens."""
-    return (match[1] or " ") + _decade(spell_number(match[2])).replace("sixs", "sixes")
+    return (match[1] or " ") + _decade(in_pairs(match[2])).replace("sixs", "sixes")
 
 
 def _number(match: re.Match) -> str:
@@ -382,8 +373,8 @@ def _number(match: re.Match) -> str:
     if match["ending"]:
         return spell_number(amount, "cardinal" if "." in amount else "ordinal")
     if len(amount) != 4 or not amount.isdigit():
-        return spell_number(amount)
-    before, after = _before(match, 3), _after(match)
+        return spell_digits(amount) if amount.isdigit() and len(amount) > 10 else spell_number(amount)
+    before, after = left_of(match, 3), right_of(match)
     year = before[-1:] not in (*",.-",) and not re.match(r"%|[,.-]\d", after)
     if year and not re.fullmatch(r"1[1-9]\d\d|20\d\d", amount):
         before_a_year = before.lower() == "in " or before[-1:] == "(" and after[:1] == ")"
@@ -393,7 +384,7 @@ def _number(match: re.Match) -> str:
 
 def _power(match: re.Match) -> str:
     """X squared, ten to the power of six."""
-    sign, digits, space = match["sign"], match["power"], " " if _after(match, 1).isalnum() else ""
+    sign, digits, space = match["sign"], match["power"], " " if right_of(match, 1).isalnum() else ""
     if not sign and digits in ("2", "3"):
         return (" squared" if digits == "2" else " cubed") + space
     return f" to the power of {'minus ' if sign else ''}{digits}{space}"
@@ -402,8 +393,8 @@ def _power(match: re.Match) -> str:
 def _superscript(match: re.Match) -> str:
     """A superscript as the power of a number or of a variable; after units and words, the plain digits."""
     digits = unicodedata.normalize("NFKD", match[0]).replace("−", "-")
-    base = re.split(r"[\W\d_]", _before(match, 12))[-1]
-    number = re.search(rf"\d ?{base}$", _before(match, 12))
+    base = re.split(r"[\W\d_]", left_of(match, 12))[-1]
+    number = re.search(rf"\d ?{base}$", left_of(match, 12))
     return (
         digits
         if len(base) > 2 and base not in ("sin", "cos", "tan", "log") or number and base + "2" in UNITS
@@ -416,6 +407,11 @@ def _cardinal_roman(match: re.Match) -> str:
     return re.sub(r"\w+", lambda numeral: spell_number(roman_value(numeral[0])), match[0])
 
 
+def _numeral_and_letter(match: re.Match) -> str:
+    """Part two b, Stage three A."""
+    return f"{match[1]} {spell_number(roman_value(match[2]))} {match[3]}"
+
+
 def _ordinal_roman(match: re.Match) -> str:
     """Eighteenth of "XVIII" or "XVIIIth"."""
     return spell_number(roman_value(match[1]), "ordinal")
@@ -423,7 +419,7 @@ def _ordinal_roman(match: re.Match) -> str:
 
 def _numbered_roman(match: re.Match) -> str:
     """World War two, Chapters four to six, Books one, two and three."""
-    pattern = r"\w+" if match["numerals"].islower() else rf"\b{ROMAN}\b"
+    pattern = r"\b[xvi]+\b" if match["numerals"].islower() else rf"\b{ROMAN}\b"
     numerals = match["numerals"].replace("-", " to ")
     numerals = re.sub(pattern, lambda roman: f" {spell_number(roman_value(roman[0]))}", numerals)
     noun = "World War" if match["noun"] == "WW" else match["noun"]
@@ -432,14 +428,14 @@ def _numbered_roman(match: re.Match) -> str:
 
 def _named_roman(match: re.Match) -> str:
     """Henry the eighth, Apollo thirteen; I the word and initials stay."""
-    name, numeral, before = match["name"], match["numeral"], _before(match).split()
-    words = {name, *re.findall(r"[A-Z]\w+(?= (?:[A-Z][\w.]* )?$)", _before(match))}
+    name, numeral, before = match["name"], match["numeral"], left_of(match).split()
+    words = {name, *re.findall(r"[A-Z]\w+(?= (?:[A-Z][\w.]* )?$)", left_of(match))}
     value = roman_value(numeral)
     if words & KINGS or words & RULERS or (name.lower() == name and before[-1:] and before[-1] in KINGS):
         # "When I told Henry I was late": a first is followed by a mark or by what a ruler does
         first = not words & RULERS and numeral == "I"
         of_ruler = r" (?!and [A-Z]|of |in |was (?:born|crowned|king|queen|executed)|ruled|reigned|died|became)"
-        if first and re.match(of_ruler, _after(match)):
+        if first and re.match(of_ruler, right_of(match)):
             return match[0]
         if len(numeral) == 1 and numeral not in "IVX" or value > 39:
             return match[0]
@@ -449,21 +445,29 @@ def _named_roman(match: re.Match) -> str:
     return f"{name} {spell_number(value)}"
 
 
+def _named_twice(match: re.Match) -> str:
+    """The seventh and eighth."""
+    return f"{match[1]} {spell_number(roman_value(match[2]), 'ordinal')}"
+
+
 def _letters(match: re.Match) -> str:
     """B B C, T V's, F B I; words in capitals stay unchanged."""
     word, ending = match["word"], match["ending"] or ""
-    code = re.match(r"\d" if len(word) == 3 else r"-?\d", _after(match, 2)) and len(word) < 4  # MI6, AK-47
-    if word in SOUNDS or (word not in SPELLED and re.search("[AEIOUY]", word) and not code):
+    code = re.match(r"\d" if len(word) == 3 else r"-?\d", right_of(match, 2)) and len(word) < 4  # MI6, AK-47
+    sayable = re.search("[AEIOUY]", word) and not UNSAYABLE.match(word)
+    if word in SOUNDS or (word not in SPELLED and sayable and not code):
         return match[0]
-    around = re.findall(r"[A-Z]{2,}(?=\W*$)", _before(match, 16)) + re.findall(r"^\W*([A-Z]{2,})\b", _after(match, 16))
+    around = re.findall(r"[A-Z]{2,}(?=\W*$)", left_of(match, 16)) + re.findall(
+        r"^\W*([A-Z]{2,})\b", right_of(match, 16)
+    )
     if word in SHOUTED and any(other not in SPELLED and re.search("[AEIOUY]", other) for other in around):
         return match[0]
-    return " ".join(word) + ("'s" if ending else "")
+    return " ".join(word) + (ending if ending == "'d" else "'s" if ending else "")
 
 
 def _formula(match: re.Match) -> str:
     """H two O, C six H twelve O six."""
-    return " ".join(re.findall(r"[A-Z]|[a-z]|\d+", match[0].replace("(", "").replace(")", ""))).upper()
+    return " ".join(re.findall(r"[A-Z]|[a-z]|\d+", match[0])).upper()
 
 
 def _ion(match: re.Match) -> str:
@@ -472,15 +476,41 @@ def _ion(match: re.Match) -> str:
     return " ".join(letters).upper() + (" plus" if match["sign"] == "+" else " minus")
 
 
+def _compass(match: re.Match) -> str:
+    """South of "S. Korea", Northern of "N. Ireland"."""
+    return COMPASS[match[1]] + "ern" * right_of(match).startswith(" Ireland")
+
+
+def _direction(match: re.Match) -> str:
+    """I-405 North."""
+    return f"{match[1]} {COMPASS[match[2]]}"
+
+
 def _street(match: re.Match) -> str:
     """Main Street, Mulholland Drive; a saint or a doctor stays unchanged."""
-    word, following = match["word"], re.match(r" ([A-Z]\w*)", _after(match))
-    numbered = re.search(r"\d ?(?:[NSEW]\.? |[A-Z]\w+ ){0,3}$", _before(match, 30))
+    word, following = match["word"], re.match(r" ([A-Z]\w*)", right_of(match))
+    numbered = re.search(r"\d ?(?:[NSEW]\.? |[A-Z]\w+ ){0,3}$", left_of(match, 30))
     if word in NOT_A_STREET or word in TITLES.values():
         return match[0]
     if following and not numbered and not word[0].isdigit() and following[1] not in NOT_A_STREET:
         return match[0]
     return f"{word} {STREETS[match['ending']]}{_full_stop(match)}"
+
+
+def _saint(match: re.Match) -> str:
+    """Saint of "St. Paul" or "in St Andrews"; "Baker St London" stays unchanged."""
+    name = re.search(r"\b([A-Z]\w*) $", left_of(match))
+    return match[0] if match[0] == "St" and name and name[1] not in NOT_A_STREET else "Saint"
+
+
+def _junior(match: re.Match) -> str:
+    """Senior of "a Sr. Engineer"; "John Smith Sr." stays unchanged."""
+    return match[0] if re.search(r"\b[A-Z][\w.]*,? $", left_of(match)) else {"Sr": "Senior", "Jr": "Junior"}[match[1]]
+
+
+def _dotted_state(match: re.Match) -> str:
+    """Massachusetts of "Boston, Mass."."""
+    return next(name for name in STATES.values() if name.startswith(match[1])) + _full_stop(match)
 
 
 def _version(match: re.Match) -> str:
@@ -490,12 +520,19 @@ def _version(match: re.Match) -> str:
     return f"{name}{' point '.join(match['numbers'].split('.'))}" + (f", {stage} {number}".rstrip() if stage else "")
 
 
+LIVES = {"b": "born ", "d": "died ", "r": "reigned ", "fl": "flourished "}
 _SIGNED = "".join(sign for sign in CURRENCIES if len(sign) == 1)
 _CODES = any_of(sign for sign in CURRENCIES if len(sign) > 1)
+_THREE_LETTERS = "|".join(code for code in CURRENCIES if re.fullmatch("[A-Z]{3}", code))
+_PAIR_OF_CURRENCIES = rf"\b({_THREE_LETTERS})/({_THREE_LETTERS})\b"
 MONEY = rf"(?P<sign>(?<![A-Za-z])(?:{_CODES})|[{_SIGNED}])"
 SCALE = r"(?:\s?(?P<scale>thousand|million|billion|trillion|bn|mn|tn|trn|mm|lakh|crore|[kKmMbBtT])\b)?"
 WORDS = (
     "people|users|views|followers|subscribers|downloads|copies|visitors|residents|customers|voters|years|tons|tonnes"
+)
+INGREDIENTS = (
+    "baking|butter|chopped|cinnamon|cocoa|cornstarch|cumin|dried|flour|fresh|garlic|ginger|ground|honey|lemon|milk|oil|olive"
+    "|paprika|pepper|salt|soy|sugar|vanilla|vinegar|water|yeast"
 )
 UNIT = rf"(?=[A-Za-z°])(?:{any_of(UNITS)})"
 ABBREVIATED_MONTH = "(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)"
@@ -509,63 +546,26 @@ ANY_WEEKDAY = rf"(?:{'|'.join(WEEKDAYS)}|{WEEKDAY})"
 def _named(match: re.Match) -> str:
     """January of "Jan.", Monday of "Mon"."""
     names = [name for name in MONTHS + WEEKDAYS if name.startswith(match[0][:3])]
-    return names[0] + _full_stop(match)
+    return names[0] + ("" if re.match(f" (?:{'|'.join(MONTHS)})", right_of(match)) else _full_stop(match))
 
 
-_ACRONYM_AND_A_NUMBER = (
-    r"(?<=\b[A-Z]{3} )(?<!(?:FAX|TEL|"
-    rf"{'|'.join(code for code in CURRENCIES if re.fullmatch('[A-Z]{3}', code))}) )"
-    r"[1-9]\d(?:0[1-9]|[1-9]\d)\b(?![.,:/%-]?\d|%| [a-z])"
-)
+_COORDINATES = r"(?<![\w.])(\d{1,2}(?:\.\d++)?) ?([NS]),? ?(?=\d)(\d{1,3}(?:\.\d++)?) ?([EW])\b"
 _COORDINATE = (
     r"(?<![\w.])(?P<degree>\d{1,3}(?:\.\d++)?)° ?(?:(?P<minute>\d{1,2})' ?)?(?:(?P<second>\d{1,2}(?:\.\d+)?)\"? ?)?"
     r"(?P<pole>[NSEW])\b"
 )
-_HOST = (
-    rf"(?<![\w@./-])(?:(?:[A-Za-z0-9-]++\.)+(?:{HOSTS})(?![\w-]|\.\w)|localhost(?=[:/]))"
-    r"(?::\d++)?(?:/[\w.~%?=&#/-]*[\w/]|/)?"
-)
-LOUD_FILES = "|".join(name.upper() for name in FILES if len(name) > 2)
-_FILE = rf"(?<![\w/.~-])(?:~/|\.{{1,2}}/|\.|/)?(?:[\w-]++[/.])+(?<=\.)(?:{any_of(FILES)}|{LOUD_FILES})(?![\w/-]|\.\w)"
-_ENDING_OF_FILES = rf"(?<![\w./])\*?\.(?:{any_of(name for name in FILES if len(name) > 1)})(?![\w/.-])"
-_PATH = r"(?<![\w/.~-])(?:(?:~|\.{1,2})/\.?[\w+-]++|/[\w+-]++/[\w+-]++)(?:[/.][\w+-]++)*+/?"
-_PHONE = (
-    r"(?<![\w.,+-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-]|[.,]\d)(?:,? ?(?:ext\.?"
-    r"|x) ?\d{1,5}\b)?"
-)
-_PHONE_WITH_A_ZERO = r"(?<![\w.,+-])(?:\(0\)\d{1,4}|\(?0\d{2,4}\)?)[ /-]\d{3,7}(?:[ -]\d{3,4})?(?![\w-]|[.,]\d)"
-_PHONE_IN_GROUPS = (
-    r"(?<![\w.,+-])(?=\(?0(?:[ )]{0,2}\d){8,10}(?![ \w]\d))\(?0\d{1,4}\)?(?: \d{2,4}){2,4}(?![\w-]|[.,]\d)"
-)
-_PHONE_IN_A_ROW = (
-    r"\d\d{4}(?:(?<= \d{5})(?:(?<=[CcFf]a[lx][l:] \d{5})|(?<=[DdTt][ie][axl][lt:] \d{5})|(?<=phone \d{5})"
-    r"|(?<=hone: \d{5})|(?<=[Nn]umber \d{5}))\d{2,10}(?!\d)|(?<= \d{5})(?<=[Tt]ext \d{5})\d?\b"
-    r"|(?<![\w.,$+-]\d{5})(?<=[2-9]\d{4})\d{5}(?![\w-]|[.,]\d))"
-)
-_POSTCODE = r"(?<![\w.,$#-])(?P<country>[DEFI]-)?(?P<code>\d{5}) (?=(?P<city>[A-Z]\w+))"
-_LONG_CODE = (
-    r"[A-Z\d](?<!\w[A-Z\d])(?:(?<=[A-Z])[A-Z]\d\d(?: [A-Z\d]{4}){2,7}(?: [A-Z\d]{1,3})?(?!\w)"  # a bank's
-    r"|(?=[A-Z\d]{9})(?:(?<=[A-Z])[A-Z]*+\d++[A-Z]++\d++|(?<=\d)\d*+[A-Z]++\d++[A-Z]++)[A-Z\d]*+(?!\w)"
-    r"|(?<=[\dA-F])[\dA-F]:(?:[\dA-F]{2}:){2,6}[\dA-F]{2}(?![\w:]))"
-)
-_DIGITS_OF_A_CODE = (
-    r"\b(?P<word>(?:[Cc]ode|PIN|[Pp]asscode|OTP|ZIP|zip|[Ee]rror|HTTP|P\.? ?O\.? [Bb]ox)(?: is|:)? )"
-    r"(?P<number>\d{3,8})\b(?![.,-]\d)"
-)
-_EMERGENCY = (
-    r"(?<= )(?:(?<=[Cc]all )|(?<=[Dd]ial )|(?<=[ai]ling )|(?<=called )|(?<=11 or )|(?<=99 or )|(?<=12 or ))"
-    r"(?:\d11|999|112)\b"
-)
-_SPACES_OF_THOUSANDS = r"(?<![\w.,+)-])(?<!\d )[1-9]\d{0,2}(?:(?: 000)+|(?: \d{3}){2,4})(?![\w-]|[ .,]\d)"
-_ADDRESS_OF_A_NETWORK = r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{2,5}))?(?![\w]|\.\d)"
 _DECIMAL_COMMA = (
     r"(?=\d)(?:(?<=€)|(?<![\w.,])(?=[\d.]{1,12},\d\d ?(?:€|EUR\b)))(\d{1,3}(?:\.\d{3})++|\d++),(\d\d)(?!\d|,\d)"
 )
 _PRESSURE = r"(?<![\d/.])(\d{2,3})/(\d{2,3})(?: ?(?=mm ?Hg)|(?<=pressure \d\d\d/\d\d)|(?<=BP \d\d\d/\d\d))(?![\d/])"
 _BOOKS = (
-    "Genesis|Exodus|Psalms?|Proverbs|Isaiah|Matthew|Mark|Luke|John|Acts|Romans|Corinthians|Hebrews|James|Revelation"
+    "Genesis|Exodus|Psalms?|Proverbs|Isaiah|Matthew|Mark|Luke|John|Acts|Romans|Corinthians|Hebrews|James|Revelation|Peter|"
+    "Samuel|Kings|Chronicles|Timothy|Thessalonians|(?:Gen|Exod?|Ps|Prov|Isa|Matt|Rom|Cor|Heb|Rev)\\."
 )
-_ISO_DATE = rf"\b{YEAR}(?P<joint>[-/])(?P<month>0[1-9]|1[0-2])(?P=joint)(?P<day>0[1-9]|[12]\d|3[01])(?!\d)"
+_ISO_DATE = (
+    rf"\b{YEAR}(?P<joint>[-/])(?P<month>0[1-9]|1[0-2]|(?<=/)[1-9])(?P=joint)"
+    r"(?P<day>0[1-9]|[12]\d|3[01]|(?<=/)[1-9])(?!\d)"
+)
 _DAY_MONTH_YEAR = rf"(?<![\w-])(\d{{1,2}})-({ABBREVIATED_MONTH})-(?=\d\d(?:\d\d)?\b)"
 _SHORT_YEAR = rf"\b({ABBREVIATED_MONTH}|{'|'.join(MONTHS)})\.? '(?=\d\d\b)"
 _ISO_TIME = (
@@ -595,35 +595,44 @@ _RANGE_OF_MONEY = (
 )
 _RANGE = (
     rf"(?=[{_SIGNED}\d]){START}(?P<amount>[{_SIGNED}]?{NUMBER}(?::\d\d)?+(?:\s?(?:[ap]\.?m\.?|[AP]M|%|[¢'\"]|st|nd|rd|th|s|bn"
-    rf"|[kKmM]|{UNIT})(?![\w°]))?+)\s?-\s?(?=[{_SIGNED}]?\d)(?!\d++-)"
+    rf"|[kKmM]|{UNIT})(?![\w°]))?+)\s?-\s?(?=[{_SIGNED}]?\d)(?!\d++-(?!(?:year|month|week|day|hour|minute|mile|foot|inch)))"
 )
 _TIME_ZONE = r"\b(?P<zone>UTC|GMT)\s?(?P<sign>[+−-])(?P<hour>\d{1,2})(?::?(?P<minute>\d\d))?\b"
 _TIME = (
     r"(?<![\d:.])(?P<hour>[01]?\d|2[0-3]):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d)(?:\.\d+)?)?"
-    rf"(?:\s?{HALF_DAY}|(?![\d:]))"
+    rf"(?:\s?{HALF_DAY}|h\b|(?![\d:]))"
 )
 _MILITARY_TIME = r"\b([01]\d|2[0-3])([0-5]\d)(?: ?(?:hours|hrs)|(Z))\b"
 _MONEY_SIGN_LAST = rf"(?P<amount>{WHOLE}){SCALE}\s?(?P<sign>(?:{_CODES})(?![\w$])|[{_SIGNED}](?!\d))"
 _SMALL_MONEY = rf"(?P<amount>{WHOLE})(?:\s?(?P<sign>¢)|(?P<sign2>p)(?!\w|\.\w))"
 _CENTS = rf"(?P<amount>{WHOLE})c\b(?!\.\w)"
 _FRACTION = (
-    rf"(?<![\d/.,-])(?:(?P<whole>\d{{1,4}})[ -])?(?P<top>\d{{1,2}})/(?P<bottom>\d{{1,2}})(?![\d/]|\.\d)(?:"
-    rf"(?P<joint>[ -]?)(?:(?P<unit>{any_of(UNITS)})|(?P<word>{'|'.join(sorted(WORDY_UNITS))}))(?!\w))?"
+    rf"(?<![\d/.,-])(?:(?P<whole>\d{{1,4}})[ -])?(?P<top>\d{{1,2}})/(?P<bottom>\d{{1,4}})"
+    rf"(?P<th>(?:th|rd|nd)s?\b)?(?![\d/]|\.\d)(?:(?P<joint>[ -]?)(?:"
+    rf"(?P<unit>{any_of(UNITS)})|(?P<word>{'|'.join(sorted(WORDY_UNITS))}))(?!\w))?"
 )
 _OUT_OF = rf"(?P<top>{WHOLE})/(?P<bottom>5|10|20|100)(?![\d/\w]|\.\d)"
 _DURATION = r"(?<!\w)(?P<hour>\d{1,2})h ?(?P<minute>\d{1,2})(?:m|min)?(?!\w)"
-_DEGREES_OF_AN_OVEN = r"(?<![\w.,])([1-9]\d\d?(?:\.\d)?) ?([FC])(?=[.,;)]|$| (?:for|and|or|oven|until|in)\b)"
+_DEGREES_OF_AN_OVEN = r"(?<![\w.,])([1-9]\d\d?(?:\.\d)?) ?([FC])(?=[.,;)/]|$| (?:for|and|or|oven|until|in|fan)\b)"
 _MILLIONS = rf"(?P<amount>{WHOLE}) ?(?P<scale>M(?!-F)|bn|mn|[mkK](?= (?:{WORDS})\b))(?!\w)"
 _INCH = rf"(?P<amount>{WHOLE})(?:in\b| in(?=[,;)]| (?:tall|wide|long|deep|thick|high|by|x|of (?:rain|snow))\b))"
 _PER = (
     r"(?<=[a-z%])/(?=(?:month|mo|year|yr|week|wk|day|hour|hr|h|min|minute|second|sec|s|kg|lb|person|night|mile"
-    r"|gallon|user|kWh|piece|dozen|acre|head|L|dL|mL|ml|mol)\b)"
+    r"|gallon|gal|bbl|user|kWh|piece|dozen|acre|head|ha|oz|L|dL|mL|ml|mol|100 kilometers)\b)"
 )
-_PER_UNIT = r"(?<= per )(?:mol?|kWh|yr|wk|hr|h|min|sec|s|kg|lb|[dm]?L|ml)\b\.?"
+_PER_UNIT = r"(?<= per )(?:mol?|kWh|yr|wk|hr|h|min|sec|s|kg|lb|[dm]?L|ml|gal|ha|oz|bbl)\b\.?"
 _STREET_WITHOUT_A_DOT = rf"(?<=[a-z] )(?P<ending>{'|'.join(STREETS)})(?=,|$| (?:Apt|Suite|Unit|[NS][EW]\b))"
+_COMPASS_OF_A_NAME = (
+    r"\b([NSEW])(?:\.(?= (?:Korea|Ireland|Africa|America|Carolina|Dakota|Yorkshire|Virginia)\b)"
+    r"|\.?(?= [A-Z][a-z]+ (?:Street|Avenue|Ave\b|Boulevard|Blvd\b|Road|Rd\b|Drive)))"
+)
 _STATE = (
-    rf"(?=[A-Z])(?:(?<=[a-z], )|(?<=[a-z] )(?=[A-Z]{{2}} \d{{5}}))(?P<state>{'|'.join(STATES)})\b"
+    rf"(?=[A-Z])(?:(?<=[a-z], )|(?<=[a-z] )(?=[A-Z]{{2}} \d{{5}}))(?P<state>{'|'.join(STATES)})\b(?!')"
     r"(?: (?P<zip>\d{5})(?:[- ](?P<more>\d{4}))?\b)?"
+)
+_DOTTED_STATE = (
+    r"(?<=[a-z], )(Ala|Ariz|Ark|Colo|Conn|Del|Ill|Ind|Kan|Mass|Mich|Minn|Miss|Neb|Nev|Okla|Ore|Penn|Tenn|Tex|Wash"
+    r"|Wis)\."
 )
 _TITLE = (
     rf"(?<![\w.])({any_of(word for word in TITLES if word[-1] != '/' and '/' not in word)})(?:(?<=\.)|\.|\b)"
@@ -636,20 +645,21 @@ _INITIALS = r"\b(?:[A-Za-z]\.){2,}"
 _NUMBERED = (
     rf"\b(?P<noun>{NUMBERED_ROMAN}|(?:act|chapter|part|scene|section|volume)s?(?= [IVXivx]{{2}})) "
     rf"(?P<numerals>{ROMAN}\b(?:(?:, |,? (?:and|or|to) |-){ROMAN}\b)*|"
-    rf"(?=[xvi]{{2}})[xvi]{{2,6}}\b)(?P<part>\.(?=\d))?"
+    rf"(?=[xvi]{{2}})[xvi]{{2,6}}\b(?:-[xvi]{{1,6}}\b)?)(?P<part>\.(?=\d))?"
 )
-_CENTURY = rf"\b({ROMAN})(?= (?:[Cc]entur|Olympi|Winter Olymp|Army|Corps|Legion|Congress|Dynasty))"
+_NUMERAL_AND_LETTER = rf"\b({NUMBERED_ROMAN}) ({ROMAN})([a-f]|(?<=[IVX]{{2}})[A-F]|(?<=I)[AB])\b"
+_CENTURY = rf"\b({ROMAN})(?= (?:[Cc]entur|Olympi|Winter Olymp|Army|Corps|Airborne|Legion|Congress|Dynasty))"
 _NAMED = rf"\b(?P<name>[A-Z][a-z]+) (?P<numeral>(?=[IVXL]+\b){ROMAN})\b(?!\.[A-Z]|'(?!s\b))"
 _YEAR_IN_ROMAN_NUMERALS = rf"\b(?=[MDCLXVI]{{4}})(?P<numeral>M(?=[MCDXLVI]{{3}}){ROMAN[len('(?=[MDCLXVI])') :]})\b"
 _FORMULA = (
-    rf"(?=[A-Z(])\b(?=[A-Za-z()]{{1,12}}\d)(?:(?:\((?:(?:{ELEMENTS})\d{{0,2}}){{1,4}}\)|(?:{ELEMENTS}))\d{{0,2}}){{2,12}}"
+    rf"(?=[A-Z(])(?<!\w)(?=[A-Za-z()]{{1,12}}\d)(?:(?:\((?:(?:{ELEMENTS})\d{{0,2}}){{1,4}}\)|(?:{ELEMENTS}))\d{{0,2}}){{2,12}}"
     r"(?![\w'])|\b(?:O|H|N|Cl|F)2\b"
 )
 _ION = rf"\b(?:(?:{ELEMENTS})\d?(?<!\b[BCFINOPS])|[HK]|NH4|OH|SO4|CO3|NO3|HCO3|PO4)\^?\d?(?P<sign>[+−-])(?=[\s,.;)]|$)"
 _VERSION = (
-    r"(?=[vV\d])(?<!\w)(?<!\d\.)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>[vV]ersion )|(?=\d++(?:\.\d++)++-[abdpr]))"
-    r"(?P<numbers>\d++(?:\.\d++)*+)"
-    r"(?:-(?P<stage>alpha|beta|dev|pre|rc)(?:\.?(?P<number>\d++))?+(?![\w-]))?"
+    r"(?=[vVPDRNKk\d])(?<!\w)(?<!\d\.)(?:v\.?(?=\d)|V\.?(?=\d++\.\d)|(?P<name>(?:[vV]ersion|Python|Django|Rust|Ruby|Node|Kubernetes"
+    r"|kernel) )|(?=\d++(?:\.\d++)++(?:-[abdpr]|rc\d|[ab]\d)))(?P<numbers>\d++(?:\.\d++)*+)"
+    r"(?:-?(?P<stage>alpha|beta|dev|pre|rc|[ab](?=\d))(?:\.?(?P<number>\d++))?+(?![\w-]))?"
 )
 _DECADE_OF_A_CENTURY = r"\b(1[1-9]\d0|20\d0)'?s\b"
 _COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(.-])|(?<![^\s,])([<>]) ?(?=\d)"
@@ -657,60 +667,20 @@ _COMPARISON = r"(?<=[\w)]) ?([<>]) ?(?=[\w(.-])|(?<![^\s,])([<>]) ?(?=\d)"
 RULES = (
     # marks of feet and inches, which may be quotation marks
     Rule("coordinate", "40°42'46\"N", _COORDINATE, _coordinate),
+    Rule("coordinates", "40.7N, 73.9W", _COORDINATES, _coordinates),
     Rule("inches of a fraction", '7/8"', r"(?<=\d/\d)\"(?!\w)|(?<=\d/\d\d)\"(?!\w)", " in."),
+    Rule("inches by inches", "1/2 in. x 3/4 in.", r"(?<=in\.) ?[x×] ?(?=\d)", " by "),
     Rule("minutes and seconds", "2'30\"", r"(?<![\w.])(\d{1,2})' ?(1[2-9]|[2-5]\d|0\d)\"(?!\w)", r"\1 min \2 s"),
     Rule("height", "5'10\"", r"(?<![\w.])(?P<feet>\d)' ?(?P<inches>1[01]|\d)(?:\"|''|(?!\w))", _feet),
+    Rule(
+        "ends of DNA",
+        "5'-ATG-3'",
+        r"(?<![\w.-])[35](')(?=-[A-Z])|(?<=[A-Z]-)[35](')",
+        lambda match: f"{match[0][0]} prime",
+    ),
     Rule("feet", "6'", r"(?<![\w.])(?P<feet>\d{1,3})(?P<inches>)'(?![\w'])", _feet),
     Rule("inches", '12"', rf"{START}(?P<feet>)(?P<inches>{NUMBER})\"(?!\w)", _feet),
-    # addresses, names of files, tags
-    Rule(
-        "e-mail", "a.person@example.org", r"(?<![\w.+-])[\w.+-]++@[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++", spell_address
-    ),
-    Rule("URL", "www.example.com/docs", r"\b(?:(?:https?|ftp|file)://|www\.)[^\s<>\"'()\[\]{}|]*[\w/]", spell_address),
-    Rule("host", "example.com/docs", _HOST, spell_address),
-    Rule("file", "src/main.py", _FILE, spell_address),
-    Rule("ending of files", "*.txt", _ENDING_OF_FILES, lambda match: spell_address(match).replace("*", "star")),
-    Rule("path", "/usr/local/bin", _PATH, spell_address),
-    Rule("hidden file", ".gitignore", r"(?<!\S)\.(?=[a-z]{3})", "dot "),
-    Rule("Windows path", r"C:\Users\me", r"\b[A-Za-z]:\\[\w\\.-]*\w", spell_address),
-    Rule("forum", "r/science", r"(?<![\w/])([ru])/(?=\w)", r"\1 slash "),
-    Rule("sharp", "C#", r"\b([A-G])#(?!\w)", r"\1 sharp"),
-    Rule("code", "A7-X9", r"(?<![\w-])#?(?=[A-Z-]*+\d)((?:[A-Z]++\d*+|\d++[A-Z]++)(?:-[A-Z\d]++)+)(?![\w-])", _code),
-    Rule(
-        "letters and a number",
-        "ABC-1234",
-        r"(?=[A-Z])(?<![\w-])(?!FY|CY|UTC|GMT)(?P<word>(?:[A-Z]{2,5}(?=-)|[A-Z]{3}))-?(?P<number>\d{3,})(?![\w-]|\.\d)",
-        _letters_and_number,
-    ),
-    Rule("letter and a row", "H.264", r"\b([A-Z])\.(\d{3,4})\b", lambda match: f"{match[1]} {spell_digits(match[2])}"),
-    Rule("postcode", "SW1A 2AA", r"\b[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}\b|\b[A-Z]\d[A-Z] \d[A-Z]\d\b", spell_characters),
-    Rule("postcode before a city", "75001 Paris", _POSTCODE, _postcode),
-    Rule("aircraft's letter", "A380", r"\b([A-Z])(\d{3})\b", lambda match: f"{match[1]} {in_pairs(match[2])}"),
-    Rule("acronym and a number", "ISO 8601", _ACRONYM_AND_A_NUMBER, lambda match: _year(match[0])),
-    Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", spell_tag),
-    Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", spell_tag),
-    # rows of digits
-    Rule("long code", "DE89 3704 0044", _LONG_CODE, spell_characters),
-    Rule("spaces of thousands", "1 000 000", _SPACES_OF_THOUSANDS, lambda match: match[0].replace(" ", "")),
-    Rule("phone", "(555) 123-4567", _PHONE, spell_phone),
-    Rule("vanity phone", "1-800-FLOWERS", r"(?<![\w-])(?:1-)?8\d\d-[A-Z]{2,9}(?:-[A-Z]{2,9})?(?!\w)", spell_phone),
-    Rule("phone abroad", "+44 20 7946 0958", r"(?<![\w+])\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}(?!\w)", spell_phone),
-    Rule("phone with a zero", "020 7946 0958", _PHONE_WITH_A_ZERO, spell_phone),
-    Rule("phone in groups", "01 42 68 53 00", _PHONE_IN_GROUPS, spell_phone),
-    Rule("phone number", "555-1234", r"(?<![\d-])\d{3}-\d{4}(?![\d-])", spell_phone),
-    Rule("phone in a row", "Call 5551234567", _PHONE_IN_A_ROW, spell_phone),
-    Rule("aircraft", "747-400", r"(?<![\w-])7([0-8]7)-(?=\d)|(?<=Boeing )7([0-8]7)\b", r"7 \1\2 "),
-    Rule("flight", "BA2490", r"(?=[A-Z])\b(?!FY|CY)([A-Z])([A-Z])(?:(?<=light ..) )?(\d{3,4})\b", _flight),
-    Rule("digits of a code", "code 90210", _DIGITS_OF_A_CODE, _digits_of_a_code),
-    Rule("emergency", "Call 911", _EMERGENCY, lambda match: spell_digits(match[0])),
-    Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, spell_network_address),
-    Rule("apostrophes of thousands", "10'000", r"(?<=\d)'(?=\d{3}(?!\d))", ""),
-    Rule(
-        "dots of thousands",
-        "1.000.000",
-        r"(?<![\w.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.,]\d)",
-        lambda m: m[0].replace(".", ""),
-    ),
+    *ADDRESS_RULES,
     # dates and times
     Rule("ISO date", "2026-11-20", _ISO_DATE, _date),
     Rule("ISO time", "twenty twenty-sixT15:30Z", _ISO_TIME, _iso_time),
@@ -720,6 +690,8 @@ RULES = (
     Rule("month and day in numbers", "on 12/25", _MONTH_AND_DAY_IN_NUMBERS, _date),
     Rule("day, month and year", "1-Apr-2024", _DAY_MONTH_YEAR, r"\1 \2 "),
     Rule("short year", "Apr '24", _SHORT_YEAR, r"\1 20"),
+    Rule("years without a century", "'68-'72", r"(?<!\w)'(\d\d)\s?-\s?'?(?=\d\d(?![\w']))", r"\1 to "),
+    Rule("year below ten", "in '04", r"(?<=[a-z] )'0(?=\d(?![\w']))", "oh "),
     Rule("year without a century", "class of '98", r"(?<=[a-z] )'(?=\d\d(?![\w']))", ""),
     Rule("days and month", "5-7 May", rf"\b{DAY}\s?-\s?{LAST_DAY} (?:of )?{MONTH}(?:,? {YEAR}\b(?!\.\d))?", _date),
     Rule("day and month", "the 20th of May", _DAY_AND_MONTH, _date),
@@ -733,33 +705,47 @@ RULES = (
     Rule("weekday", "Mon.", _WEEKDAY, _named),
     Rule("codes of digits", "123-45-6789", r"(?<![\w-])\d{1,9}(?:-\d{1,9}){2,}+(?![\w-])", spell_groups),
     Rule("number of a code", "no. 2024-0098", r"\b[Nn]o\. ?(?=\d++-0)", "number "),
-    Rule("code with a zero", "2024-0098", r"(?<![\w-])\d{2,}-0\d++(?![\w-])", spell_groups),
+    Rule("ISO month", "2024-05", r"(?<![\w:-])(?P<year>(?:19|20)\d\d)-(?P<month>0[1-9])(?![\w:-]|[.,]\d)", _iso_month),
+    Rule("code with a zero", "2024-0098", r"(?<![\w:-])(?!(?:19|20)\d\d-0\d\b)\d{2,}-0\d++(?![\w:-])", spell_groups),
     Rule("card", "4111 1111 1111 1111", r"(?<!\d)\d{4}(?: \d{4}){3}(?!\d)", spell_groups),
     # ranges: a dash between two amounts is a "to"
     Rule("circa", "c. 1450", r"(?<![\w.])ca?\. ?(?=\d{3,4}\b)", "circa "),
     Rule("years", "1914-18", _YEARS, _years),
     Rule("equal parts", "50-50", r"(?<![\w.-])50-50(?![\w-])", "50 50"),
     Rule("from noon", "noon-1pm", r"\b([Nn]oon|[Mm]idnight)\s?-\s?(?=\d)", r"\1 to "),
-    Rule("minus of terms", "x − y", r"(?<=[\w)]) − (?=[\w(])|(?<![\w)])−(?=[a-z]\b)", " minus "),
+    Rule("minus of terms", "x − y", r"(?<=[\w)°%]) − (?=[\w(])|(?<![\w)])−(?=[a-z]\b)", " minus "),
     Rule("difference", "5 - 3 = 2", rf"(?<=\d)\s?[-−]\s?(?={NUMBER}\s?=)", " minus "),
     Rule("decimal comma", "€2,50", _DECIMAL_COMMA, _whole_units),
+    Rule("ZIP of Washington", "D.C. 20001", r"(?<=D\.C\. )\d{5}\b", lambda match: spell_digits(match[0], "oh")),
     Rule("long ZIP", "MO 63101-1234", r"(?<=\b[A-Z]{2} )(\d{5})-(?=\d{4}(?![\d-]))", r"\1 "),
     Rule("offset", "09:41 -0500", r"(?<=\d:\d\d )(?=[+-](?:0\d|1[0-4])[0-5]0\b)", "UTC"),
     Rule("range of money", "$5-10", _RANGE_OF_MONEY, _money_range),
     Rule("mixed number", "1-1/2", r"(?<![\d/.,-])(\d{1,3})-(?=[1-9]\d?/\d)(?!\d+/\d+/)", r"\1 "),
+    Rule("plus or minus", "+/- 5", r"\+/-(?= ?\d)", "±"),
     Rule("range", "10am-2pm", _RANGE, r"\g<amount> to "),
     Rule("time zone", "UTC+5:30", _TIME_ZONE, _offset),
-    Rule("verse", "John 3:2", rf"\b({_BOOKS}) (\d{{1,3}}):(?=\d)", r"\1 \2 "),
+    Rule("verse", "John 3:2", rf"\b(?:(?P<part>[123]) )?(?P<book>{_BOOKS}) (?P<chapter>\d{{1,3}}):(?=\d)", _verse),
+    Rule(
+        "time of a race",
+        "1:05.32",
+        r"(?<![\d:.])(\d{1,2}):([0-5]\d)\.(\d{1,3})(?![\w:]|\.\d| ?[ap]\.?m)",
+        _time_of_a_race,
+    ),
     Rule("parts", "1:2", r"(?<![\d:.])(?!(?:16|21):9)(\d{1,2}):(?=\d(?![\d:]))", r"\1 to "),
     Rule("time", "15:30:05", _TIME, _time),
     Rule("time with a dot", "5.30pm", rf"(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\.(?P<minute>[0-5]\d)\s?{HALF_DAY}", _time),
     Rule("full hour", "3 p.m.", rf"(?=\d)(?<![\d:.])(?P<hour>1[0-2]|0?[1-9])\s?{HALF_DAY}", _time),
     Rule("military time", "0800 hours", _MILITARY_TIME, _military_time),
     # money
+    Rule("each after a price", "$5ea", r"(?<=\d)ea\b\.?", " each"),
+    Rule("several for a price", "2/$5", r"(?<=\b\d)/(?=[$£€]\d)", " for "),
     Rule("no cents", "5,-", r"(?<=\d)[.,]-(?!\w)", ""),
     Rule("pence twice", "£5.50p", r"(£\d++\.\d\d)p\b", r"\1"),
     Rule(
         "Indian thousands", "1,50,000", r"(?<![\w.,])\d{1,2}(?:,\d\d)+,\d{3}(?!\d|,\d)", lambda m: m[0].replace(",", "")
+    ),
+    Rule(
+        "pair of currencies", "EUR/USD", _PAIR_OF_CURRENCIES, lambda match: f"{' '.join(match[1])} {' '.join(match[2])}"
     ),
     Rule("minus money", "-$5, $-5", rf"(?<![\w)])[-−](?={MONEY}\s?\d)", "minus "),
     Rule("minus after a sign", "$-5", rf"([{_SIGNED}])[-−](?=\d)", r"minus \1"),
@@ -773,25 +759,32 @@ RULES = (
     Rule(
         "spoons",
         "3 T. oil",
-        r"(?<=\d )([tT])\. ?(?=[a-z])",
-        lambda match: f"{match[1]}{'sp' if match[1] == 't' else 'bsp'} ",
+        r"(?<=\d )([tT])\. ?(?=[a-z])"
+        rf"|(?<=\b\d )[tT] (?=(?:{INGREDIENTS})\b)",
+        lambda match: "tsp " if match[0][0] == "t" else "Tbsp ",
     ),
     Rule("degrees with a space", "12° C", r"(?<=\d) ?° (?=[CF]\b)", "°"),
     Rule("pressure", "120/80 mmHg", _PRESSURE, r"\1 over \2 "),
     Rule("vision", "20/20 vision", r"\b20/(\d\d)(?= vision)", r"20 \1"),
+    Rule("time of music", "6/8 time", r"(?<![\w/.])([2-9]|12)/([248]|16)(?= (?:time|meter)\b)", r"\1 \2"),
+    Rule("stars", "3/5 stars", r"(?<![\w/.])(\d)/(?=(?:5|10) stars)", r"\1 out of "),
+    Rule("odds", "100/1 odds", r"(?<=\d)/(?=\d{1,2} (?:odds|shot|outsider)\b)", " to "),
+    Rule("wickets", "287/6", r"(?<![\w/.,-])(3[2-9]|[4-9]\d|\d{3})/(?=(?:\d|10)\b(?!/|\.\d| ?[=%x×*+]))", r"\1 for "),
     Rule("fraction", "2 1/2 cups", _FRACTION, _fraction),
     Rule("out of", "7.5/10", _OUT_OF, r"\g<top> out of \g<bottom>"),
     Rule("screen", "1920x1080", r"(?<![\w.,])(?P<width>\d{3,4}) ?[x×] ?(?P<height>\d{3,4})(?![\w]|[.,]\d)", _screen),
     Rule("dimension", "3 x 4", r"(?<=[\dmtnhs])(?<!\b0) ?(?P<sign>[x×]) ?(?=\d)", _dimension),
+    Rule("ratio of a variable", "1/x", r"(?<=\b\d)/(?=[nxyz]\b)|(?<=\b[nxyz])/(?=\d\b)", " over "),
     Rule("function", "f(x)", r"\b([fgh])\(([a-z])\)", r"\1 of \2"),
     Rule("factorial", "5! = 120", r"(?<=\d)!(?= ?[=+*/×÷-]|\))|(?<=\b[nk])!(?= ?=)", " factorial"),
     Rule("quotient", "6 / 2", r"(?<=\d) / (?=\d)", " divided by "),
     Rule("product", "3 * 4", r"(?<=\d) ?\* ?(?=\d)", " times "),
     Rule("power of ten", "3.0 x 10^8", r"(?<=\d) ?x ?(?=10\^)", " × "),
     Rule("scientific", "3.2e-5", rf"({WHOLE})[eE]\+?(-?\d{{1,3}})(?!\w)", r"\1 × 10^\2"),
-    Rule("per area", "5/km^2", r"(?<=[a-z\d])/(?=(?:[cdk]?m|mi|ft)\^[23])", " per "),
+    Rule("per area", "5/km^2", r"(?<=[A-Za-z\d])/(?=(?:[cdk]?m|mi|ft)\^[23])", " per "),
     Rule("bare unit", "per km^2", r"\b(k?m|[cm]m|ft|mi|yd)\^([23])(?!\w)", _bare_unit),
-    Rule("power", "x^y", r"\^\(?(?P<sign>-?)(?P<power>\d++|[a-z]++)\)?", _power),
+    Rule("ion", "Na+", _ION, _ion),
+    Rule("power", "x^y", r"\^(?P<open>\()?(?P<sign>-?)(?P<power>\d++|[a-z]++)(?(open)\)?)", _power),
     Rule("several with a number", "MP3s", r"(?<=[A-Z])(-?)(\d{1,3})s\b", _several),
     Rule("duration", "2h30m", _DURATION, r"\g<hour> h \g<minute> min"),
     Rule("degrees of an oven", "350F", _DEGREES_OF_AN_OVEN, _degrees),
@@ -799,6 +792,11 @@ RULES = (
     Rule("millions", "5m people", _MILLIONS, lambda match: f"{match['amount']} {SCALES[match['scale'].lower()]}"),
     Rule("feet and inches", "6 ft 2 in", r"(?<=\d)[ -]?(?:ft\.?|feet|foot) (1[01]|\d) ?in\b(?!\.)", r" foot \1 in."),
     Rule("inch", "5in", _INCH, r"\g<amount> in. "),
+    Rule(
+        "direction of a road", "I-405 N", r"\b((?:I-|US-|[Hh]ighway |[Rr]oute )\d{1,3}) ([NSEW])\b(?!\.\w)", _direction
+    ),
+    Rule("number of a name", "F-150", r"(?<=[A-Za-z]-)\d{3}(?![\w:-]|[.,]\d)", lambda match: in_pairs(match[0])),
+    Rule("airliners", "747s", r"(?<![\w.,$-])7([0-8]7)s\b", lambda match: "seven " + _decade(spell_number(match[1]))),
     Rule("measure", "5 kg", rf"(?P<amount>{WHOLE})(?P<joint>[ -]?)(?P<unit>{UNIT})(?![\w°])", _measure),
     Rule("speed", "in km/h", r"(?<![\w/])km/h\b", "kilometers per hour"),
     Rule("micrometer", "in microm", r"\bmicrom\b", "micrometers"),
@@ -811,15 +809,24 @@ RULES = (
     Rule(
         "compass",
         "123 N. Main",
-        r"(?=[A-Z])(?:(?<=\d )|\b(?=..? \d+[snrt][tdh]))([NSEW])\.? (?=[A-Z][a-z]|\d)",
+        r"(?=[A-Z])(?:(?<=\d )|\b(?=..? \d+[snrt][tdh]))"
+        r"([NSEW])\.? (?=[A-Z][a-z]|\d)",
         lambda match: f"{COMPASS[match[1]]} ",
     ),
+    Rule("compass of a name", "S. Korea", _COMPASS_OF_A_NAME, _compass),
     Rule("state", "Boston, MA", _STATE, _state),
-    Rule("saint", "St. Paul", r"\bSt\.(?= [A-Z][a-z])", "Saint"),
+    Rule("dotted state", "Boston, Mass.", _DOTTED_STATE, _dotted_state),
+    Rule("saint", "St. Paul", r"\bSt\b\.?(?= [A-Z][a-z])", _saint),
+    Rule("Junior before a name", "Sr. Garcia", r"\b([SJ]r)\.(?= [A-Z][a-z])", _junior),
     Rule("title", "Dr. Smith", _TITLE, lambda match: TITLES[match[1]]),
     Rule("against", "Roe v. Wade", r"(?<=[a-z.] )v\. ?(?=[A-Z][a-z])", "versus "),
     Rule("minimum", "min. 3", r"(?<!\d )(?<![\w.])[Mm]in\. ?(?=\d)", "minimum "),
-    Rule("with", "w/o", r"(?<![\w/])w/(o\b)?", lambda match: "without" if match[1] else "with "),
+    Rule(
+        "with",
+        "w/o",
+        r"(?<![\w/])w/(o\b|out\b|in\b)?",
+        lambda match: {"o": "without", "out": "without", "in": "within"}.get(match[1], "with "),
+    ),
     Rule("before a number", "p. 12", _BEFORE_A_NUMBER, lambda match: f"{NUMBERED[match[1]]} "),
     Rule(
         "place",
@@ -827,18 +834,30 @@ RULES = (
         rf"\b((?:{PLACES}|[Ff]light) )(\d{{3}})\b(?![.,:/-]?\d)",
         lambda match: match[1] + in_pairs(match[2]),
     ),
-    Rule("born", "(b. 1950)", r"(?<=\()([bd])\. ?(?=\d{4})", lambda match: "born " if match[1] == "b" else "died "),
+    Rule("born", "(b. 1950)", r"(?:(?<=[(,;])|(?<=[,;] ))(b|d|r|fl)\. ?(?=\d{3,4}\b)", lambda match: LIVES[match[1]]),
     Rule("before a numeral", "Vol. II", _BEFORE_A_NUMERAL, lambda match: f"{NUMBERED[(match[1] or match[2]) + '.']} "),
     Rule("ending", "Inc.", _ENDING, lambda match: ENDINGS[match[0]] + _full_stop(match)),
-    Rule("number sign", "No. 1, #2", rf"\b[Nn]o\.:? ?(?=\d|of |(?:{'|'.join(DIGITS)}) )|#(?=\d)", "number "),
+    Rule("number sign", "No. 1, #2", rf"\b[Nn]o\.:? ?(?=\d|of |(?:{'|'.join(DIGITS)})\b)|#(?=\d)", "number "),
     Rule("initials", "U.S.", _INITIALS, _initials),
-    Rule("initials of a name", "H. G. Wells", r"\b([A-Z])\. ([A-Z])\. ?(?=[A-Z][a-z])", r"\1 \2 "),
+    Rule(
+        "initials of a name",
+        "H. G. Wells",
+        r"\b[A-Z]\.(?: [A-Z]\.){1,3} ?(?=[A-Z][a-z])",
+        lambda match: " ".join(match[0].replace(".", " ").split()) + " ",
+    ),
     # Roman numerals, acronyms, formulas
+    Rule("numeral and a letter", "Part IIb", _NUMERAL_AND_LETTER, _numeral_and_letter),
     Rule("numbered", "Chapter IV", _NUMBERED, _numbered_roman),
     Rule("century after a number", "20th c.", r"(?<=\d(?:th|st|nd|rd) )[cC]\.", "century"),
     Rule("century", "XIX century", _CENTURY, _ordinal_roman),
     Rule("ordinal in Roman numerals", "XVIIIth", rf"\b(?=[XV]|I[XVI])({ROMAN})(?:st|nd|rd|th)\b", _ordinal_roman),
     Rule("named", "Henry VIII", _NAMED, _named_roman),
+    Rule(
+        "named twice",
+        "Edward the seventh and VIII",
+        r"\b(the [a-z-]+(?:st|nd|rd|th) (?:and|or|to)) ([IVX]+)\b",
+        _named_twice,
+    ),
     Rule(
         "heading in Roman numerals",
         "II. Methods",
@@ -850,10 +869,12 @@ RULES = (
         "year in Roman numerals", "MCMXCIV", _YEAR_IN_ROMAN_NUMERALS, lambda m: spell_number(roman_value(m[1]), "year")
     ),
     Rule("special", "PhD", rf"(?<![A-Za-z_])(?:{any_of(SPECIAL)})(?!\w)", lambda match: SPECIAL[match[0]]),
-    Rule("ion", "Na+", _ION, _ion),
     Rule("formula", "H2SO4", _FORMULA, _formula),
     Rule(
-        "letters", "BBC, TVs", r"(?<![A-Za-z0-9_'])(?P<word>[A-Z]{2,6})(?P<ending>'s|s'?|'S)?(?![A-Za-z_'])", _letters
+        "letters",
+        "BBC, TVs",
+        r"(?<![A-Za-z0-9_'])(?P<word>[A-Z]{2,6})(?P<ending>'s|s'?|'S|'d)?(?![A-Za-z_'])",
+        _letters,
     ),
     Rule("dash of letters", "U S B-C", r"(?<=\b[A-Z])-(?=[A-Z]\b)", " "),
     # versions, ratios, decades, ordinals and the numbers that are left
@@ -863,12 +884,17 @@ RULES = (
     Rule("ratio", "3:1 ratio", r"(?<=\d):(?=\d++ (?:ratio|odds|scale|mix))", " to "),
     Rule("colon", "13:13", r"(?<=\d):(?=\d)", " "),
     Rule("decade of a century", "1990s", _DECADE_OF_A_CENTURY, lambda match: _decade(spell_number(match[1], "year"))),
-    Rule("hundreds", "100s", r"\b(?:100|1,?000)s\b", lambda match: "hundreds" if len(match[0]) == 4 else "thousands"),
+    Rule("hundreds", "100s", r"\b(?:[1-9]00|1,?000)s\b", _hundreds),
     Rule("decade", "'90s", r"'?\b([2-9]0)'?s\b", lambda match: _decade(spell_number(match[1]))),
     Rule("grade", "B-", r"\b([A-D])-(?= |[.,;)]|$)", r"\1 minus"),
-    Rule("part in brackets", "3(a)", r"(?<=\d)\(([a-z]|\d\d?|[ivx]{1,4})\)(?:\(([a-z]|[ivx]{1,4})\))?", _parts),
+    Rule(
+        "part in brackets",
+        "3(a)",
+        r"(?<=\d)\(([a-z]|\d\d?|[ivx]{1,4})\)(?:\(([a-z]|[ivx]{1,4}|\d\d?)\)){0,1}(?:\((\d\d?|[ivx]{1,4}|[A-Z])\))?",
+        _parts,
+    ),
     Rule("comparison", "a < b", _COMPARISON, lambda match: " less than " if "<" in match[0] else " greater than "),
-    Rule("signs in a row", "a >= b", r"[<>=!]=|->", lambda match: COMPARED[match[0]]),
+    Rule("signs in a row", "a >= b", r"[<>=!]=|->|=>|&&|(?<= )(?:\|\||-=)(?= )", lambda match: COMPARED[match[0]]),
     Rule("about", "~5", r"(?<!\S)~ ?(?=\d)", "about "),
     Rule("ordinal in capitals", "21ST", r"(?<=\d)(?:ST|ND|RD|TH)\b", lambda match: match[0].lower()),
     Rule("digit and letter", "5x", r"(?<=\d)(?!(?:st|nd|rd|th)\b)(?=[^\W\d_])", " "),
@@ -889,9 +915,9 @@ PATTERNS = [
     ((re if rule.name in TRIED else regex).compile(rule.pattern), rule.spell, bool(re.search(r"\d", rule.example)))
     for rule in RULES
 ]
-FAR, GROUP = 4, 34  # number of rules with a long look-behind; number of rules to apply between two searches for digits
-PLAIN_WORDS = re.compile(r"(?<=[a-z]{3})(?<!lion)(?<!\bper) (?![ivx]+\b)(?=[a-z]{3})")
-NOISE = re.compile(r"[^\w\s\x1e]{5,}")  # signs in a row, which are not read aloud
+FAR, GROUP = 6, 34  # number of rules with a long look-behind; number of rules to apply between two searches for digits
+PLAIN_WORDS = re.compile(r"(?<=[a-z]{3})(?<!lion)(?<!\bper)(?<!I was) (?![ivx]+\b)(?=[a-z]{3})")
+NOISE = re.compile(r"[^\w\s\x1e★☆]{5,}")  # signs in a row, which are not read aloud
 SUPERSCRIPT = re.compile(r"(?<=[\w)])[⁻⁺]?[⁰¹²³⁴-⁹]+")
 
 

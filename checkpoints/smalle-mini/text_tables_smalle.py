@@ -52,7 +52,8 @@ CURRENCIES = _table("""
     RUB=ruble,kopeck; MXN=Mexican peso,centavo; BRL=Brazilian real,centavo; ZAR=rand,cent; SGD=Singapore dollar,cent;
     HKD=Hong Kong dollar,cent; BTC=bitcoin,satoshi; Rs=rupee,paisa; Rs.=rupee,paisa; kr=krone,ore; kr.=krone,ore;
     zl=zloty,grosz; CZK=Czech koruna,heller; Kc=Czech koruna,heller; HUF=forint,filler; KRW=won,jeon; THB=baht,satang;
-    ILS=shekel,agora; AED=dirham,fils; TRY=lira,kurus; UAH=hryvnia,kopiyka; ETH=ether,gwei
+    ILS=shekel,agora; AED=dirham,fils; TRY=lira,kurus; UAH=hryvnia,kopiyka; ETH=ether,gwei; NT$=Taiwan dollar,cent;
+    MX$=Mexican peso,centavo; Mex$=Mexican peso,centavo; CAD$=Canadian dollar,cent; AUD$=Australian dollar,cent
 """)
 SMALL_MONEY = {"¢": ("cent", "cents"), "p": ("penny", "pence")}
 SCALES = _table(
@@ -81,7 +82,11 @@ UNITS = _table("""
     ppm=part per million; °C=degree Celsius; °F=degree Fahrenheit; °=degree; mmHg=millimeter of mercury;
     mm Hg=millimeter of mercury; yrs.=year; c.=cup; Nm=newton meter; K=kelvin; dL=deciliter; mol=mole; mmol=millimole;
     micromol=micromole; mcg=microgram; bps=basis point; pp=percentage point;
-    pp.=percentage point
+    pp.=percentage point; atm=atmosphere; mbar=millibar; MPa=megapascal; GPa=gigapascal; kN=kilonewton; mW=milliwatt;
+    Ah=amp hour; microF=microfarad; nF=nanofarad; pF=picofarad; microA=microamp; microV=microvolt; eV=electron volt;
+    keV=kiloelectron volt; MeV=megaelectron volt; MiB=mebibyte; KiB=kibibyte; PB=petabyte; dpi=dot per inch;
+    ppb=part per billion; cts=cent; kts=knot; bbl=barrel; inHg=inch of mercury; lm=lumen;
+    sq. mi.=square mile; sq. m=square meter; sq. km=square kilometer
 """)
 for _unit in "m km cm mm ft in mi yd".split():
     for _size, _name in ("2", "square"), ("3", "cubic"):
@@ -91,7 +96,7 @@ PLURALS = _table(
     "foot=feet; inch=inches; penny=pence; Swedish krona=Swedish kronor; "
     "Norwegian krone=Norwegian kroner; Danish krone=Danish kroner; krone=kroner; ore=ore; paisa=paise; "
     "Czech koruna=Czech koruny; "
-    "millimeter of mercury=millimeters of mercury"
+    "millimeter of mercury=millimeters of mercury; inch of mercury=inches of mercury"
 )
 UNINFLECTED = set(
     "yen sen won jeon yuan fen baht rand kelvin gwei hertz kilohertz megahertz gigahertz horsepower".split()
@@ -102,8 +107,10 @@ TITLES = _table("""
     i.e.=that is; i.e=that is; approx.=approximately; dept.=department; Dept.=Department; Mt.=Mount; Gen.=General;
     Col.=Colonel; Capt.=Captain; Lt.=Lieutenant; Sgt.=Sergeant; Rev.=Reverend; Gov.=Governor; Sen.=Senator;
     Hon.=Honorable; Pres.=President; Messrs.=Messieurs; Ft.=Fort; cf.=compare; ca.=circa; viz.=namely;
-    incl.=including; esp.=especially; est.=established; w/o=without; w/=with; tel.=telephone; Tel.=Telephone;
-    max.=maximum
+    incl.=including; esp.=especially; w/o=without; w/=with; tel.=telephone; Tel.=Telephone;
+    max.=maximum; Maj.=Major; Cpl.=Corporal; Cmdr.=Commander; Adm.=Admiral; Pvt.=Private; Rep.=Representative;
+    Fr.=Father; Mme=Madame; Mlle=Mademoiselle; Profs=Professors; Supt.=Superintendent; Det.=Detective;
+    Insp.=Inspector; avg.=average; Avg.=Average; asst.=assistant; Asst.=Assistant; lg.=large
 """)
 # Before a number.
 NUMBERED = _table("""
@@ -112,7 +119,9 @@ NUMBERED = _table("""
     Sec.=Section; sec.=section; Eq.=Equation; Pt.=Part; pt.=part; Nos.=numbers; nos.=numbers; Art.=Article; c.=circa;
     ext.=extension; Ext.=Extension; Apt.=Apartment; Ste.=Suite; Hwy=Highway; Hwy.=Highway; Rte.=Route;
     Mk=Mark; Mk.=Mark; Rm.=Room; Bldg.=Building; v=version; v.=version; ver.=version; §=section; §§=sections;
-    lat.=latitude; long.=longitude
+    lat.=latitude; long.=longitude; figs.=figures; eqs.=equations; Eqs.=Equations; Rm=Room; Bldg=Building;
+    tab.=table; Tab.=Table; Op.=Opus; op.=opus; est.=established; para.=paragraph;
+    paras.=paragraphs; rev.=revision; temp.=temperature; Cat.=Category
 """)
 # After a name or a word. Their dot may end a sentence.
 ENDINGS = _table("""
@@ -120,7 +129,8 @@ ENDINGS = _table("""
     Ltd.=Limited; Corp.=Corporation; Co.=Company; Ln.=Lane; Hwy.=Highway; Pkwy.=Parkway; Bros.=Brothers;
     Terr.=Terrace; Ct.=Court; Sq.=Square; doz.=dozen; pkg.=package; qty.=quantity; Ed.D.=E D D;
     Ctr.=Center; Plz.=Plaza; Pl.=Place; Fl.=Floor; ea.=each; Univ.=University; Assn.=Association; et al.=et al;
-    Ph.D.=P H D; misc.=miscellaneous; Esq.=Esquire
+    Ph.D.=P H D; misc.=miscellaneous; Esq.=Esquire; govt.=government; Govt.=Government; intl.=international;
+    natl.=national; est.=estimated; pkgs.=packages; mgr.=manager; Calif.=California; Fla.=Florida
 """)
 STREETS = _table(
     "St=Street; Ave=Avenue; Blvd=Boulevard; Rd=Road; Ln=Lane; Dr=Drive; Hwy=Highway; Pkwy=Parkway; "
@@ -149,24 +159,34 @@ STATES = _table("""
     MD=Maryland; MA=Massachusetts; MI=Michigan; MN=Minnesota; MS=Mississippi; MO=Missouri; MT=Montana; NE=Nebraska;
     NV=Nevada; NH=New Hampshire; NJ=New Jersey; NM=New Mexico; NY=New York; NC=North Carolina; ND=North Dakota;
     OH=Ohio; OK=Oklahoma; OR=Oregon; PA=Pennsylvania; RI=Rhode Island; SC=South Carolina; SD=South Dakota; TN=Tennessee;
-    TX=Texas; UT=Utah; VT=Vermont; VA=Virginia; WA=Washington; WV=West Virginia; WI=Wisconsin; WY=Wyoming; DC=D C
+    TX=Texas; UT=Utah; VT=Vermont; VA=Virginia; WA=Washington; WV=West Virginia; WI=Wisconsin; WY=Wyoming; DC=D C;
+    ON=Ontario; QC=Quebec; BC=British Columbia; AB=Alberta; MB=Manitoba; SK=Saskatchewan; NS=Nova Scotia;
+    NB=New Brunswick; NL=Newfoundland; PE=Prince Edward Island
 """)
-AMBIGUOUS_STATES = _set("HI IN ME OH OK OR")  # also words
+AMBIGUOUS_STATES = _set("AB BC HI IN MB ME NB OH OK ON OR PE")  # also words
 INTERJECTIONS = _set("Ah All Alright Fine Hey No Now Oh Okay So Sure Thanks Well Wow Yeah Yes")
 # Spelled although they have vowels. Words without a vowel are always spelled, except SOUNDS.
 SPELLED = _set("""
     AAA ABC ABS AC ACLU AD AFK AI AKA AM API APA APR ATM AWS BA BCE BMI CAD CE CEO CFO CIA CIO COO CPU CTO DA DIY
     DNA DOI DOJ EC ECB ECG EDT EEA EKG EPA ER ESL ESP ESPN EST ET ETA EU EUR EV FAA FAQ FBI FDA FIA FYI GPA GPU GUI
     HIV IBM ICU ID IDE IEEE IIRC IMF IMO IO IP IPA IPO IQ IR IRC IRL IRS ISBN ISO ISP IT ITV IUD IV IVF KO LA LED MA
-    MBA MIA MIT MOT MRI NAACP NBA NCAA NEA NHL NRA NSA NYC NYPD NYU OECD OEM OMG OS PA PE POV PTA QA RNA RSA RSI
+    MBA MIA MIT MOT MRI NAACP NBA NCAA NEA NHL NRA NSA NYC NYPD NYU OECD OEM OMG OD OS PA PE POV PTA QA RNA RSA RSI
     RSPCA SEO SMB SOS STI SUV TBA UAE UAV UCLA UEFI UFC UFO UHF UI UK UN UPC UPS UPI URI URL US USA USB USC USDA
     USPS USSR UTC UTF UTI UV UX VAT VIP VOIP WTO YMCA AP EP DOB DUI EIN ETF IOU IPV IOT HDMI
     AA CPA CTA EIA EPS ESA EOF GMO GOP HOA IEC LAX MMA NDA NGO NIH OCR OTA OTC OTP REM ROI SAT SLA TOS UA UHD
-    CET CEST EET EEST AEST IST OT
+    CI CET CEST EET EEST AEST IST OT
+    SEC POW ERA PSA ADHD ASMR EOY NYT BYOB AFAIK IMHO GIS MEP MOU POC POS QED SEM SME SOC SOP USP
     ISS UNHCR ATV AV EMT EMS ESG EOD ERP ICBM IOC IAEA AOL AMD ASL AARP USAF USMC USN IPCC
 """)
 ABBREVIATIONS = _set("US UK UN EU USA USSR UAE DC LA NY AM PM AD BC BCE CE PHD MD BA MA BSC MBA AKA ASAP RIP")
-SOUNDS = set("HMM SHH PSST GRR BRR ZZZ PFFT TSK MR MRS DR ST VS NTH PHD".split())
+# Acronyms of three or four letters that start or end with consonants as no English word does: HBO, VGA, IDK.
+_STARTS = (
+    "[BCFGKPS]L|[BCDFGKPTVW]R|[CGKPSTW]H|[KGPS]N|[DSTV]W|S[CKMPQTVR]|PS|TS|VL|(?:SC|SH|SP|ST|TH|CH|PH)R|SPL|SCH|SPH"
+)
+UNSAYABLE = re.compile(
+    rf"(?=[A-Z]{{3,4}}$)(?:(?!(?:{_STARTS})[AEIOUY])[^AEIOU][^AEIOUY]|.*[^AEIOULRNMSWY][^AEIOUYSTHZ]$(?<!CK|FF|GG|BB|DD|PP|GN))"
+)
+SOUNDS = set("HMM SHH PSST GRR BRR ZZZ PFFT TSK MR MRS DR ST VS NTH PHD JSON CMOS ETC".split())
 SHOUTED = set("IT US AM AS IS OR AD LA MA PA".split())  # words if a word next to them is in capitals too
 SPECIAL = _table(
     "PhD=P H D; PhDs=P H D's; AT&T=A T and T; NaCl=N A C L; NaOH=N A O H; HCl=H C L; KCl=K C L; "
@@ -176,10 +196,14 @@ SPECIAL = _table(
     "B.Sc.=B S C; M.Sc.=M S C; BSc=B S C; MSc=M S C; "
     "WWI=World War one; WWII=World War two; 401(k)=four oh one k; 401(k)s=four oh one k's; 403(b)=four oh three b; "
     "WW1=World War one; WW2=World War two; Fwd:=Forward:; FW:=Forward:; Fw:=Forward:; c/o=care of; "
-    "A-Z=A to Z; M-F=Monday to Friday"
+    "A-Z=A to Z; M-F=Monday to Friday; M-Th=Monday to Thursday; Cc:=C C:; Bcc:=B C C:; b/c=because; attn:=attention:; "
+    "Attn:=Attention:; tRNA=T R N A; rRNA=R R N A; siRNA=S I R N A; cDNA=C D N A; gr8=great; l8r=later; m8=mate; "
+    "w8=wait; h8=hate; b4=before; 2nite=tonight; 2day=today; 2moro=tomorrow; thx=thanks; pls=please; plz=please"
 )
+_CHAT = "afaik brb btw fwiw fyi idk iirc imho imo irl lmk nvm omg rsvp smh tbh ttyl wtf"
+SPECIAL.update((word, " ".join(word)) for word in _CHAT.split())
 # Before a Roman numeral.
-NUMBERED_ROMAN = "World War|WW|Super Bowl|Star Wars|" + "|".join(
+NUMBERED_ROMAN = "World War|WW|Super Bowl|Star Wars|WrestleMania|" + "|".join(
     """
     War Chapters? Parts? Volumes? Books? Acts? Scenes? Sections? Titles? Phases? Types? Class Grade Level
     Division Articles? Amendment Appendix Table Figure Mark Episodes? Season Stage Schedule Vatican Category
@@ -197,16 +221,18 @@ KINGS = _set("""
     William Xerxes Emmanuel Carlos
 """)
 RULERS = set("King Queen Pope Emperor Empress Tsar Czar Kaiser Sultan Pharaoh Prince Princess".split())
-_NAMES = "2 half 3 third 4 quarter 5 fifth 6 sixth 7 seventh 8 eighth 9 ninth 10 tenth 12 twelfth 16 sixteenth".split()
-FRACTIONS = {int(number): name for number, name in zip(_NAMES[::2], _NAMES[1::2])}
+_NAMES = "2 half 3 third 4 quarter 5 fifth 6 sixth 7 seventh 8 eighth 9 ninth 10 tenth 12 twelfth 16 sixteenth "
+_NAMES += "32 thirty-second 64 sixty-fourth"
+FRACTIONS = {int(number): name for number, name in zip(_NAMES.split()[::2], _NAMES.split()[1::2])}
 _SIGNS = _table("""
     &= and ;%= percent;+= plus ;@= at ;×= times ;÷= divided by ;±= plus or minus ;≈= approximately ;
     ≠= is not equal to ;≤= less than or equal to ;≥= greater than or equal to ;√= the square root of ;∞= infinity ;
     ‰= per mille;∩= intersection ;∪= union ;∅= the empty set ;∀= for all ;∃= there exists ;∝= proportional to ;
     ≡= is equivalent to ;∴= therefore ;⇔= if and only if ;
     →= to ;⇒= implies ;−=-;§= section ;©= copyright ;∑= sum ;∫= integral ;∈= in ;∂= partial ;
+    ∛= the cube root of ;⊂= subset of ;⊆= subset of ;∉= not in ;
 """)
-COMPARED = {">=": "≥", "<=": "≤", "!=": "≠", "==": "=", "->": "→"}
+COMPARED = {">=": "≥", "<=": "≤", "!=": "≠", "==": "=", "->": "→", "=>": "→", "&&": "&", "||": "or", "-=": "minus ="}
 SIGNS = {**_SIGNS, "=": " equals "}
 _ADDRESS = _table("""
     .=dot; /=slash; @=at; -=dash; _=underscore; :=colon; ?=question mark; &=and; #=hash; %=percent; ~=tilde; +=plus;
@@ -215,9 +241,15 @@ _ADDRESS = _table("""
 ADDRESS_SIGNS = {**_ADDRESS, "=": "equals"}
 ADDRESS_LETTERS = set("io uk ai eu edu exe api ip id us ui de ie au es it at nl".split())
 _LETTERS = _table(
-    "ß=ss; ẞ=SS; þ=th; Þ=Th; ð=d; Ð=D; æ=ae; Æ=Ae; œ=oe; Œ=Oe; ŋ=ng; Ŋ=Ng; ı=i; ĸ=k; ə=e; Ə=E; №= No. ; ™=; ®=; ⁄=/"
+    "ß=ss; ẞ=SS; þ=th; Þ=Th; ð=d; Ð=D; æ=ae; Æ=Ae; œ=oe; Œ=Oe; ŋ=ng; Ŋ=Ng; ı=i; ĸ=k; ə=e; Ə=E; №= No. ; "
+    "™=; ®=; ⁄=/; ˚=°; 円=¥"
 )
-_ALIKE = ("‘’ʻʼ‛′´", "'"), ("“”„‟″«»", '"'), ("–—―‐‑‒•", "-"), ("".join(map(chr, [*range(32), *range(127, 160)])), " ")
+_ALIKE = (
+    ("‘’ʻʼ‛′´", "'"),
+    ("“”„‟″«»", '"'),
+    ("–—―‐‑‒•▪●◦‣►➤", "-"),
+    ("".join(map(chr, [*range(32), *range(127, 160)])), " "),
+)
 _BREAKS = dict.fromkeys("\n\r\x0b\x0c\x85\u2028\u2029", "\n")
 CHARACTERS = str.maketrans({**{c: sign for characters, sign in _ALIKE for c in characters}, **_BREAKS, **_LETTERS})
 _SOUNDS = "a b v g d e z i y k l m n o p r s t u f kh ts ch sh shch . y . e yu ya zh yo i yi ye g j lj nj c dj dz u dz"
@@ -240,7 +272,8 @@ FILES = """
     7z avi bak bat bin bmp c cfg cc cpp cs css csv dat dll doc docx dmg exe flac gif go gz h hpp html htm ico ini
     ipynb java jpeg jpg js json jsx log lua md mid mkv mov mp3 mp4 odt ogg onnx pdf php pkl png ppt pptx ps1 py pyi
     rb rs rst rtf safetensors sh sql srt svg tar tex tiff toml ts tsv tsx ttf txt wav webm webp whl xls xlsx xml
-    yaml yml zip
+    yaml yml zip aac apk bz2 conf deb epub gguf heic ics iso jar kt lock m4a m4v mobi mpeg mpg msi npy npz parquet pem
+    pth rar rpm scss sqlite swift tgz vue wasm xz
 """.split()
 HOSTS = "com|org|net|edu|gov|mil|info|biz|io|dev|app|ai|co|uk|de|fr|eu|ca|au|nl|ch|tv|wiki|blog|ly"
 ELEMENTS = "He|Li|Be|Ne|Na|Mg|Al|Si|Cl|Ar|Ca|Ti|Cr|Mn|Fe|Co|Ni|Cu|Zn|Br|Ag|Sn|Ba|Pt|Au|Hg|Pb|[HBCNOFPSKI]"
@@ -276,6 +309,7 @@ class Rule(NamedTuple):
     spell: Callable[[re.Match], str] | str
 
 
+_OPTION = r"(?<=`)--?(?=[a-zA-Z])|(?<=[a-z] )--(?=[a-z]++[-=][a-z\d])|(?<=[a-z]{2} )-(?=[a-zA-Z](?: |$))"
 # Markdown and HTML as text. \x1e, which no text contains at this point, is a pause.
 MARKUP = (
     Rule("fence", "```python", r"(?m)^ ?(?:```|~~~).*$", "\x1e"),
@@ -285,13 +319,21 @@ MARKUP = (
     Rule("block", "<p>Hi</p>", rf"(?i)</?(?:{'|'.join(BLOCKS.split())})\b[^<>]*>", "\x1e"),
     Rule("tag", "<b>bold</b>", rf"(?i)</?(?:{'|'.join(TAGS.split())})\b[^<>]*>", ""),
     Rule("link", "[text](https://a.org)", r"!?\[([^\[\]\n]*)\]\([^()\n]*\)", r"\1"),
-    Rule("citation", "word.[1]", r"(?:(?<=[a-z])|(?<=\w[.,)\"']))\[(?:\d{1,3}|citation needed)\](?!\()", ""),
+    Rule("footnote", "word[^1]", r"\[\^[\w-]{1,30}\]:?", ""),
+    Rule("citation", "word.[1]", r"(?:(?<=[a-z])|(?<=\w[.,)\"']))\[(?:[1-9]\d{0,2}|citation needed)\](?!\()", ""),
+    Rule(
+        "key",
+        "Press *67",
+        r"(?:(?<=[Pp]ress )|(?<=[Dd]ial ))[*#](?!\*)",
+        lambda m: "star " if m[0] == "*" else "pound ",
+    ),
+    Rule("option", "`--verbose`", _OPTION, lambda match: "dash " * len(match[0])),
     Rule("reference", "[text][1]", r"\[([^\[\]\n]*)\]\[[^\[\]\n]*\]", r"\1"),
     Rule("row", "| a | b |", r"(?m)^ ?\|(?![ :|-]*$)(.*)$", _table_row),
     Rule("ruler", "---", r"(?m)^ ?(?:\|[ :|-]*|[-=*_](?: ?[-=*_])++ ?)$", "\x1e"),
     Rule("quotation", "> text", r"(?m)^ ?(?:>(?!=) ?)++", ""),
     Rule("heading", "# Title", r"(?m)^ ?#{1,6} ++(.*?)#*$", "\x1e\\1\x1e"),
-    Rule("item", "- [x] item", r"(?m)^ ?[-*+] (?:\[[ xX]\] )?", "\x1e"),
+    Rule("item", "- [x] item", r"(?m)^ ?[-*+·→] (?:\[[ xX]\] )?", "\x1e"),
     Rule("code", "`x`", r"`++|~~|\\(?=[*_#\[\]`])", ""),
     Rule("emphasis opens", "**bold", r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<![\w/.@-])_{1,3}(?=[^\W_])(?!\w*\.\w)", ""),
     Rule("emphasis ends", "bold**", r"(?<=[^\s*])\*{1,3}(?![\w*])|(?<=[^\W_])_{1,3}(?!\w)|(?<=[.!?])_{1,3}(?!\w)", ""),
@@ -394,6 +436,16 @@ def roman_value(numeral: str) -> int:
 # --- rows of digits and letters, addresses
 
 
+def left_of(match: re.Match, length: int = 40) -> str:
+    """The text before a match."""
+    return match.string[max(0, match.start() - length) : match.start()]
+
+
+def right_of(match: re.Match, length: int = 40) -> str:
+    """The text after a match."""
+    return match.string[match.end() : match.end() + length]
+
+
 def in_pairs(number: str) -> str:
     """One oh one, three eighty, five hundred of a room, a road, an aircraft."""
     if number.endswith("00") or len(number) != 3:
@@ -410,9 +462,9 @@ def spell_phone(match: re.Match) -> str:
         if part == "+" or part.isalpha():
             words.append("plus" if part == "+" else "extension" if part.islower() else part)
         else:
-            hundred = re.fullmatch("(0(?=[358]))?([1-9]00)", part)
-            number = spell_number(hundred[2]) if hundred else spell_digits(part, "oh")
-            words.append(("oh " if hundred and hundred[1] else "") + number + ",")
+            hundred = re.fullmatch("([01](?=[358]))?([1-9]00)", part)
+            first = f"{spell_digits(hundred[1], 'oh')} " if hundred and hundred[1] else ""
+            words.append(f"{first}{spell_number(hundred[2]) if hundred else spell_digits(part, 'oh')},")
     return re.sub(r"\bone, (?=\w+ hundred)", "one ", " ".join(words)).rstrip(",")
 
 
@@ -426,15 +478,14 @@ def spell_groups(match: re.Match) -> str:
 def spell_characters(match: re.Match) -> str:
     """D E eight nine, three seven oh four."""
     return ", ".join(
-        " ".join(spell_digits(c) if c.isdigit() else c for c in group) for group in re.split("[ :]", match[0])
+        " ".join(spell_digits(c) if c.isdigit() else c for c in group) for group in re.split("[ :-]", match[0])
     )
 
 
 def spell_network_address(match: re.Match) -> str:
     """One nine two dot one six eight dot zero dot one, port eight zero."""
-    return " dot ".join(map(spell_digits, match[1].split("."))) + (
-        f", port {spell_digits(match[2])}" if match[2] else ""
-    )
+    end = f", port {spell_digits(match[2])}" if match[2] else f" slash {match[3]}" if match[3] else ""
+    return " dot ".join(map(spell_digits, match[1].split("."))) + end
 
 
 def spell_address(match: re.Match) -> str:
@@ -444,8 +495,11 @@ def spell_address(match: re.Match) -> str:
         if part.isalpha():
             letters = part.lower() in ADDRESS_LETTERS or not re.search("[aeiouy]", part, re.I) or part == "py"
             words.append(" ".join(part) if letters else " ".join(_camel(part)))
+        elif part.isdigit():
+            after_a_letter = words and len(words[-1]) == 1 and words[-1].isalpha()  # v1 is no version
+            words.append(spell_digits(part) if len(part) > 4 else spell_number(part) if after_a_letter else part)
         else:
-            words.append(spell_digits(part) if len(part) > 4 else ADDRESS_SIGNS.get(part, part))
+            words.append(ADDRESS_SIGNS.get(part, part))
     return " ".join(words)
 
 
@@ -459,6 +513,186 @@ def spell_tag(match: re.Match) -> str:
     if match[0][0] == "#":
         return "hashtag " + " ".join(_camel(match[1]))
     return "at " + re.sub(r"[._]", lambda sign: f" {ADDRESS_SIGNS[sign[0]]} ", match[1]).strip()
+
+
+def _flight(match: re.Match) -> str:
+    """B A two four nine oh."""
+    return f"{match[1]} {match[2]} {spell_digits(match[3], 'oh')}"
+
+
+def _code(match: re.Match) -> str:
+    """A seven, X nine; Q one to Q three; names such as F-16 and ranges such as 10AM-2PM stay unchanged."""
+    groups = match[1].split("-")
+    mixed = any(re.match("[A-Z]+\\d", group) for group in groups)
+    if not re.search("[A-Z]", match[1]) or not (mixed or len(groups) > 2 or match[0][0] == "#"):
+        return match[0]
+    if len(groups) == 2 and groups[0][0] == groups[1][0] and groups[0][0].isalpha():
+        return " to ".join(groups)
+    return ", ".join(
+        spell_number(group)
+        if re.fullmatch(r"[1-9]0?00", group)
+        else " ".join(DIGITS[int(c)] if c.isdigit() else c for c in group)
+        for group in groups
+    )
+
+
+def _color(match: re.Match) -> str:
+    """Hash F F five seven three three."""
+    return "hash " + " ".join(DIGITS[int(c)] if c.isdigit() else c.upper() for c in match[1])
+
+
+def _letters_and_number(match: re.Match) -> str:
+    """A B C, one two three four; JIRA, one two three four."""
+    word = match.group("word")
+    spelled = len(word) < 4 or word in SPELLED or not re.search("[AEIOU]", word)
+    return f"{' '.join(word) if spelled else word}, {spell_digits(match['number'])}"
+
+
+def _digits_of_a_code(match: re.Match) -> str:
+    """Code nine oh two one oh; error five hundred."""
+    number = match["number"]
+    return match["word"] + (spell_number(number) if re.fullmatch("[1-9]00", number) else spell_digits(number, "oh"))
+
+
+def _postcode(match: re.Match) -> str:
+    """Seven five oh oh one Paris; another number before a name stays unchanged."""
+    street = re.search(rf"\b(?:{ROADS})\b[^.;!?]*, $", left_of(match))
+    if not (match["country"] or street or match["city"].upper() in CITIES):
+        return match[0]
+    return (match["country"] or "").replace("-", " ") + spell_digits(match["code"], "oh") + " "
+
+
+_ACRONYM_AND_A_NUMBER = (
+    r"(?<=\b[A-Z]{3} )(?<!(?:FAX|TEL|"
+    rf"{'|'.join(code for code in CURRENCIES if re.fullmatch('[A-Z]{3}', code))}) )"
+    r"[1-9]\d(?:0[1-9]|[1-9]\d)\b(?![.,:/%-]?\d|%| [a-z])"
+)
+_HOST = (
+    rf"(?<![\w@./-])(?:(?:[A-Za-z0-9-]++\.)+(?:{HOSTS})(?![\w-]|\.\w)|localhost(?=[:/]))"
+    r"(?::\d++)?(?:/[\w.~%?=&#/-]*[\w/]|/)?"
+)
+LOUD_FILES = "|".join(name.upper() for name in FILES if len(name) > 2)
+_FILE = (
+    rf"(?<![\w/.~-])(?:~/|\.{{1,2}}/|\.|/)?(?:[\w-]++[/.])+(?<=\.)(?:{any_of(FILES)}|{LOUD_FILES})(?::\d++)?+"
+    r"(?![\w/-]|\.\w)"
+)
+_ENDING_OF_FILES = rf"(?<![\w./])\*?\.(?:{any_of(name for name in FILES if len(name) > 1)})(?![\w/-]|\.\w)"
+_PATH = r"(?<![\w/.~-])(?:(?:~|\.{1,2})/\.?[\w+-]++|/[\w+-]++/[\w+-]++)(?:[/.][\w+-]++)*+/?"
+_PHONE = (
+    r"(?<![\w.,+-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-]|[.,]\d)(?:,? ?(?:ext\.?"
+    r"|x) ?\d{1,5}\b)?"
+)
+_PHONE_WITH_A_ZERO = r"(?<![\w.,+-])(?:\(0\)\d{1,4}|\(?0\d{2,4}\)?)[ /-]\d{3,7}(?:[ -]\d{3,4})?(?![\w-]|[.,]\d)"
+_PHONE_IN_GROUPS = (
+    r"(?<![\w.,+-])(?=\(?0(?:[ )]{0,2}\d){8,10}(?![ \w]\d))\(?0\d{1,4}\)?(?: \d{2,4}){2,4}(?![\w-]|[.,]\d)"
+)
+_PHONE_BY_ITS_PREFIX = (
+    r"(?<![\w.,+-])(?:00 ?[1-9]\d{0,2}(?: \d{1,4}){2,6}|1[38]00[ -]\d{3}[ -]\d{3}|[6-9]\d{4}[ -]\d{5}"
+    r"|1-8\d\d(?= (?:number|line))|0\d(?:\.\d\d){4})(?![\w-]|[ .,]\d)"
+)
+_PHONE_IN_A_ROW = (
+    r"\d\d{4}(?:(?<= \d{5})(?:(?<=[CcFf]a[lx][l:] \d{5})|(?<=[DdTt][ie][axl][lt:] \d{5})|(?<=phone \d{5})"
+    r"|(?<=hone: \d{5})|(?<=[Nn]umber \d{5}))\d{2,10}(?!\d)|(?<= \d{5})(?<=[Tt]ext \d{5})\d?\b"
+    r"|(?<![\w.,$+-]\d{5})(?<=[2-9]\d{4})\d{5}(?![\w-]|[.,]\d))"
+)
+_POSTCODE = r"(?<![\w.,$#-])(?P<country>[DEFI]-)?(?P<code>\d{5}) (?=(?P<city>[A-Z]\w+))"
+_POSTCODE_OR_PLATE = (
+    r"\b(?:[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}|[A-Z]\d[A-Z] \d[A-Z]\d|[A-Z]{2}\d\d [A-Z]{3}|\d[A-Z]{3}\d{3})\b"
+)
+_LONG_CODE = (
+    r"[A-Z\d](?<!\w[A-Z\d])(?:(?<=[A-Z])[A-Z]\d\d(?: [A-Z\d]{4}){2,7}(?: [A-Z\d]{1,3})?(?!\w)"  # a bank's
+    r"|(?=[A-Z\d]{9})(?:(?<=[A-Z])[A-Z]*+\d++[A-Z]++\d++|(?<=\d)\d*+[A-Z]++\d++[A-Z]++)[A-Z\d]*+(?!\w)"
+    r"|(?<=[\dA-F])[\dA-F]:(?:[\dA-F]{2}:){2,6}[\dA-F]{2}(?![\w:]))"
+)
+_DIGITS_OF_A_CODE = (
+    r"\b(?P<word>(?:[Cc]ode|PIN|[Pp]asscode|OTP|ZIP|zip|[Ee]rror|HTTP|P\.? ?O\.? [Bb]ox|ISBN|EAN|IMEI|"
+    r"[Aa]ccount|[Tt]racking|(?:[Aa]ccount|[Oo]rder|[Ss]erial|[Tt]racking|[Rr]eference|[Ii]nvoice|[Cc]onfirmation"
+    r"|[Rr]outing) number)(?: is|:)? )(?P<number>\d{3,18})\b(?![.,-]\d)"
+)
+_EMERGENCY = (
+    r"(?<= )(?:(?<=[Cc]all )|(?<=[Dd]ial )|(?<=[ai]ling )|(?<=called )|(?<=11 or )|(?<=99 or )|(?<=12 or ))"
+    r"(?:\d11|999|112)\b"
+)
+_SPACES_OF_THOUSANDS = r"(?<![\w.,+)-])(?<!\d )[1-9]\d{0,2}(?:(?: 000)+|(?: \d{3}){2,4})(?![\w-]|[ .,]\d)"
+_ADDRESS_OF_A_NETWORK = r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{2,5})|/(\d\d?))?(?![\w]|\.\d)"
+# Applied in this order.
+ADDRESS_RULES = (
+    # addresses, names of files, tags
+    Rule(
+        "e-mail", "a.person@example.org", r"(?<![\w.+-])[\w.+-]++@[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++", spell_address
+    ),
+    Rule("URL", "www.example.com/docs", r"\b(?:(?:https?|ftp|file)://|www\.)[^\s<>\"'()\[\]{}|]*[\w/]", spell_address),
+    Rule("host", "example.com/docs", _HOST, spell_address),
+    Rule("file", "src/main.py", _FILE, spell_address),
+    Rule("ending of files", "*.txt", _ENDING_OF_FILES, lambda match: f" {spell_address(match)}".replace("*", "star")),
+    Rule("path", "/usr/local/bin", _PATH, spell_address),
+    Rule("hidden file", ".gitignore", r"(?<!\S)\.(?=[a-z]{3})", "dot "),
+    Rule("Windows path", r"C:\Users\me", r"\b[A-Za-z]:\\[\w\\.-]*\w", spell_address),
+    Rule("forum", "r/science", r"(?<![\w/])([ru])/(?=\w)", r"\1 slash "),
+    Rule("sharp", "C#", r"\b([A-G])#(?!\w)", r"\1 sharp"),
+    Rule("color", "#FF5733", r"(?<![\w&])#(?=\d*[A-Fa-f])(?=[A-Fa-f]*\d)([\dA-Fa-f]{6})\b", _color),
+    Rule("MAC address", "aa:bb:cc:dd:ee:ff", r"(?<![\w:])[\da-f]{2}(?::[\da-f]{2}){5}(?![\w:])", spell_characters),
+    Rule(
+        "UUID",
+        "550e8400-e29b-41d4-a716-446655440000",
+        r"\b[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}\b",
+        spell_characters,
+    ),
+    Rule("DOI", "10.1000/182", r"(?<![\w.])10\.\d{4,9}/[\w.-]*\w", spell_address),
+    Rule(
+        "preprint", "arXiv:2406.04467", r"(?<=arXiv:)\d{4}\.\d{4,5}\b", lambda match: f" {spell_digits(match[0], 'oh')}"
+    ),
+    Rule("code", "A7-X9", r"(?<![\w-])#?(?=[A-Z-]*+\d)((?:[A-Z]++\d*+|\d++[A-Z]++)(?:-[A-Z\d]++)+)(?![\w-])", _code),
+    Rule(
+        "letters and a number",
+        "ABC-1234",
+        r"(?=[A-Z])(?<![\w-])(?!FY|CY|UTC|GMT)(?P<word>(?:[A-Z]{2,5}(?=-)|[A-Z]{3}))-?(?P<number>\d{3,})(?![\w-]|\.\d)",
+        _letters_and_number,
+    ),
+    Rule("letter and a row", "H.264", r"\b([A-Z])\.(\d{3,4})\b", lambda match: f"{match[1]} {spell_digits(match[2])}"),
+    Rule("postcode or plate", "SW1A 2AA", _POSTCODE_OR_PLATE, spell_characters),
+    Rule("postcode before a city", "75001 Paris", _POSTCODE, _postcode),
+    Rule("aircraft's letter", "A380", r"\b([A-Z])(\d{3})\b", lambda match: f"{match[1]} {in_pairs(match[2])}"),
+    Rule("acronym and a number", "ISO 8601", _ACRONYM_AND_A_NUMBER, lambda match: spell_number(match[0], "year")),
+    Rule("hashtag", "#ThrowbackThursday", r"(?<![\w&#])#(?=[A-Za-z_]|\d++[A-Za-z]{3})(\w++)", spell_tag),
+    Rule("handle", "@john_doe", r"(?<![\w.])@(?=\w)(\w++(?:\.\w++)*+)", spell_tag),
+    # rows of digits
+    Rule("long code", "DE89 3704 0044", _LONG_CODE, spell_characters),
+    Rule("spaces of thousands", "1 000 000", _SPACES_OF_THOUSANDS, lambda match: match[0].replace(" ", "")),
+    Rule("phone", "(555) 123-4567", _PHONE, spell_phone),
+    Rule(
+        "vanity phone",
+        "1-800-FLOWERS",
+        r"(?<![\w-])(?:1-)?(?:8\d\d-|\(8\d\d\) ?)[A-Z]{2,9}(?:-[A-Z]{2,9})?(?!\w)",
+        spell_phone,
+    ),
+    Rule("phone abroad", "+44 20 7946 0958", r"(?<![\w+])\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}(?!\w)", spell_phone),
+    Rule("phone with a zero", "020 7946 0958", _PHONE_WITH_A_ZERO, spell_phone),
+    Rule("phone in groups", "01 42 68 53 00", _PHONE_IN_GROUPS, spell_phone),
+    Rule("phone by its prefix", "1300 975 707", _PHONE_BY_ITS_PREFIX, spell_phone),
+    Rule("phone number", "555-1234", r"(?<![\d-])\d{3}-\d{4}(?![\d-])", spell_phone),
+    Rule(
+        "phone to call",
+        "Call 555 0199",
+        r"(?:(?<=[Cc]all )|(?<=[Dd]ial )|(?<=[Rr]ing ))\d{3} \d{3,4}\b(?! ?\d)",
+        spell_phone,
+    ),
+    Rule("short code", "STOP to 88022", r"(?<=[A-Z] to )\d{5,6}\b(?![.,]\d)", lambda match: spell_digits(match[0])),
+    Rule("phone in a row", "Call 5551234567", _PHONE_IN_A_ROW, spell_phone),
+    Rule("aircraft", "747-400", r"(?<![\w-])7([0-8]7)-(?=\d)|(?<=Boeing )7([0-8]7)\b", r"7 \1\2 "),
+    Rule("flight", "BA2490", r"(?=[A-Z])\b(?!FY|CY)([A-Z])([A-Z])(?:(?<=light ..) )?(\d{3,4})\b", _flight),
+    Rule("digits of a code", "code 90210", _DIGITS_OF_A_CODE, _digits_of_a_code),
+    Rule("error", "404 error", r"\b[45]\d\d(?= error\b)", lambda match: in_pairs(match[0])),
+    Rule("emergency", "Call 911", _EMERGENCY, lambda match: spell_digits(match[0])),
+    Rule("address of a network", "192.168.0.1", _ADDRESS_OF_A_NETWORK, spell_network_address),
+    Rule("apostrophes of thousands", "10'000", r"(?<=\d)['_](?=\d{3}(?!\d))", ""),
+    Rule(
+        "dots of thousands",
+        "1.000.000",
+        r"(?<![\w.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.,]\d)",
+        lambda m: m[0].replace(".", ""),
+    ),
+)
 
 
 # --- characters
@@ -529,9 +763,12 @@ def _emoji(match: re.Match) -> str:
 
 def in_ascii(text: str) -> str:
     """Reduces a text to ASCII and the signs that the rules know."""
-    text = EMOJI.sub(" ", re.sub(r"(?<=\d) ?[★⭐]", " star ", text))
+    text = text.replace("♭", " flat").replace("♯", " sharp")
+    text = re.sub("[★⭐]{2,}", lambda stars: f" {len(stars[0])} stars ", text)
+    text = re.sub(r"(?<=\d) ?[★⭐]( ?[a-z])?", lambda star: f" star {star[1]}" if star[1] else " stars ", text)
+    text = re.sub(r"\bN[º°](?= ?\d)", "No. ", re.sub(r"(?<=\d) ?º", "°", EMOJI.sub(" ", text)))
     text = re.sub("[\ud800-\udfff]", " ", text)
-    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])|(?<=[①-⑳])(?=[①-⑳])", " ", text)
+    text = re.sub(r"(?<=\w)(?=[¼-¾⅐-⅞])|(?<=[①-⑳])(?=[①-⑳])", " ", text)
     text = re.sub(r"(?<=[A-Za-z])[·⋅](?=[A-Za-z])", "", re.sub(r"(?<=\d) ?[·⋅] ?(?=\d)", " × ", text))
     text = re.sub(r"[µμ](?=(?:[mgslLFAVW]|mol)\b)", "micro", re.sub(r"(\d ?[kM]?)[Ωω\u2126](?!\w)", r"\1ohm", text))
     text = re.sub(r"\w{3,}", _greek_look_alikes, _cyrillic(text)) if re.search("[Α-Ωα-ω]", text) else _cyrillic(text)
