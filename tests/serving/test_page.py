@@ -171,8 +171,8 @@ def test_everything_has_a_name_and_fits_on_a_phone(page):
              !(x.getAttribute("aria-label") || x.labels?.length || x.innerText?.trim())).map((x) => x.outerHTML)"""
     )
     assert not unnamed
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.evaluate("document.querySelector('#voices').scrollWidth <= document.querySelector('#voices').clientWidth")
+    for part in ("html", "#voices"):
+        assert page.locator(part).evaluate("(part) => part.scrollWidth <= part.clientWidth"), part
     page.focus("#text")
     order = []
     for _ in range(4):
