@@ -4,7 +4,7 @@
 #   PEOPLE=FOLDER runs/smalle-mini.sh
 #
 # After an interruption run it again: it skips finished steps, and trainings resume. To repeat a step, delete
-# WORK/steps/NAME. docs/training.md says what it needs and makes. Settings, from the environment:
+# WORK/steps/NAME and those of later steps. docs/training.md says what it needs and makes. Environment:
 #
 #   PEOPLE    folder of recordings of people with transcripts, in any layout that `smalle prepare` reads
 #   HELD_OUT  speakers of PEOPLE not to train on, beside those whose `group` in metadata.jsonl is not "train"
@@ -38,9 +38,8 @@ count() { awk "BEGIN { print int($HOURS * $1 + 0.999) }"; } # so many for each o
 
 # Texts. The sentences of evaluations are excluded, and no plan has a held-out voice.
 texts=(--total "$(count 5500)" --exclude $EVAL "$lists"/*.txt "$lists"/*/*.txt)
-if [[ -n $LJ ]]; then texts+=(--lj "$LJ"); fi
-if [[ -d $WORDNET ]]; then texts+=(--wordnet "$WORDNET"); fi
-step texts python -m smalle.corpus.texts "$WORK/plan.jsonl" "${texts[@]}"
+[[ ! -d $WORDNET ]] || texts+=(--wordnet "$WORDNET")
+step texts python -m smalle.corpus.texts "$WORK/plan.jsonl" "${texts[@]}" ${LJ:+--lj "$LJ"}
 step tokenizer python -m smalle.train.data.tokenizer "$WORK/plan.jsonl" --output "$WORK/tokenizer"
 
 # Speech with the times of its words. The voice joe is optional, as piper-tts is GPL-3.0.
@@ -59,9 +58,7 @@ step prompt fast "$WORK/prompt.jsonl" prompt hibari 0
 # Speech of Kokoro, and recordings of people.
 kokoro() { python -m smalle.corpus.synthesize "$1" "$WORK/$2" --weights "$KOKORO" --processes 1 "${@:3}"; }
 presets=(af_kore af_jessica am_fenrir bf_emma bm_daniel)
-if [[ ! -e $KOKORO/voices_fp16.safetensors ]]; then
-    step kokoro-weights python -m smalle.corpus.kokoro_weights "$KOKORO"
-fi
+[[ -e $KOKORO/voices_fp16.safetensors ]] || step kokoro-weights python -m smalle.corpus.kokoro_weights "$KOKORO"
 head -n "$(count 100)" "$WORK/plan.jsonl" >"$WORK/first.jsonl" # every beginning of the plan has the same mixture
 step kokoro kokoro "$WORK/first.jsonl" kokoro
 step presets kokoro "$WORK/first.jsonl" presets --voices "${presets[@]}"
@@ -111,19 +108,19 @@ step limits python -m smalle.train.speaker_limits "$out" "$WORK/codes-kokoro/tra
 conversion() { python -m "smalle.train.conversion.$1" "${@:2}"; }
 step source conversion source "$out" "$WORK/plan.jsonl" "$WORK/own" --hours "$(hours 0.2)"
 pairs() { conversion pairs "$WORK/$1" "$WORK/$1.safetensors" --codec "$codec" "${@:2}"; }
+train_on=("$WORK/people.safetensors" "$WORK/kokoro.safetensors" --output)
 step pairs-own pairs own --min-snr 0 # or a model that was trained for minutes would be refused as noise
 step pairs-kokoro pairs kokoro --min-snr 0
 step pairs-people pairs people
-pairs=("$WORK/people.safetensors" "$WORK/kokoro.safetensors")
 step resemblyzer python -m pip install -q --no-deps --target "$WORK/resemblyzer" resemblyzer==0.1.4
 step speaker conversion speaker "$WORK/resemblyzer/resemblyzer/pretrained.pt" "$WORK/people" \
     "$WORK/speaker.safetensors" --codec "$codec"
-step content conversion content "${pairs[@]}" --source "$WORK/own.safetensors" --codec "$codec" \
-    --output "$WORK/content" --minutes "$(minutes 0.0375)"
-step converter conversion converter "${pairs[@]}" --start "$WORK/content" --speaker "$WORK/speaker.safetensors" \
-    --output "$WORK/converter" --minutes "$(minutes 0.03)"
-step joint conversion joint "${pairs[@]}" --source "$WORK/own.safetensors" --start "$WORK/converter" \
-    --readings "$WORK/content-readings.safetensors" --output "$WORK/joint" --minutes "$(minutes 0.067)"
+step content conversion content "${train_on[@]}" "$WORK/content" --minutes "$(minutes 0.0375)" \
+    --source "$WORK/own.safetensors" --codec "$codec"
+step converter conversion converter "${train_on[@]}" "$WORK/converter" --minutes "$(minutes 0.03)" \
+    --start "$WORK/content" --speaker "$WORK/speaker.safetensors"
+step joint conversion joint "${train_on[@]}" "$WORK/joint" --minutes "$(minutes 0.067)" \
+    --source "$WORK/own.safetensors" --start "$WORK/converter" --readings "$WORK/content-readings.safetensors"
 step conversion conversion assemble "$WORK/joint" "$out"
 
 # Presets by the converter: the default voice, from recordings of its synthesizer, and people whom it was trained with.
