@@ -59,7 +59,8 @@ step prompt fast "$WORK/prompt.jsonl" prompt hibari 0
 kokoro() { python -m smalle.corpus.synthesize "$1" "$WORK/$2" --weights "$KOKORO" --processes 1 "${@:3}"; }
 presets=(af_kore af_jessica am_fenrir bf_emma bm_daniel)
 [[ -e $KOKORO/voices_fp16.safetensors ]] || step kokoro-weights python -m smalle.corpus.kokoro_weights "$KOKORO"
-head -n "$(count 100)" "$WORK/plan.jsonl" >"$WORK/first.jsonl" # every beginning of the plan has the same mixture
+# Every beginning of the plan has the same mixture; 30 more, so that a small one has texts of British voices, too.
+head -n "$(($(count 100) + 30))" "$WORK/plan.jsonl" >"$WORK/first.jsonl"
 step kokoro kokoro "$WORK/first.jsonl" kokoro
 step presets kokoro "$WORK/first.jsonl" presets --voices "${presets[@]}"
 step sampled kokoro "$WORK/plan.jsonl" sampled --sampled-speakers "$(count 40)"

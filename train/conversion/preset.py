@@ -42,7 +42,7 @@ def add_preset(checkpoint: str, name: str, recordings: Sequence[str], steps: int
     recording is no speech; unchecked: not where only the converter does not hear it as such."""
     processor = SmallEProcessor.from_pretrained(checkpoint)
     if unchecked:
-        processor.converter.check_recording = lambda recording: None
+        processor.converter.check_recording = lambda recording: None  # type: ignore[method-assign]
     joined = np.concatenate([processor.clean_recording(path) for path in recordings])
     with tqdm(total=steps, unit="step") as bar:
         conversion = processor.converter.prepare(

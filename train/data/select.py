@@ -40,7 +40,7 @@ def select(corpus: str | Path, exclude: Iterable[str], max_hours: float = float(
     for clip in random.Random(seed).sample(clips, len(clips)):
         if clip.member or clip.row:
             raise ValueError(f"{clip.path} is an archive: expected a folder of recordings; unpack it first.")
-        row = {"file_name": str(Path(clip.path).resolve()), "text": clip.text, "speaker": clip.speaker}
+        row: dict = {"file_name": str(Path(clip.path).resolve()), "text": clip.text, "speaker": clip.speaker}
         row |= {"start": clip.start, "duration": round(clip.seconds, 3)} if clip.duration else {}
         rows.append({**row, "words": clip.words} if clip.words else row)
         seconds += clip.seconds
