@@ -193,8 +193,8 @@ def train(checkpoint: str, plan: Path, corpora: Sequence[str], hours: float, opt
     model = SmallEForTextToSpeech.from_pretrained(checkpoint).eval()
     texts = [row["text"] for row in read_json_lines(plan) if len(row["text"]) <= LONGEST]
     rate = processor.codec.frame_rate
-    converted = take(converted_examples(processor, model, texts), hours, rate, "converted")
     recorded = take(recorded_examples(processor, corpora), hours, rate, "recorded")
+    converted = take(converted_examples(processor, model, texts), hours, rate, "converted")
     stage = DecoderStage(processor.codec, processor.converter, converted, recorded, options)
     run_stage(stage, options, {"stage": "decoder", "codec": checkpoint}, FRAMES)
 
