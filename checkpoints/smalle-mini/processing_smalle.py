@@ -173,6 +173,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
         self._loaded_voices: dict[str, Voice] = {}
         self._codec = None
         self._converter: VoiceConverter | None = None
+        self._converted = False  # whether the last call was for a voice that needs the converter
         self.default_voice = default_voice
 
     @classmethod
@@ -467,6 +468,7 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
             codes = [self._encode(one, sampling_rate) for one in recordings]
             return BatchFeature({**self._tokens(texts, settings["text_kwargs"]), **teacher_forcing(codes)})
         prompts = self.prompts(len(named), voice, audio, audio_text, sampling_rate, normalize_text, convert=False)
+        self._converted = any(prompt.conversion is not None for prompt in prompts)
         pieces = [self.split_text(one, prompt, normalize_text, name) for (name, one), prompt in zip(named, prompts)]
         return self.model_inputs(pieces, prompts, **settings["text_kwargs"])
 
@@ -572,15 +574,23 @@ class SmallEProcessor(HubMixin, ProcessorMixin):
 
     @torch.no_grad()
     def decode(self, codes: Any, voice: VoiceNames = None, **kwargs) -> list[Tensor]:
-        """Waveforms (L,) float32 on the CPU, from codes (B, T, Q) or (T, Q) that are negative after the end of a row.
+        """Waveforms (L,) float32 on the CPU, from codes (B, T, Q) or (T, Q) that are negative after the end of a row,
+        or from the output of `generate(return_dict_in_generate=True)`.
 
-        voice: the voice of the call, if `encode_voice` made it with a converter; one, or one for each row.
+        voice: the voice of the call, if a converter makes it (voices of `encode_voice`, presets of people); one, or one
+        for each row. Without it the default voice is heard, with a warning.
         """
-        codes = as_tensor("codes", codes)
+        codes = as_tensor("codes", getattr(codes, "sequences", codes))
         if codes.ndim not in (2, 3) or codes.dtype not in INTEGERS:
             raise ValueError(
                 f"codes are {codes.dtype} of shape {tuple(codes.shape)}: expected integers (batch, frames, codebooks), "
                 "the sequences of generate()."
+            )
+        if voice is None and self._converted:
+            warnings.warn(
+                "The texts are for a voice that the converter makes, and decode() does not know it: the default voice "
+                "is heard. Pass voice= to decode(), too.",
+                stacklevel=2,
             )
         rows, waves = codes[None] if codes.ndim == 2 else codes, []
         for row, of in zip(rows, self.prompts(len(rows), voice)):

@@ -2,11 +2,13 @@
 are checked."""
 
 import pathlib
+import warnings
 
 import pytest
 import torch
 
 import smalle
+from smalle.generation_smalle import SmallEGenerateOutput
 from smalle.lite.tensors import NeedsPyTorch, read_voice
 from smalle.voices_smalle import (
     RANK,
@@ -89,6 +91,17 @@ def test_a_stream_speaks_as_decode_does(processor, model, voices, spoken):
     streamed = torch.cat(list(processor.stream(model, TEXT, voice=voice, seed=1)))
     (decoded,) = processor.decode(spoken, voice=voice)
     assert torch.equal(streamed, decoded)
+
+
+def test_a_forgotten_voice_is_told(processor, voices, spoken):
+    processor(TEXT, voice=voices["emma"])
+    with pytest.warns(UserWarning, match="Pass voice="):
+        (forgotten,) = processor.decode(spoken)
+    processor(TEXT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (default,) = processor.decode(SmallEGenerateOutput(sequences=spoken))
+    assert torch.equal(forgotten, default)
 
 
 def test_tuning_comes_nearer_to_the_recording(processor, recordings):
