@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import itertools
 import logging
 import os
@@ -854,12 +855,18 @@ def choose_kernels(library: ctypes.CDLL, name: str = "") -> str:
     return chosen.decode()
 
 
+def package_folder() -> Path | None:
+    """Folder of the library that an installed package brings, also for remote code, whose own folder is never read."""
+    package = importlib.util.find_spec("smalle")
+    return Path(package.origin).with_name("native") if package and package.origin else None
+
+
 @functools.cache
 def load_library() -> tuple[ctypes.CDLL | None, str]:
     """The library of the package, or else of the user's cache; or None and the reason why there is none."""
     try:
-        package = Path(__file__).with_name("native") if __package__ == "smalle" else None  # not remote code
-        packaged = find_library(package, NAME) if package else None
+        folder = package_folder()
+        packaged = find_library(folder, NAME) if folder else None
         if packaged:
             with contextlib.suppress(OSError):  # it was built for another system
                 return open_library(packaged), ""

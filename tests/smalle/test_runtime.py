@@ -455,7 +455,7 @@ def cache(library, tmp_path, monkeypatch):
     monkeypatch.setattr(native_smalle, "compile_library", lambda: compiled.append(1) or data)
     monkeypatch.setattr(runtime_smalle, "load_library", functools.cache(load_library.__wrapped__))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native_smalle, "__file__", str(tmp_path / "native_smalle.py"))  # beside no library
+    monkeypatch.setattr(native_smalle, "package_folder", lambda: None)
     return tmp_path / "smalle", compiled
 
 
@@ -568,8 +568,7 @@ def test_a_folder_that_cannot_be_made_is_no_error(cache, monkeypatch):
 
 
 def test_the_library_of_the_package_is_taken_first_unless_it_is_damaged(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(native_smalle, "__package__", "smalle")
-    monkeypatch.setattr(native_smalle, "__file__", str(tmp_path / "runtime_smalle.py"))
+    monkeypatch.setattr(native_smalle, "package_folder", lambda: tmp_path / "native")
     data = native_smalle.compile_library()
     cache[1].clear()
     packaged = tmp_path / "native" / f"{native_smalle.NAME}-{native_smalle.digest(data)}.so"
@@ -592,6 +591,11 @@ def test_nothing_is_loaded_from_a_checkpoint(cache, tiny_checkpoint, tmp_path, m
     model = SmallEForTextToSpeech.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
     model.generate(TEXT, max_new_tokens=3)
     assert [path.parent for path in opened] == [cache[0]]
+
+
+def test_the_library_of_the_package_is_found_from_anywhere():
+    """Remote code is in a package of another name."""
+    assert native_smalle.package_folder() == ROOT / "smalle" / "native"
 
 
 def test_the_sources_for_remote_code_are_those_of_the_library(tmp_path):
