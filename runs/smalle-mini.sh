@@ -120,13 +120,23 @@ step content conversion content "${train_on[@]}" "$WORK/content" --minutes "$(mi
     --source "$WORK/own.safetensors" --codec "$codec"
 step converter conversion converter "${train_on[@]}" "$WORK/converter" --minutes "$(minutes 0.03)" \
     --start "$WORK/content" --speaker "$WORK/speaker.safetensors"
-step joint conversion joint "${train_on[@]}" "$WORK/joint" --minutes "$(minutes 0.067)" \
-    --source "$WORK/own.safetensors" --start "$WORK/converter" --readings "$WORK/content-readings.safetensors"
+joint() { # joint OUTPUT SOURCE START: trains START with the speech of SOURCE
+    conversion joint "${train_on[@]}" "$WORK/$1" --minutes "$(minutes 0.034)" --source "$WORK/$2.safetensors" \
+        --start "$WORK/$3" --readings "$WORK/content-readings.safetensors"
+}
+step joint joint joint own converter
 step conversion conversion assemble "$WORK/joint" "$out"
 
-# Presets by the converter: the default voice, from recordings of its synthesizer, and people whom it was trained with.
-files=("$WORK/heart/heart"/*.wav)
-step heart-hd conversion preset "$out" heart-hd "${files[@]:0:6}" --steps 0 --unchecked
+# The codec's decoder learns to speak as the converter does. The converter then has to know the speech of that decoder.
+step decoder conversion decoder "$out" "$WORK/plan.jsonl" "$WORK/people" "$WORK/kokoro" --output "$WORK/decoder" \
+    --hours "$(hours 0.2)" --minutes "$(minutes 0.033)"
+step decoder-taken conversion assemble "$WORK/joint" "$out" --codec "$WORK/decoder"
+step source-decoded conversion source "$out" "$WORK/plan.jsonl" "$WORK/decoded" --hours "$(hours 0.2)"
+step pairs-decoded pairs decoded --min-snr 0
+step joint-decoded joint joint-decoded decoded joint
+step converter-taken conversion assemble "$WORK/joint-decoded" "$out"
+
+# People whom the converter was trained with, as presets.
 for name in $PRESETS; do
     step "preset-$name" conversion preset "$out" "$name" --corpus "$WORK/people" --steps 0 --unchecked
 done

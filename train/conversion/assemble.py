@@ -1,8 +1,9 @@
 """Puts a trained converter into a checkpoint: measures the default voice that it converts, and names it.
 
-  python -m smalle.train.conversion.assemble CONVERTER CHECKPOINT
+  python -m smalle.train.conversion.assemble CONVERTER CHECKPOINT [--codec CODEC]
 
-Writes CHECKPOINT/converter, in half precision, and "converter" in CHECKPOINT/processor_config.json.
+Writes CHECKPOINT/converter, in half precision, and "converter" in CHECKPOINT/processor_config.json. CODEC, the output of
+smalle.train.conversion.decoder, takes the place of the checkpoint's codec before.
 """
 
 import json
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.cli.command import command_parser, run_command
+from smalle.codec_smalle import load_codec
 from smalle.saving_smalle import atomic_folder, write_json
 from smalle.voices_smalle import VoiceConverter
 
@@ -36,8 +38,19 @@ def source_frames(converter: VoiceConverter, waveform: Tensor) -> Tensor:
     return converter.analysis.features(converter.analysis.mel(samples.float()))
 
 
-def assemble(converter_folder: str, checkpoint: str) -> None:
-    """Writes the converter of a checkpoint."""
+def take_codec(codec: str, checkpoint: str) -> None:
+    """Puts a codec in the place of a checkpoint's. Raises ValueError if its codes are others."""
+    processor, new = SmallEProcessor.from_pretrained(checkpoint), load_codec(codec)
+    if new.identity != processor.codec.identity:
+        raise ValueError(f"--codec {codec} has other codes than {checkpoint}: expected a codec that decodes the same.")
+    with atomic_folder(Path(checkpoint, processor.codec_name)) as folder:
+        save_half(new, folder)
+
+
+def assemble(converter_folder: str, checkpoint: str, codec: str | None = None) -> None:
+    """Writes the converter of a checkpoint; codec: a folder of the codec to take before."""
+    if codec is not None:
+        take_codec(codec, checkpoint)
     converter, processor = VoiceConverter.from_pretrained(converter_folder), SmallEProcessor.from_pretrained(checkpoint)
     model = SmallEForTextToSpeech.from_pretrained(checkpoint).eval()
     waves = [processor.decode(model.generate(**processor(text), seed=0))[0] for text in TEXTS]
@@ -53,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = command_parser("python -m smalle.train.conversion.assemble", __doc__)
     parser.add_argument("converter", help="output folder of smalle.train.conversion.converter")
     parser.add_argument("checkpoint", help="folder of the checkpoint")
+    parser.add_argument("--codec", help="output folder of smalle.train.conversion.decoder")
     arguments = parser.parse_args(argv)
-    assemble(arguments.converter, arguments.checkpoint)
+    assemble(arguments.converter, arguments.checkpoint, arguments.codec)
 
 
 if __name__ == "__main__":

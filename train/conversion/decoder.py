@@ -46,6 +46,12 @@ LAYERS = 6  # of the refiner
 Example = tuple[Tensor, Tensor, Tensor]
 
 
+def own_conversion(converter: VoiceConverter, waveform: Tensor) -> dict[str, Tensor]:
+    """The conversion, not tuned, to the voice itself that is converted, of its speech (L,)."""
+    recording = converter.analyze_recording(waveform)
+    return {"condition": recording.condition[0], "pitch": recording.pitch, "converter": converter.signature()}
+
+
 @torch.no_grad()
 def converted_latents(converter: VoiceConverter, mel: Tensor, conversion: dict[str, Tensor]) -> Tensor:
     """Latents (1, D, T) that a converter makes of log-mel frames (1, T, F) of the voice that it converts."""
@@ -65,7 +71,7 @@ def converted_examples(
         output = model.generate(**inputs, return_dict_in_generate=True, seed=first)
         waves = processor.decode(output.sequences)
         if conversion is None:
-            conversion = processor.converter.prepare(torch.cat(waves).float(), 0)
+            conversion = own_conversion(processor.converter, torch.cat(waves).float())
         for codes, wave in zip(output.sequences, waves):
             mel = source_frames(processor.converter, wave)
             latents = converted_latents(processor.converter, mel, conversion)

@@ -1,12 +1,14 @@
 """A codec's decoder learns from the voice converter, on some seconds of the embedded checkpoint's voices."""
 
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from smalle.train.codec.recipe import StageOptions
 from smalle.train.conversion import decoder
+from smalle.train.conversion.assemble import take_codec
 
 import smalle
 from smalle.audio_smalle import write_wav
@@ -40,7 +42,8 @@ def test_examples_are_codes_and_the_latents_of_better_speech(processor, converte
     """The converter's Vocos speaks the latents as the converter speaks the decoded codes."""
     converter = processor.converter
     waves = [processor.decode(codes.T)[0] for codes, *_ in converted]
-    conversion = converter.prepare(torch.cat(waves).float(), 0)
+    with torch.no_grad():
+        conversion = decoder.own_conversion(converter, torch.cat(waves).float())
     for (codes, latents, _), wave in zip(converted, waves):
         assert codes.shape == (6, latents.shape[1]) and latents.shape[0] == 64
         made, _ = converter.vocos.decode_chunk(latents[None].float(), None, True)
@@ -66,6 +69,16 @@ def test_the_decoder_learns_and_keeps_the_codes(processor, converted, recorded, 
     assert codec.identity == processor.codec.identity
     assert codec.decode(converted[0][0][None].long()).shape == (1, converted[0][0].shape[1] * codec.hop_length)
     assert all(parameter.dtype == torch.float32 for parameter in stage.codec.parameters()), "saving changed the stage"
+
+
+def test_only_a_codec_of_the_same_codes_is_taken(tmp_path):
+    """smalle-codec has other codes; the checkpoint is left as it was."""
+    checkpoint = shutil.copytree(CHECKPOINT, tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="other codes"):
+        take_codec(str(CHECKPOINT.parent / "smalle-codec"), str(checkpoint))
+    before = (checkpoint / "codec" / "model.safetensors").read_bytes()
+    take_codec(str(CHECKPOINT / "codec"), str(checkpoint))
+    assert (checkpoint / "codec" / "model.safetensors").read_bytes() == before
 
 
 def test_short_speech_is_refused():
