@@ -2,8 +2,8 @@
 
   python -m smalle.train.conversion.assemble CONVERTER CHECKPOINT [--codec CODEC]
 
-Writes CHECKPOINT/converter, in half precision, and "converter" in CHECKPOINT/processor_config.json. CODEC, the output of
-smalle.train.conversion.decoder, takes the place of the checkpoint's codec before.
+Writes CHECKPOINT/converter, in half precision, and "converter" in CHECKPOINT/processor_config.json. Before that CODEC,
+the output of smalle.train.conversion.decoder, takes the place of the checkpoint's codec.
 """
 
 import json
