@@ -857,7 +857,9 @@ def choose_kernels(library: ctypes.CDLL, name: str = "") -> str:
 
 def package_folder() -> Path | None:
     """Folder of the library that an installed package brings, also for remote code, whose own folder is never read."""
-    package = importlib.util.find_spec("smalle")
+    package = None
+    with contextlib.suppress(ImportError, ValueError):  # as find_spec may raise where it cannot be imported
+        package = importlib.util.find_spec("smalle")
     return Path(package.origin).with_name("native") if package and package.origin else None
 
 
