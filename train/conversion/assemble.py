@@ -16,11 +16,11 @@ from torch import Tensor
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.cli.command import command_parser, run_command
-from smalle.codec_smalle import load_codec
 from smalle.saving_smalle import atomic_folder, write_json
 from smalle.voices_smalle import VoiceConverter
 
 from ..assemble import save_half
+from .pairs import load_own_codec
 from .stage import measure_source
 
 TEXTS = (
@@ -40,7 +40,7 @@ def source_frames(converter: VoiceConverter, waveform: Tensor) -> Tensor:
 
 def take_codec(codec: str, checkpoint: str) -> None:
     """Puts a codec in the place of a checkpoint's. Raises ValueError if its codes are others."""
-    processor, new = SmallEProcessor.from_pretrained(checkpoint), load_codec(codec)
+    processor, new = SmallEProcessor.from_pretrained(checkpoint), load_own_codec(codec)
     if new.identity != processor.codec.identity:
         raise ValueError(f"--codec {codec} has other codes than {checkpoint}: expected a codec that decodes the same.")
     with atomic_folder(Path(checkpoint, processor.codec_name)) as folder:

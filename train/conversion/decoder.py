@@ -14,6 +14,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def converted_examples(
     conversion = None
     for first in range(0, len(texts), batch_size):
         inputs = processor(list(texts[first : first + batch_size]), return_tensors="pt", padding=True)
-        output = model.generate(**inputs, return_dict_in_generate=True, seed=first)
+        output: Any = model.generate(**inputs, return_dict_in_generate=True, seed=first)
         waves = processor.decode(output.sequences)
         if conversion is None:
             conversion = own_conversion(processor.converter, torch.cat(waves).float())
@@ -84,8 +85,9 @@ def recorded_examples(processor: SmallEProcessor, corpora: Sequence[str]) -> Ite
     codec, converter, gate = processor.codec, processor.converter, QualityGate()
     clips = list_clips(corpora)
     random.Random(0).shuffle(clips)
-    for _, waveform in read_ahead(clips, codec.sampling_rate, 1):
-        if isinstance(waveform, Problem) or (waveform := gate(waveform)) is None:
+    for _, read in read_ahead(clips, codec.sampling_rate, 1):
+        waveform = None if isinstance(read, Problem) else gate(read)
+        if waveform is None:
             continue
         samples = torch.from_numpy(waveform.astype(np.float32))
         samples = samples[: len(samples) // codec.hop_length * codec.hop_length]
