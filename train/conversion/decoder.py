@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from smalle import SmallEForTextToSpeech, SmallEProcessor
 from smalle.cli.command import command_parser, run_command
-from smalle.codec_smalle import LatentRefiner, SmallECodec, SmallECodecConfig
+from smalle.codec_smalle import FrameNetwork, LatentRefiner, SmallECodec, SmallECodecConfig
 from smalle.voices_smalle import VoiceConverter
 
 from ..assemble import save_half
@@ -35,7 +35,7 @@ from ..data.prepare import read_ahead
 from .assemble import source_frames
 from .converter import CHANNEL, SPEAKER_SIZE, Adversary
 from .source import LONGEST
-from .stage import ConversionStage, difference, run_stage
+from .stage import ConversionStage, kl_divergence, run_stage
 
 FRAMES = 100  # of the codec, of a sample
 CONVERTED_SHARE = 0.6  # of the samples
@@ -54,11 +54,12 @@ def own_conversion(converter: VoiceConverter, waveform: Tensor) -> dict[str, Ten
 
 
 @torch.no_grad()
-def converted_latents(converter: VoiceConverter, mel: Tensor, conversion: dict[str, Tensor]) -> Tensor:
-    """Latents (1, D, T) that a converter makes of log-mel frames (1, T, F) of the voice that it converts."""
+def converted_latents(converter: VoiceConverter, mel: Tensor, network: FrameNetwork, pitch: Tensor) -> Tensor:
+    """Latents (1, D, T) that a converter makes of log-mel frames (1, T, F) of the voice that it converts, with the
+    network and the pitch of a conversion."""
     content, f0 = converter.source_content(mel)
-    inputs = converter.inputs(content, converter.move_pitch(f0, conversion["pitch"]))
-    return converter.network_of(conversion).apply_blocks(inputs)[0] * converter.latent_scale[:, None]
+    inputs = converter.inputs(content, converter.move_pitch(f0, pitch))
+    return network.apply_blocks(inputs)[0] * converter.latent_scale[:, None]
 
 
 @torch.no_grad()
@@ -66,16 +67,17 @@ def converted_examples(
     processor: SmallEProcessor, model: SmallEForTextToSpeech, texts: Sequence[str], batch_size: int = 8
 ) -> Iterator[Example]:
     """Examples of texts that the model reads in its default voice."""
-    conversion = None
+    converter, target = processor.converter, None
     for first in range(0, len(texts), batch_size):
         inputs = processor(list(texts[first : first + batch_size]), return_tensors="pt", padding=True)
         output: Any = model.generate(**inputs, return_dict_in_generate=True, seed=first)
         waves = processor.decode(output.sequences)
-        if conversion is None:
-            conversion = own_conversion(processor.converter, torch.cat(waves).float())
+        if target is None:
+            conversion = own_conversion(converter, torch.cat(waves).float())
+            target = converter.network_of(conversion), conversion["pitch"]
         for codes, wave in zip(output.sequences, waves):
-            mel = source_frames(processor.converter, wave)
-            latents = converted_latents(processor.converter, mel, conversion)
+            mel = source_frames(converter, wave)
+            latents = converted_latents(converter, mel, *target)
             yield codes[: mel.shape[1]].T, latents[0].half(), mel[0].half()
 
 
@@ -186,7 +188,7 @@ class DecoderStage(ConversionStage):
             heard = self.converter.heard_classes(frames)
             with torch.no_grad():
                 meant = self.converter.heard_classes(spoken)
-        return difference(heard, meant)
+        return kl_divergence(heard, meant)
 
     def save(self, folder: Path) -> None:
         """Writes the codec, in half precision, with the averaged weights."""

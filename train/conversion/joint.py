@@ -26,7 +26,7 @@ from ..codec.recipe import StageOptions
 from .converter import ADVERSARIAL_WEIGHT, FRAMES, ConverterStage, conditioned_latents
 from .pairs import Pair, load_pairs
 from .readings import load_readings
-from .stage import difference, measure_source, run_stage
+from .stage import kl_divergence, measure_source, run_stage
 
 OWN = 2  # samples of a step that are converted to the voice itself
 SOUNDS_WEIGHT, CONVERTED_WEIGHT, OWN_WEIGHT, READING_WEIGHT, KEPT_WEIGHT = 0.5, 0.5, 0.3, 1.0, 0.5
@@ -103,7 +103,7 @@ class JointStage(ConverterStage):
             meant, _ = self.hear(self.judge, frames[:count])
             real = converter.analysis.restore(converter.analysis.project(mel))
             own = converter.analysis.restore(converter.analysis.project(frames[count:]))
-        sounds = difference(heard, meant, known[:count])
+        sounds = kl_divergence(heard, meant, known[:count])
         similarity = self.similarity(made[:count], embedding)
         deceit, _ = self.adversary.compete(made[:count], real, speaker)
         distance = ((made[count:] - own).abs().mean(2) * known[count:]).sum() / known[count:].sum()
@@ -125,7 +125,7 @@ class JointStage(ConverterStage):
         samples = zip(*[self.sample(random) for _ in range(self.options.batch_size // 2)])
         _, _, mel, known, *_ = (torch.stack(values) for values in samples)
         (now, tones), (before, previous) = (self.hear(x, mel) for x in (self.converter.encoder, self.judge))
-        return difference(now, before, known) + (tones - previous).abs().mean()
+        return kl_divergence(now, before, known) + (tones - previous).abs().mean()
 
 
 def train(pairs: Sequence[str], source: str, start: str, readings: str, options: StageOptions) -> None:

@@ -51,7 +51,7 @@ def interpolate(values: Tensor, places: Tensor) -> Tensor:
     return torch.lerp(values[low], values[(low + 1).clamp(max=len(values) - 1)], (places - low)[:, None])
 
 
-def difference(heard: Tensor, meant: Tensor, known: Tensor | None = None) -> Tensor:
+def kl_divergence(heard: Tensor, meant: Tensor, known: Tensor | None = None) -> Tensor:
     """Kullback-Leibler divergence () from log-probabilities (B, K, T) that are meant, over known (B, T) frames."""
     found = (meant.exp() * (meant - heard)).sum(1)
     return found.mean() if known is None else (found * known).sum() / known.sum()

@@ -327,12 +327,12 @@ def test_the_difference_of_sounds(joint_stage):
     torch.testing.assert_close(heard.exp().sum(1), torch.ones(1, heard.shape[2]))
     louder, _ = joint_stage.hear(joint_stage.judge, frames + 0.3)
     torch.testing.assert_close(louder, heard, atol=0.2, rtol=0.2)
-    assert joint.difference(heard, heard) == 0 < joint.difference(heard.roll(3, 2), heard)
+    assert joint.kl_divergence(heard, heard) == 0 < joint.kl_divergence(heard.roll(3, 2), heard)
     known = torch.zeros(1, heard.shape[2])
     known[:, :5] = 1
     changed = heard.clone()
     changed[..., 5:] = changed[..., 5:].roll(3, 2)
-    assert joint.difference(changed, heard, known) == 0
+    assert joint.kl_divergence(changed, heard, known) == 0
 
 
 def test_the_assembled_checkpoint_speaks(stage, tmp_path, monkeypatch):
