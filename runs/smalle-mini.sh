@@ -92,7 +92,8 @@ step model train model 0.375 "$WORK/codes-timed/train.parquet, $WORK/times.parqu
 
 # The checkpoint: heart is a prompt, Kokoro's voices are references.
 voices() {
-    echo "{default: heart, clones_by_reference: true, generation: {temperature: 0.3, top_k: 100, guidance_scale: 2.6},"
+    echo "{default: heart, clones_by_reference: true,"
+    echo " generation: {temperature: [0.1, 0.1, 0.6, 0.8, 0.9, 0.9], top_k: 100, guidance_scale: 2.6},"
     echo "voices: {heart: {audio: $WORK/prompt/heart/heart.wav, text: $said}"
     for name in "${presets[@]}"; do
         files=("$WORK/presets/$name"/*.wav)
