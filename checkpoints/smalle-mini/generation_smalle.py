@@ -6,6 +6,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from .cache_smalle import GenerationState
 from .configuration_smalle import AUDIO_BOS, AUDIO_EOS, AUDIO_PAD, NUM_AUDIO_SPECIALS, SmallEConfig
 from .native_smalle import Sampler
 from .runtime_smalle import NativeSteps, encode_speakers, encode_text, start_steps
-from .saving_smalle import REPLACED, check_settings
+from .saving_smalle import PER_CODEBOOK, REPLACED, check_settings
 from .validation_smalle import (
     FLOATS,
     SamplingSettings,
@@ -606,10 +607,10 @@ class SmallEGenerationMixin(GenerationMixin):
                 a text of several pieces has none.
             generation_config, **kwargs: do_sample; temperature, top_k, top_p, min_p and repetition_penalty (over the
                 last 50 frames, those of the prompt included): a number is for the first codebook and leaves the others
-                greedy, a list has one for each; max_new_tokens (frames of a speech; if it is not given here, there is
-                no limit but that of the text and, for each piece, that of the model's configuration); min_new_tokens
-                (frames of each piece); max_time (seconds); max_retries: a reading that failed is generated again at
-                most so many times, and the best is kept;
+                as the checkpoint's list has them, or greedy; a list has one for each; max_new_tokens (frames of a
+                speech; if it is not given here, there is no limit but that of the text and, for each piece, that of the
+                model's configuration); min_new_tokens (frames of each piece); max_time (seconds); max_retries: a
+                reading that failed is generated again at most so many times, and the best is kept;
                 num_return_sequences of each text, next to each other; best_of: of so many candidates of each text the
                 most monotonic ones (`alignment_smalle.monotonicity`) are returned; guidance_scale: above 1, moves away
                 from speech without the text, and without the speaker unless a prompt has that voice;
@@ -827,9 +828,13 @@ class SmallEGenerationMixin(GenerationMixin):
         if any(given.pop(name) is not False for name in unknown):
             raise ValueError(f"generate() does not know {unknown}: expected what its documentation names.")
         unset = {name: value for name, value in defaults.items() if getattr(config, name, None) is None}
+        before = {name: getattr(config, name, None) for name in PER_CODEBOOK}
         for name, value in {**unset, **given}.items():  # config.update() would refuse several greedy readings
             setattr(config, name, value)
         check_settings(config)
+        for name, value in before.items():  # a number is for the first codebook; the others keep theirs
+            if isinstance(value, (list, tuple)) and isinstance(given.get(name), Real):
+                setattr(config, name, [given[name], *value[1:]])
         return config, {}
 
     def _get_stopping_criteria(self, generation_config: Any, stopping_criteria: Any) -> StoppingCriteriaList:

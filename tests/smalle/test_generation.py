@@ -160,6 +160,20 @@ def test_first_codebook_is_sampled_and_the_rest_greedy_by_default(tiny_model, ti
     assert chosen(do_sample=False, temperature=3.0) == [SamplingSettings()] * tiny_config.num_codebooks
 
 
+def test_a_number_leaves_the_other_codebooks_as_the_checkpoint_has_them(tiny_model, monkeypatch):
+    monkeypatch.setattr(tiny_model.generation_config, "temperature", [0.1, 0.6, 0.9])
+
+    def chosen(**kwargs):
+        config, _ = tiny_model._prepare_generation_config(None, **kwargs)
+        return [x.temperature for x in sampling_settings(config, 3)]
+
+    assert chosen() == [0.1, 0.6, 0.9]
+    assert chosen(temperature=0.5) == [0.5, 0.6, 0.9] and chosen() == [0.1, 0.6, 0.9]
+    assert chosen(temperature=[0.5, 0.4, 0.3]) == [0.5, 0.4, 0.3]
+    with pytest.raises(ValueError, match=r"temperature=-1: expected"):
+        chosen(temperature=-1)
+
+
 WRONG = [
     ({"top_k": [1, 2]}, "top_k"),
     ({"temperature": -1.0}, "temperature"),
