@@ -606,8 +606,8 @@ class SmallEGenerationMixin(GenerationMixin):
             cache: that of an earlier output, in place of all inputs above: continues where that stopped. The output of
                 a text of several pieces has none.
             generation_config, **kwargs: do_sample; temperature, top_k, top_p, min_p and repetition_penalty (over the
-                last 50 frames, those of the prompt included): a number is for the first codebook and leaves the others
-                as the checkpoint's list has them, or greedy; a list has one for each; max_new_tokens (frames of a
+                last 50 frames, those of the prompt included): a list has one for each codebook; a number is for the
+                first, and the others keep those of the configuration's list, or are greedy; max_new_tokens (frames of a
                 speech; if it is not given here, there is no limit but that of the text and, for each piece, that of the
                 model's configuration); min_new_tokens (frames of each piece); max_time (seconds); max_retries: a
                 reading that failed is generated again at most so many times, and the best is kept;
